@@ -1,0 +1,67 @@
+"""Feature Pyramid Network: backbone stages in, a pyramid of equally deep maps out.
+
+Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144), section 3.
+"""
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.resnet import NormLayer
+
+
+class FeaturePyramidNetwork(nn.Module):
+    """Lateral 1x1 convolutions, a top-down pathway by nearest upsampling, a 3x3 convolution on each level.
+
+    Args:
+        in_channels: channels of each input map, finest first.
+        out_channels: channels of every level (256 in the paper).
+        extra_blocks: makes further levels: `(levels, inputs, names) -> (levels, names)`; or None.
+        norm_layer: a normalisation after each convolution, which then has no bias (the v2 models); or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        extra_blocks: nn.Module | None = None,
+        norm_layer: NormLayer | None = None,
+    ):
+        super().__init__()
+        self.inner_blocks = nn.ModuleList(make_conv(c, out_channels, 1, norm_layer) for c in in_channels)
+        self.layer_blocks = nn.ModuleList(make_conv(out_channels, out_channels, 3, norm_layer) for _ in in_channels)
+        self.extra_blocks = extra_blocks
+
+    def forward(self, stages: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":
+        """One [B, C_i, H_i, W_i] a stage, finest first -> name ("0", "1", ...) to [B, out_channels, H_i, W_i]."""
+        top_down = self.inner_blocks[-1](stages[-1])
+        levels = [self.layer_blocks[-1](top_down)]
+        for i in range(len(stages) - 2, -1, -1):
+            lateral = self.inner_blocks[i](stages[i])
+            top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            levels.insert(0, self.layer_blocks[i](top_down))
+        names = [str(i) for i in range(len(levels))]
+        if self.extra_blocks is not None:
+            levels, names = self.extra_blocks(levels, list(stages), names)
+        return OrderedDict(zip(names, levels))
+
+
+def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer: NormLayer | None) -> nn.Sequential:
+    """A convolution that keeps the size, with a bias or a normalisation."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm_layer is None)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if norm_layer is not None:
+        return nn.Sequential(conv, norm_layer(out_channels))
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv)
+
+
+class LastLevelMaxPool(nn.Module):
+    """One more, coarser level: every second pixel of the coarsest one, for anchors of 512 px (section 4.1)."""
+
+    def forward(
+        self, levels: list[Tensor], inputs: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        pooled = F.max_pool2d(levels[-1], kernel_size=1, stride=2, padding=0)
+        return [*levels, pooled], [*names, "pool"]

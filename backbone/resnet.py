@@ -1,0 +1,114 @@
+"""ResNet-50 without its classifier: a batch of images in, the outputs of the chosen stages out.
+
+He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1, in the variant whose
+stride sits in the 3x3 convolution of a block ("ResNet v1.5").
+"""
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+NormLayer = Callable[[int], nn.Module]
+STAGE_BLOCKS = (3, 4, 6, 3)
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class ResNet(nn.Module):
+    """The stem and the first stages of ResNet-50, up to the last stage that is asked for.
+
+    Args:
+        norm_layer: makes a normalisation from a number of channels (`nn.BatchNorm2d`, `FrozenBatchNorm2d`, ...).
+        returned_layers: the stages whose outputs are returned, out of 1..4 (C2..C5 of the FPN paper), ascending.
+    """
+
+    def __init__(self, norm_layer: NormLayer = nn.BatchNorm2d, returned_layers: Sequence[int] = (1, 2, 3, 4)):
+        super().__init__()
+        returned_layers = sorted(returned_layers)
+        if not returned_layers or returned_layers[0] < 1 or returned_layers[-1] > 4:
+            raise ValueError(f"returned_layers must name stages out of 1..4, got {list(returned_layers)}")
+        self.returned_layers = returned_layers
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        in_channels = 64
+        for stage in range(1, returned_layers[-1] + 1):
+            width = STAGE_WIDTHS[stage - 1]
+            layer = make_stage(in_channels, width, STAGE_BLOCKS[stage - 1], 1 if stage == 1 else 2, norm_layer)
+            self.add_module(f"layer{stage}", layer)
+            in_channels = width * Bottleneck.expansion
+        self.reset_parameters()
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of each returned stage."""
+        return [STAGE_WIDTHS[stage - 1] * Bottleneck.expansion for stage in self.returned_layers]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> one [B, C_i, H / 2^(i+1), W / 2^(i+1)] for each returned stage i, finest first."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        outputs = []
+        for stage in range(1, self.returned_layers[-1] + 1):
+            x = getattr(self, f"layer{stage}")(x)
+            if stage in self.returned_layers:
+                outputs.append(x)
+        return outputs
+
+    def reset_parameters(self) -> None:
+        """He initialisation by fan-out for the convolutions; normalisations start as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def freeze_all_but(self, trainable_layers: int) -> None:
+        """Leave the last `trainable_layers` of (conv1, layer1, ..., layer4) trainable, freeze the others.
+
+        The stem's normalisation is trainable only at 5, where nothing is frozen. Normalisations with running
+        means go on updating these in training mode, as in torchvision; use FrozenBatchNorm2d to hold them.
+        """
+        if not 0 <= trainable_layers <= 5:
+            raise ValueError(f"trainable_layers must be within 0..5, got {trainable_layers}")
+        trainable = ("layer4", "layer3", "layer2", "layer1", "conv1")[:trainable_layers]
+        if trainable_layers == 5:
+            trainable += ("bn1",)
+        for name, parameter in self.named_parameters():
+            if not name.startswith(trainable):
+                parameter.requires_grad_(False)
+
+
+def make_stage(in_channels: int, width: int, blocks: int, stride: int, norm_layer: NormLayer) -> nn.Sequential:
+    """One stage: the first block changes stride and channels, the others keep both."""
+    first = Bottleneck(in_channels, width, stride, norm_layer)
+    rest = (Bottleneck(width * Bottleneck.expansion, width, 1, norm_layer) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+class Bottleneck(nn.Module):
+    """1x1 reduce, 3x3 (carries the stride), 1x1 expand, plus the shortcut (figure 5 of the paper, right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm_layer: NormLayer):
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        self.bn1 = norm_layer(width)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn2 = norm_layer(width)
+        self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
+        self.bn3 = norm_layer(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                norm_layer(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, 4 * width, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)

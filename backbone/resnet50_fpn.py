@@ -1,0 +1,79 @@
+"""ResNet-50 and FPN put together: a batch of images in, the five-level pyramid that Mask R-CNN reads out."""
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from backbone.feature_pyramid import FeaturePyramidNetwork, LastLevelMaxPool
+from backbone.resnet import NormLayer, ResNet
+
+
+def resnet50_fpn_backbone(
+    pretrain_path: str | Path = "",
+    norm_layer: NormLayer = nn.BatchNorm2d,
+    trainable_layers: int = 3,
+    returned_layers: Sequence[int] | None = None,
+    extra_blocks: nn.Module | None = None,
+    fpn_norm_layer: NormLayer | None = None,
+) -> "BackboneWithFPN":
+    """Build the backbone of Mask R-CNN.
+
+    Args:
+        pretrain_path: a file with the weights of a classification ResNet-50 (its `fc` is left out), or "".
+        norm_layer: normalisation of the ResNet. FrozenBatchNorm2d for batches too small for statistics.
+        trainable_layers: how many of (conv1, layer1..layer4) are trained, counted from the last, 0..5.
+        returned_layers: the ResNet stages that the pyramid is built on, out of 1..4; all by default.
+        extra_blocks: what makes further levels from these; the extra max-pool level by default.
+        fpn_norm_layer: normalisation inside the FPN (the v2 models); none by default.
+    """
+    body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers)
+    if pretrain_path:
+        load_classification_weights(body, pretrain_path)
+    body.freeze_all_but(trainable_layers)
+    fpn = FeaturePyramidNetwork(
+        body.out_channels,
+        extra_blocks=LastLevelMaxPool() if extra_blocks is None else extra_blocks,
+        norm_layer=fpn_norm_layer,
+    )
+    return BackboneWithFPN(body, fpn)
+
+
+class BackboneWithFPN(nn.Module):
+    """[B, 3, H, W] -> OrderedDict of levels "0", "1", "2", "3", "pool", each [B, 256, H / s, W / s], s = 4..64."""
+
+    out_channels = 256
+
+    def __init__(self, body: ResNet, fpn: FeaturePyramidNetwork):
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+
+    def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
+        return self.fpn(self.body(images))
+
+
+def load_classification_weights(body: ResNet, path: str | Path) -> None:
+    """Load a classification ResNet-50's state dict; its `fc` and stages that `body` lacks are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not such a state dict; the message names what is missing, left over or misshapen.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (pretrain_path wants the weights of a ResNet-50)")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    own = body.state_dict()
+    unused = {f"layer{stage}." for stage in range(body.returned_layers[-1] + 1, 5)} | {"fc."}
+    weights = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
+    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in weights if k not in own and not k.endswith("num_batches_tracked")]
+    misshapen = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"{path}: not the weights of this ResNet-50: missing {missing[:3]} ({len(missing)}), "
+            f"unexpected {unexpected[:3]} ({len(unexpected)}), of another shape {misshapen[:3]} ({len(misshapen)})"
+        )
+    body.load_state_dict(weights, strict=False)

@@ -1,0 +1,5 @@
+"""Feature pyramid -> losses or detections: Mask R-CNN (He et al., arXiv:1703.06870) by hand."""
+from network_files.instance_masks import InstanceMasks
+from network_files.mask_rcnn import MaskRCNN
+
+__all__ = ["InstanceMasks", "MaskRCNN"]

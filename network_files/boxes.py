@@ -1,0 +1,60 @@
+"""Boxes and deltas: how a box is written relative to another one, and back. Boxes are x1y1x2y2 in pixels.
+
+Girshick et al., "Rich feature hierarchies" (arXiv:1311.2524), appendix C, equations 1 to 9.
+"""
+import math
+
+import torch
+from torch import Tensor
+
+# exp() of a delta beyond this would make an object larger than 1000 px out of a 16 px anchor.
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+
+
+class BoxCoder:
+    """Deltas (dx, dy, dw, dh) between boxes, each multiplied by a weight so that all have about unit variance."""
+
+    def __init__(self, weights: tuple[float, float, float, float]):
+        self.weights = weights
+
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        """The deltas [N, 4] that lead from `references` [N, 4] (anchors, proposals) to `boxes` [N, 4]."""
+        wx, wy, ww, wh = self.weights
+        ref_x, ref_y, ref_w, ref_h = centre_form(references)
+        x, y, w, h = centre_form(boxes)
+        return torch.stack(
+            (
+                wx * (x - ref_x) / ref_w,
+                wy * (y - ref_y) / ref_h,
+                ww * torch.log(w / ref_w),
+                wh * torch.log(h / ref_h),
+            ),
+            dim=1,
+        )
+
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """The boxes [N, 4] that `deltas` [N, 4] lead to from `references` [N, 4]; the inverse of `encode`."""
+        wx, wy, ww, wh = self.weights
+        ref_x, ref_y, ref_w, ref_h = centre_form(references)
+        dx, dy, dw, dh = deltas.unbind(dim=1)
+        x = dx / wx * ref_w + ref_x
+        y = dy / wy * ref_h + ref_y
+        half_w = 0.5 * (torch.exp((dw / ww).clamp(max=LARGEST_LOG_SCALE)) * ref_w)
+        half_h = 0.5 * (torch.exp((dh / wh).clamp(max=LARGEST_LOG_SCALE)) * ref_h)
+        return torch.stack((x - half_w, y - half_h, x + half_w, y + half_h), dim=1)
+
+
+def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x1y1x2y2 [N, 4] -> centre x, centre y, width, height, each [N]."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    width, height = x2 - x1, y2 - y1
+    return x1 + 0.5 * width, y1 + 0.5 * height, width, height
+
+
+def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Move boxes [N, 4] from the frame of an image of `from_size` (height, width) to that of `to_size`."""
+    y_ratio, x_ratio = (
+        torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)
+        for frm, to in zip(from_size, to_size)
+    )
+    return boxes * torch.stack((x_ratio, y_ratio, x_ratio, y_ratio)).to(boxes.device)

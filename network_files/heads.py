@@ -1,0 +1,143 @@
+"""The small networks on top of the pyramid: RPN head, box head, mask head and their predictors.
+
+Module and parameter names are torchvision's, so that state dicts go both ways.
+"""
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.resnet import NormLayer
+
+
+class RPNHead(nn.Module):
+    """Objectness and deltas for every anchor (Faster R-CNN, section 3.1): 3x3 convolutions, then two 1x1.
+
+    Args:
+        in_channels: channels of every pyramid level.
+        num_anchors: anchors a location, A.
+        conv_depth: number of 3x3 convolutions (1; 2 in the v2 model).
+    """
+
+    def __init__(self, in_channels: int, num_anchors: int, conv_depth: int = 1):
+        super().__init__()
+        self.conv = nn.Sequential(*(conv3x3_relu(in_channels, in_channels) for _ in range(conv_depth)))
+        self.cls_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
+        self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """One [B, C, H_i, W_i] a level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
+        hidden = [self.conv(level) for level in levels]
+        return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
+
+
+class TwoMLPHead(nn.Module):
+    """Two fully connected layers: RoI features [R, C, 7, 7] -> [R, representation_size]."""
+
+    def __init__(self, in_channels: int, representation_size: int):
+        super().__init__()
+        self.fc6 = nn.Linear(in_channels, representation_size)
+        self.fc7 = nn.Linear(representation_size, representation_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(start_dim=1)))))
+
+
+class FastRCNNConvFCHead(nn.Sequential):
+    """Convolutions, then fully connected layers (the v2 model's box head): [R, C, h, w] -> [R, fc_layers[-1]].
+
+    Args:
+        input_size: channels, height and width of the RoI features.
+        conv_layers: channels of each 3x3 convolution.
+        fc_layers: width of each fully connected layer.
+        norm_layer: normalisation after each convolution, or None.
+    """
+
+    def __init__(
+        self,
+        input_size: tuple[int, int, int],
+        conv_layers: Sequence[int],
+        fc_layers: Sequence[int],
+        norm_layer: NormLayer | None = None,
+    ):
+        channels, height, width = input_size
+        layers = conv_stack(channels, conv_layers, norm_layer)
+        layers.append(nn.Flatten())
+        features = (conv_layers[-1] if conv_layers else channels) * height * width
+        for fc_features in fc_layers:
+            layers += [nn.Linear(features, fc_features), nn.ReLU(inplace=True)]
+            features = fc_features
+        super().__init__(*layers)
+
+
+class FastRCNNPredictor(nn.Module):
+    """[R, in_channels] -> class logits [R, K] (0 is background) and class-wise deltas [R, 4 * K]."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, num_classes * 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.flatten(start_dim=1)
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class MaskRCNNHeads(nn.Sequential):
+    """The fully convolutional mask head (Mask R-CNN, figure 4, right): [R, C, 14, 14] -> [R, layers[-1], 14, 14].
+
+    Args:
+        in_channels: channels of the RoI features.
+        layers: channels of each 3x3 convolution.
+        dilation: of the convolutions.
+        norm_layer: normalisation after each convolution (the v2 model), or None.
+    """
+
+    def __init__(
+        self, in_channels: int, layers: Sequence[int], dilation: int = 1, norm_layer: NormLayer | None = None
+    ):
+        super().__init__(*conv_stack(in_channels, layers, norm_layer, dilation))
+
+
+class MaskRCNNPredictor(nn.Sequential):
+    """Doubles the resolution and predicts a mask a class: [R, C, 14, 14] -> logits [R, K, 28, 28]."""
+
+    def __init__(self, in_channels: int, dim_reduced: int, num_classes: int):
+        super().__init__(
+            OrderedDict(
+                conv5_mask=nn.ConvTranspose2d(in_channels, dim_reduced, kernel_size=2, stride=2),
+                relu=nn.ReLU(inplace=True),
+                mask_fcn_logits=nn.Conv2d(dim_reduced, num_classes, kernel_size=1),
+            )
+        )
+        for layer in (self.conv5_mask, self.mask_fcn_logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def conv_stack(in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1) -> list:
+    """3x3 convolutions with ReLU, He-initialised by fan-out."""
+    stack = []
+    for channels in layers:
+        block = conv3x3_relu(in_channels, channels, norm_layer, dilation)
+        nn.init.kaiming_normal_(block[0].weight, mode="fan_out", nonlinearity="relu")
+        if block[0].bias is not None:
+            nn.init.zeros_(block[0].bias)
+        stack.append(block)
+        in_channels = channels
+    return stack
+
+
+def conv3x3_relu(
+    in_channels: int, out_channels: int, norm_layer: NormLayer | None = None, dilation: int = 1
+) -> nn.Sequential:
+    """A 3x3 convolution that keeps the size, with a bias or a normalisation, and ReLU."""
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation, bias=norm_layer is None
+    )
+    norm = [] if norm_layer is None else [norm_layer(out_channels)]
+    return nn.Sequential(conv, *norm, nn.ReLU(inplace=True))

@@ -1,0 +1,131 @@
+"""Images and targets as the dataset gives them in, one normalised, resized, padded batch out; and boxes back again.
+
+Short side to `min_size` unless the long one would pass `max_size` (FPN paper, section 5.1, and after).
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from network_files.boxes import resize_boxes
+from network_files.instance_masks import InstanceMasks
+
+
+@dataclass
+class ImageBatch:
+    """Images of different sizes, padded with zeros on the right and below.
+
+    Attributes:
+        tensors: float32 [B, 3, H, W], H and W multiples of 32.
+        image_sizes: height and width of each image inside it.
+    """
+
+    tensors: Tensor
+    image_sizes: list[tuple[int, int]]
+
+
+class ImageTransform(nn.Module):
+    """Normalise, resize, pad.
+
+    Args:
+        min_size: the short side to resize to; of several, training draws one an image, evaluation takes the last.
+        max_size: the long side's limit.
+        image_mean, image_std: a value a channel (red, green, blue), for images in 0..1.
+        size_divisible: the batch's height and width are multiples of it.
+        fixed_size: width and height to resize every image to, whatever its shape; or None.
+    """
+
+    def __init__(
+        self,
+        min_size: int | Sequence[int],
+        max_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        size_divisible: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+        self.max_size = max_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.size_divisible = size_divisible
+        self.fixed_size = fixed_size
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
+    ) -> tuple[ImageBatch, list[dict] | None]:
+        """Make a batch; neither images nor targets are changed.
+
+        Args:
+            images: [3, H, W] each, float in 0..1 or uint8.
+            targets: for each image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or
+                bool tensor [N, H, W]; or None.
+
+        Returns:
+            The batch, and the targets in the frames of the resized images.
+        """
+        resized = [self.resize(self.normalize(image)) for image in images]
+        sizes = [tuple(image.shape[-2:]) for image in resized]
+        if targets is not None:
+            targets = [
+                resize_target(target, tuple(image.shape[-2:]), size)
+                for target, image, size in zip(targets, images, sizes)
+            ]
+        return ImageBatch(self.pad(resized), sizes), targets
+
+    def normalize(self, image: Tensor) -> Tensor:
+        if image.ndim != 3:
+            raise ValueError(f"an image must be [C, H, W], got {list(image.shape)}")
+        if image.dtype == torch.uint8:
+            image = image.to(torch.float32) / 255
+        if not image.is_floating_point():
+            raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
+        mean, std = (
+            torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
+            for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean) / std
+
+    def resize(self, image: Tensor) -> Tensor:
+        """[3, H, W] -> [3, H', W'] by bilinear interpolation."""
+        side = self.choose_size() if self.training else self.min_size[-1]
+        if self.fixed_size is not None:
+            width, height = self.fixed_size
+            return F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        shape = image.shape[-2:]
+        scale = min(side / min(shape), self.max_size / max(shape))
+        # Recomputed from the whole-pixel sizes, the scale maps corners onto corners.
+        return F.interpolate(
+            image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )[0]
+
+    def choose_size(self) -> int:
+        """One of the training sizes. Drawn even from one: the RNG then runs in step with torchvision's."""
+        return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
+
+    def pad(self, images: Sequence[Tensor]) -> Tensor:
+        """[3, H_b, W_b] each -> [B, 3, H, W], channels last in memory."""
+        height, width = (
+            -(-max(image.shape[axis] for image in images) // self.size_divisible) * self.size_divisible
+            for axis in (-2, -1)
+        )
+        batch = torch.zeros(
+            (len(images), images[0].shape[0], height, width), dtype=images[0].dtype, device=images[0].device
+        )
+        for slot, image in zip(batch, images):
+            slot[:, : image.shape[-2], : image.shape[-1]] = image
+        return batch
+
+
+def resize_target(target: dict, from_size: tuple[int, int], to_size: tuple[int, int]) -> dict:
+    """A copy of a target with `boxes` and `masks` in the frame of the resized image."""
+    target = dict(target, boxes=resize_boxes(target["boxes"], from_size, to_size))
+    if "masks" in target:
+        masks = target["masks"]
+        if isinstance(masks, Tensor):
+            masks = InstanceMasks.from_dense(masks)
+        target["masks"] = masks.resize(*to_size)
+    return target

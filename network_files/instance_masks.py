@@ -1,0 +1,142 @@
+"""Instance masks of one picture, each kept as a crop: from the dataset to the mask targets without a full plane.
+
+A photo with 100 objects carries 100 crops, some hundred kilobytes, where dense masks would be 30 MB.
+"""
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class InstanceMasks:
+    """N binary masks in the frame of one picture.
+
+    The pixels stay as the dataset made them; `resize` only notes the new frame, and whoever reads looks up the
+    nearest source pixel, which is what resizing dense masks by nearest neighbour gives.
+
+    Attributes:
+        pixels: uint8 [S], the crops one after the other, each row by row; 1 is the object.
+        crops: int64 [N, 4], each crop's left, top, width, height in pixels of the source picture.
+        source_size: height and width of the picture that the crops were made for.
+        size: height and width of the current frame.
+    """
+
+    def __init__(self, pixels: Tensor, crops: Tensor, source_size: tuple[int, int], size: tuple[int, int] | None = None):
+        if crops.ndim != 2 or crops.shape[1] != 4:
+            raise ValueError(f"crops must be [N, 4] (left, top, width, height), got {list(crops.shape)}")
+        self.pixels = pixels
+        self.crops = crops
+        self.source_size = tuple(source_size)
+        self.size = self.source_size if size is None else tuple(size)
+
+    @classmethod
+    def from_crops(cls, crops: Sequence[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> "InstanceMasks":
+        """From (left, top, uint8 or bool array [h, w]) for each object, all within the picture of `size` (H, W)."""
+        places = [(left, top, crop.shape[1], crop.shape[0]) for left, top, crop in crops]
+        pixels = [np.ascontiguousarray(crop, dtype=np.uint8).reshape(-1) for _, _, crop in crops]
+        return cls(
+            torch.from_numpy(np.concatenate(pixels)) if pixels else torch.zeros(0, dtype=torch.uint8),
+            torch.tensor(places, dtype=torch.int64).reshape(-1, 4),
+            size,
+        )
+
+    @classmethod
+    def from_dense(cls, masks: Tensor) -> "InstanceMasks":
+        """From dense masks, uint8 or bool [N, H, W], nonzero is the object."""
+        if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
+            raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
+        crops = [crop_to_content(mask) for mask in masks.cpu().numpy().view(np.uint8)]
+        return cls.from_crops(crops, tuple(masks.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: Tensor | Sequence[int] | slice) -> "InstanceMasks":
+        """The masks that a tensor of indices, a boolean tensor, a list or a slice picks out."""
+        chosen = torch.arange(len(self))[index].tolist()
+        starts = self.starts().tolist()
+        parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
+        pixels = torch.cat(parts) if parts else self.pixels[:0]
+        return InstanceMasks(pixels, self.crops[chosen], self.source_size, self.size)
+
+    def __repr__(self) -> str:
+        return f"InstanceMasks({len(self)} in {self.size[0]}x{self.size[1]}, {self.pixels.numel()} bytes)"
+
+    def starts(self) -> Tensor:
+        """int64 [N + 1]: where each crop begins in `pixels`; the last entry is its end."""
+        areas = self.crops[:, 2] * self.crops[:, 3]
+        return F.pad(areas.cumsum(0), (1, 0))
+
+    def crop(self, i: int) -> tuple[int, int, np.ndarray]:
+        """Left, top and the uint8 pixels [h, w] of mask i in the source frame (a view)."""
+        left, top, width, height = self.crops[i].tolist()
+        start = int((self.crops[:i, 2] * self.crops[:i, 3]).sum())
+        return left, top, self.pixels[start : start + width * height].numpy().reshape(height, width)
+
+    def resize(self, height: int, width: int) -> "InstanceMasks":
+        """The same masks seen in a frame of another size (nearest neighbour)."""
+        return InstanceMasks(self.pixels, self.crops, self.source_size, (height, width))
+
+    def flip_horizontal(self) -> "InstanceMasks":
+        """Mirror left and right; only in the source frame, before any `resize`."""
+        if self.size != self.source_size:
+            raise ValueError(f"flip before resize: the masks are {self.source_size}, their frame is {self.size}")
+        mirrored = []
+        for i in range(len(self)):
+            left, top, pixels = self.crop(i)
+            mirrored.append((self.size[1] - left - pixels.shape[1], top, pixels[:, ::-1]))
+        return InstanceMasks.from_crops(mirrored, self.size)
+
+    def areas(self) -> Tensor:
+        """int64 [N]: pixels of each object in the source frame."""
+        sums = F.pad(self.pixels.to(torch.int64).cumsum(0), (1, 0))
+        starts = self.starts()
+        return sums[starts[1:]] - sums[starts[:-1]]
+
+    def dense(self) -> Tensor:
+        """uint8 [N, H, W] in the current frame. For pictures and tests; training never calls this."""
+        masks = torch.zeros((len(self), *self.size), dtype=torch.uint8)
+        rows, columns = self.source_pixels()
+        for i in range(len(self)):
+            paint(masks[i].numpy(), self.crop(i), rows, columns, (0, 0, *self.size))
+        return masks
+
+    def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each row and each column of the current frame, the nearest row and column of the source picture."""
+        rows, columns = (nearest_indices(s, t) for s, t in zip(self.source_size, self.size))
+        return rows, columns
+
+
+def nearest_indices(source: int, target: int) -> np.ndarray:
+    """int64 [target]: the source index that nearest-neighbour interpolation reads; interpolate itself says which."""
+    ramp = torch.arange(source, dtype=torch.float32)[None, None]
+    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64).numpy()
+
+
+def paint(
+    plane: np.ndarray,
+    crop: tuple[int, int, np.ndarray],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    window: tuple[int, int, int, int],
+) -> None:
+    """Write one mask into `plane` [H, W] within `window` (top, left, bottom, right), resized by nearest neighbour.
+
+    `rows` and `columns` say which source row and column each row and column of the plane shows.
+    """
+    left, top, pixels = crop
+    height, width = pixels.shape
+    y1, y2 = np.searchsorted(rows, (top, top + height)).clip(window[0], window[2])
+    x1, x2 = np.searchsorted(columns, (left, left + width)).clip(window[1], window[3])
+    if y1 < y2 and x1 < x2:
+        plane[y1:y2, x1:x2] = pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]
+
+
+def crop_to_content(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Left, top and the smallest crop of `mask` [H, W] that holds every nonzero pixel; an empty one for none."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return 0, 0, mask[:0, :0]
+    return int(columns[0]), int(rows[0]), mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -1,0 +1,182 @@
+"""Mask R-CNN (He et al., arXiv:1703.06870) put together: images and targets in, losses or detections out."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from network_files.anchors import AnchorGenerator
+from network_files.boxes import resize_boxes
+from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, RPNHead, TwoMLPHead
+from network_files.image_transform import ImageTransform
+from network_files.mask_paste import paste_masks
+from network_files.roi_align import PyramidRoIAlign
+from network_files.roi_heads import RoIHeads
+from network_files.rpn import RegionProposalNetwork
+from network_files.state_dicts import rename_old_keys
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class MaskRCNN(nn.Module):
+    """The network; argument names, defaults and meaning are those of torchvision's class.
+
+    Args:
+        backbone: [B, 3, H, W] -> dict of levels; has `out_channels`.
+        num_classes: classes, background among them; None where both predictors are given.
+        min_size, max_size, image_mean, image_std, size_divisible, fixed_size: see `ImageTransform`.
+        rpn_*: see `RegionProposalNetwork`.
+        box_*, bbox_reg_weights, mask_*: see `RoIHeads`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int | None = None,
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        rpn_anchor_generator: AnchorGenerator | None = None,
+        rpn_head: nn.Module | None = None,
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 1000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rpn_post_nms_top_n_test: int = 1000,
+        rpn_nms_thresh: float = 0.7,
+        rpn_fg_iou_thresh: float = 0.7,
+        rpn_bg_iou_thresh: float = 0.3,
+        rpn_batch_size_per_image: int = 256,
+        rpn_positive_fraction: float = 0.5,
+        rpn_score_thresh: float = 0.0,
+        box_roi_pool: nn.Module | None = None,
+        box_head: nn.Module | None = None,
+        box_predictor: nn.Module | None = None,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.5,
+        box_detections_per_img: int = 100,
+        box_fg_iou_thresh: float = 0.5,
+        box_bg_iou_thresh: float = 0.5,
+        box_batch_size_per_image: int = 512,
+        box_positive_fraction: float = 0.25,
+        bbox_reg_weights: tuple[float, float, float, float] | None = None,
+        mask_roi_pool: nn.Module | None = None,
+        mask_head: nn.Module | None = None,
+        mask_predictor: nn.Module | None = None,
+        size_divisible: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        channels = backbone.out_channels
+        for name, predictor in (("box_predictor", box_predictor), ("mask_predictor", mask_predictor)):
+            if (num_classes is None) == (predictor is None):
+                raise ValueError(f"give either num_classes or {name}")
+        self.transform = ImageTransform(
+            min_size,
+            max_size,
+            IMAGENET_MEAN if image_mean is None else image_mean,
+            IMAGENET_STD if image_std is None else image_std,
+            size_divisible,
+            fixed_size,
+        )
+        self.backbone = backbone
+
+        rpn_anchor_generator = rpn_anchor_generator or AnchorGenerator()
+        num_anchors = rpn_anchor_generator.num_anchors_per_location()[0]
+        self.rpn = RegionProposalNetwork(
+            rpn_anchor_generator,
+            rpn_head or RPNHead(channels, num_anchors),
+            rpn_fg_iou_thresh,
+            rpn_bg_iou_thresh,
+            rpn_batch_size_per_image,
+            rpn_positive_fraction,
+            {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
+            {"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
+            rpn_nms_thresh,
+            rpn_score_thresh,
+        )
+
+        box_roi_pool = box_roi_pool or PyramidRoIAlign(output_size=7)
+        self.roi_heads = RoIHeads(
+            box_roi_pool,
+            box_head or TwoMLPHead(channels * box_roi_pool.output_size[0] * box_roi_pool.output_size[1], 1024),
+            box_predictor or FastRCNNPredictor(1024, num_classes),
+            mask_roi_pool or PyramidRoIAlign(output_size=14),
+            mask_head or MaskRCNNHeads(channels, (256, 256, 256, 256)),
+            mask_predictor or MaskRCNNPredictor(256, 256, num_classes),
+            box_fg_iou_thresh,
+            box_bg_iou_thresh,
+            box_batch_size_per_image,
+            box_positive_fraction,
+            (10.0, 10.0, 5.0, 5.0) if bbox_reg_weights is None else bbox_reg_weights,
+            box_score_thresh,
+            box_nms_thresh,
+            box_detections_per_img,
+        )
+        self.register_load_state_dict_pre_hook(lambda module, state_dict, *_: rename_old_keys(state_dict))
+
+    def forward(self, images: Sequence[Tensor], targets: Sequence[dict] | None = None):
+        """In training mode the losses, in evaluation mode the detections.
+
+        Args:
+            images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
+            targets: in training for each image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
+                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W].
+
+        Returns:
+            In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
+            loss_rpn_box_reg`. In evaluation for each image a dict, best detection first: `boxes` float [D, 4] in
+            its pixels, `labels` int64 [D], `scores` float [D] and `masks`, probabilities float [D, 1, H, W].
+        """
+        if self.training:
+            return self.losses(images, targets)
+        detections = self.detect(images)
+        for detection, image in zip(detections, images):
+            detection["masks"] = paste_masks(detection["masks"], detection["boxes"], tuple(image.shape[-2:]))
+        return detections
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:
+        """The five losses; arguments as for `forward`."""
+        check_targets(targets, len(images))
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        proposals, rpn_losses = self.rpn(
+            list(features.values()), batch.tensors.shape[-2:], batch.image_sizes, [t["boxes"] for t in targets]
+        )
+        return self.roi_heads.losses(features, proposals, batch.image_sizes, targets) | rpn_losses
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """As `forward` in evaluation mode, but with `masks` as the heads give them: float [D, 1, 28, 28]."""
+        batch, _ = self.transform(images)
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes)
+        detections = self.roi_heads.detect(features, proposals, batch.image_sizes)
+        for detection, image, size in zip(detections, images, batch.image_sizes):
+            detection["boxes"] = resize_boxes(detection["boxes"], size, tuple(image.shape[-2:]))
+        return detections
+
+
+def check_targets(targets: Sequence[dict] | None, num_images: int) -> None:
+    """Raise ValueError or TypeError for targets that training cannot use."""
+    if targets is None or len(targets) != num_images:
+        raise ValueError(f"training wants a target for each of the {num_images} images")
+    for i, target in enumerate(targets):
+        missing = {"boxes", "labels", "masks"} - set(target)
+        if missing:
+            raise ValueError(f"target {i} lacks {sorted(missing)}")
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+            raise TypeError(f"target {i}: boxes must be float [N, 4], got {boxes.dtype} {list(boxes.shape)}")
+        if labels.dtype != torch.int64:
+            raise TypeError(f"target {i}: labels must be int64, got {labels.dtype}")
+        if not len(boxes) == len(labels) == len(target["masks"]):
+            raise ValueError(
+                f"target {i}: {len(boxes)} boxes, {len(labels)} labels and {len(target['masks'])} masks differ"
+            )
+    sides = torch.cat([t["boxes"][:, 2:] - t["boxes"][:, :2] for t in targets])
+    if len(sides) and not bool((sides > 0).all()):
+        counts = [len(t["boxes"]) for t in targets]
+        for i, image_sides in enumerate(sides.split(counts)):
+            bad = torch.where(~(image_sides > 0).all(dim=1))[0].tolist()
+            if bad:
+                raise ValueError(f"target {i}: box {targets[i]['boxes'][bad[0]].tolist()} has no width or height")

@@ -1,0 +1,209 @@
+"""The second stage: pyramid and proposals in, detections or the three losses of the box and mask heads out.
+
+Fast R-CNN (arXiv:1504.08083), section 2, and Mask R-CNN (arXiv:1703.06870), section 3.
+"""
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+
+from network_files.boxes import BoxCoder
+from network_files.instance_masks import InstanceMasks
+from network_files.mask_targets import project_masks_on_boxes
+from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+
+
+class RoIHeads(nn.Module):
+    """Classifies and refines proposals, and predicts a mask for each object found.
+
+    Args:
+        box_roi_pool, box_head, box_predictor: pyramid -> RoI features -> vectors -> class logits and deltas.
+        mask_roi_pool, mask_head, mask_predictor: pyramid -> RoI features -> maps -> mask logits a class.
+        fg_iou_thresh, bg_iou_thresh: IoU from which a proposal is an object's, and below which it is background.
+        batch_size_per_image, positive_fraction: how many proposals an image the losses see, and how many positive.
+        bbox_reg_weights: of the deltas (dx, dy, dw, dh).
+        score_thresh: detections with at most this class probability are dropped.
+        nms_thresh: IoU above which the lower scored of two detections of one class is dropped.
+        detections_per_img: how many are kept an image.
+    """
+
+    smallest_side = 1e-2
+
+    def __init__(
+        self,
+        box_roi_pool: nn.Module,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        mask_roi_pool: nn.Module,
+        mask_head: nn.Module,
+        mask_predictor: nn.Module,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        bbox_reg_weights: tuple[float, float, float, float],
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+    ):
+        super().__init__()
+        self.box_roi_pool = box_roi_pool
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_roi_pool = mask_roi_pool
+        self.mask_head = mask_head
+        self.mask_predictor = mask_predictor
+        self.matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=False)
+        self.sampler = BalancedSampler(batch_size_per_image, positive_fraction)
+        self.box_coder = BoxCoder(bbox_reg_weights)
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+
+    def losses(
+        self,
+        features: Mapping[str, Tensor],
+        proposals: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        targets: Sequence[dict],
+    ) -> dict[str, Tensor]:
+        """The losses over the sampled proposals of a batch.
+
+        Args:
+            features: level name -> [B, C, H_i, W_i].
+            proposals: for each image float [P, 4], x1y1x2y2 in pixels of the resized image.
+            image_sizes: height and width of each resized image.
+            targets: for each image `boxes` [N, 4] and `masks` in the same frame, `labels` int64 [N].
+
+        Returns:
+            `loss_classifier`, `loss_box_reg`, `loss_mask`.
+        """
+        samples = [self.sample_proposals(p, t["boxes"], t["labels"]) for p, t in zip(proposals, targets)]
+        boxes, labels, matched = (list(column) for column in zip(*samples))
+        class_logits, deltas = self.predict_boxes(features, boxes, image_sizes)
+        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, boxes, labels, matched, targets)
+
+        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
+        mask_boxes, mask_labels, mask_matched = (
+            [values[chosen] for values, chosen in zip(column, positive)] for column in (boxes, labels, matched)
+        )
+        mask_logits = self.predict_masks(features, mask_boxes, image_sizes)
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_labels, mask_matched, [t["masks"] for t in targets])
+        return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
+
+    def detect(
+        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image, best first; arguments as for `losses`.
+
+        Returns:
+            For each image `boxes` float [D, 4], x1y1x2y2 in pixels of the resized image, `labels` int64 [D],
+            `scores` float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
+        """
+        class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
+        counts = [len(p) for p in proposals]
+        detections = [
+            self.select_detections(*per_image)
+            for per_image in zip(class_logits.split(counts), deltas.split(counts), proposals, image_sizes)
+        ]
+        boxes = [d["boxes"] for d in detections]
+        labels = torch.cat([d["labels"] for d in detections])
+        mask_logits = self.predict_masks(features, boxes, image_sizes)
+        probs = mask_logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()[:, None]
+        for detection, masks in zip(detections, probs.split([len(b) for b in boxes])):
+            detection["masks"] = masks
+        return detections
+
+    def predict_boxes(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits float32 [R, K] and deltas float32 [R, K, 4] of all images' boxes."""
+        x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
+        class_logits, deltas = self.box_predictor(x)
+        return class_logits.float(), deltas.float().reshape(len(deltas), -1, 4)
+
+    def predict_masks(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Mask logits float32 [R, K, 28, 28] of all images' boxes."""
+        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))).float()
+
+    @torch.no_grad()
+    def sample_proposals(
+        self, proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Match one image's proposals, its true boxes among them, to its objects, and draw a sample.
+
+        Returns:
+            Boxes [S, 4], labels int64 [S] (0 is background) and matched objects int64 [S] (valid where label > 0).
+        """
+        proposals = torch.cat((proposals, gt_boxes.to(proposals.dtype)))
+        matches = self.matcher(box_iou(gt_boxes.to(proposals.dtype), proposals))
+        if len(gt_boxes) == 0:
+            labels = torch.zeros_like(matches)
+        else:
+            labels = gt_labels[matches.clamp(min=0)]
+            labels[matches == BELOW_THRESHOLD] = 0
+            labels[matches == BETWEEN_THRESHOLDS] = -1
+        sampled = torch.cat(self.sampler(labels)).sort().values
+        return proposals[sampled], labels[sampled], matches[sampled]
+
+    def fast_rcnn_losses(
+        self,
+        class_logits: Tensor,
+        deltas: Tensor,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        matched: Sequence[Tensor],
+        targets: Sequence[dict],
+    ) -> tuple[Tensor, Tensor]:
+        """Fast R-CNN, equation 1: cross-entropy over all samples, smooth L1 over the positive ones' deltas."""
+        regression_targets = []
+        for b, l, m, t in zip(boxes, labels, matched, targets):
+            positive = torch.where(l > 0)[0]
+            regression_targets.append(self.box_coder.encode(t["boxes"][m[positive]].to(b.dtype), b[positive]))
+        labels = torch.cat(labels)
+        positive = torch.where(labels > 0)[0]
+        loss_classifier = F.cross_entropy(class_logits, labels)
+        loss_box_reg = F.smooth_l1_loss(
+            deltas[positive, labels[positive]], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
+        )
+        return loss_classifier, loss_box_reg / len(labels)
+
+    def select_detections(
+        self, class_logits: Tensor, deltas: Tensor, proposals: Tensor, image_size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """One image's class logits [P, K], deltas [P, K, 4] and proposals [P, 4] -> its detections."""
+        probs = class_logits.softmax(dim=1)[:, 1:]
+        rows, columns = torch.where(probs > self.score_thresh)
+        scores, labels = probs[rows, columns], columns + 1
+        boxes = clip_boxes_to_image(self.box_coder.decode(deltas[rows, labels], proposals[rows]), image_size)
+        keep = remove_small_boxes(boxes, self.smallest_side)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+
+
+def mask_rcnn_loss(
+    mask_logits: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    matched: Sequence[Tensor],
+    masks: Sequence[InstanceMasks],
+) -> Tensor:
+    """Mask R-CNN, section 3, L_mask: binary cross-entropy on the true class's mask only.
+
+    Args:
+        mask_logits: [R, K, M, M], all images' positive proposals.
+        boxes, labels, matched: of each image's positive proposals, [R_b, 4], [R_b], [R_b].
+        masks: each image's objects.
+    """
+    size = mask_logits.shape[-1]
+    targets = torch.cat([project_masks_on_boxes(m, b, i, size) for m, b, i in zip(masks, boxes, matched)])
+    if len(targets) == 0:
+        return mask_logits.sum() * 0
+    labels = torch.cat(labels)
+    own_class = mask_logits[torch.arange(len(labels), device=labels.device), labels]
+    return F.binary_cross_entropy_with_logits(own_class, targets)

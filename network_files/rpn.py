@@ -1,0 +1,157 @@
+"""Region Proposal Network: pyramid in, proposals (and, in training, the RPN's two losses) out.
+
+Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+
+from network_files.anchors import AnchorGenerator
+from network_files.boxes import BoxCoder
+from network_files.heads import RPNHead
+from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+
+
+class RegionProposalNetwork(nn.Module):
+    """Scores and refines the anchors, keeps the best, and learns from a sample of them.
+
+    Args:
+        anchor_generator, head: what is scored, and by what.
+        fg_iou_thresh, bg_iou_thresh: IoU from which an anchor is an object's, and below which it is background.
+        batch_size_per_image, positive_fraction: how many anchors an image the losses see, and how many positive.
+        pre_nms_top_n, post_nms_top_n: how many proposals are kept a level before NMS and an image after it, as
+            {"training": n, "testing": m}.
+        nms_thresh: IoU above which the lower scored of two proposals of one level is dropped.
+        score_thresh: proposals with a lower objectness probability are dropped.
+    """
+
+    smallest_side = 1e-3
+
+    def __init__(
+        self,
+        anchor_generator: AnchorGenerator,
+        head: RPNHead,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_top_n: dict[str, int],
+        post_nms_top_n: dict[str, int],
+        nms_thresh: float,
+        score_thresh: float = 0.0,
+    ):
+        super().__init__()
+        self.anchor_generator = anchor_generator
+        self.head = head
+        self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=True)
+        self.sampler = BalancedSampler(batch_size_per_image, positive_fraction)
+        self.pre_nms_top_n = pre_nms_top_n
+        self.post_nms_top_n = post_nms_top_n
+        self.nms_thresh = nms_thresh
+        self.score_thresh = score_thresh
+
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        batch_size: tuple[int, int],
+        image_sizes: Sequence[tuple[int, int]],
+        gt_boxes: Sequence[Tensor] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Propose boxes.
+
+        Args:
+            levels: one [B, C, H_i, W_i] a pyramid level, finest first.
+            batch_size: height and width of the padded batch, in pixels.
+            image_sizes: height and width of each image inside it.
+            gt_boxes: for each image float [N, 4]; needed in training.
+
+        Returns:
+            Proposals, float32 [P, 4] an image, x1y1x2y2 in pixels of the resized image, best first; and the losses
+            `loss_objectness` and `loss_rpn_box_reg` in training, otherwise nothing.
+        """
+        objectness, deltas = self.head(levels)
+        anchors = self.anchor_generator(batch_size, levels)
+        objectness = [per_anchor(x, 1).squeeze(-1).float() for x in objectness]
+        deltas = [per_anchor(x, 4).float() for x in deltas]
+        with torch.no_grad():
+            proposals = self.propose(objectness, deltas, anchors, image_sizes)
+        if not self.training:
+            return proposals, {}
+        return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), gt_boxes)
+
+    def propose(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """The best boxes of each image: top n a level, decoded, clipped, NMS a level, top n in all.
+
+        Args:
+            objectness: one [B, A_i] a level; deltas: [B, A_i, 4]; anchors: [A_i, 4].
+        """
+        mode = "training" if self.training else "testing"
+        scores, boxes, level_ids = [], [], []
+        for i, (logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors)):
+            top = logits.topk(min(self.pre_nms_top_n[mode], logits.shape[1]), dim=1)
+            chosen_deltas = level_deltas.gather(1, top.indices[..., None].expand(-1, -1, 4))
+            decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), level_anchors[top.indices].flatten(0, 1))
+            scores.append(top.values.sigmoid())
+            boxes.append(decoded.view_as(chosen_deltas))
+            level_ids.append(torch.full_like(top.indices, i))
+        candidates = zip(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(level_ids, 1), image_sizes)
+        return [self.suppress(*candidate)[: self.post_nms_top_n[mode]] for candidate in candidates]
+
+    def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Clip the boxes [n, 4] of one image to it, drop the empty and the unlikely, apply NMS; best first."""
+        boxes = clip_boxes_to_image(boxes, image_size)
+        keep = remove_small_boxes(boxes, self.smallest_side)
+        keep = keep[scores[keep] >= self.score_thresh]
+        boxes, scores, level_ids = boxes[keep], scores[keep], level_ids[keep]
+        return boxes[batched_nms(boxes, scores, level_ids, self.nms_thresh)]
+
+    def losses(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Equation 1 of the paper over the sampled anchors of the whole batch.
+
+        Args:
+            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
+        """
+        positive, negative, regression_targets = [], [], []
+        for i, boxes in enumerate(gt_boxes):
+            labels, matches = self.assign_targets(boxes, anchors)
+            chosen_positive, chosen_negative = self.sampler(labels)
+            matched_boxes = boxes[matches[chosen_positive]]
+            regression_targets.append(self.box_coder.encode(matched_boxes, anchors[chosen_positive]))
+            positive.append(chosen_positive + i * len(anchors))
+            negative.append(chosen_negative + i * len(anchors))
+        positive, negative = torch.cat(positive), torch.cat(negative)
+        sampled = torch.cat((positive, negative))
+        labels = torch.zeros(len(sampled), device=sampled.device)
+        labels[: len(positive)] = 1
+        loss_box = F.smooth_l1_loss(
+            deltas.flatten(0, 1)[positive], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
+        )
+        return {
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], labels),
+            "loss_rpn_box_reg": loss_box / len(sampled),
+        }
+
+    def assign_targets(self, gt_boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels [A] (1 object, 0 background, -1 neither) and matched objects [A] (valid where the label is 1)."""
+        matches = self.matcher(box_iou(gt_boxes, anchors))
+        labels = (matches >= 0).to(torch.int64)
+        labels[matches == BETWEEN_THRESHOLDS] = -1
+        return labels, matches
+
+
+def per_anchor(prediction: Tensor, values: int) -> Tensor:
+    """[B, A * values, H, W] -> [B, H * W * A, values], in the order of the anchors."""
+    batch, _, height, width = prediction.shape
+    return prediction.permute(0, 2, 3, 1).reshape(batch, height * width * (prediction.shape[1] // values), values)
