@@ -4,11 +4,11 @@ Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to 
 """
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor
+
+from network_files.rle import compress, encode_crop
 
 
 def mask_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
@@ -60,24 +60,5 @@ def encode_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], thres
     Returns:
         A list of {"size": [H, W], "counts": bytes}.
     """
-    height, width = size
-    codes = []
-    for left, top, crop in mask_crops(mask_probs.cpu(), boxes.cpu(), size):
-        counts = run_lengths((crop > threshold).numpy(), left, top, height, width)
-        codes.append({"size": [height, width], "counts": counts})
-    return coco_mask.frPyObjects(codes, height, width) if codes else []
-
-
-def run_lengths(crop: np.ndarray, left: int, top: int, height: int, width: int) -> list[int]:
-    """Uncompressed run lengths, zeros first, column by column, of a picture that is `crop` [h, w] at (left, top)."""
-    crop_height = crop.shape[0]
-    if crop_height < height:
-        # One zero below the crop ends every column's last run; where the crop is as high as the picture, a run
-        # goes on in the next column.
-        crop = np.pad(crop, ((0, 1), (0, 0)))
-    flat = crop.T.reshape(-1)
-    changes = np.flatnonzero(np.diff(flat, prepend=False, append=False))
-    columns, rows = np.divmod(changes, max(crop.shape[0], 1))
-    positions = (left + columns) * height + top + rows
-    positions = positions[positions < height * width]
-    return np.diff(positions, prepend=0, append=height * width).tolist()
+    crops = mask_crops(mask_probs.cpu(), boxes.cpu(), size)
+    return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])

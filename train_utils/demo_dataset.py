@@ -1,0 +1,281 @@
+"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares, triangles and stars that hide one another.
+
+A seed goes in; pictures, masks of the visible pixels and annotation files come out. Small enough to train on from scratch in minutes.
+
+    python -m train_utils.demo_dataset --root DIR [--num-train 400] [--num-val 80] [--seed 0]
+"""
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_codec
+from tqdm import tqdm
+
+CLASS_NAMES = ("circle", "square", "triangle", "star")  # category ids 1..4
+
+VERSION = "1.0"  # whatever changes the pictures changes this, or an old dataset passes for a new one
+SPLITS = ("train2017", "val2017")
+PICTURE_SIDES = (128, 192)
+OBJECTS_PER_PICTURE = (2, 6)
+OBJECT_SIZES = (14.0, 110.0)  # square root of the bounding box's area, in pixels
+MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.5, 60
+SMALLEST_WITH_HOLE, HOLE_CHANCE = 26.0, 0.45  # about a third of all objects get one
+SUPERSAMPLING = 8
+
+
+def make_demo_dataset(root: str | Path, num_train: int = 400, num_val: int = 80, seed: int = 0) -> None:
+    """Draws the dataset into `root`; returns at once where the same dataset is there already.
+
+    Raises:
+        ValueError: a count or the seed is out of range, or `root` holds something else.
+    """
+    if num_train < 1 or num_val < 1 or seed < 0:
+        raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
+    root = Path(root).resolve()
+    info = {"description": "demo shapes", "version": VERSION, "seed": seed, "num_train": num_train, "num_val": num_val}
+    if _is_complete(root, info):
+        return
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise ValueError(f"{root} holds something else than the complete demo dataset of version {VERSION} with num_train={num_train}, "
+                         f"num_val={num_val}, seed={seed}: delete that folder or choose another")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
+        drawn = Path(scratch) / root.name
+        _write_dataset(drawn, info)
+        _move_into_place(drawn, root, info)
+
+
+def _is_complete(root: Path, info: dict) -> bool:
+    for split, count in zip(SPLITS, (info["num_train"], info["num_val"])):
+        try:
+            found = json.loads(_annotation_file(root, split).read_text(encoding="utf-8"))["info"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if found != info or len(list((root / split).glob("*.jpg"))) != count:
+            return False
+    return True
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
+
+
+def _move_into_place(drawn: Path, root: Path, info: dict) -> None:
+    try:
+        if root.exists():
+            root.rmdir()  # it is empty, but not every system renames onto an empty folder
+        drawn.rename(root)
+    except OSError:
+        if not _is_complete(root, info):  # another process may have drawn the same one meanwhile
+            raise
+
+
+def _write_dataset(root: Path, info: dict) -> None:
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES, start=1)]
+    (root / "annotations").mkdir(parents=True)
+    for split_index, (split, count) in enumerate(zip(SPLITS, (info["num_train"], info["num_val"]))):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for index in tqdm(range(count), desc=f"drawing {split}", disable=None):
+            pixels, shapes = draw_picture(np.random.default_rng([info["seed"], split_index, index]))
+            image_id = split_index * 1_000_000 + index + 1
+            image = {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": pixels.shape[0], "width": pixels.shape[1]}
+            Image.fromarray(pixels).save(root / split / image["file_name"], quality=95)
+            images.append(image)
+            annotations += [_annotation(shape, image_id, number) for number, shape in enumerate(shapes)]
+        content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+        _annotation_file(root, split).write_text(json.dumps(content), encoding="utf-8")
+
+
+@dataclass
+class Shape:
+    """One object. Points are x, y in pixels of the picture, whose top left corner is (0, 0)."""
+    category_id: int
+    outline: np.ndarray  # [K, 2]
+    hole: np.ndarray | None  # [K, 2]
+    coverage: np.ndarray  # [H, W] in 0..1, the share of each pixel that the object takes where nothing hides it
+    rim: np.ndarray  # [H, W] in 0..1, the same for a line along the inside of its edges
+    visible: np.ndarray  # [H, W] bool, the pixels that are seen
+
+    def is_recognisable(self, visible: np.ndarray) -> bool:
+        """Whether these pixels [H, W] alone would still show what the object is."""
+        whole = _polygon_area(self.outline) - (0 if self.hole is None else _polygon_area(self.hole))
+        return visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole)
+
+
+def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
+    """Returns the picture, uint8 [H, W, 3], and its objects from the hindmost to the foremost."""
+    height, width = rng.integers(*PICTURE_SIDES, size=2, endpoint=True)
+    if rng.random() < 0.2:
+        height = width
+    canvas = _background(rng, height, width)
+    shapes: list[Shape] = []
+    for _ in range(rng.integers(*OBJECTS_PER_PICTURE, endpoint=True)):
+        shape = _find_place(rng, shapes, height, width)
+        if shape is None:
+            continue
+        for below in shapes:
+            below.visible &= ~shape.visible
+        shapes.append(shape)
+        _paint(rng, canvas, shape)
+    return canvas.clip(0, 255).round().astype(np.uint8), shapes
+
+
+def _find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
+    """Draws shapes, each a little smaller than the last, until one leaves itself and all below it recognisable."""
+    size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
+    for _ in range(50):
+        shape = _random_shape(rng, size, height, width)
+        if shape.is_recognisable(shape.visible) and all(s.is_recognisable(s.visible & ~shape.visible) for s in below):
+            return shape
+        size = max(0.95 * size, OBJECT_SIZES[0])
+    return None
+
+
+def _random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
+    category_id = int(rng.integers(len(CLASS_NAMES))) + 1
+    stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    centred = _unit_outline(CLASS_NAMES[category_id - 1]) * (stretch, 1 / stretch) @ rotation
+    centred *= size / np.sqrt(np.ptp(centred, axis=0).prod())
+    overhang = 0.15 * np.ptp(centred, axis=0)  # how far it may reach out of the picture
+    centre = rng.uniform(-centred.min(axis=0) - overhang, (width, height) - centred.max(axis=0) + overhang)
+    has_hole = size >= SMALLEST_WITH_HOLE and rng.random() < HOLE_CHANCE
+    outline, hole = centre + centred, centre + rng.uniform(0.35, 0.5) * centred if has_hole else None
+    coverage, rim = _rasterise(outline, hole, height, width)
+    return Shape(category_id, outline, hole, coverage, rim, visible=coverage >= 0.5)
+
+
+def _unit_outline(name: str) -> np.ndarray:
+    """Corners [K, 2] on the unit circle about the origin; every second corner of a star lies further in."""
+    corners = {"circle": 40, "square": 4, "triangle": 3, "star": 10}[name]
+    angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners
+    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
+    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage and rim, see `Shape`."""
+    filled, edges = (Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING)) for _ in range(2))
+    for points, value in ((outline, 255), (hole, 0)):
+        if points is not None:
+            corners = (points * SUPERSAMPLING).ravel().tolist()
+            ImageDraw.Draw(filled).polygon(corners, fill=value)
+            ImageDraw.Draw(edges).line(corners + corners[:2], fill=255, width=2 * SUPERSAMPLING)
+    coverage, rim = (np.asarray(plane.reduce(SUPERSAMPLING), dtype=np.float32) / 255 for plane in (filled, edges))
+    return coverage, rim * coverage
+
+
+def _polygon_area(points: np.ndarray) -> float:
+    x, y = points.T
+    return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Canvas [H, W, 3] in 0..255: soft patterns between two colours that are not far apart, with grain."""
+    colour = _random_colour(rng)
+    pattern = 0.5 * rng.choice([_gradient, _stripes, _noise])(rng, height, width) + 0.5 * _noise(rng, height, width)
+    return _two_tone(colour, colour + rng.uniform(-80, 80, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
+    """Puts the object onto the canvas [H, W, 3], in a colour that stands out from what its edges lie on."""
+    rows, columns = np.nonzero(shape.coverage)
+    window = np.s_[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
+    candidates = [_random_colour(rng) for _ in range(6)]
+    colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
+    pattern = rng.choice([_gradient, _stripes, _checks, _noise])(rng, *alpha.shape)
+    surface = _two_tone(colour, colour + rng.uniform(-50, 50, size=3), pattern)
+    surface *= 1 + rng.choice([-0.45, 0.35]) * rim[..., None]
+    canvas[window] += (surface.clip(0, 255) - beneath) * alpha[..., None]
+
+
+def _random_colour(rng: np.random.Generator) -> np.ndarray:
+    """RGB in 0..255, from dark to light and from grey to vivid."""
+    hue = np.abs((6 * rng.random() + np.array([0, 4, 2])) % 6 - 3) - 1
+    vividness, lightness = rng.uniform(0.2, 0.95), rng.uniform(60, 250)
+    return lightness * (1 - vividness * (1 - hue.clip(0, 1)))
+
+
+def _two_tone(first: np.ndarray, second: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Colours [H, W, 3]: the first where the pattern [H, W] is 0, the second where it is 1."""
+    return first + pattern[..., None] * (second.clip(0, 255) - first)
+
+
+def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    along = _distance_along(rng.uniform(0, 2 * np.pi), height, width)
+    return (along - along.min()) / np.ptp(along)
+
+
+def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    along = _distance_along(rng.uniform(0, 2 * np.pi), height, width)
+    return 0.5 + 0.5 * np.sin(2 * np.pi * along / rng.uniform(5, 16))
+
+
+def _checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 16)
+    first, second = (np.sin(2 * np.pi * _distance_along(a, height, width) / period) for a in (angle, angle + np.pi / 2))
+    return (first * second > 0).astype(float)
+
+
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Smooth noise [H, W] in 0..1, at three scales."""
+    total = np.zeros((height, width))
+    for cell, weight in ((48, 0.5), (16, 0.3), (5, 0.2)):
+        grid = rng.random((height // cell + 2, width // cell + 2)).astype(np.float32)
+        total += weight * np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+    return total.clip(0, 1)
+
+
+def _distance_along(angle: float, height: int, width: int) -> np.ndarray:
+    y, x = np.ogrid[:height, :width]
+    return x * np.cos(angle) + y * np.sin(angle)
+
+
+def _annotation(shape: Shape, image_id: int, number: int) -> dict:
+    """The COCO entry: a polygon where the object is whole, run lengths where it has a hole or is partly hidden."""
+    height, width = shape.visible.shape
+    if shape.hole is None and np.array_equal(shape.visible, shape.coverage >= 0.5):
+        segmentation = [_clip_to_picture(shape.outline, height, width).round(2).ravel().tolist()]
+        rle = mask_codec.merge(mask_codec.frPyObjects(segmentation, height, width))
+    else:
+        rle = mask_codec.encode(np.asfortranarray(shape.visible, dtype=np.uint8))
+        segmentation = {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    return {"id": image_id * 10 + number, "image_id": image_id, "category_id": shape.category_id, "segmentation": segmentation,
+            "bbox": mask_codec.toBbox(rle).tolist(), "area": float(mask_codec.area(rle)), "iscrowd": 0}
+
+
+def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of the polygon [K, 2] inside the picture, cut at one border after another (Sutherland and Hodgman)."""
+    for axis, border, inward in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        kept = []
+        depths = inward * (points[:, axis] - border)
+        for point, following, depth, next_depth in zip(points, np.roll(points, -1, axis=0), depths, np.roll(depths, -1)):
+            if depth >= 0:
+                kept.append(point)
+            if depth * next_depth < 0:
+                kept.append(point + (following - point) * depth / (depth - next_depth))
+        points = np.array(kept)
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the demo dataset: four kinds of shapes, in COCO 2017 layout.")
+    parser.add_argument("--root", required=True, help="the folder to draw it into")
+    parser.add_argument("--num-train", type=int, default=400, help="pictures to train on (default: 400)")
+    parser.add_argument("--num-val", type=int, default=80, help="pictures to validate on (default: 80)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another dataset (default: 0)")
+    args = parser.parse_args()
+    try:
+        make_demo_dataset(args.root, args.num_train, args.num_val, args.seed)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
