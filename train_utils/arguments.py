@@ -1,0 +1,179 @@
+"""The command lines of the four scripts, and the two recipes that fill in what is not given."""
+import argparse
+from pathlib import Path
+
+DEMO_FOLDER = "demo_data"
+OUTPUT_FOLDER = "save_weights"
+
+# Mask R-CNN's usual schedule on COCO or VOC; the learning rate is per image of the total batch.
+FULL_RECIPE = {
+    "epochs": 26,
+    "batch_size": 4,
+    "lr_per_image": 0.001,
+    "lr_steps": [16, 22],
+    "min_size": 800,
+    "max_size": 1333,
+    "rois_per_image": 512,
+    "pretrain": True,
+    "amp": False,
+}
+# From scratch on the small drawn pictures, within ten minutes on two CPU cores.
+DEMO_RECIPE = {
+    "epochs": 12,
+    "batch_size": 8,
+    "lr_per_image": 0.0025,
+    "lr_steps": [9, 11],
+    "min_size": 128,
+    "max_size": 192,
+    "rois_per_image": 64,
+    "pretrain": False,
+    "amp": True,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes every long option with `-` and with `_` in its name."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        import sys
+
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([dashed(a) for a in args], namespace)
+
+
+def dashed(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, separator, value = argument.partition("=")
+    return name.replace("_", "-") + separator + value
+
+
+def boolean(text: str) -> bool:
+    """`True`, `false`, `1`, `no`, ... as a bool."""
+    if text.lower() in ("true", "t", "yes", "y", "on", "1"):
+        return True
+    if text.lower() in ("false", "f", "no", "n", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+
+
+def boolean_or_path(text: str) -> bool | str:
+    try:
+        return boolean(text)
+    except argparse.ArgumentTypeError:
+        return text
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
+    """An option that is given bare or with True or False."""
+    parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def train_parser(multi_gpu: bool, description: str) -> Parser:
+    """Options of train.py, and with `multi_gpu` those of train_multi_GPU.py besides."""
+    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data-path", help=f"COCO or VOC folder; without it the demo dataset, drawn into {DEMO_FOLDER}/")
+    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    p.add_argument("--num-classes", type=positive, help="without background (default: from the data; COCO 90, VOC 20)")
+    p.add_argument("--output-dir", default=OUTPUT_FOLDER, help="weights, results, curves (default: %(default)s)")
+    p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
+    add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
+    p.add_argument("--start-epoch", type=int, default=0, help="number of the first epoch (default: 0)")
+    p.add_argument("--epochs", type=positive, help="(default: 26, demo 12)")
+    p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
+    p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4, demo 8)")
+    p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
+    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
+    p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
+    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: %(default)s)")
+    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22)")
+    p.add_argument("--lr-gamma", type=float, default=0.1, help="factor of a drop (default: %(default)s)")
+    p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")
+    p.add_argument(
+        "--pretrain",
+        type=boolean_or_path,
+        nargs="?",
+        const=True,
+        metavar="True|False|FILE",
+        help="start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; "
+        "or from a file (default: True, demo False)",
+    )
+    p.add_argument("--trainable-backbone-layers", type=int, choices=range(6), help="(default: 3; 5 from scratch)")
+    p.add_argument("--norm", choices=("batch", "frozen"), help="backbone's BatchNorm (default: frozen if pretrained)")
+    add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it", default=None)
+    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
+    p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 192)")
+    p.add_argument("--rois-per-image", type=positive, help="proposals an image the heads learn from (default: 512)")
+    p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")
+    if multi_gpu:
+        p.add_argument("--lr-step-size", type=positive, help="drop the rate every so many epochs, unless --lr-steps")
+        add_flag(p, "--sync-bn", "BatchNorm over the batches of all processes")
+        p.add_argument("--world-size", type=positive, default=1, help="processes in all, where torchrun does not say")
+        p.add_argument("--dist-url", default="env://", help="where processes meet (default: what torchrun says)")
+    else:
+        p.set_defaults(lr_step_size=None, sync_bn=False)
+    return p
+
+
+def validation_parser(description: str) -> Parser:
+    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights-path", help=f"checkpoint or torchvision weights (default: newest in {OUTPUT_FOLDER}/)")
+    p.add_argument("--data-path", help="COCO or VOC folder (default: the one that the checkpoint was trained on)")
+    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
+    p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
+    p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
+    p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
+    p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")
+    add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
+    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
+    p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
+    return p
+
+
+def predict_parser(description: str) -> Parser:
+    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--weights-path", help=f"checkpoint or torchvision weights (default: newest in {OUTPUT_FOLDER}/)")
+    p.add_argument(
+        "--img-path", nargs="+", action="extend", help="picture or folder of pictures, any number (default: one of "
+        "the validation set that the checkpoint was trained with)",
+    )  # fmt: skip
+    p.add_argument("--output-dir", default="predictions", help="drawn pictures and JSON (default: %(default)s)")
+    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
+    p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
+    p.add_argument("--box-thresh", type=float, default=0.5, help="lowest score that is shown (default: %(default)s)")
+    p.add_argument("--mask-thresh", type=float, default=0.5, help="lowest probability of an object's pixel (0.5)")
+    add_flag(p, "--save-json", "also write the detections as predictions.json, in COCO's results format")
+    add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
+    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
+    p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
+    return p
+
+
+def fill_from_recipe(args: argparse.Namespace, is_demo: bool, world_size: int) -> None:
+    """Give every option that was not given its recipe's value, in place."""
+    recipe = dict(DEMO_RECIPE if is_demo else FULL_RECIPE)
+    lr_per_image = recipe.pop("lr_per_image")
+    for name, value in recipe.items():
+        if name != "lr_steps" and getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.lr is None:
+        args.lr = lr_per_image * args.batch_size * world_size
+    if args.lr_steps is None:
+        args.lr_steps = recipe["lr_steps"]
+        if args.lr_step_size:
+            args.lr_steps = list(range(args.lr_step_size, args.epochs, args.lr_step_size))
+
+
+def is_demo_path(data_path: str | None) -> bool:
+    return data_path is None or Path(data_path).resolve() == Path(DEMO_FOLDER).resolve()

@@ -1,0 +1,77 @@
+"""The one table of labels, category ids and names: made from the training data, kept in the checkpoint, used by all."""
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train_utils.errors import InputError
+
+COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
+
+
+@dataclass
+class ClassTable:
+    """What the network's labels mean. Label 0, the background, is not in it.
+
+    Attributes:
+        names: label -> name.
+        category_ids: label -> category id in the data and in written results.
+    """
+
+    names: dict[int, str]
+    category_ids: dict[int, int]
+
+    @classmethod
+    def of_dataset(cls, dataset) -> "ClassTable":
+        return cls(dict(dataset.class_names), dict(dataset.category_ids))
+
+    @classmethod
+    def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
+        """The table inside a checkpoint; of weights without one COCO's if there are 90 classes, else numbers.
+
+        Args:
+            content: the weight file's content.
+            num_classes: background included.
+            label_json: a file whose names go before all others; or None.
+        """
+        if "class_names" in content:
+            table = cls(dict(content["class_names"]), dict(content["category_ids"]))
+        elif num_classes == 91:
+            table = cls.of_json(COCO_NAMES)
+        else:
+            table = cls({label: f"class {label}" for label in range(1, num_classes)}, {})
+        if label_json is not None:
+            table.names |= cls.of_json(label_json).names
+        table.names = {label: name for label, name in table.names.items() if 0 < label < num_classes}
+        table.category_ids = {label: table.category_ids.get(label, label) for label in table.names}
+        return table
+
+    @classmethod
+    def of_json(cls, path: str | Path) -> "ClassTable":
+        """From {"1": "person", ...} or {"person": 1, ...}."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in content.items()]
+            names = {int(label): str(name) for label, name in pairs if str(name) != "N/A"}
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file (--label-json-path)") from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f'{path}: not a JSON object of labels and names, like {{"1": "person"}} ({error})') from error
+        return cls(names, {label: label for label in names})
+
+    def check_against(self, dataset, weights: str | Path) -> None:
+        """Raise InputError where the dataset calls a category otherwise, or has one that the weights lack."""
+        own = {category: self.names[label] for label, category in self.category_ids.items()}
+        for label, category in dataset.category_ids.items():
+            name = dataset.class_names[label]
+            if category not in own:
+                raise InputError(
+                    f"{weights}: has no class for the data's category {category} '{name}' "
+                    f"(it knows {len(own)}: {', '.join(list(own.values())[:5])}, ...)"
+                )
+            if own[category] != name and not own[category].startswith("class "):
+                raise InputError(
+                    f"{weights}: its category {category} is '{own[category]}', the data's is '{name}'; "
+                    "these weights were trained on other data"
+                )

@@ -1,0 +1,154 @@
+"""Detections in, COCO metrics out: collected compactly, gathered over processes, scored by hotcoco or pycocotools."""
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from network_files.mask_paste import encode_masks
+from train_utils.classes import ClassTable
+from train_utils.distributed import gather_objects
+
+IOU_TYPES = ("bbox", "segm")
+METRIC_NAMES = (
+    "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
+    "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
+)  # fmt: skip
+
+
+@dataclass
+class ClassMetrics:
+    """One class: `objects` counts the ground truth without crowds; AP is -1 where there is none."""
+
+    label: int
+    name: str
+    objects: int
+    ap: float
+    ap50: float
+
+
+@dataclass
+class Metrics:
+    """COCO's 12 numbers in the official order, -1 where the data holds nothing of the kind, and AP by class."""
+
+    stats: list[float]
+    classes: list[ClassMetrics]
+
+    def table(self, title: str) -> str:
+        """Both as text, ready to print."""
+        lines = [title]
+        lines += [f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats)]
+        width = max([len(c.name) for c in self.classes], default=0)
+        lines.append(f"  {'class':<{width}}  objects       AP     AP50")
+        lines += [f"  {c.name:<{width}}  {c.objects:7d}  {c.ap:7.4f}  {c.ap50:7.4f}" for c in self.classes]
+        return "\n".join(lines)
+
+
+class CocoEvaluator:
+    """Collects one process's detections and scores everybody's.
+
+    Args:
+        ground_truth: a COCO object of hotcoco or pycocotools.
+        classes: what the detections' labels mean.
+    """
+
+    def __init__(self, ground_truth, classes: ClassTable):
+        self.ground_truth = ground_truth
+        self.classes = classes
+        self.detections: dict[int, dict] = {}
+
+    def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
+        """Take in one image's detections as `MaskRCNN.detect` gives them; `size` is the picture's height and width."""
+        self.detections[image_id] = {
+            "labels": detection["labels"].cpu().numpy(),
+            "scores": detection["scores"].cpu().numpy(),
+            "boxes": detection["boxes"].cpu().numpy(),
+            "codes": encode_masks(detection["masks"], detection["boxes"], size),
+        }
+
+    def metrics(self) -> dict[str, Metrics] | None:
+        """The metrics of all processes' detections, each image once, by IoU type; None but on the main process."""
+        shards = gather_objects(self.detections)
+        if shards is None:
+            return None
+        detections = {image_id: d for shard in shards for image_id, d in shard.items()}
+        results = coco_results(detections, self.classes.category_ids)
+        return {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
+
+
+def coco_results(detections: Mapping[int, dict], category_ids: Mapping[int, int]) -> dict[str, list[dict]]:
+    """Detections by image id -> COCO's results format for each IoU type; labels become category ids.
+
+    Boxes and masks go apart, as in official results files: the areas of mask detections are then those of the masks.
+    Detections of labels that the data has no category for (gaps in COCO's ids) are left out.
+    """
+    boxes, masks = [], []
+    for image_id in sorted(detections):
+        d = detections[image_id]
+        xywh = d["boxes"].astype(np.float64)
+        xywh[:, 2:] -= xywh[:, :2]
+        for label, score, box, code in zip(d["labels"].tolist(), d["scores"].tolist(), xywh.tolist(), d["codes"]):
+            if label in category_ids:
+                common = {"image_id": image_id, "category_id": category_ids[label], "score": score}
+                boxes.append({**common, "bbox": box})
+                masks.append({**common, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
+    return {"bbox": boxes, "segm": masks}
+
+
+def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes: ClassTable) -> Metrics:
+    """Score results in COCO's format against the ground truth."""
+    evaluation = run_cocoeval(ground_truth, list(results), iou_type)
+    precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, max detections]
+    columns = {category: k for k, category in enumerate(evaluation.params.catIds)}
+    objects = count_objects(ground_truth)
+    by_class = []
+    for label, category in sorted(classes.category_ids.items()):
+        of_class = precision[:, :, columns[category], 0, -1] if category in columns else np.zeros((1, 0))
+        by_class.append(
+            ClassMetrics(
+                label,
+                classes.names[label],
+                objects.get(category, 0),
+                mean_of_valid(of_class),
+                mean_of_valid(of_class[0]),
+            )
+        )
+    return Metrics([float(s) for s in evaluation.stats], by_class)
+
+
+def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
+    """The COCOeval that belongs to the ground truth's library, run quietly to its end."""
+    if type(ground_truth).__module__.startswith("pycocotools"):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        from hotcoco import COCO, COCOeval
+    with contextlib.redirect_stdout(io.StringIO()):
+        if results:
+            detections = ground_truth.loadRes(results)
+        else:
+            detections = COCO()  # loadRes takes no empty list in pycocotools
+            detections.dataset = {**ground_truth.dataset, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(ground_truth, detections, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def count_objects(ground_truth) -> dict[int, int]:
+    """Objects without crowds, by category id."""
+    counts: dict[int, int] = {}
+    for annotation in ground_truth.loadAnns(ground_truth.getAnnIds()):
+        if not annotation.get("iscrowd", 0):
+            counts[annotation["category_id"]] = counts.get(annotation["category_id"], 0) + 1
+    return counts
+
+
+def mean_of_valid(values: np.ndarray) -> float:
+    """The mean of the entries that are not -1 (nothing to find), or -1."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0

@@ -1,0 +1,169 @@
+"""A folder on the command line -> datasets -> loaders, with an order of items that depends on seed and epoch alone."""
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import transforms
+from my_dataset_coco import CocoDetection
+from my_dataset_voc import VOCInstances, find_voc_folder
+from train_utils.distributed import rank, world_size
+from train_utils.errors import InputError
+
+InstanceDataset = CocoDetection | VOCInstances
+
+
+def open_split(data_path: str, training: bool) -> InstanceDataset:
+    """The training or validation split of a COCO or VOC folder, told apart by what lies in it.
+
+    Raises:
+        InputError: there is no such folder, or it has neither layout.
+        ValueError, FileNotFoundError: the dataset's own, for what is broken inside.
+    """
+    root = Path(data_path)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder (--data-path)")
+    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
+    if (root / "annotations").is_dir():
+        return CocoDetection(root, "train" if training else "val", flip)
+    if find_voc_folder(root, "2012"):
+        return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip)
+    raise InputError(
+        f"{root}: neither COCO's layout (annotations/instances_train2017.json, train2017/, val2017/) "
+        "nor VOC's (VOCdevkit/VOC2012/ImageSets/Segmentation/)"
+    )
+
+
+def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
+    """The number of classes with background: from `--num-classes`, or the largest label of the data.
+
+    Raises:
+        InputError: the data has a label that the given number has no place for.
+    """
+    largest = max(dataset.class_names)
+    if given is not None and largest > given:
+        raise InputError(
+            f"the data has category {dataset.category_ids[largest]} '{dataset.class_names[largest]}' as label {largest}, "
+            f"--num-classes says {given}; leave --num-classes out or give at least {largest}"
+        )
+    return (given or largest) + 1
+
+
+def training_loader(
+    dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
+) -> DataLoader:
+    """Batches (images, targets) of pictures of similar shape, this process's share of every epoch."""
+    ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
+    sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
+    return DataLoader(
+        SeededItems(dataset, seed),
+        batch_sampler=sampler,
+        num_workers=default_workers() if workers is None else workers,
+        collate_fn=dataset.collate_fn,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | None) -> DataLoader:
+    """This process's share of the pictures, each picture in one process only.
+
+    The batches are the same whatever the number of processes, and with them the numbers: a picture's padding, and
+    so its detections in the last digits, depend on what it is batched with.
+    """
+    batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
+    return DataLoader(
+        dataset,
+        batch_sampler=batches[rank() :: world_size()],
+        num_workers=default_workers() if workers is None else workers,
+        collate_fn=dataset.collate_fn,
+    )
+
+
+def default_workers() -> int:
+    """Loader processes for each training process: the cores it may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // world_size()))
+
+
+class SeededItems(Dataset):
+    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them."""
+
+    def __init__(self, dataset: InstanceDataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]):
+        """The item for (epoch, index)."""
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(self.seed, epoch, index))
+            return self.dataset[index]
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers; equal numbers give equal seeds, near ones unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class AspectRatioBatchSampler:
+    """Batches of (epoch, index) of pictures of similar shape, so that little is lost to padding.
+
+    All processes draw the same batches from seed and epoch and take every world_size-th of them. What is left over
+    in a group joins the leftovers of others; the last batch is filled up, and the last round of batches too, with
+    pictures from the epoch's start, so that all batches are full and all processes have equally many.
+
+    Args:
+        ratios: width over height of each picture.
+        group_factor: groups to a factor of 2 in the ratio are 2 ** (1 / group_factor) wide, from 1/2 to 2;
+            below 1 there is one group.
+    """
+
+    def __init__(
+        self, ratios: list[float], batch_size: int, group_factor: int, seed: int, rank: int = 0, world_size: int = 1
+    ):
+        if not ratios:
+            raise InputError("the training set holds no picture with a usable object")
+        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else []
+        self.groups = np.digitize(ratios, edges)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch."""
+        batches = -(-len(self.groups) // self.batch_size)
+        return -(-batches // self.world_size)
+
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Which epoch to draw next, and how many of this process's batches to leave out at its start."""
+        self.epoch = epoch
+        self.first_batch = batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = self.batches()[self.rank :: self.world_size]
+        yield from ([(self.epoch, int(i)) for i in batch] for batch in batches[self.first_batch :])
+
+    def batches(self) -> list[list[int]]:
+        """All processes' batches of the epoch."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.groups)).tolist()
+        waiting: dict[int, list[int]] = {}
+        batches = []
+        for i in order:
+            group = waiting.setdefault(int(self.groups[i]), [])
+            group.append(i)
+            if len(group) == self.batch_size:
+                batches.append(group.copy())
+                group.clear()
+        left = [i for group in sorted(waiting) for i in waiting[group]]
+        left += (order * self.batch_size)[: -len(left) % self.batch_size]
+        batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
+        return batches + (batches * self.world_size)[: -len(batches) % self.world_size]

@@ -1,0 +1,151 @@
+"""What a run says about its network in, the network out; the description travels inside the checkpoint."""
+from argparse import Namespace
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from backbone import resnet50_fpn_backbone
+from backbone.resnet50_fpn import load_classification_weights
+from network_files import MaskRCNN
+from train_utils.errors import InputError, reading_input
+from train_utils.weights import find_pretrained, is_classifier, load_weights, read_weight_file, state_dict_of
+
+
+@dataclass
+class ModelConfig:
+    """All that is needed to build the network that a state dict belongs to, and to run it as in training.
+
+    Attributes:
+        num_classes: background included.
+        norm: "batch" or "frozen", the backbone's normalisation; norm_eps: its epsilon.
+        trainable_layers: see `resnet50_fpn_backbone`.
+        min_size, max_size: see `ImageTransform`.
+        rois_per_image: proposals an image that the heads learn from.
+    """
+
+    num_classes: int
+    norm: str = "batch"
+    norm_eps: float = 1e-5
+    trainable_layers: int = 3
+    min_size: int = 800
+    max_size: int = 1333
+    rois_per_image: int = 512
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build_model(config: ModelConfig) -> MaskRCNN:
+    """The network with fresh weights."""
+    norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    backbone = resnet50_fpn_backbone(
+        norm_layer=partial(norm_class, eps=config.norm_eps), trainable_layers=config.trainable_layers
+    )
+    return MaskRCNN(
+        backbone,
+        config.num_classes,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        box_batch_size_per_image=config.rois_per_image,
+    )
+
+
+def build_training_model(
+    args: Namespace, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None
+) -> tuple[MaskRCNN, ModelConfig]:
+    """The network that a run starts from: a resumed run's, else pretrained or not, as `--pretrain` says.
+
+    From published weights BatchNorm is frozen and the stem and first stage are not trained, from scratch nothing
+    is frozen; `--norm` and `--trainable-backbone-layers` say otherwise.
+    """
+    if resumed is not None:
+        path, content = resumed
+        config = ModelConfig.from_plain(content["model_config"])
+        if config.num_classes != num_classes:
+            raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
+        return build_model(config), config
+    config = ModelConfig(
+        num_classes, "batch", 1e-5, 5, min_size=args.min_size, max_size=args.max_size, rois_per_image=args.rois_per_image
+    )
+    state, path = {}, None
+    if args.pretrain:
+        path = find_pretrained(args.pretrain)
+        content = read_weight_file(path)
+        state = state_dict_of(content, path)
+        config.trainable_layers = 3
+        if not is_classifier(state):
+            config.norm, config.norm_eps = normalisation_of(content)
+        else:
+            config.norm = "frozen"
+    if args.sync_bn:
+        config.norm = "batch"
+    if args.norm is not None:
+        config.norm = args.norm
+    if config.norm == "batch":
+        config.norm_eps = 1e-5
+    if args.trainable_backbone_layers is not None:
+        config.trainable_layers = args.trainable_backbone_layers
+    model = build_model(config)
+    if is_classifier(state):
+        with reading_input():
+            load_classification_weights(model.backbone.body, path)
+    elif state:
+        load_weights(model, state, path, other_classes=True)
+    return model, config
+
+
+def load_trained_model(path: str | Path, args: Namespace) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
+    """A network with the weights of a checkpoint, or of torchvision's, for evaluation.
+
+    Args:
+        args: num_classes (without background), min_size and max_size, where given, go before the file's.
+
+    Returns:
+        The network in evaluation mode, its description, and the file's content without the weights.
+    """
+    content = read_weight_file(path)
+    state = state_dict_of(content, path)
+    if "roi_heads.box_predictor.cls_score.weight" not in state:
+        raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
+    config = config_of(content, state)
+    if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
+        raise InputError(
+            f"{path}: has {config.num_classes - 1} classes and background, --num-classes says {args.num_classes}; "
+            "leave --num-classes out"
+        )
+    config.min_size = args.min_size or config.min_size
+    config.max_size = args.max_size or config.max_size
+    model = build_model(config)
+    load_weights(model, state, path)
+    return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "optimizer")}
+
+
+def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
+    """The description of the network that a weight file belongs to: its own, or what its keys tell."""
+    if "model_config" in content:
+        return ModelConfig.from_plain(content["model_config"])
+    num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
+    norm, eps = normalisation_of(content)
+    return ModelConfig(num_classes, norm, eps)
+
+
+def normalisation_of(content: dict[str, Any]) -> tuple[str, float]:
+    """The backbone's normalisation and its epsilon, by the file's own description or by its keys.
+
+    torchvision's published file, the only one with keys of the older style, was trained with an epsilon of 0.
+    """
+    if "model_config" in content:
+        config = ModelConfig.from_plain(content["model_config"])
+        return config.norm, config.norm_eps
+    keys = content["model"] if isinstance(content.get("model"), dict) else content
+    if any(key.endswith("backbone.body.bn1.num_batches_tracked") for key in keys):
+        return "batch", 1e-5
+    return "frozen", 0.0 if "rpn.head.conv.weight" in keys else 1e-5

@@ -1,0 +1,146 @@
+"""Weight files: found or downloaded, read safely, and put into a network with everything that does not fit named."""
+import hashlib
+import pickle
+import re
+import socket
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from network_files.state_dicts import rename_old_keys
+from train_utils.distributed import barrier, is_main
+from train_utils.errors import InputError
+
+
+@dataclass
+class PublishedFile:
+    name: str  # looked for in the working folder
+    url: str  # its file name ends with the first digits of the SHA-256
+
+
+MASK_RCNN_COCO = PublishedFile(
+    "maskrcnn_resnet50_fpn_coco.pth", "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+)
+RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
+
+# The layers whose size depends on the number of classes.
+CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+
+def find_pretrained(pretrain: bool | str) -> Path:
+    """The file that `--pretrain` means: the one named; else a published one in the working folder; else downloaded.
+
+    Raises:
+        InputError: the named file is not there, or nothing is and the download failed.
+    """
+    if isinstance(pretrain, str):
+        if not Path(pretrain).is_file():
+            raise InputError(f"{pretrain}: no such file (--pretrain)")
+        return Path(pretrain)
+    for published in (MASK_RCNN_COCO, RESNET50):
+        if Path(published.name).is_file():
+            return Path(published.name)
+    if is_main():
+        download(MASK_RCNN_COCO)
+    barrier()
+    return Path(MASK_RCNN_COCO.name)
+
+
+def download(published: PublishedFile) -> None:
+    """Fetch a published file into the working folder, with a progress bar; kept only if its hash is right."""
+    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", published.url).group(1)
+    print(f"downloading {published.url} to {published.name}", flush=True)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)
+    try:
+        torch.hub.download_url_to_file(published.url, published.name, hash_prefix=prefix)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"pretrained weights: {published.url} could not be downloaded ({error}); put that file here as "
+            f"{published.name} (or {RESNET50.url} as {RESNET50.name}), or train from scratch with --pretrain False"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def read_weight_file(path: str | Path) -> dict[str, Any]:
+    """A checkpoint or state dict, read without running anything that it may hold.
+
+    Raises:
+        InputError: the file is not there, is broken, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
+    return content
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a weight file: the content itself, or what its key "model" holds; keys in today's style."""
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no state dict (neither itself nor under the key 'model')")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    rename_old_keys(state)
+    return state
+
+
+def is_classifier(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict is that of a classification ResNet rather than a detector's."""
+    return "layer1.0.conv1.weight" in state
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:
+    """Load a detector's state dict, strictly.
+
+    Counters of BatchNorm, which FrozenBatchNorm2d lacks, may be missing or left over.
+
+    Args:
+        other_classes: leave out the layers that depend on the number of classes where their shapes differ, and say so.
+
+    Raises:
+        InputError: names what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if other_classes:
+        dropped = [key for key in misshapen if key.startswith(CLASS_LAYERS)]
+        if dropped:
+            state = {key: value for key, value in state.items() if key not in dropped}
+            misshapen = [key for key in misshapen if key not in dropped]
+            if is_main():
+                print(f"{path}: another number of classes, these layers start anew: {', '.join(dropped)}")
+    else:
+        dropped = []
+    missing = [k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{path}: does not fit this network; " + "; ".join(problems))
+    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
