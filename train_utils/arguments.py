@@ -1,5 +1,6 @@
 """The command lines of the four scripts, and the two recipes that fill in what is not given."""
 import argparse
+import sys
 from pathlib import Path
 
 DEMO_FOLDER = "demo_data"
@@ -35,8 +36,6 @@ class Parser(argparse.ArgumentParser):
     """Takes every long option with `-` and with `_` in its name."""
 
     def parse_known_args(self, args=None, namespace=None):
-        import sys
-
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([dashed(a) for a in args], namespace)
 
@@ -133,6 +132,7 @@ def validation_parser(description: str) -> Parser:
     p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
     p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
     p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
+    p.set_defaults(world_size=1, dist_url="env://")
     p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")
     add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")

@@ -1,0 +1,166 @@
+"""Find instances in pictures and draw them.
+
+    python predict.py                                             # newest weights, a picture of their validation set
+    python predict.py --weights-path save_weights/model_25.pth --img-path photo.jpg
+    python predict.py --weights-path ... --img-path photos/ more.png --box-thresh 0.7 --save-json
+
+Drawn pictures, and predictions.json, go to --output-dir.
+"""
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from network_files import MaskRCNN
+from network_files.mask_paste import encode_masks, mask_crops
+from train_utils.arguments import OUTPUT_FOLDER, predict_parser
+from train_utils.classes import ClassTable
+from train_utils.coco_evaluation import coco_results
+from train_utils.data import open_split
+from train_utils.drawing import draw_instances
+from train_utils.engine import Precision, choose_device
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.models import load_trained_model
+from train_utils.run_folder import newest_checkpoint, write_atomically
+from transforms import picture_to_tensor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def main(args: Namespace) -> None:
+    # Weights
+    weights = args.weights_path or newest_checkpoint(OUTPUT_FOLDER)
+    if weights is None:
+        raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
+    model, config, content = load_trained_model(weights, args)
+    trained_with = content.get("args", {})
+    device = choose_device(args.device)
+    precision = Precision.choose(device, trained_with.get("amp", False) if args.amp is None else args.amp)
+    model.to(device, memory_format=torch.channels_last)
+    classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
+
+    # Pictures
+    pictures = find_pictures(args.img_path or [example_picture(weights, trained_with)])
+    output_paths = drawn_names(pictures, Path(args.output_dir))
+    image_ids = ids_of_pictures(pictures)
+    with reading_input():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+
+    # Predictions
+    detections, files, skipped = {}, {}, []
+    for picture, output_path, image_id in zip(pictures, output_paths, image_ids):
+        try:
+            image = load_picture(picture)
+        except ValueError as error:
+            skipped.append(picture)
+            print(f"skipped: {error}", flush=True)
+            continue
+        started = time.perf_counter()
+        found = detect(model, picture_to_tensor(image), device, precision, args.box_thresh)
+        seconds = time.perf_counter() - started
+        draw(image, found, classes, args.mask_thresh).save(output_path)
+        names = [classes.names.get(label, f"class {label}") for label in found["labels"].tolist()]
+        print(f"{picture}: {len(names)} found in {seconds:.3f} s ({count(names)}), drawn in {output_path}", flush=True)
+        if args.save_json:
+            size = (image.height, image.width)
+            codes = encode_masks(found["masks"], found["boxes"], size, args.mask_thresh)
+            detections[image_id] = {k: found[k].numpy() for k in ("boxes", "labels", "scores")} | {"codes": codes}
+            files[image_id] = picture.name
+    if args.save_json:
+        path = Path(args.output_dir) / "predictions.json"
+        write_atomically(path, json.dumps(in_coco_format(detections, classes)))
+        print(f"detections of {len(files)} pictures in {path}")
+    if skipped:
+        raise InputError(f"{len(skipped)} of {len(pictures)} pictures could not be read, the first: {skipped[0]}")
+
+
+def find_pictures(paths: list[str | Path]) -> list[Path]:
+    """Files as they are given, folders as the pictures directly in them, by name."""
+    pictures = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InputError(f"{path}: no picture in this folder ({' '.join(sorted(SUFFIXES))})")
+            pictures += inside
+        elif path.is_file():
+            pictures.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder (--img-path)")
+    return pictures
+
+
+def example_picture(weights: str | Path, trained_with: dict) -> Path:
+    """A picture of the validation set that belongs to the weights: the first with at least three objects."""
+    if "data_path" not in trained_with:
+        raise InputError(f"{weights}: does not say which data it was trained on; give --img-path")
+    with reading_input():
+        dataset = open_split(trained_with["data_path"], training=False)
+    best = max(range(min(len(dataset), 20)), key=lambda i: min(len(dataset.target(i)["labels"]), 4))
+    return dataset.image_path(best)
+
+
+def drawn_names(pictures: list[Path], folder: Path) -> list[Path]:
+    """Where each drawn picture goes; pictures of the same name from different folders get a number."""
+    names, taken = [], set()
+    for picture in pictures:
+        name, number = f"{picture.stem}.png", 2
+        while name in taken:
+            name, number = f"{picture.stem}_{number}.png", number + 1
+        taken.add(name)
+        names.append(folder / name)
+    return names
+
+
+def ids_of_pictures(pictures: list[Path]) -> list[int]:
+    """COCO's image ids where every file name is a number of its own, as COCO's are; else 1, 2, 3, ..."""
+    if all(p.stem.isdigit() for p in pictures) and len({int(p.stem) for p in pictures}) == len(pictures):
+        return [int(p.stem) for p in pictures]
+    return list(range(1, len(pictures) + 1))
+
+
+def load_picture(path: Path) -> Image.Image:
+    """A picture as it is meant to be seen: upright by its EXIF tag, RGB. ValueError names what cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+@torch.inference_mode()
+def detect(
+    model: MaskRCNN, image: Tensor, device: torch.device, precision: Precision, box_thresh: float
+) -> dict[str, Tensor]:
+    """The detections of one image uint8 [3, H, W] that score at least `box_thresh`, on the CPU."""
+    with precision.autocast():
+        (detection,) = model.detect([image.to(device)])
+    keep = detection["scores"] >= box_thresh
+    return {name: value[keep].cpu() for name, value in detection.items()}
+
+
+def draw(image: Image.Image, found: dict[str, Tensor], classes: ClassTable, mask_thresh: float) -> Image.Image:
+    names = [classes.names.get(label, f"class {label}") for label in found["labels"].tolist()]
+    crops = mask_crops(found["masks"], found["boxes"], (image.height, image.width))
+    masks = [(left, top, (crop > mask_thresh).numpy()) for left, top, crop in crops]
+    return draw_instances(image, found["boxes"].numpy(), names, found["scores"].numpy(), masks)
+
+
+def in_coco_format(detections: dict[int, dict], classes: ClassTable) -> list[dict]:
+    """COCO's results format, box and mask of a detection in one entry."""
+    results = coco_results(detections, classes.category_ids)
+    return [{**box, "segmentation": mask["segmentation"]} for box, mask in zip(results["bbox"], results["segm"])]
+
+
+def count(names: list[str]) -> str:
+    """'2 person, 1 dog', or 'nothing'."""
+    return ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names)) or "nothing"
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(predict_parser(__doc__).parse_args())

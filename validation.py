@@ -1,0 +1,63 @@
+"""Evaluate weights on a validation set: COCO's 12 metrics for boxes and masks, and AP by class.
+
+    python validation.py                                                       # what the last train.py left
+    python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
+    torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
+
+Prints both tables and writes them to record_mAP.txt beside the weights.
+"""
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from train_utils.arguments import OUTPUT_FOLDER, validation_parser
+from train_utils.classes import ClassTable
+from train_utils.data import evaluation_loader, open_split
+from train_utils.distributed import is_main, process_group
+from train_utils.engine import Precision, choose_device, evaluate
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.models import load_trained_model
+from train_utils.run_folder import newest_checkpoint, write_atomically
+
+
+def main(args: Namespace) -> None:
+    # Weights
+    path = args.weights_path or newest_checkpoint(OUTPUT_FOLDER)
+    if path is None:
+        raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
+    model, config, content = load_trained_model(path, args)
+    trained_with = content.get("args", {})
+    device = choose_device(args.device)
+    precision = Precision.choose(device, trained_with.get("amp", False) if args.amp is None else args.amp)
+    model.to(device, memory_format=torch.channels_last)
+
+    # Data
+    data_path = args.data_path or trained_with.get("data_path")
+    if data_path is None:
+        raise InputError(f"{path}: does not say which data it was trained on; give --data-path")
+    with reading_input():
+        dataset = open_split(data_path, training=False)
+    classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
+    if args.label_json_path is None:
+        classes.check_against(dataset, path)
+    loader = evaluation_loader(dataset, args.batch_size, args.workers)
+
+    # Metrics
+    metrics = evaluate(model, loader, classes, device, precision)
+    if is_main():
+        text = f"weights: {path}\ndata: {data_path}, {len(dataset)} pictures\n"
+        text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
+        print(text, end="")
+        folder = Path(args.output_dir) if args.output_dir else Path(path).parent
+        with reading_input():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "record_mAP.txt", text)
+        print(f"written to {folder / 'record_mAP.txt'}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        args = validation_parser(__doc__).parse_args()
+        with process_group(args):
+            main(args)
