@@ -1,4 +1,5 @@
 """Pascal VOC's XML files, pictures and instance PNGs in, (image, target) items out."""
+
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ class VOCInstances(Dataset):
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
-                f"{self.image_path(i)}: the picture is {image.shape[-1]}x{image.shape[-2]}, its XML says {width}x{height}"
+                f"{self.image_path(i)}: the picture is {image.shape[-1]}x{image.shape[-2]}, "
+                f"its XML says {width}x{height}"
             )
         if self.transforms is not None:
             image, target = self.transforms(image, target)
@@ -156,7 +158,9 @@ class VOCInstances(Dataset):
         images, annotations = [], []
         for i, picture in enumerate(self.pictures):
             height, width = picture.size
-            images.append({"id": self.image_ids[i], "height": height, "width": width, "file_name": f"{picture.name}.jpg"})
+            images.append(
+                {"id": self.image_ids[i], "height": height, "width": width, "file_name": f"{picture.name}.jpg"}
+            )
             target = self.target(i)
             for k, (x1, y1, x2, y2) in enumerate(target["boxes"].tolist()):
                 left, top, crop = target["masks"].crop(k)
@@ -228,7 +232,9 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
     x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
     box = (max(x1 - 1, 0.0), max(y1 - 1, 0.0), min(x2, float(size[1])), min(y2, float(size[0])))
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"object '{name}' has the box {x1:g} {y1:g} {x2:g} {y2:g}, which is empty in {size[1]}x{size[0]}")
+        raise ValueError(
+            f"object '{name}' has the box {x1:g} {y1:g} {x2:g} {y2:g}, which is empty in {size[1]}x{size[0]}"
+        )
     return VOCObject(VOC_CLASSES.index(name) + 1, box, (element.findtext("difficult") or "0").strip() == "1")
 
 

@@ -61,7 +61,9 @@ def main(args: Namespace) -> None:
 
     # Optimizer
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = torch.optim.SGD(
+        trainable, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True
+    )
     progress = Progress(step=args.start_epoch * steps_per_epoch)
     schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma, progress.step)
     scaler = precision.scaler()

@@ -23,7 +23,9 @@ class InstanceMasks:
         size: height and width of the current frame.
     """
 
-    def __init__(self, pixels: Tensor, crops: Tensor, source_size: tuple[int, int], size: tuple[int, int] | None = None):
+    def __init__(
+        self, pixels: Tensor, crops: Tensor, source_size: tuple[int, int], size: tuple[int, int] | None = None
+    ):
         if crops.ndim != 2 or crops.shape[1] != 4:
             raise ValueError(f"crops must be [N, 4] (left, top, width, height), got {list(crops.shape)}")
         self.pixels = pixels

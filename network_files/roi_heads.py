@@ -161,9 +161,10 @@ class RoIHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Fast R-CNN, equation 1: cross-entropy over all samples, smooth L1 over the positive ones' deltas."""
         regression_targets = []
-        for b, l, m, t in zip(boxes, labels, matched, targets):
-            positive = torch.where(l > 0)[0]
-            regression_targets.append(self.box_coder.encode(t["boxes"][m[positive]].to(b.dtype), b[positive]))
+        for image_boxes, image_labels, image_matched, target in zip(boxes, labels, matched, targets):
+            positive = torch.where(image_labels > 0)[0]
+            objects = target["boxes"][image_matched[positive]].to(image_boxes.dtype)
+            regression_targets.append(self.box_coder.encode(objects, image_boxes[positive]))
         labels = torch.cat(labels)
         positive = torch.where(labels > 0)[0]
         loss_classifier = F.cross_entropy(class_logits, labels)

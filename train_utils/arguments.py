@@ -91,7 +91,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
-    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: %(default)s)")
+    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
     p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22)")
     p.add_argument("--lr-gamma", type=float, default=0.1, help="factor of a drop (default: %(default)s)")
     p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")

@@ -57,7 +57,8 @@ class ClassTable:
         except FileNotFoundError:
             raise InputError(f"{path}: no such file (--label-json-path)") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f'{path}: not a JSON object of labels and names, like {{"1": "person"}} ({error})') from error
+            example = '{"1": "person"}'
+            raise InputError(f"{path}: not a JSON object of labels and names, like {example} ({error})") from error
         return cls(names, {label: label for label in names})
 
     def check_against(self, dataset, weights: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 The figures are built with matplotlib's objects on the Agg canvas: no window, no display, and no pyplot state that would outlive the call.
 """
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,23 +26,25 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
         path: the PNG to write; an older one is replaced in one step.
     """
     if len(losses) != len(learning_rates):
-        raise ValueError(f"each loss needs its learning rate: got {len(losses)} losses and {len(learning_rates)} learning rates")
+        raise ValueError(
+            f"each loss needs its learning rate: got {len(losses)} losses and {len(learning_rates)} learning rates"
+        )
     steps = np.arange(1, len(losses) + 1)
     loss, rate = _with_gaps(losses), _with_gaps(learning_rates)
     smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
 
     figure, axes = _new_figure("logged step", "loss", points=len(steps))
-    raw, = axes.plot(steps, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=_marker(loss))
-    trend, = axes.plot(steps, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=_marker(smoothed))
+    (raw,) = axes.plot(steps, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=_marker(loss))
+    (trend,) = axes.plot(steps, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=_marker(smoothed))
     lines = {"loss": raw, "loss, smoothed": trend}
     broken = steps[np.isnan(loss)]
     if len(broken):
-        marks, = axes.plot(broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False)
+        (marks,) = axes.plot(broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False)
         lines["loss not finite"] = marks
 
     right = axes.twinx()
     right.set_ylabel("learning rate")
-    lines["learning rate"], = right.plot(steps, rate, color=RATE_COLOUR, linewidth=1.2, marker=_marker(rate))
+    (lines["learning rate"],) = right.plot(steps, rate, color=RATE_COLOUR, linewidth=1.2, marker=_marker(rate))
     right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
@@ -50,8 +53,14 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
     _write_png(figure, path)
 
 
-def plot_map(epochs: Sequence[int], box_ap: Sequence[float], mask_ap: Sequence[float], path: str | os.PathLike,
-             box_ap50: Sequence[float] | None = None, mask_ap50: Sequence[float] | None = None) -> None:
+def plot_map(
+    epochs: Sequence[int],
+    box_ap: Sequence[float],
+    mask_ap: Sequence[float],
+    path: str | os.PathLike,
+    box_ap50: Sequence[float] | None = None,
+    mask_ap50: Sequence[float] | None = None,
+) -> None:
     """Writes a PNG of COCO's AP over the epochs, for boxes and masks: AP@[0.50:0.95] as solid lines, AP@0.50, where given, as dashed ones.
 
     Arguments:
@@ -60,15 +69,21 @@ def plot_map(epochs: Sequence[int], box_ap: Sequence[float], mask_ap: Sequence[f
         path: the PNG to write; an older one is replaced in one step.
     """
     figure, axes = _new_figure("epoch", "AP", points=len(epochs))
-    curves = (("box AP", box_ap, BOX_COLOUR, "-"), ("mask AP", mask_ap, MASK_COLOUR, "-"),
-              ("box AP50", box_ap50, BOX_COLOUR, "--"), ("mask AP50", mask_ap50, MASK_COLOUR, "--"))
+    curves = (
+        ("box AP", box_ap, BOX_COLOUR, "-"),
+        ("mask AP", mask_ap, MASK_COLOUR, "-"),
+        ("box AP50", box_ap50, BOX_COLOUR, "--"),
+        ("mask AP50", mask_ap50, MASK_COLOUR, "--"),
+    )
     for label, values, colour, style in curves:
         if values is None:
             continue
         if len(values) != len(epochs):
             raise ValueError(f"{len(epochs)} epochs need as many values of {label}, got {len(values)}")
         values = _with_gaps(values)
-        axes.plot(epochs, np.where(values < 0, np.nan, values), style, color=colour, label=label, marker="o", markersize=4)
+        axes.plot(
+            epochs, np.where(values < 0, np.nan, values), style, color=colour, label=label, marker="o", markersize=4
+        )
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     _write_png(figure, path)

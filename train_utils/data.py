@@ -46,7 +46,7 @@ def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
     largest = max(dataset.class_names)
     if given is not None and largest > given:
         raise InputError(
-            f"the data has category {dataset.category_ids[largest]} '{dataset.class_names[largest]}' as label {largest}, "
+            f"the data has '{dataset.class_names[largest]}', id {dataset.category_ids[largest]}, as label {largest}, "
             f"--num-classes says {given}; leave --num-classes out or give at least {largest}"
         )
     return (given or largest) + 1

@@ -4,6 +4,7 @@ A seed goes in; pictures, masks of the visible pixels and annotation files come 
 
     python -m train_utils.demo_dataset --root DIR [--num-train 400] [--num-val 80] [--seed 0]
 """
+
 import argparse
 import json
 import tempfile
@@ -40,8 +41,10 @@ def make_demo_dataset(root: str | Path, num_train: int = 400, num_val: int = 80,
     if _is_complete(root, info):
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise ValueError(f"{root} holds something else than the complete demo dataset of version {VERSION} with num_train={num_train}, "
-                         f"num_val={num_val}, seed={seed}: delete that folder or choose another")
+        raise ValueError(
+            f"{root} holds something else than the complete demo dataset of version {VERSION} with num_train={num_train}, "
+            f"num_val={num_val}, seed={seed}: delete that folder or choose another"
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
         drawn = Path(scratch) / root.name
@@ -83,7 +86,12 @@ def _write_dataset(root: Path, info: dict) -> None:
         for index in tqdm(range(count), desc=f"drawing {split}", disable=None):
             pixels, shapes = draw_picture(np.random.default_rng([info["seed"], split_index, index]))
             image_id = split_index * 1_000_000 + index + 1
-            image = {"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": pixels.shape[0], "width": pixels.shape[1]}
+            image = {
+                "id": image_id,
+                "file_name": f"{image_id:012d}.jpg",
+                "height": pixels.shape[0],
+                "width": pixels.shape[1],
+            }
             Image.fromarray(pixels).save(root / split / image["file_name"], quality=95)
             images.append(image)
             annotations += [_annotation(shape, image_id, number) for number, shape in enumerate(shapes)]
@@ -94,6 +102,7 @@ def _write_dataset(root: Path, info: dict) -> None:
 @dataclass
 class Shape:
     """One object. Points are x, y in pixels of the picture, whose top left corner is (0, 0)."""
+
     category_id: int
     outline: np.ndarray  # [K, 2]
     hole: np.ndarray | None  # [K, 2]
@@ -185,7 +194,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
     """Puts the object onto the canvas [H, W, 3], in a colour that stands out from what its edges lie on."""
     rows, columns = np.nonzero(shape.coverage)
-    window = np.s_[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
     candidates = [_random_colour(rng) for _ in range(6)]
     colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
@@ -246,8 +255,15 @@ def _annotation(shape: Shape, image_id: int, number: int) -> dict:
     else:
         rle = mask_codec.encode(np.asfortranarray(shape.visible, dtype=np.uint8))
         segmentation = {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-    return {"id": image_id * 10 + number, "image_id": image_id, "category_id": shape.category_id, "segmentation": segmentation,
-            "bbox": mask_codec.toBbox(rle).tolist(), "area": float(mask_codec.area(rle)), "iscrowd": 0}
+    return {
+        "id": image_id * 10 + number,
+        "image_id": image_id,
+        "category_id": shape.category_id,
+        "segmentation": segmentation,
+        "bbox": mask_codec.toBbox(rle).tolist(),
+        "area": float(mask_codec.area(rle)),
+        "iscrowd": 0,
+    }
 
 
 def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -255,7 +271,9 @@ def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
     for axis, border, inward in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
         kept = []
         depths = inward * (points[:, axis] - border)
-        for point, following, depth, next_depth in zip(points, np.roll(points, -1, axis=0), depths, np.roll(depths, -1)):
+        for point, following, depth, next_depth in zip(
+            points, np.roll(points, -1, axis=0), depths, np.roll(depths, -1)
+        ):
             if depth >= 0:
                 kept.append(point)
             if depth * next_depth < 0:

@@ -3,6 +3,7 @@
 A picture and its instances (boxes, names, scores, mask crops) go in, a new picture comes out: translucent masks with a contour, thin boxes,
 and on top of both a label for every instance, laid out so that the labels leave each other readable.
 """
+
 import colorsys
 import hashlib
 import logging
@@ -26,21 +27,59 @@ LONGEST_NAME = 40
 
 # Bright and saturated, since photographs seldom are: a dark or greyish colour would be lost in them.
 PALETTE: tuple[Colour, ...] = (
-    (255, 59, 48), (52, 199, 89), (10, 122, 255), (255, 204, 0), (175, 82, 222), (255, 149, 0), (0, 199, 190), (255, 45, 155),
-    (162, 215, 41), (90, 200, 250), (255, 122, 107), (190, 150, 255), (80, 72, 255), (120, 255, 190), (255, 135, 195), (228, 70, 245),
+    (255, 59, 48),
+    (52, 199, 89),
+    (10, 122, 255),
+    (255, 204, 0),
+    (175, 82, 222),
+    (255, 149, 0),
+    (0, 199, 190),
+    (255, 45, 155),
+    (162, 215, 41),
+    (90, 200, 250),
+    (255, 122, 107),
+    (190, 150, 255),
+    (80, 72, 255),
+    (120, 255, 190),
+    (255, 135, 195),
+    (228, 70, 245),
 )
 # Chosen by trying values: with this one, COCO classes that often stand in one picture seldom share a colour.
 PALETTE_SEED = 23660
 
 # Families that hold Chinese, Japanese and Korean characters, as Linux, Windows and macOS name them; the first that is installed is tried first.
-CJK_FAMILIES = ("Noto Sans CJK", "Noto Sans SC", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "SimHei", "SimSun", "PingFang", "Hiragino Sans",
-                "Heiti", "Songti", "Arial Unicode", "Droid Sans Fallback", "Malgun Gothic", "Nanum", "Yu Gothic", "MS Gothic", "Noto Serif CJK")
+CJK_FAMILIES = (
+    "Noto Sans CJK",
+    "Noto Sans SC",
+    "Source Han Sans",
+    "WenQuanYi",
+    "Microsoft YaHei",
+    "SimHei",
+    "SimSun",
+    "PingFang",
+    "Hiragino Sans",
+    "Heiti",
+    "Songti",
+    "Arial Unicode",
+    "Droid Sans Fallback",
+    "Malgun Gothic",
+    "Nanum",
+    "Yu Gothic",
+    "MS Gothic",
+    "Noto Serif CJK",
+)
 
 logger = logging.getLogger(__name__)
 
 
-def draw_instances(image: Image.Image, boxes: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None,
-                   masks: Sequence[MaskCrop] | None = None, line_width: int | None = None) -> Image.Image:
+def draw_instances(
+    image: Image.Image,
+    boxes: np.ndarray,
+    names: Sequence[str],
+    scores: np.ndarray | None = None,
+    masks: Sequence[MaskCrop] | None = None,
+    line_width: int | None = None,
+) -> Image.Image:
     """Draws N instances on a copy of a picture; big ones first, so that small ones stay visible.
 
     A picture whose short side is at most 320 pixels is first enlarged by a whole factor, to a short side of about 480 (`readable_scale`):
@@ -77,7 +116,9 @@ def draw_instances(image: Image.Image, boxes: np.ndarray, names: Sequence[str], 
     canvas = Image.fromarray(pixels)
 
     font_size = label_font_size(canvas.size, len(boxes))
-    labels = [_fit_label(name, None if scores is None else scores[i], font_size, canvas.width) for i, name in enumerate(names)]
+    labels = [
+        _fit_label(name, None if scores is None else scores[i], font_size, canvas.width) for i, name in enumerate(names)
+    ]
     plates = place_plates(boxes, [_plate_size(text, font) for text, font in labels], canvas.size)
     draw = ImageDraw.Draw(canvas)
     for i in big_first:
@@ -134,8 +175,8 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
     rows, columns = crop.shape
     shifts = range(2 * width + 1)
     padded = np.pad(crop, width)
-    eroded = reduce(np.logical_and, (padded[shift:shift + rows] for shift in shifts))
-    eroded = reduce(np.logical_and, (eroded[:, shift:shift + columns] for shift in shifts))
+    eroded = reduce(np.logical_and, (padded[shift : shift + rows] for shift in shifts))
+    eroded = reduce(np.logical_and, (eroded[:, shift : shift + columns] for shift in shifts))
     return crop & ~eroded
 
 
@@ -174,7 +215,9 @@ def _plate_candidates(box: np.ndarray, size: tuple[int, int], picture: tuple[int
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
     corners = [(x, y) for x in columns for y in rows]
     corners += [(x, y) for y in (y1, (y1 + y2 - h) // 2, y2 - h) for x in (x2, x1 - w)]
-    corners += [(x, y) for step in (1, 2, 3) for y in (y1 - h - step * h, y1 + step * h, y2 + step * h) for x in columns]
+    corners += [
+        (x, y) for step in (1, 2, 3) for y in (y1 - h - step * h, y1 + step * h, y2 + step * h) for x in columns
+    ]
     top_left = np.clip(corners, 0, np.maximum(np.subtract(picture, size), 0))
     return np.concatenate([top_left, top_left + size], axis=1)
 
@@ -217,7 +260,7 @@ def _blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: 
     x0, y0, crop = mask
     if not crop.any():
         return
-    under = pixels[y0:y0 + crop.shape[0], x0:x0 + crop.shape[1]]
+    under = pixels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
     under[crop] = under[crop] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY
     # Lighter than the fill and than the box: it stands out from both, and from a background of the same hue.
     under[mask_contour(crop, line_width)] = [(2 * channel + 255) // 3 for channel in colour]
@@ -231,7 +274,9 @@ def _outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width
         side[:] = colour
 
 
-def _fit_label(name: str, score: float | None, font_size: int, picture_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def _fit_label(
+    name: str, score: float | None, font_size: int, picture_width: int
+) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text of a label, and a font that has its characters: smaller where the plate would else be wider than the picture."""
     name = _printable(name)
     text = name if score is None else f"{name} {score:.2f}".strip()
@@ -244,7 +289,7 @@ def _fit_label(name: str, score: float | None, font_size: int, picture_width: in
 def _printable(name: str) -> str:
     """A name as one line of printable characters, cut where it is very long."""
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
-    return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME - 1] + "…"
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
@@ -256,7 +301,9 @@ def _padding(font: ImageFont.FreeTypeFont) -> int:
     return max(2, round(font.size / 5))
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, plate: np.ndarray, colour: Colour) -> None:
+def _draw_label(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, plate: np.ndarray, colour: Colour
+) -> None:
     x1, y1, x2, y2 = plate.tolist()
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
     red, green, blue = colour
@@ -278,7 +325,9 @@ def font_for(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _warn_of_missing_characters() -> None:
-    logger.warning("No installed font has all characters of the class names; some will show as empty boxes. Install one, such as Noto Sans CJK.")
+    logger.warning(
+        "No installed font has all characters of the class names; some will show as empty boxes. Install one, such as Noto Sans CJK."
+    )
 
 
 def _missing(font_path: str, text: str) -> int:
@@ -296,7 +345,11 @@ def _installed_cjk_fonts() -> tuple[str, ...]:
     from matplotlib.font_manager import FontEntry, fontManager
 
     def rank(entry: FontEntry) -> tuple:
-        return next(i for i, family in enumerate(CJK_FAMILIES) if entry.name.startswith(family)), entry.style != "normal", abs(int(entry.weight) - 400)
+        return (
+            next(i for i, family in enumerate(CJK_FAMILIES) if entry.name.startswith(family)),
+            entry.style != "normal",
+            abs(int(entry.weight) - 400),
+        )
 
     found = [entry for entry in fontManager.ttflist if entry.name.startswith(CJK_FAMILIES)]
     return tuple(dict.fromkeys(entry.fname for entry in sorted(found, key=rank)))

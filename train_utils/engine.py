@@ -1,4 +1,5 @@
 """The loops: one epoch of training steps, and one pass of evaluation."""
+
 import math
 import sys
 import time
@@ -47,7 +48,7 @@ class Precision:
 def learning_rate_schedule(
     optimizer: Optimizer, steps_per_epoch: int, lr_steps: Iterable[int], gamma: float, first_step: int = 0
 ) -> LambdaLR:
-    """Linear warm-up from a thousandth over the first min(1000, one epoch) steps; times `gamma` at each of the epochs."""
+    """Linear warm-up from 1/1000 over the first min(1000, one epoch) steps; times `gamma` at each of `lr_steps`."""
     warm_up = min(1000, steps_per_epoch)
     drops = [epoch * steps_per_epoch for epoch in lr_steps]
 
@@ -167,7 +168,8 @@ def train_one_epoch(
 def to_device(target: dict, device: torch.device) -> dict:
     """A target with its tensors on the device; compact masks stay, their targets are made where they are."""
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in target.items()
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in target.items()
     }
 
 

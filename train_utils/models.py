@@ -73,7 +73,11 @@ def build_training_model(
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
         return build_model(config), config
     config = ModelConfig(
-        num_classes, "batch", 1e-5, 5, min_size=args.min_size, max_size=args.max_size, rois_per_image=args.rois_per_image
+        num_classes,
+        trainable_layers=5,
+        min_size=args.min_size,
+        max_size=args.max_size,
+        rois_per_image=args.rois_per_image,
     )
     state, path = {}, None
     if args.pretrain:

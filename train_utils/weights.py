@@ -1,5 +1,4 @@
 """Weight files: found or downloaded, read safely, and put into a network with everything that does not fit named."""
-import hashlib
 import pickle
 import re
 import socket
@@ -138,9 +137,3 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, o
     if problems:
         raise InputError(f"{path}: does not fit this network; " + "; ".join(problems))
     model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
