@@ -54,10 +54,16 @@ class ResNet(nn.Module):
         return outputs
 
     def reset_parameters(self) -> None:
-        """He initialisation by fan-out for the convolutions; normalisations start as the identity."""
+        """He initialisation by fan-out for the convolutions.
+
+        Each block starts as its shortcut alone, if its last normalisation can learn otherwise: from scratch this
+        is steadier (Goyal et al., arXiv:1706.02677, section 5.1).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck) and isinstance(module.bn3.weight, nn.Parameter):
+                nn.init.zeros_(module.bn3.weight)
 
     def freeze_all_but(self, trainable_layers: int) -> None:
         """Leave the last `trainable_layers` of (conv1, layer1, ..., layer4) trainable, freeze the others.
