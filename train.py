@@ -7,17 +7,18 @@
 
 On several GPUs: torchrun --nproc_per_node=8 train_multi_GPU.py, which runs this same file's `main`.
 """
+import sys
 from argparse import Namespace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from train_utils.arguments import DEMO_FOLDER, fill_from_recipe, is_demo_path, train_parser
+from train_utils.arguments import DEMO_FOLDER, fill_from_checkpoint, fill_from_recipe, is_demo_path, train_parser
 from train_utils.checkpoints import checkpoint_to_resume, make_checkpoint, restore
 from train_utils.classes import ClassTable
 from train_utils.data import evaluation_loader, num_classes_for, open_split, training_loader
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.distributed import barrier, is_main, mean_over_processes, world_size
+from train_utils.distributed import barrier, from_main, is_main, mean_over_processes, world_size
 from train_utils.engine import Precision, Progress, choose_device, evaluate, learning_rate_schedule, train_one_epoch
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.models import build_training_model
@@ -26,6 +27,9 @@ from train_utils.run_folder import RunFolder
 
 def main(args: Namespace) -> None:
     # Arguments
+    checkpoint = checkpoint_to_resume(args)
+    if checkpoint is not None:
+        fill_from_checkpoint(args, checkpoint[1]["args"])
     fill_from_recipe(args, is_demo_path(args.data_path), world_size())
     device = choose_device(args.device)
     precision = Precision.choose(device, args.amp)
@@ -49,7 +53,6 @@ def main(args: Namespace) -> None:
     steps_per_epoch = len(train_loader)
 
     # Model
-    checkpoint = checkpoint_to_resume(args)
     with reading_input():
         model, config = build_training_model(args, num_classes, checkpoint)
     if args.sync_bn:
@@ -65,37 +68,44 @@ def main(args: Namespace) -> None:
         trainable, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True
     )
     progress = Progress(step=args.start_epoch * steps_per_epoch)
-    schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma, progress.step)
     scaler = precision.scaler()
     if checkpoint is not None:
-        restore(checkpoint, model, optimizer, schedule, scaler, progress)
+        restore(checkpoint, model, optimizer, scaler, progress, steps_per_epoch)
+    schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma, progress.step)
 
     if args.test_only:
-        metrics = evaluate(model, val_loader, classes, device, precision)
+        metrics = evaluate(model, val_loader, val_set.coco, classes, device, precision)
         if is_main():
             print(metrics["bbox"].table("boxes"), metrics["segm"].table("masks"), sep="\n")
         return
 
-    # Epochs
+    # Results of an epoch
     run = RunFolder.open(args, checkpoint) if is_main() else None
-    barrier()
-    while progress.step < args.epochs * steps_per_epoch and progress.step != args.max_steps:
-        epoch = progress.step // steps_per_epoch
-        train_one_epoch(
-            parallel, optimizer, schedule, scaler, train_loader, device, precision, epoch, progress, run,
-            args.print_freq, args.seed, args.max_steps,
-        )  # fmt: skip
-        if run:
-            content = make_checkpoint(model, optimizer, schedule, scaler, progress, epoch, args, config, classes)
-            run.save_checkpoint(epoch, content)
 
-        # Results
-        metrics = evaluate(model, val_loader, classes, device, precision)
+    def evaluate_epoch(epoch: int) -> None:
+        metrics = evaluate(model, val_loader, val_set.coco, classes, device, precision)
         mean_loss = mean_over_processes(progress.mean_loss(), device)
         if run:
             run.write_results(epoch, metrics, mean_loss, progress.lr)
             run.draw_curves()
             print(summary(epoch, metrics), flush=True)
+
+    # Epochs
+    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+    if checkpoint is not None and from_main(run and not run.has_results(checkpoint[1]["epoch"])):
+        evaluate_epoch(checkpoint[1]["epoch"])  # the run was stopped before it came to that
+    while progress.step < last_step:
+        epoch = progress.step // steps_per_epoch
+        train_one_epoch(
+            parallel, optimizer, schedule, scaler, train_loader, device, precision, epoch, progress, run,
+            args.print_freq, args.seed, last_step,
+        )  # fmt: skip
+        if run:
+            content = make_checkpoint(
+                model, optimizer, schedule, scaler, progress, epoch, steps_per_epoch, args, config, classes
+            )
+            run.save_checkpoint(epoch, content)
+        evaluate_epoch(epoch)
     if run:
         run.say_what_next()
 

@@ -22,10 +22,10 @@ FULL_RECIPE = {
 DEMO_RECIPE = {
     "epochs": 10,
     "batch_size": 4,
-    "lr_per_image": 0.005,
+    "lr_per_image": 0.0025,
     "lr_steps": [7, 9],
     "min_size": 128,
-    "max_size": 192,
+    "max_size": 160,
     "rois_per_image": 32,
     "pretrain": False,
     "amp": True,
@@ -89,7 +89,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
     p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
-    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.005)")
+    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
     p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22)")
@@ -108,7 +108,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--norm", choices=("batch", "frozen"), help="backbone's BatchNorm (default: frozen if pretrained)")
     add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it", default=None)
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
-    p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 192)")
+    p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
     p.add_argument("--rois-per-image", type=positive, help="proposals an image the heads learn from (default: 512, demo 32)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -158,6 +158,13 @@ def predict_parser(description: str) -> Parser:
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
     return p
+
+
+def fill_from_checkpoint(args: argparse.Namespace, trained_with: dict) -> None:
+    """Give every option that was not given the value of the run that is resumed, in place."""
+    for name in ("data_path", "lr", *FULL_RECIPE):
+        if getattr(args, name, 0) is None and name in trained_with:
+            setattr(args, name, trained_with[name])
 
 
 def fill_from_recipe(args: argparse.Namespace, is_demo: bool, world_size: int) -> None:

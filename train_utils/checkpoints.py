@@ -23,6 +23,7 @@ def make_checkpoint(
     scaler: torch.amp.GradScaler,
     progress: Progress,
     epoch: int,
+    steps_per_epoch: int,
     args: Namespace,
     config: ModelConfig,
     classes: ClassTable,
@@ -33,6 +34,7 @@ def make_checkpoint(
         "optimizer": optimizer.state_dict(),
         "lr_scheduler": schedule.state_dict(),
         "epoch": epoch,
+        "steps_per_epoch": steps_per_epoch,
         "progress": vars(progress).copy(),
         "args": vars(args).copy(),
         "model_config": config.to_plain(),
@@ -56,7 +58,7 @@ def checkpoint_to_resume(args: Namespace) -> tuple[Path, dict[str, Any]] | None:
     if path is None:
         return None
     content = read_weight_file(path)
-    missing = {"model", "optimizer", "lr_scheduler", "epoch", "progress", "model_config"} - set(content)
+    missing = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "model_config"} - set(content)
     if missing:
         raise InputError(
             f"{path}: lacks {', '.join(sorted(missing))}, so no run can go on from it; "
@@ -69,19 +71,32 @@ def restore(
     checkpoint: tuple[Path, dict[str, Any]],
     model: MaskRCNN,
     optimizer: Optimizer,
-    schedule: LambdaLR,
     scaler: torch.amp.GradScaler,
     progress: Progress,
+    steps_per_epoch: int,
 ) -> None:
-    """Put a checkpoint's state into a run's objects."""
+    """Put a checkpoint's state into a run's objects; rates and decay stay as the command line has them.
+
+    Raises:
+        InputError: the checkpoint's epochs have another number of steps, or its state does not fit.
+    """
     path, content = checkpoint
+    if content["steps_per_epoch"] != steps_per_epoch:
+        raise InputError(
+            f"{path}: was written in a run of {content['steps_per_epoch']} steps an epoch, this one has "
+            f"{steps_per_epoch}; resume with the same data, batch size and number of processes, "
+            "or start a new run from its weights with --pretrain"
+        )
     load_weights(model, state_dict_of(content, path), path)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(content["optimizer"])
-        schedule.load_state_dict(content["lr_scheduler"])
         if scaler.is_enabled() and "scaler" in content:
             scaler.load_state_dict(content["scaler"])
         for name in vars(progress):
             setattr(progress, name, content["progress"][name])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its optimizer state does not fit this run ({error})") from error
+    for group, own in zip(optimizer.param_groups, settings):
+        group.pop("initial_lr", None)
+        group.update(own)

@@ -11,7 +11,7 @@ import transforms
 from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances, find_voc_folder
 from train_utils.distributed import rank, world_size
-from train_utils.errors import InputError
+from train_utils.errors import InputError, reading_input
 
 InstanceDataset = CocoDetection | VOCInstances
 
@@ -27,10 +27,10 @@ def open_split(data_path: str, training: bool) -> InstanceDataset:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder (--data-path)")
     flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
-    if (root / "annotations").is_dir():
-        return CocoDetection(root, "train" if training else "val", flip)
     if find_voc_folder(root, "2012"):
         return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip)
+    if (root / "annotations").is_dir():
+        return CocoDetection(root, "train" if training else "val", flip)
     raise InputError(
         f"{root}: neither COCO's layout (annotations/instances_train2017.json, train2017/, val2017/) "
         "nor VOC's (VOCdevkit/VOC2012/ImageSets/Segmentation/)"
@@ -75,7 +75,7 @@ def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | 
     """
     batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
     return DataLoader(
-        dataset,
+        CheckedItems(dataset),
         batch_sampler=batches[rank() :: world_size()],
         num_workers=default_workers() if workers is None else workers,
         collate_fn=dataset.collate_fn,
@@ -88,22 +88,33 @@ def default_workers() -> int:
     return max(1, min(8, cores // world_size()))
 
 
-class SeededItems(Dataset):
-    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them."""
+class CheckedItems(Dataset):
+    """A dataset's items; one that cannot be read is an InputError, also in a loader worker."""
 
-    def __init__(self, dataset: InstanceDataset, seed: int):
+    def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        with reading_input():
+            return self.dataset[index]
+
+
+class SeededItems(CheckedItems):
+    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them."""
+
+    def __init__(self, dataset: InstanceDataset, seed: int):
+        super().__init__(dataset)
+        self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]):
         """The item for (epoch, index)."""
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(self.seed, epoch, index))
-            return self.dataset[index]
+            return super().__getitem__(index)
 
 
 def mix_seed(*numbers: int) -> int:

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle", "star")  # category ids 1..4
 
-VERSION = "1.0"  # whatever changes the pictures changes this, or an old dataset passes for a new one
+VERSION = "1.1"  # whatever changes the pictures changes this, or an old dataset passes for a new one
 SPLITS = ("train2017", "val2017")
-PICTURE_SIDES = (128, 192)
-OBJECTS_PER_PICTURE = (2, 6)
-OBJECT_SIZES = (14.0, 110.0)  # square root of the bounding box's area, in pixels
+PICTURE_SIDES = (128, 160)
+OBJECTS_PER_PICTURE = (2, 5)
+OBJECT_SIZES = (18.0, 100.0)  # square root of the bounding box's area, in pixels
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.5, 60
 SMALLEST_WITH_HOLE, HOLE_CHANCE = 26.0, 0.45  # about a third of all objects get one
+TILT = 0.3  # radians either way
 SUPERSAMPLING = 8
 
 
@@ -147,7 +148,7 @@ def _find_place(rng: np.random.Generator, below: list[Shape], height: int, width
 
 def _random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
     category_id = int(rng.integers(len(CLASS_NAMES))) + 1
-    stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(0, 2 * np.pi)
+    stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(-TILT, TILT)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     centred = _unit_outline(CLASS_NAMES[category_id - 1]) * (stretch, 1 / stretch) @ rotation
     centred *= size / np.sqrt(np.ptp(centred, axis=0).prod())
@@ -188,7 +189,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     """Canvas [H, W, 3] in 0..255: soft patterns between two colours that are not far apart, with grain."""
     colour = _random_colour(rng)
     pattern = 0.5 * rng.choice([_gradient, _stripes, _noise])(rng, height, width) + 0.5 * _noise(rng, height, width)
-    return _two_tone(colour, colour + rng.uniform(-80, 80, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
+    return _two_tone(colour, colour + rng.uniform(-50, 50, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
@@ -199,7 +200,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
     candidates = [_random_colour(rng) for _ in range(6)]
     colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
     pattern = rng.choice([_gradient, _stripes, _checks, _noise])(rng, *alpha.shape)
-    surface = _two_tone(colour, colour + rng.uniform(-50, 50, size=3), pattern)
+    surface = _two_tone(colour, colour + rng.uniform(-40, 40, size=3), pattern)
     surface *= 1 + rng.choice([-0.45, 0.35]) * rim[..., None]
     canvas[window] += (surface.clip(0, 255) - beneath) * alpha[..., None]
 

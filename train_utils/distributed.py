@@ -76,6 +76,15 @@ def gather_objects(value: Any) -> list[Any] | None:
     return values
 
 
+def from_main(value: Any) -> Any:
+    """The main process's value, on every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def mean_over_processes(value: float, device: torch.device) -> float:
     """The mean of one number over all processes."""
     if not dist.is_initialized():

@@ -19,6 +19,7 @@ from train_utils.classes import ClassTable
 from train_utils.coco_evaluation import CocoEvaluator, Metrics
 from train_utils.data import mix_seed
 from train_utils.distributed import is_main, rank
+from train_utils.errors import InputError
 from train_utils.run_folder import RunFolder
 
 
@@ -99,9 +100,9 @@ def train_one_epoch(
     run: RunFolder | None,
     print_freq: int,
     seed: int,
-    max_steps: int | None = None,
+    last_step: int,
 ) -> None:
-    """Train to the end of the epoch, or of the run where `max_steps` says so; `progress` is kept up to date.
+    """Train to the end of the epoch, or to the run's last step if that comes first; `progress` is kept up to date.
 
     Each step's draws (the samples inside RPN and RoI heads) come from seed, step and rank alone, so that a run
     that is resumed at any step goes on as if it had never stopped.
@@ -127,9 +128,9 @@ def train_one_epoch(
         if not math.isfinite(loss_value):
             ids = [target["image_id"] for target in targets]
             values = {name: round(value.item(), 4) for name, value in losses.items()}
-            raise FloatingPointError(
-                f"loss {loss_value} at step {progress.step} of images {ids}: {values}, "
-                f"lr {optimizer.param_groups[0]['lr']:.6f}; the weights are those before this step"
+            raise InputError(
+                f"the loss became {loss_value} at step {progress.step}, images {ids}: {values}, learning rate "
+                f"{optimizer.param_groups[0]['lr']:.6f}; try a lower --lr, or look at these images"
             )
         lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
@@ -146,7 +147,7 @@ def train_one_epoch(
         bar.update()
         bar.set_postfix(loss=f"{loss_value:.4f}", lr=f"{lr:.6f}", refresh=False)
         in_epoch = progress.step - epoch * steps_per_epoch
-        last = in_epoch == steps_per_epoch or progress.step == max_steps
+        last = in_epoch == steps_per_epoch or progress.step == last_step
         if run is not None and (progress.step % print_freq == 0 or last):
             entry = {"epoch": epoch, "step": progress.step, "lr": lr, "loss": loss_value}
             entry |= {name: value.item() for name, value in losses.items()}
@@ -160,7 +161,7 @@ def train_one_epoch(
                     f"lr {lr:.6f}  {seconds:.2f} s a step  {left} left",
                     flush=True,
                 )
-        if progress.step == max_steps:
+        if progress.step == last_step:
             break
     bar.close()
 
@@ -175,11 +176,15 @@ def to_device(target: dict, device: torch.device) -> dict:
 
 @torch.inference_mode()
 def evaluate(
-    model: MaskRCNN, loader: DataLoader, classes: ClassTable, device: torch.device, precision: Precision
+    model: MaskRCNN, loader: DataLoader, ground_truth, classes: ClassTable, device: torch.device, precision: Precision
 ) -> dict[str, Metrics] | None:
-    """COCO metrics of the loader's dataset by IoU type, on the main process; None on the others."""
+    """COCO metrics by IoU type, on the main process; None on the others.
+
+    Args:
+        loader: this process's share of the pictures; ground_truth: the whole data's COCO object.
+    """
     model.eval()
-    evaluator = CocoEvaluator(loader.dataset.coco, classes)
+    evaluator = CocoEvaluator(ground_truth, classes)
     for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
         with precision.autocast():
             detections = model.detect([image.to(device, non_blocking=True) for image in images])

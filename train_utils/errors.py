@@ -14,7 +14,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker puts its traceback before it
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

@@ -11,6 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from backbone import resnet50_fpn_backbone
 from backbone.resnet50_fpn import load_classification_weights
 from network_files import MaskRCNN
+from network_files.anchors import AnchorGenerator
+from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from train_utils.errors import InputError, reading_input
 from train_utils.weights import find_pretrained, is_classifier, load_weights, read_weight_file, state_dict_of
 
@@ -21,6 +23,8 @@ class ModelConfig:
 
     Attributes:
         num_classes: background included.
+        arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn, or "v2", with BatchNorm in FPN and
+            heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2.
         norm: "batch" or "frozen", the backbone's normalisation; norm_eps: its epsilon.
         trainable_layers: see `resnet50_fpn_backbone`.
         min_size, max_size: see `ImageTransform`.
@@ -28,6 +32,7 @@ class ModelConfig:
     """
 
     num_classes: int
+    arch: str = "v1"
     norm: str = "batch"
     norm_eps: float = 1e-5
     trainable_layers: int = 3
@@ -47,7 +52,9 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     """The network with fresh weights."""
     norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     backbone = resnet50_fpn_backbone(
-        norm_layer=partial(norm_class, eps=config.norm_eps), trainable_layers=config.trainable_layers
+        norm_layer=partial(norm_class, eps=config.norm_eps),
+        trainable_layers=config.trainable_layers,
+        fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
     )
     return MaskRCNN(
         backbone,
@@ -55,7 +62,19 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         min_size=config.min_size,
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
+        **(v2_heads(backbone.out_channels) if config.arch == "v2" else {}),
     )
+
+
+def v2_heads(channels: int) -> dict[str, nn.Module]:
+    """The heads in which v2 differs (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN."""
+    anchors = AnchorGenerator()
+    return {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+        "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
+        "mask_head": MaskRCNNHeads(channels, [256] * 4, norm_layer=nn.BatchNorm2d),
+    }
 
 
 def build_training_model(
@@ -71,6 +90,9 @@ def build_training_model(
         config = ModelConfig.from_plain(content["model_config"])
         if config.num_classes != num_classes:
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
+        if args.norm not in (None, config.norm):
+            raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
+        config.min_size, config.max_size, config.rois_per_image = args.min_size, args.max_size, args.rois_per_image
         return build_model(config), config
     config = ModelConfig(
         num_classes,

@@ -38,7 +38,7 @@ class RunFolder:
         others = folder.files_of_a_run()
         if resumed is not None:
             folder.forget_after(resumed[1]["progress"]["step"], resumed[1]["epoch"])
-        elif args.overwrite:
+        elif args.overwrite or args.resume == "auto":  # auto without a checkpoint: stopped before the first
             for file in others:
                 file.unlink()
         elif others:
