@@ -20,7 +20,7 @@ from train_utils.data import evaluation_loader, num_classes_for, open_split, tra
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.distributed import barrier, from_main, is_main, mean_over_processes, world_size
 from train_utils.engine import Precision, Progress, choose_device, evaluate, learning_rate_schedule, train_one_epoch
-from train_utils.errors import one_line_errors, reading_input
+from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import build_training_model
 from train_utils.run_folder import RunFolder
 
@@ -56,6 +56,8 @@ def main(args: Namespace) -> None:
     with reading_input():
         model, config = build_training_model(args, num_classes, checkpoint)
     if args.sync_bn:
+        if device.type != "cuda":
+            raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)
     parallel = model
@@ -104,7 +106,7 @@ def main(args: Namespace) -> None:
             content = make_checkpoint(
                 model, optimizer, schedule, scaler, progress, epoch, steps_per_epoch, args, config, classes
             )
-            run.save_checkpoint(epoch, content)
+            run.save_checkpoint(epoch, content, args.keep)
         evaluate_epoch(epoch)
     if run:
         run.say_what_next()

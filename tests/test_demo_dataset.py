@@ -1,4 +1,5 @@
 """The demo dataset: the same pictures from the same seed, annotations that agree with themselves, nothing half-written."""
+
 import itertools
 import json
 import subprocess
@@ -66,7 +67,10 @@ def test_a_picture_does_not_depend_on_the_counts(root, tmp_path):
 
 
 def test_train_and_val_share_no_picture_and_no_id(root):
-    content = {split: json.loads((root / "annotations" / f"instances_{split}.json").read_text()) for split in ("train2017", "val2017")}
+    content = {
+        split: json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+        for split in ("train2017", "val2017")
+    }
     for key in ("images", "annotations"):
         train, val = ({entry["id"] for entry in content[split][key]} for split in ("train2017", "val2017"))
         assert train and val and not train & val
@@ -133,7 +137,9 @@ def test_a_hole_is_not_part_of_the_mask_and_shows_what_is_beneath():
                 continue
             holes += 1
             height, width = shape.visible.shape
-            inside_hole = mask_codec.decode(mask_codec.frPyObjects([shape.hole.ravel().tolist()], height, width))[..., 0] == 1
+            inside_hole = (
+                mask_codec.decode(mask_codec.frPyObjects([shape.hole.ravel().tolist()], height, width))[..., 0] == 1
+            )
             assert (shape.visible & inside_hole).sum() <= 0.25 * inside_hole.sum()  # pixels that the hole's edge cuts
             seen_through_a_hole += sum((below.visible & inside_hole).sum() > 20 for below in shapes[:depth])
     assert 0.2 * objects < holes < 0.5 * objects
@@ -229,8 +235,13 @@ def test_counts_and_seed_out_of_range_are_refused(tmp_path, bad):
 
 def test_command_draws_and_names_a_mistake_in_one_line(tmp_path):
     def command(*arguments):
-        return subprocess.run([sys.executable, "-m", "train_utils.demo_dataset", "--root", str(tmp_path / "data"), *arguments],
-                              check=False, cwd=Path(demo_dataset.__file__).parents[1], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "train_utils.demo_dataset", "--root", str(tmp_path / "data"), *arguments],
+            check=False,
+            cwd=Path(demo_dataset.__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
 
     drawn = command("--num-train", "2", "--num-val", "1", "--seed", "5")
     assert drawn.returncode == 0, drawn.stderr

@@ -1,4 +1,5 @@
 """The pictures that people look at: drawn instances and the curves of a run."""
+
 import time
 from dataclasses import dataclass
 
@@ -12,7 +13,14 @@ from PIL import Image
 
 from train_utils import drawing
 from train_utils.curves import plot_loss_and_lr, plot_map, smooth
-from train_utils.drawing import draw_instances, instance_colours, label_font_size, mask_contour, place_plates, readable_scale
+from train_utils.drawing import (
+    draw_instances,
+    instance_colours,
+    label_font_size,
+    mask_contour,
+    place_plates,
+    readable_scale,
+)
 
 GREY = (90, 90, 90)
 
@@ -20,6 +28,7 @@ GREY = (90, 90, 90)
 @dataclass
 class Scene:
     """What draw_instances takes, N instances of random size and place."""
+
     image: Image.Image
     boxes: np.ndarray
     names: list[str]
@@ -45,8 +54,21 @@ def changed_pixels(drawn: Image.Image, colour: tuple[int, int, int] = GREY) -> n
     return (np.asarray(drawn) != colour).any(2)
 
 
-@pytest.mark.parametrize(("size", "scale"), [((640, 480), 1), ((425, 640), 1), ((4000, 3000), 1), ((400, 321), 1), ((320, 240), 2),
-                                             ((128, 128), 4), ((128, 96), 5), ((1000, 20), 2), ((2500, 20), 1), ((1, 1), 480)])
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [
+        ((640, 480), 1),
+        ((425, 640), 1),
+        ((4000, 3000), 1),
+        ((400, 321), 1),
+        ((320, 240), 2),
+        ((128, 128), 4),
+        ((128, 96), 5),
+        ((1000, 20), 2),
+        ((2500, 20), 1),
+        ((1, 1), 480),
+    ],
+)
 def test_only_small_pictures_are_enlarged(size, scale):
     assert readable_scale(*size) == scale
     if max(size) < 1000:
@@ -55,10 +77,16 @@ def test_only_small_pictures_are_enlarged(size, scale):
 
 
 def test_boxes_of_an_enlarged_picture_stand_on_its_pixels():
-    drawn = draw_instances(Image.new("RGB", (128, 128), GREY), np.array([[32.0, 64.0, 96.0, 120.0]]), ["cat"], line_width=1)
+    drawn = draw_instances(
+        Image.new("RGB", (128, 128), GREY), np.array([[32.0, 64.0, 96.0, 120.0]]), ["cat"], line_width=1
+    )
     changed = changed_pixels(drawn)
-    assert changed[4 * 64:4 * 120, 4 * 32].all() and changed[4 * 64:4 * 120, 4 * 96 - 1].all() and changed[4 * 120 - 1, 4 * 32:4 * 96].all()
-    assert not changed[4 * 120:].any() and not changed[:, 4 * 96:].any() and not changed[:, :4 * 32].any()
+    assert (
+        changed[4 * 64 : 4 * 120, 4 * 32].all()
+        and changed[4 * 64 : 4 * 120, 4 * 96 - 1].all()
+        and changed[4 * 120 - 1, 4 * 32 : 4 * 96].all()
+    )
+    assert not changed[4 * 120 :].any() and not changed[:, 4 * 96 :].any() and not changed[:, : 4 * 32].any()
 
 
 def test_a_picture_without_instances_stays_as_it_is():
@@ -85,7 +113,16 @@ def test_a_one_pixel_box_covers_one_pixel():
 
 def test_a_mask_is_blended_and_outlined_within_its_crop_only():
     crop = np.ones((40, 60), bool)
-    drawn = np.asarray(draw_instances(Image.new("RGB", (400, 400), GREY), np.array([[0.0, 399, 1, 400]]), ["cat"], None, [(300, 100, crop)], line_width=1))
+    drawn = np.asarray(
+        draw_instances(
+            Image.new("RGB", (400, 400), GREY),
+            np.array([[0.0, 399, 1, 400]]),
+            ["cat"],
+            None,
+            [(300, 100, crop)],
+            line_width=1,
+        )
+    )
     colour = np.array(instance_colours(["cat"])[0])
     inside = drawn[101:139, 301:359]
     assert np.abs(inside - (0.6 * np.array(GREY) + 0.4 * colour)).max() <= 1
@@ -98,7 +135,9 @@ def test_a_mask_is_blended_and_outlined_within_its_crop_only():
 @pytest.mark.parametrize("size", [128, 400])
 def test_a_mask_along_the_whole_border_is_drawn(size):
     image = Image.new("RGB", (size, size), GREY)
-    drawn = draw_instances(image, np.array([[0.0, 0, size, size]]), ["background"], np.array([0.5]), [(0, 0, np.ones((size, size), bool))])
+    drawn = draw_instances(
+        image, np.array([[0.0, 0, size, size]]), ["background"], np.array([0.5]), [(0, 0, np.ones((size, size), bool))]
+    )
     assert changed_pixels(drawn).all()
 
 
@@ -114,7 +153,9 @@ def test_the_contour_is_the_mask_minus_its_erosion():
     inner = np.zeros_like(crop)
     inner[3:6, 3:6] = True
     assert np.array_equal(mask_contour(crop, 2), crop & ~inner)
-    assert np.array_equal(mask_contour(np.ones((3, 5), bool), 1), np.pad(np.zeros((1, 3), bool), 1, constant_values=True))
+    assert np.array_equal(
+        mask_contour(np.ones((3, 5), bool), 1), np.pad(np.zeros((1, 3), bool), 1, constant_values=True)
+    )
     assert mask_contour(np.ones((1, 1), bool), 3).all()
 
 
@@ -124,13 +165,17 @@ def test_small_instances_are_drawn_over_big_ones():
     image = Image.new("RGB", (420, 420), GREY)
     big, small = np.array(instance_colours(["big", "small"]))
     for order in ([0, 1], [1, 0]):
-        drawn = np.asarray(draw_instances(image, boxes[order], [["small", "big"][i] for i in order], None, [masks[i] for i in order], line_width=1))
+        drawn = np.asarray(
+            draw_instances(
+                image, boxes[order], [["small", "big"][i] for i in order], None, [masks[i] for i in order], line_width=1
+            )
+        )
         assert (drawn[230, 239] == small).all()
         assert np.abs(drawn[230, 230] - (0.6 * (0.6 * np.array(GREY) + 0.4 * big) + 0.4 * small)).max() <= 1
 
 
 def test_a_class_keeps_its_colour_and_its_instances_differ():
-    alone, = instance_colours(["zebra"])
+    (alone,) = instance_colours(["zebra"])
     among = instance_colours(["cat", "zebra", "cat", "zebra"])
     assert among[1] == alone and len(set(among)) == 4
     assert len(set(instance_colours(["cat"] * 50))) == 50
@@ -155,7 +200,9 @@ def test_text_grows_with_the_picture_and_shrinks_in_a_crowd():
     assert 10 <= label_font_size((640, 480), 100) < label_font_size((640, 480), 1)
 
 
-@pytest.mark.parametrize("name", ["猫", "交通信号灯", "", " ", "two\nlines\t", "\x00\x07", "\ud800", "😀 é ß", "قطة", "x" * 500, "100% {}"])
+@pytest.mark.parametrize(
+    "name", ["猫", "交通信号灯", "", " ", "two\nlines\t", "\x00\x07", "\ud800", "😀 é ß", "قطة", "x" * 500, "100% {}"]
+)
 def test_no_name_is_too_strange(name):
     for size in ((640, 480), (30, 400)):
         drawn = draw_instances(Image.new("RGB", size, GREY), np.array([[2.0, 40, 28, 80]]), [name], np.array([0.87]))
@@ -166,7 +213,11 @@ def test_chinese_names_are_written_with_an_installed_chinese_font(tmp_path, monk
     # A private character that no font holds stands beside the Chinese one, so that no font of this machine can tie with the one written here.
     path, name = tmp_path / "test.ttf", "猫" + chr(0x10FFFD)
     write_font(path, name)
-    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist, FontEntry(fname=str(path), name="WenQuanYi Test", style="normal", weight=400)])
+    monkeypatch.setattr(
+        fontManager,
+        "ttflist",
+        [*fontManager.ttflist, FontEntry(fname=str(path), name="WenQuanYi Test", style="normal", weight=400)],
+    )
     caches = (drawing.font_for, drawing._installed_cjk_fonts)
     for cached in caches:
         cached.cache_clear()
@@ -204,7 +255,11 @@ def test_drawing_leaves_its_inputs_as_they_were():
         scene.boxes.flags.writeable = False
         scene.draw()
         assert np.array_equal(np.asarray(scene.image), np.asarray(untouched.image))
-        assert np.array_equal(scene.boxes, untouched.boxes) and np.array_equal(scene.scores, untouched.scores) and scene.names == untouched.names
+        assert (
+            np.array_equal(scene.boxes, untouched.boxes)
+            and np.array_equal(scene.scores, untouched.scores)
+            and scene.names == untouched.names
+        )
         for (x0, y0, crop), (x0_before, y0_before, crop_before) in zip(scene.masks, untouched.masks, strict=True):
             assert (x0, y0) == (x0_before, y0_before) and np.array_equal(crop, crop_before)
 
@@ -249,8 +304,11 @@ def ink_without_points(tmp_path_factory) -> tuple[int, int]:
     return ink(folder / "loss.png"), ink(folder / "map.png")
 
 
-@pytest.mark.parametrize("losses", [[2.5], [float("nan")], [3.0, float("nan"), 2.0, float("inf"), 1.0], list(np.geomspace(5, 0.5, 3000))],
-                         ids=["one", "only NaN", "with NaN", "many"])
+@pytest.mark.parametrize(
+    "losses",
+    [[2.5], [float("nan")], [3.0, float("nan"), 2.0, float("inf"), 1.0], list(np.geomspace(5, 0.5, 3000))],
+    ids=["one", "only NaN", "with NaN", "many"],
+)
 def test_the_loss_curve_is_written_for_any_history(tmp_path, losses, ink_without_points):
     path = tmp_path / "loss.png"
     path.write_text("an older one")
@@ -270,7 +328,11 @@ def test_the_map_curve_is_written_for_any_number_of_epochs(tmp_path, count, ink_
 def test_smoothing_is_a_mean_over_the_finite_neighbours():
     nan = np.nan
     assert np.allclose(smooth(np.array([1.0, 2, 6, nan, 4]), window=1), [1.5, 3, 4, 5, 4])
-    assert np.allclose(smooth(np.array([1.0, nan, nan, nan, 1e30, 2, 2, 2]), window=1), [1, 1, nan, 1e30, 5e29, 1e30 / 3, 2, 2], equal_nan=True)
+    assert np.allclose(
+        smooth(np.array([1.0, nan, nan, nan, 1e30, 2, 2, 2]), window=1),
+        [1, 1, nan, 1e30, 5e29, 1e30 / 3, 2, 2],
+        equal_nan=True,
+    )
     assert smooth(np.array([]), window=3).shape == (0,)
 
 

@@ -12,23 +12,27 @@ FULL_RECIPE = {
     "batch_size": 4,
     "lr_per_image": 0.001,
     "lr_steps": [16, 22],
+    "lr_gamma": 0.1,
     "min_size": 800,
     "max_size": 1333,
     "rois_per_image": 512,
     "pretrain": True,
     "amp": False,
+    "keep": None,
 }
 # From scratch on the small drawn pictures, within ten minutes on two CPU cores.
 DEMO_RECIPE = {
-    "epochs": 10,
+    "epochs": 9,
     "batch_size": 4,
     "lr_per_image": 0.0025,
-    "lr_steps": [7, 9],
+    "lr_steps": [6, 8],
+    "lr_gamma": 0.3,
     "min_size": 128,
     "max_size": 160,
     "rois_per_image": 32,
     "pretrain": False,
     "amp": True,
+    "keep": 2,
 }
 
 
@@ -85,15 +89,15 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
     add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
     p.add_argument("--start-epoch", type=int, default=0, help="number of the first epoch (default: 0)")
-    p.add_argument("--epochs", type=positive, help="(default: 26, demo 10)")
+    p.add_argument("--epochs", type=positive, help="(default: 26, demo 9)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
     p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
-    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22)")
-    p.add_argument("--lr-gamma", type=float, default=0.1, help="factor of a drop (default: %(default)s)")
+    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22, demo 6 8)")
+    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.3)")
     p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")
     p.add_argument(
         "--pretrain",
@@ -110,6 +114,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
     p.add_argument("--rois-per-image", type=positive, help="proposals an image the heads learn from (default: 512, demo 32)")
+    p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")

@@ -1,4 +1,4 @@
-"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares, triangles and stars that hide one another.
+"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares and triangles that hide one another.
 
 A seed goes in; pictures, masks of the visible pixels and annotation files come out. Small enough to train on from scratch in minutes.
 
@@ -16,15 +16,15 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_codec
 from tqdm import tqdm
 
-CLASS_NAMES = ("circle", "square", "triangle", "star")  # category ids 1..4
+CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
 
-VERSION = "1.1"  # whatever changes the pictures changes this, or an old dataset passes for a new one
+VERSION = "1.2"  # whatever changes the pictures changes this, or an old dataset passes for a new one
 SPLITS = ("train2017", "val2017")
 PICTURE_SIDES = (128, 160)
 OBJECTS_PER_PICTURE = (2, 5)
-OBJECT_SIZES = (18.0, 100.0)  # square root of the bounding box's area, in pixels
+OBJECT_SIZES = (20.0, 100.0)  # square root of the bounding box's area, in pixels
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.5, 60
-SMALLEST_WITH_HOLE, HOLE_CHANCE = 26.0, 0.45  # about a third of all objects get one
+SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.5  # about a third of all objects get one
 TILT = 0.3  # radians either way
 SUPERSAMPLING = 8
 
@@ -161,11 +161,10 @@ def _random_shape(rng: np.random.Generator, size: float, height: int, width: int
 
 
 def _unit_outline(name: str) -> np.ndarray:
-    """Corners [K, 2] on the unit circle about the origin; every second corner of a star lies further in."""
-    corners = {"circle": 40, "square": 4, "triangle": 3, "star": 10}[name]
+    """Corners [K, 2] on the unit circle about the origin."""
+    corners = {"circle": 40, "square": 4, "triangle": 3}[name]
     angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners
-    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
-    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +283,7 @@ def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the demo dataset: four kinds of shapes, in COCO 2017 layout.")
+    parser = argparse.ArgumentParser(description="Draw the demo dataset: three kinds of shapes, in COCO 2017 layout.")
     parser.add_argument("--root", required=True, help="the folder to draw it into")
     parser.add_argument("--num-train", type=int, default=400, help="pictures to train on (default: 400)")
     parser.add_argument("--num-val", type=int, default=80, help="pictures to validate on (default: 80)")

@@ -113,8 +113,12 @@ class RunFolder:
             flush=True,
         )
 
-    def save_checkpoint(self, epoch: int, content: Mapping[str, Any]) -> Path:
-        """Write model_{epoch}.pth so that a crash leaves either the old file or the new one."""
+    def save_checkpoint(self, epoch: int, content: Mapping[str, Any], keep: int | None) -> None:
+        """Write model_{epoch}.pth so that a crash leaves either the old file or the new one; then drop the oldest.
+
+        Args:
+            keep: how many checkpoints stay; None for all.
+        """
         path = self.path / f"model_{epoch}.pth"
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
@@ -122,14 +126,20 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        return path
+        for old in checkpoints(self.path)[:-keep] if keep else []:
+            old.unlink()
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of the highest epoch in a run's folder; None if there is none."""
+    return (checkpoints(folder) or [None])[-1]
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """A run's checkpoints, by epoch."""
     folder = Path(folder)
     files = [f for f in folder.iterdir() if CHECKPOINT.match(f.name)] if folder.is_dir() else []
-    return max(files, key=lambda f: int(CHECKPOINT.match(f.name).group(1)), default=None)
+    return sorted(files, key=lambda f: int(CHECKPOINT.match(f.name).group(1)))
 
 
 def epoch_of(line: str) -> int:

@@ -1,0 +1,200 @@
+"""What the benchmarks share: photos, the machine in words, times side by side, two networks with one set of weights.
+
+`python benchmarks/<script>.py` imports this file first, which makes the project's own modules importable.
+"""
+import os
+import platform
+import statistics
+import sys
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from my_dataset_coco import CocoDetection  # noqa: E402
+from network_files import MaskRCNN  # noqa: E402
+from train_utils.arguments import Parser  # noqa: E402
+from train_utils.errors import InputError, reading_input  # noqa: E402
+from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
+from train_utils.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
+
+Targets = Sequence[dict]
+
+
+def parser(description: str) -> Parser:
+    """An empty command line whose --help is the script's docstring."""
+    return Parser(description=description, formatter_class=RawDescriptionHelpFormatter)
+
+
+def coco_tiny() -> Path:
+    """The folder with 80 + 80 photos of COCO 2017; InputError says what to do where there is none."""
+    data = Path(os.environ.get("MASKRCNN_TEST_DATA") or PROJECT.parent / "shared" / "data")
+    folder = data / "coco_tiny"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; set MASKRCNN_TEST_DATA to the folder that holds coco_tiny/")
+    return folder
+
+
+def training_photos(count: int) -> tuple[list[Tensor], list[dict]]:
+    """The first `count` items of coco_tiny's training split, no transforms: images uint8 [3, H, W] and targets."""
+    with reading_input():
+        dataset = CocoDetection(coco_tiny(), "train")
+    if count > len(dataset):
+        raise InputError(f"--batch-size {count}: coco_tiny has {len(dataset)} training photos")
+    images, targets = dataset.collate_fn([dataset[i] for i in range(count)])
+    return list(images), list(targets)
+
+
+def as_in_torchvisions_reference(images: Sequence[Tensor], targets: Targets) -> tuple[list[Tensor], list[dict]]:
+    """The same photos as torchvision's reference scripts load them: float images in 0..1, dense uint8 masks."""
+    return [image / 255 for image in images], [dict(target, masks=target["masks"].dense()) for target in targets]
+
+
+def describe(images: Sequence[Tensor], targets: Targets) -> str:
+    """'000000008193 640x427 with 3 objects, ...'"""
+    return ", ".join(
+        f"{t['image_id']:012d} {i.shape[-1]}x{i.shape[-2]} with {len(t['labels'])} objects"
+        for i, t in zip(images, targets)
+    )
+
+
+def machine(device: torch.device) -> str:
+    """Processor, cores, versions and GPU, in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [f"{processor()}, {cores} cores, {torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts.append(f"torchvision {torchvision.__version__}")
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}")
+    return "; ".join(parts)
+
+
+def processor() -> str:
+    """The processor's name; the kernel knows it better than Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Time the candidates in turns within one run, so that a machine that others use as well is slow for all alike.
+
+    Each runs once to warm up, then once a round, in an order that reverses from round to round. Prints each one's
+    times, and the ratio of the others' to the first one's: the median over the rounds of the ratio within a round.
+
+    Returns:
+        Median seconds by name.
+    """
+    for run in candidates.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(rounds):
+        for name in list(candidates)[:: 1 if i % 2 == 0 else -1]:
+            times[name].append(seconds_of(candidates[name]))
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+
+    first, width = next(iter(times)), max(map(len, times))
+    print(f"  {'':<{width}}     median    fastest    slowest   time / that of the first (least..most)")
+    for name, seconds in times.items():
+        ratios = sorted(own / reference for own, reference in zip(seconds, times[first]))
+        spread = "" if name == first else f"   {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})"
+        figures = "".join(f"{1000 * value:8.1f} ms" for value in (medians[name], min(seconds), max(seconds)))
+        print(f"  {name:<{width}}{figures}{spread}", flush=True)
+    return medians
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall-clock time of one call, with all that it started on a GPU."""
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def build_pair(
+    images: Sequence[Tensor], min_size: int, max_size: int, weights: str | None = None
+) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
+    """This project's network and torchvision's with the same weights and settings, for COCO's 90 classes.
+
+    As in fine-tuning: frozen BatchNorm, stem and first stage not trained. The weights come from a file, or are
+    drawn at random, see `random_weights`.
+    """
+    config = ModelConfig(num_classes=91, norm="frozen", min_size=min_size, max_size=max_size)
+    if weights is None:
+        ours = build_model(config)
+        ours.load_state_dict(random_weights(config, images), strict=True)
+    else:
+        with reading_input():
+            content = read_weight_file(weights)
+        state = state_dict_of(content, weights)
+        config = replace(config_of(content, state), trainable_layers=3, min_size=min_size, max_size=max_size)
+        ours = build_model(config)
+        load_weights(ours, state, weights)
+    theirs = build_torchvisions(config)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
+    """torchvision's network as `maskrcnn_resnet50_fpn` puts it together, without its download of weights."""
+    norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        norm_layer=partial(norm_class, eps=config.norm_eps),
+        trainable_layers=config.trainable_layers,
+    )
+    return TorchvisionMaskRCNN(
+        backbone,
+        config.num_classes,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        box_batch_size_per_image=config.rois_per_image,
+    )
+
+
+@torch.no_grad()
+def random_weights(config: ModelConfig, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A state dict drawn at random under which the network works about as hard as a trained one.
+
+    Fresh weights will not do: frozen BatchNorm without statistics lets activations grow from block to block or, where
+    it starts blocks as their shortcuts, leaves them out; and no fresh classifier is sure enough of anything to make a
+    detection. So BatchNorm takes the statistics of the photos, and the predictors' weights are large enough for
+    proposals that differ and for more candidates than the 100 detections that are kept of a photo.
+    """
+    torch.manual_seed(0)
+    model = build_model(replace(config, norm="batch"))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            module.momentum = None  # the running statistics become those of the one batch seen
+    model.backbone(model.transform(images)[0].tensors)
+    nn.init.normal_(model.rpn.head.cls_logits.weight, std=RPN_STD)
+    nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=CLASS_STD)
+    model.roi_heads.box_predictor.cls_score.bias[0] = BACKGROUND_BIAS
+    nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.weight, std=MASK_STD)
+    return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+RPN_STD, CLASS_STD, BACKGROUND_BIAS, MASK_STD = 0.1, 0.1, 7.0, 0.03

@@ -1,0 +1,167 @@
+"""One training step and one inference: this project's network against torchvision's, same weights, same photos.
+
+    python benchmarks/step_and_inference.py                                        # on the GPU if there is one
+    python benchmarks/step_and_inference.py --device cpu --min-size 320 --max-size 480
+    python benchmarks/step_and_inference.py --amp --batch-size 8 --rounds 20 --what train
+
+Ours runs as train.py runs it: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as its
+reference scripts run it: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16 where a GPU lacks it)
+and torchvision's in float32, under the same autocast, and under it with channels last besides.
+Losses and scores of both are printed too, so that it is seen that both do the same work.
+"""
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+
+import torch
+from common import as_in_torchvisions_reference, build_pair, compare, describe, machine, parser, training_photos
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from network_files import MaskRCNN
+from train_utils.arguments import add_flag, positive
+from train_utils.engine import Precision, choose_device, to_device
+from train_utils.errors import one_line_errors
+
+WORK = ("train", "inference")
+# What runs: a network, its images and targets, and the precision that it computes in.
+Contestant = tuple[nn.Module, Sequence[Tensor], Sequence[dict], Precision]
+
+
+def main(args: Namespace) -> None:
+    device = choose_device(args.device)
+    photos = training_photos(args.batch_size)
+    contestants = contestants_of(args, photos, device)
+    print(machine(device))
+    print(f"photos: {describe(*photos)}; short side {args.min_size}, long side at most {args.max_size}")
+    if "train" in args.what:
+        compare_training(contestants, device, args.rounds)
+    if "inference" in args.what:
+        compare_inference(contestants, device, args.rounds)
+
+
+def contestants_of(
+    args: Namespace, photos: tuple[list[Tensor], list[dict]], device: torch.device
+) -> dict[str, Contestant]:
+    """By name; ours first, torchvision's in float32 second."""
+    ours, theirs = build_pair(photos[0], args.min_size, args.max_size, args.weights)
+    ours.to(device, memory_format=torch.channels_last)
+    theirs.to(device)
+    dense = as_in_torchvisions_reference(*photos)
+    full = Precision.choose(device, amp=False)
+    if not args.amp:
+        return {"this project": (ours, *photos, full), "torchvision": (theirs, *dense, full)}
+    mixed = Precision.choose(device, amp=True)
+    dtype = str(mixed.dtype).removeprefix("torch.")
+    return {
+        f"this project, {dtype}": (ours, *photos, mixed),
+        "torchvision, float32": (theirs, *dense, full),
+        f"torchvision, {dtype}": (deepcopy(theirs), *dense, mixed),
+        f"torchvision, {dtype}, channels last": (deepcopy(theirs).to(memory_format=torch.channels_last), *dense, mixed),
+    }
+
+
+def compare_training(contestants: Mapping[str, Contestant], device: torch.device, rounds: int) -> None:
+    losses: dict[str, dict[str, Tensor]] = {}
+    optimizers = {name: make_optimizer(network) for name, (network, *_) in contestants.items()}
+
+    def step(name: str) -> None:
+        network, images, targets, precision = contestants[name]
+        losses[name] = training_step(network, optimizers[name], images, targets, device, precision)
+
+    print(f"training step: forward, backward, SGD; {rounds} rounds")
+    compare({name: partial(step, name) for name in contestants}, rounds)
+    reference = list(contestants)[1]
+    for name in contestants:
+        values = ", ".join(f"{key.removeprefix('loss_')} {value:.6f}" for key, value in losses[name].items())
+        differences = {key: abs(losses[name][key] - value).item() for key, value in losses[reference].items()}
+        worst = max(differences, key=differences.get)
+        note = "" if name == reference else f"; differs by at most {differences[worst]:.1e} ({worst})"
+        print(f"  losses, {name}: {values}{note}")
+
+
+def make_optimizer(network: nn.Module) -> Optimizer:
+    """With a learning rate of 0, so that every round does the same work on the same weights; fused in train.py only."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    return SGD(trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=isinstance(network, MaskRCNN))
+
+
+def training_step(
+    network: nn.Module,
+    optimizer: Optimizer,
+    images: Sequence[Tensor],
+    targets: Sequence[dict],
+    device: torch.device,
+    precision: Precision,
+) -> dict[str, Tensor]:
+    """A shorter copy of what `train_one_epoch` does with a batch; returns the losses."""
+    network.train()
+    torch.manual_seed(0)
+    scaler = precision.scaler()
+    images = [image.to(device, non_blocking=True) for image in images]
+    targets = [to_device(target, device) for target in targets]
+    with precision.autocast():
+        losses = network(images, targets)
+        loss = sum(losses.values())
+    loss.item()
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return {name: value.detach().cpu() for name, value in losses.items()}
+
+
+def compare_inference(contestants: Mapping[str, Contestant], device: torch.device, rounds: int) -> None:
+    detections: dict[str, list[dict[str, Tensor]]] = {}
+
+    def infer(name: str) -> None:
+        network, images, _, precision = contestants[name]
+        detections[name] = inference(network, images, device, precision)
+
+    print(f"inference: boxes, labels, scores and full-size masks; {rounds} rounds")
+    compare({name: partial(infer, name) for name in contestants}, rounds)
+    reference = list(contestants)[1]
+    for name in contestants:
+        counts = [len(d["scores"]) for d in detections[name]]
+        pairs = [(a["scores"], b["scores"]) for a, b in zip(detections[name], detections[reference])]
+        differences = [(a - b).abs().max().item() for a, b in pairs if len(a) == len(b) > 0]
+        note = ""
+        if name != reference and len(differences) == len(counts):
+            note = f"; the ranked scores differ by at most {max(differences):.1e}"
+        print(f"  detections, {name}: {' + '.join(map(str, counts))}{note}")
+
+
+@torch.inference_mode()
+def inference(
+    network: nn.Module, images: Sequence[Tensor], device: torch.device, precision: Precision
+) -> list[dict[str, Tensor]]:
+    network.eval()
+    with precision.autocast():
+        detections = network([image.to(device, non_blocking=True) for image in images])
+    return [{"scores": detection["scores"].float().cpu()} for detection in detections]
+
+
+def parse_arguments() -> Namespace:
+    p = parser(__doc__)
+    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    p.add_argument("--min-size", type=positive, default=800, help="short side of the input (default: %(default)s)")
+    p.add_argument("--max-size", type=positive, default=1333, help="long side's limit (default: %(default)s)")
+    p.add_argument("-b", "--batch-size", type=positive, default=2, help="photos (default: %(default)s)")
+    p.add_argument("--rounds", type=positive, default=5, help="timed runs of each (default: %(default)s)")
+    p.add_argument("--weights", help="Mask R-CNN weights of COCO's 90 classes for both (default: drawn at random)")
+    add_flag(p, "--amp", "mixed precision")
+    p.add_argument("--what", default=list(WORK), type=work, help="train, inference or train,inference (default: both)")
+    return p.parse_args()
+
+
+def work(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(WORK):
+        raise ValueError(text)
+    return names
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(parse_arguments())
