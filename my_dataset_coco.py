@@ -164,6 +164,8 @@ class CocoIndex:
 
     def read_categories(self, categories: list[dict]) -> None:
         self.reading = "a category"
+        if not categories:
+            raise ValueError("is wanted, 'categories' is empty")
         names = {int(c["id"]): str(c["name"]) for c in categories}
         self.category_ids = labels_of_categories(list(names))
         self.class_names = {label: names[category] for label, category in self.category_ids.items()}

@@ -216,20 +216,30 @@ def read_annotation(path: Path, name: str) -> VOCPicture:
         raise FileNotFoundError(f"{path}: not found (the annotation of a listed picture)")
     try:
         root = ElementTree.parse(path).getroot()
-        size = (int(root.findtext("size/height")), int(root.findtext("size/width")))
+        size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
         objects = [read_object(element, size) for element in root.findall("object")]
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: not readable as XML ({error})") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return VOCPicture(name, size, objects)
+
+
+def whole_number(element: ElementTree.Element, path: str) -> int:
+    text = element.findtext(path)
+    if text is None or not text.strip().isdigit():
+        raise ValueError(f"{path} is {text!r}, not a number of pixels")
+    return int(text)
 
 
 def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObject:
     name = (element.findtext("name") or "").strip()
     if name not in VOC_CLASSES:
         raise ValueError(f"object of class '{name}', which is none of the devkit's twenty")
-    x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    try:
+        x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    except (TypeError, ValueError):
+        raise ValueError(f"object '{name}' has no bndbox of four numbers") from None
     box = (max(x1 - 1, 0.0), max(y1 - 1, 0.0), min(x2, float(size[1])), min(y2, float(size[0])))
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(

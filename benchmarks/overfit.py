@@ -1,6 +1,6 @@
 """Does it learn real photos? Trains from random weights on 8 photos of COCO and evaluates on the same 8.
 
-    python benchmarks/overfit.py                                              # 15 to 20 minutes on two cores
+    python benchmarks/overfit.py                                              # about ten minutes on two cores
     python benchmarks/overfit.py --device cuda --min-size 320 --max-size 480
     python benchmarks/overfit.py --steps 2 --min-size 64 --max-size 96        # only to see that it runs
 
@@ -70,7 +70,7 @@ def main(args: Namespace) -> None:
     model = build_model(config).to(device, memory_format=torch.channels_last)
 
     # Optimizer: the schedule counts in epochs of its warm-up's length, and takes parts of one
-    optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
     warm_up = min(args.warm_up, args.steps)
     drops = [share * args.steps / warm_up for share in args.lr_drops]
     schedule = learning_rate_schedule(optimizer, warm_up, drops, gamma=0.1)
@@ -172,11 +172,11 @@ def parse_arguments() -> Namespace:
     p = parser(__doc__)
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
     p.add_argument("--output-dir", default=str(OUTPUT_FOLDER), help="(default: benchmarks/out/overfit)")
-    p.add_argument("--steps", type=positive, default=480, help="(default: %(default)s)")
+    p.add_argument("--steps", type=positive, default=320, help="(default: %(default)s)")
     p.add_argument("-b", "--batch-size", type=positive, default=8, help="photos, all in each step (default: 8)")
     p.add_argument("--min-size", type=positive, default=144, help="short side of the input (default: %(default)s)")
     p.add_argument("--max-size", type=positive, default=192, help="long side's limit (default: %(default)s)")
-    p.add_argument("--rois-per-image", type=positive, default=64, help="the heads learn from (default: %(default)s)")
+    p.add_argument("--rois-per-image", type=positive, default=32, help="the heads learn from (default: %(default)s)")
     p.add_argument("--lr", type=float, default=0.02, help="learning rate (default: %(default)s)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
@@ -184,7 +184,7 @@ def parse_arguments() -> Namespace:
     p.add_argument(
         "--lr-drops", type=float, nargs="*", default=[0.6, 0.85], help="shares of the run (default: 0.6 0.85)"
     )
-    p.add_argument("--eval-freq", type=positive, default=120, help="steps between evaluations (default: %(default)s)")
+    p.add_argument("--eval-freq", type=positive, default=80, help="steps between evaluations (default: %(default)s)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two lines (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it (default: True)", default=True)

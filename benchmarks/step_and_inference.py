@@ -5,8 +5,8 @@
     python benchmarks/step_and_inference.py --amp --batch-size 8 --rounds 20 --what train
 
 Ours runs as train.py runs it: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as its
-reference scripts run it: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16 where a GPU lacks it)
-and torchvision's in float32, under the same autocast, and under it with channels last besides.
+reference scripts run it: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16
+where a GPU lacks it), and torchvision's in float32, under the same autocast, and under it with channels last besides.
 Losses and scores of both are printed too, so that it is seen that both do the same work.
 """
 from argparse import Namespace

@@ -74,6 +74,13 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is below 0")
+    return value
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """An option that is given bare or with True or False."""
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
@@ -88,11 +95,11 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--output-dir", default=OUTPUT_FOLDER, help="weights, results, curves (default: %(default)s)")
     p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
     add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
-    p.add_argument("--start-epoch", type=int, default=0, help="number of the first epoch (default: 0)")
+    p.add_argument("--start-epoch", type=natural, default=0, help="number of the first epoch (default: 0)")
     p.add_argument("--epochs", type=positive, help="(default: 26, demo 9)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
-    p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
+    p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
@@ -116,7 +123,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--rois-per-image", type=positive, help="proposals an image the heads learn from (default: 512, demo 32)")
     p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    p.add_argument("--seed", type=natural, default=0, help="(default: %(default)s)")
     add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")
     if multi_gpu:
         p.add_argument("--lr-step-size", type=positive, help="drop the rate every so many epochs, unless --lr-steps")
@@ -135,7 +142,7 @@ def validation_parser(description: str) -> Parser:
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
     p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
     p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
-    p.add_argument("-j", "--workers", type=int, help="loader processes (default: by the number of cores)")
+    p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
     p.set_defaults(world_size=1, dist_url="env://")
     p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")

@@ -199,4 +199,7 @@ def choose_device(name: str) -> torch.device:
         if is_main():
             print(f"warning: no CUDA device here, --device {name} becomes cpu", file=sys.stderr, flush=True)
         name = "cpu"
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such device; give cuda, cuda:N or cpu") from None

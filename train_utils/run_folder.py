@@ -36,9 +36,12 @@ class RunFolder:
         with reading_input():
             folder = cls(args.output_dir)
         others = folder.files_of_a_run()
-        if resumed is not None:
+        goes_on = resumed is not None and resumed[0].resolve().parent == folder.path.resolve()
+        # With auto and no checkpoint, log and arguments are those of a run that was stopped before its first one.
+        never_began = args.resume == "auto" and all(f.name in (LOG, ARGUMENTS) for f in others)
+        if goes_on:
             folder.forget_after(resumed[1]["progress"]["step"], resumed[1]["epoch"])
-        elif args.overwrite or args.resume == "auto":  # auto without a checkpoint: stopped before the first
+        elif args.overwrite or never_began:
             for file in others:
                 file.unlink()
         elif others:
@@ -54,10 +57,13 @@ class RunFolder:
         return [f for f in sorted(self.path.iterdir()) if f.name in names or CHECKPOINT.match(f.name)]
 
     def forget_after(self, step: int, epoch: int) -> None:
-        """Drop log lines after a step and results after an epoch: the resumed run writes them again."""
+        """Drop log lines after a step, results and checkpoints after an epoch: the resumed run makes them again."""
         self.rewrite(LOG, lambda line: json.loads(line)["step"] <= step)
         for name in RESULTS.values():
             self.rewrite(name, lambda line: epoch_of(line) <= epoch)
+        for file in checkpoints(self.path):
+            if epoch_of_checkpoint(file) > epoch:
+                file.unlink()
 
     def rewrite(self, name: str, keep) -> None:
         file = self.path / name
@@ -139,7 +145,11 @@ def checkpoints(folder: str | Path) -> list[Path]:
     """A run's checkpoints, by epoch."""
     folder = Path(folder)
     files = [f for f in folder.iterdir() if CHECKPOINT.match(f.name)] if folder.is_dir() else []
-    return sorted(files, key=lambda f: int(CHECKPOINT.match(f.name).group(1)))
+    return sorted(files, key=epoch_of_checkpoint)
+
+
+def epoch_of_checkpoint(path: Path) -> int:
+    return int(CHECKPOINT.match(path.name).group(1))
 
 
 def epoch_of(line: str) -> int:
