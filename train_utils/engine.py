@@ -58,9 +58,11 @@ def learning_rate_schedule(
         return warmth * gamma ** sum(step >= drop for drop in drops)
 
     schedule = LambdaLR(optimizer, factor)
-    schedule.last_epoch = first_step
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor(first_step)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    done = {"last_epoch": first_step, "_step_count": first_step + 1, "_last_lr": rates}
+    schedule.load_state_dict(schedule.state_dict() | done)
     return schedule
 
 
