@@ -65,7 +65,11 @@ class VOCInstances(Dataset):
         self.pictures = [read_annotation(self.folder / "Annotations" / f"{name}.xml", name) for name in names]
         self.image_ids = list(range(1, len(names) + 1))
         if self.training:
-            kept = [i for i, p in enumerate(self.pictures) if any(not o.difficult for o in p.objects)]
+            kept = [
+                i
+                for i, p in enumerate(self.pictures)
+                if any(not o.difficult for o in p.objects) and has_instances(self.masks_path(p.name), p.size)
+            ]
             self.pictures = [self.pictures[i] for i in kept]
             self.image_ids = [self.image_ids[i] for i in kept]
         self._coco = None
@@ -128,7 +132,7 @@ class VOCInstances(Dataset):
 
     def read_masks(self, picture: "VOCPicture") -> tuple[list[tuple[int, int, np.ndarray]], list[int]]:
         """The instances of a picture's PNGs: their crops, and the class that most of their pixels have."""
-        instances = read_palette_png(self.folder / "SegmentationObject" / f"{picture.name}.png", picture.size)
+        instances = read_palette_png(self.masks_path(picture.name), picture.size)
         classes = read_palette_png(self.folder / "SegmentationClass" / f"{picture.name}.png", picture.size)
         crops, labels = [], []
         for number in np.unique(instances):
@@ -145,6 +149,9 @@ class VOCInstances(Dataset):
 
     def image_path(self, i: int) -> Path:
         return self.folder / "JPEGImages" / f"{self.pictures[i].name}.jpg"
+
+    def masks_path(self, name: str) -> Path:
+        return self.folder / "SegmentationObject" / f"{name}.png"
 
     @property
     def coco(self):
@@ -248,17 +255,27 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
     return VOCObject(VOC_CLASSES.index(name) + 1, box, (element.findtext("difficult") or "0").strip() == "1")
 
 
+def has_instances(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a PNG of instance masks shows any, without making an array of it."""
+    with open_masks(path, size) as picture:
+        return any(index not in (0, NOBODY) for _, index in picture.getcolors())
+
+
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:
     """A palette PNG's indices, uint8 [H, W]."""
+    with open_masks(path, size) as picture:
+        return np.array(picture)
+
+
+def open_masks(path: Path, size: tuple[int, int]) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the masks of a listed picture)")
-    with Image.open(path) as picture:
-        if picture.mode not in ("P", "L"):
-            raise ValueError(f"{path}: is a {picture.mode} picture; masks are palette pictures")
-        indices = np.array(picture)
-    if indices.shape != size:
-        raise ValueError(f"{path}: is {indices.shape[1]}x{indices.shape[0]}, its XML says {size[1]}x{size[0]}")
-    return indices
+    picture = Image.open(path)
+    if picture.mode not in ("P", "L"):
+        raise ValueError(f"{path}: is a {picture.mode} picture; masks are palette pictures")
+    if picture.size != (size[1], size[0]):
+        raise ValueError(f"{path}: is {picture.width}x{picture.height}, its XML says {size[1]}x{size[0]}")
+    return picture
 
 
 def iou(a: tuple[float, float, float, float], b: np.ndarray) -> float:

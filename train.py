@@ -18,7 +18,7 @@ from train_utils.checkpoints import checkpoint_to_resume, make_checkpoint, resto
 from train_utils.classes import ClassTable
 from train_utils.data import evaluation_loader, num_classes_for, open_split, training_loader
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.distributed import barrier, from_main, is_main, mean_over_processes, world_size
+from train_utils.distributed import barrier, from_main, is_main, mean_over_processes, share_buffers, world_size
 from train_utils.engine import Precision, Progress, choose_device, evaluate, learning_rate_schedule, train_one_epoch
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import build_training_model
@@ -85,6 +85,7 @@ def main(args: Namespace) -> None:
     run = RunFolder.open(args, checkpoint) if is_main() else None
 
     def evaluate_epoch(epoch: int) -> None:
+        share_buffers(model)
         metrics = evaluate(model, val_loader, val_set.coco, classes, device, precision)
         mean_loss = mean_over_processes(progress.mean_loss(), device)
         if run:

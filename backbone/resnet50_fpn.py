@@ -1,4 +1,5 @@
 """ResNet-50 and FPN put together: a batch of images in, the five-level pyramid that Mask R-CNN reads out."""
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,12 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (pretrain_path wants the weights of a ResNet-50)")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: cannot be read as weights ({error})") from error
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path}: holds a {type(weights).__name__}, not a state dict")
     own = body.state_dict()
     unused = {f"layer{stage}." for stage in range(body.returned_layers[-1] + 1, 5)} | {"fc."}
     weights = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}

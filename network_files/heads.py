@@ -140,7 +140,7 @@ class MaskRCNNPredictor(nn.Sequential):
         )
         x = self.relu(x).view(rois, height, width, k, k, weight.shape[1])
         x = F.linear(x, self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, -1, height * k, width * k)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, x.shape[-1], height * k, width * k)
 
 
 def conv_stack(in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1) -> list:

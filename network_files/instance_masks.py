@@ -49,7 +49,7 @@ class InstanceMasks:
         """From dense masks, uint8 or bool [N, H, W], nonzero is the object."""
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
-        crops = [crop_to_content(mask) for mask in masks.cpu().numpy().view(np.uint8)]
+        crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
         return cls.from_crops(crops, tuple(masks.shape[1:]))
 
     def __len__(self) -> int:

@@ -67,6 +67,7 @@ class MaskRCNN(nn.Module):
         fixed_size: tuple[int, int] | None = None,
     ):
         super().__init__()
+        self.num_classes = num_classes
         channels = backbone.out_channels
         for name, predictor in (("box_predictor", box_predictor), ("mask_predictor", mask_predictor)):
             if (num_classes is None) == (predictor is None):
@@ -137,7 +138,7 @@ class MaskRCNN(nn.Module):
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:
         """The five losses; arguments as for `forward`."""
-        check_targets(targets, len(images))
+        check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, rpn_losses = self.rpn(
@@ -156,27 +157,37 @@ class MaskRCNN(nn.Module):
         return detections
 
 
-def check_targets(targets: Sequence[dict] | None, num_images: int) -> None:
+def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
     """Raise ValueError or TypeError for targets that training cannot use."""
-    if targets is None or len(targets) != num_images:
-        raise ValueError(f"training wants a target for each of the {num_images} images")
-    for i, target in enumerate(targets):
+    if targets is None or len(targets) != len(images):
+        raise ValueError(f"training wants a target for each of the {len(images)} images")
+    for i, (target, image) in enumerate(zip(targets, images)):
         missing = {"boxes", "labels", "masks"} - set(target)
         if missing:
             raise ValueError(f"target {i} lacks {sorted(missing)}")
-        boxes, labels = target["boxes"], target["labels"]
+        boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
+        if not isinstance(boxes, Tensor):
+            raise TypeError(f"target {i}: boxes must be a float tensor [N, 4], got a {type(boxes).__name__}")
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
             raise TypeError(f"target {i}: boxes must be float [N, 4], got {boxes.dtype} {list(boxes.shape)}")
         if labels.dtype != torch.int64:
             raise TypeError(f"target {i}: labels must be int64, got {labels.dtype}")
-        if not len(boxes) == len(labels) == len(target["masks"]):
+        if not len(boxes) == len(labels) == len(masks):
+            raise ValueError(f"target {i}: {len(boxes)} boxes, {len(labels)} labels and {len(masks)} masks differ")
+        height, width = masks.shape[-2:] if isinstance(masks, Tensor) else masks.size
+        if (height, width) != tuple(image.shape[-2:]):
             raise ValueError(
-                f"target {i}: {len(boxes)} boxes, {len(labels)} labels and {len(target['masks'])} masks differ"
+                f"target {i}: masks are {height}x{width}, their image is {image.shape[-2]}x{image.shape[-1]}"
             )
-    sides = torch.cat([t["boxes"][:, 2:] - t["boxes"][:, :2] for t in targets])
-    if len(sides) and not bool((sides > 0).all()):
-        counts = [len(t["boxes"]) for t in targets]
-        for i, image_sides in enumerate(sides.split(counts)):
-            bad = torch.where(~(image_sides > 0).all(dim=1))[0].tolist()
-            if bad:
-                raise ValueError(f"target {i}: box {targets[i]['boxes'][bad[0]].tolist()} has no width or height")
+    boxes, labels = torch.cat([t["boxes"] for t in targets]), torch.cat([t["labels"] for t in targets])
+    usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (labels >= 1)
+    if num_classes is not None:
+        usable &= labels < num_classes
+    if bool(usable.all()):  # the only wait for the device
+        return
+    owners = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(t["boxes"]) for t in targets]))
+    bad = int(torch.where(~usable)[0][0])
+    box, label, i = boxes[bad].tolist(), int(labels[bad]), int(owners[bad])
+    if label < 1 or (num_classes is not None and label >= num_classes):
+        raise ValueError(f"target {i}: label {label} is not one of 1..{'K' if num_classes is None else num_classes - 1}")
+    raise ValueError(f"target {i}: box {box} has no width or height")

@@ -37,13 +37,17 @@ def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor,
         chosen = torch.where(host_matched == i)[0]
         rois = host_boxes[chosen]
         x1, y1 = rois[:, :2].amin(dim=0).tolist()
-        x2, y2 = rois[:, 2:].amax(dim=0).tolist()
+        x2, y2 = torch.maximum(rois[:, 2:], rois[:, :2] + 1).amax(dim=0).tolist()  # RoIAlign reads at least a pixel
         # Bilinear sampling reads one pixel past the last coordinate; cut there, no sample meets a false border.
-        bottom, right = min(height, math.floor(y2) + 2), min(width, math.floor(x2) + 2)
-        top, left = max(0, math.floor(y1)), max(0, math.floor(x1))
+        bottom, right = clamp(math.floor(y2) + 2, 1, height), clamp(math.floor(x2) + 2, 1, width)
+        top, left = clamp(math.floor(y1), 0, height - 1), clamp(math.floor(x1), 0, width - 1)
         view = plane[: bottom * right].reshape(bottom, right)
         view[top:, left:] = 0
         paint(view, masks.crop(i), rows, columns, (top, left, bottom, right))
         rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
         targets[chosen] = roi_align(torch.from_numpy(view)[None, None], rois, (size, size))[:, 0]
     return targets.to(boxes.device)
+
+
+def clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))

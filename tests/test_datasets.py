@@ -650,9 +650,9 @@ def test_perfect_detections_on_real_voc_files_have_an_ap_of_one(data_folder, iou
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_voc_masks_lie_in_their_boxes(data_folder, split):
-    """All 24 pictures; in each split one object has a box and no mask and others stay with their own."""
+    """In each split one object has a box and no mask and others stay with their own."""
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name=f"{split}.txt")
-    assert len(dataset) == 24
+    assert len(dataset) == (23 if split == "train" else 24)  # all that one training picture shows is difficult
     maskless = 0
     for i in range(len(dataset)):
         picture, target = dataset.pictures[i], dataset.target(i)

@@ -82,11 +82,11 @@ def test_train_and_val_share_no_picture_and_no_id(root):
 def test_layout_is_that_of_coco_2017(root, split, count):
     coco = COCO(root / "annotations" / f"instances_{split}.json")
     assert len(coco.imgs) == count
-    assert [coco.cats[i]["name"] for i in (1, 2, 3, 4)] == list(CLASS_NAMES)
+    assert [coco.cats[i]["name"] for i in (1, 2, 3)] == list(CLASS_NAMES)
     for image in coco.imgs.values():
         with Image.open(root / split / image["file_name"]) as picture:
             assert picture.size == (image["width"], image["height"])
-            assert picture.mode == "RGB" and 128 <= min(picture.size) <= max(picture.size) <= 192
+            assert picture.mode == "RGB" and 128 <= min(picture.size) <= max(picture.size) <= 160
         assert 2 <= len(coco.imgToAnns[image["id"]]) <= 6
 
 
@@ -154,9 +154,9 @@ def test_no_object_is_a_fragment():
 
 
 def test_all_classes_and_sizes_occur(coco):
-    assert {annotation["category_id"] for annotation in coco.anns.values()} == {1, 2, 3, 4}
+    assert {annotation["category_id"] for annotation in coco.anns.values()} == {1, 2, 3}
     sizes = np.sqrt([annotation["bbox"][2] * annotation["bbox"][3] for annotation in coco.anns.values()])
-    assert sizes.min() < 18 and sizes.max() > 80 and sizes.max() < 115
+    assert sizes.min() < 24 and sizes.max() > 80 and sizes.max() < 115
     assert 20 < np.median(sizes) < 60
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from train_utils.errors import InputError
 
@@ -83,6 +84,13 @@ def from_main(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers: running means differ, as each process saw other pictures."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:
