@@ -3,8 +3,10 @@
     python validation.py                                                       # what the last train.py left
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
+    python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
 
-Prints both tables and writes them to record_mAP.txt beside the weights.
+Prints both tables and writes them to record_mAP.txt beside the weights. The last line scores detections that any
+detector wrote, and prints COCO's official table.
 """
 from argparse import Namespace
 from pathlib import Path
@@ -18,10 +20,18 @@ from train_utils.distributed import is_main, process_group
 from train_utils.engine import Precision, choose_device, evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import load_trained_model
+from train_utils.results_file import score_results_file
 from train_utils.run_folder import newest_checkpoint, write_atomically
 
 
 def main(args: Namespace) -> None:
+    if args.results_json or args.annotation_file or args.iou_type:
+        if not (args.results_json and args.annotation_file):
+            raise InputError("--results-json and --annotation-file go together, --iou-type with both")
+        if is_main():
+            print(score_results_file(args.results_json, args.annotation_file, args.iou_type or "bbox"))
+        return
+
     # Weights
     path = args.weights_path or newest_checkpoint(OUTPUT_FOLDER)
     if path is None:

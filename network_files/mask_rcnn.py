@@ -189,5 +189,6 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
     bad = int(torch.where(~usable)[0][0])
     box, label, i = boxes[bad].tolist(), int(labels[bad]), int(owners[bad])
     if label < 1 or (num_classes is not None and label >= num_classes):
-        raise ValueError(f"target {i}: label {label} is not one of 1..{'K' if num_classes is None else num_classes - 1}")
+        largest = "K" if num_classes is None else num_classes - 1
+        raise ValueError(f"target {i}: label {label} is not one of 1..{largest}")
     raise ValueError(f"target {i}: box {box} has no width or height")

@@ -1,4 +1,5 @@
-"""The demo dataset: the same pictures from the same seed, annotations that agree with themselves, nothing half-written."""
+"""The demo dataset: the same pictures from the same seed, annotations that agree with themselves, nothing half-
+written."""
 
 import itertools
 import json

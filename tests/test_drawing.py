@@ -210,7 +210,8 @@ def test_no_name_is_too_strange(name):
 
 
 def test_chinese_names_are_written_with_an_installed_chinese_font(tmp_path, monkeypatch):
-    # A private character that no font holds stands beside the Chinese one, so that no font of this machine can tie with the one written here.
+    # A private character that no font holds stands beside the Chinese one, so that no font of this machine can tie with
+    # the one written here.
     path, name = tmp_path / "test.ttf", "猫" + chr(0x10FFFD)
     write_font(path, name)
     monkeypatch.setattr(
@@ -290,7 +291,8 @@ def test_a_wrong_number_of_values_is_named(wrong):
 
 
 def ink(path) -> int:
-    """How many pixels of a written PNG have a colour, that is, belong to a curve or the legend and not to the black and grey axes."""
+    """How many pixels of a written PNG have a colour, that is, belong to a curve or the legend and not to the black and
+    grey axes."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.ptp(pixels, axis=2) > 60).sum())
 

@@ -86,6 +86,13 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: boo
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
+def add_arch(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--arch", choices=("v1", "v2"), help="the network of torchvision's maskrcnn_resnet50_fpn, or that of "
+        f"maskrcnn_resnet50_fpn_v2 with BatchNorm in FPN and heads (default: {default})",
+    )  # fmt: skip
+
+
 def train_parser(multi_gpu: bool, description: str) -> Parser:
     """Options of train.py, and with `multi_gpu` those of train_multi_GPU.py besides."""
     p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +110,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
-    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs after which the rate drops (default: 16 22, demo 6 8)")
+    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6 8)")
     p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.3)")
     p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")
     p.add_argument(
@@ -115,12 +122,15 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
         help="start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; "
         "or from a file (default: True, demo False)",
     )
+    add_arch(p, "told by the weights, else v1")
     p.add_argument("--trainable-backbone-layers", type=int, choices=range(6), help="(default: 3; 5 from scratch)")
-    p.add_argument("--norm", choices=("batch", "frozen"), help="backbone's BatchNorm (default: frozen if pretrained)")
+    p.add_argument(
+        "--norm", choices=("batch", "frozen"), help="backbone's BatchNorm (default: batch; frozen if v1 and pretrained)"
+    )
     add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it", default=None)
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
-    p.add_argument("--rois-per-image", type=positive, help="proposals an image the heads learn from (default: 512, demo 32)")
+    p.add_argument("--rois-per-image", type=positive, help="proposals an image for the heads (default: 512, demo 32)")
     p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
     p.add_argument("--seed", type=natural, default=0, help="(default: %(default)s)")
@@ -140,12 +150,16 @@ def validation_parser(description: str) -> Parser:
     p.add_argument("--weights-path", help=f"checkpoint or torchvision weights (default: newest in {OUTPUT_FOLDER}/)")
     p.add_argument("--data-path", help="COCO or VOC folder (default: the one that the checkpoint was trained on)")
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    add_arch(p, "told by the weights")
     p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
     p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
     p.set_defaults(world_size=1, dist_url="env://")
     p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")
+    p.add_argument("--results-json", help="score these detections, in COCO's results format, instead of a network's")
+    p.add_argument("--annotation-file", help="with --results-json: the ground truth, in COCO's annotation format")
+    p.add_argument("--iou-type", choices=("bbox", "segm"), help="with --results-json: what is compared (default: bbox)")
     add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
@@ -161,6 +175,7 @@ def predict_parser(description: str) -> Parser:
     )  # fmt: skip
     p.add_argument("--output-dir", default="predictions", help="drawn pictures and JSON (default: %(default)s)")
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
+    add_arch(p, "told by the weights")
     p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
     p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
     p.add_argument("--box-thresh", type=float, default=0.5, help="lowest score that is shown (default: %(default)s)")

@@ -58,7 +58,8 @@ def checkpoint_to_resume(args: Namespace) -> tuple[Path, dict[str, Any]] | None:
     if path is None:
         return None
     content = read_weight_file(path)
-    missing = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "model_config"} - set(content)
+    needed = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "model_config"}
+    missing = needed - set(content)
     if missing:
         raise InputError(
             f"{path}: lacks {', '.join(sorted(missing))}, so no run can go on from it; "

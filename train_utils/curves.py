@@ -1,6 +1,7 @@
 """A run's history -> its two pictures: loss and learning rate over the logged steps, AP over the epochs.
 
-The figures are built with matplotlib's objects on the Agg canvas: no window, no display, and no pyplot state that would outlive the call.
+The figures are built with matplotlib's objects on the Agg canvas: no window, no display, and no pyplot state that would
+outlive the call.
 """
 
 import os
@@ -21,7 +22,8 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
     """Writes a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
     Arguments:
-        losses: S total losses, one a logged step. Steps at which the loss is not finite leave a gap and are marked on the bottom axis.
+        losses: S total losses, one a logged step. Steps at which the loss is not finite leave a gap and are marked on
+            the bottom axis.
         learning_rates: S learning rates of the same steps.
         path: the PNG to write; an older one is replaced in one step.
     """
@@ -61,11 +63,13 @@ def plot_map(
     box_ap50: Sequence[float] | None = None,
     mask_ap50: Sequence[float] | None = None,
 ) -> None:
-    """Writes a PNG of COCO's AP over the epochs, for boxes and masks: AP@[0.50:0.95] as solid lines, AP@0.50, where given, as dashed ones.
+    """Writes a PNG of COCO's AP over the epochs, for boxes and masks: AP@[0.50:0.95] as solid lines, AP@0.50, where
+    given, as dashed ones.
 
     Arguments:
         epochs: E epoch numbers.
-        box_ap, mask_ap, box_ap50, mask_ap50: E values in 0..1. COCO's -1 (nothing to find) and values that are not finite leave a gap.
+        box_ap, mask_ap, box_ap50, mask_ap50: E values in 0..1. COCO's -1 (nothing to find) and values that are not
+        finite leave a gap.
         path: the PNG to write; an older one is replaced in one step.
     """
     figure, axes = _new_figure("epoch", "AP", points=len(epochs))
@@ -90,7 +94,8 @@ def plot_map(
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average, float [S] from float [S], over the finite ones of up to 2 * window + 1 neighbours; NaN where there is none."""
+    """Centred moving average, float [S] from float [S], over the finite ones of up to 2 * window + 1 neighbours; NaN
+    where there is none."""
     if not len(values):
         return values
     known = np.isfinite(values)
@@ -113,7 +118,8 @@ def _new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
 
 
 def _with_gaps(values: Sequence[float]) -> np.ndarray:
-    """float64 [S], NaN where a value is not finite: matplotlib leaves a gap there, while an infinity would spoil the axis."""
+    """float64 [S], NaN where a value is not finite: matplotlib leaves a gap there, while an infinity would spoil the
+    axis."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 

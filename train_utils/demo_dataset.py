@@ -1,6 +1,8 @@
-"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares and triangles that hide one another.
+"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares and triangles that hide one
+another.
 
-A seed goes in; pictures, masks of the visible pixels and annotation files come out. Small enough to train on from scratch in minutes.
+A seed goes in; pictures, masks of the visible pixels and annotation files come out. Small enough to train on from
+scratch in minutes.
 
     python -m train_utils.demo_dataset --root DIR [--num-train 400] [--num-val 80] [--seed 0]
 """
@@ -43,8 +45,8 @@ def make_demo_dataset(root: str | Path, num_train: int = 400, num_val: int = 80,
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise ValueError(
-            f"{root} holds something else than the complete demo dataset of version {VERSION} with num_train={num_train}, "
-            f"num_val={num_val}, seed={seed}: delete that folder or choose another"
+            f"{root} holds something else than the complete demo dataset of version {VERSION} with "
+            f"num_train={num_train}, num_val={num_val}, seed={seed}: delete that folder or choose another"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:

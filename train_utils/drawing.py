@@ -1,7 +1,8 @@
 """Detections or ground truth -> a picture that a person can read.
 
-A picture and its instances (boxes, names, scores, mask crops) go in, a new picture comes out: translucent masks with a contour, thin boxes,
-and on top of both a label for every instance, laid out so that the labels leave each other readable.
+A picture and its instances (boxes, names, scores, mask crops) go in, a new picture comes out: translucent masks with a
+contour, thin boxes, and on top of both a label for every instance, laid out so that the labels leave each other
+readable.
 """
 
 import colorsys
@@ -47,7 +48,8 @@ PALETTE: tuple[Colour, ...] = (
 # Chosen by trying values: with this one, COCO classes that often stand in one picture seldom share a colour.
 PALETTE_SEED = 23660
 
-# Families that hold Chinese, Japanese and Korean characters, as Linux, Windows and macOS name them; the first that is installed is tried first.
+# Families that hold Chinese, Japanese and Korean characters, as Linux, Windows and macOS name them; the first that is
+# installed is tried first.
 CJK_FAMILIES = (
     "Noto Sans CJK",
     "Noto Sans SC",
@@ -82,16 +84,19 @@ def draw_instances(
 ) -> Image.Image:
     """Draws N instances on a copy of a picture; big ones first, so that small ones stay visible.
 
-    A picture whose short side is at most 320 pixels is first enlarged by a whole factor, to a short side of about 480 (`readable_scale`):
-    lines and text need that room. All other pictures keep their size.
+    A picture whose short side is at most 320 pixels is first enlarged by a whole factor, to a short side of about 480
+    (`readable_scale`): lines and text need that room. All other pictures keep their size.
 
     Arguments:
         image: the picture, RGB; other modes are converted. It is not modified.
         boxes: float [N, 4], x1y1x2y2 in pixels of `image`.
-        names: N class names. A class keeps its colour from picture to picture; its instances differ a little in hue and lightness.
+        names: N class names. A class keeps its colour from picture to picture; its instances differ a little in hue and
+            lightness.
         scores: float [N] in 0..1, or None for ground truth.
-        masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the picture, its top-left pixel at column x0, row y0 of `image`.
-        line_width: width of boxes and contours in pixels of the returned picture; None derives it from the picture's size.
+        masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the picture, its top-left pixel
+            at column x0, row y0 of `image`.
+        line_width: width of boxes and contours in pixels of the returned picture; None derives it from the picture's
+            size.
 
     Returns: an RGB picture of `readable_scale(*image.size)` times the size.
     """
@@ -127,7 +132,8 @@ def draw_instances(
 
 
 def readable_scale(width: int, height: int) -> int:
-    """The whole factor that brings the short side of a small picture to about 480 pixels, without a long side over 2000; 1 for all others."""
+    """The whole factor that brings the short side of a small picture to about 480 pixels, without a long side over
+    2000; 1 for all others."""
     return max(1, min(round(READABLE_SIDE / min(width, height)), LARGEST_UPSCALED_SIDE // max(width, height)))
 
 
@@ -138,7 +144,8 @@ def default_line_width(picture: tuple[int, int]) -> int:
 
 
 def label_font_size(picture: tuple[int, int], instances: int) -> int:
-    """Font size in pixels for the labels of a picture (width, height): grows with the picture, and is a little smaller where it is crowded."""
+    """Font size in pixels for the labels of a picture (width, height): grows with the picture, and is a little smaller
+    where it is crowded."""
     width, height = picture
     size = (width * height) ** 0.5 / 42
     crowded = min(1, (15 / max(instances, 1)) ** 0.25)
@@ -146,7 +153,8 @@ def label_font_size(picture: tuple[int, int], instances: int) -> int:
 
 
 def instance_colours(names: Sequence[str]) -> list[Colour]:
-    """The colour of each of N instances: its class's palette entry, found from the name alone, varied for each further instance of the class."""
+    """The colour of each of N instances: its class's palette entry, found from the name alone, varied for each further
+    instance of the class."""
     seen: Counter[str] = Counter()
     colours = []
     for name in names:
@@ -157,7 +165,8 @@ def instance_colours(names: Sequence[str]) -> list[Colour]:
 
 
 def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
-    """The same mask in a picture `scale` times as large, its outline smoothed: `(x0, y0, bool [h, w])` in pixels of that picture."""
+    """The same mask in a picture `scale` times as large, its outline smoothed: `(x0, y0, bool [h, w])` in pixels of
+    that picture."""
     x0, y0, crop = mask
     crop = np.asarray(crop, dtype=bool)
     if scale == 1 or crop.size == 0:
@@ -168,7 +177,8 @@ def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
 
 
 def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask within `width` pixels of its outside, bool [h, w] from bool [h, w]: the mask minus its erosion.
+    """The pixels of a mask within `width` pixels of its outside, bool [h, w] from bool [h, w]: the mask minus its
+    erosion.
 
     What lies beyond the crop counts as outside, so that the contour also closes along the border of a picture.
     """
@@ -181,7 +191,8 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], picture: tuple[int, int]) -> np.ndarray:
-    """Finds a place for N label plates, each near its box and within the picture, off each other wherever there is room.
+    """Finds a place for N label plates, each near its box and within the picture, off each other wherever there is
+    room.
 
     Arguments:
         boxes: int [N, 4], x1y1x2y2 in pixels, x2 and y2 excluded.
@@ -229,7 +240,8 @@ def _check_lengths(count: int, **per_instance: Sequence | np.ndarray | None) -> 
 
 
 def _covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The pixels that boxes [N, 4] x1y1x2y2 touch within the picture: int [N, 4], x2 and y2 excluded, at least one pixel each."""
+    """The pixels that boxes [N, 4] x1y1x2y2 touch within the picture: int [N, 4], x2 and y2 excluded, at least one
+    pixel each."""
     low = np.clip(np.floor(boxes[:, :2]), 0, (width - 1, height - 1))
     high = np.clip(np.ceil(boxes[:, 2:]), low + 1, (width, height))
     return np.concatenate([low, high], axis=1).astype(np.int64)
@@ -247,7 +259,8 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _vary(colour: Colour, k: int) -> Colour:
-    """A colour's k-th variant: k = 0 is the colour itself, the others lie evenly around it in hue and lightness (low-discrepancy steps)."""
+    """A colour's k-th variant: k = 0 is the colour itself, the others lie evenly around it in hue and lightness
+    (steps of low discrepancy)."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)
@@ -267,7 +280,8 @@ def _blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: 
 
 
 def _outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width: int) -> None:
-    """Draws a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place; the line lies within the box, however small that is."""
+    """Draws a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place; the line lies within
+    the box, however small that is."""
     x1, y1, x2, y2 = box
     inside = pixels[y1:y2, x1:x2]
     for side in (inside[:line_width], inside[-line_width:], inside[:, :line_width], inside[:, -line_width:]):
@@ -277,7 +291,8 @@ def _outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width
 def _fit_label(
     name: str, score: float | None, font_size: int, picture_width: int
 ) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text of a label, and a font that has its characters: smaller where the plate would else be wider than the picture."""
+    """The text of a label, and a font that has its characters: smaller where the plate would else be wider than the
+    picture."""
     name = _printable(name)
     text = name if score is None else f"{name} {score:.2f}".strip()
     path = font_for(name)
@@ -313,7 +328,8 @@ def _draw_label(
 
 @lru_cache(maxsize=1024)
 def font_for(name: str) -> str:
-    """The path of a font that has the characters of a name: DejaVu Sans, which comes with matplotlib, else the installed CJK font that has most."""
+    """The path of a font that has the characters of a name: DejaVu Sans, which comes with matplotlib, else the
+    installed CJK font that has most."""
     default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
     if name.isascii() or not _missing(default, name):
         return default
@@ -326,7 +342,8 @@ def font_for(name: str) -> str:
 @lru_cache(maxsize=1)
 def _warn_of_missing_characters() -> None:
     logger.warning(
-        "No installed font has all characters of the class names; some will show as empty boxes. Install one, such as Noto Sans CJK."
+        "No installed font has all characters of the class names; some will show as empty boxes. "
+        "Install one, such as Noto Sans CJK."
     )
 
 
@@ -341,7 +358,8 @@ def _missing(font_path: str, text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _installed_cjk_fonts() -> tuple[str, ...]:
-    # Imported only here: where a machine has not done so yet, it looks through all installed fonts, which takes seconds.
+    # Imported only here: where a machine has not done so yet, it looks through all installed fonts, which takes
+    # seconds.
     from matplotlib.font_manager import FontEntry, fontManager
 
     def rank(entry: FontEntry) -> tuple:

@@ -14,7 +14,14 @@ from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from train_utils.errors import InputError, reading_input
-from train_utils.weights import find_pretrained, is_classifier, load_weights, read_weight_file, state_dict_of
+from train_utils.weights import (
+    find_pretrained,
+    is_classifier,
+    is_mask_rcnn,
+    load_weights,
+    read_weight_file,
+    state_dict_of,
+)
 
 
 @dataclass
@@ -92,10 +99,13 @@ def build_training_model(
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
         if args.norm not in (None, config.norm):
             raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
+        if args.arch not in (None, config.arch):
+            raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
         config.min_size, config.max_size, config.rois_per_image = args.min_size, args.max_size, args.rois_per_image
         return build_model(config), config
     config = ModelConfig(
         num_classes,
+        args.arch or "v1",
         trainable_layers=5,
         min_size=args.min_size,
         max_size=args.max_size,
@@ -103,14 +113,15 @@ def build_training_model(
     )
     state, path = {}, None
     if args.pretrain:
-        path = find_pretrained(args.pretrain)
+        path = find_pretrained(args.pretrain, config.arch)
         content = read_weight_file(path)
         state = state_dict_of(content, path)
         config.trainable_layers = 3
-        if not is_classifier(state):
-            config.norm, config.norm_eps = normalisation_of(content)
+        if is_classifier(state):
+            config.norm = "batch" if config.arch == "v2" else "frozen"
         else:
-            config.norm = "frozen"
+            config.arch = arch_of(state, args.arch, path)
+            config.norm, config.norm_eps = normalisation_of(content)
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -132,16 +143,18 @@ def load_trained_model(path: str | Path, args: Namespace) -> tuple[MaskRCNN, Mod
     """A network with the weights of a checkpoint, or of torchvision's, for evaluation.
 
     Args:
-        args: num_classes (without background), min_size and max_size, where given, go before the file's.
+        args: num_classes (without background) and arch, where given, must be the file's; min_size and max_size,
+            where given, go before the file's.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without the weights.
     """
     content = read_weight_file(path)
     state = state_dict_of(content, path)
-    if "roi_heads.box_predictor.cls_score.weight" not in state:
+    if not is_mask_rcnn(state):
         raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
     config = config_of(content, state)
+    arch_of(state, args.arch, path)
     if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
         raise InputError(
             f"{path}: has {config.num_classes - 1} classes and background, --num-classes says {args.num_classes}; "
@@ -160,7 +173,15 @@ def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
         return ModelConfig.from_plain(content["model_config"])
     num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
     norm, eps = normalisation_of(content)
-    return ModelConfig(num_classes, norm, eps)
+    return ModelConfig(num_classes, arch_of(state), norm, eps)
+
+
+def arch_of(state: dict[str, Tensor], wanted: str | None = None, path: str | Path = "") -> str:
+    """"v1" or "v2", told by whether the FPN is normalised; InputError where another one is wanted."""
+    arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
+    if wanted not in (None, arch):
+        raise InputError(f"{path}: holds the weights of --arch {arch}, not of {wanted}; leave --arch out")
+    return arch
 
 
 def normalisation_of(content: dict[str, Any]) -> tuple[str, float]:

@@ -24,14 +24,21 @@ class PublishedFile:
 MASK_RCNN_COCO = PublishedFile(
     "maskrcnn_resnet50_fpn_coco.pth", "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
 )
+MASK_RCNN_V2_COCO = PublishedFile(
+    "maskrcnn_resnet50_fpn_v2_coco.pth",
+    "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+)
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
 
 # The layers whose size depends on the number of classes.
 CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
-def find_pretrained(pretrain: bool | str) -> Path:
+def find_pretrained(pretrain: bool | str, arch: str) -> Path:
     """The file that `--pretrain` means: the one named; else a published one in the working folder; else downloaded.
+
+    Args:
+        arch: "v1" or "v2", whose detector is looked for; a classification ResNet-50 serves both.
 
     Raises:
         InputError: the named file is not there, or nothing is and the download failed.
@@ -40,13 +47,14 @@ def find_pretrained(pretrain: bool | str) -> Path:
         if not Path(pretrain).is_file():
             raise InputError(f"{pretrain}: no such file (--pretrain)")
         return Path(pretrain)
-    for published in (MASK_RCNN_COCO, RESNET50):
+    detector = MASK_RCNN_V2_COCO if arch == "v2" else MASK_RCNN_COCO
+    for published in (detector, RESNET50):
         if Path(published.name).is_file():
             return Path(published.name)
     if is_main():
-        download(MASK_RCNN_COCO)
+        download(detector)
     barrier()
-    return Path(MASK_RCNN_COCO.name)
+    return Path(detector.name)
 
 
 def download(published: PublishedFile) -> None:
@@ -103,6 +111,11 @@ def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor
 def is_classifier(state: dict[str, Tensor]) -> bool:
     """Whether a state dict is that of a classification ResNet rather than a detector's."""
     return "layer1.0.conv1.weight" in state
+
+
+def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict is that of a Mask R-CNN with this network's names."""
+    return "roi_heads.box_predictor.cls_score.weight" in state and "roi_heads.mask_predictor.conv5_mask.weight" in state
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:

@@ -1,0 +1,70 @@
+"""Write a trained checkpoint as a plain torchvision state dict, and print the lines that load it there.
+
+    python tools/export_torchvision.py save_weights/model_25.pth mask_rcnn.pth
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
+from train_utils.models import ModelConfig, config_of  # noqa: E402
+from train_utils.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
+
+TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision builds where it downloads nothing
+BUILDERS = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}
+
+
+def main(checkpoint: str, output: str) -> None:
+    content = read_weight_file(checkpoint)
+    state = state_dict_of(content, checkpoint)
+    if not is_mask_rcnn(state):
+        raise InputError(f"{checkpoint}: not the weights of a Mask R-CNN")
+    config = config_of(content, state)
+    with reading_input():
+        torch.save(torchvision_state(state, config.norm_eps), output)
+    print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")
+    print(loading_lines(output, config))
+
+
+def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Tensor]:
+    """The state dict for torchvision's network with BatchNorm2d in the backbone, which in evaluation is the frozen one.
+
+    The counters that FrozenBatchNorm2d lacks are added. What epsilon differs goes into the backbone's variances, as
+    only their sum is used.
+    """
+    result = {}
+    for key, value in state.items():
+        if key.startswith("backbone.body.") and key.endswith("running_var"):
+            value = value + (norm_eps - TORCHVISION_EPS)
+        result[key] = value.clone()
+        counter = key.replace("running_var", "num_batches_tracked")
+        if key.endswith("running_var") and counter not in state:
+            result[counter] = torch.zeros((), dtype=torch.int64)
+    return result
+
+
+def loading_lines(path: str, config: ModelConfig) -> str:
+    """Three lines of Python that build torchvision's network and load the file."""
+    sizes = f"num_classes={config.num_classes}, min_size={config.min_size}, max_size={config.max_size}"
+    return "\n".join(
+        (
+            "import torch, torchvision",
+            f"model = torchvision.models.detection.{BUILDERS[config.arch]}"
+            f"(weights=None, weights_backbone=None, {sizes}).eval()",
+            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
+        )
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="what train.py left, or weights of another style that validation.py takes")
+    parser.add_argument("output", help="the file to write")
+    args = parser.parse_args()
+    with one_line_errors():
+        main(args.checkpoint, args.output)
