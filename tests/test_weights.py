@@ -1,0 +1,206 @@
+"""Weight files of every style end in the network that they belong to; whatever does not fit is named."""
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_network_equals_torchvision import (
+    OLDER_KEYS,
+    assert_same_detections,
+    detections_of,
+    enliven_norms,
+    spread_logits,
+    synthetic_batch,
+)
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN as ReferenceMaskRCNN
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from train_utils.arguments import train_parser
+from train_utils.errors import InputError
+from train_utils.models import ModelConfig, build_model, build_training_model, load_trained_model
+
+SIZES = dict(min_size=96, max_size=128)
+
+
+def evaluation_args(**given) -> Namespace:
+    return Namespace(**{"num_classes": None, "arch": None, **SIZES, **given})
+
+
+def training_args(*given: str) -> Namespace:
+    args = train_parser(multi_gpu=False, description="").parse_args([*given, "--min-size", "96", "--max-size", "128"])
+    args.rois_per_image = 16
+    return args
+
+
+def enlivened(model: nn.Module) -> nn.Module:
+    """With normalisations that matter and predictors that find something; evaluation mode."""
+    enliven_norms(model)
+    nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+    spread_logits(model.rpn.head.cls_logits, 1.0)
+    spread_logits(model.roi_heads.box_predictor.cls_score, 3.0)
+    spread_logits(model.roi_heads.mask_predictor.mask_fcn_logits, 2.0)
+    with torch.no_grad():
+        model.eval()(synthetic_batch()[0][:1])
+    return model
+
+
+@cache
+def published_v1() -> nn.Module:
+    """torchvision's network as `maskrcnn_resnet50_fpn(weights=COCO_V1)` builds it, with random numbers instead."""
+    torch.manual_seed(21)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+    model = ReferenceMaskRCNN(backbone, 91, **SIZES)
+    enliven_norms(model)
+    for module in model.modules():  # variances so small that an epsilon of 1e-5 would show
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.mul_(1e-4)
+            module.weight.mul_(1e-2)
+    overwrite_eps(model, 0.0)
+    spread_logits(model.rpn.head.cls_logits, 1.0)
+    spread_logits(model.roi_heads.box_predictor.cls_score, 3.0)
+    with torch.no_grad():
+        model.eval()(synthetic_batch()[0][:1])
+    return model
+
+
+@cache
+def published_v2() -> nn.Module:
+    """torchvision's second version, with random numbers."""
+    torch.manual_seed(22)
+    return enlivened(maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **SIZES))
+
+
+def in_older_style(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys as in maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth."""
+    older = {}
+    for key, value in state.items():
+        for pattern, replacement in OLDER_KEYS:
+            key = re.sub(pattern, replacement, key)
+        older[key] = value
+    return older
+
+
+def test_the_published_file_of_v1_gives_torchvisions_detections(tmp_path: Path):
+    torch.save(in_older_style(published_v1().state_dict()), tmp_path / "v1.pth")
+    own, config, _ = load_trained_model(tmp_path / "v1.pth", evaluation_args())
+    assert (config.arch, config.norm, config.norm_eps, config.num_classes) == ("v1", "frozen", 0.0, 91)
+    images = synthetic_batch()[0][:1]
+    assert_same_detections(detections_of(own, images), detections_of(published_v1(), images), least=10)
+
+
+def test_an_epsilon_of_0_matters_to_that_file(tmp_path: Path):
+    torch.save(published_v1().state_dict(), tmp_path / "current.pth")
+    other, config, _ = load_trained_model(tmp_path / "current.pth", evaluation_args())
+    assert config.norm_eps == 1e-5
+    images = synthetic_batch()[0][:1]
+    with pytest.raises(AssertionError):
+        assert_same_detections(detections_of(other, images), detections_of(published_v1(), images))
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under the key model"])
+def test_a_file_of_v2_is_known_by_its_keys_and_gives_torchvisions_detections(tmp_path: Path, wrapped: bool):
+    state = published_v2().state_dict()
+    torch.save({"model": state, "epoch": 25} if wrapped else state, tmp_path / "v2.pth")
+    own, config, rest = load_trained_model(tmp_path / "v2.pth", evaluation_args())
+    assert (config.arch, config.norm, config.norm_eps) == ("v2", "batch", 1e-5)
+    assert ("epoch" in rest) == wrapped
+    images = synthetic_batch()[0][:1]
+    assert_same_detections(detections_of(own, images), detections_of(published_v2(), images), least=10)
+
+
+def test_v2_trains_from_its_own_file_with_another_number_of_classes(tmp_path: Path, capsys):
+    torch.save(published_v2().state_dict(), tmp_path / "v2.pth")
+    model, config = build_training_model(training_args("--pretrain", str(tmp_path / "v2.pth")), 4, None)
+    assert (config.arch, config.norm, config.trainable_layers) == ("v2", "batch", 3)
+    own, theirs = model.state_dict(), published_v2().state_dict()
+    anew = {key for key in own if own[key].shape != theirs[key].shape}
+    layers = ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
+    assert anew == {f"roi_heads.{layer}.{kind}" for kind in ("weight", "bias") for layer in layers}
+    assert all(key in capsys.readouterr().out for key in ["box_predictor.cls_score.weight"])
+    assert all(torch.equal(own[key], theirs[key]) for key in own if key not in anew)
+
+
+def test_v2_starts_from_a_classifier_or_from_nothing(tmp_path: Path):
+    classifier = resnet50(weights=None).state_dict()
+    torch.save(classifier, tmp_path / "resnet50.pth")
+    args = training_args("--arch", "v2", "--pretrain", str(tmp_path / "resnet50.pth"))
+    model, config = build_training_model(args, 91, None)
+    assert (config.arch, config.norm) == ("v2", "batch")
+    assert list(model.state_dict()) == list(published_v2().state_dict())
+    assert torch.equal(model.backbone.body.layer3[2].conv2.weight, classifier["layer3.2.conv2.weight"])
+    fresh, config = build_training_model(training_args("--arch", "v2", "--pretrain", "False"), 91, None)
+    assert config.arch == "v2" and list(fresh.state_dict()) == list(published_v2().state_dict())
+
+
+def test_another_arch_than_the_files_is_refused(tmp_path: Path):
+    torch.save(published_v2().state_dict(), tmp_path / "v2.pth")
+    with pytest.raises(InputError, match=r"v2\.pth: holds the weights of --arch v2, not of v1"):
+        load_trained_model(tmp_path / "v2.pth", evaluation_args(arch="v1"))
+    with pytest.raises(InputError, match=r"v2\.pth: holds the weights of --arch v2, not of v1"):
+        build_training_model(training_args("--arch", "v1", "--pretrain", str(tmp_path / "v2.pth")), 91, None)
+    content = {"model_config": ModelConfig(91, "v2").to_plain()}
+    with pytest.raises(InputError, match="was trained with --arch v2"):
+        build_training_model(training_args("--arch", "v1"), 91, (tmp_path / "model_0.pth", content))
+
+
+WRONG = {
+    "missing": (lambda s: s.pop("roi_heads.box_head.fc6.weight"), r"1 missing: roi_heads\.box_head\.fc6\.weight"),
+    "unexpected": (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected: extra"),
+    "misshapen": (lambda s: s.update({"rpn.head.cls_logits.bias": torch.zeros(9)}), "1 of another shape: rpn.head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_whatever_does_not_fit_is_named(tmp_path: Path, change, message: str):
+    state = dict(published_v1().state_dict())
+    change(state)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=rf"weights\.pth: does not fit this network; {message}"):
+        load_trained_model(tmp_path / "weights.pth", evaluation_args())
+
+
+# --- the way back -----------------------------------------------------------------------------------------------
+
+
+def exported(checkpoint: Path, output: Path) -> list[str]:
+    """What tools/export_torchvision.py prints."""
+    command = [sys.executable, str(ROOT / "tools" / "export_torchvision.py"), str(checkpoint), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ModelConfig(5, norm="frozen", norm_eps=0.0, **SIZES), ModelConfig(3, "v2", **SIZES)],
+    ids=["v1, frozen, epsilon 0", "v2"],
+)
+def test_an_exported_checkpoint_loads_in_torchvision_by_the_three_printed_lines(tmp_path: Path, config: ModelConfig):
+    torch.manual_seed(23)
+    own = enlivened(build_model(config))
+    torch.save({"model": own.state_dict(), "model_config": config.to_plain()}, tmp_path / "model_3.pth")
+    heading, *lines = exported(tmp_path / "model_3.pth", tmp_path / "plain.pth")
+    assert heading.startswith("#") and len(lines) == 3
+    space: dict = {}
+    exec("\n".join(lines), space)
+    assert type(space["model"]) is type(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None))
+    images = synthetic_batch()[0][:1]
+    assert_same_detections(detections_of(own, images), detections_of(space["model"], images), least=3)
+
+
+def test_the_export_of_something_else_is_refused(tmp_path: Path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    command = [sys.executable, str(ROOT / "tools" / "export_torchvision.py"), str(tmp_path / "other.pth"), "out.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "other.pth: not the weights of a Mask R-CNN" in done.stderr and not (tmp_path / "out.pth").exists()
