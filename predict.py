@@ -22,7 +22,7 @@ from train_utils.classes import ClassTable
 from train_utils.coco_evaluation import coco_results
 from train_utils.data import open_split
 from train_utils.drawing import draw_instances
-from train_utils.engine import Precision, choose_device
+from train_utils.engine import Precision, choose_device, ready_for_inference
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import load_trained_model
 from train_utils.run_folder import newest_checkpoint, write_atomically
@@ -40,7 +40,7 @@ def main(args: Namespace) -> None:
     trained_with = content.get("args", {})
     device = choose_device(args.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if args.amp is None else args.amp)
-    model.to(device, memory_format=torch.channels_last)
+    model = ready_for_inference(model.to(device, memory_format=torch.channels_last), precision)
     classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
 
     # Pictures

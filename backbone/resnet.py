@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from backbone.conv_norm import conv_norm
+
 NormLayer = Callable[[int], nn.Module]
 STAGE_BLOCKS = (3, 4, 6, 3)
 STAGE_WIDTHS = (64, 128, 256, 512)
@@ -45,7 +47,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> one [B, C_i, H / 2^(i+1), W / 2^(i+1)] for each returned stage i, finest first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(conv_norm(images, self.conv1, self.bn1)))
         outputs = []
         for stage in range(1, self.returned_layers[-1] + 1):
             x = getattr(self, f"layer{stage}")(x)
@@ -112,9 +114,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, 4 * width, H / stride, W / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
+        shortcut = x if self.downsample is None else conv_norm(x, *self.downsample)
+        x = self.relu(conv_norm(x, self.conv1, self.bn1))
+        x = self.relu(conv_norm(x, self.conv2, self.bn2))
+        x = conv_norm(x, self.conv3, self.bn3)
         x += shortcut
         return self.relu(x)

@@ -21,7 +21,7 @@ from torch.optim import SGD, Optimizer
 
 from network_files import MaskRCNN
 from train_utils.arguments import add_flag, positive
-from train_utils.engine import Precision, choose_device, to_device
+from train_utils.engine import Precision, choose_device, ready_for_inference, to_device
 from train_utils.errors import one_line_errors
 
 WORK = ("train", "inference")
@@ -115,9 +115,14 @@ def training_step(
 def compare_inference(contestants: Mapping[str, Contestant], device: torch.device, rounds: int) -> None:
     detections: dict[str, list[dict[str, Tensor]]] = {}
 
+    ready = {
+        name: ready_for_inference(network, precision) if isinstance(network, MaskRCNN) else network.eval()
+        for name, (network, _, _, precision) in contestants.items()
+    }
+
     def infer(name: str) -> None:
-        network, images, _, precision = contestants[name]
-        detections[name] = inference(network, images, device, precision)
+        _, images, _, precision = contestants[name]
+        detections[name] = inference(ready[name], images, device, precision)
 
     print(f"inference: boxes, labels, scores and full-size masks; {rounds} rounds")
     compare({name: partial(infer, name) for name in contestants}, rounds)
@@ -136,7 +141,6 @@ def compare_inference(contestants: Mapping[str, Contestant], device: torch.devic
 def inference(
     network: nn.Module, images: Sequence[Tensor], device: torch.device, precision: Precision
 ) -> list[dict[str, Tensor]]:
-    network.eval()
     with precision.autocast():
         detections = network([image.to(device, non_blocking=True) for image in images])
     return [{"scores": detection["scores"].float().cpu()} for detection in detections]

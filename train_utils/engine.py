@@ -1,5 +1,6 @@
 """The loops: one epoch of training steps, and one pass of evaluation."""
 
+import copy
 import math
 import sys
 import time
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from backbone.conv_norm import fold_norms
 from network_files import MaskRCNN
 from train_utils.classes import ClassTable
 from train_utils.coco_evaluation import CocoEvaluator, Metrics
@@ -185,14 +187,25 @@ def evaluate(
     Args:
         loader: this process's share of the pictures; ground_truth: the whole data's COCO object.
     """
-    model.eval()
+    network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes)
     for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
         with precision.autocast():
-            detections = model.detect([image.to(device, non_blocking=True) for image in images])
+            detections = network.detect([image.to(device, non_blocking=True) for image in images])
         for image, target, detection in zip(images, targets, detections):
             evaluator.update(target["image_id"], tuple(image.shape[-2:]), detection)
     return evaluator.metrics()
+
+
+def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
+    """A copy in evaluation mode, its normalisations folded into convolutions, its weights cast once for all images."""
+    network = copy.deepcopy(model).eval()
+    fold_norms(network)
+    if precision.dtype is not None:
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                module.to(precision.dtype)
+    return network
 
 
 def choose_device(name: str) -> torch.device:
