@@ -132,14 +132,14 @@ def synchronize() -> None:
 
 
 def build_pair(
-    images: Sequence[Tensor], min_size: int, max_size: int, weights: str | None = None
+    images: Sequence[Tensor], min_size: int, max_size: int, weights: str | None = None, num_classes: int = 91
 ) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
-    """This project's network and torchvision's with the same weights and settings, for COCO's 90 classes.
+    """This project's network and torchvision's with the same weights and settings, by default for COCO's 90 classes.
 
     As in fine-tuning: frozen BatchNorm, stem and first stage not trained. The weights come from a file, or are
     drawn at random, see `random_weights`.
     """
-    config = ModelConfig(num_classes=91, norm="frozen", min_size=min_size, max_size=max_size)
+    config = ModelConfig(num_classes, norm="frozen", min_size=min_size, max_size=max_size)
     if weights is None:
         ours = build_model(config)
         ours.load_state_dict(random_weights(config, images), strict=True)

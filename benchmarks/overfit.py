@@ -177,7 +177,7 @@ def parse_arguments() -> Namespace:
     p = parser(__doc__)
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
     p.add_argument("--output-dir", default=str(OUTPUT_FOLDER), help="(default: benchmarks/out/overfit)")
-    p.add_argument("--steps", type=positive, default=320, help="(default: %(default)s)")
+    p.add_argument("--steps", type=positive, default=400, help="(default: %(default)s)")
     p.add_argument("-b", "--batch-size", type=positive, default=8, help="photos, all in each step (default: 8)")
     p.add_argument("--min-size", type=positive, default=144, help="short side of the input (default: %(default)s)")
     p.add_argument("--max-size", type=positive, default=192, help="long side's limit (default: %(default)s)")
@@ -189,7 +189,7 @@ def parse_arguments() -> Namespace:
     p.add_argument(
         "--lr-drops", type=float, nargs="*", default=[0.6, 0.85], help="shares of the run (default: 0.6 0.85)"
     )
-    p.add_argument("--eval-freq", type=positive, default=160, help="steps between evaluations (default: %(default)s)")
+    p.add_argument("--eval-freq", type=positive, default=200, help="steps between evaluations (default: %(default)s)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two lines (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it (default: True)", default=True)

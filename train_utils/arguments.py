@@ -22,11 +22,11 @@ FULL_RECIPE = {
 }
 # From scratch on the small drawn pictures, within ten minutes on two CPU cores.
 DEMO_RECIPE = {
-    "epochs": 9,
+    "epochs": 7,
     "batch_size": 4,
     "lr_per_image": 0.0025,
-    "lr_steps": [6, 8],
-    "lr_gamma": 0.3,
+    "lr_steps": [6],
+    "lr_gamma": 0.2,
     "min_size": 128,
     "max_size": 160,
     "rois_per_image": 32,
@@ -103,15 +103,15 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
     add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
     p.add_argument("--start-epoch", type=natural, default=0, help="number of the first epoch (default: 0)")
-    p.add_argument("--epochs", type=positive, help="(default: 26, demo 9)")
+    p.add_argument("--epochs", type=positive, help="(default: 26, demo 7)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
-    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6 8)")
-    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.3)")
+    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6)")
+    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.2)")
     p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")
     p.add_argument(
         "--pretrain",

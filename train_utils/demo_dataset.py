@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
 
-VERSION = "1.2"  # whatever changes the pictures changes this, or an old dataset passes for a new one
+VERSION = "1.3"  # whatever changes the pictures changes this, or an old dataset passes for a new one
 SPLITS = ("train2017", "val2017")
 PICTURE_SIDES = (128, 160)
-OBJECTS_PER_PICTURE = (2, 5)
-OBJECT_SIZES = (20.0, 100.0)  # square root of the bounding box's area, in pixels
+OBJECTS_PER_PICTURE = (2, 4)
+OBJECT_SIZES = (20.0, 90.0)  # square root of the bounding box's area, in pixels
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.5, 60
-SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.5  # about a third of all objects get one
+SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.3  # about a fifth of all objects get one
 TILT = 0.3  # radians either way
 SUPERSAMPLING = 8
 
@@ -157,7 +157,7 @@ def _random_shape(rng: np.random.Generator, size: float, height: int, width: int
     overhang = 0.15 * np.ptp(centred, axis=0)  # how far it may reach out of the picture
     centre = rng.uniform(-centred.min(axis=0) - overhang, (width, height) - centred.max(axis=0) + overhang)
     has_hole = size >= SMALLEST_WITH_HOLE and rng.random() < HOLE_CHANCE
-    outline, hole = centre + centred, centre + rng.uniform(0.35, 0.5) * centred if has_hole else None
+    outline, hole = centre + centred, centre + rng.uniform(0.35, 0.45) * centred if has_hole else None
     coverage, rim = _rasterise(outline, hole, height, width)
     return Shape(category_id, outline, hole, coverage, rim, visible=coverage >= 0.5)
 
