@@ -77,6 +77,14 @@ class InstanceMasks:
         start = int((self.crops[:i, 2] * self.crops[:i, 3]).sum())
         return left, top, self.pixels[start : start + width * height].numpy().reshape(height, width)
 
+    def all_crops(self) -> list[tuple[int, int, np.ndarray]]:
+        """`crop` of every mask; looks for each one's start only once."""
+        pixels, starts = self.pixels.numpy(), self.starts().tolist()
+        return [
+            (left, top, pixels[start : start + width * height].reshape(height, width))
+            for start, (left, top, width, height) in zip(starts, self.crops.tolist())
+        ]
+
     def resize(self, height: int, width: int) -> "InstanceMasks":
         """The same masks seen in a frame of another size (nearest neighbour)."""
         return InstanceMasks(self.pixels, self.crops, self.source_size, (height, width))
@@ -85,10 +93,8 @@ class InstanceMasks:
         """Mirror left and right; only in the source frame, before any `resize`."""
         if self.size != self.source_size:
             raise ValueError(f"flip before resize: the masks are {self.source_size}, their frame is {self.size}")
-        mirrored = []
-        for i in range(len(self)):
-            left, top, pixels = self.crop(i)
-            mirrored.append((self.size[1] - left - pixels.shape[1], top, pixels[:, ::-1]))
+        width = self.size[1]
+        mirrored = [(width - left - crop.shape[1], top, crop[:, ::-1]) for left, top, crop in self.all_crops()]
         return InstanceMasks.from_crops(mirrored, self.size)
 
     def areas(self) -> Tensor:
@@ -101,8 +107,8 @@ class InstanceMasks:
         """uint8 [N, H, W] in the current frame. For pictures and tests; training never calls this."""
         masks = torch.zeros((len(self), *self.size), dtype=torch.uint8)
         rows, columns = self.source_pixels()
-        for i in range(len(self)):
-            paint(masks[i].numpy(), self.crop(i), rows, columns, (0, 0, *self.size))
+        for plane, crop in zip(masks.numpy(), self.all_crops()):
+            paint(plane, crop, rows, columns, (0, 0, *self.size))
         return masks
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:

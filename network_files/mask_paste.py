@@ -4,11 +4,13 @@ Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to 
 """
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.rle import compress, encode_crop
+from network_files.mask_outline import column_changes
+from network_files.rle import compress, encode_crop, pack_counts
 
 
 def mask_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
@@ -22,16 +24,24 @@ def mask_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iter
     Yields:
         Left, top and float probabilities [h, w] of one mask; empty where the box lies outside.
     """
-    # A border of zeros lets the mask fall off to 0 at its rim; the box grows by the same share.
-    padded = F.pad(mask_probs.float(), (1, 1, 1, 1))
-    corners = expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64).tolist()
+    padded, corners = frame(mask_probs, boxes)
     height, width = size
-    for probs, (x1, y1, x2, y2) in zip(padded, corners):
+    for probs, (x1, y1, x2, y2) in zip(padded, corners.tolist()):
         w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
         resized = F.interpolate(probs[None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]
         left, top = min(max(x1, 0), width), min(max(y1, 0), height)
         right, bottom = max(min(x2 + 1, width), left), max(min(y2 + 1, height), top)
         yield left, top, resized[top - y1 : bottom - y1, left - x1 : right - x1]
+
+
+def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks with a border of zeros, that they fall off to 0 at their rim, and corners that have grown by its share.
+
+    Returns:
+        float32 [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the picture's frame.
+    """
+    padded = F.pad(mask_probs.float(), (1, 1, 1, 1))
+    return padded, expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64)
 
 
 def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
@@ -53,12 +63,40 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
 
 
 def encode_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
-    """COCO run-length codes of the masks, straight from the crops; arguments as for `mask_crops`.
+    """COCO run-length codes of the masks, straight from the M x M; arguments as for `mask_crops`.
 
-    Byte for byte what encoding `paste_masks(...) > threshold` gives.
+    Byte for byte what encoding `paste_masks(...) > threshold` gives. A mask whose outline hangs on the last bit of
+    an interpolated value is resized for that; the others' outlines are computed, all of a picture's together.
 
     Returns:
         A list of {"size": [H, W], "counts": bytes}.
     """
-    crops = mask_crops(mask_probs.cpu(), boxes.cpu(), size)
-    return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
+    if len(boxes) == 0:
+        return []
+    mask_probs, boxes = mask_probs.cpu(), boxes.cpu()
+    padded, corners = frame(mask_probs, boxes)
+    positions, owners, unsure = column_changes(padded[:, 0].numpy(), corners.numpy(), size, threshold)
+    counts = pack_counts(*run_lengths(positions, owners, len(boxes), size[0] * size[1]))
+    codes = [{"size": list(size), "counts": packed} for packed in counts]
+    again = np.flatnonzero(unsure)
+    crops = mask_crops(mask_probs[again], boxes[again], size)
+    exact = compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
+    for i, code in zip(again.tolist(), exact):
+        codes[i] = code
+    return codes
+
+
+def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `column_changes` found -> run lengths of all masks one after the other, and how many each mask has."""
+    first = np.ones(len(positions), dtype=bool)
+    first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
+    starts = np.flatnonzero(first)
+    kept = starts[(np.diff(starts, append=len(positions)) % 2 == 1) & (positions[starts] < pixels)]
+    positions, owners = positions[kept], owners[kept]
+    lengths = np.bincount(owners, minlength=masks) + 1
+    ends = np.full(len(positions) + masks, pixels)
+    ends[np.arange(len(positions)) + owners] = positions
+    counts = np.diff(ends, prepend=0)
+    starts = lengths.cumsum() - lengths
+    counts[starts] = ends[starts]
+    return counts, lengths

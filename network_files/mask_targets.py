@@ -3,7 +3,7 @@
 Mask R-CNN (arXiv:1703.06870), section 3: the target is the intersection of the RoI and its object's mask,
 resampled by RoIAlign.
 """
-import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from network_files.instance_masks import InstanceMasks, paint
 def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
     """Cut each proposal's piece out of its object's mask and resample it.
 
-    One plane is reused for all objects and holds, of the object at hand, only what its proposals cover. RoIAlign
-    sees the coordinates that it would see in a dense mask, so the targets are the same to the last bit.
+    A plane is reused for all objects and holds, of each object, only what its proposals cover; objects whose
+    proposals lie apart are in it together. RoIAlign sees the coordinates and the pixels that it would see in a dense
+    mask, so the targets are the same to the last bit. It works in one thread, so each thread gets a plane.
 
     Args:
         masks: the objects of one image, in the frame of the boxes.
@@ -28,26 +29,60 @@ def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor,
     Returns:
         float32 [P, M, M] in 0..1, on the boxes' device.
     """
-    host_boxes, host_matched = boxes.detach().float().cpu(), matched.cpu()
+    rois = boxes.detach().float().cpu()
     targets = torch.zeros((len(boxes), size, size))
-    height, width = masks.size
-    plane = np.zeros(height * width, dtype=np.float32)
-    rows, columns = masks.source_pixels()
-    for i in host_matched.unique().tolist():
-        chosen = torch.where(host_matched == i)[0]
-        rois = host_boxes[chosen]
-        x1, y1 = rois[:, :2].amin(dim=0).tolist()
-        x2, y2 = torch.maximum(rois[:, 2:], rois[:, :2] + 1).amax(dim=0).tolist()  # RoIAlign reads at least a pixel
-        # Bilinear sampling reads one pixel past the last coordinate; cut there, no sample meets a false border.
-        bottom, right = clamp(math.floor(y2) + 2, 1, height), clamp(math.floor(x2) + 2, 1, width)
-        top, left = clamp(math.floor(y1), 0, height - 1), clamp(math.floor(x1), 0, width - 1)
-        view = plane[: bottom * right].reshape(bottom, right)
-        view[top:, left:] = 0
-        paint(view, masks.crop(i), rows, columns, (top, left, bottom, right))
-        rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
-        targets[chosen] = roi_align(torch.from_numpy(view)[None, None], rois, (size, size))[:, 0]
+    objects, owner = np.unique(matched.cpu().numpy(), return_inverse=True)
+    windows = covered_windows(rois.numpy(), owner, len(objects), masks.size)
+    rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
+    crops, (rows, columns) = masks.all_crops(), masks.source_pixels()
+
+    def fill_targets(groups: list[list[int]]) -> None:
+        plane = torch.zeros((1, 1, *masks.size))
+        pixels = plane[0, 0].numpy()
+        for group in groups:
+            for k in group:
+                paint(pixels, crops[objects[k]], rows, columns, windows[k])
+            chosen = torch.from_numpy(np.flatnonzero(np.isin(owner, group)))
+            targets[chosen] = roi_align(plane, rois[chosen], (size, size))[:, 0]
+            for top, left, bottom, right in windows[group].tolist():
+                pixels[top:bottom, left:right] = 0
+
+    groups = groups_apart(windows)
+    threads = max(1, min(torch.get_num_threads(), len(groups)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill_targets, [groups[i::threads] for i in range(threads)]))
     return targets.to(boxes.device)
 
 
-def clamp(value: int, low: int, high: int) -> int:
-    return max(low, min(value, high))
+def covered_windows(boxes: np.ndarray, owner: np.ndarray, objects: int, size: tuple[int, int]) -> np.ndarray:
+    """The part of each object's mask that RoIAlign reads for its boxes: int64 [objects, 4], top, left, bottom, right.
+
+    Args:
+        boxes: float32 [P, 4], x1y1x2y2 in the masks' frame of `size`, height and width.
+        owner: int64 [P], the object of each.
+    """
+    if not np.isfinite(boxes).all():
+        raise ValueError("proposals must be finite")
+    low, high = np.full((objects, 2), np.inf), np.full((objects, 2), -np.inf)
+    np.minimum.at(low, owner, boxes[:, 1::-1])
+    np.maximum.at(high, owner, np.maximum(boxes[:, 3:1:-1], boxes[:, 1::-1] + 1))  # RoIAlign reads at least a pixel
+    # Bilinear sampling reads one pixel past the last coordinate.
+    low = np.floor(low).clip(0, np.array(size) - 1)
+    high = (np.floor(high) + 2).clip(1, size)
+    return np.concatenate((low, high), axis=1).astype(np.int64)
+
+
+def groups_apart(windows: np.ndarray) -> list[list[int]]:
+    """Indices of the windows [K, 4] (top, left, bottom, right) in groups within which no two have a pixel in common."""
+    (top, left, bottom, right), waiting = windows.T, np.ones(len(windows), dtype=bool)
+    apart = (top[:, None] >= bottom) | (left[:, None] >= right)
+    apart |= apart.T
+    groups = []
+    while waiting.any():
+        group, free = [], waiting.copy()
+        while free.any():
+            group.append(int(free.argmax()))
+            free &= apart[group[-1]]
+        waiting[group] = False
+        groups.append(group)
+    return groups

@@ -1,7 +1,10 @@
 """COCO run-length codes and crops of masks, one into the other, without the full-size plane between.
 
-A code holds run lengths, zeros first, down the columns from left to right; COCO packs them six bits a character.
+A code holds run lengths, zeros first, down the columns from left to right; COCO packs them six bits a character. All
+codes of a picture are packed and unpacked together, since most of them are too short to be worth a call each.
 """
+from collections.abc import Sequence
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -29,34 +32,98 @@ def compress(codes: list[dict]) -> list[dict]:
     return [coco_mask.frPyObjects(code, *code["size"]) for code in codes]
 
 
-def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
-    """Left, top and the uint8 pixels [h, w] of the smallest crop that holds every set pixel of a packed code."""
-    height = code["size"][0]
-    left, top, crop_width, crop_height = (int(v) for v in coco_mask.toBbox(code))
-    if crop_width == 0 or crop_height == 0:
-        return 0, 0, np.zeros((0, 0), dtype=np.uint8)
-    counts = code["counts"]
-    ends = unpack_counts(counts.encode() if isinstance(counts, str) else counts).cumsum()
-    ends = (ends - left * height).clip(0, crop_width * height)
-    runs = np.diff(ends, prepend=0)
-    columns = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs).reshape(crop_width, height)
-    return left, top, np.ascontiguousarray(columns[:, top : top + crop_height].T)
+def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
+    """Run lengths -> COCO's packed counts, as `unpack_counts` describes them.
+
+    Args:
+        counts: int64 [S], the run lengths of all codes one after the other.
+        lengths: int64 [N], how many of them belong to each code.
+    """
+    starts = lengths.cumsum() - lengths
+    within = np.arange(len(counts)) - np.repeat(starts, lengths)
+    later = np.flatnonzero(within > 2)
+    numbers = counts.copy()
+    numbers[later] -= counts[later - 2]
+
+    magnitudes = np.where(numbers < 0, ~numbers, numbers)
+    sizes = np.ones(len(numbers), dtype=np.int64)
+    limit = 16
+    while (larger := magnitudes >= limit).any():
+        sizes += larger
+        limit *= 32
+    ends = sizes.cumsum()
+    characters = np.empty(ends[-1] if len(ends) else 0, dtype=np.uint8)
+    for place in range(sizes.max(initial=0)):
+        chosen = np.flatnonzero(sizes > place)
+        more = sizes[chosen] > place + 1
+        five_bits = (numbers[chosen] >> (5 * place)) & 0x1F
+        characters[ends[chosen] - sizes[chosen] + place] = five_bits + 0x20 * more + 48
+    packed, borders = characters.tobytes(), np.concatenate(([0], ends))[np.append(starts, len(counts))].tolist()
+    return [packed[start:end] for start, end in zip(borders, borders[1:])]
 
 
 def unpack_counts(packed: bytes) -> np.ndarray:
-    """COCO's packed counts -> run lengths, int64.
+    """COCO's packed counts of one code -> run lengths, int64.
 
     A number is a group of characters with five bits each, lowest first, the sixth bit set on all but the last; the
     fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
     """
-    characters = np.frombuffer(packed, dtype=np.uint8).astype(np.int64) - 48
+    return unpack_all([packed])[0]
+
+
+def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Packed counts of N codes -> their run lengths one after the other, int64 [S], and how many each has, [N]."""
+    characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     is_last = (characters & 0x20) == 0
-    starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))
-    lengths = np.diff(starts, append=len(characters))
-    place = np.arange(len(characters)) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((characters & 0x1F) << (5 * place), starts)
-    negative = (characters[starts + lengths - 1] & 0x10) != 0
-    numbers = numbers - np.where(negative, 1 << (5 * lengths), 0)
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
+    starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))[: len(characters)]
+    sizes = np.diff(starts, append=len(characters))
+    place = np.arange(len(characters)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat((characters & 0x1F) << (5 * place), starts) if len(starts) else characters
+    negative = (characters[starts + sizes - 1] & 0x10) != 0
+    numbers = numbers - np.where(negative, 1 << (5 * sizes), 0)
+
+    code_ends = np.searchsorted(starts, np.cumsum([len(counts) for counts in packed]))
+    lengths = np.diff(code_ends, prepend=0)
+    within = np.arange(len(numbers)) - np.repeat(code_ends - lengths, lengths)
+    for chosen in (np.flatnonzero(within % 2 == 1), np.flatnonzero((within % 2 == 0) & (within > 0))):
+        sums = numbers[chosen].cumsum()
+        before = np.concatenate(([0], sums))[np.searchsorted(chosen, code_ends - lengths)]
+        numbers[chosen] = sums - np.repeat(before, np.diff(np.searchsorted(chosen, code_ends), prepend=0))
+    return numbers, lengths
+
+
+def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
+    """Left, top and the uint8 pixels [h, w] of the smallest crop that holds every set pixel of a packed code."""
+    return decode_crops([code])[0]
+
+
+def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
+    """The same for all packed codes of one picture.
+
+    Raises:
+        ValueError: the runs of a code do not add up to the picture.
+    """
+    if not codes:
+        return []
+    height, width = codes[0]["size"]
+    packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
+    counts, lengths = unpack_all(packed)
+    ends, code_ends = counts.cumsum(), lengths.cumsum()
+    plane_ends = np.concatenate(([0], ends))[code_ends]
+    if not np.array_equal(plane_ends, np.arange(1, len(codes) + 1) * (height * width)):
+        raise ValueError(f"has run lengths that do not add up to its picture, {height} x {width}")
+
+    # Of each plane only the crop's columns, at full height, are laid out; the planes lie one behind the other.
+    boxes = coco_mask.toBbox(list(codes)).astype(np.int64)
+    first = np.arange(len(codes)) * (height * width) + boxes[:, 0] * height
+    areas = boxes[:, 2] * height
+    shift = areas.cumsum() - areas - first
+    ends = ends.clip(np.repeat(first, lengths), np.repeat(first + areas, lengths)) + np.repeat(shift, lengths)
+    is_object = (np.arange(len(ends)) - np.repeat(code_ends - lengths, lengths)) % 2 == 1
+    columns = np.repeat(is_object.view(np.uint8), np.diff(ends, prepend=0))
+
+    crops = []
+    for start, (left, top, crop_width, crop_height) in zip((first + shift).tolist(), boxes.tolist()):
+        strip = columns[start : start + crop_width * height].reshape(crop_width, height)
+        crops.append((left, top, np.ascontiguousarray(strip[:, top : top + crop_height].T)))
+    return crops

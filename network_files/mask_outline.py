@@ -1,0 +1,108 @@
+"""Where the columns of pasted masks change between outside and inside, found without painting a pixel.
+
+Resizing by bilinear interpolation is linear between two source rows, so a column crosses the threshold at most once
+between them, at a place that a division gives. What is left to look at is a column's M source rows, not its pixels.
+"""
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# Of a value of at most 1: more than rounding to float32 can change, once the weights are known to the last bit, and
+# before that.
+ROUNDING, MISPLACED = 5e-7, 2e-5
+
+
+def column_changes(
+    probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The changes of all masks of a picture.
+
+    Args:
+        probs: float32 [N, M, M], with a border of zeros.
+        corners: int64 [N, 4], x1y1x2y2: first and last column and row of each mask in the picture's frame.
+        size: the picture's height and width.
+        threshold: above it is inside.
+
+    Returns:
+        positions: int64 [S], ascending within a mask: the number of the pixel, down the columns of the picture from
+            left to right, before which outside becomes inside or the reverse. Two equal ones cancel.
+        owners: int64 [S], ascending: the mask of each.
+        unsure: bool [N], masks whose changes depend on how `interpolate` rounds; their positions are not to be used.
+    """
+    height, width = size
+    knots = probs.shape[-1]
+    x1, y1, x2, y2 = corners.T
+    heights, widths = np.maximum(y2 - y1 + 1, 1), np.maximum(x2 - x1 + 1, 1)
+    left, top = x1.clip(0, width), y1.clip(0, height)
+    right, bottom = np.maximum((x2 + 1).clip(None, width), left), np.maximum((y2 + 1).clip(None, height), top)
+
+    # Each visible column of each mask, interpolated between source columns: float32 [C, M], one value a source row.
+    visible = np.where(bottom > top, right - left, 0)
+    owner = np.repeat(np.arange(len(probs)), visible)
+    x = ranges(left, visible)
+    below, share = lookup(knots, widths, left - x1, visible)
+    lines = np.ascontiguousarray(probs.transpose(0, 2, 1)).reshape(-1, knots)
+    values = lines.take(owner * knots + below, axis=0)
+    above = lines.take(owner * knots + np.minimum(below + 1, knots - 1), axis=0)
+    above -= values
+    above *= share[:, None]
+    above += values
+    values = above.reshape(-1)
+    inside = values > threshold
+
+    # A change between source rows k and k + 1 lies before the first row of the picture that shows what is past it.
+    # Both ends of a column are border, so that no change is found between one column and the next.
+    before = np.flatnonzero(inside[1:] != inside[:-1])
+    c = before // knots
+    k, n = before - c * knots, owner[c]
+    step = values[before + 1].astype(np.float64) - values[before]
+    crossing = (k + 0.5 + (threshold - values[before]) / step) * (heights / knots)[n] - 0.5
+    row = np.ceil(crossing).astype(np.int64)
+    positions = x[c] * height + (y1[n] + row).clip(top[n], bottom[n])
+
+    # Values that rounding could move over the threshold: those of source rows, and of the rows beside a change.
+    scale = max(1.0, float(np.abs(probs).max(initial=0)))
+    unsure = ~np.isfinite(probs).all(axis=(1, 2))
+    near = (values >= threshold - scale * ROUNDING) & (values <= threshold + scale * ROUNDING)
+    unsure[owner[np.flatnonzero(near) // knots]] = True
+    unsure[owner[inside[::knots] | inside[knots - 1 :: knots]]] = True
+    nearest = np.rint(crossing)
+    close = np.flatnonzero(np.abs((nearest - crossing) * step) * (knots / heights)[n] <= scale * MISPLACED)
+    n, k, before, nearest = n[close], k[close], before[close], nearest[close].astype(np.int64)
+    below, share = lookup(knots, heights, np.zeros_like(heights), heights)
+    at = (heights.cumsum() - heights)[n] + nearest.clip(0, heights[n] - 1)
+    value = values[before - k + below[at]] * (1.0 - share[at])
+    value += values[before - k + np.minimum(below[at] + 1, knots - 1)] * share[at]
+    expected = np.where(nearest < row[close], inside[before], inside[before + 1])
+    clear = np.where(expected, value > threshold + scale * ROUNDING, value < threshold - scale * ROUNDING)
+    unsure[n[~clear & (nearest >= 0) & (nearest < heights[n])]] = True
+    return positions, owner[c], unsure
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[0], starts[0] + 1, ... (lengths[0] numbers), starts[1], ...: int64 [sum of lengths]."""
+    return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
+
+
+def lookup(
+    knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`resampling` to each target size, from starts[i] on lengths[i] entries of it, one after the other."""
+    tables = [resampling(knots, target) for target in targets.tolist()]
+    parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
+    below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
+    return np.concatenate(below), np.concatenate(share)
+
+
+@lru_cache(maxsize=4096)
+def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `target` places the source place below it, int64, and the share of the one above, float32.
+
+    `interpolate` itself says them, to the last bit: of a 1 among zeros it returns the weight.
+    """
+    ones = torch.eye(source)[:, None, :, None]
+    weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()
+    below = (weights != 0).argmax(axis=0)
+    return below, weights[np.minimum(below + 1, source - 1), np.arange(target)]
