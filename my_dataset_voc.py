@@ -169,9 +169,9 @@ class VOCInstances(Dataset):
                 {"id": self.image_ids[i], "height": height, "width": width, "file_name": f"{picture.name}.jpg"}
             )
             target = self.target(i)
-            for k, (x1, y1, x2, y2) in enumerate(target["boxes"].tolist()):
-                left, top, crop = target["masks"].crop(k)
-                (code,) = compress([encode_crop(crop.astype(bool), left, top, height, width)])
+            crops = target["masks"].all_crops()
+            codes = compress([encode_crop(crop.astype(bool), left, top, height, width) for left, top, crop in crops])
+            for k, (code, (x1, y1, x2, y2)) in enumerate(zip(codes, target["boxes"].tolist())):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,

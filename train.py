@@ -76,7 +76,7 @@ def main(args: Namespace) -> None:
     schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma, progress.step)
 
     if args.test_only:
-        metrics = evaluate(model, val_loader, val_set.coco, classes, device, precision)
+        metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
         if is_main():
             print(metrics["bbox"].table("boxes"), metrics["segm"].table("masks"), sep="\n")
         return
@@ -86,7 +86,7 @@ def main(args: Namespace) -> None:
 
     def evaluate_epoch(epoch: int) -> None:
         share_buffers(model)
-        metrics = evaluate(model, val_loader, val_set.coco, classes, device, precision)
+        metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
         mean_loss = mean_over_processes(progress.mean_loss(), device)
         if run:
             run.write_results(epoch, metrics, mean_loss, progress.lr)

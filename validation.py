@@ -54,7 +54,7 @@ def main(args: Namespace) -> None:
     loader = evaluation_loader(dataset, args.batch_size, args.workers)
 
     # Metrics
-    metrics = evaluate(model, loader, dataset.coco, classes, device, precision)
+    metrics = evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision)
     if is_main():
         text = f"weights: {path}\ndata: {data_path}, {len(dataset)} pictures\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"

@@ -24,7 +24,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from my_dataset_coco import CocoDetection, read_json
+from my_dataset_coco import CocoDetection
 from train_utils.arguments import positive
 from train_utils.errors import one_line_errors, reading_input
 

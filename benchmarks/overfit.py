@@ -23,7 +23,7 @@ from PIL import Image
 from torch.optim import SGD
 from torchvision.ops import box_convert, box_iou
 
-from my_dataset_coco import CocoDetection, read_json
+from my_dataset_coco import CocoDetection
 from network_files import MaskRCNN
 from predict import detect, draw
 from train_utils.arguments import add_flag, positive

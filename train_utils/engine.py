@@ -185,7 +185,8 @@ def evaluate(
     """COCO metrics by IoU type, on the main process; None on the others.
 
     Args:
-        loader: this process's share of the pictures; ground_truth: the whole data's COCO object.
+        loader: this process's share of the pictures.
+        ground_truth: the whole data's COCO object; only the main process needs it.
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes)
