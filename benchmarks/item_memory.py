@@ -34,7 +34,7 @@ ANNOTATIONS = Path("annotations") / "instances_train2017.json"
 def main(args: Namespace) -> None:
     folder = coco_tiny()
     with reading_input():
-        content = read_json(folder / ANNOTATIONS)
+        content = json.loads((folder / ANNOTATIONS).read_text())
     print(machine(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as scratch:
         crowded = most_crowded_photo(content)
@@ -48,7 +48,7 @@ def main(args: Namespace) -> None:
 def report(title: str, folder: Path, rounds: int) -> None:
     """Weigh and time the only item of a folder in COCO's layout."""
     dataset = CocoDetection(folder, "train")
-    annotations = read_json(folder / ANNOTATIONS)["annotations"]
+    annotations = json.loads((folder / ANNOTATIONS).read_text())["annotations"]
     (image, target), (dense_image, dense_target) = dataset[0], reference_item(dataset.image_path(0), annotations)
     same = torch.equal(target["masks"].dense(), dense_target["masks"])
     verdict = "the same pixels" if same else "NOT the same pixels"

@@ -51,7 +51,7 @@ def main(args: Namespace) -> None:
 
     # Data: a COCO folder of its own, read as any other
     with reading_input():
-        content = read_json(coco_tiny() / ANNOTATIONS)
+        content = json.loads((coco_tiny() / ANNOTATIONS).read_text())
         write_subset(coco_tiny(), folder / "data", content, photos_with_large_objects(content, args.batch_size))
         dataset = CocoDetection(folder / "data", "train")
     classes = ClassTable.of_dataset(dataset)
