@@ -62,12 +62,12 @@ def main(args: Namespace) -> None:
         started = time.perf_counter()
         found = detect(model, picture_to_tensor(image), device, precision, args.box_thresh)
         seconds = time.perf_counter() - started
-        draw(image, found, classes, args.mask_thresh).save(output_path)
+        draw(image, found, classes, args.mask_thresh, model.continuous_paste).save(output_path)
         names = [classes.names.get(label, f"class {label}") for label in found["labels"].tolist()]
         print(f"{picture}: {len(names)} found in {seconds:.3f} s ({count(names)}), drawn in {output_path}", flush=True)
         if args.save_json:
             size = (image.height, image.width)
-            codes = encode_masks(found["masks"], found["boxes"], size, args.mask_thresh)
+            codes = encode_masks(found["masks"], found["boxes"], size, args.mask_thresh, model.continuous_paste)
             detections[image_id] = {k: found[k].numpy() for k in ("boxes", "labels", "scores")} | {"codes": codes}
             files[image_id] = picture.name
     if args.save_json:
@@ -143,9 +143,11 @@ def detect(
     return {name: value[keep].cpu() for name, value in detection.items()}
 
 
-def draw(image: Image.Image, found: dict[str, Tensor], classes: ClassTable, mask_thresh: float) -> Image.Image:
+def draw(
+    image: Image.Image, found: dict[str, Tensor], classes: ClassTable, mask_thresh: float, continuous_paste: bool
+) -> Image.Image:
     names = [classes.names.get(label, f"class {label}") for label in found["labels"].tolist()]
-    crops = mask_crops(found["masks"], found["boxes"], (image.height, image.width))
+    crops = mask_crops(found["masks"], found["boxes"], (image.height, image.width), continuous_paste)
     masks = [(left, top, (crop > mask_thresh).numpy()) for left, top, crop in crops]
     return draw_instances(image, found["boxes"].numpy(), names, found["scores"].numpy(), masks)
 

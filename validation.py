@@ -49,6 +49,8 @@ def main(args: Namespace) -> None:
     with reading_input():
         dataset = open_split(data_path, training=False)
     classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
+    if "category_ids" not in content:  # then the labels are taken to be the data's
+        classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if args.label_json_path is None:
         classes.check_against(dataset, path)
     loader = evaluation_loader(dataset, args.batch_size, args.workers)

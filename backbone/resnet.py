@@ -1,7 +1,7 @@
 """ResNet-50 without its classifier: a batch of images in, the outputs of the chosen stages out.
 
-He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1, in the variant whose
-stride sits in the 3x3 convolution of a block ("ResNet v1.5").
+He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1, by default in the variant
+whose stride sits in the 3x3 convolution of a block ("ResNet v1.5").
 """
 from collections.abc import Callable, Sequence
 
@@ -20,9 +20,16 @@ class ResNet(nn.Module):
     Args:
         norm_layer: makes a normalisation from a number of channels (`nn.BatchNorm2d`, `FrozenBatchNorm2d`, ...).
         returned_layers: the stages whose outputs are returned, out of 1..4 (C2..C5 of the FPN paper), ascending.
+        stride_in_1x1: whether the stride of a stage's first block sits in its first 1x1 convolution, as in the
+            paper and in Detectron2, or in its 3x3 convolution, as in torchvision.
     """
 
-    def __init__(self, norm_layer: NormLayer = nn.BatchNorm2d, returned_layers: Sequence[int] = (1, 2, 3, 4)):
+    def __init__(
+        self,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        returned_layers: Sequence[int] = (1, 2, 3, 4),
+        stride_in_1x1: bool = False,
+    ):
         super().__init__()
         returned_layers = sorted(returned_layers)
         if not returned_layers or returned_layers[0] < 1 or returned_layers[-1] > 4:
@@ -35,7 +42,8 @@ class ResNet(nn.Module):
         in_channels = 64
         for stage in range(1, returned_layers[-1] + 1):
             width = STAGE_WIDTHS[stage - 1]
-            layer = make_stage(in_channels, width, STAGE_BLOCKS[stage - 1], 1 if stage == 1 else 2, norm_layer)
+            stride = 1 if stage == 1 else 2
+            layer = make_stage(in_channels, width, STAGE_BLOCKS[stage - 1], stride, norm_layer, stride_in_1x1)
             self.add_module(f"layer{stage}", layer)
             in_channels = width * Bottleneck.expansion
         self.reset_parameters()
@@ -83,24 +91,29 @@ class ResNet(nn.Module):
                 parameter.requires_grad_(False)
 
 
-def make_stage(in_channels: int, width: int, blocks: int, stride: int, norm_layer: NormLayer) -> nn.Sequential:
+def make_stage(
+    in_channels: int, width: int, blocks: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool
+) -> nn.Sequential:
     """One stage: the first block changes stride and channels, the others keep both."""
-    first = Bottleneck(in_channels, width, stride, norm_layer)
+    first = Bottleneck(in_channels, width, stride, norm_layer, stride_in_1x1)
     rest = (Bottleneck(width * Bottleneck.expansion, width, 1, norm_layer) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (carries the stride), 1x1 expand, plus the shortcut (figure 5 of the paper, right)."""
+    """1x1 reduce, 3x3 (carries the stride, unless told), 1x1 expand, plus the shortcut (figure 5, right)."""
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm_layer: NormLayer):
+    def __init__(
+        self, in_channels: int, width: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool = False
+    ):
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, stride=stride_1x1, bias=False)
         self.bn1 = norm_layer(width)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=stride_3x3, padding=1, bias=False)
         self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, kernel_size=1, bias=False)
         self.bn3 = norm_layer(out_channels)

@@ -18,6 +18,7 @@ def resnet50_fpn_backbone(
     returned_layers: Sequence[int] | None = None,
     extra_blocks: nn.Module | None = None,
     fpn_norm_layer: NormLayer | None = None,
+    stride_in_1x1: bool = False,
 ) -> "BackboneWithFPN":
     """Build the backbone of Mask R-CNN.
 
@@ -28,8 +29,9 @@ def resnet50_fpn_backbone(
         returned_layers: the ResNet stages that the pyramid is built on, out of 1..4; all by default.
         extra_blocks: what makes further levels from these; the extra max-pool level by default.
         fpn_norm_layer: normalisation inside the FPN (the v2 models); none by default.
+        stride_in_1x1: see `ResNet`.
     """
-    body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers)
+    body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers, stride_in_1x1)
     if pretrain_path:
         load_classification_weights(body, pretrain_path)
     body.freeze_all_but(trainable_layers)

@@ -2,6 +2,7 @@
 
 Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.1; one size a level as in the FPN paper, section 4.1.
 """
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,9 @@ class AnchorGenerator(nn.Module):
     Args:
         sizes: for each level the square roots of the anchors' areas, in pixels of the network's input.
         aspect_ratios: for each level the anchors' height over width.
-        rounded: whether corners are rounded to whole pixels before tiling, as torchvision does.
+        rounded: whether corners are rounded to whole pixels before tiling, and the strides down to whole quotients
+            of the sizes (61 where 800 px have become 13, for 64), as in torchvision; or left as they are, as in
+            Detectron2.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class AnchorGenerator(nn.Module):
             raise ValueError(f"{len(sizes)} levels of sizes, but {len(aspect_ratios)} of aspect_ratios")
         self.sizes = tuple(tuple(s) for s in sizes)
         self.aspect_ratios = tuple(tuple(r) for r in aspect_ratios)
+        self.rounded = rounded
         cells = [cell_anchors(s, r) for s, r in zip(self.sizes, self.aspect_ratios)]
         self.cell_anchors = [cell.round() if rounded else cell for cell in cells]
 
@@ -49,12 +53,16 @@ class AnchorGenerator(nn.Module):
         anchors = []
         for level, cell in zip(levels, self.cell_anchors):
             height, width = level.shape[-2:]
-            y = torch.arange(height, device=level.device) * (batch_size[0] // height)
-            x = torch.arange(width, device=level.device) * (batch_size[1] // width)
+            y = torch.arange(height, device=level.device) * self.stride(batch_size[0], height)
+            x = torch.arange(width, device=level.device) * self.stride(batch_size[1], width)
             y, x = (grid.reshape(-1) for grid in torch.meshgrid(y, x, indexing="ij"))
             shifts = torch.stack((x, y, x, y), dim=1)
             anchors.append((shifts[:, None] + cell.to(level.device)).reshape(-1, 4))
         return anchors
+
+    def stride(self, batch_side: int, level_side: int) -> int:
+        """Pixels of the batch between two neighbours of a level, by the lengths of one side of both."""
+        return batch_side // level_side if self.rounded else 2 ** round(math.log2(batch_side / level_side))
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

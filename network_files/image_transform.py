@@ -35,6 +35,8 @@ class ImageTransform(nn.Module):
         image_mean, image_std: a value a channel (red, green, blue), for images in 0..1.
         size_divisible: the batch's height and width are multiples of it.
         fixed_size: width and height to resize every image to, whatever its shape; or None.
+        antialias: whether images are resized as in Detectron2, with Pillow's bilinear filter to the nearest whole
+            size, or as in torchvision, without a filter against aliasing and to the next smaller size.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ImageTransform(nn.Module):
         image_std: Sequence[float],
         size_divisible: int = 32,
         fixed_size: tuple[int, int] | None = None,
+        antialias: bool = False,
     ):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
@@ -53,6 +56,7 @@ class ImageTransform(nn.Module):
         self.image_std = list(image_std)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
+        self.antialias = antialias
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
@@ -93,13 +97,19 @@ class ImageTransform(nn.Module):
         """[3, H, W] -> [3, H', W'] by bilinear interpolation."""
         side = self.choose_size() if self.training else self.min_size[-1]
         if self.fixed_size is not None:
-            width, height = self.fixed_size
-            return F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+            return self.resize_to(image, *reversed(self.fixed_size))
         shape = image.shape[-2:]
         scale = min(side / min(shape), self.max_size / max(shape))
+        if self.antialias:
+            return self.resize_to(image, *(int(length * scale + 0.5) for length in shape))
         # Recomputed from the whole-pixel sizes, the scale maps corners onto corners.
         return F.interpolate(
             image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )[0]
+
+    def resize_to(self, image: Tensor, height: int, width: int) -> Tensor:
+        return F.interpolate(
+            image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
 
     def choose_size(self) -> int:

@@ -2,7 +2,8 @@
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,17 +14,51 @@ from network_files.mask_outline import column_changes
 from network_files.rle import compress, encode_crop, pack_counts
 
 
-def mask_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+def mask_crops(
+    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
     """Each mask resized to its box and clipped to the picture.
 
     Args:
         mask_probs: float [N, 1, M, M].
         boxes: float [N, 4], x1y1x2y2 in the picture's frame.
         size: the picture's height and width.
+        continuous: whether boxes stay where they lie between the pixels, as in Detectron2, or are widened to whole
+            pixels first, as in torchvision.
 
     Yields:
         Left, top and float probabilities [h, w] of one mask; empty where the box lies outside.
     """
+    return sampled_crops(mask_probs, boxes, size) if continuous else whole_pixel_crops(mask_probs, boxes, size)
+
+
+def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """`mask_crops` by reading each mask, zero beyond its rim, at the centres of the picture's pixels."""
+    height, width = size
+    for probs, (x1, y1, x2, y2) in zip(mask_probs.float(), boxes.tolist()):
+        left, right, x = pixel_centres(x1, x2, width, probs.device)
+        top, bottom, y = pixel_centres(y1, y2, height, probs.device)
+        if left == right or top == bottom:
+            yield left, top, probs.new_zeros((bottom - top, right - left))
+            continue
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        yield left, top, F.grid_sample(probs[None], grid[None], align_corners=False)[0, 0]
+
+
+def pixel_centres(low: float, high: float, size: int, device: torch.device) -> tuple[int, int, Tensor]:
+    """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, and one more at each end.
+
+    Returns:
+        The first of them, the end, and their centres, from -1 (at `low`) to 1 (at `high`).
+    """
+    first = min(max(math.floor(low) - 1, 0), size)
+    end = max(min(math.ceil(high) + 1, size), first)
+    centres = torch.arange(first, end, dtype=torch.float32, device=device) + 0.5
+    return first, end, (centres - low) / max(high - low, 1e-6) * 2 - 1
+
+
+def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """`mask_crops` by resizing each mask to the whole pixels that its box touches."""
     padded, corners = frame(mask_probs, boxes)
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(padded, corners.tolist()):
@@ -54,15 +89,17 @@ def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
     return torch.stack((x - half_w, y - half_h, x + half_w, y + half_h), dim=1)
 
 
-def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
     """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as for `mask_crops`."""
     planes = torch.zeros((len(boxes), 1, *size), dtype=torch.float32, device=mask_probs.device)
-    for plane, (left, top, crop) in zip(planes, mask_crops(mask_probs, boxes, size)):
+    for plane, (left, top, crop) in zip(planes, mask_crops(mask_probs, boxes, size, continuous)):
         plane[0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
     return planes
 
 
-def encode_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
+) -> list[dict]:
     """COCO run-length codes of the masks, straight from the M x M; arguments as for `mask_crops`.
 
     Byte for byte what encoding `paste_masks(...) > threshold` gives. A mask whose outline hangs on the last bit of
@@ -74,16 +111,24 @@ def encode_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], thres
     if len(boxes) == 0:
         return []
     mask_probs, boxes = mask_probs.cpu(), boxes.cpu()
+    if continuous:
+        return encode_crops(sampled_crops(mask_probs, boxes, size), size, threshold)
     padded, corners = frame(mask_probs, boxes)
     positions, owners, unsure = column_changes(padded[:, 0].numpy(), corners.numpy(), size, threshold)
     counts = pack_counts(*run_lengths(positions, owners, len(boxes), size[0] * size[1]))
     codes = [{"size": list(size), "counts": packed} for packed in counts]
     again = np.flatnonzero(unsure)
-    crops = mask_crops(mask_probs[again], boxes[again], size)
-    exact = compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
+    exact = encode_crops(whole_pixel_crops(mask_probs[again], boxes[again], size), size, threshold)
     for i, code in zip(again.tolist(), exact):
         codes[i] = code
     return codes
+
+
+def encode_crops(
+    crops: Iterable[tuple[int, int, Tensor]], size: tuple[int, int], threshold: float
+) -> list[dict]:
+    """Run-length codes of crops that are painted: left, top, float [h, w] each."""
+    return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,9 +24,10 @@ class MaskRCNN(nn.Module):
     Args:
         backbone: [B, 3, H, W] -> dict of levels; has `out_channels`.
         num_classes: classes, background among them; None where both predictors are given.
-        min_size, max_size, image_mean, image_std, size_divisible, fixed_size: see `ImageTransform`.
+        min_size, max_size, image_mean, image_std, size_divisible, fixed_size, antialias: see `ImageTransform`.
         rpn_*: see `RegionProposalNetwork`.
         box_*, bbox_reg_weights, mask_*: see `RoIHeads`.
+        continuous_paste: how masks are put into the picture, see `mask_crops`.
     """
 
     def __init__(
@@ -65,9 +66,12 @@ class MaskRCNN(nn.Module):
         mask_predictor: nn.Module | None = None,
         size_divisible: int = 32,
         fixed_size: tuple[int, int] | None = None,
+        antialias: bool = False,
+        continuous_paste: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
+        self.continuous_paste = continuous_paste
         channels = backbone.out_channels
         for name, predictor in (("box_predictor", box_predictor), ("mask_predictor", mask_predictor)):
             if (num_classes is None) == (predictor is None):
@@ -79,6 +83,7 @@ class MaskRCNN(nn.Module):
             IMAGENET_STD if image_std is None else image_std,
             size_divisible,
             fixed_size,
+            antialias,
         )
         self.backbone = backbone
 
@@ -133,7 +138,8 @@ class MaskRCNN(nn.Module):
             return self.losses(images, targets)
         detections = self.detect(images)
         for detection, image in zip(detections, images):
-            detection["masks"] = paste_masks(detection["masks"], detection["boxes"], tuple(image.shape[-2:]))
+            size = tuple(image.shape[-2:])
+            detection["masks"] = paste_masks(detection["masks"], detection["boxes"], size, self.continuous_paste)
         return detections
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:

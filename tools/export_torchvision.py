@@ -25,6 +25,8 @@ def main(checkpoint: str, output: str) -> None:
     if not is_mask_rcnn(state):
         raise InputError(f"{checkpoint}: not the weights of a Mask R-CNN")
     config = config_of(content, state)
+    if config.arch not in BUILDERS:
+        raise InputError(f"{checkpoint}: a network in {config.arch}'s style, which torchvision has no class for")
     with reading_input():
         torch.save(torchvision_state(state, config.norm_eps), output)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")

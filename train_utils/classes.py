@@ -36,7 +36,7 @@ class ClassTable:
             label_json: a file whose names go before all others; or None.
         """
         if "class_names" in content:
-            table = cls(dict(content["class_names"]), dict(content["category_ids"]))
+            table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
         elif num_classes == 91:
             table = cls.of_json(COCO_NAMES)
         else:

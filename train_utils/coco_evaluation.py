@@ -52,11 +52,13 @@ class CocoEvaluator:
     Args:
         ground_truth: a COCO object of hotcoco or pycocotools.
         classes: what the detections' labels mean.
+        continuous_paste: how masks are put into the picture, see `mask_crops`.
     """
 
-    def __init__(self, ground_truth, classes: ClassTable):
+    def __init__(self, ground_truth, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth = ground_truth
         self.classes = classes
+        self.continuous_paste = continuous_paste
         self.detections: dict[int, dict] = {}
 
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
@@ -65,7 +67,7 @@ class CocoEvaluator:
             "labels": detection["labels"].cpu().numpy(),
             "scores": detection["scores"].cpu().numpy(),
             "boxes": detection["boxes"].cpu().numpy(),
-            "codes": encode_masks(detection["masks"], detection["boxes"], size),
+            "codes": encode_masks(detection["masks"], detection["boxes"], size, continuous=self.continuous_paste),
         }
 
     def metrics(self) -> dict[str, Metrics] | None:

@@ -189,7 +189,7 @@ def evaluate(
         ground_truth: the whole data's COCO object; only the main process needs it.
     """
     network = ready_for_inference(model, precision)
-    evaluator = CocoEvaluator(ground_truth, classes)
+    evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
     for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
         with precision.autocast():
             detections = network.detect([image.to(device, non_blocking=True) for image in images])

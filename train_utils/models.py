@@ -13,8 +13,11 @@ from backbone.resnet50_fpn import load_classification_weights
 from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
+from network_files.roi_align import PyramidRoIAlign
+from train_utils.classes import ClassTable
 from train_utils.errors import InputError, reading_input
 from train_utils.weights import (
+    CLASS_LAYERS,
     find_pretrained,
     is_classifier,
     is_mask_rcnn,
@@ -30,8 +33,9 @@ class ModelConfig:
 
     Attributes:
         num_classes: background included.
-        arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn, or "v2", with BatchNorm in FPN and
-            heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2.
+        arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn; or "v2", with BatchNorm in FPN and
+            heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or
+            "detectron2", v1 with strides, anchors, RoIAlign, resizing and pasting as in Detectron2.
         norm: "batch" or "frozen", the backbone's normalisation; norm_eps: its epsilon.
         trainable_layers: see `resnet50_fpn_backbone`.
         min_size, max_size: see `ImageTransform`.
@@ -62,6 +66,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         norm_layer=partial(norm_class, eps=config.norm_eps),
         trainable_layers=config.trainable_layers,
         fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
+        stride_in_1x1=config.arch == "detectron2",
     )
     return MaskRCNN(
         backbone,
@@ -70,6 +75,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         **(v2_heads(backbone.out_channels) if config.arch == "v2" else {}),
+        **(detectron2_parts() if config.arch == "detectron2" else {}),
     )
 
 
@@ -84,8 +90,19 @@ def v2_heads(channels: int) -> dict[str, nn.Module]:
     }
 
 
+def detectron2_parts() -> dict[str, Any]:
+    """Where Detectron2 differs but for the backbone's strides, as arguments of MaskRCNN."""
+    return {
+        "rpn_anchor_generator": AnchorGenerator(rounded=False),
+        "box_roi_pool": PyramidRoIAlign(output_size=7, sampling_ratio=0, aligned=True),
+        "mask_roi_pool": PyramidRoIAlign(output_size=14, sampling_ratio=0, aligned=True),
+        "antialias": True,
+        "continuous_paste": True,
+    }
+
+
 def build_training_model(
-    args: Namespace, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None
+    args: Namespace, classes: ClassTable, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None
 ) -> tuple[MaskRCNN, ModelConfig]:
     """The network that a run starts from: a resumed run's, else pretrained or not, as `--pretrain` says.
 
@@ -120,8 +137,11 @@ def build_training_model(
         if is_classifier(state):
             config.norm = "batch" if config.arch == "v2" else "frozen"
         else:
-            config.arch = arch_of(state, args.arch, path)
+            config.arch = arch_of(content, state, args.arch, path)
             config.norm, config.norm_eps = normalisation_of(content)
+            if not set(classes.names) <= set(content.get("class_names", classes.names)):
+                # A label that the weights have no class for, a gap in COCO's ids, could never be learnt.
+                state = {key: value for key, value in state.items() if not key.startswith(CLASS_LAYERS)}
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -144,17 +164,17 @@ def load_trained_model(path: str | Path, args: Namespace) -> tuple[MaskRCNN, Mod
 
     Args:
         args: num_classes (without background) and arch, where given, must be the file's; min_size and max_size,
-            where given, go before the file's.
+            where given, go before the file's; label_json_path names the classes of a Detectron2 file.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without the weights.
     """
-    content = read_weight_file(path)
+    content = read_weight_file(path, args.label_json_path)
     state = state_dict_of(content, path)
     if not is_mask_rcnn(state):
         raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
     config = config_of(content, state)
-    arch_of(state, args.arch, path)
+    arch_of(content, state, args.arch, path)
     if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
         raise InputError(
             f"{path}: has {config.num_classes - 1} classes and background, --num-classes says {args.num_classes}; "
@@ -173,12 +193,17 @@ def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
         return ModelConfig.from_plain(content["model_config"])
     num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
     norm, eps = normalisation_of(content)
-    return ModelConfig(num_classes, arch_of(state), norm, eps)
+    return ModelConfig(num_classes, arch_of(content, state), norm, eps)
 
 
-def arch_of(state: dict[str, Tensor], wanted: str | None = None, path: str | Path = "") -> str:
-    """"v1" or "v2", told by whether the FPN is normalised; InputError where another one is wanted."""
-    arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
+def arch_of(
+    content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = ""
+) -> str:
+    """By the file's own description, or by whether the FPN is normalised; InputError where another one is wanted."""
+    if "model_config" in content:
+        arch = ModelConfig.from_plain(content["model_config"]).arch
+    else:
+        arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
     if wanted not in (None, arch):
         raise InputError(f"{path}: holds the weights of --arch {arch}, not of {wanted}; leave --arch out")
     return arch

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from network_files.state_dicts import rename_old_keys
+from train_utils.detectron2 import from_detectron2, is_detectron2
 from train_utils.distributed import barrier, is_main
 from train_utils.errors import InputError
+from train_utils.safe_pickle import is_pickle, read_arrays
 
 
 @dataclass
@@ -74,16 +76,28 @@ def download(published: PublishedFile) -> None:
         socket.setdefaulttimeout(timeout)
 
 
-def read_weight_file(path: str | Path) -> dict[str, Any]:
-    """A checkpoint or state dict, read without running anything that it may hold.
+def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
+    """A checkpoint or state dict, read without running anything that it may hold; Detectron2's become this project's.
+
+    Args:
+        label_json: the classes of a Detectron2 file, see `from_detectron2`.
 
     Raises:
         InputError: the file is not there, is broken, or holds anything but tensors and plain values.
     """
-    path = Path(path)
+    content = read_tensors(Path(path))
+    if is_detectron2(content["model"] if isinstance(content.get("model"), dict) else content):
+        content = from_detectron2(state_dict_of(content, path), path, label_json)
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What is in a file of torch.save's, or in a pickle of numpy arrays."""
     if not path.is_file():
         raise InputError(f"{path}: no such weight file")
     try:
+        if is_pickle(path):
+            return {"model": read_arrays(path)}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
@@ -124,22 +138,21 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, o
     Counters of BatchNorm, which FrozenBatchNorm2d lacks, may be missing or left over.
 
     Args:
-        other_classes: leave out the layers that depend on the number of classes where their shapes differ, and say so.
+        other_classes: leave out the layers that depend on the number of classes where they are missing or their
+            shapes differ, and say so.
 
     Raises:
         InputError: names what is missing, left over or of another shape.
     """
     own = model.state_dict()
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    dropped = []
     if other_classes:
-        dropped = [key for key in misshapen if key.startswith(CLASS_LAYERS)]
-        if dropped:
-            state = {key: value for key, value in state.items() if key not in dropped}
-            misshapen = [key for key in misshapen if key not in dropped]
-            if is_main():
-                print(f"{path}: another number of classes, these layers start anew: {', '.join(dropped)}")
-    else:
-        dropped = []
+        dropped = [key for key in own if key.startswith(CLASS_LAYERS) and (key not in state or key in misshapen)]
+        state = {key: value for key, value in state.items() if key not in dropped}
+        misshapen = [key for key in misshapen if key not in dropped]
+        if dropped and is_main():
+            print(f"{path}: other classes, these layers start anew: {', '.join(dropped)}")
     missing = [k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
     problems = [

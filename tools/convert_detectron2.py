@@ -1,0 +1,45 @@
+"""Write a Detectron2 Mask R-CNN as a weight file of this project's: the same weights, and what the keys do not say.
+
+    python tools/convert_detectron2.py model_final_f10217.pkl mask_rcnn_detectron2.pth
+    python tools/convert_detectron2.py output/model_final.pth mine.pth --label-json-path my_classes.json
+
+The scripts read Detectron2's files as they are; this is for those who pass weights on, or name their classes once.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_utils.detectron2 import from_detectron2, is_detectron2  # noqa: E402 (the path comes first)
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.weights import read_tensors, state_dict_of  # noqa: E402
+
+
+def main(source: str, output: str, label_json: str | None) -> None:
+    state = state_dict_of(read_tensors(Path(source)), source)
+    if not is_detectron2(state):
+        raise InputError(f"{source}: not a Detectron2 network (no key starts with backbone.bottom_up)")
+    content = from_detectron2(state, source, label_json)
+    if Path(output).resolve() == Path(source).resolve():
+        raise InputError(f"{output}: is the file that is read; give another name")
+    if not Path(output).parent.is_dir():
+        raise InputError(f"{output}: there is no such folder")
+    with reading_input():
+        torch.save(content, output)
+    names = content.get("class_names")
+    print(f"{output}: {len(content['model'])} tensors, {content['model_config']['num_classes'] - 1} labels")
+    print(f"classes: {', '.join(names.values())}" if names else "classes have no names; --label-json-path gives them")
+    print(f"use it with --weights-path {output} or --pretrain {output}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="model_final_*.pkl of the model zoo, or model_final.pth of an own training")
+    parser.add_argument("output", help="the file to write")
+    parser.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
+    args = parser.parse_args()
+    with one_line_errors():
+        main(args.source, args.output, args.label_json_path)
