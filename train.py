@@ -54,7 +54,7 @@ def main(args: Namespace) -> None:
 
     # Model
     with reading_input():
-        model, config = build_training_model(args, classes, num_classes, checkpoint)
+        model, config = build_training_model(args, num_classes, checkpoint, classes.names)
     if args.sync_bn:
         if device.type != "cuda":
             raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")

@@ -13,7 +13,9 @@ from torchvision.ops import roi_align
 from network_files.instance_masks import InstanceMasks, paint
 
 
-def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int) -> Tensor:
+def project_masks_on_boxes(
+    masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool = False
+) -> Tensor:
     """Cut each proposal's piece out of its object's mask and resample it.
 
     A plane is reused for all objects and holds, of each object, only what its proposals cover; objects whose
@@ -25,6 +27,7 @@ def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor,
         boxes: float [P, 4], x1y1x2y2, the positive proposals.
         matched: int64 [P], each proposal's object.
         size: M.
+        aligned: where pixel centres lie, see `PyramidRoIAlign`.
 
     Returns:
         float32 [P, M, M] in 0..1, on the boxes' device.
@@ -32,7 +35,7 @@ def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor,
     rois = boxes.detach().float().cpu()
     targets = torch.zeros((len(boxes), size, size))
     objects, owner = np.unique(matched.cpu().numpy(), return_inverse=True)
-    windows = covered_windows(rois.numpy(), owner, len(objects), masks.size)
+    windows = covered_windows(rois.numpy() - (0.5 if aligned else 0.0), owner, len(objects), masks.size)
     rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
     crops, (rows, columns) = masks.all_crops(), masks.source_pixels()
 
@@ -43,7 +46,7 @@ def project_masks_on_boxes(masks: InstanceMasks, boxes: Tensor, matched: Tensor,
             for k in group:
                 paint(pixels, crops[objects[k]], rows, columns, windows[k])
             chosen = torch.from_numpy(np.flatnonzero(np.isin(owner, group)))
-            targets[chosen] = roi_align(plane, rois[chosen], (size, size))[:, 0]
+            targets[chosen] = roi_align(plane, rois[chosen], (size, size), aligned=aligned)[:, 0]
             for top, left, bottom, right in windows[group].tolist():
                 pixels[top:bottom, left:right] = 0
 
@@ -58,7 +61,7 @@ def covered_windows(boxes: np.ndarray, owner: np.ndarray, objects: int, size: tu
     """The part of each object's mask that RoIAlign reads for its boxes: int64 [objects, 4], top, left, bottom, right.
 
     Args:
-        boxes: float32 [P, 4], x1y1x2y2 in the masks' frame of `size`, height and width.
+        boxes: float32 [P, 4], x1y1x2y2 in the masks' frame of `size`, height and width; pixel centres are whole.
         owner: int64 [P], the object of each.
     """
     if not np.isfinite(boxes).all():

@@ -91,7 +91,9 @@ class RoIHeads(nn.Module):
             [values[chosen] for values, chosen in zip(column, positive)] for column in (boxes, labels, matched)
         )
         mask_logits = self.predict_masks(features, mask_boxes, image_sizes)
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_labels, mask_matched, [t["masks"] for t in targets])
+        masks = [t["masks"] for t in targets]
+        aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are cut out as the features are
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_labels, mask_matched, masks, aligned)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
@@ -198,6 +200,7 @@ def mask_rcnn_loss(
     labels: Sequence[Tensor],
     matched: Sequence[Tensor],
     masks: Sequence[InstanceMasks],
+    aligned: bool = False,
 ) -> Tensor:
     """Mask R-CNN, section 3, L_mask: binary cross-entropy on the true class's mask only.
 
@@ -205,9 +208,10 @@ def mask_rcnn_loss(
         mask_logits: [R, K, M, M], all images' positive proposals.
         boxes, labels, matched: of each image's positive proposals, [R_b, 4], [R_b], [R_b].
         masks: each image's objects.
+        aligned: see `PyramidRoIAlign`.
     """
     size = mask_logits.shape[-1]
-    targets = torch.cat([project_masks_on_boxes(m, b, i, size) for m, b, i in zip(masks, boxes, matched)])
+    targets = torch.cat([project_masks_on_boxes(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])
     if len(targets) == 0:
         return mask_logits.sum() * 0
     labels = torch.cat(labels)

@@ -1,7 +1,6 @@
 """Detectron2's Mask R-CNN: what it computes is computed here, and its files work in every script like any others."""
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ from torch.nn import functional as F
 
 from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import mask_crops
 from train_utils.arguments import fill_from_recipe, train_parser
 from train_utils.classes import ClassTable
 from train_utils.detectron2 import NEVER, from_detectron2, is_detectron2
@@ -97,57 +95,6 @@ def test_every_stage_equals_detectron2s(zoo, model, name):
 def test_from_the_photo_to_the_masks_only_rounding_differs(zoo, model):
     """Pillow rounds the resized photo to 8 bits, which moves a few of these random networks' detections."""
     assert whole_way_iou(model, Reference(zoo, PHOTOS[0])) > 0.9
-
-
-# ------------------------------------------------------------------------------------- the arguments that this needs
-
-
-def test_anchors_lie_at_the_levels_strides_unless_rounded():
-    """800 px end as 13 cells: 64 px apart, where torchvision has 61."""
-    levels = [torch.zeros(1, 1, math.ceil(800 / stride), math.ceil(1088 / stride)) for stride in (4, 8, 16, 32, 64)]
-    for level, stride, anchors in zip(levels, (4, 8, 16, 32, 64), AnchorGenerator(rounded=False)((800, 1088), levels)):
-        centres = (anchors[:, :2] + anchors[:, 2:]).view(*level.shape[-2:], 3, 2) / 2
-        assert torch.allclose(centres[1:] - centres[:-1], torch.tensor([0.0, stride]), atol=1e-3)
-        assert torch.allclose(centres[:, 1:] - centres[:, :-1], torch.tensor([stride, 0.0]), atol=1e-3)
-
-
-@pytest.mark.parametrize("size", [(333, 500), (1333, 2000), (97, 61)])
-def test_photos_are_resized_as_pillow_does(size):
-    """Up to the rounding to 8 bits, which Pillow does after each direction; sizes to the nearest pixel."""
-    height, width = size
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    scale = min(200 / min(size), 333 / max(size))
-    reference = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-    transform = ImageTransform(200, 333, [0.0] * 3, [1.0] * 3, antialias=True).eval()
-    own = transform.resize(as_tensor(Image.fromarray(pixels)) / 255) * 255
-    assert own.shape == as_tensor(reference).shape
-    assert (own - as_tensor(reference)).abs().max() < 1.6
-
-
-def test_masks_are_pasted_where_their_boxes_lie():
-    """Against bilinear sampling written out, for boxes within, on the rim of and beyond the picture."""
-    height, width, side = 30, 40, 7
-    boxes = [[3.3, 4.7, 21.9, 17.2], [0.0, 0.0, 40.0, 30.0], [35.5, -3.2, 46.1, 9.8], [9.1, 9.2, 9.6, 9.4]]
-    boxes = torch.tensor(boxes)
-    probs = torch.rand(len(boxes), 1, side, side)
-    crops = list(mask_crops(probs, boxes, (height, width), continuous=True))
-    assert len(crops) == len(boxes)
-    for (left, top, crop), (values,), (x1, y1, x2, y2) in zip(crops, probs, boxes.tolist()):
-        plane = torch.zeros(height, width)
-        plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-        padded = F.pad(values, (1, 1, 1, 1)).double().numpy()
-        for row in range(max(math.floor(y1), 0), min(math.ceil(y2), height)):
-            for column in range(max(math.floor(x1), 0), min(math.ceil(x2), width)):
-                v = (row + 0.5 - y1) / (y2 - y1) * side + 0.5  # of the padded mask, whose pixels' centres are whole
-                u = (column + 0.5 - x1) / (x2 - x1) * side + 0.5
-                expected = 0.0
-                for i in (math.floor(v), math.floor(v) + 1):
-                    for j in (math.floor(u), math.floor(u) + 1):
-                        if 0 <= i < side + 2 and 0 <= j < side + 2:
-                            expected += padded[i, j] * (1 - abs(v - i)) * (1 - abs(u - j))
-                assert abs(plane[row, column].item() - expected) < 1e-4
-    (beyond,) = mask_crops(probs[:1], boxes[:1] + 100, (height, width), continuous=True)
-    assert beyond[2].numel() == 0
 
 
 # ---------------------------------------------------------------------------------------------------- the conversion
@@ -338,7 +285,7 @@ def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, 
 
 
 def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, voc, model):
-    run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1"]
+    run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1", "--amp"]
     outcome = succeeded(run(lab, "train_multi_GPU.py", *run_at, "--pretrain", zoo_file))
     assert re.search(r"start anew: .*cls_score.weight.*bbox_pred.bias.*mask_fcn_logits.bias", outcome.out)
     tuned = read_weight_file(lab / "voc_tuned" / "model_0.pth")
@@ -359,15 +306,14 @@ def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, mo
 
     args = train_parser(multi_gpu=False, description="").parse_args(["--pretrain", str(lab / "zoo.pth")])
     fill_from_recipe(args, is_demo=False, world_size=1)
-    things = ClassTable({i: f"thing {i}" for i in range(1, 91)}, {i: i for i in range(1, 91)})
-    anew, config = build_training_model(args, things, 91, None)
+    anew, config = build_training_model(args, 91, None, labels=range(1, 91))
     assert config == ModelConfig(91, "detectron2", "frozen")
     assert not anew.roi_heads.box_predictor.cls_score.bias.any()
-    kept, _ = build_training_model(args, ClassTable({i: "" for i in (1, 3, 90)}, {}), 91, None)
+    kept, _ = build_training_model(args, 91, None, labels=[1, 3, 90])
     assert kept.roi_heads.box_predictor.cls_score.bias[12] == NEVER
     args.arch = "v1"
     with pytest.raises(InputError, match="zoo.pth.*detectron2.*--arch"):
-        build_training_model(args, things, 91, None)
+        build_training_model(args, 91, None)
 
 
 def test_own_classes_of_a_torch_file_get_names_and_the_converter_keeps_them(lab, arrays, coco):

@@ -147,7 +147,10 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
 
 def validation_parser(description: str) -> Parser:
     p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights-path", help=f"checkpoint or torchvision weights (default: newest in {OUTPUT_FOLDER}/)")
+    p.add_argument(
+        "--weights-path", help="checkpoint, or torchvision's or Detectron2's weights "
+        f"(default: newest in {OUTPUT_FOLDER}/)",
+    )  # fmt: skip
     p.add_argument("--data-path", help="COCO or VOC folder (default: the one that the checkpoint was trained on)")
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
     add_arch(p, "told by the weights")
@@ -168,7 +171,10 @@ def validation_parser(description: str) -> Parser:
 
 def predict_parser(description: str) -> Parser:
     p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights-path", help=f"checkpoint or torchvision weights (default: newest in {OUTPUT_FOLDER}/)")
+    p.add_argument(
+        "--weights-path", help="checkpoint, or torchvision's or Detectron2's weights "
+        f"(default: newest in {OUTPUT_FOLDER}/)",
+    )  # fmt: skip
     p.add_argument(
         "--img-path", nargs="+", action="extend", help="picture or folder of pictures, any number (default: one of "
         "the validation set that the checkpoint was trained with)",

@@ -1,5 +1,6 @@
 """What a run says about its network in, the network out; the description travels inside the checkpoint."""
 from argparse import Namespace
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
-from train_utils.classes import ClassTable
 from train_utils.errors import InputError, reading_input
 from train_utils.weights import (
     CLASS_LAYERS,
@@ -102,12 +102,15 @@ def detectron2_parts() -> dict[str, Any]:
 
 
 def build_training_model(
-    args: Namespace, classes: ClassTable, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None
+    args: Namespace, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
 ) -> tuple[MaskRCNN, ModelConfig]:
     """The network that a run starts from: a resumed run's, else pretrained or not, as `--pretrain` says.
 
     From published weights BatchNorm is frozen and the stem and first stage are not trained, from scratch nothing
     is frozen; `--norm` and `--trainable-backbone-layers` say otherwise.
+
+    Args:
+        labels: the data's, which may be fewer than the network's.
     """
     if resumed is not None:
         path, content = resumed
@@ -139,7 +142,7 @@ def build_training_model(
         else:
             config.arch = arch_of(content, state, args.arch, path)
             config.norm, config.norm_eps = normalisation_of(content)
-            if not set(classes.names) <= set(content.get("class_names", classes.names)):
+            if not set(labels) <= set(content.get("class_names", labels)):
                 # A label that the weights have no class for, a gap in COCO's ids, could never be learnt.
                 state = {key: value for key, value in state.items() if not key.startswith(CLASS_LAYERS)}
     if args.sync_bn:
