@@ -112,6 +112,10 @@ class CocoDetection(Dataset):
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
 
+    def __getstate__(self) -> dict:
+        """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
+        return self.__dict__ | {"_coco": None}
+
     @property
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""

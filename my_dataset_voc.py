@@ -153,6 +153,10 @@ class VOCInstances(Dataset):
     def masks_path(self, name: str) -> Path:
         return self.folder / "SegmentationObject" / f"{name}.png"
 
+    def __getstate__(self) -> dict:
+        """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
+        return self.__dict__ | {"_coco": None}
+
     @property
     def coco(self):
         """Ground truth for the evaluation in COCO's form, made on first use from every picture's PNGs."""

@@ -11,37 +11,48 @@ import sys
 from argparse import Namespace
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.arguments import DEMO_FOLDER, fill_from_checkpoint, fill_from_recipe, is_demo_path, train_parser
-from train_utils.checkpoints import checkpoint_to_resume, make_checkpoint, restore
+from train_utils.checkpoints import make_checkpoint, restore
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader, num_classes_for, open_split, training_loader
+from train_utils.data import evaluation_loader, fingerprint, num_classes_for, open_split, training_loader
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.distributed import barrier, from_main, is_main, mean_over_processes, share_buffers, world_size
-from train_utils.engine import Precision, Progress, choose_device, evaluate, learning_rate_schedule, train_one_epoch
+from train_utils.distributed import barrier, from_main, here, in_parallel, is_main, on_main, share_buffers, world_size
+from train_utils.engine import (
+    Precision,
+    Progress,
+    Training,
+    choose_device,
+    evaluate,
+    learning_rate_schedule,
+    set_schedule,
+    train_one_epoch,
+    use_deterministic_algorithms,
+)
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import build_training_model
+from train_utils.resuming import check_settings, checkpoint_to_resume
 from train_utils.run_folder import RunFolder
+from train_utils.signals import StopSignals
 
 
 def main(args: Namespace) -> None:
     # Arguments
     checkpoint = checkpoint_to_resume(args)
     if checkpoint is not None:
-        fill_from_checkpoint(args, checkpoint[1]["args"])
+        fill_from_checkpoint(args, checkpoint.content["args"])
     fill_from_recipe(args, is_demo_path(args.data_path), world_size())
     device = choose_device(args.device)
     precision = Precision.choose(device, args.amp)
+    if args.deterministic:
+        use_deterministic_algorithms()
     torch.manual_seed(args.seed)
 
     # Data
     with reading_input():
         if is_demo_path(args.data_path):
             args.data_path = DEMO_FOLDER
-            if is_main():
-                make_demo_dataset(DEMO_FOLDER)
-            barrier()
+            on_main(lambda: make_demo_dataset(DEMO_FOLDER))
         train_set = open_split(args.data_path, training=True)
         val_set = open_split(args.data_path, training=False)
     classes = ClassTable.of_dataset(train_set)
@@ -51,6 +62,7 @@ def main(args: Namespace) -> None:
     )
     val_loader = evaluation_loader(val_set, batch_size=1, workers=args.workers)
     steps_per_epoch = len(train_loader)
+    facts = {"data": fingerprint(train_set), "processes": world_size()}
 
     # Model
     with reading_input():
@@ -60,20 +72,21 @@ def main(args: Namespace) -> None:
             raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)
-    parallel = model
-    if world_size() > 1:
-        parallel = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     # Optimizer
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         trainable, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True
     )
+    schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma)
     progress = Progress(step=args.start_epoch * steps_per_epoch)
-    scaler = precision.scaler()
+    set_schedule(schedule, progress.step)
+    training = Training(model, optimizer, schedule, precision.scaler(), progress, precision, device, args.seed)
     if checkpoint is not None:
-        restore(checkpoint, model, optimizer, scaler, progress, steps_per_epoch)
-    schedule = learning_rate_schedule(optimizer, steps_per_epoch, args.lr_steps, args.lr_gamma, progress.step)
+        if not args.test_only:
+            check_settings(checkpoint, args, facts)
+        restore(checkpoint, training, steps_per_epoch, args.force or args.test_only)
+    training.parallel = in_parallel(model, device, args.deterministic)
 
     if args.test_only:
         metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
@@ -81,36 +94,48 @@ def main(args: Namespace) -> None:
             print(metrics["bbox"].table("boxes"), metrics["segm"].table("masks"), sep="\n")
         return
 
-    # Results of an epoch
-    run = RunFolder.open(args, checkpoint) if is_main() else None
+    # Results
+    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+    run = on_main(lambda: RunFolder.open(args, checkpoint, goes_on=progress.step < last_step))
+
+    def save_checkpoint() -> None:
+        here("writing a checkpoint", progress.step)
+        if run:
+            content = make_checkpoint(training, steps_per_epoch, args, config, classes, facts)
+            run.save_checkpoint(content, last=progress.step == last_step, keep=args.keep)
 
     def evaluate_epoch(epoch: int) -> None:
         share_buffers(model)
-        metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
-        mean_loss = mean_over_processes(progress.mean_loss(), device)
+        with stop.at_once():  # the checkpoint is there, and a resumed run makes up for the results
+            metrics = evaluate(
+                model, val_loader, val_set.coco if is_main() else None, classes, device, precision, unreadable=[]
+            )
         if run:
-            run.write_results(epoch, metrics, mean_loss, progress.lr)
+            run.write_results(epoch, metrics, progress.mean_loss(), progress.lr)
             run.draw_curves()
             print(summary(epoch, metrics), flush=True)
 
     # Epochs
-    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    if checkpoint is not None and from_main(run and not run.has_results(checkpoint[1]["epoch"])):
-        evaluate_epoch(checkpoint[1]["epoch"])  # the run was stopped before it came to that
-    while progress.step < last_step:
-        epoch = progress.step // steps_per_epoch
-        train_one_epoch(
-            parallel, optimizer, schedule, scaler, train_loader, device, precision, epoch, progress, run,
-            args.print_freq, args.seed, last_step,
-        )  # fmt: skip
-        if run:
-            content = make_checkpoint(
-                model, optimizer, schedule, scaler, progress, epoch, steps_per_epoch, args, config, classes
-            )
-            run.save_checkpoint(epoch, content, args.keep)
-        evaluate_epoch(epoch)
+    with StopSignals() as stop:
+        if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
+            if from_main(run and not run.has_results(checkpoint.content["epoch"])):
+                evaluate_epoch(checkpoint.content["epoch"])  # the run was stopped before it came to that
+        while progress.step < last_step:
+            epoch = progress.step // steps_per_epoch
+            stopped = train_one_epoch(
+                training, train_loader, epoch, last_step, run, save_checkpoint, stop,
+                args.max_bad_steps, args.max_bad_pictures, args.checkpoint_every, args.print_freq,
+            )  # fmt: skip
+            save_checkpoint()
+            if stopped:
+                barrier()  # no process leaves while the main one writes
+                on_main(lambda: run.require_saved())
+                stop.end()
+            evaluate_epoch(epoch)
     if run:
-        run.say_what_next()
+        if run.unsaved_since is not None:
+            save_checkpoint()
+        run.finish()
 
 
 def summary(epoch: int, metrics: dict) -> str:

@@ -269,7 +269,8 @@ def test_help_names_every_option_and_exits_with_0(lab, script):
 def test_run_leaves_exactly_the_promised_files(first):
     folder, outcome = first
     assert {f.name for f in folder.iterdir()} == {
-        "model_0.pth", "det_results.txt", "seg_results.txt", "args.json", "log.jsonl", "loss_and_lr.png", "mAP.png"
+        "model_0.pth", "model_best.pth", "det_results.txt", "seg_results.txt", "args.json", "log.jsonl",
+        "loss_and_lr.png", "mAP.png",
     }  # fmt: skip
     assert "model_0.pth" in outcome.out and outcome.err == ""
 
@@ -422,7 +423,7 @@ def test_resuming_an_older_checkpoint_leaves_no_newer_one_to_be_taken_for_its_ow
     (folder / "model_5.pth").write_bytes(b"of the run before")
     arguments = ["--output-dir", folder, "--resume", folder / "model_0.pth", "--epochs", "2", "--max-steps", "4"]
     succeeded(run(lab, "train.py", *SMALL, *arguments))
-    assert {f.name for f in folder.glob("model_*.pth")} == {"model_0.pth", "model_1.pth"}
+    assert {f.name for f in folder.glob("model_*.pth")} == {"model_0.pth", "model_1.pth", "model_best.pth"}
 
 
 def stopped_and_resumed(lab: Path, scratch: Path, stops: list[int], *arguments: str) -> tuple[Path, Path]:
@@ -618,7 +619,7 @@ def test_two_processes_write_results_once(together):
         assert re.fullmatch(LINE_OF_EPOCH_0, (folder / name).read_text())
     assert [s["step"] for s in log_of(folder)] == [1, 2, 3]
     assert outcome.out.count("epoch 0: box AP") == 1 and outcome.out.count("done: ") == 1
-    assert {f.name for f in folder.iterdir() if f.suffix in (".pth", ".tmp")} == {"model_0.pth"}
+    assert {f.name for f in folder.iterdir() if f.suffix in (".pth", ".tmp")} == {"model_0.pth", "model_best.pth"}
 
 
 @pytest.fixture(scope="module")

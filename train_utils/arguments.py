@@ -6,8 +6,19 @@ from pathlib import Path
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
 
+# What both recipes share.
+COMMON = {
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "aspect_ratio_group_factor": 3,
+    "seed": 0,
+    "num_classes": None,
+    "sync_bn": False,
+    "deterministic": False,
+    "checkpoint_every": None,
+}
 # Mask R-CNN's usual schedule on COCO or VOC; the learning rate is per image of the total batch.
-FULL_RECIPE = {
+FULL_RECIPE = COMMON | {
     "epochs": 26,
     "batch_size": 4,
     "lr_per_image": 0.001,
@@ -21,7 +32,7 @@ FULL_RECIPE = {
     "keep": None,
 }
 # From scratch on the small drawn pictures, within ten minutes on two CPU cores.
-DEMO_RECIPE = {
+DEMO_RECIPE = COMMON | {
     "epochs": 7,
     "batch_size": 4,
     "lr_per_image": 0.0025,
@@ -101,18 +112,19 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--num-classes", type=positive, help="without background (default: from the data; COCO 90, VOC 20)")
     p.add_argument("--output-dir", default=OUTPUT_FOLDER, help="weights, results, curves (default: %(default)s)")
     p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
+    add_flag(p, "--force", "resume although settings differ that change what the run means")
     add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
-    p.add_argument("--start-epoch", type=natural, default=0, help="number of the first epoch (default: 0)")
+    p.add_argument("--start-epoch", type=natural, default=0, help="number of a new run's first epoch (default: 0)")
     p.add_argument("--epochs", type=positive, help="(default: 26, demo 7)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
-    p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
-    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")
+    p.add_argument("--momentum", type=float, help="of SGD (default: 0.9)")
+    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, help="(default: 1e-4)")
     p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6)")
     p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.2)")
-    p.add_argument("--aspect-ratio-group-factor", type=int, default=3, help="shape groups of a batch; below 1: none")
+    p.add_argument("--aspect-ratio-group-factor", type=int, help="shape groups of a batch (default: 3); below 1: none")
     p.add_argument(
         "--pretrain",
         type=boolean_or_path,
@@ -131,17 +143,31 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
     p.add_argument("--rois-per-image", type=positive, help="proposals an image for the heads (default: 512, demo 32)")
+    p.add_argument("--checkpoint-every", type=positive, help="also write a checkpoint after every so many steps")
     p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
-    p.add_argument("--seed", type=natural, default=0, help="(default: %(default)s)")
+    p.add_argument("--seed", type=natural, help="(default: 0)")
+    add_flag(p, "--deterministic", "the same bits in every run, also on CUDA and in many processes", default=None)
+    p.add_argument(
+        "--max-bad-steps", type=positive, default=10, help="stop after so many losses in a row that are not finite "
+        "(default: %(default)s); such steps are not applied",
+    )  # fmt: skip
+    p.add_argument(
+        "--max-bad-pictures", type=natural, default=100, help="stop when more pictures than that could not be read in "
+        "an epoch (default: %(default)s); others take their place",
+    )  # fmt: skip
     add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")
     if multi_gpu:
         p.add_argument("--lr-step-size", type=positive, help="drop the rate every so many epochs, unless --lr-steps")
-        add_flag(p, "--sync-bn", "BatchNorm over the batches of all processes")
+        add_flag(p, "--sync-bn", "BatchNorm over the batches of all processes", default=None)
         p.add_argument("--world-size", type=positive, default=1, help="processes in all, where torchrun does not say")
         p.add_argument("--dist-url", default="env://", help="where processes meet (default: what torchrun says)")
+        p.add_argument(
+            "--timeout", type=positive, default=600, help="seconds after which a process that stands still ends "
+            "the run (default: %(default)s)",
+        )  # fmt: skip
     else:
-        p.set_defaults(lr_step_size=None, sync_bn=False)
+        p.set_defaults(lr_step_size=None, sync_bn=None)
     return p
 
 
@@ -158,7 +184,7 @@ def validation_parser(description: str) -> Parser:
     p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
-    p.set_defaults(world_size=1, dist_url="env://")
+    p.set_defaults(world_size=1, dist_url="env://", timeout=1800)
     p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")
     p.add_argument("--results-json", help="score these detections, in COCO's results format, instead of a network's")
     p.add_argument("--annotation-file", help="with --results-json: the ground truth, in COCO's annotation format")
@@ -196,7 +222,7 @@ def predict_parser(description: str) -> Parser:
 def fill_from_checkpoint(args: argparse.Namespace, trained_with: dict) -> None:
     """Give every option that was not given the value of the run that is resumed, in place."""
     for name in ("data_path", "lr", *FULL_RECIPE):
-        if getattr(args, name, 0) is None and name in trained_with:
+        if getattr(args, name, 0) is None and name in trained_with and not (name == "lr_steps" and args.lr_step_size):
             setattr(args, name, trained_with[name])
 
 

@@ -1,5 +1,6 @@
 """A folder on the command line -> datasets -> loaders, with an order of items that depends on seed and epoch alone."""
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances, find_voc_folder
 from train_utils.distributed import rank, world_size
 from train_utils.errors import InputError, reading_input
+from train_utils.signals import leave_signals_to_the_main_process
 
 InstanceDataset = CocoDetection | VOCInstances
 
@@ -52,6 +54,13 @@ def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
     return (given or largest) + 1
 
 
+def fingerprint(dataset: InstanceDataset) -> str:
+    """What a training set holds, in a word: other pictures or classes give another one."""
+    sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64)
+    names = repr(sorted(dataset.class_names.items())).encode()
+    return f"{len(dataset)} pictures, check sum {zlib.crc32(sizes.tobytes(), zlib.crc32(names)):08x}"
+
+
 def training_loader(
     dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
 ) -> DataLoader:
@@ -64,6 +73,7 @@ def training_loader(
         num_workers=default_workers() if workers is None else workers,
         collate_fn=dataset.collate_fn,
         pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
 
 
@@ -75,10 +85,11 @@ def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | 
     """
     batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
     return DataLoader(
-        CheckedItems(dataset),
+        MarkedItems(dataset),
         batch_sampler=batches[rank() :: world_size()],
         num_workers=default_workers() if workers is None else workers,
         collate_fn=dataset.collate_fn,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
 
 
@@ -102,8 +113,24 @@ class CheckedItems(Dataset):
             return self.dataset[index]
 
 
+class MarkedItems(CheckedItems):
+    """Items of which one that cannot be read is (None, {"unreadable": [why]})."""
+
+    def __getitem__(self, index: int):
+        try:
+            return super().__getitem__(index)
+        except InputError as error:
+            return None, {"unreadable": [str(error)]}
+
+
 class SeededItems(CheckedItems):
-    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them."""
+    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them.
+
+    In place of a picture that cannot be read stands the next one that can, so that batches stay full and processes
+    in step; its target says why under "unreadable".
+    """
+
+    tries = 20
 
     def __init__(self, dataset: InstanceDataset, seed: int):
         super().__init__(dataset)
@@ -112,9 +139,17 @@ class SeededItems(CheckedItems):
     def __getitem__(self, key: tuple[int, int]):
         """The item for (epoch, index)."""
         epoch, index = key
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed, epoch, index))
-            return super().__getitem__(index)
+        unreadable = []
+        for chosen in [(index + i) % len(self) for i in range(self.tries)]:
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(mix_seed(self.seed, epoch, chosen))
+                    image, target = super().__getitem__(chosen)
+            except InputError as error:
+                unreadable.append(str(error))
+            else:
+                return image, target | {"unreadable": unreadable} if unreadable else target
+        raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} pictures after it be read")
 
 
 def mix_seed(*numbers: int) -> int:

@@ -2,17 +2,25 @@
 
 Everything here also works in a single process that never heard of a group.
 """
+import inspect
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from train_utils.errors import InputError
+from train_utils.errors import WRONG_INPUT, InputError
+from train_utils.watch import Watch, is_broken_connection
+
+T = TypeVar("T")
+watches: list[Watch] = []  # this process's, while it is in a group
 
 
 def world_size() -> int:
@@ -61,11 +69,49 @@ def process_group(args: Namespace) -> Iterator[None]:
             )
         torch.cuda.set_device(local_rank)
         args.device, backend = f"cuda:{local_rank}", "nccl"
-    dist.init_process_group(backend, init_method=args.dist_url, world_size=world, rank=my_rank)
+    # The watch comes first, since it can say who is missing.
+    patience = timedelta(seconds=args.timeout + 60)
+    store, my_rank, world = next(dist.rendezvous(args.dist_url, my_rank, world, timeout=patience))
+    dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience)
+    watch = Watch(store, my_rank, world, args.timeout)
+    watches.append(watch)
+    watch.start()
     try:
         yield
-    finally:
+        dist.barrier()
+        watch.leave()
         dist.destroy_process_group()
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and is_broken_connection(error):
+            watch.end(watch.explain())
+        watch.leave(f"{type(error).__name__} {error}")
+        raise
+    finally:
+        watches.clear()
+
+
+def here(doing: str, step: int | None = None) -> None:
+    """Tell the other processes where this one stands; see watch.DOING."""
+    for watch in watches:
+        watch.here(doing, step)
+
+
+def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> nn.Module:
+    """The model as a training step calls it: with several processes, wrapped so that gradients become their means.
+
+    Running means are not kept equal at every step: evaluation and checkpoints take the main process's.
+
+    Args:
+        fixed_buckets: leave gradients in the buckets in which they are first summed up. By default the order of a
+            process's first step gives new ones, so that in a resumed run of three or more processes the sums are
+            rounded otherwise.
+    """
+    if world_size() == 1:
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    apart = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=fixed_buckets, **apart)
 
 
 def gather_objects(value: Any) -> list[Any] | None:
@@ -86,6 +132,25 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
+def on_main(work: Callable[[], T]) -> T | None:
+    """Do on the main process what the others wait for; its value there, None on them.
+
+    An InputError on the main process ends them all: it says why, the others just end with the same status.
+    """
+    value = error = None
+    if is_main():
+        try:
+            value = work()
+        except InputError as caught:
+            error = caught
+    failed = from_main(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        sys.exit(WRONG_INPUT)
+    return value
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the main one's buffers: running means differ, as each process saw other pictures."""
     if dist.is_initialized():
@@ -93,10 +158,8 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def mean_over_processes(value: float, device: torch.device) -> float:
-    """The mean of one number over all processes."""
-    if not dist.is_initialized():
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return total.item() / world_size()
+def sum_over_processes(values: Tensor) -> list[float]:
+    """Float [N] -> N sums over all processes; reading them is the one time that a step waits for the device."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values.tolist()

@@ -1,9 +1,15 @@
-"""What a run leaves in --output-dir: checkpoints, results a line an epoch, a log, curves; never over another run's."""
+"""What a run leaves in --output-dir: checkpoints, results a line an epoch, a log, curves; never over another run's.
+
+A run may be killed at any moment. Whatever it was doing then, `open` brings the folder back to where it stood at the
+checkpoint that the run goes on from, so that nothing is lost and nothing stands there twice.
+"""
 import json
-import os
+import math
 import re
+import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,23 @@ import torch
 from train_utils.coco_evaluation import Metrics
 from train_utils.curves import plot_loss_and_lr, plot_map
 from train_utils.errors import InputError, reading_input
+from train_utils.safe_files import (
+    LineFile,
+    put_in_place,
+    reason_of_full_disk,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+)
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, ARGUMENTS = "log.jsonl", "args.json"
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
-CHECKPOINT = re.compile(r"model_(\d+)\.pth$")
+BEST = "model_best.pth"
+# model_7.pth: the epoch is over, or the run was; model_7_step1234.pth: after that many steps in all.
+CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
+TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is tried again
+INSIDE_KEPT = 2  # newest checkpoints inside an epoch that stay, until the epoch's own is there
 
 
 class RunFolder:
@@ -25,91 +43,174 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.log_file = LineFile(self.path / LOG)
+        self.unsaved_since: int | None = None  # the step at which a checkpoint could not be written
 
     @classmethod
-    def open(cls, args: Namespace, resumed: tuple[Path, dict[str, Any]] | None) -> "RunFolder":
+    def open(cls, args: Namespace, resumed: tuple[Path, dict[str, Any]] | None, goes_on: bool) -> "RunFolder":
         """The folder of `--output-dir`, for a new run or a resumed one.
+
+        Args:
+            goes_on: whether the run has steps left to do.
 
         Raises:
             InputError: the folder holds a run and nobody said what to do with it.
         """
         with reading_input():
             folder = cls(args.output_dir)
-        others = folder.files_of_a_run()
-        goes_on = resumed is not None and resumed[0].resolve().parent == folder.path.resolve()
-        # With auto and no checkpoint, log and arguments are those of a run that was stopped before its first one.
-        never_began = args.resume == "auto" and all(f.name in (LOG, ARGUMENTS) for f in others)
-        if goes_on:
-            folder.forget_after(resumed[1]["progress"]["step"], resumed[1]["epoch"])
-        elif args.overwrite or never_began:
-            for file in others:
-                file.unlink()
-        elif others:
-            raise InputError(
-                f"{folder.path} holds a run ({others[0].name}): go on with --resume auto, choose another "
-                "--output-dir, or start anew with --overwrite"
-            )
-        folder.write_arguments(args)
+            remove_leftovers(folder.path)
+            others = folder.files_of_a_run()
+            # With auto and no checkpoint, log and arguments are those of a run that was stopped before its first one.
+            never_began = args.resume == "auto" and all(f.name in (LOG, ARGUMENTS) for f in others)
+            if resumed is not None and resumed[0].resolve().parent == folder.path.resolve():
+                folder.go_back_to(*resumed, goes_on)
+            elif args.overwrite or never_began:
+                for file in others:
+                    file.unlink()
+            elif others:
+                raise InputError(
+                    f"{folder.path} holds a run ({others[0].name}): go on with --resume auto, choose another "
+                    "--output-dir, or start anew with --overwrite"
+                )
+            write_atomically(folder.path / ARGUMENTS, json.dumps(vars(args), indent=2, ensure_ascii=False) + "\n")
+            folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
+        if folder.results["segm"]:
+            folder.draw_curves()  # the run may have been killed before it came to that
         return folder
 
     def files_of_a_run(self) -> list[Path]:
-        names = [*RESULTS.values(), LOG, ARGUMENTS, LOSS_CURVE, MAP_CURVE]
+        names = [*RESULTS.values(), LOG, ARGUMENTS, LOSS_CURVE, MAP_CURVE, BEST]
         return [f for f in sorted(self.path.iterdir()) if f.name in names or CHECKPOINT.match(f.name)]
 
-    def forget_after(self, step: int, epoch: int) -> None:
-        """Drop log lines after a step, results and checkpoints after an epoch: the resumed run makes them again."""
-        self.rewrite(LOG, lambda line: json.loads(line)["step"] <= step)
-        for name in RESULTS.values():
-            self.rewrite(name, lambda line: epoch_of(line) <= epoch)
+    def lines(self, name: str) -> list[str]:
+        """A file's whole lines; a loss of power may leave a part of one at the end."""
+        file = self.path / name
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def go_back_to(self, path: Path, content: Mapping[str, Any], goes_on: bool) -> None:
+        """Drop what was written after a checkpoint, and if the run goes on what only its stop there has left."""
+        step, epoch = content["progress"]["step"], content["epoch"]
+        print_freq = content["args"].get("print_freq") or 1
+        inside = goes_on and step % content["steps_per_epoch"] != 0
+        own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
+        if not CHECKPOINT.match(path.name):
+            put_in_place(path, self.path / own_name)
+        elif inside:
+            path.rename(self.path / own_name)
         for file in checkpoints(self.path):
-            if epoch_of_checkpoint(file) > epoch:
+            if age(file) > age(self.path / own_name):
                 file.unlink()
 
-    def rewrite(self, name: str, keep) -> None:
-        file = self.path / name
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_atomically(file, "".join(line for line in lines if line.endswith("\n") and keep(line)))
+        for name in RESULTS.values():
+            self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < epoch + (not inside)])
+        logged = [(json.loads(line)["step"], line) for line in self.lines(LOG)]
+        stays = step if inside and step % print_freq else step + 1  # the last line of a stopped run is out of turn
+        self.rewrite(LOG, [line for at, line in logged if at < stays])
 
-    def write_arguments(self, args: Namespace) -> None:
-        write_atomically(self.path / ARGUMENTS, json.dumps(vars(args), indent=2, ensure_ascii=False) + "\n")
+        best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
+        if best_file.exists() and torch.load(best_file, mmap=True, weights_only=True)["epoch"] != best:
+            best_file.unlink()
+            self.mark_best(best)
+
+    def rewrite(self, name: str, lines: Sequence[str]) -> None:
+        if lines or (self.path / name).is_file():
+            write_atomically(self.path / name, "".join(line + "\n" for line in lines))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add a printed step to the log, as a JSON line."""
-        with open(self.path / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(entry)) + "\n")
+        with trying_again_later(self.log_file.path):
+            self.log_file.add(json.dumps(dict(entry)))
 
     def has_results(self, epoch: int) -> bool:
-        return all(epoch in [epoch_of(line) for line in self.result_lines(kind)] for kind in RESULTS)
+        return all(epoch in map(epoch_of, lines) for lines in self.results.values())
 
     def write_results(self, epoch: int, metrics: Mapping[str, Metrics], mean_loss: float, lr: float) -> None:
-        """Add an epoch's line to both results files; takes the place of one that is there already."""
-        for kind, name in RESULTS.items():
-            self.rewrite(name, lambda line: epoch_of(line) != epoch)
+        """Give an epoch its line in both results files, and the best epoch's checkpoint the name model_best.pth."""
+        for kind, lines in self.results.items():
             numbers = [f"{value:.4f}" for value in [*metrics[kind].stats, mean_loss]] + [f"{lr:.6f}"]
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write("  ".join([f"epoch:{epoch}", *numbers]) + "\n")
+            others = [line for line in lines if epoch_of(line) != epoch]
+            lines[:] = [*others, "  ".join([f"epoch:{epoch}", *numbers])]
+        # Before the results, which tell a resumed run that this was done.
+        if best_epoch(self.results["segm"]) == epoch:
+            self.mark_best(epoch)
+        for kind, name in RESULTS.items():
+            with trying_again_later(self.path / name):
+                self.rewrite(name, self.results[kind])
 
-    def result_lines(self, kind: str) -> list[str]:
-        file = self.path / RESULTS[kind]
-        return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    def mark_best(self, epoch: int | None) -> None:
+        of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
+        if of_epoch:
+            with trying_again_later(self.path / BEST):
+                put_in_place(of_epoch[-1], self.path / BEST)
 
     def draw_curves(self) -> None:
-        log = self.path / LOG
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        steps = [json.loads(line) for line in lines]
-        plot_loss_and_lr([s["loss"] for s in steps], [s["lr"] for s in steps], self.path / LOSS_CURVE)
-        box, mask = ([line.split() for line in self.result_lines(kind)] for kind in RESULTS)
-        plot_map(
-            [epoch_of(columns[0]) for columns in box],
-            [float(columns[1]) for columns in box],
-            [float(columns[1]) for columns in mask],
-            self.path / MAP_CURVE,
-            [float(columns[2]) for columns in box],
-            [float(columns[2]) for columns in mask],
-        )
+        steps = [json.loads(line) for line in self.lines(LOG)]
+        box, mask = ([line.split() for line in lines] for lines in self.results.values())
+        with trying_again_later(self.path / LOSS_CURVE):
+            plot_loss_and_lr([s["loss"] for s in steps], [s["lr"] for s in steps], self.path / LOSS_CURVE)
+            plot_map(
+                [epoch_of(columns[0]) for columns in box],
+                [float(columns[1]) for columns in box],
+                [float(columns[1]) for columns in mask],
+                self.path / MAP_CURVE,
+                [float(columns[2]) for columns in box],
+                [float(columns[2]) for columns in mask],
+            )
 
-    def say_what_next(self) -> None:
+    def tries_again(self, step: int) -> bool:
+        """Whether it is time for another attempt at a checkpoint that could not be written."""
+        return self.unsaved_since is not None and step >= self.unsaved_since + TRY_AGAIN
+
+    def require_saved(self) -> None:
+        """InputError if the last checkpoint could not be written."""
+        if self.unsaved_since is not None:
+            raise InputError(
+                f"{self.path}: the checkpoint of step {self.unsaved_since} could not be written; make room, and go on "
+                "with --resume auto from the one before it"
+            )
+
+    def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
+        """Write model_{epoch}.pth, or inside an epoch model_{epoch}_step{step}.pth, and drop the oldest.
+
+        A crash leaves either all of the new file or none of it. On a full disk the old ones stay, and the step is
+        remembered as `unsaved_since`.
+
+        Args:
+            last: whether this is the end of the run, which counts as that of its epoch.
+            keep: how many checkpoints stay; None for all of finished epochs.
+        """
+        step, epoch = content["progress"]["step"], content["epoch"]
+        finished = last or step % content["steps_per_epoch"] == 0
+        path = self.path / (f"model_{epoch}.pth" if finished else f"model_{epoch}_step{step}.pth")
+        self.unsaved_since = step
+        with trying_again_later(path):
+            self.log_file.sync()
+            with replacing(path) as file:
+                torch.save(dict(content), file)
+            self.unsaved_since = None
+            self.drop_old_checkpoints(keep)
+
+    def drop_old_checkpoints(self, keep: int | None) -> None:
+        files = checkpoints(self.path)
+        inside = [file for file in files if age(file)[1] < math.inf]
+        done = max([age(file) for file in files if file not in inside], default=(-1, 0))
+        old = [file for file in inside if age(file) < done] + inside[:-INSIDE_KEPT]
+        old += files[:-keep] if keep else []
+        for file in set(old):
+            file.unlink()
+
+    def finish(self) -> None:
+        """Write what a full disk has kept waiting, and say what to do next.
+
+        Raises:
+            InputError: the disk is still full.
+        """
+        self.require_saved()
+        with reading_input():
+            self.log_file.write_waiting()
+            for kind, name in RESULTS.items():
+                self.rewrite(name, self.results[kind])
         checkpoint = newest_checkpoint(self.path)
         print(
             f"done: results in {self.path / RESULTS['bbox']} and {self.path / RESULTS['segm']}, "
@@ -119,37 +220,36 @@ class RunFolder:
             flush=True,
         )
 
-    def save_checkpoint(self, epoch: int, content: Mapping[str, Any], keep: int | None) -> None:
-        """Write model_{epoch}.pth so that a crash leaves either the old file or the new one; then drop the oldest.
 
-        Args:
-            keep: how many checkpoints stay; None for all.
-        """
-        path = self.path / f"model_{epoch}.pth"
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        for old in checkpoints(self.path)[:-keep] if keep else []:
-            old.unlink()
+@contextmanager
+def trying_again_later(path: Path) -> Iterator[None]:
+    """Around the writing of a file without which the run can go on: a full disk is said, not fatal."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = reason_of_full_disk(error)
+        if reason is None:
+            raise
+        print(f"warning: {path} could not be written ({reason.strerror}); the run goes on and tries again",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest epoch in a run's folder; None if there is none."""
+    """A run's newest checkpoint; None if there is none."""
     return (checkpoints(folder) or [None])[-1]
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's checkpoints, by epoch."""
+    """A run's checkpoints, oldest first."""
     folder = Path(folder)
     files = [f for f in folder.iterdir() if CHECKPOINT.match(f.name)] if folder.is_dir() else []
-    return sorted(files, key=epoch_of_checkpoint)
+    return sorted(files, key=age)
 
 
-def epoch_of_checkpoint(path: Path) -> int:
-    return int(CHECKPOINT.match(path.name).group(1))
+def age(path: Path) -> tuple[int, float]:
+    """What orders checkpoints: the epoch, and inside it the step; at its end infinity."""
+    epoch, step = CHECKPOINT.match(path.name).groups()
+    return int(epoch), math.inf if step is None else int(step)
 
 
 def epoch_of(line: str) -> int:
@@ -157,7 +257,6 @@ def epoch_of(line: str) -> int:
     return int(line.split()[0].removeprefix("epoch:"))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def best_epoch(mask_results: Sequence[str]) -> int | None:
+    """The epoch with the highest mask AP among results lines, the first of equal ones."""
+    return epoch_of(max(mask_results, key=lambda line: float(line.split()[1]))) if mask_results else None

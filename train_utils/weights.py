@@ -3,6 +3,7 @@ import pickle
 import re
 import socket
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from network_files.state_dicts import rename_old_keys
 from train_utils.detectron2 import from_detectron2, is_detectron2
-from train_utils.distributed import barrier, is_main
+from train_utils.distributed import from_main, is_main, on_main
 from train_utils.errors import InputError
 from train_utils.safe_pickle import is_pickle, read_arrays
 
@@ -39,24 +40,28 @@ CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_l
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
     """The file that `--pretrain` means: the one named; else a published one in the working folder; else downloaded.
 
+    The main process looks for all, lest one that comes late finds what another one waits to have downloaded.
+
     Args:
         arch: "v1" or "v2", whose detector is looked for; a classification ResNet-50 serves both.
 
     Raises:
         InputError: the named file is not there, or nothing is and the download failed.
     """
-    if isinstance(pretrain, str):
-        if not Path(pretrain).is_file():
-            raise InputError(f"{pretrain}: no such file (--pretrain)")
-        return Path(pretrain)
-    detector = MASK_RCNN_V2_COCO if arch == "v2" else MASK_RCNN_COCO
-    for published in (detector, RESNET50):
-        if Path(published.name).is_file():
-            return Path(published.name)
-    if is_main():
+
+    def found() -> Path:
+        if isinstance(pretrain, str):
+            if not Path(pretrain).is_file():
+                raise InputError(f"{pretrain}: no such file (--pretrain)")
+            return Path(pretrain)
+        detector = MASK_RCNN_V2_COCO if arch == "v2" else MASK_RCNN_COCO
+        for published in (detector, RESNET50):
+            if Path(published.name).is_file():
+                return Path(published.name)
         download(detector)
-    barrier()
-    return Path(detector.name)
+        return Path(detector.name)
+
+    return from_main(on_main(found))
 
 
 def download(published: PublishedFile) -> None:
@@ -98,14 +103,24 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if is_pickle(path):
             return {"model": read_arrays(path)}
+        check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
     return content
+
+
+def check_sums(path: Path) -> None:
+    """Compare a zip archive with the check sums inside it, which torch.load does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 def first_line(error: Exception) -> str:

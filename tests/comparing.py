@@ -1,0 +1,35 @@
+"""Whether two runs left the same, to the last bit of the weights."""
+from pathlib import Path
+
+import torch
+
+TEXTS_AND_CURVES = ("det_results.txt", "seg_results.txt", "log.jsonl", "loss_and_lr.png", "mAP.png")
+OF_A_CHECKPOINT = ("model", "optimizer", "lr_scheduler", "progress", "epoch", "steps_per_epoch", "facts")
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """What differs between two runs' folders; nothing, if one may stand for the other."""
+    names = [{file.name for file in each.iterdir()} for each in (folder, other)]
+    if names[0] != names[1]:
+        return sorted(names[0] ^ names[1])
+    found = [name for name in TEXTS_AND_CURVES if (folder / name).read_bytes() != (other / name).read_bytes()]
+    for name in sorted(name for name in names[0] if name.endswith(".pth")):
+        one, two = (torch.load(each / name, weights_only=True) for each in (folder, other))
+        found += [where for key in OF_A_CHECKPOINT for where in unlike(one[key], two[key], f"{name}: {key}")]
+    return found
+
+
+def unlike(one: object, other: object, where: str) -> list[str]:
+    """Where two contents differ by a bit or a type."""
+    if type(one) is not type(other):
+        return [where]
+    if isinstance(one, dict):
+        if list(one) != list(other):
+            return [where]
+        return [w for key in one for w in unlike(one[key], other[key], f"{where}.{key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return [where]
+        return [w for i, (a, b) in enumerate(zip(one, other)) for w in unlike(a, b, f"{where}[{i}]")]
+    same = torch.equal(one, other) and one.dtype == other.dtype if isinstance(one, torch.Tensor) else one == other
+    return [] if same else [where]

@@ -1,0 +1,246 @@
+"""What a run survives, shown at length; the tests hold the same in short.
+
+    python tests/reliability.py --write                  # everything, into docs/RELIABILITY.md; about an hour
+    python tests/reliability.py --only kills soak        # some parts, printed
+    python tests/reliability.py --thin --kills 4 --steps 100     # a quick try
+
+Parts: `kills` (SIGKILL at random steps, during saves and between, in four modes), `hosts` (two hosts, one of which is
+cut off and killed), `soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
+"""
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from comparing import differences  # noqa: E402 (the path comes first)
+from faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork  # noqa: E402
+from forked import Run, start, start_group  # noqa: E402
+
+from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
+
+PAGE = ROOT / "docs" / "RELIABILITY.md"
+INTRODUCTION = """# What a run survives
+
+Made by `python tests/reliability.py --write`; `make test` holds the same in short. Runs are those of `train.py` and
+`train_multi_GPU.py` on the CPU (gloo between processes), on drawn pictures.
+"""
+OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
+OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
+BETWEEN = [
+    DieIn("train_utils.safe_files:os.replace", number=1),
+    DieIn("train_utils.run_folder:RunFolder.drop_old_checkpoints"),
+    DieIn("train_utils.engine:evaluate"),
+    DieIn("train_utils.run_folder:RunFolder.write_results"),
+    DieIn("train_utils.run_folder:RunFolder.mark_best", after=True),
+    DieIn("train_utils.run_folder:RunFolder.write_results", after=True),
+    DieIn("train_utils.run_folder:plot_map"),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--write", action="store_true", help="into docs/RELIABILITY.md")
+    parser.add_argument("--kills", type=int, default=30, help="in each mode (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="of the soak (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="when it kills (default: %(default)s)")
+    parser.add_argument("--thin", action="store_true", help="a thin network in the place of ResNet-50's")
+    args = parser.parse_args()
+    good = True
+    for name in args.only:
+        heading, show = PARTS[name]
+        folder = Path(tempfile.mkdtemp(prefix=f"reliability_{name}_"))
+        try:
+            text, held = show(folder, args)
+        finally:
+            shutil.rmtree(folder)
+        good &= held
+        section = f"## {heading}\n\n{text.strip()}\n"
+        print(section, flush=True)
+        if args.write:
+            write_section(heading, section)
+    return 0 if good else 1
+
+
+def write_section(heading: str, section: str) -> None:
+    """Put a part into the page, in the place of its older text."""
+    old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
+    parts = re.split(r"(?m)^(?=## )", old)
+    found = [i for i, part in enumerate(parts) if part.startswith(f"## {heading}\n")]
+    if found:
+        parts[found[0]] = section
+    else:
+        parts.append(section)
+    PAGE.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+
+
+def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    # Four steps an epoch; enough of them that the last kill comes before the end.
+    make_demo_dataset(folder / "data", num_train=8, num_val=2)
+    epochs = str(4 + args.kills)
+    lines = [
+        f"A run of {4 * int(epochs)} steps, a checkpoint after every second one, killed {args.kills} times and each "
+        "time started again by the same command. Then compared with one that was never killed: weights, momentum, "
+        "running means, progress, results files, log and curves, to the last bit.",
+        "",
+        "| mode | killed at a step | while saving | between | starts | in the end |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    held = True
+    for processes in (1, 2):
+        for amp in (False, True):
+            name = f"{'--amp' if amp else 'float32'}, {'one process' if processes == 1 else 'two processes'}"
+            words = [*OPTIONS, "--epochs", epochs, "--batch-size", str(2 // processes), *(["--amp"] if amp else [])]
+            words += ["--workers", str(int(amp))]
+            counts, starts, unlike = killed_run(folder, words, processes, args)
+            held &= not unlike and sum(counts.values()) == args.kills
+            end = "bit-identical" if not unlike else f"DIFFERS in {', '.join(unlike[:3])}"
+            columns = [name, counts["step"], counts["save"], counts["between"], starts, end]
+            lines.append(f"| {' | '.join(map(str, columns))} |")
+            print(lines[-1], flush=True)
+            for run in ("straight", "killed"):
+                shutil.rmtree(folder / run)
+    return "\n".join(lines), held
+
+
+def killed_run(folder: Path, words: list[str], processes: int, args: argparse.Namespace) -> tuple[Counter, int, list]:
+    """Kill a run at random moments; kills by kind, starts, and where it ends otherwise than an undisturbed one."""
+    thin = (ThinNetwork(),) if args.thin else ()
+    undisturbed = started(folder, [*words, "--output-dir", "straight"], processes, dict.fromkeys(range(2), All(thin)))
+    if any(run.wait(3600) for run in undisturbed):
+        raise RuntimeError(undisturbed[0].said)
+    size = max(f.stat().st_size for f in (folder / "straight").glob("model_*.pth"))
+    draw = random.Random(f"{args.seed} {words}")
+    counts, starts = Counter(), 0
+    words = [*words, "--output-dir", "killed"]
+    while True:
+        starts += 1
+        kind, fault, victim = "", None, 0
+        if sum(counts.values()) < args.kills:
+            kind = draw.choices(["step", "save", "between"], [5, 3, 2])[0]
+            victim = draw.randrange(processes) if kind == "step" else 0
+            if kind == "step":
+                fault = DieAtStep(draw.randrange(5))
+            elif kind == "save":
+                fault = DieWhileSaving(draw.randrange(size), draw.randrange(2))
+            else:
+                fault = draw.choice(BETWEEN)
+        faults = {r: All((*thin, fault) if fault and r == victim else thin) for r in range(processes)}
+        runs = started(folder, words, processes, faults)
+        status = runs[victim].wait(3600)
+        for other in runs:
+            if fault:
+                other.kill()  # as torchrun would
+            elif other.wait(3600):
+                raise RuntimeError(other.said)
+        if not fault:
+            return counts, starts, differences(folder / "killed", folder / "straight")
+        if status != -signal.SIGKILL:
+            raise RuntimeError(f"{fault}: ended with {status}\n{runs[victim].said}")
+        counts[kind] += 1
+
+
+def started(folder: Path, words: list[str], processes: int, prepare: dict[int, All]) -> list[Run]:
+    if processes == 1:
+        return [start("train.py", words, folder, prepare[0])]
+    return start_group(processes, "train_multi_GPU.py", words, folder, prepare)
+
+
+# --------------------------------------------------------------------------------------------------------------- hosts
+
+
+def show_hosts(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    command = [sys.executable, str(ROOT / "tests" / "two_hosts.py"), *(["--thin"] if args.thin else [])]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    skipped = done.returncode == 77
+    text = "Two network namespaces on one machine, two processes in each, started by torchrun with `--max-restarts`; "
+    text += "BatchNorm is frozen. `python tests/two_hosts.py` says:\n\n"
+    text += f"```\n{re.sub(r'pid [0-9]+', 'pid ...', done.stdout).strip()}\n```"
+    failed = done.returncode != 0 and not skipped
+    return text + (f"\n\n{done.stderr.strip()}" if failed else ""), not failed
+
+
+# ---------------------------------------------------------------------------------------------------------------- soak
+
+
+def show_soak(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    make_demo_dataset(folder / "data", num_train=8, num_val=2)
+    repeat_pictures(folder / "data" / "annotations" / "instances_train2017.json", args.steps * 2)
+    words = [*OPTIONS, "--epochs", "1", "--batch-size", "2", "--workers", "2", "--checkpoint-every", "200"]
+    run = start("train.py", [*words, "--output-dir", "soak"], folder, ThinNetwork())
+    log, seen = folder / "soak" / "log.jsonl", []
+    while run.alive():
+        step = len(log.read_text().splitlines()) if log.is_file() else 0
+        memory = [resident(run.pid), *map(resident, children(run.pid))]
+        if step and len(memory) == 3 and all(memory):
+            seen.append((step, memory[0], sum(memory[1:]) / 2))
+        time.sleep(0.5)
+    if run.wait():
+        raise RuntimeError(run.said)
+    lines = [
+        f"{args.steps} steps in one epoch with two loader workers and a checkpoint after every 200, with a thin "
+        "network, so that a leak would show beside it. Resident memory in MiB:",
+        "",
+        "| after step | main process | each worker |",
+        "| --- | --- | --- |",
+    ]
+    marks = [args.steps * i // 8 for i in range(1, 9)]
+    rows = [min(seen, key=lambda s: abs(s[0] - mark)) for mark in marks]
+    lines += [f"| {step} | {main:.0f} | {worker:.0f} |" for step, main, worker in rows]
+    growth = [rows[-1][i] - rows[1][i] for i in (1, 2)]
+    flat = max(growth) < 32
+    lines += ["", f"From a quarter of the way to the end: {growth[0]:+.0f} MiB and {growth[1]:+.0f} MiB a worker."]
+    return "\n".join(lines), flat
+
+
+def repeat_pictures(file: Path, number: int) -> None:
+    """Make a data set of that many pictures out of a few files."""
+    content = json.loads(file.read_text())
+    images, annotations = content["images"], content["annotations"]
+    content["images"], content["annotations"] = [], []
+    for i in range(number):
+        image = images[i % len(images)]
+        content["images"].append(image | {"id": i + 1})
+        for annotation in (a for a in annotations if a["image_id"] == image["id"]):
+            content["annotations"].append(annotation | {"id": len(content["annotations"]) + 1, "image_id": i + 1})
+    file.write_text(json.dumps(content))
+
+
+def resident(pid: int) -> float:
+    """MiB; 0 if the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+PARTS = {
+    "kills": ("Killed and resumed", show_kills),
+    "hosts": ("Two hosts, one lost", show_hosts),
+    "soak": ("Memory", show_soak),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

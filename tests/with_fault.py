@@ -1,0 +1,24 @@
+"""A script started by torchrun with something that goes wrong in it: python tests/with_fault.py SCRIPT ARGUMENTS.
+
+FAULT is a Python expression of tests/faults.py, for the process of rank FAULT_RANK in its first start.
+"""
+import os
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import faults  # noqa: E402
+import torch  # noqa: E402 (the path comes first)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if os.environ.get("THIN"):
+        faults.ThinNetwork()()
+        faults.ImpatientWatch()()
+    if os.environ["RANK"] == os.environ.get("FAULT_RANK") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        eval(os.environ["FAULT"], vars(faults))()
+    sys.argv = sys.argv[1:]
+    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
