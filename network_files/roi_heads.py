@@ -30,7 +30,6 @@ class RoIHeads(nn.Module):
     """
 
     smallest_side = 1e-2
-    row_multiple = 128
 
     def __init__(
         self,
@@ -123,13 +122,9 @@ class RoIHeads(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
         """Class logits float32 [R, K] and deltas float32 [R, K, 4] of all images' boxes."""
-        x = self.box_roi_pool(features, boxes, image_sizes)
-        rows = len(x)
-        if not self.training and x.device.type == "cpu" and x.dtype != torch.float32:
-            # A matrix product of low precision is compiled for its number of rows, which NMS makes a new one each time.
-            x = F.pad(x, (0, 0) * 3 + (0, -rows % self.row_multiple))
-        class_logits, deltas = self.box_predictor(self.box_head(x))
-        return class_logits[:rows].float(), deltas[:rows].float().reshape(rows, -1, 4)
+        x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
+        class_logits, deltas = self.box_predictor(x)
+        return class_logits.float(), deltas.float().reshape(len(deltas), -1, 4)
 
     def predict_masks(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
