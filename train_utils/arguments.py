@@ -27,6 +27,7 @@ FULL_RECIPE = COMMON | {
     "min_size": 800,
     "max_size": 1333,
     "rois_per_image": 512,
+    "proposals": None,
     "pretrain": True,
     "amp": False,
     "keep": None,
@@ -34,13 +35,14 @@ FULL_RECIPE = COMMON | {
 # From scratch on the small drawn pictures, within ten minutes on two CPU cores.
 DEMO_RECIPE = COMMON | {
     "epochs": 7,
-    "batch_size": 4,
+    "batch_size": 5,
     "lr_per_image": 0.0025,
     "lr_steps": [6],
     "lr_gamma": 0.2,
     "min_size": 128,
     "max_size": 160,
     "rois_per_image": 32,
+    "proposals": 300,
     "pretrain": False,
     "amp": True,
     "keep": 2,
@@ -117,7 +119,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--start-epoch", type=natural, default=0, help="number of a new run's first epoch (default: 0)")
     p.add_argument("--epochs", type=positive, help="(default: 26, demo 7)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
-    p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4)")
+    p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4, demo 5)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
     p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
     p.add_argument("--momentum", type=float, help="of SGD (default: 0.9)")
@@ -143,6 +145,9 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
     p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
     p.add_argument("--rois-per-image", type=positive, help="proposals an image for the heads (default: 512, demo 32)")
+    p.add_argument(
+        "--proposals", type=positive, help="boxes an image that the RPN keeps (default: 2000, to evaluate 1000; demo 300)"
+    )
     p.add_argument("--checkpoint-every", type=positive, help="also write a checkpoint after every so many steps")
     p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
     p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")

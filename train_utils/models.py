@@ -40,6 +40,8 @@ class ModelConfig:
         trainable_layers: see `resnet50_fpn_backbone`.
         min_size, max_size: see `ImageTransform`.
         rois_per_image: proposals an image that the heads learn from.
+        proposals: how many the RPN keeps, a level before NMS and an image after it; None: 2000 in training, 1000 in
+            evaluation.
     """
 
     num_classes: int
@@ -50,6 +52,7 @@ class ModelConfig:
     min_size: int = 800
     max_size: int = 1333
     rois_per_image: int = 512
+    proposals: int | None = None
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -68,12 +71,14 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
         stride_in_1x1=config.arch == "detectron2",
     )
+    kept = ("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test")
     return MaskRCNN(
         backbone,
         config.num_classes,
         min_size=config.min_size,
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
+        **({name: config.proposals for name in kept} if config.proposals is not None else {}),
         **(v2_heads(backbone.out_channels) if config.arch == "v2" else {}),
         **(detectron2_parts() if config.arch == "detectron2" else {}),
     )
@@ -121,7 +126,8 @@ def build_training_model(
             raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
         if args.arch not in (None, config.arch):
             raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
-        config.min_size, config.max_size, config.rois_per_image = args.min_size, args.max_size, args.rois_per_image
+        for name in ("min_size", "max_size", "rois_per_image", "proposals"):
+            setattr(config, name, getattr(args, name))
         return build_model(config), config
     config = ModelConfig(
         num_classes,
@@ -130,6 +136,7 @@ def build_training_model(
         min_size=args.min_size,
         max_size=args.max_size,
         rois_per_image=args.rois_per_image,
+        proposals=args.proposals,
     )
     state, path = {}, None
     if args.pretrain:

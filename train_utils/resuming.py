@@ -12,7 +12,7 @@ from train_utils.run_folder import checkpoints
 # What decides the weights that a run ends with; "data" and "processes" are facts, not options.
 MEANING = (
     "data", "processes", "batch_size", "lr", "momentum", "weight_decay", "lr_steps", "lr_gamma", "seed", "amp",
-    "min_size", "max_size", "rois_per_image", "aspect_ratio_group_factor", "sync_bn",
+    "min_size", "max_size", "rois_per_image", "proposals", "aspect_ratio_group_factor", "sync_bn",
 )  # fmt: skip
 # Not worth a word: what a resumed run is asked for, and what only the start of a new one looks at.
 UNSAID = ("resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url")
