@@ -146,7 +146,9 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
     p.add_argument("--rois-per-image", type=positive, help="proposals an image for the heads (default: 512, demo 32)")
     p.add_argument(
-        "--proposals", type=positive, help="boxes an image that the RPN keeps (default: 2000, to evaluate 1000; demo 300)"
+        "--proposals",
+        type=positive,
+        help="boxes an image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
     )
     p.add_argument("--checkpoint-every", type=positive, help="also write a checkpoint after every so many steps")
     p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
