@@ -33,7 +33,7 @@ SIZES = dict(min_size=96, max_size=128)
 
 
 def evaluation_args(**given) -> Namespace:
-    return Namespace(**{"num_classes": None, "arch": None, **SIZES, **given})
+    return Namespace(**{"num_classes": None, "arch": None, "label_json_path": None, **SIZES, **given})
 
 
 def training_args(*given: str) -> Namespace:
