@@ -4,13 +4,13 @@ COCO's file of a million training objects takes half a minute and gigabytes as P
 once, object by object; what is kept is where in the file each picture's annotations stand. The index is then stored,
 beside the file or in the user's cache folder, and the next start takes it from there as long as the file is the same.
 """
+import io
 import json
 import os
 import uuid
-import zipfile
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from json.decoder import WHITESPACE
@@ -26,6 +26,7 @@ except ImportError:  # Windows
     fcntl = None
 
 VERSION = 1  # of the stored index; another one is not read
+DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
 
 
@@ -111,39 +112,44 @@ def stamp_of(file: Path | int) -> np.ndarray:
 def storage_places(path: Path) -> list[Path]:
     """Where an index may be stored: beside the file, and for folders that cannot be written, in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}.index.npz"
-    return [path.with_suffix(".index.npz"), cache / "mask-rcnn" / own_name]
+    own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}.index"
+    return [path.with_suffix(".index"), cache / "mask-rcnn" / own_name]
 
 
 def read_stored(path: Path, stamp: np.ndarray) -> CocoIndex | None:
-    """A stored index of the file as it is now; None where there is none, or none that can be read."""
+    """A stored index of the file as it is now; None where there is none, or only one that is damaged."""
     for place in storage_places(path):
         try:
-            with np.load(place, allow_pickle=False) as stored:
-                if np.array_equal(stored["stamp"], stamp):
-                    columns = {name: stored[name] for name in stored.files}
-                    ids, names = columns.pop("category_ids").tolist(), columns.pop("category_names").tolist()
-                    return CocoIndex(path, categories=dict(zip(ids, names)), **columns)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            continue  # not there, or damaged: it is made anew
+            data = place.read_bytes()
+        except OSError:
+            continue
+        if sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+            continue
+        with np.load(io.BytesIO(data[DIGEST:]), allow_pickle=False) as columns:
+            if np.array_equal(columns["stamp"], stamp):
+                columns = dict(columns)
+                ids, names = columns.pop("category_ids").tolist(), columns.pop("category_names").tolist()
+                return CocoIndex(path, categories=dict(zip(ids, names)), **columns)
     return None
 
 
 def store(index: CocoIndex) -> None:
-    """Write the index to the first place that takes it; if none does, the next start will have to read the file."""
+    """Write the index, behind its digest, to the first place that takes it; there may be none."""
     columns = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     columns["category_ids"] = np.array(list(index.categories), dtype=np.int64)
     columns["category_names"] = np.array(list(index.categories.values()), dtype=np.str_)
+    content = io.BytesIO()
+    np.savez(content, **columns)
     for place in storage_places(index.path):
         draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with open(draft, "xb") as file:
-                np.savez(file, **columns)
+            draft.write_bytes(sha256(content.getvalue()).digest() + content.getvalue())
             os.replace(draft, place)
             return
         except OSError:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 Images are uint8 [3, H, W], red, green, blue; targets hold boxes and compact masks in the same frame.
 """
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 
@@ -43,10 +41,7 @@ class RandomHorizontalFlip:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A picture file -> uint8 [3, H, W], as Pillow reads it.
-
-    Colour and grey JPEGs go through torchvision's decoder: the same library and so the same pixels, but laid out as
-    the network wants them from the start. What it refuses, Pillow gets: it reads it after all, or says what is wrong.
+    """A picture file -> uint8 [3, H, W].
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,9 +50,6 @@ def read_image(path: str | Path) -> Tensor:
     path = Path(path)
     try:
         with Image.open(path) as picture:
-            if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-                with contextlib.suppress(RuntimeError):
-                    return decode_jpeg(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), mode=ImageReadMode.RGB)
             return picture_to_tensor(picture)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such picture") from None

@@ -1,0 +1,89 @@
+"""Runs all benchmarks, one after another and each in a process of its own, and writes their tables into RESULTS.md.
+
+    python benchmarks/run_all.py                              # an hour or more; nothing else should run meanwhile
+    python benchmarks/run_all.py --only mask_codes,start
+    python benchmarks/run_all.py --quick --output /tmp/x.md   # the scripts that know --quick, only to see that they run
+
+A script's section stands between two comments with its name, and is replaced as a whole; what is written by hand around
+the sections stays. What a script prints becomes the section: tables as they are, other lines as preformatted text.
+"""
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+
+from common import PROJECT, parser
+
+from train_utils.arguments import add_flag
+from train_utils.errors import InputError, one_line_errors
+
+RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
+# Section -> script and its arguments. Those of QUICK take --quick.
+BENCHMARKS = {
+    "step_and_inference": ["step_and_inference.py"],
+    "step_and_inference_amp": ["step_and_inference.py", "--amp"],
+    "network_growth": ["network_growth.py"],
+    "crowded_photo": ["crowded_photo.py"],
+    "dataset_item": ["dataset_item.py"],
+    "mask_codes": ["mask_codes.py"],
+    "whole_evaluation": ["whole_evaluation.py"],
+    "start": ["start.py"],
+}
+QUICK = ("crowded_photo", "dataset_item", "mask_codes", "whole_evaluation", "start")
+
+
+def main(args: Namespace) -> int:
+    names = list(QUICK if args.quick else BENCHMARKS) if args.only is None else args.only.split(",")
+    if unknown := set(names) - set(BENCHMARKS):
+        raise InputError(f"--only {','.join(sorted(unknown))}: not among {', '.join(BENCHMARKS)}")
+    failed = 0
+    for name in names:
+        command = [*BENCHMARKS[name], *(["--quick"] if args.quick else [])]
+        print(f"python benchmarks/{' '.join(command)}", file=sys.stderr, flush=True)
+        script = PROJECT / "benchmarks" / command[0]
+        run = subprocess.run([sys.executable, script, *command[1:]], stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            print(f"{name}: exit status {run.returncode}, its section stays as it was", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        heading = f"`python benchmarks/{' '.join(command)}`, {date.today()}"
+        write_section(Path(args.output), name, f"{heading}\n\n{markdown(run.stdout.splitlines())}")
+    return 1 if failed else 0
+
+
+def markdown(lines: Sequence[str]) -> str:
+    """What a script printed: tables stay, the rest becomes preformatted."""
+    parts = []
+    for is_table, group in groupby((line for line in lines if line.strip()), lambda line: line.startswith("|")):
+        text = "\n".join(group)
+        parts.append(text if is_table else f"```\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Put a section into a file in place of the one of that name, or at its end."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    content = path.read_text() if path.exists() else ""
+    section = f"{begin}\n{text}\n{end}"
+    content, found = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: section, content, flags=re.DOTALL)
+    if not found:
+        title = name.replace("_", " ").capitalize()
+        content = f"{content.rstrip()}\n\n## {title}\n\n{section}\n".lstrip()
+    path.write_text(content)
+
+
+def parse_arguments() -> Namespace:
+    p = parser(__doc__)
+    p.add_argument("--only", help=f"sections, separated by commas: {', '.join(BENCHMARKS)}")
+    p.add_argument("--output", default=str(RESULTS), help="file to write to (default: benchmarks/RESULTS.md)")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
+    return p.parse_args()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main(parse_arguments()))

@@ -1,0 +1,173 @@
+"""A whole evaluation after the network: from the detections of its images to COCO's metrics for boxes and masks.
+
+    python benchmarks/whole_evaluation.py
+    python benchmarks/whole_evaluation.py --images 5000 --rounds 1        # as large as COCO's validation set
+
+Made-up ground truth like COCO's, seven objects an image as polygons; 100 detections an image, some near the objects,
+each with mask probabilities of 28x28. Ours is CocoEvaluator, from `update` to `metrics`. The peer does what
+torchvision's model and reference scripts do: paste full-size masks, encode them, and an image at a time load the
+results into pycocotools and evaluate them; then accumulate. The metrics are the same, or this ends with an error.
+"""
+import contextlib
+import copy
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from common import machine, parser
+from mask_codes import SIZE, detections, reference_codes
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from report import compared, in_turns, milliseconds, progress, table, timed
+from torch import Tensor
+
+from my_dataset_coco import coco_object
+from train_utils.arguments import add_flag, positive
+from train_utils.classes import ClassTable
+from train_utils.coco_evaluation import IOU_TYPES, CocoEvaluator
+from train_utils.errors import one_line_errors
+
+DETECTIONS, OBJECTS, COCO_VAL = 100, 7, 5000
+CLASSES = (1, 90, 1203)  # without background
+KINDS = 20  # different sets of detections, which the images share
+
+
+def main(arguments: Sequence[str]) -> str:
+    args = parse(arguments)
+    progress(f"{args.images} images")
+    work = Evaluation(args.images, 90)
+    work.compare_results()
+    ours, theirs, ratio = in_turns(work.own_way, work.peers_way, args.rounds)
+    rows = [
+        compared(f"{args.images} images", milliseconds(ours), milliseconds(theirs), ratio, 10),
+        compared("an image", milliseconds(ours / args.images), milliseconds(theirs / args.images), ratio, None),
+    ]
+    images = sorted({-(-args.images // 4), -(-args.images // 2), args.images})
+    times = []
+    for count in images:
+        progress(f"{count} images, growth")
+        times.append(in_turns(*ways(Evaluation(count, 90)), 1))
+    growth = [compared(f"{n} images", milliseconds(o), milliseconds(t), r, None) for n, (o, t, r) in zip(images, times)]
+    steps = (COCO_VAL - images[-1]) / (images[-1] - images[0])
+    ours, theirs = (last + steps * (last - first) for first, last in list(zip(times[0], times[-1]))[:2])
+    growth.append(compared(f"{COCO_VAL} images, by the slope", f"{ours:.0f} s", f"{theirs:.0f} s", theirs / ours, 10))
+    for classes in CLASSES[:2] if args.quick else CLASSES:
+        growth.append(timed(f"{images[0]} images, {classes} classes", *ways(Evaluation(images[0], classes)), 1, None))
+    title = f"{DETECTIONS} detections an image to COCO's metrics"
+    return f"{machine(torch.device('cpu'))}\n\n{table(title, rows)}\n{table('whole evaluation', growth)}"
+
+
+class Evaluation:
+    """Ground truth and detections, and what both sides make of them."""
+
+    def __init__(self, images: int, classes: int):
+        rng = np.random.default_rng(0)
+        self.table = ClassTable({k: f"class {k}" for k in range(1, classes + 1)}, {k: k for k in range(1, classes + 1)})
+        self.image_ids = list(range(1, images + 1))
+        kinds = [self.make_kind(rng, classes, seed) for seed in range(KINDS)]
+        self.found = {image_id: kinds[image_id % KINDS][0] for image_id in self.image_ids}
+        annotations = [dict(a, image_id=image_id) for image_id in self.image_ids for a in kinds[image_id % KINDS][1]]
+        self.content = {
+            "images": [
+                {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.jpg"} for i in self.image_ids
+            ],
+            "annotations": [dict(a, id=number) for number, a in enumerate(annotations, start=1)],
+            "categories": [{"id": k, "name": name} for k, name in self.table.names.items()],
+        }
+        self.truth = coco_object(self.content)
+        self.pycocotools_truth = COCO()
+        self.pycocotools_truth.dataset = copy.deepcopy(self.content)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.pycocotools_truth.createIndex()
+
+    @staticmethod
+    def make_kind(rng: np.random.Generator, classes: int, seed: int) -> tuple[dict[str, Tensor], list[dict]]:
+        """The detections and the objects of an image."""
+        probs, boxes = detections(DETECTIONS, 64, seed)
+        labels = rng.integers(1, classes + 1, DETECTIONS)
+        annotations = []
+        for box, label in zip(boxes[:OBJECTS].double().numpy(), labels.tolist()):
+            x, y, w, h = *box[:2], *(box[2:] - box[:2])
+            angles = np.linspace(0, 2 * np.pi, 22, endpoint=False)
+            outline = np.stack((x + w / 2 + w / 2 * np.cos(angles), y + h / 2 + h / 2 * np.sin(angles)), axis=1)
+            annotations.append(
+                {
+                    "category_id": label,
+                    "iscrowd": 0,
+                    "bbox": [x, y, w, h],
+                    "area": np.pi / 4 * w * h,
+                    "segmentation": [outline.round(2).reshape(-1).tolist()],
+                }
+            )
+        found = {"labels": torch.from_numpy(labels), "scores": torch.from_numpy(rng.random(DETECTIONS)).float()}
+        return {**found, "boxes": boxes, "masks": probs}, annotations
+
+    def own_way(self) -> dict[str, list[float]]:
+        evaluator = CocoEvaluator(self.truth, self.table)
+        for image_id, found in self.found.items():
+            evaluator.update(image_id, SIZE, found)
+        return {kind: metrics.stats for kind, metrics in evaluator.metrics().items()}
+
+    def peers_way(self) -> dict[str, list[float]]:
+        truth = self.pycocotools_truth
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluations = {kind: COCOeval(truth, iouType=kind) for kind in IOU_TYPES}
+            by_image = {kind: [] for kind in IOU_TYPES}
+            for image_id, found in self.found.items():
+                for kind, results in reference_results(image_id, found).items():
+                    evaluation = evaluations[kind]
+                    evaluation.cocoDt = truth.loadRes(results)
+                    evaluation.params.imgIds = [image_id]
+                    evaluation.evaluate()
+                    by_image[kind].append(np.array(evaluation.evalImgs).reshape(len(evaluation.params.catIds), -1, 1))
+            for kind, evaluation in evaluations.items():
+                evaluation.evalImgs = np.concatenate(by_image[kind], axis=2).reshape(-1).tolist()
+                evaluation.params.imgIds = list(self.found)
+                evaluation._paramsEval = copy.deepcopy(evaluation.params)
+                evaluation.accumulate()
+                evaluation.summarize()
+        return {kind: evaluation.stats.tolist() for kind, evaluation in evaluations.items()}
+
+    def compare_results(self) -> None:
+        own, peer = self.own_way(), self.peers_way()
+        if not all(np.allclose(own[kind], peer[kind], rtol=0, atol=1e-6) for kind in IOU_TYPES):
+            raise RuntimeError(f"the metrics differ: {own} and {peer}")
+
+
+def ways(work: Evaluation) -> tuple[Callable[[], dict], Callable[[], dict]]:
+    return work.own_way, work.peers_way
+
+
+def reference_results(image_id: int, found: dict[str, Tensor]) -> dict[str, list[dict]]:
+    """One image's detections in COCO's results format, as the reference script prepares them."""
+    boxes = found["boxes"].clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    codes = reference_codes(found["masks"], found["boxes"], SIZE)
+    common = [
+        {"image_id": image_id, "category_id": label, "score": score}
+        for label, score in zip(found["labels"].tolist(), found["scores"].tolist())
+    ]
+    return {
+        "bbox": [{**c, "bbox": box} for c, box in zip(common, boxes.tolist())],
+        "segm": [
+            {**c, "segmentation": {**code, "counts": code["counts"].decode()}} for c, code in zip(common, codes)
+        ],
+    }
+
+
+def parse(arguments: Sequence[str]):
+    p = parser(__doc__)
+    p.add_argument("--images", type=positive, default=120, help="to evaluate (default: %(default)s)")
+    p.add_argument("--rounds", type=positive, default=3, help="timed runs of each (default: %(default)s)")
+    add_flag(p, "--quick", "only to see that it runs")
+    args = p.parse_args(arguments)
+    if args.quick:
+        args.images, args.rounds = 4, 1
+    return args
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        print(main(sys.argv[1:]))

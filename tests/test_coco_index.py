@@ -1,0 +1,362 @@
+"""The index of an instances file: the same items with and without a stored one, and never one of another file."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import coco_index
+from coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
+from my_dataset_coco import CocoDetection
+
+IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
+CATEGORIES = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bär"}]
+
+
+def annotation(number: int, image_id: int, **changes) -> dict:
+    x, y = number % 30, number % 20
+    box = [x, y, x + 8, y, x + 8, y + 9, x, y + 9]
+    values = {"id": number, "image_id": image_id, "category_id": 1 + number % 2, "iscrowd": 0, "area": 72.0}
+    return {**values, "bbox": [x, y, 8, 9], "segmentation": [box], **changes}
+
+
+ANNOTATIONS = [
+    annotation(1, 10),
+    annotation(2, 30),
+    annotation(3, 10, iscrowd=1, segmentation={"size": [40, 50], "counts": [100, 60, 1840]}),
+    annotation(4, 30),
+    annotation(5, 10, segmentation=[]),
+    annotation(6, 30, bbox=[60, 0, 5, 5]),
+]
+CONTENT = {"info": {"year": 2017}, "images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES}
+
+
+@pytest.fixture(autouse=True)
+def _store_small_files_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(coco_index, "STORED_FROM", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "instances.json"
+    path.write_text(json.dumps(CONTENT))
+    return path
+
+
+def contents(index: CocoIndex) -> tuple:
+    """All that a dataset asks an index for."""
+    pictures = range(len(index.image_ids))
+    return (
+        index.categories,
+        index.image_ids.tolist(),
+        index.sizes.tolist(),
+        index.file_names.tolist(),
+        index.usable_counts().tolist(),
+        [index.annotations(p, only_usable=False) for p in pictures],
+        [index.annotations(p, only_usable=True) for p in pictures],
+    )
+
+
+def forbid_reading(monkeypatch) -> None:
+    def fail(path):
+        raise AssertionError("the file was read although its index is stored")
+
+    monkeypatch.setattr(coco_index, "make_index", fail)
+
+
+# ----------------------------------------------------------------------------------------------------- what it holds
+
+
+def test_annotations_come_by_picture_in_the_order_of_the_file(file):
+    index = make_index(file)
+    assert index.categories == {1: "ape", 2: "bär"}
+    assert index.image_ids.tolist() == [30, 10, 20]
+    everything = [[a["id"] for a in index.annotations(p, only_usable=False)] for p in range(3)]
+    assert everything == [[2, 4, 6], [1, 3, 5], []]
+    usable = [[a["id"] for a in index.annotations(p, only_usable=True)] for p in range(3)]
+    assert usable == [[2, 4], [1], []] and index.usable_counts().tolist() == [2, 1, 0]
+    assert index.annotations(1, only_usable=False) == [ANNOTATIONS[i] for i in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda c: json.dumps(c, separators=(",", ":")),
+        lambda c: json.dumps(c, indent=2),
+        lambda c: json.dumps(c, indent="\t").replace("\n", "\r\n"),
+        lambda c: json.dumps(c, ensure_ascii=False),
+        lambda c: json.dumps(dict(reversed(c.items())), ensure_ascii=False),
+        lambda c: " " + json.dumps({"annotations": [1], **c, "nach": "ä" * 9}, ensure_ascii=False).replace("{", "{ "),
+        lambda c: '{"annotations": 7, ' + json.dumps(c)[1:] + "\n",
+        lambda c: json.dumps(c).replace('"image_id": 10', '"image_id": 10.0').replace('"id": 30', '"id": 30.0'),
+    ],
+    ids=["compact", "indented", "CRLF", "UTF-8", "annotations first", "spaces", "twice", "floats"],
+)
+def test_every_way_to_write_the_same_file_gives_the_same_index(file, write):
+    expected = contents(make_index(file))
+    extra = {"comment": 'ü "segmentation": [[1, 2]] \\'}
+    plain = [{**a, **extra} for a in ANNOTATIONS]
+    file.write_bytes(write({**CONTENT, "annotations": plain} if "annotations" in CONTENT else {}).encode())
+    if b'"annotations": [1]' in file.read_bytes():
+        file.write_bytes(file.read_bytes().replace(b'"annotations": [1], ', b""))
+    *found, everything, usable = contents(make_index(file))
+    assert tuple(found) == expected[:5]
+    for own, reference in ((everything, expected[5]), (usable, expected[6])):
+        assert own == [[{**a, **extra} for a in picture] for picture in reference]
+
+
+@pytest.mark.parametrize("lists", [{"annotations": []}, {"images": [], "annotations": []}])
+def test_files_without_objects_or_pictures_have_an_index(file, lists):
+    file.write_text(json.dumps({**CONTENT, **lists}))
+    index = open_index(file)
+    assert index.usable_counts().tolist() == [0] * len(index.image_ids)
+    assert all(index.annotations(p, only_usable=False) == [] for p in range(len(index.image_ids)))
+
+
+TEXT = json.dumps(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        TEXT[:-1],
+        TEXT[: len(TEXT) // 2],
+        TEXT + "]",
+        "\ufeff" + TEXT,
+        TEXT.replace('"annotations":', '"annotations"'),
+        TEXT.replace("}, {", "} {"),
+        TEXT.replace("[[1, 1,", "[[1,, 1,"),
+        TEXT.replace("[[1, 1,", "[[01, 1,"),
+        TEXT.replace("}]}", "}],}"),
+        TEXT.replace("], \"categories\"", ",], \"categories\""),
+    ],
+)  # fmt: skip
+def test_broken_json_is_named_with_its_place(file, text):
+    assert text != TEXT
+    file.write_text(text)
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    with pytest.raises(ValueError, match="instances.json: not readable as JSON") as found:
+        open_index(file)
+    assert str(expected.value) in str(found.value)
+
+
+@pytest.mark.parametrize("value, kind", [([], "list"), (5, "int"), ("x", "str"), (None, "NoneType")])
+def test_json_that_is_no_object_is_named(file, value, kind):
+    file.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"instances.json: holds a {kind}, not an object"):
+        open_index(file)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation 8 "),
+        ({"segmentation": [[1, 2]]}, r"annotation 8 has a polygon that is none: \[1, 2\]"),
+        ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation 8 "),
+        ({"segmentation": [[1, 2, 3, float("nan"), 5, 6]]}, "annotation 8 has a polygon that is none"),
+        ({"segmentation": None}, "annotation 8 has a segmentation that is neither"),
+        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation 8 has a segmentation that is neither"),
+        ({"segmentation": {"size": [50, 40], "counts": [2000]}}, r"annotation 8 has a mask of size \[50, 40\]"),
+        ({"bbox": [1, 2, 3, "4"]}, "annotation 8 "),
+        ({"bbox": None}, "annotation 8 "),
+        ({"area": "9"}, "annotation 8 "),
+        ({"area": float("nan")}, "annotation 8 has the area nan"),
+        ({"image_id": "10"}, "annotation 8 "),
+        ({"image_id": 11}, "annotation 8 belongs to image 11"),
+        ({"image_id": 2**62 + 1}, f"annotation 8 belongs to image {2**62 + 1}"),
+        ({"category_id": 3}, "annotation 8 has category 3"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_named_and_nothing_is_stored(file, changes, named):
+    file.write_text(json.dumps({**CONTENT, "annotations": [*ANNOTATIONS, {**annotation(8, 10), **changes}]}))
+    with pytest.raises(ValueError, match=f"instances.json: {named}"):
+        open_index(file)
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_run_lengths_that_do_not_fill_the_picture_are_named_with_the_item(tmp_path):
+    root = coco_folder(tmp_path, [annotation(8, 10, segmentation={"size": [40, 50], "counts": [100, 60]})])
+    with pytest.raises(ValueError, match="instances_val2017.json: a mask of image 10 .*do not add up.*40 x 50"):
+        CocoDetection(root, "val").target(1)
+
+
+def coco_folder(tmp_path: Path, annotations: list[dict]) -> Path:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(
+        json.dumps({**CONTENT, "annotations": annotations})
+    )
+    return tmp_path
+
+
+def test_index_is_small_whatever_the_masks(file):
+    polygon = np.linspace(0, 39, 400).tolist()
+    many = [annotation(i, 10, segmentation=[polygon]) for i in range(1, 2001)]
+    file.write_text(json.dumps({**CONTENT, "annotations": many}))
+    index = open_index(file)
+    assert len(pickle.dumps(index)) < 30 * len(many) < file.stat().st_size / 50
+
+
+# ---------------------------------------------------------------------------------------------------- the stored index
+
+
+def test_second_start_takes_the_stored_index(file, monkeypatch):
+    expected = contents(open_index(file))
+    assert sorted(os.listdir(file.parent)) == ["instances.index", "instances.json"]
+    forbid_reading(monkeypatch)
+    assert contents(open_index(file)) == expected
+
+
+def test_changed_file_is_read_again(file):
+    open_index(file)
+    other = json.dumps(CONTENT).replace('"id": 6,', '"id": 9,')
+    assert len(other) == file.stat().st_size
+    file.write_text(other)
+    os.utime(file, ns=(0, 5))
+    assert open_index(file).annotations(0, only_usable=False)[2]["id"] == 9
+    stamp = file.stat()
+    file.write_text(json.dumps({**CONTENT, "annotations": ANNOTATIONS[:2]}))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert open_index(file).usable_counts().tolist() == [1, 1, 0]
+
+
+def test_index_of_another_version_is_made_anew(file, monkeypatch):
+    open_index(file)
+    monkeypatch.setattr(coco_index, "VERSION", coco_index.VERSION + 1)
+    assert read_stored(file, stamp_of(file)) is None
+    open_index(file)
+    assert read_stored(file, stamp_of(file)) is not None
+
+
+def damage(data: bytes, kind: str) -> bytes:
+    middle = len(data) // 2
+    return {
+        "empty": b"",
+        "cut off": data[:middle],
+        "one byte": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+        "zeros": data[: middle - 200] + bytes(400) + data[middle + 200 :],
+        "text": b"{}",
+        "pickle": pickle.dumps({"stamp": 1}),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut off", "one byte", "zeros", "text", "pickle"])
+def test_damaged_index_is_made_anew(file, kind):
+    expected = contents(open_index(file))
+    stored = storage_places(file)[0]
+    whole = stored.read_bytes()
+    for _ in range(2):
+        stored.write_bytes(damage(whole, kind))
+        assert contents(open_index(file)) == expected
+        assert contents(read_stored(file, stamp_of(file))) == expected
+
+
+def test_every_single_damaged_byte_is_noticed(file):
+    open_index(file)
+    stored = storage_places(file)[0]
+    whole = stored.read_bytes()
+    for place in range(0, len(whole), 7):
+        stored.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert read_stored(file, stamp_of(file)) is None, place
+
+
+def test_folder_that_cannot_be_written_sends_the_index_to_the_cache(file, monkeypatch):
+    beside, cached = storage_places(file)
+    (beside / "in the way").mkdir(parents=True)
+    expected = contents(open_index(file))
+    assert cached.is_file() and os.listdir(cached.parent) == [cached.name]
+    assert sorted(os.listdir(file.parent)) == [beside.name, file.name]  # no draft is left
+    forbid_reading(monkeypatch)
+    assert contents(open_index(file)) == expected
+
+
+def test_files_of_the_same_name_have_their_own_places_in_the_cache(file, tmp_path):
+    other = tmp_path / "other" / file.name
+    assert storage_places(file)[1] != storage_places(other)[1]
+
+
+def test_no_place_to_store_an_index_is_no_error(file, tmp_path, monkeypatch):
+    (storage_places(file)[0] / "in the way").mkdir(parents=True)
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert contents(open_index(file)) == contents(make_index(file))
+    assert read_stored(file, stamp_of(file)) is None
+
+
+def test_small_files_leave_nothing_behind(file, monkeypatch):
+    monkeypatch.setattr(coco_index, "STORED_FROM", 1 << 20)
+    assert contents(open_index(file)) == contents(make_index(file))
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_file_that_changes_under_a_run_is_named(file):
+    index = open_index(file)
+    file.write_text(json.dumps({**CONTENT, "annotations": ANNOTATIONS[:3]}))
+    with pytest.raises(ValueError, match="instances.json: has changed since it was opened"):
+        index.annotations(0, only_usable=True)
+
+
+def start(file: Path, made: Path, results) -> None:
+    """One process of several: notes that it read the file, slowly."""
+    read = coco_index.make_index
+
+    def slow(path):
+        (made / str(os.getpid())).touch()
+        time.sleep(0.3)
+        return read(path)
+
+    coco_index.make_index = slow
+    results.put(contents(open_index(file)))
+
+
+@pytest.mark.skipif(coco_index.fcntl is None, reason="no file locks on this system")
+def test_of_several_processes_that_start_together_one_reads_the_file(file, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=start, args=(file, made, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+    assert found == [contents(make_index(file))] * 4
+    assert len(os.listdir(made)) == 1
+    assert sorted(os.listdir(file.parent)) == ["instances.index", "instances.json"]
+
+
+def test_systems_without_locks_come_to_the_same_index(file, monkeypatch):
+    monkeypatch.setattr(coco_index, "fcntl", None)
+    assert contents(open_index(file)) == contents(open_index(file)) == contents(make_index(file))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_items_of_real_photos_are_the_same_from_the_stored_index(data_folder, tmp_path, split, monkeypatch):
+    source = data_folder / "coco_tiny"
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / f"{split}2017").symlink_to(source / f"{split}2017")
+    name = f"annotations/instances_{split}2017.json"
+    (root / name).write_bytes((source / name).read_bytes())
+    fresh = CocoDetection(root, split)
+    forbid_reading(monkeypatch)
+    stored = CocoDetection(root, split)
+    assert len(fresh) == len(stored) == 80 and fresh.class_names == stored.class_names
+    for i in range(80):
+        one, other = fresh.target(i), stored.target(i)
+        assert one["image_id"] == other["image_id"] and fresh.image_path(i) == stored.image_path(i)
+        for key in ("boxes", "labels", "area", "iscrowd"):
+            assert torch.equal(one[key], other[key]) and one[key].dtype == other[key].dtype
+        assert torch.equal(one["masks"].pixels, other["masks"].pixels)
+        assert torch.equal(one["masks"].crops, other["masks"].crops)
