@@ -664,7 +664,7 @@ def test_validation_gives_the_same_numbers_with_any_number_of_processes(validate
 def test_training_with_two_processes_reports_what_its_checkpoint_gives(together, validated_by):
     """Both processes evaluate with the weights that are saved, BatchNorm's statistics among them."""
     assert trained(together[0]) == validated_by(1)
-    assert any(float(v) > 0 for v in trained(together[0])["masks"])
+    assert any(float(v) > 0 for v in trained(together[0])["boxes"])
 
 
 # ----------------------------------------------------------------------------------------------------- wrong input
