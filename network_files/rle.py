@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
+TOGETHER = 16  # codes that are decoded at once: more gain little time, and cost memory
+
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
     """The uncompressed code of a picture [height, width] that is zero but for the bool `crop` [h, w] at (left, top).
@@ -98,13 +100,16 @@ def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
 
 
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
-    """The same for all packed codes of one picture.
+    """The same for all packed codes of one picture, some at a time: their columns are laid out at full height.
 
     Raises:
         ValueError: the runs of a code do not add up to the picture.
     """
-    if not codes:
-        return []
+    groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
+    return [crop for group in groups for crop in decode_together(group)]
+
+
+def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     height, width = codes[0]["size"]
     packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
     counts, lengths = unpack_all(packed)
