@@ -36,7 +36,6 @@ class PyramidRoIAlign(nn.Module):
         self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
-        self.strides: list[int] | None = None
 
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
@@ -52,7 +51,8 @@ class PyramidRoIAlign(nn.Module):
             [sum of R_b, C, output_size] in the features' dtype, the first image's boxes first.
         """
         levels = [features[name] for name in self.featmap_names if name in features]
-        strides = self.infer_strides(levels, image_sizes)
+        batch_height = max(height for height, _ in image_sizes)
+        strides = [2 ** round(math.log2(batch_height / level.shape[-2])) for level in levels]
         image_ids = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat((image_ids, torch.cat(list(boxes))), dim=1)
         if len(levels) == 1:
@@ -63,22 +63,6 @@ class PyramidRoIAlign(nn.Module):
             chosen = torch.where(level_ids == i)[0]
             output[chosen] = self.read(level, rois[chosen], stride).to(output.dtype)
         return output
-
-    def infer_strides(self, levels: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Each level's stride, told by the first batch and kept from then on, as in torchvision.
-
-        A level covers the padding too, so that the height of a very flat batch (a picture of 32x2000) tells a stride
-        that is too small. Such a one is not kept, where torchvision's network would stay with it for good.
-        """
-        if self.strides is None:
-            by_height, by_width = (
-                [2 ** round(math.log2(max(sides) / level.shape[axis])) for level in levels]
-                for axis, sides in zip((-2, -1), zip(*image_sizes))
-            )
-            if by_height != by_width:
-                return by_height
-            self.strides = by_height
-        return self.strides
 
     def read(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
         """One level [B, C, H, W] and its RoIs [r, 5] (image, x1y1x2y2) -> [r, C, output_size]."""
