@@ -1,4 +1,4 @@
-"""What grows with the number of processes and pictures: the measured pieces of docs/SCALING.md.
+"""What grows with the number of processes and pictures: bytes and seconds a picture, a step and a process.
 
     python benchmarks/scaling.py                                   # on the demo's drawn pictures
     python benchmarks/scaling.py --data-path /data/coco2017        # on a data set of yours, COCO's layout
