@@ -4,7 +4,10 @@ Everything here also works in a single process that never heard of a group.
 """
 import inspect
 import os
+import signal
 import sys
+import time
+import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +75,7 @@ def process_group(args: Namespace) -> Iterator[None]:
     # The watch comes first, since it can say who is missing.
     patience = timedelta(seconds=args.timeout + 60)
     store, my_rank, world = next(dist.rendezvous(args.dist_url, my_rank, world, timeout=patience))
+    store = fresh_part(store, my_rank, world)
     dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience)
     watch = Watch(store, my_rank, world, args.timeout)
     watches.append(watch)
@@ -83,6 +87,7 @@ def process_group(args: Namespace) -> Iterator[None]:
         dist.destroy_process_group()
     except BaseException as error:
         if isinstance(error, RuntimeError) and is_broken_connection(error):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which comes before the explanation
             watch.end(watch.explain())
         watch.leave(f"{type(error).__name__} {error}")
         raise
@@ -94,6 +99,29 @@ def here(doing: str, step: int | None = None) -> None:
     """Tell the other processes where this one stands; see watch.DOING."""
     for watch in watches:
         watch.here(doing, step)
+
+
+def fresh_part(store: dist.Store, my_rank: int, world: int) -> dist.Store:
+    """A part of the store in which nothing stands yet, the same for all processes.
+
+    torchrun's store outlives the processes that it starts again: what the dead ones left there, their addresses
+    above all, must not be taken for the new ones'. So each says hello under a new name, and waits until the main one
+    has answered that very name.
+    """
+    me = uuid.uuid4().hex
+    store.set(f"hello/{my_rank}", me)
+    if my_rank != 0:
+        part = store.get(f"answer/{me}").decode()
+        store.set(f"thanks/{part}/{my_rank}", "")
+        return dist.PrefixStore(part, store)
+    unanswered = set(range(1, world))
+    while unanswered:
+        for other in sorted(unanswered):
+            if store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", me)
+        unanswered = {other for other in unanswered if not store.check([f"thanks/{me}/{other}"])}
+        time.sleep(0.05)
+    return dist.PrefixStore(me, store)
 
 
 def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> nn.Module:
