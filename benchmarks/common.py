@@ -27,6 +27,7 @@ from my_dataset_coco import CocoDetection  # noqa: E402
 from network_files import MaskRCNN  # noqa: E402
 from train_utils.arguments import Parser  # noqa: E402
 from train_utils.errors import InputError, reading_input  # noqa: E402
+from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
 from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
 from train_utils.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
 
@@ -90,31 +91,43 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time the candidates in turns within one run, so that a machine that others use as well is slow for all alike.
 
-    Each runs once to warm up, then once a round, in an order that reverses from round to round. Prints each one's
-    times, and the ratio of the others' to the first one's: the median over the rounds of the ratio within a round.
+    Each runs once to warm up, then once a round, in an order that reverses from round to round. The first one is this
+    project's and runs with memory kept, as choose_device arranges; the others run as glibc does by itself. Prints
+    each one's times, and the ratio of the others' to the first one's: the median over the rounds of the ratio within
+    a round.
 
     Returns:
-        Median seconds by name.
+        Seconds of each round by name.
     """
-    for run in candidates.values():
-        run()
+    first, width = next(iter(candidates)), max(map(len, candidates))
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(rounds):
+    for i in range(-1, rounds):
         for name in list(candidates)[:: 1 if i % 2 == 0 else -1]:
-            times[name].append(seconds_of(candidates[name]))
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+            keep_freed_memory() if name == first else usual_memory()
+            seconds = seconds_of(candidates[name])
+            if i >= 0:
+                times[name].append(seconds)
+    keep_freed_memory()
 
-    first, width = next(iter(times)), max(map(len, times))
     print(f"  {'':<{width}}     median    fastest    slowest   time / that of the first (least..most)")
     for name, seconds in times.items():
         ratios = sorted(own / reference for own, reference in zip(seconds, times[first]))
         spread = "" if name == first else f"   {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})"
-        figures = "".join(f"{1000 * value:8.1f} ms" for value in (medians[name], min(seconds), max(seconds)))
+        figures = "".join(f"{1000 * s:8.1f} ms" for s in (statistics.median(seconds), min(seconds), max(seconds)))
         print(f"  {name:<{width}}{figures}{spread}", flush=True)
-    return medians
+    return times
+
+
+def usual_memory() -> None:
+    """What glibc comes to by itself once large tensors have been freed; undoes `keep_freed_memory`.
+
+    What smaller tensors free stays in the process still, which is to the others' advantage, if anything.
+    """
+    set_malloc(MMAP_MAX, 65536)
+    set_malloc(MMAP_THRESHOLD, 32 << 20)
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -11,6 +11,7 @@ and targets, and take turns; --amp runs both under the same autocast.
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
+from statistics import median
 
 import torch
 from common import as_in_torchvisions_reference, build_pair, compare, machine, parser, training_photos
@@ -82,7 +83,7 @@ def measure(
         },
         rounds,
     )
-    return (*step.values(), *infer.values())
+    return tuple(median(seconds) for seconds in (*step.values(), *infer.values()))
 
 
 def with_labels_below(targets: Sequence[dict], classes: int) -> list[dict]:

@@ -7,15 +7,19 @@
 Ours runs as train.py runs it: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as its
 reference scripts run it: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16
 where a GPU lacks it), and torchvision's in float32, under the same autocast, and under it with channels last besides.
-Losses and scores of both are printed too, so that it is seen that both do the same work.
+Losses and scores of both are printed too, so that it is seen that both do the same work; and last a table of ratios,
+with the share of the machine's limit (see limit.py) that ours reaches.
 """
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from statistics import median
 
 import torch
 from common import as_in_torchvisions_reference, build_pair, compare, describe, machine, parser, training_photos
+from limit import against_limit, matrix_rate, operations
+from report import compared, milliseconds, table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -25,6 +29,9 @@ from train_utils.engine import Precision, choose_device, ready_for_inference, to
 from train_utils.errors import one_line_errors
 
 WORK = ("train", "inference")
+# The goals, as torchvision's time over ours: in float32; in low precision against torchvision in
+# float32 and under the same autocast; and the share of the limit in low precision.
+GOALS = {"train": (1.15, 2.5, 1.3, 0.5), "inference": (1.3, 3, None, None)}
 # What runs: a network, its images and targets, and the precision that it computes in.
 Contestant = tuple[nn.Module, Sequence[Tensor], Sequence[dict], Precision]
 
@@ -35,10 +42,36 @@ def main(args: Namespace) -> None:
     contestants = contestants_of(args, photos, device)
     print(machine(device))
     print(f"photos: {describe(*photos)}; short side {args.min_size}, long side at most {args.max_size}")
+    rows = []
     if "train" in args.what:
-        compare_training(contestants, device, args.rounds)
+        times, flop = compare_training(contestants, device, args.rounds)
+        rows += summary("training step", times, flop, GOALS["train"], contestants, device)
     if "inference" in args.what:
-        compare_inference(contestants, device, args.rounds)
+        times, flop = compare_inference(contestants, device, args.rounds)
+        rows += summary("inference", times, flop, GOALS["inference"], contestants, device)
+    print(table(f"{args.batch_size} photos at {args.min_size}/{args.max_size}", rows))
+
+
+def summary(
+    what: str,
+    times: Mapping[str, Sequence[float]],
+    flop: int,
+    goals: Sequence[float | None],
+    contestants: Mapping[str, Contestant],
+    device: torch.device,
+) -> list[tuple]:
+    """Rows of the table: ours against each of torchvision's, and against the limit of the precision that ours has."""
+    (own, seconds), *peers = times.items()
+    dtype = contestants[own][3].dtype
+    full_goal, mixed_goal, same_goal, limit_goal = goals
+    rows = []
+    for i, (peer, theirs) in enumerate(peers):
+        goal = full_goal if dtype is None else (mixed_goal if i == 0 else same_goal)
+        ratio = median(b / a for a, b in zip(seconds, theirs))
+        figures = milliseconds(median(seconds)), milliseconds(median(theirs))
+        rows.append(compared(f"{what}, {own} and {peer}", *figures, ratio, goal))
+    rate = matrix_rate(dtype or torch.float32, device)
+    return [*rows, against_limit(what, median(seconds), flop, rate, None if dtype is None else limit_goal)]
 
 
 def contestants_of(
@@ -62,7 +95,10 @@ def contestants_of(
     }
 
 
-def compare_training(contestants: Mapping[str, Contestant], device: torch.device, rounds: int) -> None:
+def compare_training(
+    contestants: Mapping[str, Contestant], device: torch.device, rounds: int
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each round by name, and the floating-point operations of our step."""
     losses: dict[str, dict[str, Tensor]] = {}
     optimizers = {name: make_optimizer(network) for name, (network, *_) in contestants.items()}
 
@@ -71,7 +107,7 @@ def compare_training(contestants: Mapping[str, Contestant], device: torch.device
         losses[name] = training_step(network, optimizers[name], images, targets, device, precision)
 
     print(f"training step: forward, backward, SGD; {rounds} rounds")
-    compare({name: partial(step, name) for name in contestants}, rounds)
+    times = compare({name: partial(step, name) for name in contestants}, rounds)
     reference = list(contestants)[1]
     for name in contestants:
         values = ", ".join(f"{key.removeprefix('loss_')} {value:.6f}" for key, value in losses[name].items())
@@ -79,6 +115,7 @@ def compare_training(contestants: Mapping[str, Contestant], device: torch.device
         worst = max(differences, key=differences.get)
         note = "" if name == reference else f"; differs by at most {differences[worst]:.1e} ({worst})"
         print(f"  losses, {name}: {values}{note}")
+    return times, operations(partial(step, next(iter(contestants))))
 
 
 def make_optimizer(network: nn.Module) -> Optimizer:
@@ -112,7 +149,10 @@ def training_step(
     return {name: value.detach().cpu() for name, value in losses.items()}
 
 
-def compare_inference(contestants: Mapping[str, Contestant], device: torch.device, rounds: int) -> None:
+def compare_inference(
+    contestants: Mapping[str, Contestant], device: torch.device, rounds: int
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each round by name, and the floating-point operations of our inference."""
     detections: dict[str, list[dict[str, Tensor]]] = {}
 
     ready = {
@@ -125,7 +165,7 @@ def compare_inference(contestants: Mapping[str, Contestant], device: torch.devic
         detections[name] = inference(ready[name], images, device, precision)
 
     print(f"inference: boxes, labels, scores and full-size masks; {rounds} rounds")
-    compare({name: partial(infer, name) for name in contestants}, rounds)
+    times = compare({name: partial(infer, name) for name in contestants}, rounds)
     reference = list(contestants)[1]
     for name in contestants:
         counts = [len(d["scores"]) for d in detections[name]]
@@ -135,6 +175,7 @@ def compare_inference(contestants: Mapping[str, Contestant], device: torch.devic
         if name != reference and len(differences) == len(counts):
             note = f"; the ranked scores differ by at most {max(differences):.1e}"
         print(f"  detections, {name}: {' + '.join(map(str, counts))}{note}")
+    return times, operations(partial(infer, next(iter(contestants))))
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
 from network_files.boxes import BoxCoder
+from network_files.heads import MaskRCNNPredictor
 from network_files.instance_masks import InstanceMasks
 from network_files.mask_targets import project_masks_on_boxes
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
@@ -89,10 +90,10 @@ class RoIHeads(nn.Module):
         mask_boxes, mask_labels, mask_matched = (
             [values[chosen] for values, chosen in zip(column, positive)] for column in (boxes, labels, matched)
         )
-        mask_logits = self.predict_masks(features, mask_boxes, image_sizes)
+        mask_logits = self.predict_masks(features, mask_boxes, image_sizes, torch.cat(mask_labels))
         masks = [t["masks"] for t in targets]
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are cut out as the features are
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_labels, mask_matched, masks, aligned)
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_matched, masks, aligned)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
@@ -112,8 +113,7 @@ class RoIHeads(nn.Module):
         ]
         boxes = [d["boxes"] for d in detections]
         labels = torch.cat([d["labels"] for d in detections])
-        mask_logits = self.predict_masks(features, boxes, image_sizes)
-        probs = mask_logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()[:, None]
+        probs = self.predict_masks(features, boxes, image_sizes, labels).sigmoid()[:, None]
         for detection, masks in zip(detections, probs.split([len(b) for b in boxes])):
             detection["masks"] = masks
         return detections
@@ -127,10 +127,18 @@ class RoIHeads(nn.Module):
         return class_logits.float(), deltas.float().reshape(len(deltas), -1, 4)
 
     def predict_masks(
-        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+        self,
+        features: Mapping[str, Tensor],
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        labels: Tensor,
     ) -> Tensor:
-        """Mask logits float32 [R, K, 28, 28] of all images' boxes."""
-        return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))).float()
+        """Mask logits float32 [R, 28, 28] of all images' boxes, each one's for its label (int64 [R]) only."""
+        x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
+        if isinstance(self.mask_predictor, MaskRCNNPredictor):
+            return self.mask_predictor.of_classes(x, labels).float()
+        logits = self.mask_predictor(x)  # a caller's own, which gives [R, K, 28, 28]
+        return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     @torch.no_grad()
     def sample_proposals(
@@ -192,7 +200,6 @@ class RoIHeads(nn.Module):
 def mask_rcnn_loss(
     mask_logits: Tensor,
     boxes: Sequence[Tensor],
-    labels: Sequence[Tensor],
     matched: Sequence[Tensor],
     masks: Sequence[InstanceMasks],
     aligned: bool = False,
@@ -200,8 +207,8 @@ def mask_rcnn_loss(
     """Mask R-CNN, section 3, L_mask: binary cross-entropy on the true class's mask only.
 
     Args:
-        mask_logits: [R, K, M, M], all images' positive proposals.
-        boxes, labels, matched: of each image's positive proposals, [R_b, 4], [R_b], [R_b].
+        mask_logits: [R, M, M], all images' positive proposals, for their objects' classes.
+        boxes, matched: of each image's positive proposals, [R_b, 4], [R_b].
         masks: each image's objects.
         aligned: see `PyramidRoIAlign`.
     """
@@ -209,6 +216,4 @@ def mask_rcnn_loss(
     targets = torch.cat([project_masks_on_boxes(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])
     if len(targets) == 0:
         return mask_logits.sum() * 0
-    labels = torch.cat(labels)
-    own_class = mask_logits[torch.arange(len(labels), device=labels.device), labels]
-    return F.binary_cross_entropy_with_logits(own_class, targets)
+    return F.binary_cross_entropy_with_logits(mask_logits, targets)

@@ -155,8 +155,8 @@ def stage_rows(model: MaskRCNN, reference: Reference) -> list[Row]:
         difference("detections", "scores", detections["scores"], reference["scores"]),
         difference("detections", "boxes", detections["boxes"], reference["boxes"]),
     ]
-    logits = model.roi_heads.predict_masks(pyramid, [reference["boxes"]], batch.image_sizes)
-    probs = logits.sigmoid()[torch.arange(len(logits)), reference.labels]
+    logits = model.roi_heads.predict_masks(pyramid, [reference["boxes"]], batch.image_sizes, reference.labels)
+    probs = logits.sigmoid()
     boxes = resize_boxes(reference["boxes"], reference.resized_size, reference.size)
     codes = encode_masks(probs[:, None], boxes, reference.size, continuous=model.continuous_paste)
     apart = 1 - mean_iou(codes, reference.codes)

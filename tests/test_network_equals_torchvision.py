@@ -367,6 +367,16 @@ def test_torchvisions_roi_align_may_stand_in_the_place_of_ours():
     assert_same_detections(detections_of(own, images), detections_of(reference, images), least=5)
 
 
+@torch.no_grad()
+def test_torchvisions_mask_predictor_may_stand_in_the_place_of_ours():
+    images, targets = (values[:1] for values in synthetic_batch())
+    reference, own = pair(min_size=64)
+    standing_in = copy.deepcopy(own)
+    standing_in.roi_heads.mask_predictor = copy.deepcopy(reference.roi_heads.mask_predictor)
+    assert_same_losses(losses_of(standing_in, images, targets), losses_of(own, images, targets))
+    assert_same_detections(detections_of(standing_in, images), detections_of(own, images), least=5)
+
+
 # --- what goes in -----------------------------------------------------------------------------------------------
 
 

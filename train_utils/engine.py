@@ -24,6 +24,7 @@ from train_utils.coco_evaluation import CocoEvaluator, Metrics
 from train_utils.data import mix_seed
 from train_utils.distributed import barrier, here, is_main, rank, sum_over_processes, world_size
 from train_utils.errors import NOT_FINITE, InputError, RunEnded
+from train_utils.memory import keep_freed_memory
 from train_utils.run_folder import RunFolder
 from train_utils.signals import StopSignals
 
@@ -383,15 +384,18 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that is asked for, or the CPU with a warning where there is no CUDA."""
+    """The device that is asked for, or the CPU with a warning where there is no CUDA; see `keep_freed_memory` there."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         if is_main():
             print(f"warning: no CUDA device here, --device {name} becomes cpu", file=sys.stderr, flush=True)
         name = "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name}: no such device; give cuda, cuda:N or cpu") from None
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
 
 
 def use_deterministic_algorithms() -> None:
