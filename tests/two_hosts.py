@@ -55,6 +55,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="two_hosts_"))
     try:
         return compare(folder, args)
+    except RuntimeError as error:
+        print(error, *(text.read_text() for text in sorted(folder.glob("*.txt"))), sep="\n")
+        return 1
     finally:
         part_hosts()
         shutil.rmtree(folder)
@@ -120,6 +123,8 @@ def numbers(path: Path) -> list[float]:
 def host_run(host: str, words: list[str], folder: Path, thin: bool) -> subprocess.Popen:
     launcher = ["--nnodes=2", "--nproc_per_node=2", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=two_hosts"]
     launcher += [f"--rdzv-endpoint={HOSTS[FIRST]}:{PORT}", f"--local-addr={HOSTS[host]}"]
+    # Both hosts have this machine's name, by which torchrun would know the one that holds the store.
+    launcher += [f"--rdzv-conf=is_host={int(host == FIRST)}"]
     return torchrun(launcher, [*words, "--output-dir", "two"], folder, thin, host)
 
 
@@ -138,7 +143,7 @@ def wait_for_step(folder: Path, step: int, hosts: dict[str, subprocess.Popen], s
     log, end = folder / "log.jsonl", time.monotonic() + seconds
     while not (log.is_file() and len(log.read_text().splitlines()) >= step):
         if time.monotonic() > end or any(run.poll() is not None for run in hosts.values()):
-            raise RuntimeError(f"the run on two hosts did not get to step {step}; see {folder.parent}")
+            raise RuntimeError(f"the run on two hosts did not get to step {step}")
         time.sleep(0.1)
 
 
@@ -146,7 +151,7 @@ def wait_for_text(path: Path, text: str, run: subprocess.Popen, seconds: float =
     end = time.monotonic() + seconds
     while text not in path.read_text():
         if time.monotonic() > end or run.poll() is not None:
-            raise RuntimeError(f"{path}: never said '{text}'")
+            raise RuntimeError(f"{path.stem} never said '{text}'")
         time.sleep(0.1)
 
 
