@@ -5,7 +5,8 @@
     python tests/reliability.py --thin --kills 4 --steps 100     # a quick try
 
 Parts: `kills` (SIGKILL at random steps, during saves and between, in four modes), `hosts` (two hosts, one of which is
-cut off and killed), `soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
+cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of files, given altered and made-up ones),
+`soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
 """
 import argparse
 import json
@@ -17,7 +18,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +31,7 @@ import torch  # noqa: E402 (the path comes first)
 from comparing import differences  # noqa: E402
 from faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork  # noqa: E402
 from forked import Run, start, start_group  # noqa: E402
+from fuzzing import MEMORY, READERS, SECONDS, examine  # noqa: E402
 
 from benchmarks.common import machine  # noqa: E402
 from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
@@ -59,7 +63,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="into docs/RELIABILITY.md")
     parser.add_argument("--kills", type=int, default=30, help="in each mode (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="of the soak (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="when it kills (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=3000, help="of the fuzzing, for each reader (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="when it kills and what it draws (default: %(default)s)")
     parser.add_argument("--thin", action="store_true", help="a thin network in the place of ResNet-50's")
     args = parser.parse_args()
     good = True
@@ -72,8 +77,9 @@ def main() -> int:
             shutil.rmtree(folder)
         good &= held
         minutes = (time.monotonic() - started) / 60
+        text = "\n".join(line if line.startswith("|") else textwrap.fill(line, 120) for line in text.strip().split("\n"))
         where = f"{time.strftime('%Y-%m-%d')}, {minutes:.1f} minutes on {machine(torch.device('cpu'))}."
-        section = f"## {heading}\n\n{text.strip()}\n\n{where}\n"
+        section = f"## {heading}\n\n{text}\n\n{where}\n"
         print(section, flush=True)
         if args.write:
             write_section(heading, section)
@@ -186,6 +192,51 @@ def show_hosts(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     return text + (f"\n\n{done.stderr.strip()}" if failed else ""), not failed
 
 
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+def show_inputs(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    script = ROOT / "tests" / "bad_inputs.py"
+    if not script.is_file():
+        return "`tests/bad_inputs.py` is not there.", False
+    done = subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, check=False)
+    failed = done.returncode != 0
+    said = "not all as expected" if failed else "all as expected"
+    text = f"`python tests/bad_inputs.py` gives each of these to a run and looks how it ends; {said}.\n\n"
+    return text + done.stdout.strip() + (f"\n\n{done.stderr.strip()[-2000:]}" if failed else ""), not failed
+
+
+# ---------------------------------------------------------------------------------------------------------------- fuzz
+
+
+def show_fuzz(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    lines = [
+        "Valid files altered in one to three places, in their values or in their bytes, and files made up from the "
+        "words of their language, drawn by hypothesis. Each is read, or refused by one line that names it, within "
+        f"{SECONDS} s and {MEMORY >> 20} MiB; no other exception, no code of the file's runs, nothing is written, "
+        "deleted or connected to (Python's audit events tell).",
+        "",
+        "| reader | cases | accepted | refused |",
+        "| --- | --- | --- | --- |",
+    ]
+    total: Counter = Counter()
+    held = True
+    for number, reader in enumerate(READERS):
+        try:
+            counts = examine(reader, folder / str(number), args.cases, args.seed)
+        except BaseException as error:  # a hang, a flaw of the reader, or several of them
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            traceback.print_exc()
+            lines.append(f"| {reader.name} | FAILS: {type(error).__name__} | | |")
+            held = False
+            continue
+        total += counts
+        lines.append(f"| {reader.name} | {counts.total()} | {counts['accepted']} | {counts['refused']} |")
+    lines.append(f"| all | {total.total()} | {total['accepted']} | {total['refused']} |")
+    return "\n".join(lines), held
+
+
 # ---------------------------------------------------------------------------------------------------------------- soak
 
 
@@ -250,6 +301,8 @@ def children(pid: int) -> list[int]:
 PARTS = {
     "kills": ("Killed and resumed", show_kills),
     "hosts": ("Two hosts, one lost", show_hosts),
+    "inputs": ("Bad input", show_inputs),
+    "fuzz": ("Files altered and made up", show_fuzz),
     "soak": ("Memory", show_soak),
 }
 
