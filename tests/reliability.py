@@ -31,7 +31,8 @@ import torch  # noqa: E402 (the path comes first)
 from comparing import differences  # noqa: E402
 from faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork  # noqa: E402
 from forked import Run, start, start_group  # noqa: E402
-from fuzzing import MEMORY, READERS, SECONDS, examine  # noqa: E402
+from fuzzing import MEMORY, SECONDS, examine  # noqa: E402
+from made_up_files import READERS, lay_out  # noqa: E402
 
 from benchmarks.common import machine  # noqa: E402
 from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
@@ -63,7 +64,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="into docs/RELIABILITY.md")
     parser.add_argument("--kills", type=int, default=30, help="in each mode (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="of the soak (default: %(default)s)")
-    parser.add_argument("--cases", type=int, default=3000, help="of the fuzzing, for each reader (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=3000, help="for each reader of files (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="when it kills and what it draws (default: %(default)s)")
     parser.add_argument("--thin", action="store_true", help="a thin network in the place of ResNet-50's")
     args = parser.parse_args()
@@ -77,9 +78,9 @@ def main() -> int:
             shutil.rmtree(folder)
         good &= held
         minutes = (time.monotonic() - started) / 60
-        text = "\n".join(line if line.startswith("|") else textwrap.fill(line, 120) for line in text.strip().split("\n"))
+        lines = (line if line.startswith("|") else textwrap.fill(line, 120) for line in text.strip().split("\n"))
         where = f"{time.strftime('%Y-%m-%d')}, {minutes:.1f} minutes on {machine(torch.device('cpu'))}."
-        section = f"## {heading}\n\n{text}\n\n{where}\n"
+        section = f"## {heading}\n\n{chr(10).join(lines)}\n\n{where}\n"
         print(section, flush=True)
         if args.write:
             write_section(heading, section)
@@ -222,6 +223,7 @@ def show_fuzz(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     total: Counter = Counter()
     held = True
     for number, reader in enumerate(READERS):
+        lay_out(folder / str(number))
         try:
             counts = examine(reader, folder / str(number), args.cases, args.seed)
         except BaseException as error:  # a hang, a flaw of the reader, or several of them

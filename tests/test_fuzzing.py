@@ -1,9 +1,10 @@
 """No file, whatever it holds, makes its reader fall over: a short form of the part `fuzz` of reliability.py."""
 import numpy as np
 import pytest
-from fuzzing import READERS, examine
+from fuzzing import examine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_files import READERS, lay_out
 from pycocotools import mask as coco_mask
 
 from network_files.rle import decode_crop
@@ -11,6 +12,7 @@ from network_files.rle import decode_crop
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_file_is_read_or_refused_in_one_line_that_names_it(tmp_path, reader):
+    lay_out(tmp_path)
     counts = examine(reader, tmp_path, examples=150)
     assert counts["accepted"] and counts["refused"]  # else it would show nothing
 

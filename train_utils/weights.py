@@ -112,9 +112,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to run it all the same
+        reason = f"it names {named.group(1)}" if named else first_line(error)
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({reason})") from error
     except Refused as error:
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values: it names {error}") from error
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values (it names {error})") from error
     except Exception as error:  # a damaged pickle makes its reader stumble over anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
@@ -156,7 +158,7 @@ def check_old_file(path: Path) -> None:
 
 
 def check_values(content: Any) -> None:
-    """ValueError where a file's content, however deep, is anything but plain values and tensors with all their numbers."""
+    """ValueError where a file's content is anything but plain values, and tensors with all their numbers."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
