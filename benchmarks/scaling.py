@@ -3,13 +3,13 @@
     python benchmarks/scaling.py                                   # on the demo's drawn pictures
     python benchmarks/scaling.py --data-path /data/coco2017        # on a data set of yours, COCO's layout
 
-Prints bytes and seconds a picture, a step or a process, and what they come to for 10 million pictures.
+Prints bytes and seconds a picture, a step or a process, and what they come to for 10 million pictures;
+docs/SCALING.md draws on it. `--pictures 10000000` tries the order of an epoch at that size (2 GB, some minutes).
 """
 import argparse
 import json
 import os
 import pickle
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -19,13 +19,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import machine
 
-from my_dataset_coco import CocoDetection  # noqa: E402 (the path comes first)
-from network_files.mask_paste import encode_masks  # noqa: E402
-from train_utils.data import AspectRatioBatchSampler  # noqa: E402
-from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
-from train_utils.models import ModelConfig, build_model  # noqa: E402
+from my_dataset_coco import CocoDetection, coco_object
+from network_files.mask_paste import encode_masks
+from train_utils.classes import ClassTable
+from train_utils.coco_evaluation import CocoEvaluator
+from train_utils.data import AspectRatioBatchSampler, fingerprint, training_loader
+from train_utils.demo_dataset import make_demo_dataset
+from train_utils.models import ModelConfig, build_model
+from train_utils.safe_files import replacing
+from train_utils.weights import read_weight_file
 
 MANY = 10_000_000
 
@@ -35,11 +39,17 @@ def main() -> None:
     parser.add_argument("--data-path", help="COCO layout (default: 400 drawn pictures)")
     parser.add_argument("--pictures", type=int, default=1_000_000, help="of the sampler's trial (default: %(default)s)")
     args = parser.parse_args()
+    print(f"{machine(torch.device('cpu'))}\n")
     summed_up_a_step()
+    writing_a_checkpoint()
     index_of_a_picture(args.data_path)
+    start_of_a_run(args.pictures // 10)
     order_of_an_epoch(args.pictures)
+    names_in_a_folder()
     gathered_of_a_picture()
+    scored_of_a_picture()
     signs_of_life()
+    meeting()
 
 
 def summed_up_a_step() -> None:
@@ -56,6 +66,30 @@ def summed_up_a_step() -> None:
             f"{name}: {gradients / 1e6:.1f} MB of gradients summed up a step, checkpoint of "
             f"{(weights + gradients) / 1e6:.0f} MB"
         )
+
+
+def writing_a_checkpoint() -> None:
+    """As a run writes it: beside the old one, synced, renamed. One process does, the others wait."""
+    model = build_model(ModelConfig(91, norm="frozen", trainable_layers=3))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        path, seconds = Path(folder) / "model_0.pth", []
+        for _ in range(3):
+            started = time.perf_counter()
+            with replacing(path) as file:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+            seconds.append(time.perf_counter() - started)
+        size = path.stat().st_size
+        started = time.perf_counter()
+        read_weight_file(path)
+        reading = time.perf_counter() - started
+    print(
+        f"checkpoint: {size / 1e6:.0f} MB, {min(seconds):.2f} to {max(seconds):.2f} s to write, sync and rename, "
+        f"{reading:.2f} s to check and read"
+    )
 
 
 def index_of_a_picture(data_path: str | None) -> None:
@@ -83,6 +117,56 @@ def index_of_a_picture(data_path: str | None) -> None:
     )
 
 
+def start_of_a_run(pictures: int) -> None:
+    """What train.py does with every picture before the first step, once the index is there."""
+    picture = {"file_name": "000000123456.jpg", "height": 480, "width": 640}
+    rows = [picture | {"id": i} for i in range(pictures)]
+    box = {"bbox": [1, 1, 20, 20], "segmentation": [[1, 1, 20, 1, 20, 20]], "area": 400, "iscrowd": 0, "category_id": 1}
+    objects = [box | {"id": i, "image_id": i // 7} for i in range(7 * pictures)]
+    content = {"images": rows, "annotations": objects, "categories": [{"id": 1, "name": "thing"}]}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "annotations").mkdir()
+        (root / "train2017").mkdir()
+        (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+        del rows, objects, content
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            dataset = CocoDetection(root, "train")
+            seconds.append(time.perf_counter() - started)
+        stored = sum(f.stat().st_size for f in (root / "annotations").glob("*.index"))
+        kept = sum(value.nbytes for value in vars(dataset.index).values() if isinstance(value, np.ndarray))
+        started = time.perf_counter()
+        training_loader(dataset, 4, 3, 0, 0, False)
+        fingerprint(dataset)
+        groups = time.perf_counter() - started
+    first, later = (s / pictures * 1e6 for s in seconds)
+    print(
+        f"start: {pictures:,} pictures with seven small polygons each, {first:.0f} us a picture to index them once, "
+        f"{later:.1f} us to read the stored index of {stored / pictures:.0f} bytes a picture, {kept / pictures:.0f} "
+        f"bytes kept, {groups / pictures * 1e6:.1f} us for shapes and check sum; for {MANY:,} pictures "
+        f"{first * MANY / 6e7:.0f} minutes once, then {(later + groups / pictures * 1e6) * MANY / 1e6:.0f} s in every "
+        "process"
+    )
+
+
+def names_in_a_folder(files: int = 100_000) -> None:
+    """A picture is opened by name; this file system, its names cached."""
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1000, files):
+            for i in range(count):
+                (Path(folder) / f"{i:012d}.jpg").touch()
+            chosen = np.random.default_rng(0).integers(0, count, 2000).tolist()
+            started = time.perf_counter()
+            for i in chosen:
+                with open(f"{folder}/{i:012d}.jpg", "rb"):
+                    pass
+            times.append((time.perf_counter() - started) / len(chosen) * 1e6)
+    print(f"names: {times[0]:.0f} us to open one of 1,000 files in a folder, {times[1]:.0f} us one of {files:,}")
+
+
 def order_of_an_epoch(pictures: int) -> None:
     """Every process draws the batches of all."""
     ratios = np.random.default_rng(0).uniform(0.5, 2, pictures).tolist()
@@ -101,24 +185,49 @@ def order_of_an_epoch(pictures: int) -> None:
 
 
 def gathered_of_a_picture() -> None:
-    """100 detections, the most there can be, with round masks, as each process sends them to the main one."""
+    """What each process sends to the main one."""
+    size = len(pickle.dumps({1: detections_of_a_picture()}))
+    print(
+        f"evaluation: {size / 1e3:.1f} kB a picture of 100 detections sent to the main process; 5,000 pictures "
+        f"{size * 5e3 / 1e6:.0f} MB, 100,000 pictures {size * 1e5 / 1e9:.1f} GB"
+    )
+
+
+def scored_of_a_picture(pictures: int = 500) -> None:
+    """What the main process does alone: the detections of all become COCO's results and are scored."""
+    codes = detections_of_a_picture()["codes"]
+    objects = [
+        {"id": 7 * i + k + 1, "image_id": i + 1, "category_id": 1, "bbox": [50 * k, 50, 60, 60], "area": 3600,
+         "iscrowd": 0, "segmentation": {"size": [480, 640], "counts": codes[k]["counts"].decode()}}
+        for i in range(pictures) for k in range(7)
+    ]  # fmt: skip
+    images = [{"id": i + 1, "height": 480, "width": 640, "file_name": f"{i}.jpg"} for i in range(pictures)]
+    truth = coco_object({"images": images, "annotations": objects, "categories": [{"id": 1, "name": "thing"}]})
+    evaluator = CocoEvaluator(truth, ClassTable({1: "thing"}, {1: 1}))
+    evaluator.detections = {i + 1: detections_of_a_picture() for i in range(pictures)}
+    started = time.perf_counter()
+    evaluator.metrics()
+    seconds = (time.perf_counter() - started) / pictures
+    print(
+        f"scoring: {seconds * 1e3:.1f} ms a picture of 100 detections of one class and 7 objects; 5,000 pictures "
+        f"{seconds * 5e3:.0f} s, 100,000 pictures {seconds * 1e5 / 60:.0f} minutes"
+    )
+
+
+def detections_of_a_picture() -> dict:
+    """100 detections, the most there can be, with round masks."""
     generator = torch.Generator().manual_seed(0)
     size = (480, 640)
     corners = torch.rand(100, 2, generator=generator) * torch.tensor([500.0, 350.0])
     boxes = torch.cat((corners, corners + 20 + 120 * torch.rand(100, 2, generator=generator)), dim=1)
     axis = torch.linspace(-1.1, 1.1, 28)
     disc = ((axis[:, None] ** 2 + axis[None] ** 2) < 1).float()
-    detection = {
+    return {
         "labels": np.ones(100, dtype=np.int64),
         "scores": np.ones(100, dtype=np.float32),
         "boxes": boxes.numpy(),
         "codes": encode_masks(disc.expand(100, 1, 28, 28), boxes, size),
     }
-    size = len(pickle.dumps({i: detection | {"codes": [dict(c) for c in detection["codes"]]} for i in range(1)}))
-    print(
-        f"evaluation: {size / 1e3:.1f} kB a picture of 100 detections sent to the main process; 5,000 pictures "
-        f"{size * 5e3 / 1e6:.0f} MB, 100,000 pictures {size * 1e5 / 1e9:.1f} GB"
-    )
 
 
 def signs_of_life(processes: int = 1000) -> None:
@@ -135,6 +244,19 @@ def signs_of_life(processes: int = 1000) -> None:
         f"watch: {processes} processes, {written * 1e6:.0f} us for one to say where it stands, "
         f"{(time.perf_counter() - started) * 1e3:.1f} ms to read all"
     )
+
+
+def meeting(processes: int = 1000) -> None:
+    """What the main process asks of the store when all meet, see `fresh_part`: two checks of each and an answer."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    started = time.perf_counter()
+    for rank in range(processes):
+        store.set(f"hello/{rank}", "a" * 32)
+        store.check([f"hello/{rank}"])
+        store.set(f"answer/{store.get(f'hello/{rank}').decode()}", "b" * 32)
+        store.set(f"thanks/{rank}", "")
+        store.check([f"thanks/{rank}"])
+    print(f"meeting: {processes} processes, {time.perf_counter() - started:.2f} s of requests to the store")
 
 
 if __name__ == "__main__":

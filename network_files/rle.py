@@ -9,6 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 TOGETHER = 16  # codes that are decoded at once: more gain little time, and cost memory
+MOST_PIXELS = 1 << 28  # of a picture; a crop may be as large, and a code of a few characters can claim it
+LONGEST = 6  # characters of a number: 30 bits, which hold any run of such a picture and its sign
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
@@ -74,23 +76,34 @@ def unpack_counts(packed: bytes) -> np.ndarray:
 
 
 def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Packed counts of N codes -> their run lengths one after the other, int64 [S], and how many each has, [N]."""
+    """Packed counts of N codes -> their run lengths one after the other, int64 [S], and how many each has, [N].
+
+    Raises:
+        ValueError: they are no packed counts.
+    """
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     is_last = (characters & 0x20) == 0
+    ends = np.cumsum([len(counts) for counts in packed])
+    if not (characters >> 6 == 0).all() or not is_last[ends[ends > 0] - 1].all():
+        raise ValueError("has counts that are no run-length code")
     starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))[: len(characters)]
     sizes = np.diff(starts, append=len(characters))
+    if sizes.max(initial=0) > LONGEST:
+        raise ValueError("has counts that are no run-length code")
     place = np.arange(len(characters)) - np.repeat(starts, sizes)
     numbers = np.add.reduceat((characters & 0x1F) << (5 * place), starts) if len(starts) else characters
     negative = (characters[starts + sizes - 1] & 0x10) != 0
     numbers = numbers - np.where(negative, 1 << (5 * sizes), 0)
 
-    code_ends = np.searchsorted(starts, np.cumsum([len(counts) for counts in packed]))
+    code_ends = np.searchsorted(starts, ends)
     lengths = np.diff(code_ends, prepend=0)
     within = np.arange(len(numbers)) - np.repeat(code_ends - lengths, lengths)
     for chosen in (np.flatnonzero(within % 2 == 1), np.flatnonzero((within % 2 == 0) & (within > 0))):
         sums = numbers[chosen].cumsum()
         before = np.concatenate(([0], sums))[np.searchsorted(chosen, code_ends - lengths)]
         numbers[chosen] = sums - np.repeat(before, np.diff(np.searchsorted(chosen, code_ends), prepend=0))
+    if numbers.min(initial=0) < 0 or numbers.max(initial=0) > MOST_PIXELS:
+        raise ValueError("has counts that are no run-length code")
     return numbers, lengths
 
 
@@ -103,7 +116,7 @@ def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     """The same for all packed codes of one picture, some at a time: their columns are laid out at full height.
 
     Raises:
-        ValueError: the runs of a code do not add up to the picture.
+        ValueError: a code is none, or its runs do not add up to the picture.
     """
     groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
     return [crop for group in groups for crop in decode_together(group)]
@@ -111,6 +124,8 @@ def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 
 def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     height, width = codes[0]["size"]
+    if not 0 < height * width <= MOST_PIXELS:
+        raise ValueError(f"is of a picture of {height} x {width}, which is none or more than {MOST_PIXELS} pixels")
     packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
     counts, lengths = unpack_all(packed)
     ends, code_ends = counts.cumsum(), lengths.cumsum()

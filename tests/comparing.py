@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 TEXTS_AND_CURVES = ("det_results.txt", "seg_results.txt", "log.jsonl", "loss_and_lr.png", "mAP.png")
-OF_A_CHECKPOINT = ("model", "optimizer", "lr_scheduler", "progress", "epoch", "steps_per_epoch", "facts")
+OF_A_CHECKPOINT = ("model", "optimizer", "lr_scheduler", "progress", "epoch", "steps_per_epoch", "facts", "scaler")
 
 
 def differences(folder: Path, other: Path) -> list[str]:
@@ -15,7 +15,7 @@ def differences(folder: Path, other: Path) -> list[str]:
     found = [name for name in TEXTS_AND_CURVES if (folder / name).read_bytes() != (other / name).read_bytes()]
     for name in sorted(name for name in names[0] if name.endswith(".pth")):
         one, two = (torch.load(each / name, weights_only=True) for each in (folder, other))
-        found += [where for key in OF_A_CHECKPOINT for where in unlike(one[key], two[key], f"{name}: {key}")]
+        found += [where for key in OF_A_CHECKPOINT for where in unlike(one.get(key), two.get(key), f"{name}: {key}")]
     return found
 
 

@@ -92,6 +92,19 @@ def thin_model(config):
     )
 
 
+class HalfPrecision:
+    """fp16 and a GradScaler, as a GPU without bf16 takes them, on the CPU; the scale changes every few steps."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from train_utils.engine import Precision
+
+        patch("train_utils.engine:Precision.choose", lambda _: lambda device, amp: Precision("cpu", torch.float16))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
+        patch("train_utils.engine:Precision.scaler", lambda _: lambda self: scaler)
+
+
 @dataclass
 class DieAtStep:
     """SIGKILL in the n-th training step of this process, counted from 0."""

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -138,6 +139,17 @@ def run_script(words: list[str], folder: str, out: str, prepare: Prepare | None,
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def processes_of_group(group: int) -> list[int]:
+    """A started script's living process, by its pid, and those that it started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = status.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(status.parent.name))
+    return found
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -22,6 +22,7 @@ from faults import (
     DieIn,
     DieWhileSaving,
     DiskFull,
+    HalfPrecision,
     HangAtStep,
     ImpatientWatch,
     LargestFile,
@@ -29,7 +30,7 @@ from faults import (
     Signal,
     ThinNetwork,
 )
-from forked import ROOT, Run, start, start_group
+from forked import ROOT, Run, processes_of_group, start, start_group, wait_until
 
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.run_folder import CHECKPOINT
@@ -133,6 +134,28 @@ def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(folder, s
             other.kill()
     run(folder, *common, processes=processes)
     assert_same_run(folder, straight_runs[mode])
+
+
+def test_scale_of_fp16_is_resumed(folder, lab):
+    straight = folder.with_name("straight_fp16")
+    run(straight, "--checkpoint-every", "1", fault=HalfPrecision())
+    run(folder, "--checkpoint-every", "1", fault=All((HalfPrecision(), DieAtStep(4))), status=-signal.SIGKILL)
+    scale = content(folder / "model_0.pth")["scaler"]["scale"]
+    assert scale != 2.0**8  # else a new one would do as well
+    run(folder, "--resume", "auto", fault=HalfPrecision())
+    assert_same_run(folder, straight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", [[], ["--amp"]])
+def test_on_cuda_a_resumed_run_ends_bit_for_bit_the_same_with_deterministic_algorithms(folder, lab, amp):
+    straight = folder.with_name(f"{folder.name}_straight")
+    words = ["--device", "cuda", "--deterministic", "--checkpoint-every", "1", *amp]
+    run(straight, *words)
+    for at in (1, 3):
+        run(folder, *words, "--resume", "auto", fault=DieAtStep(at), status=-signal.SIGKILL)
+    run(folder, *words, "--resume", "auto")
+    assert_same_run(folder, straight)
 
 
 def test_checkpoints_inside_an_epoch_come_every_n_steps_and_go_with_its_end(folder, lab):
@@ -334,9 +357,14 @@ def test_too_many_pictures_that_fail_end_the_run_with_a_checkpoint(folder, broke
 
 
 def test_killed_process_is_named_by_the_others_which_end_too(folder, lab):
-    run(folder, fault=DieAtStep(1), processes=3, status=-signal.SIGKILL)
-    for rank in range(2):
-        assert "lost the connection to process 2 (pid " in (folder.parent / f"out{rank}.txt").read_text()
+    run(folder, "--workers", "1", fault=DieAtStep(1), processes=3, status=-signal.SIGKILL)
+    pids = [
+        (folder.parent / f"out{rank}.txt").read_text().split("lost the connection to process 2 (pid ")[1].split()[0]
+        for rank in range(2)
+    ]
+    assert pids[0] == pids[1]
+    # Its loader worker, which nobody ends, notices it by itself.
+    wait_until(lambda: not processes_of_group(int(pids[0])), seconds=30)
 
 
 def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab):

@@ -4,7 +4,7 @@
 
 Each host is a network namespace with two processes; a pair of virtual network cards joins them. Says what it does,
 and ends with status 0 if the run came back and its metrics are those of a run of four processes on one host, 77 if
-the system allows no namespaces, else 1.
+the system allows no namespaces or lacks `ip` (package iproute2), else 1.
 """
 import argparse
 import json
@@ -20,13 +20,16 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from train_utils.demo_dataset import make_demo_dataset  # noqa: E402 (the path comes first)
+from faults import ThinNetwork  # noqa: E402 (the path comes first)
+from forked import start_group  # noqa: E402
+
+from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
 
 SKIPPED = 77
-HOSTS = {"mrcnn-a": "10.77.0.1", "mrcnn-b": "10.77.0.2"}
-FIRST, SECOND = HOSTS
+FIRST, SECOND = (f"mrcnn-{os.getpid()}-{letter}" for letter in "ab")
+HOSTS = {FIRST: "10.77.0.1", SECOND: "10.77.0.2"}
 PORT = "29477"
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--batch-size", "1", "--workers", "0", "--print-freq", "1", "--pretrain", "False", "--norm", "frozen"]
@@ -39,22 +42,30 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=16, help="to train on")
     parser.add_argument("--thin", action="store_true", help="with a thin network, for a quick try")
     args = parser.parse_args()
+    if not shutil.which("ip"):
+        print("skipped: no program `ip` here (package iproute2)")
+        return SKIPPED
     if os.geteuid() != 0:
         # A user's own namespaces need no root: this process starts anew inside them.
-        if subprocess.run(["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], check=False).returncode:
+        inside = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+        if not shutil.which("unshare") or subprocess.run([*inside, "true"], check=False).returncode:
             print("skipped: no network namespaces here (needs root, or user namespaces)")
             return SKIPPED
-        words = ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, *sys.argv]
-        return subprocess.run(words, check=False).returncode
+        own_names = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec \"$@\""
+        return subprocess.run([*inside, "sh", "-c", own_names, "-", sys.executable, *sys.argv], check=False).returncode
     try:
         join_hosts()
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"skipped: no network namespaces here ({error})")
+        said = (getattr(error, "stderr", b"") or b"").decode().strip() or error
+        print(f"skipped: no network namespaces here ({said})")
         part_hosts()
         return SKIPPED
     folder = Path(tempfile.mkdtemp(prefix="two_hosts_"))
     try:
         return compare(folder, args)
+    except RuntimeError as error:
+        print(error, *(text.read_text() for text in sorted(folder.glob("*.txt"))), sep="\n")
+        return 1
     finally:
         part_hosts()
         shutil.rmtree(folder)
@@ -64,9 +75,10 @@ def compare(folder: Path, args: argparse.Namespace) -> int:
     make_demo_dataset(folder / "data", num_train=args.pictures, num_val=4)
     words = [*OPTIONS, "--epochs", str(args.epochs)]
     started = time.monotonic()
-    one_host = torchrun(["--standalone", "--nproc_per_node=4"], [*words, "--output-dir", "one"], folder, args.thin)
-    if one_host.wait() != 0:
-        print((folder / "one_host.txt").read_text())
+    prepare = dict.fromkeys(range(4), ThinNetwork() if args.thin else None)
+    one_host = start_group(4, "train_multi_GPU.py", [*words, "--output-dir", "one"], folder, prepare)
+    if any([run.wait() for run in one_host]):
+        print(one_host[0].said)
         return 1
     print(f"one host, four processes: done after {time.monotonic() - started:.0f} s", flush=True)
 
@@ -74,16 +86,16 @@ def compare(folder: Path, args: argparse.Namespace) -> int:
     hosts = {host: host_run(host, words, folder, args.thin) for host in HOSTS}
     steps = args.epochs * args.pictures // 4
     wait_for_step(folder / "two", steps // 3, hosts)
-    print(f"two hosts: {SECOND} is cut off after step {steps // 3} of {steps}", flush=True)
+    print(f"two hosts: the second is cut off after step {steps // 3} of {steps}", flush=True)
     in_host(SECOND, "ip", "link", "set", "card", "down")
     wait_for_text(folder / f"{FIRST}.txt", "no progress for 10 s", hosts[FIRST])
     named = next(line for line in (folder / f"{FIRST}.txt").read_text().splitlines() if "no progress for 10 s" in line)
-    print(f"two hosts: {FIRST} says: {named}", flush=True)
+    print(f"two hosts: the first says: {named}", flush=True)
     kill_host(SECOND)
     hosts[SECOND].wait()
     in_host(SECOND, "ip", "link", "set", "card", "up")
     hosts[SECOND] = host_run(SECOND, words, folder, args.thin)
-    print(f"two hosts: {SECOND} is killed, back, and started again by the same command", flush=True)
+    print("two hosts: the second is killed, back, and started again by the same command", flush=True)
     if any(run.wait() for run in hosts.values()):
         print(*((folder / f"{host}.txt").read_text() for host in HOSTS), sep="\n")
         return 1
@@ -120,17 +132,19 @@ def numbers(path: Path) -> list[float]:
 def host_run(host: str, words: list[str], folder: Path, thin: bool) -> subprocess.Popen:
     launcher = ["--nnodes=2", "--nproc_per_node=2", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=two_hosts"]
     launcher += [f"--rdzv-endpoint={HOSTS[FIRST]}:{PORT}", f"--local-addr={HOSTS[host]}"]
+    # Both hosts have this machine's name, by which torchrun would know the one that holds the store.
+    launcher += [f"--rdzv-conf=is_host={int(host == FIRST)}"]
     return torchrun(launcher, [*words, "--output-dir", "two"], folder, thin, host)
 
 
-def torchrun(launcher: list[str], words: list[str], folder: Path, thin: bool, host: str = "") -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", *launcher]
+def torchrun(launcher: list[str], words: list[str], folder: Path, thin: bool, host: str) -> subprocess.Popen:
+    command = ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *launcher]
     command += [str(ROOT / "tests" / "with_fault.py"), "train_multi_GPU.py", *words]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "THIN": "1" if thin else ""}
-    if host:
-        command = ["ip", "netns", "exec", host, *command]
-        variables["GLOO_SOCKET_IFNAME"] = "card"
-    with open(folder / f"{host or 'one_host'}.txt", "a") as out:
+    variables["GLOO_SOCKET_IFNAME"] = "card"
+    # Else the launcher that stayed tells its address to none that comes later, and both wait in vain.
+    variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with open(folder / f"{host}.txt", "a") as out:
         return subprocess.Popen(command, cwd=folder, env=variables, stdout=out, stderr=out, start_new_session=True)
 
 
@@ -138,7 +152,7 @@ def wait_for_step(folder: Path, step: int, hosts: dict[str, subprocess.Popen], s
     log, end = folder / "log.jsonl", time.monotonic() + seconds
     while not (log.is_file() and len(log.read_text().splitlines()) >= step):
         if time.monotonic() > end or any(run.poll() is not None for run in hosts.values()):
-            raise RuntimeError(f"the run on two hosts did not get to step {step}; see {folder.parent}")
+            raise RuntimeError(f"the run on two hosts did not get to step {step}")
         time.sleep(0.1)
 
 
@@ -146,7 +160,7 @@ def wait_for_text(path: Path, text: str, run: subprocess.Popen, seconds: float =
     end = time.monotonic() + seconds
     while text not in path.read_text():
         if time.monotonic() > end or run.poll() is not None:
-            raise RuntimeError(f"{path}: never said '{text}'")
+            raise RuntimeError(f"{path.stem} never said '{text}'")
         time.sleep(0.1)
 
 

@@ -2,6 +2,7 @@
 import os
 import zlib
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,6 @@ class AspectRatioBatchSampler:
                 batches.append(group.copy())
                 group.clear()
         left = [i for group in sorted(waiting) for i in waiting[group]]
-        left += (order * self.batch_size)[: -len(left) % self.batch_size]
+        left += islice(cycle(order), -len(left) % self.batch_size)
         batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
-        return batches + (batches * self.world_size)[: -len(batches) % self.world_size]
+        return batches + list(islice(cycle(batches), -len(batches) % self.world_size))

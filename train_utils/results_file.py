@@ -7,10 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from my_dataset_coco import coco_object
-from network_files.rle import unpack_counts
+from network_files.rle import unpack_all
 from train_utils.coco_evaluation import run_cocoeval
 from train_utils.errors import InputError
 
@@ -37,7 +35,10 @@ def score_results_file(results_path: str, annotation_path: str, iou_type: str) -
     results = read_results(results_path, truth, iou_type)
     shape = "segmentation" if iou_type == "segm" else "bbox"
     results = [{key: entry[key] for key in ("image_id", "category_id", "score", shape)} for entry in results]
-    return official_table(run_cocoeval(coco_object(truth), results, iou_type).stats)
+    try:
+        return official_table(run_cocoeval(coco_object(truth), results, iou_type).stats)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(f"{results_path}, {annotation_path}: cannot be scored ({error})") from error
 
 
 def read_annotations(path: str) -> dict[str, Any]:
@@ -46,11 +47,14 @@ def read_annotations(path: str) -> dict[str, Any]:
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise InputError(f"{path}: not a COCO annotation file (an object with the lists {', '.join(keys)})")
-    for key, wanted in zip(keys, (("id", "height", "width"), ("id", "image_id", "category_id", "bbox"), ("id",))):
+    for key, wanted in zip(keys, (("id", "height", "width"), ("id", "image_id", "category_id"), ("id",))):
         for place, entry in enumerate(content[key]):
-            lacking = [name for name in wanted if not isinstance(entry, dict) or name not in entry]
-            if lacking:
-                raise InputError(f"{path}: {key}[{place}] lacks {', '.join(lacking)}")
+            numbers = [entry.get(name) if isinstance(entry, dict) else None for name in wanted]
+            wrong = [name for name, number in zip(wanted, numbers) if not is_integer(number) or number < 0]
+            if key == "annotations" and not wrong and not is_box(entry.get("bbox")):
+                wrong = ["bbox"]
+            if wrong:
+                raise InputError(f"{path}: {key}[{place}] lacks {', '.join(wrong)}, or has it with an impossible value")
     return content
 
 
@@ -88,10 +92,7 @@ def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> 
     if not is_finite(entry["score"]):
         return f"has the score {entry['score']!r}, which is no number"
     if shape == "bbox":
-        box = entry["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
-            return f"has the box {box!r}, which is not [x, y, width, height]"
-        return None
+        return None if is_box(entry["bbox"]) else f"has the box {entry['bbox']!r}, which is not [x, y, width, height]"
     code, size = entry["segmentation"], sizes[entry["image_id"]]
     if not isinstance(code, dict) or not isinstance(code.get("counts"), (str, list)):
         return "has a segmentation that is not run-length code (an object with size and counts)"
@@ -106,15 +107,19 @@ def covers(counts: str | list, pixels: int) -> bool:
     """Whether the runs, packed or as a list, are lengths whose sum is the picture."""
     if isinstance(counts, list):
         return all(is_integer(run) and run >= 0 for run in counts) and sum(counts) == pixels
-    characters = np.frombuffer(counts.encode(), np.uint8)
-    if not len(characters) or characters.min() < 48 or characters.max() > 111 or (characters[-1] - 48) & 0x20:
+    try:
+        runs, _ = unpack_all([counts.encode()])
+    except ValueError:
         return False
-    runs = unpack_counts(counts.encode())
-    return bool((runs >= 0).all()) and int(runs.sum()) == pixels
+    return int(runs.sum()) == pixels
 
 
 def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_finite, value))
 
 
 def is_finite(value: Any) -> bool:

@@ -1,12 +1,15 @@
 """Pickled numpy arrays, as Detectron2's model zoo has them, read without running anything that the file may name.
 
 A pickle is a program: it names functions and calls them. Here the four names that an array needs are answered by
-methods that only keep what they are given; any other name is refused, so there is nothing else to call.
+methods that only keep what they are given; any other name is refused, so there is nothing else to call. Before any
+pickle is read, also one of torch's, `check_words` looks at the program without running it.
 """
 import io
 import pickle
+import pickletools
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +21,21 @@ from train_utils.errors import InputError
 TORCH_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
+# What containers, numbers and texts, and objects that are made of them, are written with. The others ask for memory
+# before they give what fills it, or reach for what a weight file has no need of.
+WORDS = set(
+    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT "
+    "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE SHORT_BINUNICODE "
+    "BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT "
+    "SETITEM SETITEMS EMPTY_SET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE "
+    "BUILD PERSID BINPERSID".split()
+)
+# What torch.save names for tensors and plain values.
+TORCH_NAMES = re.compile(
+    r"collections OrderedDict|_codecs encode|torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"
+    r"torch (\w+Storage|Size|device|(b?float|q?u?int|complex)[0-9]\w*|bool)|"
+    r"torch.(storage (Untyped|Typed)Storage|nn.parameter Parameter|_tensor Tensor|serialization _get_layout)"
+)
 
 
 def is_pickle(path: Path) -> bool:
@@ -34,23 +52,44 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         InputError: the file is broken, has another structure, or names anything but arrays.
     """
     try:
-        content = ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        file = io.BytesIO(path.read_bytes())
+        check_words(file)
+        file.seek(0)
+        content = ArrayUnpickler(file, encoding="latin1").load()
         arrays = content["model"] if isinstance(content, dict) else None
         if not isinstance(arrays, dict):
             raise ValueError('no {"model": {name: array, ...}}')
         return {checked_name(name): as_tensor(name, value) for name, value in arrays.items()}
     except Refused as error:
         raise InputError(f"{path}: refused, it names {error}, which no file of arrays needs") from error
-    except (
-        pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
-        MemoryError,
-    ) as error:  # fmt: skip
+    except Exception as error:  # a damaged program stumbles over anything
         message = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path}: broken, or no pickle of arrays ({message})") from error
 
 
 class Refused(Exception):
-    """A pickle names something that is not part of an array."""
+    """A pickle names something that is not part of an array, or of what torch.save writes."""
+
+
+def check_words(file: BinaryIO, names: re.Pattern | None = None) -> None:
+    """Look through one pickle, from where the file stands to its end, without running it.
+
+    Args:
+        names: what it may name, as "module name"; None where whoever reads it asks for each name.
+
+    Raises:
+        Refused: it names something else.
+        ValueError: it is broken, or has words that no file of tensors or arrays needs.
+    """
+    kept = 0
+    for word, argument, _ in pickletools.genops(file):
+        if word.name == "GLOBAL" and names is not None and not names.fullmatch(argument):
+            raise Refused(argument.replace(" ", ".", 1))
+        if word.name not in WORDS or (word.name == "STACK_GLOBAL" and names is not None):
+            raise ValueError(f"holds the pickle word {word.name}, which no file of arrays needs")
+        kept += word.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+        if "PUT" in word.name and int(argument) > kept:  # places are counted from 0 or 1 on
+            raise ValueError(f"asks for {argument} places where it keeps {kept} things")
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -1,9 +1,10 @@
 """Weight files: found or downloaded, read safely, and put into a network with everything that does not fit named."""
+import io
+import mmap
 import pickle
 import re
 import socket
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from network_files.state_dicts import rename_old_keys
 from train_utils.detectron2 import from_detectron2, is_detectron2
 from train_utils.distributed import from_main, is_main, on_main
 from train_utils.errors import InputError
-from train_utils.safe_pickle import is_pickle, read_arrays
+from train_utils.safe_pickle import TORCH_NAMES, Refused, check_words, is_pickle, read_arrays
 
 
 @dataclass
@@ -32,6 +33,8 @@ MASK_RCNN_V2_COCO = PublishedFile(
     "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
 )
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
+
+PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 # The layers whose size depends on the number of classes.
 CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
@@ -103,24 +106,76 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if is_pickle(path):
             return {"model": read_arrays(path)}
-        check_sums(path)
+        check_records(path) if zipfile.is_zipfile(path) else check_old_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        check_values(content)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to run it all the same
+        reason = f"it names {named.group(1)}" if named else first_line(error)
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({reason})") from error
+    except Refused as error:
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values (it names {error})") from error
+    except Exception as error:  # a damaged pickle makes its reader stumble over anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
     return content
 
 
-def check_sums(path: Path) -> None:
-    """Compare a zip archive with the check sums inside it, which torch.load does not look at."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+def check_records(path: Path) -> None:
+    """What torch.load does not look at in a zip archive: its check sums, and that nothing grows when it is read.
+
+    Raises:
+        Refused: it names what is no part of tensors and plain values.
+        ValueError, BadZipFile: it is damaged, or compressed, or holds more than its own size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise zipfile.BadZipFile("its records are compressed, those of a weight file are not")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise zipfile.BadZipFile("its records claim more than the file's size")
+        damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} is not what was written")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                check_words(io.BytesIO(archive.read(record)), TORCH_NAMES)
+
+
+def check_old_file(path: Path) -> None:
+    """The same for what torch.save wrote before 2020: five pickles, then the numbers.
+
+    Raises:
+        Refused: it names what is no part of tensors and plain values.
+        ValueError: it is damaged.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for _ in range(5):  # what it is, the version, the machine, the content, the names of its storages
+            check_words(content, TORCH_NAMES)
+
+
+def check_values(content: Any) -> None:
+    """ValueError where a file's content is anything but plain values, and tensors with all their numbers."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        elif isinstance(value, Tensor):
+            if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
+                raise ValueError(f"a tensor is of a kind that no weights are: {value.layout} on {value.device}")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor has the shape {list(value.shape)}, but not the bytes for it")
+        elif not isinstance(value, PLAIN):
+            raise ValueError(f"it holds a {type(value).__name__}")
 
 
 def first_line(error: Exception) -> str:
@@ -130,7 +185,7 @@ def first_line(error: Exception) -> str:
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """The state dict in a weight file: the content itself, or what its key "model" holds; keys in today's style."""
     state = content["model"] if isinstance(content.get("model"), dict) else content
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise InputError(f"{path}: holds no state dict (neither itself nor under the key 'model')")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     rename_old_keys(state)
