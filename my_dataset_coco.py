@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coco_index import clipped_corners, open_index
+from coco_check import clipped_corners
+from coco_index import open_index
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
 from transforms import Transform, collate_fn, read_image
@@ -28,19 +29,29 @@ class CocoDetection(Dataset):
     With dataset="train" crowds are left out, and so are objects without area and pictures that are then without
     object. Any other split keeps every picture and every crowd.
 
+    Args:
+        skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
+
     Attributes:
         class_names: label -> name, for the labels that occur in the file's categories.
         category_ids: label -> the file's category id.
+        problems: what is wrong with the annotation file.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the JSON cannot be used; the message says where and why.
+        ValueError: the JSON cannot be used, or holds what would make results wrong; the message says where and why.
     """
 
     collate_fn = staticmethod(collate_fn)
 
     def __init__(
-        self, root: str | Path, dataset: str = "train", transforms: Transform | None = None, years: str = "2017"
+        self,
+        root: str | Path,
+        dataset: str = "train",
+        transforms: Transform | None = None,
+        years: str = "2017",
+        *,
+        skip_bad: bool = False,
     ):
         root = Path(root)
         self.image_folder = root / f"{dataset}{years}"
@@ -50,6 +61,9 @@ class CocoDetection(Dataset):
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
         self.transforms = transforms
         self.index = open_index(self.annotation_file)
+        self.problems = self.index.problems
+        if not skip_bad:
+            self.problems.require_none_wrong(self.annotation_file)
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
@@ -57,6 +71,7 @@ class CocoDetection(Dataset):
         self.pictures = np.arange(len(self.index.image_ids))
         if self.training:
             self.pictures = np.flatnonzero(self.index.usable_counts())
+        self.is_whole = not self.problems.counts  # the ground truth is then the file as it stands
         self._coco = None
 
     def __len__(self) -> int:
@@ -69,8 +84,8 @@ class CocoDetection(Dataset):
             Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the picture, `labels`
             int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
         """
-        path = self.image_folder / str(self.index.file_names[self.pictures[i]])
-        image = read_image(path)
+        path = self.image_path(i)
+        image = read_image(path, self.get_height_and_width(i))
         target = self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
@@ -112,6 +127,11 @@ class CocoDetection(Dataset):
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
 
+    def leave_out(self, items: Sequence[int]) -> None:
+        """Go on without these items; the others close up."""
+        self.pictures = np.delete(self.pictures, np.array(items, dtype=np.int64))
+        self.is_whole = self.is_whole and not len(items)
+
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
         return self.__dict__ | {"_coco": None}
@@ -120,8 +140,22 @@ class CocoDetection(Dataset):
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
         if self._coco is None:
-            self._coco = coco_object(str(self.annotation_file))
+            self._coco = coco_object(str(self.annotation_file) if self.is_whole else self.coco_content())
         return self._coco
+
+    def coco_content(self) -> dict:
+        """The split as the content of a COCO file, without what was left out, and with masks that every reader takes."""
+        images, annotations = [], []
+        for i, picture in enumerate(self.pictures):
+            height, width = self.get_height_and_width(i)
+            name = str(self.index.file_names[picture])
+            images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
+            for a in self.index.annotations(picture, only_usable=False):
+                code = packed_code(a, height, width)
+                code["counts"] = code["counts"].decode() if isinstance(code["counts"], bytes) else code["counts"]
+                annotations.append({"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a, "segmentation": code})
+        categories = [{"id": key, "name": name} for key, name in self.index.categories.items()]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def coco_object(source: str | dict):
@@ -154,14 +188,17 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 def packed_code(annotation: dict, height: int, width: int) -> dict:
     """The packed run-length code of an annotation's mask: polygons, a list of counts, or packed already.
 
+    Polygons of fewer than three points are passed over; pycocotools would take two points for a box.
+
     Raises:
         ValueError: the counts are none.
     """
     mask = annotation["segmentation"]
-    if isinstance(mask, list) and mask:
-        codes = coco_mask.frPyObjects(mask, height, width)
+    polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
+    if polygons:
+        codes = coco_mask.frPyObjects(polygons, height, width)
         return codes[0] if len(codes) == 1 else coco_mask.merge(codes)
-    counts = mask["counts"] if mask else [height * width]
+    counts = (mask["counts"] if isinstance(mask, dict) else None) or [height * width]
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": counts.encode()}
