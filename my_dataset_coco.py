@@ -35,7 +35,8 @@ class CocoDetection(Dataset):
     Attributes:
         class_names: label -> name, for the labels that occur in the file's categories.
         category_ids: label -> the file's category id.
-        problems: what is wrong with the annotation file.
+        source: the annotation file.
+        problems: what is wrong with it.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -43,6 +44,7 @@ class CocoDetection(Dataset):
     """
 
     collate_fn = staticmethod(collate_fn)
+    kept_in_evaluation = "kept"  # what training leaves out
 
     def __init__(
         self,
@@ -55,15 +57,15 @@ class CocoDetection(Dataset):
     ):
         root = Path(root)
         self.image_folder = root / f"{dataset}{years}"
-        self.annotation_file = root / "annotations" / f"instances_{dataset}{years}.json"
-        for path in (self.annotation_file, self.image_folder):
+        self.source = root / "annotations" / f"instances_{dataset}{years}.json"
+        for path in (self.source, self.image_folder):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
         self.transforms = transforms
-        self.index = open_index(self.annotation_file)
+        self.index = open_index(self.source)
         self.problems = self.index.problems
         if not skip_bad:
-            self.problems.require_none_wrong(self.annotation_file)
+            self.problems.require_none_wrong(self.source)
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
@@ -91,7 +93,7 @@ class CocoDetection(Dataset):
             height, width = target["masks"].size
             raise ValueError(
                 f"{path}: the picture is {image.shape[-1]}x{image.shape[-2]}, "
-                f"its annotations in {self.annotation_file} say {width}x{height}"
+                f"its annotations in {self.source} say {width}x{height}"
             )
         if self.transforms is not None:
             image, target = self.transforms(image, target)
@@ -104,7 +106,7 @@ class CocoDetection(Dataset):
         try:
             masks = InstanceMasks.from_crops(decode_crops([packed_code(a, *size) for a in annotations]), size)
         except ValueError as error:
-            raise ValueError(f"{self.annotation_file}: a mask of image {self.image_id(i)} {error}") from error
+            raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         areas = [a.get("area", w * h) for a, (_, _, w, h) in zip(annotations, xywh.tolist())]
         return {
@@ -124,6 +126,10 @@ class CocoDetection(Dataset):
         height, width = self.index.sizes[self.pictures[i]].tolist()
         return height, width
 
+    def image_names(self) -> list[str]:
+        """The file of each picture below `image_folder`."""
+        return self.index.file_names[self.pictures].tolist()
+
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
 
@@ -140,7 +146,7 @@ class CocoDetection(Dataset):
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
         if self._coco is None:
-            self._coco = coco_object(str(self.annotation_file) if self.is_whole else self.coco_content())
+            self._coco = coco_object(str(self.source) if self.is_whole else self.coco_content())
         return self._coco
 
     def coco_content(self) -> dict:
