@@ -9,13 +9,14 @@ from json.decoder import WHITESPACE
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data_problems import Problems, leaves_folder, shown
 from network_files.rle import unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are looked at together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser walks along every edge, so that larger ones would take it for ever
-LARGEST_PICTURE = 2**31  # pixels; the counts of COCO's run-length codes have 32 bits
+LARGEST_PICTURE = 2 * Image.MAX_IMAGE_PIXELS  # pixels; Pillow opens no larger one
 
 # What an entry of the wrong form raises when it is taken in.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
@@ -113,7 +114,10 @@ class Annotations:
         self.image_ids.append(whole(annotation["image_id"]))
         self.category_ids.append(whole(annotation["category_id"]))
         self.boxes.fromlist(box)
-        self.crowds.append(1 if annotation.get("iscrowd") else 0)
+        crowd = annotation.get("iscrowd")
+        if crowd and crowd != 1:
+            raise ValueError(f"has the iscrowd {shown(crowd)}")
+        self.crowds.append(1 if crowd else 0)
         if type(mask) is list:
             self.masks.add_polygons(mask)
         else:
@@ -239,8 +243,8 @@ class MaskColumns:
 
         fine = np.concatenate((valid, np.ones(len(self.loose), dtype=bool)))
         pixels = sizes.astype(np.float64).prod(axis=1)
-        fine &= (sizes > 0).all(axis=1) & (pixels < LARGEST_PICTURE)
-        fine[code_of[(counts < 0) | (counts >= LARGEST_PICTURE)]] = False
+        fine &= (sizes > 0).all(axis=1) & (pixels <= LARGEST_PICTURE)
+        fine[code_of[(counts < 0) | (counts > LARGEST_PICTURE)]] = False
         fine &= (np.bincount(code_of, counts, minlength=len(owners)) == pixels) | (given == 0)
         self.flaws["code counts"] += owners[~fine].tolist()
         extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have a wrong one
@@ -311,7 +315,8 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
     names = {}
     for number, category in enumerate(categories):
         try:
-            key, name = int64(category["id"]), str(category["name"])
+            key = natural(category["id"])
+            name = str(category["name"]).encode(errors="replace").decode()  # half a character can be written nowhere
         except MALFORMED as error:
             problems.add("category", f"category number {number} of the list {reason_of(error, category)}")
             continue
@@ -341,7 +346,7 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
     taken = set()
     for number, image in enumerate(images):
         try:
-            key = int64(image["id"])
+            key = natural(image["id"])
         except MALFORMED as error:
             problems.add("image", f"image number {number} of the list {reason_of(error, image)}")
             continue
@@ -350,7 +355,7 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
             name, height, width = image["file_name"], int64(image["height"]), int64(image["width"])
             if not isinstance(name, str):
                 raise ValueError(f"has the file name {shown(name)}")
-            if height < 1 or width < 1 or height * width >= LARGEST_PICTURE:
+            if height < 1 or width < 1 or height * width > LARGEST_PICTURE:
                 raise ValueError(f"has a height of {height} and a width of {width}")
         except MALFORMED as error:
             problems.add("image", f"image {key} {reason_of(error, image)}")
@@ -400,3 +405,10 @@ def int64(number: float) -> int:
     if not -(2**63) <= number < 2**63:
         raise OverflowError(f"has the number {shown(number)}, which is too large")
     return number
+
+
+def natural(number: float) -> int:
+    """The same, not below 0: COCO's readers take no other ids of pictures and categories."""
+    if int64(number) < 0:
+        raise ValueError(f"has the id {number}, which is below 0")
+    return int64(number)

@@ -79,7 +79,7 @@ class Problems:
         if found:
             self.counts[kind] = self.counts.get(kind, 0) + len(found)
             examples = self.examples.setdefault(kind, [])
-            examples += [describe(one) for one in found[: NAMED - len(examples)]]
+            examples += [printable(describe(one)) for one in found[: NAMED - len(examples)]]
 
     def update(self, other: "Problems") -> None:
         for kind, count in other.counts.items():
@@ -111,6 +111,11 @@ class Problems:
         first, *others = self.wrong()
         rest = "".join(f"; {KINDS[kind].text} ({self.counts[kind]})" for kind in others)
         return f"{self.in_words(first)}{rest}"
+
+
+def printable(text: str) -> str:
+    """A text in one line, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def shown(value: object) -> str:

@@ -145,12 +145,15 @@ class CocoDetection(Dataset):
     @property
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
+        if self._coco is None and self.is_whole:
+            with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
+                self._coco = coco_object(str(self.source))
         if self._coco is None:
-            self._coco = coco_object(str(self.source) if self.is_whole else self.coco_content())
+            self._coco = coco_object(self.coco_content())
         return self._coco
 
     def coco_content(self) -> dict:
-        """The split as the content of a COCO file, without what was left out, and with masks that every reader takes."""
+        """The split as the content of a COCO file, without what was left out and in a form that every reader takes."""
         images, annotations = [], []
         for i, picture in enumerate(self.pictures):
             height, width = self.get_height_and_width(i)
@@ -158,8 +161,20 @@ class CocoDetection(Dataset):
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
             for a in self.index.annotations(picture, only_usable=False):
                 code = packed_code(a, height, width)
-                code["counts"] = code["counts"].decode() if isinstance(code["counts"], bytes) else code["counts"]
-                annotations.append({"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a, "segmentation": code})
+                counts = code["counts"]
+                annotations.append(
+                    {
+                        "id": int(a["id"]),
+                        "image_id": self.image_id(i),
+                        "category_id": int(a["category_id"]),
+                        "bbox": a["bbox"],
+                        "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
+                        "iscrowd": int(bool(a.get("iscrowd"))),
+                        "segmentation": code | {"counts": counts.decode() if isinstance(counts, bytes) else counts},
+                    }
+                )
+        if min((a["id"] for a in annotations), default=1) < 1:  # the metrics take id 0 for "no match"
+            annotations = [a | {"id": number} for number, a in enumerate(annotations, start=1)]
         categories = [{"id": key, "name": name} for key, name in self.index.categories.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
 

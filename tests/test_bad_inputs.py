@@ -134,10 +134,23 @@ def test_left_out_pictures_leave_the_ground_truth_too(tmp_path, capsys):
     (tmp_path / "data" / "val2017" / "5.png").write_bytes(b"")
     edit(lambda content: content["annotations"][-1].update(bbox=[1, 2, 3, float("nan")]), "val")(tmp_path)
     (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=True)
-    assert dataset.coco.getImgIds() == [6] and dataset.coco.getAnnIds() == [60]
+    assert dataset.coco.getImgIds() == [6]
+    assert [a["bbox"] for a in dataset.coco.loadAnns(dataset.coco.getAnnIds())] == [[4, 8, 24, 40]]
     assert [dataset[i][1]["image_id"] for i in range(len(dataset))] == [6]
     said = capsys.readouterr().err
     assert "empty files (1), left out" in said and "not finite (1), left out" in said
+
+
+@pytest.mark.parametrize(
+    "key, field, value",
+    [("images", "license", "x"), ("images", "date_captured", 5), ("annotations", "keypoints", "x"),
+     ("categories", "name", 5), ("annotations", "id", -3), ("annotations", "iscrowd", None)],
+)  # fmt: skip
+def test_fields_that_nothing_needs_do_not_end_the_evaluation(tmp_path, key, field, value):
+    bad_inputs.make_coco(tmp_path / "data")
+    edit(lambda content: content[key][0].update({field: value}), "val")(tmp_path)
+    (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=False)
+    assert dataset.coco.getImgIds() == [5, 6] and len(dataset.coco.getAnnIds()) == 4
 
 
 def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path, monkeypatch):

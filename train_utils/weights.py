@@ -106,7 +106,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({first_line(error)})") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to run it all the same
+        reason = f"it names {named.group(1)}" if named else first_line(error)
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({reason})") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
