@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coco_index import clipped_corners, open_index
+from coco_check import clipped_corners
+from coco_index import open_index
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
 from transforms import Transform, collate_fn, read_image
@@ -28,28 +29,43 @@ class CocoDetection(Dataset):
     With dataset="train" crowds are left out, and so are objects without area and pictures that are then without
     object. Any other split keeps every picture and every crowd.
 
+    Args:
+        skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
+
     Attributes:
         class_names: label -> name, for the labels that occur in the file's categories.
         category_ids: label -> the file's category id.
+        source: the annotation file.
+        problems: what is wrong with it.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the JSON cannot be used; the message says where and why.
+        ValueError: the JSON cannot be used, or holds what would make results wrong; the message says where and why.
     """
 
     collate_fn = staticmethod(collate_fn)
+    kept_in_evaluation = "kept"  # what training leaves out
 
     def __init__(
-        self, root: str | Path, dataset: str = "train", transforms: Transform | None = None, years: str = "2017"
+        self,
+        root: str | Path,
+        dataset: str = "train",
+        transforms: Transform | None = None,
+        years: str = "2017",
+        *,
+        skip_bad: bool = False,
     ):
         root = Path(root)
         self.image_folder = root / f"{dataset}{years}"
-        self.annotation_file = root / "annotations" / f"instances_{dataset}{years}.json"
-        for path in (self.annotation_file, self.image_folder):
+        self.source = root / "annotations" / f"instances_{dataset}{years}.json"
+        for path in (self.source, self.image_folder):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
         self.transforms = transforms
-        self.index = open_index(self.annotation_file)
+        self.index = open_index(self.source)
+        self.problems = self.index.problems
+        if not skip_bad:
+            self.problems.require_none_wrong(self.source)
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
@@ -57,6 +73,7 @@ class CocoDetection(Dataset):
         self.pictures = np.arange(len(self.index.image_ids))
         if self.training:
             self.pictures = np.flatnonzero(self.index.usable_counts())
+        self.is_whole = not self.problems.counts  # the ground truth is then the file as it stands
         self._coco = None
 
     def __len__(self) -> int:
@@ -69,14 +86,14 @@ class CocoDetection(Dataset):
             Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the picture, `labels`
             int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
         """
-        path = self.image_folder / str(self.index.file_names[self.pictures[i]])
-        image = read_image(path)
+        path = self.image_path(i)
+        image = read_image(path, self.get_height_and_width(i))
         target = self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
                 f"{path}: the picture is {image.shape[-1]}x{image.shape[-2]}, "
-                f"its annotations in {self.annotation_file} say {width}x{height}"
+                f"its annotations in {self.source} say {width}x{height}"
             )
         if self.transforms is not None:
             image, target = self.transforms(image, target)
@@ -89,7 +106,7 @@ class CocoDetection(Dataset):
         try:
             masks = InstanceMasks.from_crops(decode_crops([packed_code(a, *size) for a in annotations]), size)
         except ValueError as error:
-            raise ValueError(f"{self.annotation_file}: a mask of image {self.image_id(i)} {error}") from error
+            raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         areas = [a.get("area", w * h) for a, (_, _, w, h) in zip(annotations, xywh.tolist())]
         return {
@@ -109,8 +126,17 @@ class CocoDetection(Dataset):
         height, width = self.index.sizes[self.pictures[i]].tolist()
         return height, width
 
+    def image_names(self) -> list[str]:
+        """The file of each picture below `image_folder`."""
+        return self.index.file_names[self.pictures].tolist()
+
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
+
+    def leave_out(self, items: Sequence[int]) -> None:
+        """Go on without these items; the others close up."""
+        self.pictures = np.delete(self.pictures, np.array(items, dtype=np.int64))
+        self.is_whole = self.is_whole and not len(items)
 
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
@@ -119,9 +145,38 @@ class CocoDetection(Dataset):
     @property
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
+        if self._coco is None and self.is_whole:
+            with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
+                self._coco = coco_object(str(self.source))
         if self._coco is None:
-            self._coco = coco_object(str(self.annotation_file))
+            self._coco = coco_object(self.coco_content())
         return self._coco
+
+    def coco_content(self) -> dict:
+        """The split as the content of a COCO file, without what was left out and in a form that every reader takes."""
+        images, annotations = [], []
+        for i, picture in enumerate(self.pictures):
+            height, width = self.get_height_and_width(i)
+            name = str(self.index.file_names[picture])
+            images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
+            for a in self.index.annotations(picture, only_usable=False):
+                code = packed_code(a, height, width)
+                counts = code["counts"]
+                annotations.append(
+                    {
+                        "id": int(a["id"]),
+                        "image_id": self.image_id(i),
+                        "category_id": int(a["category_id"]),
+                        "bbox": a["bbox"],
+                        "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
+                        "iscrowd": int(bool(a.get("iscrowd"))),
+                        "segmentation": code | {"counts": counts.decode() if isinstance(counts, bytes) else counts},
+                    }
+                )
+        if min((a["id"] for a in annotations), default=1) < 1:  # the metrics take id 0 for "no match"
+            annotations = [a | {"id": number} for number, a in enumerate(annotations, start=1)]
+        categories = [{"id": key, "name": name} for key, name in self.index.categories.items()]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def coco_object(source: str | dict):
@@ -154,14 +209,17 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 def packed_code(annotation: dict, height: int, width: int) -> dict:
     """The packed run-length code of an annotation's mask: polygons, a list of counts, or packed already.
 
+    Polygons of fewer than three points are passed over; pycocotools would take two points for a box.
+
     Raises:
         ValueError: the counts are none.
     """
     mask = annotation["segmentation"]
-    if isinstance(mask, list) and mask:
-        codes = coco_mask.frPyObjects(mask, height, width)
+    polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
+    if polygons:
+        codes = coco_mask.frPyObjects(polygons, height, width)
         return codes[0] if len(codes) == 1 else coco_mask.merge(codes)
-    counts = mask["counts"] if mask else [height * width]
+    counts = (mask["counts"] if isinstance(mask, dict) else None) or [height * width]
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": counts.encode()}

@@ -1,27 +1,34 @@
 """Pascal VOC's XML files, pictures and instance PNGs in, (image, target) items out."""
 
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data_problems import Problems
 from my_dataset_coco import coco_object
 from network_files import InstanceMasks
 from network_files.instance_masks import crop_to_content
 from network_files.rle import compress, encode_crop
 from transforms import Transform, collate_fn, read_image
+from voc_files import (
+    NOBODY,
+    VOC_CLASSES,
+    VOCObject,
+    VOCPicture,
+    count_instances,
+    open_masks,
+    read_annotation,
+    read_list,
+    read_palette_png,
+)
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-NOBODY = 255  # palette index of the contours between objects, which belong to none
 SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
+READERS = 4  # threads that look through the masks before a run; decoding waits for no other thread
 
 
 class VOCInstances(Dataset):
@@ -35,17 +42,21 @@ class VOCInstances(Dataset):
         year: of the devkit.
         txt_name: a list in ImageSets/Segmentation.
         transforms: applied to each item.
+        skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
 
     Attributes:
         class_names: label (1..20, the devkit's order) -> name.
         category_ids: label -> category id, the same number.
+        source: the list.
+        problems: what is wrong with the XML files and masks.
 
     Raises:
-        FileNotFoundError: a file or folder is missing.
-        ValueError: an XML file cannot be used; the message names it.
+        FileNotFoundError: the list or the devkit is missing.
+        ValueError: a file cannot be used, or would make results wrong; the message names it.
     """
 
     collate_fn = staticmethod(collate_fn)
+    kept_in_evaluation = "kept as crowds"  # what training leaves out
 
     def __init__(
         self,
@@ -53,25 +64,27 @@ class VOCInstances(Dataset):
         year: str = "2012",
         txt_name: str = "train.txt",
         transforms: Transform | None = None,
+        *,
+        skip_bad: bool = False,
     ):
         self.folder = find_voc_folder(voc_root, year)
         if self.folder is None:
             raise FileNotFoundError(f"{voc_root}: no VOCdevkit/VOC{year} in it")
+        self.image_folder = self.folder / "JPEGImages"
         self.transforms = transforms
         self.class_names = dict(enumerate(VOC_CLASSES, start=1))
         self.category_ids = {label: label for label in self.class_names}
         self.training = txt_name.startswith("train")
-        names = read_list(self.folder / "ImageSets" / "Segmentation" / txt_name)
-        self.pictures = [read_annotation(self.folder / "Annotations" / f"{name}.xml", name) for name in names]
-        self.image_ids = list(range(1, len(names) + 1))
-        if self.training:
-            kept = [
-                i
-                for i, p in enumerate(self.pictures)
-                if any(not o.difficult for o in p.objects) and has_instances(self.masks_path(p.name), p.size)
-            ]
-            self.pictures = [self.pictures[i] for i in kept]
-            self.image_ids = [self.image_ids[i] for i in kept]
+        self.source = self.folder / "ImageSets" / "Segmentation" / txt_name
+        self.problems = Problems()
+        names = read_list(self.source, self.problems)
+        pictures = {number: read_annotation(self.folder, name, self.problems) for number, name in names.items()}
+        pictures = {number: picture for number, picture in pictures.items() if picture is not None}
+        kept = self.check_masks(list(pictures.values()))
+        if not skip_bad:
+            self.problems.require_none_wrong(self.source)
+        self.image_ids = [number for number, is_kept in zip(pictures, kept) if is_kept]
+        self.pictures = [pictures[number] for number in self.image_ids]
         self._coco = None
 
     def __len__(self) -> int:
@@ -79,7 +92,7 @@ class VOCInstances(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         """Item i, of the same form as CocoDetection's."""
-        image, target = read_image(self.image_path(i)), self.target(i)
+        image, target = read_image(self.image_path(i), self.get_height_and_width(i)), self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
@@ -111,11 +124,49 @@ class VOCInstances(Dataset):
             "iscrowd": torch.tensor([o.difficult for o in objects], dtype=torch.int64),
         }
 
-    def match_masks(self, picture: "VOCPicture") -> list[tuple[int, int, np.ndarray] | None]:
+    def check_masks(self, pictures: Sequence[VOCPicture]) -> list[bool]:
+        """Look through the masks of pictures, note what is wrong; returns which pictures this split keeps."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(self.look_at_masks, pictures))
+        kept = []
+        for picture, matches in zip(pictures, found):
+            if isinstance(matches, str):
+                self.problems.add("masks", matches)
+                kept.append(False)
+                continue
+            for number, (thing, has_mask) in enumerate(zip(picture.objects, matches), start=1):
+                if not has_mask and not thing.difficult:
+                    name = self.class_names[thing.label]
+                    self.problems.add("no mask", f"Annotations/{picture.name}.xml, object {number}, '{name}'")
+            usable = any(has_mask and not thing.difficult for thing, has_mask in zip(picture.objects, matches))
+            kept.append(usable or not self.training)
+        return kept
+
+    def look_at_masks(self, picture: VOCPicture) -> list[bool] | str:
+        """Which objects of a picture have a mask, or why its PNGs cannot be used.
+
+        Where there are as many masks as objects each is taken to have its own; to be sure of that takes ten times as
+        long, and would be done at every start.
+        """
+        if not picture.objects:
+            return []
+        try:
+            count = count_instances(self.masks_path(picture.name), picture.size)
+            with open_masks(self.classes_path(picture.name), picture.size):
+                pass  # its header is right
+            if count == len(picture.objects):
+                return [True] * count
+            return [crop is not None for crop in self.match_masks(picture)]
+        except (FileNotFoundError, ValueError) as error:
+            return str(error)
+
+    def match_masks(self, picture: VOCPicture) -> list[tuple[int, int, np.ndarray] | None]:
         """For each XML object the crop of its mask, or None: pairs by class and by overlap, the best first.
 
         The order of the XML says nothing: objects without a mask stand between others.
         """
+        if not picture.objects:
+            return []
         crops, labels = self.read_masks(picture)
         boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
         overlap = np.array([[iou(thing.box, box) for box in boxes] for thing in picture.objects]).reshape(
@@ -130,10 +181,10 @@ class VOCInstances(Dataset):
             overlap[row, :] = overlap[:, column] = 0
         return matched
 
-    def read_masks(self, picture: "VOCPicture") -> tuple[list[tuple[int, int, np.ndarray]], list[int]]:
+    def read_masks(self, picture: VOCPicture) -> tuple[list[tuple[int, int, np.ndarray]], list[int]]:
         """The instances of a picture's PNGs: their crops, and the class that most of their pixels have."""
         instances = read_palette_png(self.masks_path(picture.name), picture.size)
-        classes = read_palette_png(self.folder / "SegmentationClass" / f"{picture.name}.png", picture.size)
+        classes = read_palette_png(self.classes_path(picture.name), picture.size)
         crops, labels = [], []
         for number in np.unique(instances):
             if number not in (0, NOBODY):
@@ -147,11 +198,27 @@ class VOCInstances(Dataset):
         """Of picture i, from its XML, without opening it."""
         return self.pictures[i].size
 
+    def image_id(self, i: int) -> int:
+        return self.image_ids[i]
+
+    def image_names(self) -> list[str]:
+        """The file of each picture below `image_folder`."""
+        return [f"{picture.name}.jpg" for picture in self.pictures]
+
     def image_path(self, i: int) -> Path:
-        return self.folder / "JPEGImages" / f"{self.pictures[i].name}.jpg"
+        return self.image_folder / f"{self.pictures[i].name}.jpg"
 
     def masks_path(self, name: str) -> Path:
         return self.folder / "SegmentationObject" / f"{name}.png"
+
+    def classes_path(self, name: str) -> Path:
+        return self.folder / "SegmentationClass" / f"{name}.png"
+
+    def leave_out(self, items: Sequence[int]) -> None:
+        """Go on without these items; the others close up."""
+        chosen = set(items)
+        self.pictures = [picture for i, picture in enumerate(self.pictures) if i not in chosen]
+        self.image_ids = [number for i, number in enumerate(self.image_ids) if i not in chosen]
 
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
@@ -191,95 +258,11 @@ class VOCInstances(Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-@dataclass
-class VOCObject:
-    label: int
-    box: tuple[float, float, float, float]  # x1y1x2y2, 0-based, the right and lower edges beyond the last pixel
-    difficult: bool
-
-
-@dataclass
-class VOCPicture:
-    name: str
-    size: tuple[int, int]  # height, width
-    objects: list[VOCObject]
-
-
 def find_voc_folder(root: str | Path, year: str) -> Path | None:
     """The folder VOC{year} that `root` is, or that lies in it or in its VOCdevkit; None if there is none."""
     root = Path(root)
     candidates = (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}")
     return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
-
-
-def read_list(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found (the list of pictures)")
-    names = path.read_text(encoding="utf-8").split()
-    if not names:
-        raise ValueError(f"{path}: lists no picture")
-    return names
-
-
-def read_annotation(path: Path, name: str) -> VOCPicture:
-    """One XML file. Boxes there are 1-based whole pixels, both ends included; parts of objects are passed over."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found (the annotation of a listed picture)")
-    try:
-        root = ElementTree.parse(path).getroot()
-        size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
-        objects = [read_object(element, size) for element in root.findall("object")]
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not readable as XML ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return VOCPicture(name, size, objects)
-
-
-def whole_number(element: ElementTree.Element, path: str) -> int:
-    text = element.findtext(path)
-    if text is None or not text.strip().isdigit():
-        raise ValueError(f"{path} is {text!r}, not a number of pixels")
-    return int(text)
-
-
-def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObject:
-    name = (element.findtext("name") or "").strip()
-    if name not in VOC_CLASSES:
-        raise ValueError(f"object of class '{name}', which is none of the devkit's twenty")
-    try:
-        x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-    except (TypeError, ValueError):
-        raise ValueError(f"object '{name}' has no bndbox of four numbers") from None
-    box = (max(x1 - 1, 0.0), max(y1 - 1, 0.0), min(x2, float(size[1])), min(y2, float(size[0])))
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(
-            f"object '{name}' has the box {x1:g} {y1:g} {x2:g} {y2:g}, which is empty in {size[1]}x{size[0]}"
-        )
-    return VOCObject(VOC_CLASSES.index(name) + 1, box, (element.findtext("difficult") or "0").strip() == "1")
-
-
-def has_instances(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a PNG of instance masks shows any, without making an array of it."""
-    with open_masks(path, size) as picture:
-        return any(index not in (0, NOBODY) for _, index in picture.getcolors())
-
-
-def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A palette PNG's indices, uint8 [H, W]."""
-    with open_masks(path, size) as picture:
-        return np.array(picture)
-
-
-def open_masks(path: Path, size: tuple[int, int]) -> Image.Image:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found (the masks of a listed picture)")
-    picture = Image.open(path)
-    if picture.mode not in ("P", "L"):
-        raise ValueError(f"{path}: is a {picture.mode} picture; masks are palette pictures")
-    if picture.size != (size[1], size[0]):
-        raise ValueError(f"{path}: is {picture.width}x{picture.height}, its XML says {size[1]}x{size[0]}")
-    return picture
 
 
 def iou(a: tuple[float, float, float, float], b: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from train_utils.engine import Precision, choose_device, ready_for_inference
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import load_trained_model
 from train_utils.run_folder import newest_checkpoint, write_atomically
-from transforms import picture_to_tensor
+from transforms import PICTURE_FORMATS, as_rgb, picture_to_tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -126,9 +126,9 @@ def ids_of_pictures(pictures: list[Path]) -> list[int]:
 def load_picture(path: Path) -> Image.Image:
     """A picture as it is meant to be seen: upright by its EXIF tag, RGB. ValueError names what cannot be read."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            return as_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # a broken file makes Pillow raise anything
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
 
 

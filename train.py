@@ -15,7 +15,8 @@ import torch
 from train_utils.arguments import DEMO_FOLDER, fill_from_checkpoint, fill_from_recipe, is_demo_path, train_parser
 from train_utils.checkpoints import make_checkpoint, restore
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader, fingerprint, num_classes_for, open_split, training_loader
+from train_utils.data import evaluation_loader, fingerprint, num_classes_for, training_loader
+from train_utils.dataset_check import open_checked
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.distributed import barrier, from_main, here, in_parallel, is_main, on_main, share_buffers, world_size
 from train_utils.engine import (
@@ -53,8 +54,7 @@ def main(args: Namespace) -> None:
         if is_demo_path(args.data_path):
             args.data_path = DEMO_FOLDER
             on_main(lambda: make_demo_dataset(DEMO_FOLDER))
-        train_set = open_split(args.data_path, training=True)
-        val_set = open_split(args.data_path, training=False)
+    train_set, val_set = open_checked(args.data_path, (True, False), args.skip_bad)
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, args.num_classes)
     train_loader = training_loader(

@@ -15,7 +15,8 @@ import torch
 
 from train_utils.arguments import OUTPUT_FOLDER, validation_parser
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader, open_split
+from train_utils.data import evaluation_loader
+from train_utils.dataset_check import open_checked
 from train_utils.distributed import is_main, process_group
 from train_utils.engine import Precision, choose_device, evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
@@ -46,8 +47,7 @@ def main(args: Namespace) -> None:
     data_path = args.data_path or trained_with.get("data_path")
     if data_path is None:
         raise InputError(f"{path}: does not say which data it was trained on; give --data-path")
-    with reading_input():
-        dataset = open_split(data_path, training=False)
+    (dataset,) = open_checked(data_path, (False,), args.skip_bad)
     classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
     if "category_ids" not in content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
@@ -56,7 +56,8 @@ def main(args: Namespace) -> None:
     loader = evaluation_loader(dataset, args.batch_size, args.workers)
 
     # Metrics
-    metrics = evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision)
+    unreadable = [] if args.skip_bad else None
+    metrics = evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision, unreadable)
     if is_main():
         text = f"weights: {path}\ndata: {data_path}, {len(dataset)} pictures\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"

@@ -4,16 +4,21 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 import coco_index
+from coco_file import MaskColumns
 from coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
+from data_problems import leaves_folder
 from my_dataset_coco import CocoDetection
+from network_files.rle import unpack_counts
 
 IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
 CATEGORIES = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bär"}]
@@ -29,7 +34,7 @@ def annotation(number: int, image_id: int, **changes) -> dict:
 ANNOTATIONS = [
     annotation(1, 10),
     annotation(2, 30),
-    annotation(3, 10, iscrowd=1, segmentation={"size": [40, 50], "counts": [100, 60, 1840]}),
+    annotation(3, 10, iscrowd=1, segmentation={"size": [40, 50], "counts": [124, 6, 34, 6, 1830]}),
     annotation(4, 30),
     annotation(5, 10, segmentation=[]),
     annotation(6, 30, bbox=[60, 0, 5, 5]),
@@ -157,37 +162,178 @@ def test_json_that_is_no_object_is_named(file, value, kind):
         open_index(file)
 
 
+BOX = [3, 3, 11, 3, 11, 12, 3, 12]
+
+
 @pytest.mark.parametrize(
-    "changes, named",
+    "changes, kind, named",
     [
-        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation 8 "),
-        ({"segmentation": [[1, 2]]}, r"annotation 8 has a polygon that is none: \[1, 2\]"),
-        ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation 8 "),
-        ({"segmentation": [[1, 2, 3, float("nan"), 5, 6]]}, "annotation 8 has a polygon that is none"),
-        ({"segmentation": None}, "annotation 8 has a segmentation that is neither"),
-        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation 8 has a segmentation that is neither"),
-        ({"segmentation": {"size": [50, 40], "counts": [2000]}}, r"annotation 8 has a mask of size \[50, 40\]"),
-        ({"bbox": [1, 2, 3, "4"]}, "annotation 8 "),
-        ({"bbox": None}, "annotation 8 "),
-        ({"area": "9"}, "annotation 8 "),
-        ({"area": float("nan")}, "annotation 8 has the area nan"),
-        ({"image_id": "10"}, "annotation 8 "),
-        ({"image_id": 11}, "annotation 8 belongs to image 11"),
-        ({"image_id": 2**62 + 1}, f"annotation 8 belongs to image {2**62 + 1}"),
-        ({"category_id": 3}, "annotation 8 has category 3"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation", r"polygons that are none: \[\['1', '2'"),
+        ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation", "polygons that are none"),
+        ({"segmentation": None}, "annotation", "neither a list of polygons nor a run-length code"),
+        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "counts are 3"),
+        ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "run lengths that are none"),
+        ({"segmentation": {"size": [40, 50]}}, "annotation", "lacks the key 'counts'"),
+        ({"segmentation": {"size": [40], "counts": [2000]}}, "annotation", "annotation 8 of image 10"),
+        ({"bbox": [1, 2, 3]}, "annotation", "bbox of 3 numbers"),
+        ({"bbox": [1, 2, 3, "4"]}, "annotation", "wrong kind"),
+        ({"bbox": None}, "annotation", "wrong kind"),
+        ({"area": "9"}, "annotation", "wrong kind"),
+        ({"area": float("nan")}, "annotation", "the area nan"),
+        ({"iscrowd": "yes"}, "annotation", "the iscrowd 'yes'"),
+        ({"image_id": "10"}, "annotation", "annotation 8 of image '10'"),
+        ({"image_id": 2**70}, "annotation", "annotation 8"),
+        ({"image_id": 11}, "unknown image", "11"),
+        ({"image_id": 2**62 + 1}, "unknown image", f"{2**62 + 1}"),
+        ({"category_id": 3}, "unknown category", "3"),
+        ({"id": 2}, "annotation id", "annotation 2 of image 10"),
+        ({"bbox": [float("nan"), 3, 8, 9]}, "box numbers", "nan"),
+        ({"bbox": [3, 3, float("inf"), 9]}, "box numbers", "inf"),
+        ({"segmentation": [[*BOX, 3]]}, "odd polygon", r"\[3, 3, 11, 3"),
+        ({"segmentation": [BOX, [3]]}, "odd polygon", r"\[3\]"),
+        ({"segmentation": [[3, 3, float("nan"), 3, 11, 12]]}, "polygon numbers", "nan"),
+        ({"segmentation": [BOX, [3, 3, -float("inf"), 3, 11, 12]]}, "polygon numbers", "-inf"),
+        ({"segmentation": [[3, 3, 1e7, 3, 11, 12]]}, "polygon numbers", "10000000.0"),
+        ({"segmentation": {"size": [50, 40], "counts": [124, 6, 1870]}}, "code size", r"\[50, 40\]"),
+        ({"segmentation": {"size": [40, 50], "counts": [124, 6, 1871]}}, "code counts", "1871"),
+        ({"segmentation": {"size": [40, 50], "counts": [124, -6, 1882]}}, "code counts", "-6"),
+        ({"segmentation": {"size": [40, 50], "counts": [2**62, 2**62, 2**62, 2**62, 2000]}}, "code counts", "46"),
+        ({"segmentation": {"size": [40, 50], "counts": "mP1;1Q"}}, "code counts", "mP1;1Q"),  # the last is cut off
+        ({"segmentation": {"size": [40, 50], "counts": "!!"}}, "code counts", "!!"),
+        ({"segmentation": {"size": [40, 50], "counts": "ÄÖ"}}, "code counts", "ÄÖ"),
+        ({"segmentation": {"size": [40, 50], "counts": "o" * 30 + "0"}}, "code counts", "ooo"),
+        ({"segmentation": {"size": [0, 0], "counts": "0"}}, "code size", r"\[0, 0\]"),
+        ({"bbox": [30, 25, 8, 9]}, "apart", r"\[30, 25, 8, 9\].*\[3.0, 3.0, 11.0, 12.0\]"),
+        ({"bbox": [3, 3, 47, 37]}, "apart", r"\[3, 3, 47, 37\]"),
+        ({"segmentation": {"size": [40, 50], "counts": [1999, 1]}}, "apart", r"\[49.0, 39.0, 50.0, 40.0\]"),
     ],
 )
-def test_annotations_that_cannot_be_used_are_named_and_nothing_is_stored(file, changes, named):
-    file.write_text(json.dumps({**CONTENT, "annotations": [*ANNOTATIONS, {**annotation(8, 10), **changes}]}))
-    with pytest.raises(ValueError, match=f"instances.json: {named}"):
-        open_index(file)
-    assert os.listdir(file.parent) == [file.name]
+def test_wrong_annotations_are_named_and_left_out(file, changes, kind, named):
+    expected = contents(make_index(file))
+    wrong = {**annotation(8, 10, segmentation=[BOX], bbox=[3, 3, 8, 9]), **changes}
+    file.write_text(json.dumps({**CONTENT, "annotations": [*ANNOTATIONS, wrong]}))
+    with_it = open_index(file)
+    assert {k: with_it.problems.counts[k] for k in with_it.problems.wrong()} == {kind: 1}
+    assert re.search(named, with_it.problems.in_words(kind)), with_it.problems.in_words(kind)
+    assert read_stored(file, stamp_of(file)).problems == with_it.problems
+    assert contents(with_it) == expected
 
 
-def test_run_lengths_that_do_not_fill_the_picture_are_named_with_the_item(tmp_path):
-    root = coco_folder(tmp_path, [annotation(8, 10, segmentation={"size": [40, 50], "counts": [100, 60]})])
-    with pytest.raises(ValueError, match="instances_val2017.json: a mask of image 10 .*do not add up.*40 x 50"):
-        CocoDetection(root, "val").target(1)
+@pytest.mark.parametrize(
+    "changes, kind, usable",
+    [
+        ({"bbox": [3, 3, 0, 9]}, "empty box", False),
+        ({"bbox": [3, 3, 8, -9]}, "empty box", False),
+        ({"bbox": [51, 3, 8, 9]}, "box outside", False),
+        ({"segmentation": []}, "no mask", False),
+        ({"segmentation": [[]]}, "no mask", False),
+        ({"segmentation": [[3, 3, 11, 12]]}, "no mask", False),
+        ({"segmentation": {"size": [40, 50], "counts": [2000]}}, "no mask", False),
+        ({"segmentation": {"size": [40, 50], "counts": []}}, "no mask", False),
+        ({"segmentation": {"size": [40, 50], "counts": ""}}, "no mask", False),
+        ({"segmentation": {"size": [40, 50], "counts": "`n1"}}, "no mask", False),
+        ({"segmentation": [[3, 3, 11, 12], BOX]}, "short polygon", True),
+        ({"segmentation": [[3, 3, 11, 3, 11, 12, 3, 12, -400, 12]], "bbox": [0, 3, 11, 9]}, "far outside", True),
+    ],
+)
+def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, changes, kind, usable):
+    own = {**annotation(8, 20, segmentation=[BOX], bbox=[3, 3, 8, 9]), **changes}
+    file.write_text(json.dumps({**CONTENT, "annotations": [own, annotation(9, 20)]}))
+    index = open_index(file)
+    assert index.problems.counts == {kind: 1} and not index.problems.wrong()
+    assert "annotation 8 of image 20 (20.png)" in index.problems.in_words(kind)
+    assert [a["id"] for a in index.annotations(2, only_usable=False)] == [8, 9]
+    assert [a["id"] for a in index.annotations(2, only_usable=True)] == ([8, 9] if usable else [9])
+
+
+@pytest.mark.parametrize(
+    "key, entry, kind, named",
+    [
+        ("images", {"id": 40, "height": 40, "width": 50}, "image", "image 40 lacks the key 'file_name'"),
+        ("images", {"height": 40, "width": 50, "file_name": "a"}, "image", "image number 3 of the list lacks .*'id'"),
+        ("images", {"id": 40, "height": 0, "width": 50, "file_name": "a"}, "image", "height of 0"),
+        ("images", {"id": 40, "height": 2**40, "width": 2**40, "file_name": "a"}, "image", "height of 1099511627776"),
+        ("images", {"id": 40, "height": "x", "width": 50, "file_name": "a"}, "image", "'x' where a whole number"),
+        ("images", {"id": 40, "height": 40, "width": 50, "file_name": 7}, "image", "file name 7"),
+        ("images", 7, "image", "image number 3 of the list is no object"),
+        ("images", {**IMAGES[0], "file_name": "other"}, "image id", "image 30, 'other'"),
+        ("images", {"id": 40, "height": 40, "width": 50, "file_name": "../a.png"}, "file name", "image 40, '../a.png'"),
+        ("images", {"id": 40, "height": 40, "width": 50, "file_name": "/a.png"}, "file name", "'/a.png'"),
+        ("categories", {"id": 1, "name": "cow"}, "category id", "category 1, 'ape' and 'cow'"),
+        ("categories", {"id": -1, "name": "cow"}, "category", "the id -1"),
+        ("images", {**IMAGES[0], "id": -1}, "image", "the id -1"),
+        ("categories", {"name": "cow"}, "category", "lacks the key 'id'"),
+        ("categories", {"id": "1", "name": "cow"}, "category", "'1' where a whole number"),
+    ],
+)
+def test_wrong_entries_of_the_other_lists_are_named_and_left_out(file, key, entry, kind, named):
+    expected = contents(make_index(file))
+    file.write_text(json.dumps({**CONTENT, key: [*CONTENT[key], entry]}))
+    index = open_index(file)
+    assert {k: index.problems.counts[k] for k in index.problems.wrong()} == {kind: 1}
+    assert re.search(named, index.problems.in_words(kind)), index.problems.in_words(kind)
+    assert contents(index) == expected
+
+
+def test_pictures_that_cannot_be_used_take_their_objects_along(file):
+    images = [{**IMAGES[0], "file_name": "../30.png"}, *IMAGES[1:]]
+    file.write_text(json.dumps({**CONTENT, "images": images}))
+    index = open_index(file)
+    assert index.problems.wrong() == ["file name"] and index.image_ids.tolist() == [10, 20]
+    assert [[a["id"] for a in index.annotations(p, only_usable=False)] for p in range(2)] == [[1, 3, 5], []]
+
+
+@pytest.mark.parametrize(
+    "name, leaves",
+    [
+        ("a.png", False), ("a b.png", False), ("图片/照片.png", False), ("a..png", False), ("a/..b/c", False),
+        ("..", True), ("../a", True), ("a/../../b", True), ("a\\..\\..\\b", True), ("/etc/passwd", True),
+        ("\\\\host\\a", True), ("C:\\a", True), ("c:/a", True), ("", True), ("a\0b", True), ("\ud800", True),
+        ("a" * 5000, True),
+    ],
+)  # fmt: skip
+def test_names_that_leave_the_folder_are_known(name, leaves):
+    assert leaves_folder(name) is leaves
+
+
+def test_of_many_problems_three_are_named_and_all_are_counted(file):
+    bad = [annotation(i, 10, bbox=[1, 2, 3, float("nan")]) for i in range(100, 120)]
+    file.write_text(json.dumps({**CONTENT, "annotations": [*bad, annotation(7, 99), *ANNOTATIONS]}))
+    problems = open_index(file).problems
+    assert problems.counts["box numbers"] == 20 and "and 17 more" in problems.in_words("box numbers")
+    assert [f"annotation {i} of" in problems.summary() for i in (100, 101, 102, 103)] == [False] * 4
+    assert [f"annotation {i} of" in problems.in_words("box numbers") for i in range(100, 104)] == [True] * 3 + [False]
+    assert "boxes with numbers that are not finite (20)" in problems.summary()
+
+
+def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
+    bad = annotation(8, 10, segmentation={"size": [40, 50], "counts": [100, 60]})
+    root = coco_folder(tmp_path, [annotation(1, 10), bad])
+    with pytest.raises(ValueError, match=r"instances_val2017.json: run-length codes that are none \(1\): annotation 8"):
+        CocoDetection(root, "val")
+    dataset = CocoDetection(root, "val", skip_bad=True)
+    assert dataset.problems.counts == {"code counts": 1} and len(dataset.target(1)["labels"]) == 1
+    assert len(dataset.coco.getAnnIds()) == 1 and sorted(dataset.coco.getImgIds()) == [10, 20, 30]
+
+
+def test_packed_and_loose_codes_reach_as_far_as_their_pixels(tmp_path):
+    draw = np.random.default_rng(0)
+    planes = [np.zeros((40, 50), dtype=np.uint8) for _ in range(40)]
+    for plane in planes:
+        x, y, w, h = draw.integers(0, 30, 2).tolist() + draw.integers(1, 20, 2).tolist()
+        plane[y : y + min(h, 40 - y), x : x + w] = draw.random((min(h, 40 - y), w)) < 0.5
+    planes[3][:], planes[4][:, 7] = 1, 1
+    codes = [coco_mask.encode(np.asfortranarray(plane)) for plane in planes]
+    masks = MaskColumns()
+    for code in codes:
+        counts = unpack_counts(code["counts"]).tolist()
+        masks.add_code({"size": [40, 50], "counts": code["counts"].decode()})
+        masks.add_code({"size": [40, 50], "counts": counts})
+    masks.look()
+    xywh = coco_mask.toBbox(codes)
+    expected = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+    assert np.array_equal(masks.extents[0][::2], expected) and np.array_equal(masks.extents[0][1::2], expected)
+    assert not any(masks.flaws.values())
 
 
 def coco_folder(tmp_path: Path, annotations: list[dict]) -> Path:
@@ -201,7 +347,7 @@ def coco_folder(tmp_path: Path, annotations: list[dict]) -> Path:
 
 def test_index_is_small_whatever_the_masks(file):
     polygon = np.linspace(0, 39, 400).tolist()
-    many = [annotation(i, 10, segmentation=[polygon]) for i in range(1, 2001)]
+    many = [annotation(i, 10, segmentation=[polygon], bbox=[0, 0, 39, 39]) for i in range(1, 2001)]
     file.write_text(json.dumps({**CONTENT, "annotations": many}))
     index = open_index(file)
     assert len(pickle.dumps(index)) < 30 * len(many) < file.stat().st_size / 50

@@ -16,6 +16,7 @@ COMMON = {
     "sync_bn": False,
     "deterministic": False,
     "checkpoint_every": None,
+    "skip_bad": False,
 }
 # Mask R-CNN's usual schedule on COCO or VOC; the learning rate is per image of the total batch.
 FULL_RECIPE = COMMON | {
@@ -106,6 +107,11 @@ def add_arch(parser: argparse.ArgumentParser, default: str) -> None:
     )  # fmt: skip
 
 
+def add_skip_bad(parser: argparse.ArgumentParser, default: bool | None) -> None:
+    add_flag(parser, "--skip-bad", "leave out pictures and annotations that would make results wrong, and say how many "
+             "these are, instead of stopping", default)  # fmt: skip
+
+
 def train_parser(multi_gpu: bool, description: str) -> Parser:
     """Options of train.py, and with `multi_gpu` those of train_multi_GPU.py besides."""
     p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,6 +169,7 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
         "--max-bad-pictures", type=natural, default=100, help="stop when more pictures than that could not be read in "
         "an epoch (default: %(default)s); others take their place",
     )  # fmt: skip
+    add_skip_bad(p, default=None)
     add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")
     if multi_gpu:
         p.add_argument("--lr-step-size", type=positive, help="drop the rate every so many epochs, unless --lr-steps")
@@ -185,6 +192,7 @@ def validation_parser(description: str) -> Parser:
         f"(default: newest in {OUTPUT_FOLDER}/)",
     )  # fmt: skip
     p.add_argument("--data-path", help="COCO or VOC folder (default: the one that the checkpoint was trained on)")
+    add_skip_bad(p, default=False)
     p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
     add_arch(p, "told by the weights")
     p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")

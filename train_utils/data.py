@@ -19,8 +19,11 @@ from train_utils.signals import leave_signals_to_the_main_process
 InstanceDataset = CocoDetection | VOCInstances
 
 
-def open_split(data_path: str, training: bool) -> InstanceDataset:
+def open_split(data_path: str, training: bool, skip_bad: bool = False) -> InstanceDataset:
     """The training or validation split of a COCO or VOC folder, told apart by what lies in it.
+
+    Args:
+        skip_bad: leave out what would make results wrong instead of raising, see the datasets.
 
     Raises:
         InputError: there is no such folder, or it has neither layout.
@@ -31,9 +34,9 @@ def open_split(data_path: str, training: bool) -> InstanceDataset:
         raise InputError(f"{root}: no such folder (--data-path)")
     flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
     if find_voc_folder(root, "2012"):
-        return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip)
+        return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip, skip_bad=skip_bad)
     if (root / "annotations").is_dir():
-        return CocoDetection(root, "train" if training else "val", flip)
+        return CocoDetection(root, "train" if training else "val", flip, skip_bad=skip_bad)
     raise InputError(
         f"{root}: neither COCO's layout (annotations/instances_train2017.json, train2017/, val2017/) "
         "nor VOC's (VOCdevkit/VOC2012/ImageSets/Segmentation/)"

@@ -1,0 +1,139 @@
+"""What can be wrong with a dataset: the kinds, and how many of each were found, the first few by name.
+
+Readers note problems here instead of stopping at the first one, so that a user mends all of them at once.
+"""
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+NAMED = 3  # of each kind
+LONGEST = 120  # characters of a value that is shown
+
+
+class Kind(NamedTuple):
+    """A kind of problem.
+
+    Attributes:
+        text: what has it, in plural.
+        wrong: whether results would be wrong with it; else training can do without what has it.
+        stays: whether training keeps what has it, too.
+    """
+
+    text: str
+    wrong: bool = True
+    stays: bool = False
+
+
+KINDS = {
+    # the lists of a COCO file
+    "category": Kind("categories that cannot be used"),
+    "category id": Kind("categories with the id of another one"),
+    "image": Kind("images that cannot be used"),
+    "image id": Kind("images with the id of another one"),
+    "annotation": Kind("annotations that cannot be used"),
+    "annotation id": Kind("annotations with the id of another one"),
+    "unknown image": Kind("annotations of images that are not in 'images'"),
+    "unknown category": Kind("annotations of categories that are not in 'categories'"),
+    # boxes and masks
+    "box numbers": Kind("boxes with numbers that are not finite"),
+    "odd polygon": Kind("polygons with an odd number of coordinates"),
+    "polygon numbers": Kind("polygons with coordinates that no picture has"),
+    "code size": Kind("run-length codes of another size than their picture"),
+    "code counts": Kind("run-length codes that are none"),
+    "apart": Kind("boxes and masks that do not cover one another"),
+    "empty box": Kind("boxes without area", wrong=False),
+    "box outside": Kind("boxes outside their picture", wrong=False),
+    "no mask": Kind("objects without a mask", wrong=False),
+    "short polygon": Kind("objects with polygons of fewer than three points, which are left out", False, stays=True),
+    "far outside": Kind("masks with points far outside their picture, which are cut off", False, stays=True),
+    # VOC's files
+    "xml": Kind("XML files that cannot be used"),
+    "class": Kind("objects of classes that are none of the devkit's twenty"),
+    "corners": Kind("boxes whose corners are no left upper and right lower one"),
+    "masks": Kind("PNG files of masks that cannot be used"),
+    # pictures
+    "file name": Kind("file names that lead out of the image folder, which are never opened"),
+    "missing": Kind("pictures that are missing"),
+    "empty": Kind("pictures that are empty files"),
+    "unreadable": Kind("pictures that cannot be opened"),
+    "no picture": Kind("files that are no pictures"),
+    "size": Kind("pictures of another size than annotated"),
+    "bomb": Kind("pictures too large to be opened safely"),
+}
+
+
+@dataclass
+class Problems:
+    """Found so far: how many of each kind, and the first few in words."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str) -> None:
+        self.add_all(kind, [example], lambda text: text)
+
+    def add_all(self, kind: str, found: Iterable, describe: Callable[[object], str]) -> None:
+        """Note all of `found`; only the first few are described."""
+        found = list(found)
+        if found:
+            self.counts[kind] = self.counts.get(kind, 0) + len(found)
+            examples = self.examples.setdefault(kind, [])
+            examples += [printable(describe(one)) for one in found[: NAMED - len(examples)]]
+
+    def update(self, other: "Problems") -> None:
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            examples = self.examples.setdefault(kind, [])
+            examples += other.examples[kind][: NAMED - len(examples)]
+
+    def wrong(self) -> list[str]:
+        """The kinds found with which results would be wrong, in the order of KINDS."""
+        return [kind for kind in KINDS if kind in self.counts and KINDS[kind].wrong]
+
+    def harmless(self) -> list[str]:
+        """The other kinds found."""
+        return [kind for kind in KINDS if kind in self.counts and not KINDS[kind].wrong]
+
+    def in_words(self, kind: str, outcome: str = "") -> str:
+        """All that is known of a kind, in one line."""
+        count, examples = self.counts[kind], self.examples[kind]
+        more = f"; and {count - len(examples)} more" if count > len(examples) else ""
+        return f"{KINDS[kind].text} ({count}){outcome}: {'; '.join(examples)}{more}"
+
+    def require_none_wrong(self, source: Path) -> None:
+        """ValueError if anything wrong was found in the file `source`."""
+        if self.wrong():
+            raise ValueError(f"{source}: {self.summary()}")
+
+    def summary(self) -> str:
+        """The first wrong kind in full, and the counts of the others."""
+        first, *others = self.wrong()
+        rest = "".join(f"; {KINDS[kind].text} ({self.counts[kind]})" for kind in others)
+        return f"{self.in_words(first)}{rest}"
+
+
+def printable(text: str) -> str:
+    """A text in one line, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def shown(value: object) -> str:
+    """A value from a file in one line that is not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name from a dataset might lead out of the folder that it is meant in, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
+    return not name or "\0" in name or parts[0] == "" or has_drive or ".." in parts or not is_file_name(name)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a system can have a file of that name."""
+    try:
+        return len(name.encode()) < 1024
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,131 @@
+"""Whether a dataset's pictures are there and are what the annotations say, without decoding one.
+
+One look at each folder tells which files are there. What their headers say is read once, and of large datasets kept
+beside the annotations, so that the next start reads only the headers of files that have changed.
+"""
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from coco_index import storage_places, store_columns, stored_columns
+from data_problems import Problems
+from transforms import PICTURE_FORMATS, is_turned, orientation_of
+
+KEPT_FROM = 5000  # pictures: the headers of fewer are read in a second
+READERS = 8  # threads: on a network's disk most of the time is waiting
+# What stands for the size of a file that is none.
+MISSING, NO_FILE = -1, -2
+# What a header tells, in the order of their numbers; the names are those of the kinds of problems.
+FINE, NO_PICTURE, BOMB, UNREADABLE = range(4)
+FAULTS = ("", "no picture", "bomb", "unreadable")
+
+
+def check_pictures(dataset) -> tuple[Problems, list[int]]:
+    """What is wrong with the pictures of a dataset, and the items that have them."""
+    folder, names = dataset.image_folder, dataset.image_names()
+    sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
+    files = file_states(folder, names)
+    headers = read_headers(folder, names, files, storage_places(dataset.source, ".pictures"))
+    problems, bad = Problems(), np.zeros(len(names), dtype=bool)
+
+    def note(kind: str, flawed: np.ndarray, what: str = "") -> None:
+        def describe(i: int) -> str:
+            (width, height, _, _), (wanted_height, wanted_width) = headers[i].tolist(), sizes[i].tolist()
+            said = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}")
+            return f"{folder / names[i]} (image {dataset.image_id(i)}){said}"
+
+        problems.add_all(kind, np.flatnonzero(flawed & ~bad).tolist(), describe)
+        bad[flawed] = True
+
+    note("missing", files[:, 0] == MISSING)
+    note("unreadable", files[:, 0] == NO_FILE)
+    note("empty", files[:, 0] == 0)
+    for fault in (NO_PICTURE, BOMB, UNREADABLE):
+        note(FAULTS[fault], headers[:, 3] == fault)
+    other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
+    for i in np.flatnonzero(other).tolist():
+        width, height, orientation, _ = headers[i].tolist()
+        other[i] = not is_turned((width, height), orientation, tuple(sizes[i].tolist()))
+    note("size", other, " is {}, annotated {}")
+    return problems, np.flatnonzero(bad).tolist()
+
+
+def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Size in bytes and time of change of each file, int64 [P, 2]; MISSING or NO_FILE for the size of others."""
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        inner, _, last = name.rpartition("/")
+        wanted.setdefault(inner, set()).add(last)
+    found = {}
+    for inner, lasts in wanted.items():
+        try:
+            with os.scandir(folder / inner) as entries:
+                for entry in entries:
+                    if entry.name in lasts:
+                        found[f"{inner}/{entry.name}" if inner else entry.name] = state_of(entry)
+        except OSError:
+            continue
+    # Where the system takes other names for the same file, only it can tell.
+    rows = [found.get(name) or state_of(folder / name) for name in names]
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def state_of(file: os.DirEntry | Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return MISSING, 0
+    except (OSError, ValueError):
+        return NO_FILE, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (NO_FILE, 0)
+
+
+def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path]) -> np.ndarray:
+    """Of each file that is there its width, height, EXIF orientation and what is wrong with it, int64 [P, 4].
+
+    Args:
+        files: what `file_states` says of them.
+        places: where headers that were read are kept, if they are many.
+    """
+    headers = np.zeros((len(names), 4), dtype=np.int64)
+    unread = files[:, 0] > 0
+    kept = next(stored_columns(list(places)), None) if len(names) >= KEPT_FROM else None
+    if kept is not None:
+        rows = dict(zip(kept["names"].tolist(), range(len(kept["names"]))))
+        row = np.array([rows.get(name, -1) for name in names], dtype=np.int64)
+        known = np.flatnonzero(row >= 0)
+        known = known[(kept["files"][row[known]] == files[known]).all(axis=1)]
+        headers[known] = kept["headers"][row[known]]
+        unread[known] = False
+    unread = np.flatnonzero(unread).tolist()
+    if unread:
+        paths = [os.path.join(folder, names[i]) for i in unread]
+        with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
+            warnings.simplefilter("ignore")  # Pillow's about large pictures and odd tags come when they are opened
+            read = pool.map(read_header, paths, chunksize=64)
+            progress = tqdm(read, "reading headers", len(paths), False, disable=None if len(paths) > KEPT_FROM else True)
+            headers[unread] = list(progress)
+        if len(names) >= KEPT_FROM:
+            columns = {"names": np.array(names, dtype=np.str_), "files": files, "headers": headers}
+            store_columns(columns, list(places))
+    return headers
+
+
+def read_header(path: str) -> tuple[int, int, int, int]:
+    """A row of `read_headers`."""
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            return (*picture.size, orientation_of(picture), FINE)
+    except Image.DecompressionBombError:
+        return 0, 0, 1, BOMB
+    except PermissionError:
+        return 0, 0, 1, UNREADABLE
+    except Exception:  # a broken header makes Pillow raise anything
+        return 0, 0, 1, NO_PICTURE
