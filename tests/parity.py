@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as ReferenceMaskRCNN
-from torchvision.models.detection import anchor_utils, faster_rcnn, mask_rcnn, rpn
+from torchvision.models.detection import anchor_utils, faster_rcnn, mask_rcnn, maskrcnn_resnet50_fpn_v2, rpn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from backbone import resnet50_fpn_backbone
 from network_files import MaskRCNN, anchors, heads
 from network_files.roi_align import PyramidRoIAlign
+from train_utils.models import v2_heads
 
 # Small enough to be fast. The heads see all classes, but few proposals.
 SMALL = dict(
@@ -159,6 +160,38 @@ def pair(num_classes: int | None = 91, parts: Parts | None = None, **arguments) 
     own = MaskRCNN(backbones()[1], num_classes, **arguments, **ours)
     own.load_state_dict(reference.state_dict(), strict=True)
     return reference, own
+
+
+def pair_for_fine_tuning(state: dict[str, Tensor], **arguments) -> tuple[ReferenceMaskRCNN, MaskRCNN]:
+    """Both with these weights as training starts from published ones: normalisations frozen, three layers trained.
+
+    Ours is laid out as train.py lays it out, channels last.
+    """
+    reference = ReferenceMaskRCNN(
+        resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3),
+        91,
+        **arguments,
+    )
+    own = MaskRCNN(resnet50_fpn_backbone(norm_layer=FrozenBatchNorm2d, trainable_layers=3), 91, **arguments)
+    reference.load_state_dict(dict(state), strict=True)
+    own.load_state_dict(reference.state_dict(), strict=True)
+    return reference, own.to(memory_format=torch.channels_last)
+
+
+def pair_of_v2(images: list[Tensor], **arguments) -> tuple[ReferenceMaskRCNN, MaskRCNN]:
+    """The second version, with random numbers under which detections of the pictures vary."""
+    reference = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **arguments)
+    enliven_norms(reference)
+    nn.init.normal_(reference.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+    spread_logits(reference.rpn.head.cls_logits, 1.0)
+    spread_logits(reference.roi_heads.box_predictor.cls_score, 3.0)
+    spread_logits(reference.roi_heads.mask_predictor.mask_fcn_logits, 2.0)
+    with torch.no_grad():
+        reference.eval()(images)
+    backbone = resnet50_fpn_backbone(trainable_layers=5, fpn_norm_layer=nn.BatchNorm2d)
+    own = MaskRCNN(backbone, 91, **v2_heads(backbone.out_channels), **arguments)
+    own.load_state_dict(reference.state_dict(), strict=True)
+    return reference, own.to(memory_format=torch.channels_last)
 
 
 THEIRS = SimpleNamespace(
