@@ -167,7 +167,7 @@ def trained_stages(args: Namespace) -> list[Check]:
 
 def gradients(args: Namespace) -> list[Check]:
     batch = batch_of(args)
-    rois = 32 if args.quick else 512
+    rois = 32 if args.quick else 128
     checks = []
     if not args.quick:
         reference, own = pair(box_batch_size_per_image=rois)
@@ -267,7 +267,7 @@ PARTS = {
     ),
     "gradients": (
         "Losses and gradients",
-        "One training step under one state of the random numbers, with 512 RoIs an image. Where a ReLU's input is "
+        "One training step under one state of the random numbers, with 128 RoIs an image. Where a ReLU's input is "
         "within rounding of 0, rounding decides whether its gradient flows: torchvision's own float32 gradients of a "
         "trained network were seen to change by 2.5e-2 with the layout of memory alone. Float64 shows what is left.",
         gradients,
