@@ -254,7 +254,7 @@ def weight_files(args: Namespace) -> list[Check]:
 PARTS = {
     "stages": (
         "Stage by stage, random weights",
-        "Three photos of different sizes in one batch, short side 320. Each stage is given what torchvision's stage "
+        "Three photos, not all of one size, in one batch, short side 320. Each stage is given what torchvision's stage "
         "before it gave; the rows of the whole way start from the photos.",
         random_weights,
     ),
