@@ -51,8 +51,7 @@ class PyramidRoIAlign(nn.Module):
             [sum of R_b, C, output_size] in the features' dtype, the first image's boxes first.
         """
         levels = [features[name] for name in self.featmap_names if name in features]
-        batch_height = max(height for height, _ in image_sizes)
-        strides = [2 ** round(math.log2(batch_height / level.shape[-2])) for level in levels]
+        strides = [stride_of(level, image_sizes) for level in levels]
         image_ids = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat((image_ids, torch.cat(list(boxes))), dim=1)
         if len(levels) == 1:
@@ -69,6 +68,15 @@ class PyramidRoIAlign(nn.Module):
         if level.device.type == "cpu" and self.sampling_ratio > 0:
             return weighted_gather(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
         return roi_align(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
+
+
+def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
+    """Pixels of the resized images between two neighbours of a level [B, C, H, W], a power of 2.
+
+    Padding makes levels larger than their images, and most along a short side: the side that shows more decides.
+    """
+    sides = [max(sizes) for sizes in zip(*image_sizes)]
+    return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
 
 
 def weighted_gather(

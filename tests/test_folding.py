@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_network_equals_torchvision import enliven_norms
+from parity import enliven_norms
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 

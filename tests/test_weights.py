@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_network_equals_torchvision import (
+from parity import (
     OLDER_KEYS,
     assert_same_detections,
     detections_of,
