@@ -2,6 +2,7 @@
 
 Everything is looked at by column; an annotation is read again only to say in words what is wrong with it.
 """
+
 import json
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,8 @@
-"""Pascal VOC's files, read one by one: lists, XML annotations, PNGs of masks. What cannot be used is noted as a problem.
+"""Pascal VOC's files, one by one: lists, XML annotations, PNGs of masks. What cannot be used is noted as a problem.
 
 Nothing that a file names is opened but what the devkit's layout says, and no entity of an XML file is expanded.
 """
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
