@@ -69,13 +69,14 @@ PREDICT = ["--device", "cpu", "--weights-path"]
 
 @dataclass
 class Case:
-    """Attributes:
-    name: what is wrong.
-    spoil: breaks what lies in the case's folder, where a good dataset is in `data`.
-    status: the run's exit status; 0 for a run that goes on to its end.
-    says: what stands in its messages on stderr, each a regular expression; a run that says nothing has none.
-    arguments: after those that every run of the script has.
-    script: which.
+    """What is wrong, and how a run must end with it.
+
+    Attributes:
+        spoil: breaks what lies in the case's folder, where a good dataset is in `data`.
+        status: the run's exit status; 0 for a run that goes on to its end.
+        says: what stands in its messages on stderr, each a regular expression; a run that says nothing has none.
+        arguments: after those that every run of the script has.
+        voc: whether the dataset has VOC's layout.
     """
 
     name: str
