@@ -2,6 +2,7 @@
 
 What cannot be taken in is noted as a problem and left out; only a text that is no instances file at all is an error.
 """
+
 import json
 from array import array
 from collections.abc import Callable

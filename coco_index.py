@@ -4,6 +4,7 @@ COCO's file of a million training objects takes half a minute and gigabytes as P
 once, object by object; what is kept is where in the file each picture's annotations stand. The index is then stored,
 beside the file or in the user's cache folder, and the next start takes it from there as long as the file is the same.
 """
+
 import io
 import json
 import os

@@ -2,6 +2,7 @@
 
 Readers note problems here instead of stopping at the first one, so that a user mends all of them at once.
 """
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path

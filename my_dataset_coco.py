@@ -3,6 +3,7 @@
 The annotations stay in their file until an item wants them (coco_index.py says where they are), so that COCO's million
 costs no worker a Python object.
 """
+
 import contextlib
 import io
 from collections.abc import Sequence

@@ -99,7 +99,7 @@ def example_picture(weights: str | Path, trained_with: dict) -> Path:
     if "data_path" not in trained_with:
         raise InputError(f"{weights}: does not say which data it was trained on; give --img-path")
     with reading_input():
-        dataset = open_split(trained_with["data_path"], training=False)
+        dataset = open_split(trained_with["data_path"], training=False, skip_bad=True)
     best = max(range(min(len(dataset), 20)), key=lambda i: min(len(dataset.target(i)["labels"]), 4))
     return dataset.image_path(best)
 

@@ -1,7 +1,8 @@
-"""Pascal VOC's files, read one by one: lists, XML annotations, PNGs of masks. What cannot be used is noted as a problem.
+"""Pascal VOC's files, one by one: lists, XML annotations, PNGs of masks. What cannot be used is noted as a problem.
 
 Nothing that a file names is opened but what the devkit's layout says, and no entity of an XML file is expanded.
 """
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,10 @@ def read_list(path: Path, problems: Problems) -> dict[int, str]:
     """The names in a list of pictures, by their line's number among those that are not empty, from 1 on."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the list of pictures)")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no list of names ({error})") from error
     if not lines:
         raise ValueError(f"{path}: lists no picture")
     problems.add_all("file name", (name for name in lines if leaves_folder(name)), shown)

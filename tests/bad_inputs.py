@@ -1,23 +1,21 @@
 """Bad input of every kind, what the scripts are to do with it, and whether they do.
 
-    python tests/bad_inputs.py      # runs every case through the real scripts, prints a Markdown table; minutes at most
+    python tests/bad_inputs.py      # runs every case through the real scripts, prints a Markdown table; half a minute
 
 Each case breaks a tiny dataset of its own, a weight file or an argument, and says how the run must end and what it
 must say. The network is a thin one, since nothing here depends on it.
 """
+
 import contextlib
 import functools
 import io
-import json
 import os
-import pickle
 import re
 import runpy
 import sys
 import tempfile
 import traceback
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -27,32 +25,62 @@ if str(ROOT) not in sys.path:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import faults  # noqa: E402 (the path comes first)
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from broken_data import (  # noqa: E402
+    BOX_POLYGON,
+    LAUGHS,
+    SIZE,
+    WEIGHTS,
+    Spoil,
+    all_of,
+    annotation,
+    bare_trap,
+    bomb,
+    code,
+    count_from_zero,
+    cut_off,
+    cut_off_weights,
+    edit,
+    loop,
+    make_coco,
+    make_voc,
+    masks,
+    nothing,
+    other_network,
+    picture,
+    renamed,
+    replace_picture,
+    saved,
+    text,
+    trap,
+    turned,
+    unlink_all,
+    voc_file,
+    without_the_first,
+    xml,
+)
 from PIL import Image  # noqa: E402
 
-SIZE = 64  # of all pictures, in pixels
-NAMES = ("ape", "bear")
 TRAIN = ["--device", "cpu", "--min-size", "64", "--max-size", "64", "--rois-per-image", "8", "--proposals", "20"]
 TRAIN += ["--batch-size", "4", "--workers", "0", "--pretrain", "False", "--max-steps", "1", "--data-path", "data"]
 VALIDATE = ["--device", "cpu", "--workers", "0", "--data-path", "data", "--weights-path"]
 PREDICT = ["--device", "cpu", "--weights-path"]
-WEIGHTS = "good.pth"  # what a run on good data left, in the folder of each case that asks for it
 
 
 @dataclass
 class Case:
-    """Attributes:
-        name: what is wrong.
+    """What is wrong, and how a run must end with it.
+
+    Attributes:
         spoil: breaks what lies in the case's folder, where a good dataset is in `data`.
         status: the run's exit status; 0 for a run that goes on to its end.
         says: what stands in its messages on stderr, each a regular expression; a run that says nothing has none.
         arguments: after those that every run of the script has.
-        script: which.
+        voc: whether the dataset has VOC's layout.
     """
 
     name: str
-    spoil: Callable[[Path], None]
+    spoil: Spoil
     status: int
     says: Sequence[str] = ()
     arguments: Sequence[str] = ()
@@ -78,232 +106,6 @@ class Outcome:
         return found + ([f"says: {self.said}"] if self.said and not case.says else [])
 
 
-# --------------------------------------------------------------------------------------------------- the good datasets
-
-
-def make_coco(root: Path) -> None:
-    """Four pictures to train on, two to evaluate on; two objects each, one a polygon and one a run-length code."""
-    (root / "annotations").mkdir(parents=True)
-    for split, ids in (("train", (1, 2, 3, 4)), ("val", (5, 6))):
-        (root / f"{split}2017").mkdir()
-        images, annotations = [], []
-        for image_id in ids:
-            name = f"{image_id}.png"
-            picture().save(root / f"{split}2017" / name)
-            images.append({"id": image_id, "height": SIZE, "width": SIZE, "file_name": name})
-            for k in (0, 1):
-                x, y, w, h = box = (4 + 28 * k, 8, 24, 40)
-                polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-                mask = {"size": [SIZE, SIZE], "counts": loose_counts(*box)} if k else [polygon]
-                values = {"id": 10 * image_id + k, "image_id": image_id, "category_id": 1 + k, "bbox": list(box)}
-                annotations.append({**values, "segmentation": mask, "area": w * h, "iscrowd": 0})
-        categories = [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        annotation_file(root, split).write_text(json.dumps(content))
-
-
-def picture(mode: str = "RGB") -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return Image.fromarray(values).convert(mode)
-
-
-def loose_counts(x: int, y: int, w: int, h: int) -> list[int]:
-    """The run lengths of a filled box in a picture of SIZE."""
-    first = x * SIZE + y
-    return [first, *[h, SIZE - h] * (w - 1), h, SIZE * SIZE - first - (w - 1) * SIZE - h]
-
-
-def annotation_file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}2017.json"
-
-
-VOC_OBJECT = (
-    "<object><name>{}</name><part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
-    "</bndbox></part><bndbox><xmin>{}</xmin><ymin>9</ymin><xmax>{}</xmax><ymax>48</ymax></bndbox></object>"
-)
-
-
-def make_voc(root: Path) -> None:
-    """The same in VOC's layout; every object has a part."""
-    folder = root / "VOC2012"
-    for name in ("Annotations", "JPEGImages", "SegmentationObject", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / name).mkdir(parents=True)
-    for split, names in (("train", "abcd"), ("val", "ef")):
-        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
-        for name in names:
-            picture().save(folder / "JPEGImages" / f"{name}.jpg")
-            instances = np.zeros((SIZE, SIZE), dtype=np.uint8)
-            instances[8:48, 4:28], instances[8:48, 32:56] = 1, 2
-            save_palette(instances, folder / "SegmentationObject" / f"{name}.png")
-            save_palette(np.array([0, 12, 15], dtype=np.uint8)[instances], folder / "SegmentationClass" / f"{name}.png")
-            objects = VOC_OBJECT.format("dog", 5, 28) + VOC_OBJECT.format("person", 33, 56)
-            size = f"<size><width>{SIZE}</width><height>{SIZE}</height><depth>3</depth></size>"
-            (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
-
-
-def save_palette(indices: np.ndarray, path: Path) -> None:
-    image = Image.fromarray(indices, mode="P")
-    image.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
-    image.save(path)
-
-
-# ----------------------------------------------------------------------------------------------------- ways to break it
-
-
-def edit(change: Callable[[dict], object], split: str = "train") -> Callable[[Path], None]:
-    """Change the content of an annotation file."""
-
-    def spoil(folder: Path) -> None:
-        file = annotation_file(folder / "data", split)
-        content = json.loads(file.read_text())
-        change(content)
-        file.write_text(json.dumps(content))
-
-    return spoil
-
-
-def annotation(split: str = "train", **changes) -> Callable[[Path], None]:
-    """Change the first annotation: image 1's polygon, of image 5 in the validation split."""
-    return edit(lambda content: content["annotations"][0].update(changes), split)
-
-
-def count_from_zero(content: dict) -> None:
-    content["categories"][0]["id"] = 0
-    for one in content["annotations"][::2]:
-        one["category_id"] = 0
-
-
-def code(counts: str | list[int], size: Sequence[int] = (SIZE, SIZE)) -> Callable[[Path], None]:
-    return annotation(segmentation={"size": list(size), "counts": counts})
-
-
-def text(change: Callable[[str], str], split: str = "train") -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        file = annotation_file(folder / "data", split)
-        file.write_text(change(file.read_text()))
-
-    return spoil
-
-
-def replace_picture(make: Callable[[Path], object], split: str = "train", name: str = "1.png") -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        path = folder / "data" / f"{split}2017" / name
-        path.unlink()
-        make(path)
-
-    return spoil
-
-
-def saved(image: Callable[[], Image.Image], form: str = "PNG", **options) -> Callable[[Path], None]:
-    return replace_picture(lambda path: image().save(path, form, **options))
-
-
-def cut_off(path: Path) -> None:
-    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    Image.fromarray(values).save(path, "JPEG")
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-def bomb(path: Path) -> None:
-    """A PNG of a few bytes that says it has 50,000 x 50,000 pixels."""
-    Image.new("L", (1, 1)).save(path, "PNG")
-    data = path.read_bytes()
-    header = b"IHDR" + (50000).to_bytes(4, "big") * 2 + data[24:29]
-    path.write_bytes(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:])
-
-
-def loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def turned(wide: bool) -> Callable[[Path], None]:
-    """A picture of 64x32 that its EXIF tag turns, with annotations for the turned one or for the stored one."""
-
-    def spoil(folder: Path) -> None:
-        size = {"width": 64, "height": 32} if wide else {"width": 32, "height": 64}
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        image = Image.new("RGB", (64, 32), (0, 90, 180))
-        replace_picture(lambda path: image.save(path, "JPEG", exif=exif))(folder)
-
-        def change(content: dict) -> None:
-            content["images"][0].update(size)
-            content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 1]
-            whole = {"bbox": [2, 2, 28, 28], "segmentation": [[2, 2, 30, 2, 30, 30, 2, 30]], "area": 784, "iscrowd": 0}
-            content["annotations"].append({"id": 1, "image_id": 1, "category_id": 1, **whole})
-
-        edit(change)(folder)
-
-    return spoil
-
-
-def renamed(name: str) -> Callable[[Path], None]:
-    """The first picture lies where `name` says, seen from the image folder, and the annotations say so."""
-
-    def spoil(folder: Path) -> None:
-        images = folder / "data" / "train2017"
-        target = Path(os.path.normpath(images / name.replace("OUTSIDE", str(folder))))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (images / "1.png").rename(target)
-        name_in_file = name.replace("OUTSIDE", str(folder))
-        edit(lambda content: content["images"][0].update(file_name=name_in_file))(folder)
-
-    return spoil
-
-
-def xml(change: Callable[[str], str], name: str = "a") -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        file = folder / "data" / "VOC2012" / "Annotations" / f"{name}.xml"
-        file.write_text(change(file.read_text()))
-
-    return spoil
-
-
-LAUGHS = "<!DOCTYPE a [<!ENTITY l0 'ha'>{}]>".format(
-    "".join(f"<!ENTITY l{i} '{f'&l{i - 1};' * 10}'>" for i in range(1, 12))
-)
-
-
-def masks(change: Callable[[Path], object], name: str = "a") -> Callable[[Path], None]:
-    return lambda folder: change(folder / "data" / "VOC2012" / "SegmentationObject" / f"{name}.png")
-
-
-def without_the_first(path: Path) -> None:
-    values = np.array(Image.open(path))
-    values[values == 1] = 0
-    save_palette(values, path)
-
-
-def nothing(folder: Path) -> None:
-    pass
-
-
-class Trap:
-    """Pickled, it makes a folder when it is loaded."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def trap(folder: Path) -> None:
-    torch.save({"model": {"weight": Trap(folder / "sprung")}}, folder / "bad.pth")
-
-
-def bare_trap(folder: Path) -> None:
-    (folder / "bad.pth").write_bytes(pickle.dumps({"model": {"weight": Trap(folder / "sprung")}}))
-
-
-def cut_off_weights(folder: Path) -> None:
-    (folder / "bad.pth").write_bytes((folder / WEIGHTS).read_bytes()[:-5000])
-
-
-def other_network(folder: Path) -> None:
-    torch.save({"fc.weight": torch.zeros(2, 2)}, folder / "bad.pth")
-
-
 # -------------------------------------------------------------------------------------------------------------- cases
 
 MEND = "mend the data, or leave that out with --skip-bad$"
@@ -311,10 +113,9 @@ SKIP = ["--skip-bad"]
 BAD = ["--pretrain", "bad.pth"]
 TRAIN_FILE, VAL_FILE = "instances_train2017.json: ", "instances_val2017.json: "
 OF_1, OF_5 = r"annotation 10 of image 1 \(1.png\): ", r"annotation 50 of image 5 \(5.png\): "
-BOX_POLYGON = [4, 8, 28, 8, 28, 48, 4, 48]
 
 
-def with_skipping(name: str, spoil: Callable[[Path], None], said: str, **others) -> list[Case]:
+def with_skipping(name: str, spoil: Spoil, said: str, **others) -> list[Case]:
     """What stops a run, and with --skip-bad does not."""
     source = "" if others.get("voc") else f"{TRAIN_FILE}.*"
     return [
@@ -326,39 +127,25 @@ def with_skipping(name: str, spoil: Callable[[Path], None], said: str, **others)
 CASES = [
     Case("nothing is wrong", nothing, 0),
     # pictures
-    *with_skipping(
-        "a picture is missing", replace_picture(lambda path: None),
-        r"pictures that are missing \(1\)LEFT: data/train2017/1.png \(image 1\)",
-    ),
-    *with_skipping("a picture is an empty file", replace_picture(Path.touch), r"empty files \(1\)LEFT: .*1.png \(image 1\)"),
-    *with_skipping(
-        "a text in place of a picture", replace_picture(lambda path: path.write_text("no picture")),
-        r"files that are no pictures \(1\)LEFT: .*1.png \(image 1\)",
-    ),
-    Case(
-        "PostScript in place of a picture", replace_picture(lambda p: picture().save(p, "EPS")), 2,
-        [r"files that are no pictures \(1\): .*1.png", MEND],
-    ),
-    *with_skipping(
-        "a folder in place of a picture", replace_picture(Path.mkdir), r"cannot be opened \(1\)LEFT: .*1.png \(image 1\)",
-    ),
+    *with_skipping("a picture is missing", replace_picture(lambda path: None),
+        r"pictures that are missing \(1\)LEFT: data/train2017/1.png \(image 1\)"),
+    *with_skipping("a picture is an empty file", replace_picture(Path.touch),
+        r"empty files \(1\)LEFT: .*1.png \(image 1\)"),
+    *with_skipping("a text in place of a picture", replace_picture(lambda path: path.write_text("no picture")),
+        r"files that are no pictures \(1\)LEFT: .*1.png \(image 1\)"),
+    Case("PostScript in place of a picture", replace_picture(lambda p: picture().save(p, "EPS")), 2,
+        [r"files that are no pictures \(1\): .*1.png", MEND]),
+    *with_skipping("a folder in place of a picture", replace_picture(Path.mkdir),
+        r"cannot be opened \(1\)LEFT: .*1.png \(image 1\)"),
     Case("a link that leads to itself", replace_picture(loop), 2, [r"cannot be opened \(1\): .*1.png", MEND]),
-    Case(
-        "a truncated picture to train on", replace_picture(cut_off), 0,
-        ["1.png: cannot be read as a picture .*truncated.*; another picture takes its place"],
-    ),
-    Case(
-        "a truncated picture to evaluate on, train.py", replace_picture(cut_off, "val", "5.png"), 0,
-        ["5.png: cannot be read as a picture .*truncated.*; it counts as if nothing were found in it"],
-    ),
-    Case(
-        "a truncated picture to evaluate on, validation.py", replace_picture(cut_off, "val", "5.png"), 2,
-        ["5.png: cannot be read as a picture .*truncated"], script="validation.py",
-    ),
-    Case(
-        "a truncated picture to evaluate on, validation.py --skip-bad", replace_picture(cut_off, "val", "5.png"), 0,
-        ["5.png: cannot be read as a picture .*; it counts as if nothing were found"], SKIP, "validation.py",
-    ),
+    Case("a truncated picture to train on", replace_picture(cut_off), 0,
+        ["1.png: cannot be read as a picture .*truncated.*; another picture takes its place"]),
+    Case("a truncated picture to evaluate on, train.py", replace_picture(cut_off, "val", "5.png"), 0,
+        ["5.png: cannot be read as a picture .*truncated.*; it counts as if nothing were found in it"]),
+    Case("a truncated picture to evaluate on, validation.py", replace_picture(cut_off, "val", "5.png"), 2,
+        ["5.png: cannot be read as a picture .*truncated"], script="validation.py"),
+    Case("a truncated picture to evaluate on, validation.py --skip-bad", replace_picture(cut_off, "val", "5.png"), 0,
+        ["5.png: cannot be read as a picture .*; it counts as if nothing were found"], SKIP, "validation.py"),
     Case("a greyscale picture", saved(lambda: picture("L")), 0),
     Case("a picture of two colours", saved(lambda: picture("1")), 0),
     Case("a palette picture", saved(lambda: picture("P")), 0),
@@ -370,153 +157,170 @@ CASES = [
     Case("a progressive JPEG", saved(picture, "JPEG", progressive=True), 0),
     Case("EXIF says turned, annotations are for the turned picture", turned(wide=False), 0),
     Case("EXIF says turned, annotations are for the stored picture", turned(wide=True), 0),
-    *with_skipping(
-        "a picture of another size than annotated", saved(lambda: Image.new("RGB", (SIZE + 1, SIZE))),
-        r"another size than annotated \(1\)LEFT: .*1.png \(image 1\) is 65x64, annotated 64x64",
-    ),
-    *with_skipping(
-        "a decompression bomb", replace_picture(bomb), r"too large to be opened safely \(1\)LEFT: .*1.png \(image 1\)",
-    ),
+    *with_skipping("a picture of another size than annotated", saved(lambda: Image.new("RGB", (SIZE + 1, SIZE))),
+        r"another size than annotated \(1\)LEFT: .*1.png \(image 1\) is 65x64, annotated 64x64"),
+    *with_skipping("a decompression bomb", replace_picture(bomb),
+        r"too large to be opened safely \(1\)LEFT: .*1.png \(image 1\)"),
     Case("a file name with blanks", renamed("a b  c.png"), 0),
     Case("a Chinese file name", renamed("照片 一.png"), 0),
     Case("a file in a sub-folder", renamed("more/of these/1.png"), 0),
-    *with_skipping(
-        "a file name with ../", renamed("../1.png"),
-        r"lead out of the image folder, which are never opened \(1\)LEFT: image 1, '../1.png'",
-    ),
+    *with_skipping("a file name with ../", renamed("../1.png"),
+        r"lead out of the image folder, which are never opened \(1\)LEFT: image 1, '../1.png'"),
     *with_skipping("a file name that climbs out of a sub-folder", renamed("a/../../1.png"),
-                   r"lead out of the image folder.* \(1\)LEFT: image 1, 'a/../../1.png'"),
+        r"lead out of the image folder.* \(1\)LEFT: image 1, 'a/../../1.png'"),
     *with_skipping("an absolute file name", renamed("OUTSIDE/1.png"), r"lead out .* \(1\)LEFT: image 1, '/.*1.png'"),
     # the file as a whole: nothing can be left out of it
     Case("JSON is truncated", text(lambda t: t[:-300]), 2, [f"{TRAIN_FILE}not readable as JSON .*char"]),
     Case("JSON is truncated, --skip-bad", text(lambda t: t[:-300]), 2, ["not readable as JSON"], SKIP),
     Case("JSON is an empty file", text(lambda t: ""), 2, [f"{TRAIN_FILE}not readable as JSON"]),
     Case("JSON is a list", text(lambda t: "[1, 2]"), 2, [f"{TRAIN_FILE}holds a list, not an object"]),
-    Case("JSON is nested without end", text(lambda t: '{"a": ' + "[" * 200_000), 2, [f"{TRAIN_FILE}not readable as JSON"]),
+    Case("JSON is nested without end", text(lambda t: '{"a": ' + "[" * 200_000), 2,
+        [f"{TRAIN_FILE}not readable as JSON"]),
     Case("JSON has no 'images'", edit(lambda c: c.pop("images")), 2, ["no list 'images'"], SKIP),
     Case("JSON's 'annotations' are no list", edit(lambda c: c.update(annotations={})), 2, ["no list 'annotations'"]),
     Case("JSON has no categories", edit(lambda c: c.update(categories=[])), 2, ["a category is wanted"], SKIP),
     # entries
     *with_skipping("an annotation lacks a key", edit(lambda c: c["annotations"][0].pop("bbox")),
-                   r"annotations that cannot be used \(1\)LEFT: annotation 10 of image 1 lacks the key 'bbox'"),
-    Case("an annotation is a number", edit(lambda c: c["annotations"].append(7)), 2, ["number 8 of the list is no object"]),
+        r"annotations that cannot be used \(1\)LEFT: annotation 10 of image 1 lacks the key 'bbox'"),
+    Case("an annotation is a number", edit(lambda c: c["annotations"].append(7)), 2,
+        ["number 8 of the list is no object"]),
     *with_skipping("an image lacks a key", edit(lambda c: c["images"][0].pop("height")),
-                   r"images that cannot be used \(1\)LEFT: image 1 lacks the key 'height'"),
-    Case("a category lacks a key", edit(lambda c: c["categories"].append({"id": 3})), 2, ["category number 2 .*'name'"]),
+        r"images that cannot be used \(1\)LEFT: image 1 lacks the key 'height'"),
+    Case("a category lacks a key", edit(lambda c: c["categories"].append({"id": 3})), 2,
+        ["category number 2 .*'name'"]),
     *with_skipping("an image id twice", edit(lambda c: c["images"].append({**c["images"][1], "file_name": "x.png"})),
-                   r"images with the id of another one \(1\)LEFT: image 2, 'x.png'"),
+        r"images with the id of another one \(1\)LEFT: image 2, 'x.png'"),
     *with_skipping("an annotation id twice", edit(lambda c: c["annotations"].append(c["annotations"][1])),
-                   r"annotations with the id of another one \(1\)LEFT: annotation 11 of image 1"),
-    Case("a category id twice", edit(lambda c: c["categories"].append({"id": 1, "name": "cow"})), 2, ["'ape' and 'cow'"]),
+        r"annotations with the id of another one \(1\)LEFT: annotation 11 of image 1"),
+    Case("a category id twice", edit(lambda c: c["categories"].append({"id": 1, "name": "cow"})), 2,
+        ["'ape' and 'cow'"]),
     *with_skipping("an annotation of an unknown image", annotation(image_id=99),
-                   r"annotations of images that are not in 'images' \(1\)LEFT: annotation 10 of image 99: 99"),
+        r"annotations of images that are not in 'images' \(1\)LEFT: annotation 10 of image 99: "),
     *with_skipping("an annotation of an unknown category", annotation(category_id=99),
-                   rf"categories that are not in 'categories' \(1\)LEFT: {OF_1}99"),
-    Case("category ids from 0 on", lambda folder: [edit(count_from_zero, split)(folder) for split in ("train", "val")], 0),
+        rf"categories that are not in 'categories' \(1\)LEFT: {OF_1}99"),
+    Case("category ids from 0 on", all_of(edit(count_from_zero), edit(count_from_zero, "val")), 0),
     Case("no annotations to train on", edit(lambda c: c.update(annotations=[])), 2,
-         [f"{TRAIN_FILE}holds no picture with a usable object"]),
+        [f"{TRAIN_FILE}holds no picture with a usable object"]),
     Case("no annotations to evaluate on", edit(lambda c: c.update(annotations=[]), "val"), 0),
     # boxes
-    *with_skipping("a box with NaN", annotation(bbox=[4, 8, float("nan"), 40]), rf"not finite \(1\)LEFT: {OF_1}\[4, 8, nan"),
-    Case("a box with infinity", annotation(bbox=[4, 8, float("inf"), 40]), 2, [rf"not finite \(1\): {OF_1}\[4, 8, inf", MEND]),
+    *with_skipping("a box with NaN", annotation(bbox=[4, 8, float("nan"), 40]),
+        rf"not finite \(1\)LEFT: {OF_1}\[4, 8, nan"),
+    Case("a box with infinity", annotation(bbox=[4, 8, float("inf"), 40]), 2,
+        [rf"not finite \(1\): {OF_1}\[4, 8, inf", MEND]),
     Case("a box of negative size", annotation(bbox=[28, 8, -24, 40]), 0,
-         [rf"boxes without area \(1\), left out: {OF_1}\[28, 8, -24, 40\]"]),
-    Case("a box of no size", annotation(bbox=[4, 8, 0, 40]), 0, [rf"boxes without area \(1\), left out: {OF_1}\[4, 8, 0"]),
+        [rf"boxes without area \(1\), left out: {OF_1}\[28, 8, -24, 40\]"]),
+    Case("a box of no size", annotation(bbox=[4, 8, 0, 40]), 0,
+        [rf"boxes without area \(1\), left out: {OF_1}\[4, 8, 0"]),
     Case("a box of no size to evaluate on", annotation("val", bbox=[4, 8, 0, 40]), 0,
-         [rf"{VAL_FILE}boxes without area \(1\), kept: {OF_5}\[4, 8, 0, 40\]"]),
+        [rf"{VAL_FILE}boxes without area \(1\), kept: {OF_5}\[4, 8, 0, 40\]"]),
     Case("a box outside its picture", annotation(bbox=[70, 8, 24, 40]), 0,
-         [rf"boxes outside their picture \(1\), left out: {OF_1}\[70, 8"]),
+        [rf"boxes outside their picture \(1\), left out: {OF_1}\[70, 8"]),
     # masks
     Case("a polygon of two points alone", annotation(segmentation=[[4, 8, 28, 48]]), 0,
-         [rf"objects without a mask \(1\), left out: {OF_1}\[\[4, 8, 28, 48\]\]"]),
+        [rf"objects without a mask \(1\), left out: {OF_1}\[\[4, 8, 28, 48\]\]"]),
     Case("a polygon of two points beside a good one", annotation(segmentation=[[4, 8, 28, 48], BOX_POLYGON]), 0,
-         [rf"polygons of fewer than three points, which are left out \(1\): {OF_1}"]),
-    *with_skipping("a polygon of odd length", annotation(segmentation=[[*BOX_POLYGON, 5]]), rf"odd .*\(1\)LEFT: {OF_1}\[\[4"),
-    Case("a polygon with NaN", annotation(segmentation=[[float("nan"), *BOX_POLYGON[1:]]]), 2, [rf"{OF_1}\[\[nan", MEND]),
-    Case("a polygon with points far outside", annotation(segmentation=[[*BOX_POLYGON, -500, 20]], bbox=[0, 8, 28, 40]), 0,
-         [rf"points far outside their picture, which are cut off \(1\): {OF_1}.*-500"]),
+        [rf"polygons of fewer than three points, which are left out \(1\): {OF_1}"]),
+    *with_skipping("a polygon of odd length", annotation(segmentation=[[*BOX_POLYGON, 5]]),
+        rf"odd .*\(1\)LEFT: {OF_1}\[\[4"),
+    Case("a polygon with NaN", annotation(segmentation=[[float("nan"), *BOX_POLYGON[1:]]]), 2,
+        [rf"{OF_1}\[\[nan", MEND]),
+    Case("a polygon with points far outside", annotation(segmentation=[[*BOX_POLYGON, -500, 20]], bbox=[0, 8, 28, 40]),
+        0, [rf"points far outside their picture, which are cut off \(1\): {OF_1}.*-500"]),
     *with_skipping("a polygon with points a million pixels away", annotation(segmentation=[[*BOX_POLYGON, -1e6, 20]]),
-                   rf"coordinates that no picture has \(1\)LEFT: {OF_1}"),
-    Case("an empty segmentation", annotation(segmentation=[]), 0, [rf"objects without a mask \(1\), left out: {OF_1}\[\]"]),
+        rf"coordinates that no picture has \(1\)LEFT: {OF_1}"),
+    Case("an empty segmentation", annotation(segmentation=[]), 0,
+        [rf"objects without a mask \(1\), left out: {OF_1}\[\]"]),
     Case("an empty segmentation to evaluate on", annotation("val", segmentation=[]), 0,
-         [rf"{VAL_FILE}objects without a mask \(1\), kept: {OF_5}\[\]"]),
+        [rf"{VAL_FILE}objects without a mask \(1\), kept: {OF_5}\[\]"]),
     *with_skipping("a run-length code of another size", code([32 * 32], (32, 32)),
-                   rf"another size than their picture \(1\)LEFT: {OF_1}.*\[32, 32\]"),
-    *with_skipping("run lengths that do not add up", code([100, 100]), rf"codes that are none \(1\)LEFT: {OF_1}.*\[100, 100\]"),
-    Case("negative run lengths", code([100, -100, SIZE * SIZE]), 2, [rf"codes that are none \(1\): {OF_1}.*-100", MEND]),
-    *with_skipping("a packed code of letters that none has", code("!?~"), rf"codes that are none \(1\)LEFT: {OF_1}.*!\?~"),
+        rf"another size than their picture \(1\)LEFT: {OF_1}.*\[32, 32\]"),
+    *with_skipping("run lengths that do not add up", code([100, 100]),
+        rf"codes that are none \(1\)LEFT: {OF_1}.*\[100, 100\]"),
+    Case("negative run lengths", code([100, -100, SIZE * SIZE]), 2,
+        [rf"codes that are none \(1\): {OF_1}.*-100", MEND]),
+    *with_skipping("a packed code of letters that none has", code("!?~"),
+        rf"codes that are none \(1\)LEFT: {OF_1}.*!\?~"),
     Case("a packed code that is cut off", code("X7o"), 2, [rf"codes that are none \(1\): {OF_1}.*X7o", MEND]),
     Case("a packed code that does not add up", code("11"), 2, [rf"codes that are none \(1\): {OF_1}", MEND]),
     *with_skipping("a box and a mask that do not cover one another", annotation(bbox=[50, 50, 10, 10]),
-                   rf"do not cover one another \(1\)LEFT: {OF_1}.*\[50, 50, 10, 10\].*\[4.0, 8.0, 28.0, 48.0\]"),
+        rf"do not cover one another \(1\)LEFT: {OF_1}.*\[50, 50, 10, 10\].*\[4.0, 8.0, 28.0, 48.0\]"),
     # the evaluation split, and both
     Case("a box with NaN to evaluate on", annotation("val", bbox=[4, 8, float("nan"), 40]), 2,
-         [rf"{VAL_FILE}.*not finite \(1\): {OF_5}", MEND], script="validation.py"),
+        [rf"{VAL_FILE}.*not finite \(1\): {OF_5}", MEND], script="validation.py"),
     Case("a box with NaN to evaluate on, --skip-bad", annotation("val", bbox=[4, 8, float("nan"), 40]), 0,
-         [rf"{VAL_FILE}.*not finite \(1\), left out: {OF_5}"], SKIP, "validation.py"),
+        [rf"{VAL_FILE}.*not finite \(1\), left out: {OF_5}"], SKIP, "validation.py"),
     Case("a missing picture to evaluate on, --skip-bad", replace_picture(lambda p: None, "val", "5.png"), 0,
-         [rf"{VAL_FILE}pictures that are missing \(1\), left out: data/val2017/5.png"], SKIP, "validation.py"),
-    Case("all pictures are missing", lambda folder: [p.unlink() for p in (folder / "data/train2017").iterdir()], 2,
-         [r"missing \(4\): .*1.png .*2.png .*3.png \(image 3\); and 1 more", MEND]),
-    Case("all pictures are missing, --skip-bad", lambda folder: [p.unlink() for p in (folder / "data/train2017").iterdir()],
-         2, [r"missing \(4\), left out", f"error: .*{TRAIN_FILE}holds no picture with a usable object"], SKIP),
-    Case("two things are wrong", lambda folder: [annotation(bbox=[4, 8, 0, float("nan")])(folder), replace_picture(bomb)(folder)],
-         2, [r"warning: .*not finite \(1\)", r"warning: .*safely \(1\)", rf"error: .*not finite \(1\): {OF_1}.*safely \(1\); {MEND}"]),
+        [rf"{VAL_FILE}pictures that are missing \(1\), left out: data/val2017/5.png"], SKIP, "validation.py"),
+    Case("all pictures are missing", unlink_all, 2,
+        [r"missing \(4\): .*1.png .*2.png .*3.png \(image 3\); and 1 more", MEND]),
+    Case("all pictures are missing, --skip-bad", unlink_all, 2,
+        [r"missing \(4\), left out", f"error: .*{TRAIN_FILE}holds no picture with a usable object"], SKIP),
+    Case("two things are wrong", all_of(annotation(bbox=[4, 8, 0, float("nan")]), replace_picture(bomb)), 2,
+        [r"warning: .*not finite \(1\)", r"warning: .*safely \(1\)",
+         rf"error: .*not finite \(1\): {OF_1}.*safely \(1\); {MEND}"]),
     # VOC
     Case("VOC: nothing is wrong, every object has parts", nothing, 0, voc=True),
     *with_skipping("VOC: an entity bomb", xml(lambda t: LAUGHS + t.replace("dog", "&l11;")),
-                   r"XML files that cannot be used \(1\)LEFT: Annotations/a.xml: refused, it declares a document type",
-                   voc=True),
-    Case("VOC: an external entity", xml(
-        lambda t: "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + t.replace("dog", "&x;")), 2,
+        r"XML files that cannot be used \(1\)LEFT: Annotations/a.xml: refused, it declares a document type", voc=True),
+    Case("VOC: an external entity",
+        xml(lambda t: "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + t.replace("dog", "&x;")), 2,
         ["a.xml: refused, it declares a document type", MEND], voc=True),
     Case("VOC: XML is truncated", xml(lambda t: t[:-40]), 2, ["a.xml: not readable as XML", MEND], voc=True),
-    Case("VOC: XML is missing", lambda folder: (folder / "data/VOC2012/Annotations/a.xml").unlink(), 2,
-         ["Annotations/a.xml: not found", MEND], voc=True),
-    Case("VOC: XML says no size", xml(lambda t: t.replace("width", "wide")), 2, ["a.xml: size/width is None", MEND], voc=True),
+    Case("VOC: XML is missing", voc_file("Annotations/a.xml", Path.unlink), 2, ["Annotations/a.xml: not found", MEND],
+        voc=True),
+    Case("VOC: XML says no size", xml(lambda t: t.replace("width", "wide")), 2, ["a.xml: size/width is None", MEND],
+        voc=True),
     Case("VOC: XML without objects to train on", xml(lambda t: re.sub("<object>.*</object>", "", t)), 0, voc=True),
-    Case("VOC: XML without objects to evaluate on", xml(lambda t: re.sub("<object>.*</object>", "", t), "e"), 0, voc=True),
+    Case("VOC: XML without objects to evaluate on", xml(lambda t: re.sub("<object>.*</object>", "", t), "e"), 0,
+        voc=True),
     *with_skipping("VOC: an unknown class", xml(lambda t: t.replace("dog", "unicorn")),
-                   r"none of the devkit's twenty \(1\)LEFT: Annotations/a.xml, object 1: 'unicorn'", voc=True),
+        r"none of the devkit's twenty \(1\)LEFT: Annotations/a.xml, object 1: 'unicorn'", voc=True),
     *with_skipping("VOC: reversed corners", xml(lambda t: t.replace("<xmax>28<", "<xmax>3<")),
-                   r"no left upper and right lower one \(1\)LEFT: Annotations/a.xml, object 1: 'dog' has the box 5 9 3 48",
-                   voc=True),
-    Case("VOC: a box with NaN", xml(lambda t: t.replace("<xmax>28<", "<xmax>nan<")), 2, ["object 1: 'dog'", MEND], voc=True),
-    Case("VOC: a box outside its picture", xml(lambda t: t.replace("<xmin>5<", "<xmin>70<").replace("<xmax>28<", "<xmax>99<")),
-         0, [r"outside their picture \(1\), left out: Annotations/a.xml, object 1"], voc=True),
+        r"no left upper and right lower one \(1\)LEFT: Annotations/a.xml, object 1: 'dog' has the box 5 9 3 48",
+        voc=True),
+    Case("VOC: a box with NaN", xml(lambda t: t.replace("<xmax>28<", "<xmax>nan<")), 2, ["object 1: 'dog'", MEND],
+        voc=True),
+    Case("VOC: a box outside its picture",
+        xml(lambda t: t.replace("<xmin>5<", "<xmin>70<").replace("<xmax>28<", "<xmax>99<")), 0,
+        [r"outside their picture \(1\), left out: Annotations/a.xml, object 1"], voc=True),
     *with_skipping("VOC: masks are missing", masks(Path.unlink),
-                   r"masks that cannot be used \(1\)LEFT: .*SegmentationObject/a.png: not found", voc=True),
+        r"masks that cannot be used \(1\)LEFT: .*SegmentationObject/a.png: not found", voc=True),
     Case("VOC: masks of another size", masks(lambda path: Image.new("P", (9, 8)).save(path)), 2,
-         ["SegmentationObject/a.png: is 9x8, its XML says 64x64", MEND], voc=True),
+        ["SegmentationObject/a.png: is 9x8, its XML says 64x64", MEND], voc=True),
     Case("VOC: masks in RGB", masks(lambda path: Image.new("RGB", (SIZE, SIZE)).save(path)), 2,
-         ["SegmentationObject/a.png: is a RGB picture; masks are palette pictures", MEND], voc=True),
+        ["SegmentationObject/a.png: is a RGB picture; masks are palette pictures", MEND], voc=True),
     Case("VOC: masks that are truncated", masks(lambda path: path.write_bytes(path.read_bytes()[:-90])), 2,
-         ["SegmentationObject/a.png: ", MEND], voc=True),
+        ["SegmentationObject/a.png: ", MEND], voc=True),
     Case("VOC: masks without the object to train on", masks(without_the_first), 0,
-         [r"objects without a mask \(1\), left out: Annotations/a.xml, object 1, 'dog'"], voc=True),
+        [r"objects without a mask \(1\), left out: Annotations/a.xml, object 1, 'dog'"], voc=True),
     Case("VOC: masks without the object to evaluate on", masks(without_the_first, "e"), 0,
-         [r"objects without a mask \(1\), kept as crowds: Annotations/e.xml, object 1, 'dog'"], voc=True),
-    Case("VOC: a list that leads out of the folder", lambda folder: (
-        folder / "data/VOC2012/ImageSets/Segmentation/train.txt").write_text("a\n../../b\n"), 2,
+        [r"objects without a mask \(1\), kept as crowds: Annotations/e.xml, object 1, 'dog'"], voc=True),
+    Case("VOC: a list that is no text",
+        voc_file("ImageSets/Segmentation/train.txt", lambda path: path.write_bytes(b"\xff\xfe")), 2,
+        ["train.txt: no list of names"], voc=True),
+    Case("VOC: an empty list", voc_file("ImageSets/Segmentation/val.txt", lambda path: path.write_text("")), 2,
+        ["val.txt: lists no picture"], voc=True),
+    Case("VOC: a list that leads out of the folder",
+        voc_file("ImageSets/Segmentation/train.txt", lambda path: path.write_text("a\n../../b\n")), 2,
         [r"lead out of the image folder.* \(1\): '../../b'", MEND], voc=True),
     # weight files and arguments
     Case("weights with code in them", trap, 2, [r"bad.pth: refused, .* \(it names .*\.mkdir\)"], BAD),
     Case("a bare pickle with code in it", bare_trap, 2, ["bad.pth: refused, it names .*mkdir"], BAD),
     Case("weights with code in them, validation.py", trap, 2, ["bad.pth: refused"], ["--weights-path", "bad.pth"],
-         "validation.py"),
+        "validation.py"),
     Case("weights with code in them, predict.py", trap, 2, ["bad.pth: refused"], ["--weights-path", "bad.pth"],
-         "predict.py"),
+        "predict.py"),
     Case("a truncated checkpoint", cut_off_weights, 2, ["bad.pth: broken"], ["--resume", "bad.pth"]),
     Case("a checkpoint of another network", other_network, 2, ["bad.pth: does not fit"], BAD),
     Case("weights that no run can go on from", other_network, 2, ["bad.pth: lacks"], ["--resume", "bad.pth"]),
     Case("weights that are not there", nothing, 2, ["gone.pth: no such file"], ["--pretrain", "gone.pth"]),
-    Case("a picture to predict that is none", lambda folder: (folder / "x.png").write_text("no picture"), 2,
-         ["x.png"], ["--img-path", "x.png"], "predict.py"),
+    Case("a picture to predict that is none", lambda folder: (folder / "x.png").write_text("no picture"), 2, ["x.png"],
+        ["--img-path", "x.png"], "predict.py"),
     Case("a decompression bomb to predict", lambda folder: bomb(folder / "x.png"), 2, ["x.png"],
-         ["--img-path", "x.png"], "predict.py"),
+        ["--img-path", "x.png"], "predict.py"),
     Case("a data folder that is not there", nothing, 2, ["gone: no such folder"], ["--data-path", "gone"]),
     Case("a data folder of no known layout", lambda folder: (folder / "odd").mkdir(), 2, ["neither COCO's layout"],
-         ["--data-path", "odd"]),
+        ["--data-path", "odd"]),
     Case("fewer classes than the data has", nothing, 2, ["--num-classes says 1"], ["--num-classes", "1"]),
 ]  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""Bad input ends a run, or is left out of it, exactly as the list in bad_inputs.py says; and what else that list cannot.
+"""Bad input ends a run, or is left out of it, exactly as the list in bad_inputs.py says; and what that list cannot say.
 
-The rest: odd pictures give the pixels that they should, nothing outside the image folder is opened, the check of a
+That is: odd pictures give the pixels that they should, nothing outside the image folder is opened, the check of a
 dataset reads no header twice, and output stays in its folder.
 """
+
 import os
 import sys
 import time
@@ -16,7 +17,18 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bad_inputs  # noqa: E402 (the path comes first)
-from bad_inputs import CASES, LAUGHS, SIZE, Case, annotation_file, edit, picture, renamed, turned  # noqa: E402
+from bad_inputs import CASES, Case  # noqa: E402
+from broken_data import (  # noqa: E402
+    LAUGHS,
+    SIZE,
+    annotation_file,
+    edit,
+    make_coco,
+    nothing,
+    picture,
+    renamed,
+    turned,
+)
 
 from data_problems import Problems  # noqa: E402
 from predict import drawn_names  # noqa: E402
@@ -42,11 +54,11 @@ def test_list_has_every_case_once():
     [(1, "error: x"), (0, "x"), (2, "error: y"), (2, "x"), (2, "x\nerror: x"), (2, "Traceback\nerror: x"), (2, "")],
 )
 def test_cases_can_fail(status, said):
-    assert bad_inputs.Outcome(2, "warning: y\nerror: x").faults(Case("", bad_inputs.nothing, 2, ["x"])) == []
-    assert bad_inputs.Outcome(status, said).faults(Case("", bad_inputs.nothing, 2, ["x"])) != []
+    assert bad_inputs.Outcome(2, "warning: y\nerror: x").faults(Case("", nothing, 2, ["x"])) == []
+    assert bad_inputs.Outcome(status, said).faults(Case("", nothing, 2, ["x"])) != []
 
 
-# ------------------------------------------------------------------------------------------------- pixels of odd pictures
+# ---------------------------------------------------------------------------------------------- pixels of odd pictures
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"])
@@ -97,7 +109,7 @@ def test_pictures_are_turned_only_where_nothing_else_fits(stored, orientation, a
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_turned_pictures_have_the_pixels_of_their_annotations(tmp_path, wide):
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     turned(wide)(tmp_path)
     path = tmp_path / "data" / "train2017" / "1.png"
     image = Image.open(path)
@@ -107,12 +119,12 @@ def test_turned_pictures_have_the_pixels_of_their_annotations(tmp_path, wide):
     assert np.array_equal(dataset[0][0].permute(1, 2, 0).numpy(), np.array(expected.convert("RGB")))
 
 
-# ----------------------------------------------------------------------------------------- what is opened, and how often
+# -------------------------------------------------------------------------------------- what is opened, and how often
 
 
 @pytest.mark.parametrize("name", ["../1.png", "a/../../1.png", "OUTSIDE/1.png"])
 def test_nothing_outside_the_image_folder_is_opened(tmp_path, monkeypatch, name, capsys):
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     renamed(name)(tmp_path)
     looked_at = []
     for module, function in ((Image, "open"), (os, "scandir"), (os, "stat")):
@@ -130,7 +142,7 @@ def test_nothing_outside_the_image_folder_is_opened(tmp_path, monkeypatch, name,
 
 
 def test_left_out_pictures_leave_the_ground_truth_too(tmp_path, capsys):
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     (tmp_path / "data" / "val2017" / "5.png").write_bytes(b"")
     edit(lambda content: content["annotations"][-1].update(bbox=[1, 2, 3, float("nan")]), "val")(tmp_path)
     (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=True)
@@ -147,7 +159,7 @@ def test_left_out_pictures_leave_the_ground_truth_too(tmp_path, capsys):
      ("categories", "name", 5), ("annotations", "id", -3), ("annotations", "iscrowd", None)],
 )  # fmt: skip
 def test_fields_that_nothing_needs_do_not_end_the_evaluation(tmp_path, key, field, value):
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     edit(lambda content: content[key][0].update({field: value}), "val")(tmp_path)
     (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=False)
     assert dataset.coco.getImgIds() == [5, 6] and len(dataset.coco.getAnnIds()) == 4
@@ -155,7 +167,7 @@ def test_fields_that_nothing_needs_do_not_end_the_evaluation(tmp_path, key, fiel
 
 def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_check, "KEPT_FROM", 0)
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     images, read = tmp_path / "data" / "train2017", []
     header = picture_check.read_header
 
@@ -182,7 +194,7 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
 
 
 def test_small_datasets_leave_no_headers_behind(tmp_path):
-    bad_inputs.make_coco(tmp_path / "data")
+    make_coco(tmp_path / "data")
     check_pictures(open_split(str(tmp_path / "data"), training=True))
     assert sorted(os.listdir(tmp_path / "data" / "annotations")) == [
         "instances_train2017.json", "instances_val2017.json",
@@ -242,7 +254,8 @@ def test_checkpoint_holds_nothing_but_tensors_and_plain_values(tmp_path):
 def test_every_weight_file_is_read_without_running_what_it_holds():
     """There is no other way to load a pickle in the product than these."""
     root = Path(bad_inputs.ROOT)
-    files = [*root.glob("*.py"), *(f for d in ("train_utils", "network_files", "backbone", "tools") for f in (root / d).glob("*.py"))]
+    packages = ("train_utils", "network_files", "backbone", "tools")
+    files = [*root.glob("*.py"), *(file for package in packages for file in (root / package).glob("*.py"))]
     found = 0
     for file in files:
         for line in file.read_text().splitlines():

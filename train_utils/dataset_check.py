@@ -3,6 +3,7 @@
 What training can do without is left out with a warning. What would make results wrong stops the run, or with
 `--skip-bad` is left out with a warning as well. The evaluation loses nothing but what `--skip-bad` leaves out.
 """
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

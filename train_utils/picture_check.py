@@ -3,6 +3,7 @@
 One look at each folder tells which files are there. What their headers say is read once, and of large datasets kept
 beside the annotations, so that the next start reads only the headers of files that have changed.
 """
+
 import os
 import stat
 import warnings
@@ -110,8 +111,8 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
             warnings.simplefilter("ignore")  # Pillow's about large pictures and odd tags come when they are opened
             read = pool.map(read_header, paths, chunksize=64)
-            progress = tqdm(read, "reading headers", len(paths), False, disable=None if len(paths) > KEPT_FROM else True)
-            headers[unread] = list(progress)
+            quiet = None if len(paths) > KEPT_FROM else True  # None: where there is no terminal
+            headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
         if len(names) >= KEPT_FROM:
             columns = {"names": np.array(names, dtype=np.str_), "files": files, "headers": headers}
             store_columns(columns, list(places))
