@@ -43,7 +43,7 @@ def main() -> None:
     summed_up_a_step()
     writing_a_checkpoint()
     index_of_a_picture(args.data_path)
-    start_of_a_run(args.pictures // 10)
+    start_of_a_run()
     order_of_an_epoch(args.pictures)
     names_in_a_folder()
     gathered_of_a_picture()
@@ -117,7 +117,7 @@ def index_of_a_picture(data_path: str | None) -> None:
     )
 
 
-def start_of_a_run(pictures: int) -> None:
+def start_of_a_run(pictures: int = 100_000) -> None:
     """What train.py does with every picture before the first step, once the index is there."""
     picture = {"file_name": "000000123456.jpg", "height": 480, "width": 640}
     rows = [picture | {"id": i} for i in range(pictures)]
