@@ -239,6 +239,12 @@ def test_auto_names_what_is_broken_and_goes_on_from_the_one_before(stopped, stra
     assert_same_run(stopped, straight_runs["one"])
 
 
+def test_broken_checkpoint_of_the_best_epoch_is_made_anew(stopped, straight_runs):
+    damage(stopped / "model_best.pth", "truncated")
+    run(stopped, "--resume", "auto")
+    assert_same_run(stopped, straight_runs["one"])
+
+
 def test_checkpoint_that_is_none_is_refused_by_name(stopped):
     damage(stopped / "model_1_step6.pth", "foreign")
     run(stopped, "--resume", stopped / "model_1_step6.pth", status=2, told="model_1_step6.pth: lacks ")
