@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common import machine
+from common import PROJECT, machine
 
 from my_dataset_coco import CocoDetection, coco_object
 from network_files.mask_paste import encode_masks
@@ -43,7 +45,7 @@ def main() -> None:
     summed_up_a_step()
     writing_a_checkpoint()
     index_of_a_picture(args.data_path)
-    start_of_a_run(args.pictures // 10)
+    start_of_a_run()
     order_of_an_epoch(args.pictures)
     names_in_a_folder()
     gathered_of_a_picture()
@@ -93,31 +95,35 @@ def writing_a_checkpoint() -> None:
 
 
 def index_of_a_picture(data_path: str | None) -> None:
-    """What every process keeps, and needs for a while, to know the annotations."""
+    """What every process keeps to know the annotations."""
     with tempfile.TemporaryDirectory() as folder:
         if data_path is None:
             make_demo_dataset(Path(folder), num_train=400, num_val=2)
         root = Path(data_path or folder)
         file = root / "annotations" / "instances_train2017.json"
-        tracemalloc.start()
-        started = time.perf_counter()
         dataset = CocoDetection(root, "train")
-        seconds = time.perf_counter() - started
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
         pictures = len(json.loads(file.read_text())["images"])
         kept = sum(value.nbytes for value in vars(dataset.index).values() if isinstance(value, np.ndarray))
         size = file.stat().st_size
     print(
-        f"index: {pictures} pictures, annotation file {size / pictures:.0f} bytes a picture, read with at most "
-        f"{peak / pictures:.0f} bytes a picture and kept in {kept / pictures:.0f}; for {MANY:,} pictures a file of "
-        f"{size / pictures * MANY / 1e9:.0f} GB, {peak / pictures * MANY / 1e9:.0f} GB to read it and "
-        f"{kept / pictures * MANY / 1e9:.1f} GB to keep it in every process; {seconds / pictures * 1e6:.0f} us a "
-        "picture while memory is being counted"
+        f"index: {pictures} pictures, annotation file {size / pictures:.0f} bytes a picture, of which "
+        f"{kept / pictures:.0f} are kept; for {MANY:,} pictures a file of {size / pictures * MANY / 1e9:.0f} GB and "
+        f"{kept / pictures * MANY / 1e9:.1f} GB in every process"
     )
 
 
-def start_of_a_run(pictures: int) -> None:
+INDEXING = """
+import re, sys, time
+from my_dataset_coco import CocoDetection
+def peak():
+    return int(re.search("VmHWM: *([0-9]+)", open("/proc/self/status").read().replace("\\t", " "))[1]) * 1024
+before, started = peak(), time.perf_counter()
+CocoDetection(sys.argv[1], "train")
+print(time.perf_counter() - started, peak() - before)
+"""
+
+
+def start_of_a_run(pictures: int = 100_000) -> None:
     """What train.py does with every picture before the first step, once the index is there."""
     picture = {"file_name": "000000123456.jpg", "height": 480, "width": 640}
     rows = [picture | {"id": i} for i in range(pictures)]
@@ -130,20 +136,23 @@ def start_of_a_run(pictures: int) -> None:
         (root / "train2017").mkdir()
         (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
         del rows, objects, content
-        seconds = []
-        for _ in range(2):
-            started = time.perf_counter()
-            dataset = CocoDetection(root, "train")
-            seconds.append(time.perf_counter() - started)
+        size = (root / "annotations" / "instances_train2017.json").stat().st_size
+        command = [sys.executable, "-c", INDEXING, str(root)]
+        said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        seconds, peak = map(float, said.split())
+        first = seconds / pictures * 1e6
+        started = time.perf_counter()
+        dataset = CocoDetection(root, "train")
+        later = (time.perf_counter() - started) / pictures * 1e6
         stored = sum(f.stat().st_size for f in (root / "annotations").glob("*.index"))
         kept = sum(value.nbytes for value in vars(dataset.index).values() if isinstance(value, np.ndarray))
         started = time.perf_counter()
         training_loader(dataset, 4, 3, 0, 0, False)
         fingerprint(dataset)
         groups = time.perf_counter() - started
-    first, later = (s / pictures * 1e6 for s in seconds)
     print(
-        f"start: {pictures:,} pictures with seven small polygons each, {first:.0f} us a picture to index them once, "
+        f"start: {pictures:,} pictures with seven small polygons each in a file of {size / 1e6:.0f} MB, {first:.0f} "
+        f"us a picture to index them once, with at most {peak / size:.1f} bytes of memory for each of the file; "
         f"{later:.1f} us to read the stored index of {stored / pictures:.0f} bytes a picture, {kept / pictures:.0f} "
         f"bytes kept, {groups / pictures * 1e6:.1f} us for shapes and check sum; for {MANY:,} pictures "
         f"{first * MANY / 6e7:.0f} minutes once, then {(later + groups / pictures * 1e6) * MANY / 1e6:.0f} s in every "

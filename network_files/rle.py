@@ -83,7 +83,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     is_last = (characters & 0x20) == 0
-    ends = np.cumsum([len(counts) for counts in packed])
+    ends = np.cumsum([len(counts) for counts in packed], dtype=np.int64)
     if not (characters >> 6 == 0).all() or not is_last[ends[ends > 0] - 1].all():
         raise ValueError("has counts that are no run-length code")
     starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))[: len(characters)]

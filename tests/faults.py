@@ -269,6 +269,18 @@ class DiskFull:
 
 
 @dataclass
+class TryAgainAfter:
+    """A checkpoint that could not be written is tried again after so many steps."""
+
+    steps: int
+
+    def __call__(self) -> None:
+        from train_utils import run_folder
+
+        run_folder.TRY_AGAIN = self.steps
+
+
+@dataclass
 class LargestFile:
     """The system itself refuses files of more than that many bytes."""
 

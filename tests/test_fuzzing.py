@@ -1,6 +1,11 @@
 """No file, whatever it holds, makes its reader fall over: a short form of the part `fuzz` of reliability.py."""
+import io
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
+import torch
 from fuzzing import examine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +13,8 @@ from made_up_files import READERS, lay_out
 from pycocotools import mask as coco_mask
 
 from network_files.rle import decode_crop
+from train_utils.errors import InputError
+from train_utils.weights import read_weight_file, state_dict_of
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
@@ -52,3 +59,53 @@ def test_a_code_decodes_as_by_pycocotools_or_is_refused(counts, height, width):
 def test_a_code_that_is_none_is_refused(size, counts):
     with pytest.raises(ValueError):
         decode_crop({"size": size, "counts": counts})
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def archive(program: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
+    """torch.save's archive with another pickle in it."""
+    file, whole = io.BytesIO(), zipfile.ZipFile(io.BytesIO(saved({"a": torch.zeros(3)})))
+    with zipfile.ZipFile(file, "w", kind) as changed:
+        for name in whole.namelist():
+            changed.writestr(name, program if name.endswith("data.pkl") else whole.read(name))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (saved({"a": torch.zeros(1).expand(10**9, 10**9)}), "not the bytes for it"),
+        (archive(b"\x80\x02}." + bytes(10**7), zipfile.ZIP_DEFLATED), "compressed"),
+        (archive(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R."), "it names builtins.bytearray"),
+        (archive(b"\x80\x02}cos\nsystem\nX\x09\0\0\0touch run\x85Rs."), "it names os.system"),
+        (b"\x80\x02}r\xff\xff\xff\x03.", "asks for 67108863 places"),  # half a gigabyte for a table of them
+        (b"\x80\x05\x96\0\0\0\x40\0\0\0\0.", "bytearray8"),
+        (saved({"model": {"a": torch.zeros(1)}, "args": {"x": torch.zeros(1).to_sparse()}}), "sparse"),
+        (saved({1: torch.zeros(1)}), "holds no state dict"),
+        (saved({"model": {"a": torch.zeros(1), 2: torch.zeros(1)}}), "holds no state dict"),
+    ],
+    ids=range(9),
+)
+def test_weights_that_ask_for_more_than_they_hold_are_refused_before_it_is_given(tmp_path, content, told):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=told) as caught:
+        state_dict_of(read_weight_file(path), path)
+    assert tracemalloc.get_traced_memory()[1] < 5e7
+    tracemalloc.stop()
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_what_training_scripts_save_is_read(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    content = {"model": {"a": parameter, "b": torch.zeros(4).view(2, 2).t()}, "epoch": 3, "size": torch.Size([1, 2])}
+    content |= {"dtype": torch.float16, "names": ("a", b"b", None), "set": {1.5}, "list": [[True], {1: 2j}]}
+    for kind in (True, False):
+        torch.save(content, tmp_path / "weights.pth", _use_new_zipfile_serialization=kind)
+        assert str(read_weight_file(tmp_path / "weights.pth")) == str(content)

@@ -27,7 +27,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothing_again(lab, number):
     folder = lab / signal.Signals(number).name
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
@@ -37,8 +37,8 @@ def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothi
     with open(lab / "said.txt", "w+") as said:
         job = subprocess.Popen(command, cwd=lab, env=variables, stdout=said, stderr=said, start_new_session=True)
         wait_until(lambda: (folder / "log.jsonl").exists() or job.poll() is not None)
-        # A scheduler signals all processes of a job, a person the launcher.
-        os.killpg(job.pid, number) if number == signal.SIGUSR1 else os.kill(job.pid, number)
+        # A scheduler and a terminal signal all processes of a job; the launcher passes on what it gets.
+        os.kill(job.pid, number) if number == signal.SIGTERM else os.killpg(job.pid, number)
         assert job.wait(60) != 0
         said.seek(0)
         text = said.read()

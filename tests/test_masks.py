@@ -21,7 +21,7 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import encode_masks, paste_masks
 from network_files.mask_targets import project_masks_on_boxes
-from network_files.rle import compress, decode_crop, encode_crop, unpack_counts
+from network_files.rle import compress, decode_crop, encode_crop, unpack_all, unpack_counts
 from network_files.roi_align import PyramidRoIAlign
 
 # Of pycocotools under NumPy 2, at every call.
@@ -307,6 +307,11 @@ def test_packed_counts_unpack_to_run_lengths(dense):
     for mask in dense.numpy():
         counts = unpack_counts(coco_mask.encode(np.asfortranarray(mask))["counts"])
         assert counts.dtype == np.int64 and counts.tolist() == run_lengths(mask)
+
+
+def test_no_codes_and_empty_ones_unpack_to_nothing():
+    assert [values.tolist() for values in unpack_all([])] == [[], []]
+    assert [values.tolist() for values in unpack_all([b"", b"05", b""])] == [[0, 5], [0, 2, 0]]
 
 
 def test_packed_counts_unpack_however_long_the_runs_are():

@@ -29,6 +29,7 @@ from faults import (
     LossNotFiniteAt,
     Signal,
     ThinNetwork,
+    TryAgainAfter,
 )
 from forked import ROOT, Run, processes_of_group, start, start_group, wait_until
 
@@ -238,6 +239,12 @@ def test_auto_names_what_is_broken_and_goes_on_from_the_one_before(stopped, stra
     assert_same_run(stopped, straight_runs["one"])
 
 
+def test_broken_checkpoint_of_the_best_epoch_is_made_anew(stopped, straight_runs):
+    damage(stopped / "model_best.pth", "truncated")
+    run(stopped, "--resume", "auto")
+    assert_same_run(stopped, straight_runs["one"])
+
+
 def test_checkpoint_that_is_none_is_refused_by_name(stopped):
     damage(stopped / "model_1_step6.pth", "foreign")
     run(stopped, "--resume", stopped / "model_1_step6.pth", status=2, told="model_1_step6.pth: lacks ")
@@ -291,6 +298,12 @@ def test_options_that_are_not_given_are_those_of_the_stopped_run(folder, lab):
 def test_full_disk_is_said_and_the_checkpoint_tried_again(folder, straight_runs):
     run(folder, "--checkpoint-every", "2", fault=DiskFull(1), told="model_0_step2.pth could not be written (No space")
     assert_same_run(folder, straight_runs["one"])
+
+
+def test_checkpoint_that_found_no_room_is_tried_again_some_steps_later(folder, lab):
+    fault = All((DiskFull(1), TryAgainAfter(2), DieAtStep(7)))  # four steps an epoch, without others inside it
+    run(folder, fault=fault, status=-signal.SIGKILL, told="model_0.pth could not be written (No space")
+    assert checkpoints(folder) == {"model_1_step6.pth"}
 
 
 def test_checkpoint_before_stays_where_the_next_one_finds_no_room(folder, straight_runs):

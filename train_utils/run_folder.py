@@ -26,6 +26,7 @@ from train_utils.safe_files import (
     replacing,
     write_atomically,
 )
+from train_utils.weights import read_weight_file
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, ARGUMENTS = "log.jsonl", "args.json"
@@ -109,7 +110,7 @@ class RunFolder:
         self.rewrite(LOG, [line for at, line in logged if at < stays])
 
         best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
-        if best_file.exists() and torch.load(best_file, mmap=True, weights_only=True)["epoch"] != best:
+        if best_file.exists() and epoch_in(best_file) != best:
             best_file.unlink()
             self.mark_best(best)
 
@@ -255,6 +256,14 @@ def age(path: Path) -> tuple[int, float]:
 def epoch_of(line: str) -> int:
     """The epoch of a results line."""
     return int(line.split()[0].removeprefix("epoch:"))
+
+
+def epoch_in(path: Path) -> int | None:
+    """The epoch of a checkpoint whose name does not tell; None where it is broken."""
+    try:
+        return read_weight_file(path).get("epoch")
+    except InputError:
+        return None
 
 
 def best_epoch(mask_results: Sequence[str]) -> int | None:

@@ -32,7 +32,8 @@ WORDS = set(
 )
 # What torch.save names for tensors and plain values.
 TORCH_NAMES = re.compile(
-    r"collections OrderedDict|_codecs encode|torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"
+    r"collections OrderedDict|_codecs encode|(__builtin__|builtins) (set|complex)|"
+    r"torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"
     r"torch (\w+Storage|Size|device|(b?float|q?u?int|complex)[0-9]\w*|bool)|"
     r"torch.(storage (Untyped|Typed)Storage|nn.parameter Parameter|_tensor Tensor|serialization _get_layout)"
 )
