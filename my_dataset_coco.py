@@ -1,7 +1,7 @@
 """COCO's JSON and pictures in, (image, target) items out; also any other data set laid out the same way.
 
-The annotations stay in their file until an item wants them (coco_index.py says where they are), so that COCO's million
-costs no worker a Python object.
+The annotations stay in their file until an item wants them (dataset_files/coco_index.py says where they are), so that
+COCO's million costs no worker a Python object.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from coco_check import clipped_corners
-from coco_index import open_index
+from dataset_files.coco_check import clipped_corners
+from dataset_files.coco_index import open_index
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
 from transforms import Transform, collate_fn, read_image

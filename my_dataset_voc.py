@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data_problems import Problems
-from my_dataset_coco import coco_object
-from network_files import InstanceMasks
-from network_files.instance_masks import crop_to_content
-from network_files.rle import compress, encode_crop
-from transforms import Transform, collate_fn, read_image
-from voc_files import (
+from dataset_files.problems import Problems
+from dataset_files.voc_files import (
     NOBODY,
     VOC_CLASSES,
     VOCObject,
@@ -26,6 +21,11 @@ from voc_files import (
     read_list,
     read_palette_png,
 )
+from my_dataset_coco import coco_object
+from network_files import InstanceMasks
+from network_files.instance_masks import crop_to_content
+from network_files.rle import compress, encode_crop
+from transforms import Transform, collate_fn, read_image
 
 SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
 READERS = 4  # threads that look through the masks before a run; decoding waits for no other thread

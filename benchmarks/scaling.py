@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-
 from common import PROJECT, machine
 
 from my_dataset_coco import CocoDetection, coco_object

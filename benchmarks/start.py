@@ -27,7 +27,7 @@ from common import machine, parser
 from pycocotools.coco import COCO
 from report import compared, in_child, megabytes, progress, table
 
-import coco_index
+from dataset_files import coco_index
 from train_utils.arguments import add_flag, positive
 from train_utils.errors import one_line_errors
 

@@ -30,14 +30,14 @@ from broken_data import (  # noqa: E402
     turned,
 )
 
-from data_problems import Problems  # noqa: E402
+from dataset_files.problems import Problems  # noqa: E402
+from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
 from train_utils import picture_check  # noqa: E402
 from train_utils.data import open_split  # noqa: E402
 from train_utils.dataset_check import open_checked  # noqa: E402
 from train_utils.picture_check import check_pictures  # noqa: E402
 from transforms import as_rgb, is_turned, read_image  # noqa: E402
-from voc_files import parse_xml  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])

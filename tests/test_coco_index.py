@@ -13,10 +13,10 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-import coco_index
-from coco_file import MaskColumns
-from coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
-from data_problems import leaves_folder
+from dataset_files import coco_index
+from dataset_files.coco_file import MaskColumns
+from dataset_files.coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
+from dataset_files.problems import leaves_folder
 from my_dataset_coco import CocoDetection
 from network_files.rle import unpack_counts
 

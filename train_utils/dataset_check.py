@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_problems import KINDS, Problems
+from dataset_files.problems import KINDS, Problems
 from train_utils.data import InstanceDataset, open_split
 from train_utils.distributed import from_main, on_main
 from train_utils.errors import InputError, reading_input

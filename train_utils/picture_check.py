@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from coco_index import storage_places, store_columns, stored_columns
-from data_problems import Problems
+from dataset_files.coco_index import storage_places, store_columns, stored_columns
+from dataset_files.problems import Problems
 from transforms import PICTURE_FORMATS, is_turned, orientation_of
 
 KEPT_FROM = 5000  # pictures: the headers of fewer are read in a second

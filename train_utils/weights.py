@@ -106,7 +106,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if is_pickle(path):
             return {"model": read_arrays(path)}
-        check_records(path) if zipfile.is_zipfile(path) else check_old_file(path)
+        if zipfile.is_zipfile(path):
+            check_records(path)
+        else:
+            check_old_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         check_values(content)
     except InputError:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from coco_check import check_annotations
-from coco_file import Annotations, read_categories, read_content, read_pictures
-from data_problems import Problems
+from dataset_files.coco_check import check_annotations
+from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
+from dataset_files.problems import Problems
 
 try:
     import fcntl

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_problems import Problems, leaves_folder, shown
+from dataset_files.problems import Problems, leaves_folder, shown
 from network_files.rle import unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are looked at together

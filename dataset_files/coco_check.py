@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coco_file import Annotations, Pictures
-from data_problems import Problems, shown
+from dataset_files.coco_file import Annotations, Pictures
+from dataset_files.problems import Problems, shown
 
 SMALLEST_OVERLAP = 0.1  # IoU of a box and the box around its mask; of 2,359 objects of COCO's none was below 0.9
 FAR = 1.0  # a picture's sides beyond its edge

@@ -14,7 +14,7 @@ from xml.parsers import expat
 import numpy as np
 from PIL import Image
 
-from data_problems import Problems, leaves_folder, shown
+from dataset_files.problems import Problems, leaves_folder, shown
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
