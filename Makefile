@@ -15,7 +15,7 @@ demo: $(VENV)/.ready
 	@echo "look at: predictions/*.png, save_weights/mAP.png, save_weights/loss_and_lr.png"
 
 test: $(VENV)/.ready-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 setup: $(VENV)/.ready
 
