@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 import coco_index
-from coco_file import MaskColumns
+from coco_file import MaskColumns, are_packed_codes
 from coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
 from data_problems import leaves_folder
 from my_dataset_coco import CocoDetection
@@ -314,6 +314,18 @@ def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
     dataset = CocoDetection(root, "val", skip_bad=True)
     assert dataset.problems.counts == {"code counts": 1} and len(dataset.target(1)["labels"]) == 1
     assert len(dataset.coco.getAnnIds()) == 1 and sorted(dataset.coco.getImgIds()) == [10, 20, 30]
+
+
+def test_packed_codes_are_known_by_their_characters():
+    """Also where a careless reader would get the right numbers out of a wrong code."""
+    plane = np.zeros((40, 50), dtype=np.uint8)
+    plane[3:30, 5:20] = 1
+    good = coco_mask.encode(np.asfortranarray(plane))["counts"]
+    cut_off = good[:-1] + bytes([((good[-1] - 48) | 0x20) + 48])  # its last number says that it goes on
+    other_letter = bytes([good[0] + 64]) + good[1:]
+    too_long = good[:-1] + b"P" * 6 + b"0"
+    codes = [good, cut_off, good, other_letter, too_long, good, b"", b"/", b"\xff"]
+    assert are_packed_codes(codes).tolist() == [True, False, True, False, False, True, True, False, False]
 
 
 def test_packed_and_loose_codes_reach_as_far_as_their_pixels(tmp_path):
