@@ -170,6 +170,9 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
     [
         ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation", r"polygons that are none: \[\['1', '2'"),
         ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation", "polygons that are none"),
+        ({"segmentation": [BOX, [3, 3, 11, None]]}, "annotation", "polygons that are none"),
+        ({"segmentation": [BOX, [10**400] * 6]}, "annotation", "polygons that are none"),
+        ({"segmentation": {"size": [40, 50], "counts": [10**30]}}, "annotation", "run lengths that are none"),
         ({"segmentation": None}, "annotation", "neither a list of polygons nor a run-length code"),
         ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "counts are 3"),
         ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "run lengths that are none"),
@@ -186,7 +189,7 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
         ({"image_id": 11}, "unknown image", "11"),
         ({"image_id": 2**62 + 1}, "unknown image", f"{2**62 + 1}"),
         ({"category_id": 3}, "unknown category", "3"),
-        ({"id": 2}, "annotation id", "annotation 2 of image 10"),
+        ({"id": 1}, "annotation id", "annotation 1 of image 10"),
         ({"bbox": [float("nan"), 3, 8, 9]}, "box numbers", "nan"),
         ({"bbox": [3, 3, float("inf"), 9]}, "box numbers", "inf"),
         ({"segmentation": [[*BOX, 3]]}, "odd polygon", r"\[3, 3, 11, 3"),
@@ -211,7 +214,7 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
 def test_wrong_annotations_are_named_and_left_out(file, changes, kind, named):
     expected = contents(make_index(file))
     wrong = {**annotation(8, 10, segmentation=[BOX], bbox=[3, 3, 8, 9]), **changes}
-    file.write_text(json.dumps({**CONTENT, "annotations": [*ANNOTATIONS, wrong]}))
+    file.write_text(json.dumps({**CONTENT, "annotations": [ANNOTATIONS[0], wrong, *ANNOTATIONS[1:]]}))
     with_it = open_index(file)
     assert {k: with_it.problems.counts[k] for k in with_it.problems.wrong()} == {kind: 1}
     assert re.search(named, with_it.problems.in_words(kind)), with_it.problems.in_words(kind)
