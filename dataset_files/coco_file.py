@@ -169,7 +169,7 @@ class MaskColumns:
         try:
             for polygon in polygons:
                 self.points.fromlist(polygon)
-        except TypeError:
+        except (TypeError, OverflowError):
             del self.points[before:]
             raise ValueError(f"has polygons that are none: {shown(polygons)}") from None
         for polygon in polygons:
@@ -190,7 +190,7 @@ class MaskColumns:
             loose = array("q")
             try:
                 loose.fromlist(counts)
-            except TypeError:
+            except (TypeError, OverflowError):
                 raise ValueError(f"has run lengths that are none: {shown(counts)}") from None
             self.loose.append(loose)
             self.loose_owners.append(self.count)

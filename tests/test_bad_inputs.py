@@ -88,6 +88,12 @@ def test_sixteen_bit_grey_is_scaled_not_cut_off(tmp_path):
         assert found.tolist() == [[[0, 0, 1, 1, 16, 128, 255]]] * 3
 
 
+def test_formats_that_run_other_programs_are_never_tried(tmp_path):
+    picture().save(tmp_path / "1.jpg", "EPS")
+    with pytest.raises(ValueError, match="1.jpg: .*cannot identify image file"):
+        read_image(tmp_path / "1.jpg")
+
+
 @pytest.mark.parametrize(
     "stored, orientation, annotated, expected",
     [
@@ -144,13 +150,18 @@ def test_nothing_outside_the_image_folder_is_opened(tmp_path, monkeypatch, name,
 def test_left_out_pictures_leave_the_ground_truth_too(tmp_path, capsys):
     make_coco(tmp_path / "data")
     (tmp_path / "data" / "val2017" / "5.png").write_bytes(b"")
-    edit(lambda content: content["annotations"][-1].update(bbox=[1, 2, 3, float("nan")]), "val")(tmp_path)
     (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=True)
-    assert dataset.coco.getImgIds() == [6]
-    assert [a["bbox"] for a in dataset.coco.loadAnns(dataset.coco.getAnnIds())] == [[4, 8, 24, 40]]
+    assert dataset.coco.getImgIds() == [6] and sorted(dataset.coco.getAnnIds()) == [60, 61]
     assert [dataset[i][1]["image_id"] for i in range(len(dataset))] == [6]
-    said = capsys.readouterr().err
-    assert "empty files (1), left out" in said and "not finite (1), left out" in said
+    assert "empty files (1), left out" in capsys.readouterr().err
+
+
+def test_left_out_annotations_leave_the_ground_truth_too(tmp_path, capsys):
+    make_coco(tmp_path / "data")
+    edit(lambda content: content["annotations"][-1].update(bbox=[0, 0, 4, 4]), "val")(tmp_path)
+    (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=True)
+    assert dataset.coco.getImgIds() == [5, 6] and sorted(dataset.coco.getAnnIds()) == [50, 51, 60]
+    assert "do not cover one another (1), left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

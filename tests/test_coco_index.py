@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from dataset_files import coco_index
-from dataset_files.coco_file import MaskColumns
+from dataset_files.coco_file import MaskColumns, are_packed_codes
 from dataset_files.coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
 from dataset_files.problems import leaves_folder
 from my_dataset_coco import CocoDetection
@@ -170,6 +170,9 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
     [
         ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation", r"polygons that are none: \[\['1', '2'"),
         ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation", "polygons that are none"),
+        ({"segmentation": [BOX, [3, 3, 11, None]]}, "annotation", "polygons that are none"),
+        ({"segmentation": [BOX, [10**400] * 6]}, "annotation", "polygons that are none"),
+        ({"segmentation": {"size": [40, 50], "counts": [10**30]}}, "annotation", "run lengths that are none"),
         ({"segmentation": None}, "annotation", "neither a list of polygons nor a run-length code"),
         ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "counts are 3"),
         ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "run lengths that are none"),
@@ -186,7 +189,7 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
         ({"image_id": 11}, "unknown image", "11"),
         ({"image_id": 2**62 + 1}, "unknown image", f"{2**62 + 1}"),
         ({"category_id": 3}, "unknown category", "3"),
-        ({"id": 2}, "annotation id", "annotation 2 of image 10"),
+        ({"id": 1}, "annotation id", "annotation 1 of image 10"),
         ({"bbox": [float("nan"), 3, 8, 9]}, "box numbers", "nan"),
         ({"bbox": [3, 3, float("inf"), 9]}, "box numbers", "inf"),
         ({"segmentation": [[*BOX, 3]]}, "odd polygon", r"\[3, 3, 11, 3"),
@@ -211,7 +214,7 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
 def test_wrong_annotations_are_named_and_left_out(file, changes, kind, named):
     expected = contents(make_index(file))
     wrong = {**annotation(8, 10, segmentation=[BOX], bbox=[3, 3, 8, 9]), **changes}
-    file.write_text(json.dumps({**CONTENT, "annotations": [*ANNOTATIONS, wrong]}))
+    file.write_text(json.dumps({**CONTENT, "annotations": [ANNOTATIONS[0], wrong, *ANNOTATIONS[1:]]}))
     with_it = open_index(file)
     assert {k: with_it.problems.counts[k] for k in with_it.problems.wrong()} == {kind: 1}
     assert re.search(named, with_it.problems.in_words(kind)), with_it.problems.in_words(kind)
@@ -314,6 +317,18 @@ def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
     dataset = CocoDetection(root, "val", skip_bad=True)
     assert dataset.problems.counts == {"code counts": 1} and len(dataset.target(1)["labels"]) == 1
     assert len(dataset.coco.getAnnIds()) == 1 and sorted(dataset.coco.getImgIds()) == [10, 20, 30]
+
+
+def test_packed_codes_are_known_by_their_characters():
+    """Also where a careless reader would get the right numbers out of a wrong code."""
+    plane = np.zeros((40, 50), dtype=np.uint8)
+    plane[3:30, 5:20] = 1
+    good = coco_mask.encode(np.asfortranarray(plane))["counts"]
+    cut_off = good[:-1] + bytes([((good[-1] - 48) | 0x20) + 48])  # its last number says that it goes on
+    other_letter = bytes([good[0] + 64]) + good[1:]
+    too_long = good[:-1] + b"P" * 6 + b"0"
+    codes = [good, cut_off, good, other_letter, too_long, good, b"", b"/", b"\xff"]
+    assert are_packed_codes(codes).tolist() == [True, False, True, False, False, True, True, False, False]
 
 
 def test_packed_and_loose_codes_reach_as_far_as_their_pixels(tmp_path):
