@@ -9,6 +9,8 @@ cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of fi
 `soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
 """
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -225,7 +227,8 @@ def show_fuzz(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     for number, reader in enumerate(READERS):
         lay_out(folder / str(number))
         try:
-            counts = examine(reader, folder / str(number), args.cases, args.seed)
+            with contextlib.redirect_stdout(io.StringIO()):  # warnings about what is read all the same
+                counts = examine(reader, folder / str(number), args.cases, args.seed)
         except BaseException as error:  # a hang, a flaw of the reader, or several of them
             if isinstance(error, KeyboardInterrupt):
                 raise
