@@ -94,15 +94,12 @@ def network(args: argparse.Namespace) -> str:
 
 
 def write_section(heading: str, section: str) -> None:
-    """Put a part into the page, in the place of its older text."""
+    """Put a part into the page, in the place of its older text; the parts stand in the order of PARTS."""
     old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
-    parts = re.split(r"(?m)^(?=## )", old)
-    found = [i for i, part in enumerate(parts) if part.startswith(f"## {heading}\n")]
-    if found:
-        parts[found[0]] = section
-    else:
-        parts.append(section)
-    PAGE.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
+    introduction, *sections = re.split(r"(?m)^(?=## )", old)
+    by_heading = {text.splitlines()[0].removeprefix("## "): text for text in sections} | {heading: section}
+    ordered = [by_heading[name] for name, _ in PARTS.values() if name in by_heading]
+    PAGE.write_text("\n".join(part.strip() + "\n" for part in [introduction, *ordered]), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
