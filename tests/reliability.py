@@ -44,7 +44,7 @@ INTRODUCTION = """# What a run survives
 
 Made by `python tests/reliability.py --thin --write`; `make test` holds the same in short. Runs are those of `train.py`
 and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn pictures; `--thin` puts a Mask R-CNN of a
-hundredth of the weights in the place of the one with a ResNet-50, without it a part takes about ten times as long.
+hundredth of the weights in the place of the one with a ResNet-50.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
