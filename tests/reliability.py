@@ -9,6 +9,8 @@ cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of fi
 `soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
 """
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -42,7 +44,7 @@ INTRODUCTION = """# What a run survives
 
 Made by `python tests/reliability.py --thin --write`; `make test` holds the same in short. Runs are those of `train.py`
 and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn pictures; `--thin` puts a Mask R-CNN of a
-hundredth of the weights in the place of the one with a ResNet-50, without it a part takes about ten times as long.
+hundredth of the weights in the place of the one with a ResNet-50.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
@@ -92,15 +94,12 @@ def network(args: argparse.Namespace) -> str:
 
 
 def write_section(heading: str, section: str) -> None:
-    """Put a part into the page, in the place of its older text."""
+    """Put a part into the page, in the place of its older text; the parts stand in the order of PARTS."""
     old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
-    parts = re.split(r"(?m)^(?=## )", old)
-    found = [i for i, part in enumerate(parts) if part.startswith(f"## {heading}\n")]
-    if found:
-        parts[found[0]] = section
-    else:
-        parts.append(section)
-    PAGE.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
+    introduction, *sections = re.split(r"(?m)^(?=## )", old)
+    by_heading = {text.splitlines()[0].removeprefix("## "): text for text in sections} | {heading: section}
+    ordered = [by_heading[name] for name, _ in PARTS.values() if name in by_heading]
+    PAGE.write_text("\n".join(part.strip() + "\n" for part in [introduction, *ordered]), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------------------------------------- kills
@@ -225,7 +224,8 @@ def show_fuzz(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     for number, reader in enumerate(READERS):
         lay_out(folder / str(number))
         try:
-            counts = examine(reader, folder / str(number), args.cases, args.seed)
+            with contextlib.redirect_stdout(io.StringIO()):  # warnings about what is read all the same
+                counts = examine(reader, folder / str(number), args.cases, args.seed)
         except BaseException as error:  # a hang, a flaw of the reader, or several of them
             if isinstance(error, KeyboardInterrupt):
                 raise
