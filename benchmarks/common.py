@@ -27,7 +27,7 @@ from my_dataset_coco import CocoDetection  # noqa: E402
 from network_files import MaskRCNN  # noqa: E402
 from train_utils.arguments import Parser  # noqa: E402
 from train_utils.errors import InputError, reading_input  # noqa: E402
-from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
+from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
 from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
 from train_utils.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
 
@@ -95,18 +95,25 @@ def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
     """Time the candidates in turns within one run, so that a machine that others use as well is slow for all alike.
 
     Each runs once to warm up, then once a round, in an order that reverses from round to round. The first one is this
-    project's and runs with memory kept, as choose_device arranges; the others run as glibc does by itself. Prints
-    each one's times, and the ratio of the others' to the first one's: the median over the rounds of the ratio within
-    a round.
+    project's and runs with memory kept, as choose_device arranges; the others run as glibc does by itself, which gives
+    away what was kept, so after them the first one warms up again. Prints each one's times, and the ratio of the
+    others' to the first one's: the median over the rounds of the ratio within a round.
 
     Returns:
         Seconds of each round by name.
     """
     first, width = next(iter(candidates)), max(map(len, candidates))
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    kept = False
     for i in range(-1, rounds):
         for name in list(candidates)[:: 1 if i % 2 == 0 else -1]:
-            keep_freed_memory() if name == first else usual_memory()
+            if name != first:
+                usual_memory()
+            elif not kept:
+                keep_freed_memory()
+                if i >= 0:
+                    candidates[name]()
+            kept = name == first
             seconds = seconds_of(candidates[name])
             if i >= 0:
                 times[name].append(seconds)
@@ -122,12 +129,10 @@ def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 def usual_memory() -> None:
-    """What glibc comes to by itself once large tensors have been freed; undoes `keep_freed_memory`.
-
-    What smaller tensors free stays in the process still, which is to the others' advantage, if anything.
-    """
+    """What glibc comes to by itself once large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
     set_malloc(MMAP_MAX, 65536)
     set_malloc(MMAP_THRESHOLD, 32 << 20)
+    set_malloc(TRIM_THRESHOLD, 64 << 20)
 
 
 def seconds_of(run: Callable[[], object]) -> float:

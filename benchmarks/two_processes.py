@@ -79,7 +79,9 @@ def images_a_second(args: Namespace, folder: str, processes: int) -> dict[str, f
     threads = {"OMP_NUM_THREADS": str(PROCESSES // processes)}
     command = [*(start if processes > 1 else [sys.executable]), __file__, *options]
     done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    rates = json.loads(done.stdout.strip().splitlines()[-1])
+    progress(", ".join(f"{what} {rate:.3f} images/s" for what, rate in rates.items()))
+    return rates
 
 
 def work(args: Namespace) -> None:
@@ -137,8 +139,8 @@ def parse_arguments() -> Namespace:
     p = parser(__doc__)
     p.add_argument("--min-size", type=positive, default=480, help="short side of the input (default: %(default)s)")
     p.add_argument("--max-size", type=positive, default=640, help="long side's limit (default: %(default)s)")
-    p.add_argument("--steps", type=positive, default=4, help="timed steps of each start (default: %(default)s)")
-    p.add_argument("--photos", type=positive, default=8, help="to train on and to evaluate (default: %(default)s)")
+    p.add_argument("--steps", type=positive, default=3, help="timed steps of each start (default: %(default)s)")
+    p.add_argument("--photos", type=positive, default=6, help="to train on and to evaluate (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=2, help="starts of each (default: %(default)s)")
     p.add_argument("--work-on", help="this is one of the processes, and its photos are in that folder")
     add_flag(p, "--quick", "only to see that it runs")

@@ -5,6 +5,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from train_utils import engine
+
 TOUCH_TWICE = """
 import resource
 from train_utils.memory import keep_freed_memory
@@ -32,3 +34,10 @@ def test_freed_memory_is_kept_for_the_next_tensors():
     first, second = new_pages("")  # else this test shows nothing
     if second < first / 10:
         pytest.skip("this system keeps freed memory by itself")
+
+
+def test_whatever_computes_on_the_cpu_keeps_freed_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(engine, "keep_freed_memory", lambda: calls.append("kept"))
+    engine.choose_device("cpu")
+    assert calls == ["kept"]
