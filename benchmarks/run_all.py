@@ -83,9 +83,11 @@ def summary(content: str) -> str:
 def markdown(lines: Sequence[str]) -> str:
     """What a script printed: tables stay, the rest becomes preformatted."""
     parts = []
-    for is_table, group in groupby((line for line in lines if line.strip()), lambda line: line.startswith("|")):
-        text = "\n".join(group)
-        parts.append(text if is_table else f"```\n{text}\n```")
+    for block in "\n".join(lines).strip().split("\n\n"):  # a blank line stands between two tables
+        kinds = groupby((line for line in block.splitlines() if line.strip()), lambda line: line.startswith("|"))
+        for is_table, group in kinds:
+            text = "\n".join(group)
+            parts.append(text if is_table else f"```\n{text}\n```")
     return "\n\n".join(parts)
 
 
