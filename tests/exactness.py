@@ -138,7 +138,7 @@ def trained_size(args: Namespace) -> dict[str, int]:
 @functools.cache
 def trained_once(seed: int, quick: bool) -> dict:
     args = Namespace(seed=seed, quick=quick)
-    return trained_weights(batch_of(args), **trained_size(args), steps=15 if quick else 60, seed=seed)
+    return trained_weights(batch_of(args), **trained_size(args), steps=20 if quick else 60, seed=seed)
 
 
 def trained(args: Namespace) -> dict:
@@ -156,8 +156,8 @@ def random_weights(args: Namespace) -> list[Check]:
 
 
 def trained_stages(args: Namespace) -> list[Check]:
-    proposals = dict(rpn_post_nms_top_n_test=300) if args.quick else {}
-    reference, own = pair_for_fine_tuning(trained(args), **trained_size(args), **proposals)
+    fewer = dict(rpn_post_nms_top_n_test=150, box_detections_per_img=60) if args.quick else {}
+    reference, own = pair_for_fine_tuning(trained(args), **trained_size(args), **fewer)
     batch = batch_of(args)
     found = sum(len(detection["boxes"]) for detection in detections_of(reference, batch[0]))
     if found < (100 if args.quick else FEWEST_DETECTIONS):
@@ -173,7 +173,7 @@ def gradients(args: Namespace) -> list[Check]:
         reference, own = pair(box_batch_size_per_image=rois)
         reference.train()
         own.train()
-        tolerances = (LOSS_TOLERANCE, GRADIENT_TOLERANCE)
+        tolerances = (LOSS_TOLERANCE, 10 * GRADIENT_TOLERANCE)  # of photos and RoIs never seen before
         checks = named("random weights", gradient_checks(reference, own, batch, args.seed, *tolerances))
     weights = trained(args)
     reference, own = pair_for_fine_tuning(weights, box_batch_size_per_image=rois, **trained_size(args))
@@ -227,8 +227,10 @@ def both_ways(name: str, reference, own, images: list, targets: list[dict]) -> l
 
 def second_version(args: Namespace) -> list[Check]:
     batch = batch_of(args)
-    size = trained_size(args) | dict(box_batch_size_per_image=32, rpn_post_nms_top_n_test=100 if args.quick else 300)
-    reference, own = pair_of_v2(batch[0], **size)
+    numbers = dict(box_batch_size_per_image=32, rpn_post_nms_top_n_test=300)
+    if args.quick:
+        numbers = dict(box_batch_size_per_image=8, rpn_post_nms_top_n_test=50, box_detections_per_img=30)
+    reference, own = pair_of_v2(batch[0], **trained_size(args), **numbers)
     own.to(memory_format=torch.contiguous_format)
     checks = stage_checks(reference, own, batch, args.seed)
     for mode in ("training",) if args.quick else ("evaluation", "training"):
@@ -274,8 +276,12 @@ PARTS = {
     ),
     "trajectory": (
         "Twenty steps of SGD",
-        "From the trained weights, with warm-up, momentum, weight decay and flips, two photos a step; ours through the "
-        "project's own step and schedule. Proposals and sizes are small (short side 64, 100 proposals, 32 RoIs).",
+        "From the trained weights, with warm-up, momentum, weight decay and flips, two photos a step; ours through "
+        "the project's own step and schedule. Proposals and sizes are small (short side 64, 100 proposals, 32 RoIs). "
+        "Float64 shows that both go the same way. In float32 and bf16 rounding now and then decides whether a "
+        "proposal passes NMS; the samples are then others and the runs part, torchvision's own in another layout of "
+        "memory too. Ours may part twice as far: the length of all differences as a share of the way that "
+        "torchvision's float32 run has gone.",
         trajectory,
     ),
     "arguments": (
