@@ -160,7 +160,7 @@ def trained_stages(args: Namespace) -> list[Check]:
     reference, own = pair_for_fine_tuning(trained(args), **trained_size(args), **fewer)
     batch = batch_of(args)
     found = sum(len(detection["boxes"]) for detection in detections_of(reference, batch[0]))
-    if found < (100 if args.quick else FEWEST_DETECTIONS):
+    if found < (20 if args.quick else FEWEST_DETECTIONS):
         raise ValueError(f"the trained network finds only {found} boxes; try another --seed")
     return stage_checks(reference, own, batch, args.seed)
 
