@@ -1,6 +1,6 @@
 """Runs all benchmarks, one after another and each in a process of its own, and writes their tables into RESULTS.md.
 
-    python benchmarks/run_all.py                              # 25 minutes on two cores; nothing else should run then
+    python benchmarks/run_all.py                              # an hour on two cores; nothing else should run then
     python benchmarks/run_all.py --only mask_codes,start
     python benchmarks/run_all.py --quick --output /tmp/x.md   # the scripts that know --quick, only to see that they run
 
@@ -25,7 +25,7 @@ from train_utils.arguments import add_flag
 from train_utils.errors import InputError, one_line_errors
 
 RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
-# Section -> script and its arguments, with as many rounds as fit into 25 minutes in all on two cores. Those of QUICK
+# Section -> script and its arguments, with few rounds where each takes long. Those of QUICK
 # take --quick.
 BENCHMARKS = {
     "step_and_inference": ["step_and_inference.py", "--device", "cpu", "--rounds", "3"],
