@@ -1,6 +1,6 @@
 """How far this project's numbers are from torchvision's, COCO's and Detectron2's: the tables of docs/EXACTNESS.md.
 
-    python tests/exactness.py --write             # everything, into docs/EXACTNESS.md; about ten minutes on a core
+    python tests/exactness.py --write             # everything, into docs/EXACTNESS.md; twenty minutes on a core
     python tests/exactness.py --only stages codes # some parts, printed
     python tests/exactness.py --quick --seed 1    # all parts with smaller inputs
 
