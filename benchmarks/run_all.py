@@ -25,8 +25,7 @@ from train_utils.arguments import add_flag
 from train_utils.errors import InputError, one_line_errors
 
 RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
-# Section -> script and its arguments, with few rounds where each takes long. Those of QUICK
-# take --quick.
+# Section -> script and its arguments, with few rounds where each takes long. Those of QUICK take --quick.
 BENCHMARKS = {
     "step_and_inference": ["step_and_inference.py", "--device", "cpu", "--rounds", "3"],
     "step_and_inference_amp": ["step_and_inference.py", "--device", "cpu", "--amp", "--rounds", "3"],

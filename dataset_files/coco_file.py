@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.problems import Problems, leaves_folder, shown
-from network_files.rle import unpack_all
+from network_files.rle import are_packed_codes, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are looked at together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser walks along every edge, so that larger ones would take it for ever
@@ -259,23 +259,6 @@ def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarr
     """x1y1x2y2 around groups of points that begin at `starts`, float64 [N, 4]; NaN if any of a group is."""
     ways = ((np.minimum, x), (np.minimum, y), (np.maximum, x), (np.maximum, y))
     return np.stack([way.reduceat(values, starts) for way, values in ways], axis=1)
-
-
-def are_packed_codes(packed: list[bytes]) -> np.ndarray:
-    """bool [N]: whose counts are packed as COCO packs them, in its 64 characters, a number in at most six of them."""
-    characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
-    lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
-    code_of = np.repeat(np.arange(len(packed)), lengths)
-    is_last = (characters & 0x20) == 0
-    flawed = (characters < 0) | (characters > 63)
-    ends = lengths[lengths > 0].cumsum() - 1
-    flawed[ends] |= ~is_last[ends]
-    is_last[ends] = True
-    numbers = np.flatnonzero(is_last)
-    flawed[numbers] |= np.diff(numbers, prepend=-1) > 6
-    valid = np.ones(len(packed), dtype=bool)
-    valid[code_of[flawed]] = False
-    return valid
 
 
 def extents_of_runs(counts: np.ndarray, lengths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,15 +81,13 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: they are no packed counts.
     """
+    if not are_packed_codes(packed).all():
+        raise ValueError("has counts that are no run-length code")
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     is_last = (characters & 0x20) == 0
     ends = np.cumsum([len(counts) for counts in packed], dtype=np.int64)
-    if not (characters >> 6 == 0).all() or not is_last[ends[ends > 0] - 1].all():
-        raise ValueError("has counts that are no run-length code")
     starts = np.flatnonzero(np.concatenate(([True], is_last[:-1])))[: len(characters)]
     sizes = np.diff(starts, append=len(characters))
-    if sizes.max(initial=0) > LONGEST:
-        raise ValueError("has counts that are no run-length code")
     place = np.arange(len(characters)) - np.repeat(starts, sizes)
     numbers = np.add.reduceat((characters & 0x1F) << (5 * place), starts) if len(starts) else characters
     negative = (characters[starts + sizes - 1] & 0x10) != 0
@@ -102,9 +100,26 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         sums = numbers[chosen].cumsum()
         before = np.concatenate(([0], sums))[np.searchsorted(chosen, code_ends - lengths)]
         numbers[chosen] = sums - np.repeat(before, np.diff(np.searchsorted(chosen, code_ends), prepend=0))
-    if numbers.min(initial=0) < 0 or numbers.max(initial=0) > MOST_PIXELS:
-        raise ValueError("has counts that are no run-length code")
     return numbers, lengths
+
+
+def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
+    """bool [N]: whose counts are packed as COCO packs them, in its 64 characters, a number in at most six of them.
+
+    The run lengths may still be negative, or not add up to a picture.
+    """
+    characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
+    lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
+    is_last = (characters & 0x20) == 0
+    flawed = (characters < 0) | (characters > 63)
+    ends = lengths[lengths > 0].cumsum() - 1
+    flawed[ends] |= ~is_last[ends]
+    is_last[ends] = True
+    numbers = np.flatnonzero(is_last)
+    flawed[numbers] |= np.diff(numbers, prepend=-1) > LONGEST
+    valid = np.ones(len(packed), dtype=bool)
+    valid[np.repeat(np.arange(len(packed)), lengths)[flawed]] = False
+    return valid
 
 
 def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
@@ -128,6 +143,8 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
         raise ValueError(f"is of a picture of {height} x {width}, which is none or more than {MOST_PIXELS} pixels")
     packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
     counts, lengths = unpack_all(packed)
+    if counts.min(initial=0) < 0:
+        raise ValueError("has run lengths below 0")
     ends, code_ends = counts.cumsum(), lengths.cumsum()
     plane_ends = np.concatenate(([0], ends))[code_ends]
     if not np.array_equal(plane_ends, np.arange(1, len(codes) + 1) * (height * width)):

@@ -238,6 +238,8 @@ CASES = [
         rf"codes that are none \(1\)LEFT: {OF_1}.*\[100, 100\]"),
     Case("negative run lengths", code([100, -100, SIZE * SIZE]), 2,
         [rf"codes that are none \(1\): {OF_1}.*-100", MEND]),
+    *with_skipping("negative run lengths in a packed code", code("T3TNXm1"),
+        rf"codes that are none \(1\)LEFT: {OF_1}.*T3TNXm1"),
     *with_skipping("a packed code of letters that none has", code("!?~"),
         rf"codes that are none \(1\)LEFT: {OF_1}.*!\?~"),
     Case("a packed code that is cut off", code("X7o"), 2, [rf"codes that are none \(1\): {OF_1}.*X7o", MEND]),

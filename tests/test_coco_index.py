@@ -14,11 +14,11 @@ import torch
 from pycocotools import mask as coco_mask
 
 from dataset_files import coco_index
-from dataset_files.coco_file import MaskColumns, are_packed_codes
+from dataset_files.coco_file import MaskColumns
 from dataset_files.coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
 from dataset_files.problems import leaves_folder
 from my_dataset_coco import CocoDetection
-from network_files.rle import unpack_counts
+from network_files.rle import are_packed_codes, unpack_counts
 
 IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
 CATEGORIES = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bär"}]

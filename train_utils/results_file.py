@@ -111,7 +111,7 @@ def covers(counts: str | list, pixels: int) -> bool:
         runs, _ = unpack_all([counts.encode()])
     except ValueError:
         return False
-    return int(runs.sum()) == pixels
+    return bool((runs >= 0).all()) and int(runs.sum()) == pixels
 
 
 def is_integer(value: Any) -> bool:
