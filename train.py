@@ -9,6 +9,7 @@ On several GPUs: torchrun --nproc_per_node=8 train_multi_GPU.py, which runs this
 """
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
@@ -26,19 +27,22 @@ from train_utils.engine import (
     choose_device,
     evaluate,
     learning_rate_schedule,
+    require_finite_weights,
     set_schedule,
     train_one_epoch,
     use_deterministic_algorithms,
 )
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.folder_lock import FolderLock
 from train_utils.models import build_training_model
-from train_utils.resuming import check_settings, checkpoint_to_resume
+from train_utils.resuming import arithmetic, check_settings, checkpoint_to_resume
 from train_utils.run_folder import RunFolder
 from train_utils.signals import StopSignals
 
 
 def main(args: Namespace) -> None:
     # Arguments
+    lock = None if args.test_only else on_main(lambda: FolderLock(Path(args.output_dir)))
     checkpoint = checkpoint_to_resume(args)
     if checkpoint is not None:
         fill_from_checkpoint(args, checkpoint.content["args"])
@@ -96,12 +100,15 @@ def main(args: Namespace) -> None:
 
     # Results
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    run = on_main(lambda: RunFolder.open(args, checkpoint, goes_on=progress.step < last_step))
+    run = on_main(lambda: RunFolder.open(args, checkpoint, goes_on=progress.step < last_step, lock=lock))
 
     def save_checkpoint() -> None:
         here("writing a checkpoint", progress.step)
+        require_finite_weights(model, progress.step)
         if run:
-            content = make_checkpoint(training, steps_per_epoch, args, config, classes, facts)
+            content = make_checkpoint(
+                training, steps_per_epoch, args, config, classes, facts, arithmetic(args.device)
+            )
             run.save_checkpoint(content, last=progress.step == last_step, keep=args.keep)
 
     def evaluate_epoch(epoch: int) -> None:

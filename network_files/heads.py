@@ -136,8 +136,10 @@ class MaskRCNNPredictor(nn.Sequential):
         than the rest of this module where there are many.
         """
         x = self.upsample(x)
-        weight = self.mask_fcn_logits.weight.flatten(1)[classes]
-        logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + self.mask_fcn_logits.bias[classes][:, None, None]
+        # Indexing, weight[classes], would add gradients of equal classes in the order in which threads arrive.
+        weight = F.embedding(classes, self.mask_fcn_logits.weight.flatten(1))
+        bias = F.embedding(classes, self.mask_fcn_logits.bias[:, None])
+        logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + bias[:, :, None]
         return self.in_place(logits.view(*x.shape[:-1], 1))[:, 0]
 
     def upsample(self, x: Tensor) -> Tensor:

@@ -101,7 +101,9 @@ class ImageTransform(nn.Module):
         shape = image.shape[-2:]
         scale = min(side / min(shape), self.max_size / max(shape))
         if self.antialias:
-            return self.resize_to(image, *(int(length * scale + 0.5) for length in shape))
+            return self.resize_to(image, *(max(int(length * scale + 0.5), 1) for length in shape))
+        if min(shape) * scale < 1:  # a strip, of which rounding down would leave nothing
+            return self.resize_to(image, *(max(int(length * scale), 1) for length in shape))
         # Recomputed from the whole-pixel sizes, the scale maps corners onto corners.
         return F.interpolate(
             image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False

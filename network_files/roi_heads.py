@@ -124,7 +124,7 @@ class RoIHeads(nn.Module):
         """Class logits float32 [R, K] and deltas float32 [R, K, 4] of all images' boxes."""
         x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
         class_logits, deltas = self.box_predictor(x)
-        return class_logits.float(), deltas.float().reshape(len(deltas), -1, 4)
+        return class_logits.float(), deltas.float().unflatten(1, (-1, 4))
 
     def predict_masks(
         self,
@@ -177,6 +177,8 @@ class RoIHeads(nn.Module):
             regression_targets.append(self.box_coder.encode(objects, image_boxes[positive]))
         labels = torch.cat(labels)
         positive = torch.where(labels > 0)[0]
+        if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
+            return class_logits.sum() * 0, deltas.sum() * 0
         loss_classifier = F.cross_entropy(class_logits, labels)
         loss_box_reg = F.smooth_l1_loss(
             deltas[positive, labels[positive]], torch.cat(regression_targets), beta=1 / 9, reduction="sum"

@@ -65,13 +65,18 @@ def start(
     prepare: Prepare | None = None,
     variables: Mapping[str, str] | None = None,
     name: str = "out",
+    threads: int | None = 1,
 ) -> Run:
-    """Start a script as if in a shell; what it says goes to `folder/{name}.txt`."""
+    """Start a script as if in a shell; what it says goes to `folder/{name}.txt`.
+
+    Args:
+        threads: that torch computes with; None for as many as a shell would give it.
+    """
     out = folder / f"{name}.txt"
     out.unlink(missing_ok=True)
     words = [script, *map(str, arguments)]
     ensure_server()
-    process = context.Process(target=run_script, args=(words, str(folder), str(out), prepare, dict(variables or {})))
+    process = context.Process(target=run_script, args=(words, str(folder), str(out), prepare, dict(variables or {}), threads))
     process.start()
     return Run(process, out)
 
@@ -94,6 +99,7 @@ def start_group(
     arguments: Sequence[str | Path],
     folder: Path,
     prepare: Mapping[int, Prepare] | None = None,
+    threads: int | None = 1,
 ) -> list[Run]:
     """The same script in several processes, told what torchrun tells them; `prepare` is by rank."""
     with socket.socket() as free:
@@ -103,13 +109,15 @@ def start_group(
     return [
         start(
             script, arguments, folder, (prepare or {}).get(rank),
-            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, f"out{rank}",
+            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, f"out{rank}", threads,
         )
         for rank in range(processes)
     ]  # fmt: skip
 
 
-def run_script(words: list[str], folder: str, out: str, prepare: Prepare | None, variables: dict[str, str]) -> None:
+def run_script(
+    words: list[str], folder: str, out: str, prepare: Prepare | None, variables: dict[str, str], threads: int | None
+) -> None:
     """In the new process."""
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # what loader workers are started by on Linux
@@ -127,7 +135,8 @@ def run_script(words: list[str], folder: str, out: str, prepare: Prepare | None,
     try:
         import torch
 
-        torch.set_num_threads(1)
+        if threads is not None:
+            torch.set_num_threads(threads)
         if prepare is not None:
             prepare()
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")

@@ -1,12 +1,14 @@
 """What a run survives, shown at length; the tests hold the same in short.
 
-    python tests/reliability.py --thin --write           # everything, into docs/RELIABILITY.md; about an hour
+    python tests/reliability.py --write                  # everything, into docs/RELIABILITY.md; about an hour
     python tests/reliability.py --only kills soak        # some parts, printed
     python tests/reliability.py --thin --kills 4 --steps 100     # a quick try
 
-Parts: `kills` (SIGKILL at random steps, during saves and between, in four modes), `hosts` (two hosts, one of which is
-cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of files, given altered and made-up ones),
-`soak` (memory over many steps). A part that is not run keeps its text in docs/RELIABILITY.md.
+Parts: `bits` (equal steps and runs, each network, two threads and four), `kills` (SIGKILL at random steps, during
+saves, between, and at any moment, in four modes; the real network), `thin` (the same, more often, with a thin one),
+`hosts` (two hosts, one of which is cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of files,
+given altered and made-up ones), `soak` (memory over many steps). A part that is not run keeps its text in
+docs/RELIABILITY.md.
 """
 import argparse
 import contextlib
@@ -32,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch  # noqa: E402 (the path comes first)
 from comparing import differences  # noqa: E402
 from faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork  # noqa: E402
-from forked import Run, start, start_group  # noqa: E402
+from forked import Run, start, start_group, wait_until  # noqa: E402
 from fuzzing import MEMORY, SECONDS, examine  # noqa: E402
 from made_up_files import READERS, lay_out  # noqa: E402
 
@@ -42,9 +44,13 @@ from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
 PAGE = ROOT / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives
 
-Made by `python tests/reliability.py --thin --write`; `make test` holds the same in short. Runs are those of `train.py`
-and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn pictures; `--thin` puts a Mask R-CNN of a
-hundredth of the weights in the place of the one with a ResNet-50.
+Made by `python tests/reliability.py --write`; `make test` holds the same in short. Runs are those of `train.py` and
+`train_multi_GPU.py` on the CPU (gloo between processes), on drawn images, with as many threads as the machine has
+cores. The thin network, where one is named, is a Mask R-CNN with a hundredth of the weights.
+
+What decides the bits of a run besides its seed: the number of threads and of processes, the kind of processor or GPU,
+and the versions of torch and torchvision. They are stored in every checkpoint; a run that is resumed under others
+continues, and warns in one line that its bits may differ.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
@@ -64,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="into docs/RELIABILITY.md")
-    parser.add_argument("--kills", type=int, default=30, help="in each mode (default: %(default)s)")
+    parser.add_argument("--kills", type=int, help="in each mode (default: 10, thin 30)")
     parser.add_argument("--steps", type=int, default=2000, help="of the soak (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=3000, help="for each reader of files (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="when it kills and what it draws (default: %(default)s)")
@@ -89,10 +95,6 @@ def main() -> int:
     return 0 if good else 1
 
 
-def network(args: argparse.Namespace) -> str:
-    return "the thin network" if args.thin else "the network with a ResNet-50"
-
-
 def write_section(heading: str, section: str) -> None:
     """Put a part into the page, in the place of its older text; the parts stand in the order of PARTS."""
     old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
@@ -102,21 +104,43 @@ def write_section(heading: str, section: str) -> None:
     PAGE.write_text("\n".join(part.strip() + "\n" for part in [introduction, *ordered]), encoding="utf-8")
 
 
+# ---------------------------------------------------------------------------------------------------------------- bits
+
+
+def show_bits(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    text = "`python -m tests.determinism` computes one step again and again, and two short runs from one seed, with "
+    text += "each network, and compares gradients and weights bit for bit.\n\n```\n"
+    held = True
+    for threads in ("2", "4"):
+        command = [sys.executable, "-m", "tests.determinism", "--threads", threads]
+        command += ["--repeats", "3", "--steps", "2", "--networks", "v1"] if args.thin else []
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        held &= done.returncode == 0
+        text += done.stdout + (done.stderr if done.returncode else "")
+    return text + "```", held
+
+
 # --------------------------------------------------------------------------------------------------------------- kills
+
+
+def show_thin_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    return show_kills(folder, argparse.Namespace(**vars(args) | {"thin": True}))
 
 
 def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     # Four steps an epoch; enough of them that the last kill comes before the end.
     make_demo_dataset(folder / "data", num_train=8, num_val=2)
-    epochs = str(4 + args.kills)
+    kills = args.kills or (30 if args.thin else 10)
+    epochs = str(4 + kills)
+    network = "the thin network" if args.thin else "the network with a ResNet-50"
     lines = [
-        f"A run of {4 * int(epochs)} steps of {network(args)}, four an epoch, a checkpoint after every second step, "
-        f"killed {args.kills} times by SIGKILL and each time started again by the same command. Then compared with "
+        f"A run of {4 * int(epochs)} steps of {network}, four an epoch, a checkpoint after every second step, "
+        f"killed {kills} times by SIGKILL and each time started again by the same command. Then compared with "
         "one that was never killed: weights, momentum, running means, progress, results files, log and curves, to the "
-        "last bit. The runs of `--amp` have a loader worker.",
+        f"last bit. {torch.get_num_threads()} threads in each process; the runs of `--amp` have a loader worker.",
         "",
-        "| mode | killed at a step | while saving | between | starts | in the end |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| mode | killed at a step | while saving | between | at any moment | starts | in the end |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     held = True
     for processes in (1, 2):
@@ -124,10 +148,10 @@ def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
             name = f"{'--amp' if amp else 'float32'}, {'one process' if processes == 1 else 'two processes'}"
             words = [*OPTIONS, "--epochs", epochs, "--batch-size", str(2 // processes), *(["--amp"] if amp else [])]
             words += ["--workers", str(int(amp)), "--checkpoint-every", "2"]
-            counts, starts, unlike = killed_run(folder, words, processes, args)
-            held &= not unlike and sum(counts.values()) == args.kills
+            counts, starts, unlike = killed_run(folder, words, processes, args, kills)
+            held &= not unlike and sum(counts.values()) == kills
             end = "bit-identical" if not unlike else f"DIFFERS in {', '.join(unlike[:3])}"
-            columns = [name, counts["step"], counts["save"], counts["between"], starts, end]
+            columns = [name, *(counts[kind] for kind in ("step", "save", "between", "any")), starts, end]
             lines.append(f"| {' | '.join(map(str, columns))} |")
             print(lines[-1], flush=True)
             for run in ("straight", "killed"):
@@ -135,12 +159,18 @@ def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     return "\n".join(lines), held
 
 
-def killed_run(folder: Path, words: list[str], processes: int, args: argparse.Namespace) -> tuple[Counter, int, list]:
+def killed_run(
+    folder: Path, words: list[str], processes: int, args: argparse.Namespace, kills: int
+) -> tuple[Counter, int, list]:
     """Kill a run at random moments; kills by kind, starts, and where it ends otherwise than an undisturbed one."""
     thin = (ThinNetwork(),) if args.thin else ()
+    began = time.monotonic()
     undisturbed = started(folder, [*words, "--output-dir", "straight"], processes, dict.fromkeys(range(2), All(thin)))
+    wait_until((folder / "straight" / "log.jsonl").is_file, 600)
+    start_takes = time.monotonic() - began
     if any(run.wait(3600) for run in undisturbed):
         raise RuntimeError(undisturbed[0].said)
+    epoch_takes = (time.monotonic() - began - start_takes) / (4 + kills)
     size = max(f.stat().st_size for f in (folder / "straight").glob("model_*.pth"))
     draw = random.Random(f"{args.seed} {words}")
     counts, starts = Counter(), 0
@@ -148,24 +178,27 @@ def killed_run(folder: Path, words: list[str], processes: int, args: argparse.Na
     while True:
         starts += 1
         kind, fault, victim = "", None, 0
-        if sum(counts.values()) < args.kills:
-            kind = draw.choices(["step", "save", "between"], [5, 3, 2])[0]
-            victim = draw.randrange(processes) if kind == "step" else 0
+        if sum(counts.values()) < kills:
+            kind = draw.choices(["step", "save", "between", "any"], [4, 2, 2, 4])[0]
+            victim = draw.randrange(processes) if kind in ("step", "any") else 0
             if kind == "step":
                 fault = DieAtStep(draw.randrange(5))
             elif kind == "save":
                 fault = DieWhileSaving(draw.randrange(size), draw.randrange(2))
-            else:
+            elif kind == "between":
                 fault = draw.choice(BETWEEN)
         faults = {r: All((*thin, fault) if fault and r == victim else thin) for r in range(processes)}
         runs = started(folder, words, processes, faults)
+        if kind == "any":  # from outside, to the process itself; its workers are left alone
+            runs[victim].process.join(draw.uniform(0.3 * start_takes, start_takes + epoch_takes))
+            os.kill(runs[victim].pid, signal.SIGKILL)
         status = runs[victim].wait(3600)
         for other in runs:
-            if fault:
+            if kind:
                 other.kill()  # as torchrun would
             elif other.wait(3600):
                 raise RuntimeError(other.said)
-        if not fault:
+        if not kind:
             return counts, starts, differences(folder / "killed", folder / "straight")
         if status != -signal.SIGKILL:
             raise RuntimeError(f"{fault}: ended with {status}\n{runs[victim].said}")
@@ -174,8 +207,8 @@ def killed_run(folder: Path, words: list[str], processes: int, args: argparse.Na
 
 def started(folder: Path, words: list[str], processes: int, prepare: dict[int, All]) -> list[Run]:
     if processes == 1:
-        return [start("train.py", words, folder, prepare[0])]
-    return start_group(processes, "train_multi_GPU.py", words, folder, prepare)
+        return [start("train.py", words, folder, prepare[0], threads=None)]
+    return start_group(processes, "train_multi_GPU.py", words, folder, prepare, threads=None)
 
 
 # --------------------------------------------------------------------------------------------------------------- hosts
@@ -301,7 +334,9 @@ def children(pid: int) -> list[int]:
 
 
 PARTS = {
+    "bits": ("Equal bits", show_bits),
     "kills": ("Killed and resumed", show_kills),
+    "thin": ("Killed and resumed, more often", show_thin_kills),
     "hosts": ("Two hosts, one lost", show_hosts),
     "inputs": ("Bad input", show_inputs),
     "fuzz": ("Files altered and made up", show_fuzz),

@@ -34,6 +34,7 @@ from faults import (
 from forked import ROOT, Run, processes_of_group, start, start_group, wait_until
 
 from train_utils.demo_dataset import make_demo_dataset
+from train_utils.folder_lock import LOCK
 from train_utils.run_folder import CHECKPOINT
 
 NUM_TRAIN, NUM_VAL, EPOCHS = 8, 2, 2
@@ -256,10 +257,10 @@ def test_checkpoint_that_is_none_is_refused_by_name(stopped):
 
 def test_other_settings_are_listed_and_those_that_change_the_meaning_need_force(stopped):
     other = ["--resume", "auto", "--lr", "0.02", "--seed", "5", "--epochs", "3", "--print-freq", "1"]
-    before = {f.name: f.read_bytes() for f in stopped.iterdir()}
+    before = {f.name: f.read_bytes() for f in stopped.iterdir() if f.name != LOCK}
     told = "with other settings: lr 0.01 -> 0.02, seed 0 -> 5; that is another run"
     run(stopped, *other, status=2, told=told)
-    assert {f.name: f.read_bytes() for f in stopped.iterdir()} == before
+    assert {f.name: f.read_bytes() for f in stopped.iterdir() if f.name != LOCK} == before
     said = run(stopped, *other, "--force").said
     assert re.search(r"going on with other settings: .*epochs 2 -> 3", said) and "seed 0 -> 5" in said
     assert content(stopped / "model_2.pth")["args"]["lr"] == 0.02

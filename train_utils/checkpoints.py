@@ -7,7 +7,7 @@ from train_utils.classes import ClassTable
 from train_utils.engine import Progress, Training, set_schedule
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
-from train_utils.weights import load_weights, read_weight_file, state_dict_of
+from train_utils.weights import check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
 
@@ -24,8 +24,14 @@ def make_checkpoint(
     config: ModelConfig,
     classes: ClassTable,
     facts: dict[str, Any],
+    computed_with: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that a resumed run, an evaluation or a prediction needs; `facts` are those of `check_settings`."""
+    """All that a resumed run, an evaluation or a prediction needs.
+
+    Args:
+        facts: see `check_settings`.
+        computed_with: see `arithmetic`.
+    """
     progress = training.progress
     content = {
         "model": training.model.state_dict(),
@@ -36,6 +42,7 @@ def make_checkpoint(
         "progress": vars(progress).copy(),
         "args": vars(args).copy(),
         "facts": facts,
+        "computed_with": computed_with,
         "model_config": config.to_plain(),
         "class_names": classes.names,
         "category_ids": classes.category_ids,
@@ -54,6 +61,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: lacks {', '.join(sorted(missing))}, so no run can go on from it; "
             "to start from its weights use --pretrain"
         )
+    check_finite(state_dict_of(content, path), path)
     return Checkpoint(path, content)
 
 

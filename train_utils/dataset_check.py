@@ -4,14 +4,12 @@ What training can do without is left out with a warning. What would make results
 `--skip-bad` is left out with a warning as well. The evaluation loses nothing but what `--skip-bad` leaves out.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dataset_files.problems import KINDS, Problems
 from train_utils.data import InstanceDataset, open_split
 from train_utils.distributed import from_main, on_main
-from train_utils.errors import InputError, reading_input
+from train_utils.errors import InputError, reading_input, warn
 from train_utils.picture_check import check_pictures
 
 
@@ -44,10 +42,10 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
     wrong = sum(len(problems.wrong()) for problems in found)
     for dataset, problems in zip(datasets, found):
         for kind in problems.harmless():
-            warn(dataset.source, problems.in_words(kind, outcome_of(kind, dataset)))
+            warn(f"{dataset.source}: {problems.in_words(kind, outcome_of(kind, dataset))}")
         if skip_bad or wrong > 1:  # a single one is told by the error alone
             for kind in problems.wrong():
-                warn(dataset.source, problems.in_words(kind, ", left out" if skip_bad else ""))
+                warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if skip_bad else '')}")
     if wrong and not skip_bad:
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
         raise InputError(f"{'; '.join(parts)}; mend the data, or leave that out with --skip-bad")
@@ -63,7 +61,3 @@ def outcome_of(kind: str, dataset: InstanceDataset) -> str:
     if KINDS[kind].stays:
         return ""
     return ", left out" if dataset.training else f", {dataset.kept_in_evaluation}"
-
-
-def warn(source: Path, message: str) -> None:
-    print(f"warning: {source}: {message}", file=sys.stderr, flush=True)

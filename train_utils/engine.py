@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,10 +22,11 @@ from train_utils.classes import ClassTable
 from train_utils.coco_evaluation import CocoEvaluator, Metrics
 from train_utils.data import mix_seed
 from train_utils.distributed import barrier, here, is_main, rank, sum_over_processes, world_size
-from train_utils.errors import NOT_FINITE, InputError, RunEnded
+from train_utils.errors import NOT_FINITE, InputError, RunEnded, warn
 from train_utils.memory import keep_freed_memory
 from train_utils.run_folder import RunFolder
 from train_utils.signals import StopSignals
+from train_utils.weights import not_finite
 
 
 @dataclass
@@ -211,7 +211,9 @@ def train_one_epoch(
         set_schedule(training.schedule, progress.step)
         if step.applied:
             before = copy.copy(progress)
-        elif progress.in_a_row >= max_bad_steps:
+        elif progress.in_a_row >= max_bad_steps or not math.isfinite(step.losses["loss"]):
+            require_finite_weights(training.model, progress.step)
+        if progress.in_a_row >= max_bad_steps:
             vars(progress).update(vars(before))
             set_schedule(training.schedule, progress.step)
             save_checkpoint()
@@ -285,6 +287,24 @@ def train_step(training: Training, images: tuple, targets: tuple, stop: StopSign
             f"images {ids}, {parts}, learning rate {lr:.6g}"
         )
     return Step(dict(zip(("loss", *losses), means)), lr, applied, bool(stopping), bool(no_pictures), int(bad_pictures))
+
+
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Notice weights that a step with a finite loss has made infinite; to be called by all processes together.
+
+    Raises:
+        RunEnded: a weight or running mean of any process is not finite.
+    """
+    bad = not_finite(model.state_dict())
+    if sum_over_processes(torch.tensor([float(len(bad))], device=next(model.parameters()).device))[0] == 0:
+        return
+    named = f" ({len(bad)} tensors, first {bad[0]})" if bad else ""
+    raise RunEnded(
+        f"stopped: after step {step} the weights are not finite{named}: the run has diverged. They are not saved, an "
+        "earlier checkpoint stays. Start again with a lower --lr, or continue from that checkpoint with --resume auto, "
+        "--force and a lower --lr",
+        NOT_FINITE,
+    )
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -387,7 +407,7 @@ def choose_device(name: str) -> torch.device:
     """The device that is asked for, or the CPU with a warning where there is no CUDA; see `keep_freed_memory` there."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         if is_main():
-            print(f"warning: no CUDA device here, --device {name} becomes cpu", file=sys.stderr, flush=True)
+            warn(f"no CUDA device here, --device {name} becomes cpu")
         name = "cpu"
     try:
         device = torch.device(name)
@@ -403,9 +423,3 @@ def use_deterministic_algorithms() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-def warn(message: str) -> None:
-    """On stderr, past a progress bar."""
-    tqdm.write(f"warning: {message}", file=sys.stderr)
-    sys.stderr.flush()

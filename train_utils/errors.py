@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 WRONG_INPUT = 2
 STOPPED = 3  # by a signal; a checkpoint was written
 NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before was written
@@ -43,6 +45,12 @@ def one_line_errors() -> Iterator[None]:
 def leave(message: str, status: int) -> None:
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr, past a progress bar."""
+    tqdm.write(f"warning: {' '.join(message.split())}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from my_dataset_coco import coco_object
 from network_files.rle import unpack_all
 from train_utils.coco_evaluation import run_cocoeval
-from train_utils.errors import InputError
+from train_utils.errors import InputError, warn
 
 # Which of COCO's numbers stands in which line: title, abbreviation, IoU, area, detections an image.
 OFFICIAL_LINES = [
@@ -71,7 +71,7 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
     categories = {category["id"] for category in truth["categories"]}
     foreign = sum(entry["category_id"] not in categories for entry in results)
     if foreign:
-        print(f"warning: {path}: {foreign} detections of categories that the ground truth lacks do not count")
+        warn(f"{path}: {foreign} detections of categories that the ground truth lacks do not count")
     return results
 
 

@@ -1,12 +1,15 @@
 """Which checkpoint a run goes on from, and whether it goes on as the same run."""
-import sys
+import platform
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
+import torchvision
+
 from train_utils.checkpoints import Checkpoint, read_checkpoint
 from train_utils.distributed import from_main, is_main, on_main
-from train_utils.errors import InputError
+from train_utils.errors import InputError, warn
 from train_utils.run_folder import checkpoints
 
 # What decides the weights that a run ends with; "data" and "processes" are facts, not options.
@@ -46,7 +49,7 @@ def newest_usable(folder: Path) -> Path | None:
         for broken, error in refused:
             aside = broken.with_name(broken.name + ".broken")
             broken.rename(aside)
-            print(f"warning: {error}; set aside as {aside.name}, going on from {path}", file=sys.stderr, flush=True)
+            warn(f"{error}; set aside as {aside.name}, going on from {path}")
         return path
     if refused:
         names = "; ".join(str(error) for _, error in refused)
@@ -79,6 +82,34 @@ def check_settings(checkpoint: Checkpoint, args: Namespace, facts: dict[str, Any
         )
     if differences and is_main():
         print(f"{path}: going on with other settings: {', '.join(differences.values())}", flush=True)
+    machine, computed_with = content.get("computed_with", {}), arithmetic(now["device"])
+    others = [f"{name} {machine[name]} -> {value}" for name, value in computed_with.items()
+              if name in machine and machine[name] != value]  # fmt: skip
+    if others and is_main():
+        warn(
+            f"{path}: was computed with {', '.join(others)}; the run goes on, but its bits may differ from those of "
+            "a run that was never stopped"
+        )
+
+
+def arithmetic(device: str) -> dict[str, Any]:
+    """What decides the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
+    on_gpu = device.startswith("cuda")
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name() if on_gpu else processor_name(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def processor_name() -> str:
+    """Model and instruction set, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def plain(name: str, value: Any) -> Any:

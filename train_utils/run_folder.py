@@ -6,7 +6,6 @@ checkpoint that the run goes on from, so that nothing is lost and nothing stands
 import json
 import math
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ import torch
 
 from train_utils.coco_evaluation import Metrics
 from train_utils.curves import plot_loss_and_lr, plot_map
-from train_utils.errors import InputError, reading_input
+from train_utils.errors import InputError, reading_input, warn
+from train_utils.folder_lock import FolderLock
 from train_utils.safe_files import (
     LineFile,
     put_in_place,
@@ -41,24 +41,28 @@ INSIDE_KEPT = 2  # newest checkpoints inside an epoch that stay, until the epoch
 class RunFolder:
     """The files of one run; `open` makes or reopens it."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, lock: FolderLock | None = None):
         self.path = Path(path)
+        self.lock = lock  # held as long as this object lives
         self.path.mkdir(parents=True, exist_ok=True)
         self.log_file = LineFile(self.path / LOG)
         self.unsaved_since: int | None = None  # the step at which a checkpoint could not be written
 
     @classmethod
-    def open(cls, args: Namespace, resumed: tuple[Path, dict[str, Any]] | None, goes_on: bool) -> "RunFolder":
+    def open(
+        cls, args: Namespace, resumed: tuple[Path, dict[str, Any]] | None, goes_on: bool, lock: FolderLock | None = None
+    ) -> "RunFolder":
         """The folder of `--output-dir`, for a new run or a resumed one.
 
         Args:
             goes_on: whether the run has steps left to do.
+            lock: that of the folder, taken before anything in it was read.
 
         Raises:
             InputError: the folder holds a run and nobody said what to do with it.
         """
         with reading_input():
-            folder = cls(args.output_dir)
+            folder = cls(args.output_dir, lock)
             remove_leftovers(folder.path)
             others = folder.files_of_a_run()
             # With auto and no checkpoint, log and arguments are those of a run that was stopped before its first one.
@@ -231,8 +235,7 @@ def trying_again_later(path: Path) -> Iterator[None]:
         reason = reason_of_full_disk(error)
         if reason is None:
             raise
-        print(f"warning: {path} could not be written ({reason.strerror}); the run goes on and tries again",
-              file=sys.stderr, flush=True)  # fmt: skip
+        warn(f"{path} could not be written ({reason.strerror}); the run goes on and tries again")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

@@ -205,6 +205,21 @@ def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
     return "roi_heads.box_predictor.cls_score.weight" in state and "roi_heads.mask_predictor.conv5_mask.weight" in state
 
 
+def not_finite(state: dict[str, Tensor]) -> list[str]:
+    """The tensors of a state dict that hold an infinity or a NaN."""
+    return [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+
+
+def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
+    """Raise InputError for weights that no network can compute with."""
+    bad = not_finite(state)
+    if bad:
+        raise InputError(
+            f"{path}: {len(bad)} of {len(state)} tensors are not finite ({bad[0]}, ...): the run that wrote it has "
+            "diverged; use an earlier checkpoint, or train again with a lower --lr"
+        )
+
+
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:
     """Load a detector's state dict, strictly.
 
@@ -215,8 +230,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, o
             shapes differ, and say so.
 
     Raises:
-        InputError: names what is missing, left over or of another shape.
+        InputError: names what is missing, left over, of another shape or not finite.
     """
+    check_finite(state, path)
     own = model.state_dict()
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
     dropped = []

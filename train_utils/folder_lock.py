@@ -1,0 +1,63 @@
+"""Lock on the folder of a run, so that a second run in it ends before it touches a file.
+
+The lock belongs to the process: it is gone when the process is, however that ended.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from train_utils.errors import InputError, warn
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+PATIENCE = 5.0  # seconds: a run that is just ending, or was just killed, may hold its lock for a moment
+
+
+class FolderLock:
+    """Exclusive use of a folder, from creation on until `release` or the end of the process.
+
+    A POSIX record lock: unlike one by flock(2), loader workers do not inherit it, so that it cannot outlive the process
+    that took it. Most network file systems know it across machines.
+
+    Raises:
+        InputError: another process holds it; the message names host and process.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as it is locked)
+        end = time.monotonic() + PATIENCE
+        while not self.acquire(folder):
+            if time.monotonic() > end:
+                self.file.seek(0)
+                owner = self.file.read().strip() or "another process"
+                self.file.close()
+                raise InputError(
+                    f"{folder} is in use by {owner}: wait for its end, stop it, or choose another --output-dir"
+                )
+            time.sleep(0.1)
+
+    def acquire(self, folder: Path) -> bool:
+        """Whether the lock is ours now, or there are no locks here, which is said."""
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            warn(f"{folder}: no locks on this file system ({error.strerror}); do not start a second run in it")
+            return True
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+        return True
+
+    def release(self) -> None:
+        self.file.close()
