@@ -113,6 +113,7 @@ def show_bits(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     held = True
     for threads in ("2", "4"):
         command = [sys.executable, "-m", "tests.determinism", "--threads", threads]
+        command += ["--networks", "v1", "v2"] if threads == "4" else []
         command += ["--repeats", "3", "--steps", "2", "--networks", "v1"] if args.thin else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         held &= done.returncode == 0
