@@ -136,7 +136,7 @@ class RoIHeads(nn.Module):
         """Mask logits float32 [R, 28, 28] of all images' boxes, each one's for its label (int64 [R]) only."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
-            return self.mask_predictor.of_classes(x, labels).float()
+            return self.mask_predictor.logits_of_classes(x, labels).float()
         logits = self.mask_predictor(x)  # a caller's own, which gives [R, K, 28, 28]
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
