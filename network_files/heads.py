@@ -13,7 +13,7 @@ from backbone.resnet import NormLayer
 
 
 class RPNHead(nn.Module):
-    """Objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, arXiv:1506.01497, 3.1).
+    """Objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, section 3.1).
 
     All levels share the weights (FPN, arXiv:1612.03144, section 4.1).
 
@@ -123,7 +123,7 @@ class MaskRCNNPredictor(nn.Sequential):
             )
         )
         nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
-        # He initialisation by fan-out, as in torchvision, grows as classes get fewer: the first logits reach tens.
+        # Not He's: its fan-out would be the number of classes, so few classes would give initial logits in the tens.
         nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
         nn.init.zeros_(self.mask_fcn_logits.bias)
 
