@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as a single-scale Faster R-CNN reads C4
+CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
 
 
