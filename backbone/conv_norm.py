@@ -1,5 +1,8 @@
-"""A convolution and its normalisation as one: where the normalisation is a fixed scale and shift a channel, the
-convolution's weights can carry both, and one pass over the map is saved forward and another one back."""
+"""Fold a frozen normalisation into the convolution before it.
+
+A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can hold both, which
+saves one pass over the feature map forward and another backward.
+"""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +13,8 @@ from torchvision.ops import FrozenBatchNorm2d
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """`norm(conv(x))`, [B, C_in, H, W] -> [B, C_out, H', W'].
 
-    In mixed precision a frozen normalisation goes into the weights: by itself it would turn the map into float32. In
-    float32 the two stay apart, and with them torchvision's very rounding.
+    In mixed precision a frozen normalisation is folded into the weights: run by itself, it would turn the feature map
+    into float32. In float32 the two stay separate, which rounds exactly as torchvision does.
     """
     frozen = isinstance(norm, FrozenBatchNorm2d) and conv.bias is None
     if not frozen or not torch.is_autocast_enabled(x.device.type):
@@ -22,16 +25,16 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
-    """What a normalisation by running statistics multiplies a channel with and adds to it, [C] each."""
+    """The scale and shift per channel, [C] each, of a normalisation by running statistics."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
 @torch.no_grad()
 def fold_norms(network: nn.Module) -> None:
-    """Put every normalisation that follows a convolution into it, in place; for evaluation only.
+    """Fold every normalisation into the convolution before it, in place; for evaluation only.
 
-    A normalisation follows a convolution where it stands right after it among its module's children.
+    A normalisation belongs to a convolution if it comes directly after it among the children of their module.
     """
     for module in network.modules():
         children = list(module.named_children())

@@ -1,4 +1,4 @@
-"""Feature Pyramid Network: backbone stages in, a pyramid of equally deep maps out.
+"""Feature Pyramid Network: backbone stages -> pyramid levels with equal numbers of channels.
 
 Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144), section 3.
 """
@@ -12,13 +12,13 @@ from backbone.resnet import NormLayer
 
 
 class FeaturePyramidNetwork(nn.Module):
-    """Lateral 1x1 convolutions, a top-down pathway by nearest upsampling, a 3x3 convolution on each level.
+    """Lateral 1x1 convolutions, a top-down pathway with nearest upsampling, a 3x3 convolution on each level (figure 3).
 
     Args:
-        in_channels: channels of each input map, finest first.
+        in_channels: channels of each input feature map, finest first.
         out_channels: channels of every level (256 in the paper).
-        extra_blocks: makes further levels: `(levels, inputs, names) -> (levels, names)`; or None.
-        norm_layer: a normalisation after each convolution, which then has no bias (the v2 models); or None.
+        extra_blocks: adds further levels, `(levels, inputs, names) -> (levels, names)`; or None.
+        norm_layer: a normalisation after each convolution, which then has no bias (the v2 model); or None.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class FeaturePyramidNetwork(nn.Module):
         self.extra_blocks = extra_blocks
 
     def forward(self, stages: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":
-        """One [B, C_i, H_i, W_i] a stage, finest first -> name ("0", "1", ...) to [B, out_channels, H_i, W_i]."""
+        """[B, C_i, H_i, W_i] per stage, finest first -> {"0": [B, out_channels, H_0, W_0], "1": ...}."""
         top_down = self.inner_blocks[-1](stages[-1])
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(stages) - 2, -1, -1):
@@ -48,7 +48,7 @@ class FeaturePyramidNetwork(nn.Module):
 
 
 def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer: NormLayer | None) -> nn.Sequential:
-    """A convolution that keeps the size, with a bias or a normalisation."""
+    """A convolution that keeps height and width, with either a bias or a normalisation."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm_layer is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if norm_layer is not None:
@@ -58,7 +58,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer:
 
 
 class LastLevelMaxPool(nn.Module):
-    """One more, coarser level: every second pixel of the coarsest one, for anchors of 512 px (section 4.1)."""
+    """P6 for anchors of 512 px: every second pixel of the coarsest level (section 4.1, footnote)."""
 
     def forward(
         self, levels: list[Tensor], inputs: list[Tensor], names: list[str]

@@ -1,7 +1,7 @@
-"""ResNet-50 without its classifier: a batch of images in, the outputs of the chosen stages out.
+"""ResNet-50 without its classifier: image batch -> feature maps of the requested stages.
 
-He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1, by default in the variant
-whose stride sits in the 3x3 convolution of a block ("ResNet v1.5").
+He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1. By default the stride of a
+stage is in the 3x3 convolution of its first block ("ResNet v1.5").
 """
 from collections.abc import Callable, Sequence
 
@@ -15,13 +15,13 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 
 
 class ResNet(nn.Module):
-    """The stem and the first stages of ResNet-50, up to the last stage that is asked for.
+    """The stem and stages of ResNet-50, up to the last requested stage.
 
     Args:
-        norm_layer: makes a normalisation from a number of channels (`nn.BatchNorm2d`, `FrozenBatchNorm2d`, ...).
+        norm_layer: builds a normalisation from a number of channels (`nn.BatchNorm2d`, `FrozenBatchNorm2d`, ...).
         returned_layers: the stages whose outputs are returned, out of 1..4 (C2..C5 of the FPN paper), ascending.
-        stride_in_1x1: whether the stride of a stage's first block sits in its first 1x1 convolution, as in the
-            paper and in Detectron2, or in its 3x3 convolution, as in torchvision.
+        stride_in_1x1: whether the stride of a stage is in the first 1x1 convolution of its first block (the paper,
+            Detectron2) or in the 3x3 convolution (torchvision).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ResNet(nn.Module):
         return [STAGE_WIDTHS[stage - 1] * Bottleneck.expansion for stage in self.returned_layers]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> one [B, C_i, H / 2^(i+1), W / 2^(i+1)] for each returned stage i, finest first."""
+        """[B, 3, H, W] -> [B, C_i, H / 2^(i+1), W / 2^(i+1)] per returned stage i, finest first."""
         x = self.maxpool(self.relu(conv_norm(images, self.conv1, self.bn1)))
         outputs = []
         for stage in range(1, self.returned_layers[-1] + 1):
@@ -64,10 +64,10 @@ class ResNet(nn.Module):
         return outputs
 
     def reset_parameters(self) -> None:
-        """He initialisation by fan-out for the convolutions.
+        """He initialisation by fan-out for the convolutions (He et al., arXiv:1502.01852, section 2.2).
 
-        Each block starts as its shortcut alone, if its last normalisation can learn otherwise: from scratch this
-        is steadier (Goyal et al., arXiv:1706.02677, section 5.1).
+        If the last normalisation of a block is trainable, its scale starts at 0, so that the block starts as its
+        shortcut: this makes training from scratch more stable (Goyal et al., arXiv:1706.02677, section 5.1).
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -76,10 +76,10 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn3.weight)
 
     def freeze_all_but(self, trainable_layers: int) -> None:
-        """Leave the last `trainable_layers` of (conv1, layer1, ..., layer4) trainable, freeze the others.
+        """Keep the last `trainable_layers` of (conv1, layer1, ..., layer4) trainable and freeze the others.
 
-        The stem's normalisation is trainable only at 5, where nothing is frozen. Normalisations with running
-        means go on updating these in training mode, as in torchvision; use FrozenBatchNorm2d to hold them.
+        The stem's normalisation is trainable only with 5, where nothing is frozen. Frozen BatchNorm2d layers still
+        update their running statistics in training mode, as in torchvision; FrozenBatchNorm2d keeps them fixed.
         """
         if not 0 <= trainable_layers <= 5:
             raise ValueError(f"trainable_layers must be within 0..5, got {trainable_layers}")
@@ -94,14 +94,14 @@ class ResNet(nn.Module):
 def make_stage(
     in_channels: int, width: int, blocks: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool
 ) -> nn.Sequential:
-    """One stage: the first block changes stride and channels, the others keep both."""
+    """One stage: the first block changes resolution and channels, the others keep both."""
     first = Bottleneck(in_channels, width, stride, norm_layer, stride_in_1x1)
     rest = (Bottleneck(width * Bottleneck.expansion, width, 1, norm_layer) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (carries the stride, unless told), 1x1 expand, plus the shortcut (figure 5, right)."""
+    """1x1 reduce, 3x3 (with the stride, unless `stride_in_1x1`), 1x1 expand, plus the shortcut (figure 5, right)."""
 
     expansion = 4
 

@@ -1,4 +1,4 @@
-"""ResNet-50 and FPN put together: a batch of images in, the five-level pyramid that Mask R-CNN reads out."""
+"""ResNet-50 with FPN: image batch -> the five-level pyramid that Mask R-CNN reads."""
 import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ def resnet50_fpn_backbone(
     """Build the backbone of Mask R-CNN.
 
     Args:
-        pretrain_path: a file with the weights of a classification ResNet-50 (its `fc` is left out), or "".
-        norm_layer: normalisation of the ResNet. FrozenBatchNorm2d for batches too small for statistics.
+        pretrain_path: weights file of a classification ResNet-50 (its `fc` is ignored), or "".
+        norm_layer: normalisation of the ResNet. Use FrozenBatchNorm2d if batches are too small for their own
+            statistics (ResNet paper, appendix A).
         trainable_layers: how many of (conv1, layer1..layer4) are trained, counted from the last, 0..5.
         returned_layers: the ResNet stages that the pyramid is built on, out of 1..4; all by default.
-        extra_blocks: what makes further levels from these; the extra max-pool level by default.
-        fpn_norm_layer: normalisation inside the FPN (the v2 models); none by default.
+        extra_blocks: adds further levels; `LastLevelMaxPool` by default.
+        fpn_norm_layer: normalisation inside the FPN (the v2 model); none by default.
         stride_in_1x1: see `ResNet`.
     """
     body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers, stride_in_1x1)
@@ -58,15 +59,15 @@ class BackboneWithFPN(nn.Module):
 
 
 def load_classification_weights(body: ResNet, path: str | Path) -> None:
-    """Load a classification ResNet-50's state dict; its `fc` and stages that `body` lacks are left out.
+    """Load the state dict of a classification ResNet-50; its `fc` and stages that `body` does not have are ignored.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not such a state dict; the message names what is missing, left over or misshapen.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not such a state dict; the message names missing, unexpected and misshapen entries.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (pretrain_path wants the weights of a ResNet-50)")
+        raise FileNotFoundError(f"{path}: no such file (pretrain_path must be the weights of a ResNet-50)")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:

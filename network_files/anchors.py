@@ -1,6 +1,7 @@
-"""Anchors: the reference boxes, tiled over every pyramid level, that the RPN scores and refines.
+"""Anchors: reference boxes, tiled over every pyramid level, that the RPN scores and refines.
 
-Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.1; one size a level as in the FPN paper, section 4.1.
+Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.1; one size per level as in FPN (arXiv:1612.03144),
+section 4.1.
 """
 import math
 from collections.abc import Sequence
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 
 
 class AnchorGenerator(nn.Module):
-    """Makes the anchors of a batch: the same for every image, as they depend on the batch's shape only.
+    """Generate the anchors of a batch, which are the same for every image: they depend only on the batch's size.
 
     Args:
-        sizes: for each level the square roots of the anchors' areas, in pixels of the network's input.
-        aspect_ratios: for each level the anchors' height over width.
-        rounded: whether corners are rounded to whole pixels before tiling, and the strides down to whole quotients
-            of the sizes (61 where 800 px have become 13, for 64), as in torchvision; or left as they are, as in
-            Detectron2.
+        sizes: per level, the square roots of the anchors' areas, in pixels of the network's input.
+        aspect_ratios: per level, the anchors' height over width.
+        rounded: True rounds corners to whole pixels before tiling and takes the integer quotient of the sizes as
+            the stride (61 instead of 64 for a level of 13 cells and 800 px), as in torchvision; False uses exact
+            corners and power-of-two strides, as in Detectron2.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class AnchorGenerator(nn.Module):
 
         Args:
             batch_size: height and width of the padded batch, in pixels.
-            levels: one [B, C, H_i, W_i] a level; shape and device are used.
+            levels: [B, C, H_i, W_i] per level; only shape and device are used.
 
         Returns:
-            For each level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
+            Per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
         """
         if len(levels) != len(self.cell_anchors):
             raise ValueError(f"anchors are defined for {len(self.cell_anchors)} levels, the pyramid has {len(levels)}")
@@ -61,12 +62,12 @@ class AnchorGenerator(nn.Module):
         return anchors
 
     def stride(self, batch_side: int, level_side: int) -> int:
-        """Pixels of the batch between two neighbours of a level, by the lengths of one side of both."""
+        """Pixels of the batch per cell of a level along one side, from the two side lengths."""
         return batch_side // level_side if self.rounded else 2 ** round(math.log2(batch_side / level_side))
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Anchors centred on the origin: [len(aspect_ratios) * len(sizes), 4], x1y1x2y2, ratio by ratio."""
+    """Anchors centred on the origin: [len(aspect_ratios) * len(sizes), 4], x1y1x2y2, all sizes of a ratio together."""
     sizes = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
     widths = ((1 / height_ratios)[:, None] * sizes).flatten()

@@ -1,24 +1,25 @@
-"""Boxes and deltas: how a box is written relative to another one, and back. Boxes are x1y1x2y2 in pixels.
+"""Encode boxes as deltas relative to reference boxes, and decode them. Boxes are x1y1x2y2 in pixels.
 
-Girshick et al., "Rich feature hierarchies" (arXiv:1311.2524), appendix C, equations 1 to 9.
+Girshick et al., "Rich feature hierarchies" (R-CNN, arXiv:1311.2524), appendix C; Faster R-CNN (arXiv:1506.01497),
+equation 2.
 """
 import math
 
 import torch
 from torch import Tensor
 
-# exp() of a delta beyond this would make an object larger than 1000 px out of a 16 px anchor.
+# A larger delta would turn a 16 px anchor into a box of more than 1000 px.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
 class BoxCoder:
-    """Deltas (dx, dy, dw, dh) between boxes, each multiplied by a weight so that all have about unit variance."""
+    """Deltas (dx, dy, dw, dh) between boxes, multiplied by weights that bring them to about unit variance."""
 
     def __init__(self, weights: tuple[float, float, float, float]):
         self.weights = weights
 
     def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
-        """The deltas [N, 4] that lead from `references` [N, 4] (anchors, proposals) to `boxes` [N, 4]."""
+        """The deltas [N, 4] from `references` [N, 4] (anchors, proposals) to `boxes` [N, 4]."""
         wx, wy, ww, wh = self.weights
         ref_x, ref_y, ref_w, ref_h = centre_form(references)
         x, y, w, h = centre_form(boxes)
@@ -33,7 +34,7 @@ class BoxCoder:
         )
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """The boxes [N, 4] that `deltas` [N, 4] lead to from `references` [N, 4]; the inverse of `encode`."""
+        """Apply `deltas` [N, 4] to `references` [N, 4] -> boxes [N, 4]; the inverse of `encode`."""
         wx, wy, ww, wh = self.weights
         ref_x, ref_y, ref_w, ref_h = centre_form(references)
         dx, dy, dw, dh = deltas.unbind(dim=1)
@@ -52,7 +53,7 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Move boxes [N, 4] from the frame of an image of `from_size` (height, width) to that of `to_size`."""
+    """Scale boxes [N, 4] from an image of `from_size` (height, width) to one of `to_size`."""
     y_ratio, x_ratio = (
         torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)
         for frm, to in zip(from_size, to_size)

@@ -1,6 +1,6 @@
 """The small networks on top of the pyramid: RPN head, box head, mask head and their predictors.
 
-Module and parameter names are torchvision's, so that state dicts go both ways.
+Module and parameter names are torchvision's, so that state dicts can be exchanged in both directions.
 """
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ from backbone.resnet import NormLayer
 
 
 class RPNHead(nn.Module):
-    """Objectness and deltas for every anchor (Faster R-CNN, section 3.1): 3x3 convolutions, then two 1x1.
+    """Objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, section 3.1).
+
+    All levels share the weights (FPN, arXiv:1612.03144, section 4.1).
 
     Args:
         in_channels: channels of every pyramid level.
-        num_anchors: anchors a location, A.
+        num_anchors: A, the anchors per location.
         conv_depth: number of 3x3 convolutions (1; 2 in the v2 model).
     """
 
@@ -32,13 +34,13 @@ class RPNHead(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """One [B, C, H_i, W_i] a level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
+        """[B, C, H_i, W_i] per level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
         hidden = [self.conv(level) for level in levels]
         return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
 
 
 class TwoMLPHead(nn.Module):
-    """Two fully connected layers: RoI features [R, C, 7, 7] -> [R, representation_size]."""
+    """Two fully connected layers (FPN, section 4.2): RoI features [R, C, 7, 7] -> [R, representation_size]."""
 
     def __init__(self, in_channels: int, representation_size: int):
         super().__init__()
@@ -83,7 +85,7 @@ class FastRCNNPredictor(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_classes)
         self.bbox_pred = nn.Linear(in_channels, num_classes * 4)
-        # Small, as in Fast R-CNN, section 2.3: large first deltas make training from scratch diverge.
+        # Small, as in Fast R-CNN (arXiv:1504.08083), section 2.3: large initial deltas make training diverge.
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -94,7 +96,7 @@ class FastRCNNPredictor(nn.Module):
 
 
 class MaskRCNNHeads(nn.Sequential):
-    """The fully convolutional mask head (Mask R-CNN, figure 4, right): [R, C, 14, 14] -> [R, layers[-1], 14, 14].
+    """The mask head (Mask R-CNN, arXiv:1703.06870, figure 4, right): [R, C, 14, 14] -> [R, layers[-1], 14, 14].
 
     Args:
         in_channels: channels of the RoI features.
@@ -110,7 +112,7 @@ class MaskRCNNHeads(nn.Sequential):
 
 
 class MaskRCNNPredictor(nn.Sequential):
-    """Doubles the resolution and predicts a mask a class: [R, C, 14, 14] -> logits [R, K, 28, 28]."""
+    """Double the resolution and predict a mask per class: [R, C, 14, 14] -> logits [R, K, 28, 28]."""
 
     def __init__(self, in_channels: int, dim_reduced: int, num_classes: int):
         super().__init__(
@@ -121,32 +123,32 @@ class MaskRCNNPredictor(nn.Sequential):
             )
         )
         nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
-        # Fan-out counts the classes here: with few of them the first logits would be in the tens.
+        # Not He's: its fan-out would be the number of classes, so few classes would give initial logits in the tens.
         nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
         nn.init.zeros_(self.mask_fcn_logits.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.linear(self.upsample(x), self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias)
-        return self.in_place(x)
+        return self.scatter_subpixels(x)
 
-    def of_classes(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Of each RoI only the logits of one class: [R, C, 14, 14] and int64 [R] -> [R, 28, 28].
+    def logits_of_classes(self, x: Tensor, classes: Tensor) -> Tensor:
+        """The logits of one class per RoI: [R, C, 14, 14] and int64 [R] -> [R, 28, 28].
 
-        They are all that the loss and the detections look at. The other classes' would cost more time and memory
-        than the rest of this module where there are many.
+        The loss and the detections need no others. With many classes, the logits of all of them would cost more time
+        and memory than the rest of this module.
         """
         x = self.upsample(x)
-        # Indexing, weight[classes], would add gradients of equal classes in the order in which threads arrive.
+        # The backward of weight[classes] would add up gradients in the order in which threads arrive.
         weight = F.embedding(classes, self.mask_fcn_logits.weight.flatten(1))
         bias = F.embedding(classes, self.mask_fcn_logits.bias[:, None])
         logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + bias[:, :, None]
-        return self.in_place(logits.view(*x.shape[:-1], 1))[:, 0]
+        return self.scatter_subpixels(logits.view(*x.shape[:-1], 1))[:, 0]
 
     def upsample(self, x: Tensor) -> Tensor:
         """The transposed convolution and ReLU as a matrix product: [R, C, H, W] -> [R, H, W, 2, 2, dim_reduced].
 
-        Its kernel and stride are equal, so each input pixel makes its own 2x2 outputs, and what follows can be applied
-        before these are put in their places. Backward on the CPU this is ten times as fast as the transposed
+        Since kernel and stride are equal, each input pixel produces its own 2x2 outputs, and the 1x1 convolution can be
+        applied before the pixel shuffle. On the CPU the backward pass is ten times as fast as that of the transposed
         convolution.
         """
         rois, _, height, width = x.shape
@@ -159,14 +161,14 @@ class MaskRCNNPredictor(nn.Sequential):
         return self.relu(x).view(rois, height, width, k, k, weight.shape[1])
 
     @staticmethod
-    def in_place(x: Tensor) -> Tensor:
-        """Each pixel's k x k outputs where they belong: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
+    def scatter_subpixels(x: Tensor) -> Tensor:
+        """Pixel shuffle, the k x k outputs of each pixel into the map: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
         rois, height, width, k, _, channels = x.shape
         return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, channels, height * k, width * k)
 
 
 def conv_stack(in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1) -> list:
-    """3x3 convolutions with ReLU, He-initialised by fan-out."""
+    """3x3 convolutions with ReLU, He-initialised by fan-out (arXiv:1502.01852, section 2.2)."""
     stack = []
     for channels in layers:
         block = conv3x3_relu(in_channels, channels, norm_layer, dilation)
@@ -181,7 +183,7 @@ def conv_stack(in_channels: int, layers: Sequence[int], norm_layer: NormLayer | 
 def conv3x3_relu(
     in_channels: int, out_channels: int, norm_layer: NormLayer | None = None, dilation: int = 1
 ) -> nn.Sequential:
-    """A 3x3 convolution that keeps the size, with a bias or a normalisation, and ReLU."""
+    """A 3x3 convolution that keeps height and width, with either a bias or a normalisation, then ReLU."""
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation, bias=norm_layer is None
     )

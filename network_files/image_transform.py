@@ -1,6 +1,7 @@
-"""Images and targets as the dataset gives them in, one normalised, resized, padded batch out; and boxes back again.
+"""Normalise, resize and pad: images and targets of a dataset -> one batch.
 
-Short side to `min_size` unless the long one would pass `max_size` (FPN paper, section 5.1, and after).
+The short side becomes `min_size`, unless the long side would exceed `max_size` (800 px: Mask R-CNN, arXiv:1703.06870,
+section 3.1).
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ class ImageBatch:
     """Images of different sizes, padded with zeros on the right and below.
 
     Attributes:
-        tensors: float32 [B, 3, H, W], H and W multiples of 32.
-        image_sizes: height and width of each image inside it.
+        tensors: float32 [B, 3, H, W], H and W multiples of `size_divisible`.
+        image_sizes: height and width of each image without the padding.
     """
 
     tensors: Tensor
@@ -30,13 +31,13 @@ class ImageTransform(nn.Module):
     """Normalise, resize, pad.
 
     Args:
-        min_size: the short side to resize to; of several, training draws one an image, evaluation takes the last.
-        max_size: the long side's limit.
-        image_mean, image_std: a value a channel (red, green, blue), for images in 0..1.
-        size_divisible: the batch's height and width are multiples of it.
-        fixed_size: width and height to resize every image to, whatever its shape; or None.
-        antialias: whether images are resized as in Detectron2, with Pillow's bilinear filter to the nearest whole
-            size, or as in torchvision, without a filter against aliasing and to the next smaller size.
+        min_size: the short side to resize to; of several, training draws one per image, evaluation uses the last.
+        max_size: the largest long side.
+        image_mean, image_std: one value per channel (red, green, blue), for images in 0..1.
+        size_divisible: the batch's height and width are multiples of this.
+        fixed_size: width and height that every image is resized to, whatever its shape; or None.
+        antialias: True resizes with Pillow's bilinear filter and rounds sizes to the nearest pixel, as in Detectron2;
+            False uses no antialiasing filter and rounds sizes down, as in torchvision.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class ImageTransform(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
     ) -> tuple[ImageBatch, list[dict] | None]:
-        """Make a batch; neither images nor targets are changed.
+        """Make a batch; the given images and targets stay unchanged.
 
         Args:
             images: [3, H, W] each, float in 0..1 or uint8.
-            targets: for each image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or
-                bool tensor [N, H, W]; or None.
+            targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
+                tensor [N, H, W]; or None.
 
         Returns:
             The batch, and the targets in the frames of the resized images.
@@ -104,7 +105,7 @@ class ImageTransform(nn.Module):
             return self.resize_to(image, *(max(int(length * scale + 0.5), 1) for length in shape))
         if min(shape) * scale < 1:  # a strip, of which rounding down would leave nothing
             return self.resize_to(image, *(max(int(length * scale), 1) for length in shape))
-        # Recomputed from the whole-pixel sizes, the scale maps corners onto corners.
+        # The scale recomputed from the sizes in whole pixels maps corners onto corners.
         return F.interpolate(
             image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
         )[0]
@@ -115,7 +116,7 @@ class ImageTransform(nn.Module):
         )[0]
 
     def choose_size(self) -> int:
-        """One of the training sizes. Drawn even from one: the RNG then runs in step with torchvision's."""
+        """Draw one of the training sizes, even if there is only one: this keeps the RNG in step with torchvision's."""
         return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:

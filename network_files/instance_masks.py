@@ -1,6 +1,6 @@
-"""Instance masks of one picture, each kept as a crop: from the dataset to the mask targets without a full plane.
+"""Instance masks of one image, each stored as a crop, so that no full-size mask exists between dataset and targets.
 
-A photo with 100 objects carries 100 crops, some hundred kilobytes, where dense masks would be 30 MB.
+The crops of a photo with 100 objects take some hundred kilobytes; dense masks would take 30 MB.
 """
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class InstanceMasks:
-    """N binary masks in the frame of one picture.
+    """N binary masks in the frame of one image.
 
-    The pixels stay as the dataset made them; `resize` only notes the new frame, and whoever reads looks up the
-    nearest source pixel, which is what resizing dense masks by nearest neighbour gives.
+    The pixels stay as the dataset made them: `resize` only records the new frame, and reading looks up the nearest
+    source pixel. The result equals dense masks resized by nearest neighbour.
 
     Attributes:
         pixels: uint8 [S], the crops one after the other, each row by row; 1 is the object.
-        crops: int64 [N, 4], each crop's left, top, width, height in pixels of the source picture.
-        source_size: height and width of the picture that the crops were made for.
+        crops: int64 [N, 4], left, top, width, height of each crop in pixels of the source image.
+        source_size: height and width of the image that the crops were made for.
         size: height and width of the current frame.
     """
 
@@ -35,7 +35,7 @@ class InstanceMasks:
 
     @classmethod
     def from_crops(cls, crops: Sequence[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> "InstanceMasks":
-        """From (left, top, uint8 or bool array [h, w]) for each object, all within the picture of `size` (H, W)."""
+        """From (left, top, uint8 or bool array [h, w]) per object, all within the image of `size` (H, W)."""
         places = [(left, top, crop.shape[1], crop.shape[0]) for left, top, crop in crops]
         pixels = [np.ascontiguousarray(crop, dtype=np.uint8).reshape(-1) for _, _, crop in crops]
         return cls(
@@ -46,7 +46,7 @@ class InstanceMasks:
 
     @classmethod
     def from_dense(cls, masks: Tensor) -> "InstanceMasks":
-        """From dense masks, uint8 or bool [N, H, W], nonzero is the object."""
+        """From dense masks, uint8 or bool [N, H, W]; nonzero is the object."""
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
@@ -56,7 +56,7 @@ class InstanceMasks:
         return len(self.crops)
 
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> "InstanceMasks":
-        """The masks that a tensor of indices, a boolean tensor, a list or a slice picks out."""
+        """The masks selected by a tensor of indices, a boolean tensor, a list or a slice."""
         chosen = torch.arange(len(self))[index].tolist()
         starts = self.starts().tolist()
         parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
@@ -78,7 +78,7 @@ class InstanceMasks:
         return left, top, self.pixels[start : start + width * height].numpy().reshape(height, width)
 
     def all_crops(self) -> list[tuple[int, int, np.ndarray]]:
-        """`crop` of every mask; looks for each one's start only once."""
+        """`crop` of every mask; computes the starts only once."""
         pixels, starts = self.pixels.numpy(), self.starts().tolist()
         return [
             (left, top, pixels[start : start + width * height].reshape(height, width))
@@ -86,11 +86,11 @@ class InstanceMasks:
         ]
 
     def resize(self, height: int, width: int) -> "InstanceMasks":
-        """The same masks seen in a frame of another size (nearest neighbour)."""
+        """The same masks in a frame of another size (nearest neighbour)."""
         return InstanceMasks(self.pixels, self.crops, self.source_size, (height, width))
 
     def flip_horizontal(self) -> "InstanceMasks":
-        """Mirror left and right; only in the source frame, before any `resize`."""
+        """Mirror left and right; possible only in the source frame, before any `resize`."""
         if self.size != self.source_size:
             raise ValueError(f"flip before resize: the masks are {self.source_size}, their frame is {self.size}")
         width = self.size[1]
@@ -98,13 +98,13 @@ class InstanceMasks:
         return InstanceMasks.from_crops(mirrored, self.size)
 
     def areas(self) -> Tensor:
-        """int64 [N]: pixels of each object in the source frame."""
+        """int64 [N]: area of each object in pixels of the source frame."""
         sums = F.pad(self.pixels.to(torch.int64).cumsum(0), (1, 0))
         starts = self.starts()
         return sums[starts[1:]] - sums[starts[:-1]]
 
     def dense(self) -> Tensor:
-        """uint8 [N, H, W] in the current frame. For pictures and tests; training never calls this."""
+        """uint8 [N, H, W] in the current frame. For drawing and tests; training never calls this."""
         masks = torch.zeros((len(self), *self.size), dtype=torch.uint8)
         rows, columns = self.source_pixels()
         for plane, crop in zip(masks.numpy(), self.all_crops()):
@@ -112,13 +112,13 @@ class InstanceMasks:
         return masks
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each row and each column of the current frame, the nearest row and column of the source picture."""
+        """For each row and each column of the current frame, the nearest row and column of the source image."""
         rows, columns = (nearest_indices(s, t) for s, t in zip(self.source_size, self.size))
         return rows, columns
 
 
 def nearest_indices(source: int, target: int) -> np.ndarray:
-    """int64 [target]: the source index that nearest-neighbour interpolation reads; interpolate itself says which."""
+    """int64 [target]: the source indices of nearest-neighbour interpolation, read from `F.interpolate` itself."""
     ramp = torch.arange(source, dtype=torch.float32)[None, None]
     return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64).numpy()
 
@@ -132,7 +132,7 @@ def paint(
 ) -> None:
     """Write one mask into `plane` [H, W] within `window` (top, left, bottom, right), resized by nearest neighbour.
 
-    `rows` and `columns` say which source row and column each row and column of the plane shows.
+    `rows` and `columns` give the source row and column for each row and column of the plane.
     """
     left, top, pixels = crop
     height, width = pixels.shape
@@ -143,7 +143,7 @@ def paint(
 
 
 def crop_to_content(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Left, top and the smallest crop of `mask` [H, W] that holds every nonzero pixel; an empty one for none."""
+    """Left, top and the smallest crop of `mask` [H, W] with every nonzero pixel; empty if there is none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return 0, 0, mask[:0, :0]

@@ -1,7 +1,7 @@
-"""Where the columns of pasted masks change between outside and inside, found without painting a pixel.
+"""Find where the columns of pasted masks cross the threshold, without computing the pasted pixels.
 
-Resizing by bilinear interpolation is linear between two source rows, so a column crosses the threshold at most once
-between them, at a place that a division gives. What is left to look at is a column's M source rows, not its pixels.
+Bilinear interpolation is linear between two source rows, so a column crosses the threshold at most once between them,
+at a position that one division gives. Only the M source rows of a column are examined instead of all its pixels.
 """
 from functools import lru_cache
 
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Of a value of at most 1: more than rounding to float32 can change, once the weights are known to the last bit, and
-# before that.
+# Bounds on the float32 rounding error of a value of at most 1: with the exact interpolation weights, and with the
+# position from a division.
 ROUNDING, MISPLACED = 5e-7, 2e-5
 
 
 def column_changes(
     probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The changes of all masks of a picture.
+    """The threshold crossings of all masks of an image.
 
     Args:
         probs: float32 [N, M, M], with a border of zeros.
-        corners: int64 [N, 4], x1y1x2y2: first and last column and row of each mask in the picture's frame.
-        size: the picture's height and width.
-        threshold: above it is inside.
+        corners: int64 [N, 4], x1y1x2y2: first and last column and row of each mask in the image's frame.
+        size: the image's height and width.
+        threshold: values above it are inside the mask.
 
     Returns:
-        positions: int64 [S], ascending within a mask: the number of the pixel, down the columns of the picture from
-            left to right, before which outside becomes inside or the reverse. Two equal ones cancel.
-        owners: int64 [S], ascending: the mask of each.
-        unsure: bool [N], masks whose changes depend on how `interpolate` rounds; their positions are not to be used.
+        positions: int64 [S], ascending within a mask: index of the first pixel after the crossing, counted down the
+            columns of the image from left to right. Two equal positions cancel.
+        owners: int64 [S], ascending: the mask of each position.
+        unsure: bool [N], masks whose crossings depend on how `F.interpolate` rounds; do not use their positions.
     """
     height, width = size
     knots = probs.shape[-1]
@@ -38,7 +38,7 @@ def column_changes(
     left, top = x1.clip(0, width), y1.clip(0, height)
     right, bottom = np.maximum((x2 + 1).clip(None, width), left), np.maximum((y2 + 1).clip(None, height), top)
 
-    # Each visible column of each mask, interpolated between source columns: float32 [C, M], one value a source row.
+    # Each visible column of each mask, interpolated between source columns: float32 [C, M], one value per source row.
     visible = np.where(bottom > top, right - left, 0)
     owner = np.repeat(np.arange(len(probs)), visible)
     x = ranges(left, visible)
@@ -52,8 +52,8 @@ def column_changes(
     values = above.reshape(-1)
     inside = values > threshold
 
-    # A change between source rows k and k + 1 lies before the first row of the picture that shows what is past it.
-    # Both ends of a column are border, so that no change is found between one column and the next.
+    # A crossing between source rows k and k + 1 belongs to the first image row below it. Both ends of a column are
+    # border, so that no crossing is found between one column and the next.
     before = np.flatnonzero(inside[1:] != inside[:-1])
     c = before // knots
     k, n = before - c * knots, owner[c]
@@ -62,7 +62,7 @@ def column_changes(
     row = np.ceil(crossing).astype(np.int64)
     positions = x[c] * height + (y1[n] + row).clip(top[n], bottom[n])
 
-    # Values that rounding could move over the threshold: those of source rows, and of the rows beside a change.
+    # Values that rounding could move across the threshold: of source rows, and of image rows next to a crossing.
     scale = max(1.0, float(np.abs(probs).max(initial=0)))
     unsure = ~np.isfinite(probs).all(axis=(1, 2))
     near = (values >= threshold - scale * ROUNDING) & (values <= threshold + scale * ROUNDING)
@@ -82,14 +82,14 @@ def column_changes(
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[0], starts[0] + 1, ... (lengths[0] numbers), starts[1], ...: int64 [sum of lengths]."""
+    """Concatenated ranges starts[i], ..., starts[i] + lengths[i] - 1: int64 [sum of lengths]."""
     return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
 
 
 def lookup(
     knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`resampling` to each target size, from starts[i] on lengths[i] entries of it, one after the other."""
+    """Concatenate lengths[i] entries of `resampling(knots, targets[i])`, from starts[i] on."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
@@ -98,9 +98,9 @@ def lookup(
 
 @lru_cache(maxsize=4096)
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `target` places the source place below it, int64, and the share of the one above, float32.
+    """For each target position, the lower source position, int64, and the weight of the upper one, float32.
 
-    `interpolate` itself says them, to the last bit: of a 1 among zeros it returns the weight.
+    Read from `F.interpolate` on one-hot inputs, so that they match it bit for bit.
     """
     ones = torch.eye(source)[:, None, :, None]
     weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()

@@ -1,4 +1,4 @@
-"""M x M mask probabilities and boxes in, masks in the picture's frame out: as crops, run-length codes or planes.
+"""Paste masks: M x M probabilities and boxes -> masks in the image's frame, as crops, run-length codes or planes.
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """
@@ -17,23 +17,23 @@ from network_files.rle import compress, encode_crop, pack_counts
 def mask_crops(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Each mask resized to its box and clipped to the picture.
+    """Each mask resized to its box and clipped to the image.
 
     Args:
         mask_probs: float [N, 1, M, M].
-        boxes: float [N, 4], x1y1x2y2 in the picture's frame.
-        size: the picture's height and width.
-        continuous: whether boxes stay where they lie between the pixels, as in Detectron2, or are widened to whole
+        boxes: float [N, 4], x1y1x2y2 in the image's frame.
+        size: the image's height and width.
+        continuous: True keeps the fractional coordinates of boxes, as in Detectron2; False widens boxes to whole
             pixels first, as in torchvision.
 
     Yields:
-        Left, top and float probabilities [h, w] of one mask; empty where the box lies outside.
+        Left, top and float probabilities [h, w] of one mask; empty if the box is outside the image.
     """
     return sampled_crops(mask_probs, boxes, size) if continuous else whole_pixel_crops(mask_probs, boxes, size)
 
 
 def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """`mask_crops` by reading each mask, zero beyond its rim, at the centres of the picture's pixels."""
+    """`mask_crops` by sampling each mask, zero beyond its border, at the pixel centres of the image."""
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(mask_probs.float(), boxes.tolist()):
         left, right, x = pixel_centres(x1, x2, width, probs.device)
@@ -46,10 +46,10 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, device: torch.device) -> tuple[int, int, Tensor]:
-    """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, and one more at each end.
+    """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, plus one at each end.
 
     Returns:
-        The first of them, the end, and their centres, from -1 (at `low`) to 1 (at `high`).
+        The first pixel, the end (exclusive), and the pixels' centres, scaled to -1 at `low` and 1 at `high`.
     """
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
@@ -70,17 +70,17 @@ def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
 
 
 def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks with a border of zeros, that they fall off to 0 at their rim, and corners that have grown by its share.
+    """Add a border of zeros to each mask, so that it falls off to 0, and enlarge its box by the same ratio.
 
     Returns:
-        float32 [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the picture's frame.
+        float32 [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
     """
     padded = F.pad(mask_probs.float(), (1, 1, 1, 1))
     return padded, expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64)
 
 
 def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes [N, 4] grown about their centres by `scale`."""
+    """Boxes [N, 4] enlarged about their centres by the factor `scale`."""
     half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5
     half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5
     x = (boxes[:, 2] + boxes[:, 0]) * 0.5
@@ -90,7 +90,7 @@ def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
 
 
 def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
-    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as for `mask_crops`."""
+    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
     planes = torch.zeros((len(boxes), 1, *size), dtype=torch.float32, device=mask_probs.device)
     for plane, (left, top, crop) in zip(planes, mask_crops(mask_probs, boxes, size, continuous)):
         plane[0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
@@ -100,10 +100,10 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """COCO run-length codes of the masks, straight from the M x M; arguments as for `mask_crops`.
+    """COCO run-length codes of the masks, directly from the M x M probabilities; arguments as in `mask_crops`.
 
-    Byte for byte what encoding `paste_masks(...) > threshold` gives. A mask whose outline hangs on the last bit of
-    an interpolated value is resized for that; the others' outlines are computed, all of a picture's together.
+    Byte for byte the same as encoding `paste_masks(...) > threshold`. The outlines of all masks of an image are
+    computed together; only a mask whose outline depends on the last bit of an interpolated value is resized.
 
     Returns:
         A list of {"size": [H, W], "counts": bytes}.
@@ -127,12 +127,12 @@ def encode_masks(
 def encode_crops(
     crops: Iterable[tuple[int, int, Tensor]], size: tuple[int, int], threshold: float
 ) -> list[dict]:
-    """Run-length codes of crops that are painted: left, top, float [h, w] each."""
+    """Run-length codes of crops, each given as left, top and float [h, w]."""
     return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `column_changes` found -> run lengths of all masks one after the other, and how many each mask has."""
+    """Crossings from `column_changes` -> the concatenated run lengths of all masks, and their number per mask."""
     first = np.ones(len(positions), dtype=bool)
     first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
     starts = np.flatnonzero(first)

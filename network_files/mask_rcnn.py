@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., arXiv:1703.06870) put together: images and targets in, losses or detections out."""
+"""Mask R-CNN (He et al., arXiv:1703.06870) assembled from its parts: images and targets -> losses or detections."""
 from collections.abc import Sequence
 
 import torch
@@ -19,15 +19,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class MaskRCNN(nn.Module):
-    """The network; argument names, defaults and meaning are those of torchvision's class.
+    """Mask R-CNN; arguments have the names, defaults and meaning of torchvision's class.
 
     Args:
         backbone: [B, 3, H, W] -> dict of levels; has `out_channels`.
-        num_classes: classes, background among them; None where both predictors are given.
+        num_classes: number of classes with the background; None if both predictors are given.
         min_size, max_size, image_mean, image_std, size_divisible, fixed_size, antialias: see `ImageTransform`.
         rpn_*: see `RegionProposalNetwork`.
         box_*, bbox_reg_weights, mask_*: see `RoIHeads`.
-        continuous_paste: how masks are put into the picture, see `mask_crops`.
+        continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class MaskRCNN(nn.Module):
         self.register_load_state_dict_pre_hook(lambda module, state_dict, *_: rename_old_keys(state_dict))
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[dict] | None = None):
-        """In training mode the losses, in evaluation mode the detections.
+        """Compute the losses in training mode, the detections in evaluation mode.
 
         Args:
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
-            targets: in training for each image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
+            targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
                 1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W].
 
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
-            loss_rpn_box_reg`. In evaluation for each image a dict, best detection first: `boxes` float [D, 4] in
+            loss_rpn_box_reg`. In evaluation one dict per image, best detection first: `boxes` float [D, 4] in
             its pixels, `labels` int64 [D], `scores` float [D] and `masks`, probabilities float [D, 1, H, W].
         """
         if self.training:
@@ -143,7 +143,7 @@ class MaskRCNN(nn.Module):
         return detections
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:
-        """The five losses; arguments as for `forward`."""
+        """The five losses; arguments as in `forward`."""
         check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
@@ -153,7 +153,7 @@ class MaskRCNN(nn.Module):
         return self.roi_heads.losses(features, proposals, batch.image_sizes, targets) | rpn_losses
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """As `forward` in evaluation mode, but with `masks` as the heads give them: float [D, 1, 28, 28]."""
+        """Like `forward` in evaluation mode, but `masks` stay as the mask head predicts them: float [D, 1, 28, 28]."""
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
         proposals, _ = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes)
@@ -164,9 +164,9 @@ class MaskRCNN(nn.Module):
 
 
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError for targets that training cannot use."""
+    """Raise ValueError or TypeError for targets that are invalid for training."""
     if targets is None or len(targets) != len(images):
-        raise ValueError(f"training wants a target for each of the {len(images)} images")
+        raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):
         missing = {"boxes", "labels", "masks"} - set(target)
         if missing:

@@ -1,7 +1,7 @@
-"""Compact masks and positive proposals in, the M x M targets of the mask loss out.
+"""The M x M targets of the mask loss: compact masks and positive proposals -> [P, M, M].
 
-Mask R-CNN (arXiv:1703.06870), section 3: the target is the intersection of the RoI and its object's mask,
-resampled by RoIAlign.
+Mask R-CNN (arXiv:1703.06870), section 3.1, "Training": the target is the intersection of the RoI and the mask of its
+object. It is resampled by RoIAlign, as in torchvision.
 """
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,18 +16,18 @@ from network_files.instance_masks import InstanceMasks, paint
 def project_masks_on_boxes(
     masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool = False
 ) -> Tensor:
-    """Cut each proposal's piece out of its object's mask and resample it.
+    """Crop the mask of each proposal's object to the proposal and resample it.
 
-    A plane is reused for all objects and holds, of each object, only what its proposals cover; objects whose
-    proposals lie apart are in it together. RoIAlign sees the coordinates and the pixels that it would see in a dense
-    mask, so the targets are the same to the last bit. It works in one thread, so each thread gets a plane.
+    One full-size plane is reused for all objects. It holds only the part of an object that its proposals cover, and
+    several objects at once if those parts do not overlap. RoIAlign reads the same coordinates and pixels as in a dense
+    mask, so the targets are bitwise equal. The operator runs in one thread, so each thread gets a plane of its own.
 
     Args:
         masks: the objects of one image, in the frame of the boxes.
         boxes: float [P, 4], x1y1x2y2, the positive proposals.
-        matched: int64 [P], each proposal's object.
+        matched: int64 [P], the object of each proposal.
         size: M.
-        aligned: where pixel centres lie, see `PyramidRoIAlign`.
+        aligned: where pixel centres are, see `PyramidRoIAlign`.
 
     Returns:
         float32 [P, M, M] in 0..1, on the boxes' device.
@@ -61,14 +61,16 @@ def covered_windows(boxes: np.ndarray, owner: np.ndarray, objects: int, size: tu
     """The part of each object's mask that RoIAlign reads for its boxes: int64 [objects, 4], top, left, bottom, right.
 
     Args:
-        boxes: float32 [P, 4], x1y1x2y2 in the masks' frame of `size`, height and width; pixel centres are whole.
-        owner: int64 [P], the object of each.
+        boxes: float32 [P, 4], x1y1x2y2 in the masks' frame, with pixel centres at integers.
+        owner: int64 [P], the object of each box.
+        objects: number of objects.
+        size: height and width of the masks' frame.
     """
     if not np.isfinite(boxes).all():
         raise ValueError("proposals must be finite")
     low, high = np.full((objects, 2), np.inf), np.full((objects, 2), -np.inf)
     np.minimum.at(low, owner, boxes[:, 1::-1])
-    np.maximum.at(high, owner, np.maximum(boxes[:, 3:1:-1], boxes[:, 1::-1] + 1))  # RoIAlign reads at least a pixel
+    np.maximum.at(high, owner, np.maximum(boxes[:, 3:1:-1], boxes[:, 1::-1] + 1))  # RoIs are at least 1 px
     # Bilinear sampling reads one pixel past the last coordinate.
     low = np.floor(low).clip(0, np.array(size) - 1)
     high = (np.floor(high) + 2).clip(1, size)
@@ -76,7 +78,7 @@ def covered_windows(boxes: np.ndarray, owner: np.ndarray, objects: int, size: tu
 
 
 def groups_apart(windows: np.ndarray) -> list[list[int]]:
-    """Indices of the windows [K, 4] (top, left, bottom, right) in groups within which no two have a pixel in common."""
+    """Group the indices of windows [K, 4] (top, left, bottom, right) so that no two of a group overlap."""
     (top, left, bottom, right), waiting = windows.T, np.ones(len(windows), dtype=bool)
     apart = (top[:, None] >= bottom) | (left[:, None] >= right)
     apart |= apart.T

@@ -1,6 +1,7 @@
-"""Which anchor or proposal belongs to which object, and which of them a training step looks at.
+"""Match anchors or proposals to objects, and sample those that a training step learns from.
 
-Faster R-CNN (arXiv:1506.01497), section 3.1.2 (positive and negative anchors, sampled mini-batches).
+Faster R-CNN (arXiv:1506.01497), sections 3.1.2 (positive and negative anchors) and 3.1.3 (sampled mini-batches);
+for proposals Fast R-CNN (arXiv:1504.08083), section 2.3.
 """
 import torch
 from torch import Tensor
@@ -10,13 +11,13 @@ BETWEEN_THRESHOLDS = -2
 
 
 class Matcher:
-    """Gives each candidate box the object that it overlaps most, or none.
+    """Assign each candidate box to the object that it overlaps most, or to none.
 
     Args:
-        high_threshold: IoU from which on a candidate is matched.
-        low_threshold: IoU below which it is background; between the two it is neither.
-        allow_low_quality_matches: also match, for each object, the candidates that overlap it most, however
-            little that is, so that no object goes without one (condition (i) of the paper, for anchors).
+        high_threshold: a candidate is matched from this IoU on.
+        low_threshold: a candidate is background below this IoU; between the two it is ignored.
+        allow_low_quality_matches: also match the candidates with the highest IoU of each object, however low it is,
+            so that every object has one (condition (i) of Faster R-CNN, for anchors).
     """
 
     def __init__(self, high_threshold: float, low_threshold: float, allow_low_quality_matches: bool):
@@ -29,7 +30,7 @@ class Matcher:
     def __call__(self, iou: Tensor) -> Tensor:
         """IoU [objects, candidates] -> int64 [candidates]: an object's index, BELOW_ or BETWEEN_THRESHOLDS.
 
-        An image without objects makes every candidate background.
+        In an image without objects every candidate is background.
         """
         if iou.shape[0] == 0:
             return torch.full((iou.shape[1],), BELOW_THRESHOLD, dtype=torch.int64, device=iou.device)
@@ -45,10 +46,10 @@ class Matcher:
 
 
 class BalancedSampler:
-    """Draws a fixed number of candidates an image, at most a given fraction of them positive.
+    """Sample a fixed number of candidates per image, at most a given fraction of them positive.
 
-    The draws (two `torch.randperm` an image, positives first) follow torchvision's, so that one RNG state
-    gives one sample in both.
+    The draws (two `torch.randperm` per image, positives first) are torchvision's, so that the same RNG state gives
+    the same sample.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float):
@@ -56,7 +57,7 @@ class BalancedSampler:
         self.positive_fraction = positive_fraction
 
     def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels [candidates] (>= 1 positive, 0 negative, below 0 neither) -> sampled positives and negatives.
+        """Labels [candidates] (>= 1 positive, 0 negative, < 0 ignored) -> sampled positives and negatives.
 
         Returns:
             Two int64 tensors of indices, each ascending.

@@ -1,27 +1,27 @@
-"""COCO run-length codes and crops of masks, one into the other, without the full-size plane between.
+"""Convert between COCO run-length codes and crops of masks, without a full-size mask in between.
 
-A code holds run lengths, zeros first, down the columns from left to right; COCO packs them six bits a character. All
-codes of a picture are packed and unpacked together, since most of them are too short to be worth a call each.
+A code holds run lengths, zeros first, down the columns from left to right; COCO packs them into characters of six bits.
+All codes of an image are packed and unpacked together, since most are too short to be worth a call each.
 """
 from collections.abc import Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-TOGETHER = 16  # codes that are decoded at once: more gain little time, and cost memory
-MOST_PIXELS = 1 << 28  # of a picture; a crop may be as large, and a code of a few characters can claim it
-LONGEST = 6  # characters of a number: 30 bits, which hold any run of such a picture and its sign
+TOGETHER = 16  # codes decoded at once: more would save little time and cost memory
+MOST_PIXELS = 1 << 28  # per image: a crop may be as large, and a code of a few characters can claim it
+LONGEST = 6  # characters per number: 30 bits, which hold any run of such an image and its sign
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """The uncompressed code of a picture [height, width] that is zero but for the bool `crop` [h, w] at (left, top).
+    """The uncompressed code of a mask [height, width] that is zero except for the bool `crop` [h, w] at (left, top).
 
     Returns:
         {"size": [height, width], "counts": list of int}; `compress` packs it.
     """
     if crop.shape[0] < height:
-        # One zero below the crop ends every column's last run. A crop as high as the picture needs none: there a
-        # run goes on in the next column.
+        # A zero below the crop ends the last run of each column. A crop as high as the image needs none: there, a run
+        # continues in the next column.
         crop = np.pad(crop, ((0, 1), (0, 0)))
     changes = np.flatnonzero(np.diff(crop.T.reshape(-1), prepend=False, append=False))
     columns, rows = np.divmod(changes, max(crop.shape[0], 1))
@@ -37,11 +37,11 @@ def compress(codes: list[dict]) -> list[dict]:
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """Run lengths -> COCO's packed counts, as `unpack_counts` describes them.
+    """Run lengths -> COCO's packed counts, in the format that `unpack_counts` describes.
 
     Args:
-        counts: int64 [S], the run lengths of all codes one after the other.
-        lengths: int64 [N], how many of them belong to each code.
+        counts: int64 [S], the concatenated run lengths of all codes.
+        lengths: int64 [N], the number of run lengths per code.
     """
     starts = lengths.cumsum() - lengths
     within = np.arange(len(counts)) - np.repeat(starts, lengths)
@@ -69,20 +69,20 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 def unpack_counts(packed: bytes) -> np.ndarray:
     """COCO's packed counts of one code -> run lengths, int64.
 
-    A number is a group of characters with five bits each, lowest first, the sixth bit set on all but the last; the
-    fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
+    A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
+    the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
     """
     return unpack_all([packed])[0]
 
 
 def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Packed counts of N codes -> their run lengths one after the other, int64 [S], and how many each has, [N].
+    """Packed counts of N codes -> their concatenated run lengths, int64 [S], and their number per code, [N].
 
     Raises:
-        ValueError: they are no packed counts.
+        ValueError: the packed counts are invalid.
     """
     if not are_packed_codes(packed).all():
-        raise ValueError("has counts that are no run-length code")
+        raise ValueError("has invalid run-length counts")
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     is_last = (characters & 0x20) == 0
     ends = np.cumsum([len(counts) for counts in packed], dtype=np.int64)
@@ -104,9 +104,9 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """bool [N]: whose counts are packed as COCO packs them, in its 64 characters, a number in at most six of them.
+    """bool [N]: which counts are packed in COCO's format, in its 64 characters with at most six per number.
 
-    The run lengths may still be negative, or not add up to a picture.
+    Their run lengths may still be negative, or not add up to an image.
     """
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
@@ -123,15 +123,15 @@ def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
 
 
 def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
-    """Left, top and the uint8 pixels [h, w] of the smallest crop that holds every set pixel of a packed code."""
+    """Left, top and the uint8 pixels [h, w] of the smallest crop with every set pixel of a packed code."""
     return decode_crops([code])[0]
 
 
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
-    """The same for all packed codes of one picture, some at a time: their columns are laid out at full height.
+    """`decode_crop` of all packed codes of one image, some at a time: their columns are laid out at full height.
 
     Raises:
-        ValueError: a code is none, or its runs do not add up to the picture.
+        ValueError: a code is invalid, or its runs do not add up to the image.
     """
     groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
     return [crop for group in groups for crop in decode_together(group)]
@@ -140,17 +140,17 @@ def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     height, width = codes[0]["size"]
     if not 0 < height * width <= MOST_PIXELS:
-        raise ValueError(f"is of a picture of {height} x {width}, which is none or more than {MOST_PIXELS} pixels")
+        raise ValueError(f"has the size {height} x {width}, which is empty or more than {MOST_PIXELS} pixels")
     packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
     counts, lengths = unpack_all(packed)
     if counts.min(initial=0) < 0:
-        raise ValueError("has run lengths below 0")
+        raise ValueError("has negative run lengths")
     ends, code_ends = counts.cumsum(), lengths.cumsum()
     plane_ends = np.concatenate(([0], ends))[code_ends]
     if not np.array_equal(plane_ends, np.arange(1, len(codes) + 1) * (height * width)):
-        raise ValueError(f"has run lengths that do not add up to its picture, {height} x {width}")
+        raise ValueError(f"has run lengths that do not add up to its image, {height} x {width}")
 
-    # Of each plane only the crop's columns, at full height, are laid out; the planes lie one behind the other.
+    # Only the crop's columns of each mask are laid out, at full height, one mask after the other.
     boxes = coco_mask.toBbox(list(codes)).astype(np.int64)
     first = np.arange(len(codes)) * (height * width) + boxes[:, 0] * height
     areas = boxes[:, 2] * height

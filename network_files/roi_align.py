@@ -1,4 +1,4 @@
-"""RoIAlign on a pyramid: boxes in, a feature map of fixed size for each out, read from the level that fits its size.
+"""RoIAlign on a pyramid: boxes -> features of fixed size, each read from the level that fits the size of its box.
 
 Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; the level by equation 1 of FPN (arXiv:1612.03144).
 """
@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-CANONICAL_SIZE = 224  # a box of this size reads level 4, the stage that classifies ImageNet's 224 px crops
+CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
 
 
 class PyramidRoIAlign(nn.Module):
-    """Takes the same arguments as `torchvision.ops.MultiScaleRoIAlign`, which may stand in its place.
+    """RoIAlign with the arguments of `torchvision.ops.MultiScaleRoIAlign`, which can replace it.
 
     Args:
-        featmap_names: the pyramid levels that boxes are read from.
-        output_size: height and width of each box's features.
-        sampling_ratio: samples a bin and side; 0 adapts them to the box.
-        aligned: whether pixel centres lie at half-integers (Detectron2's ROIAlignV2) or at integers (torchvision).
+        featmap_names: the pyramid levels that features are read from.
+        output_size: height and width of the features of a box.
+        sampling_ratio: samples per bin along each side; 0 adapts them to the box.
+        aligned: whether pixel centres are at half-integers (Detectron2's ROIAlignV2) or at integers (torchvision).
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class PyramidRoIAlign(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Read the boxes' features.
+        """Read the features of the boxes.
 
         Args:
             features: level name -> [B, C, H_i, W_i].
-            boxes: for each image float [R_b, 4], x1y1x2y2 in pixels of the resized image.
-            image_sizes: height and width of each resized image; with the levels' sizes they tell the strides.
+            boxes: per image float [R_b, 4], x1y1x2y2 in pixels of the resized image.
+            image_sizes: height and width of each resized image; the strides follow from these and the levels' sizes.
 
         Returns:
-            [sum of R_b, C, output_size] in the features' dtype, the first image's boxes first.
+            [sum of R_b, C, *output_size] in the features' dtype, image by image.
         """
         levels = [features[name] for name in self.featmap_names if name in features]
         strides = [stride_of(level, image_sizes) for level in levels]
@@ -64,16 +64,16 @@ class PyramidRoIAlign(nn.Module):
         return output
 
     def read(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
-        """One level [B, C, H, W] and its RoIs [r, 5] (image, x1y1x2y2) -> [r, C, output_size]."""
+        """One level [B, C, H, W] and its RoIs [r, 5] (image, x1y1x2y2) -> [r, C, *output_size]."""
         if level.device.type == "cpu" and self.sampling_ratio > 0:
             return weighted_gather(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
         return roi_align(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
-    """Pixels of the resized images between two neighbours of a level [B, C, H, W], a power of 2.
+    """Pixels of the resized images per cell of a level [B, C, H, W], a power of 2.
 
-    Padding makes levels larger than their images, and most along a short side: the side that shows more decides.
+    Padding makes levels larger than their images, relatively most along a short side, so the larger quotient is used.
     """
     sides = [max(sizes) for sizes in zip(*image_sizes)]
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
@@ -82,10 +82,10 @@ def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
 def weighted_gather(
     level: Tensor, rois: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign as sums of weighted rows of a table: 20 times faster on the CPU than the operator, and back 10 times.
+    """RoIAlign as a weighted embedding_bag: on the CPU 20 times faster forward and 10 times backward than the operator.
 
-    With a fixed number of samples each bin reads 4 * sampling_ratio^2 pixels. Channels last, a pixel's features
-    are one contiguous row; the operator walks channel by channel instead, and back in one thread.
+    With a fixed number of samples each bin reads 4 * sampling_ratio^2 pixels. In channels-last memory the features of a
+    pixel are one contiguous row; the operator goes channel by channel, backward in a single thread.
     """
     batch, channels, height, width = level.shape
     offset = 0.5 if aligned else 0.0
@@ -105,12 +105,12 @@ def weighted_gather(
 
 
 def bilinear_taps(start: Tensor, length: Tensor, size: int, bins: int, samples: int) -> tuple[Tensor, Tensor]:
-    """The pixels that each bin reads along one axis, and their weights.
+    """The pixels that each bin reads along one axis, and their weights (Mask R-CNN, figure 3).
 
     Args:
         start, length: of each RoI along the axis, in pixels of the level, [r].
         size: of the level along the axis.
-        bins, samples: bins a RoI, and samples a bin.
+        bins, samples: bins per RoI, and samples per bin.
 
     Returns:
         Indices int64 and weights float32, both [r, bins, 2 * samples].
@@ -129,7 +129,7 @@ def bilinear_taps(start: Tensor, length: Tensor, size: int, bins: int, samples: 
 
 
 def assign_levels(boxes: Tensor, finest: int, coarsest: int) -> Tensor:
-    """Equation 1 of the FPN paper: int64 [R], counted from the finest level that is there (log2 of its stride)."""
+    """FPN, equation 1: boxes [R, 4] -> level int64 [R], as an index from `finest`; levels are log2 of strides."""
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE) + 1e-6)
     return level.clamp(finest, coarsest).to(torch.int64) - finest

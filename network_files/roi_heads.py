@@ -1,4 +1,4 @@
-"""The second stage: pyramid and proposals in, detections or the three losses of the box and mask heads out.
+"""The second stage: pyramid and proposals -> detections, or the three losses of the box and mask heads.
 
 Fast R-CNN (arXiv:1504.08083), section 2, and Mask R-CNN (arXiv:1703.06870), section 3.
 """
@@ -17,17 +17,18 @@ from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, Balanced
 
 
 class RoIHeads(nn.Module):
-    """Classifies and refines proposals, and predicts a mask for each object found.
+    """Classify and refine proposals, and predict a mask for each detection.
 
     Args:
         box_roi_pool, box_head, box_predictor: pyramid -> RoI features -> vectors -> class logits and deltas.
-        mask_roi_pool, mask_head, mask_predictor: pyramid -> RoI features -> maps -> mask logits a class.
-        fg_iou_thresh, bg_iou_thresh: IoU from which a proposal is an object's, and below which it is background.
-        batch_size_per_image, positive_fraction: how many proposals an image the losses see, and how many positive.
+        mask_roi_pool, mask_head, mask_predictor: pyramid -> RoI features -> feature maps -> mask logits per class.
+        fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU on, and background below the second.
+        batch_size_per_image, positive_fraction: proposals sampled per image for the losses, and the largest fraction
+            of positive ones.
         bbox_reg_weights: of the deltas (dx, dy, dw, dh).
         score_thresh: detections with at most this class probability are dropped.
-        nms_thresh: IoU above which the lower scored of two detections of one class is dropped.
-        detections_per_img: how many are kept an image.
+        nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
+        detections_per_img: the most detections kept per image.
     """
 
     smallest_side = 1e-2
@@ -70,13 +71,13 @@ class RoIHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         targets: Sequence[dict],
     ) -> dict[str, Tensor]:
-        """The losses over the sampled proposals of a batch.
+        """The losses over the sampled proposals of a batch: L_cls, L_box and L_mask of Mask R-CNN, section 3.
 
         Args:
             features: level name -> [B, C, H_i, W_i].
-            proposals: for each image float [P, 4], x1y1x2y2 in pixels of the resized image.
+            proposals: per image float [P, 4], x1y1x2y2 in pixels of the resized image.
             image_sizes: height and width of each resized image.
-            targets: for each image `boxes` [N, 4] and `masks` in the same frame, `labels` int64 [N].
+            targets: per image `boxes` [N, 4] and `masks` in the same frame, `labels` int64 [N].
 
         Returns:
             `loss_classifier`, `loss_box_reg`, `loss_mask`.
@@ -92,18 +93,20 @@ class RoIHeads(nn.Module):
         )
         mask_logits = self.predict_masks(features, mask_boxes, image_sizes, torch.cat(mask_labels))
         masks = [t["masks"] for t in targets]
-        aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are cut out as the features are
+        aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
         loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_matched, masks, aligned)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
         self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image, best first; arguments as for `losses`.
+        """Detections of each image, best first; arguments as in `losses`.
+
+        Masks are predicted only for the boxes that are kept (Mask R-CNN, section 3.1, "Inference").
 
         Returns:
-            For each image `boxes` float [D, 4], x1y1x2y2 in pixels of the resized image, `labels` int64 [D],
-            `scores` float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
+            Per image `boxes` float [D, 4], x1y1x2y2 in pixels of the resized image, `labels` int64 [D], `scores`
+            float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
         """
         class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
         counts = [len(p) for p in proposals]
@@ -121,7 +124,7 @@ class RoIHeads(nn.Module):
     def predict_boxes(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Class logits float32 [R, K] and deltas float32 [R, K, 4] of all images' boxes."""
+        """Class logits float32 [R, K] and deltas float32 [R, K, 4] for the boxes of all images."""
         x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
         class_logits, deltas = self.box_predictor(x)
         return class_logits.float(), deltas.float().unflatten(1, (-1, 4))
@@ -133,18 +136,18 @@ class RoIHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         labels: Tensor,
     ) -> Tensor:
-        """Mask logits float32 [R, 28, 28] of all images' boxes, each one's for its label (int64 [R]) only."""
+        """Mask logits float32 [R, 28, 28] for the boxes of all images, only of each box's label (int64 [R])."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
-            return self.mask_predictor.of_classes(x, labels).float()
-        logits = self.mask_predictor(x)  # a caller's own, which gives [R, K, 28, 28]
+            return self.mask_predictor.logits_of_classes(x, labels).float()
+        logits = self.mask_predictor(x)  # the caller's own predictor returns [R, K, 28, 28]
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     @torch.no_grad()
     def sample_proposals(
         self, proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Match one image's proposals, its true boxes among them, to its objects, and draw a sample.
+        """Match the proposals of one image and its ground-truth boxes to its objects, and draw a sample.
 
         Returns:
             Boxes [S, 4], labels int64 [S] (0 is background) and matched objects int64 [S] (valid where label > 0).
@@ -169,7 +172,7 @@ class RoIHeads(nn.Module):
         matched: Sequence[Tensor],
         targets: Sequence[dict],
     ) -> tuple[Tensor, Tensor]:
-        """Fast R-CNN, equation 1: cross-entropy over all samples, smooth L1 over the positive ones' deltas."""
+        """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas."""
         regression_targets = []
         for image_boxes, image_labels, image_matched, target in zip(boxes, labels, matched, targets):
             positive = torch.where(image_labels > 0)[0]
@@ -188,7 +191,7 @@ class RoIHeads(nn.Module):
     def select_detections(
         self, class_logits: Tensor, deltas: Tensor, proposals: Tensor, image_size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """One image's class logits [P, K], deltas [P, K, 4] and proposals [P, 4] -> its detections."""
+        """Class logits [P, K], deltas [P, K, 4] and proposals [P, 4] of one image -> its detections."""
         probs = class_logits.softmax(dim=1)[:, 1:]
         rows, columns = torch.where(probs > self.score_thresh)
         scores, labels = probs[rows, columns], columns + 1
@@ -206,12 +209,12 @@ def mask_rcnn_loss(
     masks: Sequence[InstanceMasks],
     aligned: bool = False,
 ) -> Tensor:
-    """Mask R-CNN, section 3, L_mask: binary cross-entropy on the true class's mask only.
+    """L_mask (Mask R-CNN, section 3): mean binary cross-entropy, only on the mask of the true class.
 
     Args:
-        mask_logits: [R, M, M], all images' positive proposals, for their objects' classes.
-        boxes, matched: of each image's positive proposals, [R_b, 4], [R_b].
-        masks: each image's objects.
+        mask_logits: [R, M, M], of the true class of the positive proposals of all images.
+        boxes, matched: the positive proposals of each image [R_b, 4], and their objects [R_b].
+        masks: the objects of each image.
         aligned: see `PyramidRoIAlign`.
     """
     size = mask_logits.shape[-1]

@@ -1,4 +1,4 @@
-"""Region Proposal Network: pyramid in, proposals (and, in training, the RPN's two losses) out.
+"""Region Proposal Network: pyramid -> proposals and, in training, the RPN's two losses.
 
 Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.
 """
@@ -16,15 +16,17 @@ from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 
 
 class RegionProposalNetwork(nn.Module):
-    """Scores and refines the anchors, keeps the best, and learns from a sample of them.
+    """Score and refine anchors, propose the best, and learn from a sample of them.
 
     Args:
-        anchor_generator, head: what is scored, and by what.
-        fg_iou_thresh, bg_iou_thresh: IoU from which an anchor is an object's, and below which it is background.
-        batch_size_per_image, positive_fraction: how many anchors an image the losses see, and how many positive.
-        pre_nms_top_n, post_nms_top_n: how many proposals are kept a level before NMS and an image after it, as
+        anchor_generator: the anchors.
+        head: predicts objectness and deltas of every anchor.
+        fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU on, and background below the second.
+        batch_size_per_image, positive_fraction: anchors sampled per image for the losses, and the largest fraction of
+            positive ones.
+        pre_nms_top_n, post_nms_top_n: proposals kept per level before NMS and per image after it, as
             {"training": n, "testing": m}.
-        nms_thresh: IoU above which the lower scored of two proposals of one level is dropped.
+        nms_thresh: of two proposals of a level with a higher IoU, the one with the lower score is dropped.
         score_thresh: proposals with a lower objectness probability are dropped.
     """
 
@@ -64,14 +66,14 @@ class RegionProposalNetwork(nn.Module):
         """Propose boxes.
 
         Args:
-            levels: one [B, C, H_i, W_i] a pyramid level, finest first.
+            levels: [B, C, H_i, W_i] per pyramid level, finest first.
             batch_size: height and width of the padded batch, in pixels.
-            image_sizes: height and width of each image inside it.
-            gt_boxes: for each image float [N, 4]; needed in training.
+            image_sizes: height and width of each image without the padding.
+            gt_boxes: per image float [N, 4]; required in training.
 
         Returns:
-            Proposals, float32 [P, 4] an image, x1y1x2y2 in pixels of the resized image, best first; and the losses
-            `loss_objectness` and `loss_rpn_box_reg` in training, otherwise nothing.
+            Proposals, float32 [P, 4] per image, x1y1x2y2 in pixels of the resized image, best first; and in training
+            the losses `loss_objectness` and `loss_rpn_box_reg`, otherwise an empty dict.
         """
         objectness, deltas = self.head(levels)
         anchors = self.anchor_generator(batch_size, levels)
@@ -90,10 +92,10 @@ class RegionProposalNetwork(nn.Module):
         anchors: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
-        """The best boxes of each image: top n a level, decoded, clipped, NMS a level, top n in all.
+        """The best boxes of each image: top n per level, decoded, clipped, NMS per level, top n in all.
 
         Args:
-            objectness: one [B, A_i] a level; deltas: [B, A_i, 4]; anchors: [A_i, 4].
+            objectness: per level [B, A_i]; deltas: per level [B, A_i, 4]; anchors: per level [A_i, 4].
         """
         mode = "training" if self.training else "testing"
         scores, boxes, level_ids = [], [], []
@@ -108,7 +110,7 @@ class RegionProposalNetwork(nn.Module):
         return [self.suppress(*candidate)[: self.post_nms_top_n[mode]] for candidate in candidates]
 
     def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Clip the boxes [n, 4] of one image to it, drop the empty and the unlikely, apply NMS; best first."""
+        """Clip the boxes [n, 4] of one image, drop those too small or with low scores, apply NMS; best first."""
         boxes = clip_boxes_to_image(boxes, image_size)
         keep = remove_small_boxes(boxes, self.smallest_side)
         keep = keep[scores[keep] >= self.score_thresh]
@@ -118,7 +120,7 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Equation 1 of the paper over the sampled anchors of the whole batch.
+        """Faster R-CNN, equation 1, over the sampled anchors of the whole batch; both terms are divided by their count.
 
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
@@ -144,7 +146,7 @@ class RegionProposalNetwork(nn.Module):
         }
 
     def assign_targets(self, gt_boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels [A] (1 object, 0 background, -1 neither) and matched objects [A] (valid where the label is 1)."""
+        """Labels [A] (1 object, 0 background, -1 ignored) and matched objects [A] (valid where the label is 1)."""
         matches = self.matcher(box_iou(gt_boxes, anchors))
         labels = (matches >= 0).to(torch.int64)
         labels[matches == BETWEEN_THRESHOLDS] = -1

@@ -1,8 +1,8 @@
-"""State dicts of other styles -> this network's key names, which are torchvision's current ones."""
+"""Rename the keys of older state dicts to torchvision's current names, which this network uses."""
 import re
 from typing import Any
 
-# torchvision's published maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth was written before convolutions sat in blocks.
+# torchvision's published maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth predates the nested convolution blocks.
 OLD_KEYS = (
     (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
@@ -11,7 +11,7 @@ OLD_MASK_HEAD_KEY = re.compile(r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight
 
 
 def rename_old_keys(state_dict: dict[str, Any]) -> None:
-    """Give keys of torchvision's older style their current names, in place; other keys stay."""
+    """Rename keys of torchvision's older style in place; other keys stay."""
     for key in list(state_dict):
         new_key = current_key(key)
         if new_key != key:

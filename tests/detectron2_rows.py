@@ -1,9 +1,9 @@
-"""What Detectron2 computes for three photos and what this project computes, stage by stage, as rows of differences.
+"""Compare this project with stored outputs of Detectron2 for three photos, stage by stage, as rows of differences.
 
     python tests/detectron2_rows.py        # prints them, from ../shared/data/detectron2_zoo
 
-The weights are drawn as the folder's `weights.json` says and written as the model zoo writes its files. A stage is
-given what Detectron2's stage before it gave, where the folder holds that.
+The weights are drawn by the rules in the folder's `weights.json` and written in the format of the model zoo. A stage
+receives the output of Detectron2's previous stage if the folder contains it.
 """
 import hashlib
 import json
@@ -40,7 +40,7 @@ NO_OPTIONS = Namespace(num_classes=None, arch=None, min_size=None, max_size=None
 
 
 class Row(NamedTuple):
-    """How far apart two lists of numbers are: largest difference, and its share of the reference's largest entry."""
+    """The largest difference of two lists of numbers, and the same as a share of the reference's largest entry."""
 
     stage: str
     what: str
@@ -60,7 +60,7 @@ def difference(stage: str, what: str, own: Tensor, reference: Tensor) -> Row:
 
 
 def draw_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of `weights.json`; ValueError where one is not what Detectron2 was given."""
+    """The arrays of `weights.json`; ValueError if one differs from those that Detectron2 was given."""
     recipe = json.loads((folder / "weights.json").read_text())
     numbers = np.random.default_rng(recipe["seed"])
     arrays = {}
@@ -68,7 +68,7 @@ def draw_weights(folder: Path) -> dict[str, np.ndarray]:
         z = numbers.standard_normal(entry["shape"], dtype=np.float32)
         arrays[key] = by_rule(entry["rule"], z)
         if hashlib.sha256(arrays[key].tobytes()).hexdigest()[:16] != entry["sha256"]:
-            raise ValueError(f"{key}: drawn otherwise than for Detectron2 ({entry['rule']})")
+            raise ValueError(f"{key}: not the array that Detectron2 was given ({entry['rule']})")
     return arrays
 
 
@@ -97,7 +97,7 @@ def write_zoo_file(path: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 
 class Reference:
-    """What Detectron2 computed for one photo, and the photo."""
+    """Detectron2's outputs for one photo, and the photo."""
 
     def __init__(self, folder: Path, name: str):
         values = np.load(folder / f"{name}.npz")
@@ -130,7 +130,7 @@ def as_tensor(photo: Image.Image) -> Tensor:
 
 @torch.inference_mode()
 def stage_rows(model: MaskRCNN, reference: Reference) -> list[Row]:
-    """The rows of one photo, resized by Pillow; only proposals follow from this project's own stage before."""
+    """Rows for one photo, resized by Pillow; only the proposals depend on this project's own previous stage."""
     batch, _ = model.transform([reference.resized])
     pyramid = model.backbone(batch.tensors)
     rows = [
@@ -176,16 +176,16 @@ def counted(stage: str, what: str, same: Tensor) -> Row:
 
 
 def mean_iou(own: list[dict], reference: list[dict]) -> float:
-    """Of the masks one by one; two empty ones are the same."""
+    """Mean IoU of corresponding masks; two empty masks count as equal."""
     ious = [coco_mask.iou([a], [b], [0])[0, 0] if coco_mask.area([a, b]).any() else 1.0 for a, b in zip(own, reference)]
     return float(np.mean(ious))
 
 
 @torch.inference_mode()
 def whole_way_iou(model: MaskRCNN, reference: Reference) -> float:
-    """Photo in, masks out: mean IoU with Detectron2's masks, 0 for those without counterpart.
+    """Mean IoU of the masks, from photo to masks, with Detectron2's; 0 for those without counterpart.
 
-    A counterpart is the detection of the same class whose box overlaps most, by half at least.
+    A counterpart is the detection of the same class with the highest box IoU, of at least 0.5.
     """
     (own,) = model.detect([as_tensor(reference.photo)])
     codes = encode_masks(own["masks"], own["boxes"], reference.size, continuous=model.continuous_paste)
@@ -198,10 +198,10 @@ def whole_way_iou(model: MaskRCNN, reference: Reference) -> float:
 
 
 def rows(folder: Path) -> list[Row]:
-    """All photos' rows in one: counts added, the largest differences kept, but the mean of the last ones.
+    """The rows of all photos merged: counts added, the largest differences kept.
 
-    These say how far the masks are from Detectron2's when this project resizes the photo, and what it would change
-    to resize, or to paste, as torchvision does.
+    The last rows are means over the photos: the difference of the masks from Detectron2's if this project resizes the
+    photo, and with torchvision's resizing or pasting instead.
     """
     with tempfile.TemporaryDirectory() as scratch:
         path = write_zoo_file(Path(scratch) / "model_final_f10217.pkl", draw_weights(folder))

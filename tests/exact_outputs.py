@@ -1,4 +1,4 @@
-"""Masks, their codes and targets, weight files, COCO metrics and Detectron2's photos, as rows."""
+"""Rows for masks, run-length codes, mask targets, weight files, COCO metrics and Detectron2."""
 import contextlib
 import io
 import json
@@ -35,7 +35,7 @@ NUMBER = re.compile(r" Average (?:Precision|Recall) .*\] = (-?\d\.\d{3})")
 
 
 def mask_target_checks(rounds: int) -> list[Check]:
-    """Targets of the mask loss from compact and from dense masks, as they are and flipped, resized in many ways."""
+    """Targets of the mask loss from compact and from dense masks, half of them flipped, in frames of many sizes."""
     found, expected = [], []
     for i in range(rounds):
         dense = blobs(8, *torch.randint(20, 90, (2,)).tolist())
@@ -54,7 +54,7 @@ def mask_target_checks(rounds: int) -> list[Check]:
 
 
 def code_checks(least: int) -> list[Check]:
-    """Run-length codes from the 28x28 masks and from pasted ones, of boxes in and across the border."""
+    """Run-length codes from 28x28 masks and from pasted masks, for boxes inside and across the border."""
     count = different = across = 0
     while count < least:
         for height, width in PICTURES:
@@ -66,11 +66,11 @@ def code_checks(least: int) -> list[Check]:
             limits = torch.tensor([width, height, width, height])
             across += int(((boxes < 0) | (boxes > limits)).any(1).sum())
             count += len(boxes)
-    return [counted("run-length codes", f"boxes, {across:,} of them across the border; other bytes", different, count)]
+    return [counted("run-length codes", f"boxes, {across:,} across the border; unequal codes", different, count)]
 
 
 def weight_checks(images: list[Tensor]) -> list[Check]:
-    """Detections after weights went from torchvision here or back, in every style of file."""
+    """Detections after loading torchvision's weight files of every format, and the keys written back."""
     checks = []
     v1, v2 = published_v1(), published_v2()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,12 +89,12 @@ def weight_checks(images: list[Tensor]) -> list[Check]:
     back = own.state_dict()
     missing = [key for key in theirs if key not in back and not key.endswith("num_batches_tracked")]
     unlike = len(missing) + len(set(back) - set(theirs))
-    checks.append(counted("weights", "v1: keys that only one has", unlike, len(back)))
+    checks.append(counted("weights", "v1: keys in only one of both", unlike, len(back)))
     return checks
 
 
 def metric_checks(demo: Path) -> list[Check]:
-    """The official numbers of the COCO API's demonstration, by both libraries."""
+    """The official figures of the COCO API's demonstration, computed by both libraries."""
     checks = []
     text = (demo / "official_results.txt").read_text()
     for iou_type in ("bbox", "segm"):
@@ -106,7 +106,8 @@ def metric_checks(demo: Path) -> list[Check]:
             truth = ground_truth(engine, demo / "instances_val2014_100.json")
             stats[engine] = torch.tensor(list(run_cocoeval(truth, results, iou_type).stats), dtype=torch.float64)
             rounded = (stats[engine] * 1000).round() / 1000
-            checks.append(absolute("COCO metrics", f"{iou_type}, official to 3 digits, {engine}", rounded, official, 0))
+            what = f"{iou_type}, official figures (3 digits), {engine}"
+            checks.append(absolute("COCO metrics", what, rounded, official, 0))
         both = (stats["hotcoco"], stats["pycocotools"])
         checks.append(absolute("COCO metrics", f"{iou_type}, hotcoco and pycocotools", *both, 0))
     return checks
@@ -122,7 +123,7 @@ def ground_truth(engine: str, path: Path):
 
 
 def detectron2_checks(folder: Path) -> list[Check]:
-    """The rows of detectron2_rows.py; from the photo on resizing differs, which is only measured."""
+    """The rows of detectron2_rows.py; the rows from the original photo are only measured, as resizing differs."""
     rows = detectron2_rows.rows(folder)
     allowed = [ALLOWED.get(f"{row.stage} {row.what}", ALLOWED.get(row.stage, math.inf)) for row in rows]
     return [Check(row, tolerance, relative=False) for row, tolerance in zip(rows, allowed)]

@@ -1,4 +1,4 @@
-"""What was compared, how far apart it was and how far it may be: a row of docs/EXACTNESS.md each."""
+"""Rows of docs/EXACTNESS.md: what is compared, the largest difference and its tolerance."""
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Check(NamedTuple):
-    """A row, and whether it holds.
+    """A row and its tolerance.
 
     Attributes:
-        row: the largest differences; the relative one is the share of the reference's largest entry.
-        tolerance: what the absolute difference, or the relative one, may be at most.
-        relative: which of the two.
+        row: the largest absolute difference, and the same as a share of the reference's largest entry.
+        tolerance: the largest permitted difference.
+        relative: whether the tolerance applies to the relative difference, or else to the absolute one.
     """
 
     row: Row
@@ -28,19 +28,19 @@ class Check(NamedTuple):
 def absolute(
     stage: str, what: str, own: Tensor | Sequence[Tensor], reference: Tensor | Sequence[Tensor], tolerance: float
 ) -> Check:
-    """Tensors, or lists of them, that may differ by `tolerance`."""
+    """Compare tensors, or lists of tensors, with an absolute tolerance."""
     return Check(difference(stage, what, own, reference), tolerance, relative=False)
 
 
 def relative(
     stage: str, what: str, own: Tensor | Sequence[Tensor], reference: Tensor | Sequence[Tensor], tolerance: float
 ) -> Check:
-    """Tensors, or lists of them, that may differ by `tolerance` of the reference's largest entry."""
+    """Compare tensors, or lists of tensors, with a tolerance relative to the reference's largest entry."""
     return Check(difference(stage, what, own, reference), tolerance, relative=True)
 
 
 def difference(stage: str, what: str, own: Tensor | Sequence[Tensor], reference: Tensor | Sequence[Tensor]) -> Row:
-    """As of two tensors, with the lists' tensors in a row; ValueError where there is nothing to compare."""
+    """The row of two tensors or lists of tensors; ValueError if there is nothing to compare."""
     owns, references = ([values] if isinstance(values, Tensor) else list(values) for values in (own, reference))
     count = sum(tensor.numel() for tensor in references)
     if count == 0:
@@ -54,14 +54,14 @@ def difference(stage: str, what: str, own: Tensor | Sequence[Tensor], reference:
 
 
 def counted(stage: str, what: str, different: int, count: int, tolerance: int = 0) -> Check:
-    """How many of `count` things are not the same."""
+    """A row for `different` unequal things out of `count`."""
     if count == 0:
         raise ValueError(f"{stage}, {what}: nothing to compare")
     return Check(Row(stage, what, count, different, different / count), tolerance, relative=False)
 
 
 def merged(stage: str, what: str, rows: Iterable[Row]) -> Row:
-    """Many rows as one: numbers added, the largest differences kept."""
+    """Merge rows into one: counts added, the largest differences kept."""
     rows = list(rows)
     return Row(
         stage,
@@ -73,7 +73,7 @@ def merged(stage: str, what: str, rows: Iterable[Row]) -> Row:
 
 
 def largest(values: Iterable[float]) -> float:
-    """Of numbers of which one that is NaN counts as infinite."""
+    """The largest value; NaN counts as infinite."""
     return max(math.inf if math.isnan(value) else value for value in values)
 
 
@@ -82,7 +82,7 @@ def share(apart: float, scale: float) -> float:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = [
         "| stage | what | numbers | largest difference | relative | tolerance | held |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",

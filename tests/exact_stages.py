@@ -1,6 +1,6 @@
-"""Stage after stage of the network, each given what torchvision's stage before it gave; then the whole way.
+"""Compare the network with torchvision's stage by stage, each on torchvision's previous output; then end to end.
 
-Functions take torchvision's network and ours, made alike and with the same weights, and give rows.
+Functions take torchvision's network and ours, with equal settings and weights, and return rows.
 """
 import math
 
@@ -30,7 +30,7 @@ Levels = dict[str, Tensor]
 
 @torch.no_grad()
 def stage_checks(reference: nn.Module, own: MaskRCNN, batch: Batch, seed: int) -> list[Check]:
-    """The rows of photos, float in 0..1 with dense masks; ours gets them as uint8, and with compact masks."""
+    """Rows for photos, float in 0..1 with dense masks; our network gets them as uint8 and with compact masks."""
     images, targets = batch
     reference.eval()
     own.eval()
@@ -71,7 +71,7 @@ def boxes_of(targets: list[dict]) -> list[Tensor]:
 def proposal_checks(
     reference: nn.Module, own: MaskRCNN, padded: ImageList, levels: Levels, targets: list[dict], seed: int
 ) -> tuple[list[Check], list[Tensor], list[Tensor]]:
-    """Rows of the RPN, and torchvision's proposals in training and in evaluation."""
+    """Rows for the RPN, and torchvision's proposals in training and in evaluation."""
     maps = list(levels.values())
     objectness, deltas = reference.rpn.head(maps)
     own_objectness, own_deltas = own.rpn.head(maps)
@@ -119,7 +119,7 @@ def sample_checks(
     own_targets: list[dict],
     seed: int,
 ) -> list[Check]:
-    """Rows of what the heads learn from: sampled RoIs with their labels, features, outputs and mask targets."""
+    """Rows for the training input of the heads: sampled RoIs with labels, features, outputs and mask targets."""
     torch.manual_seed(seed)
     rois, matched, labels, regression = reference.roi_heads.select_training_samples(list(proposals), targets)
     torch.manual_seed(seed)
@@ -134,7 +134,7 @@ def sample_checks(
         absolute("sampled RoIs", "labels", own_labels, labels, 0),
         absolute("sampled RoIs", "positive boxes", at(own_rois, positive), at(rois, positive), 0),
         absolute("sampled RoIs", "all boxes", own_rois, rois, 0),
-        absolute("sampled RoIs", "objects of positive ones", at(own_matched, positive), at(matched, positive), 0),
+        absolute("sampled RoIs", "objects of positive RoIs", at(own_matched, positive), at(matched, positive), 0),
         relative("sampled RoIs", "regression targets", own_regression, at(regression, positive), MAPS),
     ]
     checks += box_head_checks(reference, own, padded, levels, rois, "training")[0]
@@ -151,7 +151,7 @@ def at(values: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
 def box_head_checks(
     reference: nn.Module, own: MaskRCNN, padded: ImageList, levels: Levels, rois: list[Tensor], mode: str
 ) -> tuple[list[Check], Tensor, Tensor]:
-    """Rows of the box head, and torchvision's class logits and deltas."""
+    """Rows for the box head, and torchvision's class logits and deltas."""
     heads, own_heads = reference.roi_heads, own.roi_heads
     features = heads.box_roi_pool(levels, rois, padded.image_sizes)
     logits, deltas = heads.box_predictor(heads.box_head(features))
@@ -168,7 +168,7 @@ def box_head_checks(
 def detection_checks(
     reference: nn.Module, own: MaskRCNN, padded: ImageList, levels: Levels, proposals: list[Tensor]
 ) -> tuple[list[Check], tuple[list[Tensor], list[Tensor]]]:
-    """Rows of the box head and its detections, and torchvision's boxes and labels."""
+    """Rows for the box head and its detections, and torchvision's boxes and labels."""
     checks, logits, deltas = box_head_checks(reference, own, padded, levels, proposals, "evaluation")
     counts = [len(boxes) for boxes in proposals]
     boxes, scores, labels = reference.roi_heads.postprocess_detections(logits, deltas, proposals, padded.image_sizes)
@@ -193,7 +193,7 @@ def mask_checks(
     detections: tuple[list[Tensor], list[Tensor]],
     images: list[Tensor],
 ) -> list[Check]:
-    """Rows of the mask head for torchvision's detections, and of their masks pasted into the photos."""
+    """Rows for the mask head on torchvision's detections, and for their masks pasted into the photos."""
     boxes, labels = detections
     heads, own_heads = reference.roi_heads, own.roi_heads
     features = heads.mask_roi_pool(levels, boxes, padded.image_sizes)
@@ -215,7 +215,7 @@ def mask_checks(
 
 
 def whole_way_checks(reference: nn.Module, own: MaskRCNN, images: list[Tensor]) -> list[Check]:
-    """Rows of proposals and detections from the photos on, where rounding adds up and may change a rank."""
+    """Rows for proposals and detections from the photos on, where rounding errors add up and may change a rank."""
     padded, _ = reference.transform(images)
     levels = reference.backbone(padded.tensors)
     proposals, _ = reference.rpn(padded, levels)
@@ -227,20 +227,20 @@ def whole_way_checks(reference: nn.Module, own: MaskRCNN, images: list[Tensor]) 
     nearest = [nearest_of(ours, theirs) for ours, theirs in zip(own_proposals, proposals)]
     rows = [
         absolute(
-            "whole way",
+            "end to end",
             "proposals",
             [ours[i[same]] for ours, (i, same) in zip(own_proposals, nearest)],
             [theirs[same] for theirs, (_, same) in zip(proposals, nearest)],
             SAME_BOX,
         ),
-        alone("whole way", "proposals", nearest),
+        alone("end to end", "proposals", nearest),
     ]
     found, expected = own(as_uint8(images)), reference(images)
-    return rows + same_detections("whole way", "detections", found, expected)
+    return rows + same_detections("end to end", "detections", found, expected)
 
 
 def same_detections(stage: str, what: str, found: list[dict], expected: list[dict]) -> list[Check]:
-    """Rows of each photo's detections; equally scored ones may have changed places."""
+    """Rows for the detections of each photo; those with equal scores may be in another order."""
     nearest = [
         nearest_of(ours["boxes"], theirs["boxes"], ours["labels"][:, None] == theirs["labels"])
         for ours, theirs in zip(found, expected)
@@ -260,10 +260,10 @@ def same_detections(stage: str, what: str, found: list[dict], expected: list[dic
 
 
 def nearest_of(ours: Tensor, theirs: Tensor, comparable: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """For each of their boxes [N, 4] the nearest of ours [M, 4], and whether it is the same one, both [N].
+    """For each of their boxes [N, 4], the index of our nearest box [M, 4] and whether it is the same, both [N].
 
     Args:
-        comparable: bool [M, N], where boxes of one class meet.
+        comparable: bool [M, N], whether two boxes have the same class.
     """
     apart = torch.cdist(ours, theirs, p=math.inf)
     if comparable is not None:
@@ -273,7 +273,7 @@ def nearest_of(ours: Tensor, theirs: Tensor, comparable: Tensor | None = None) -
 
 
 def alone(stage: str, what: str, nearest: list[tuple[Tensor, Tensor]]) -> Check:
-    """How many have no counterpart; one in 200 may: of two that overlap by just NMS's threshold rounding decides."""
+    """Boxes without counterpart; one in 200 is permitted, since rounding decides at the threshold of NMS."""
     count = sum(len(same) for _, same in nearest)
     different = sum(int((~same).sum()) for _, same in nearest)
     return counted(stage, f"{what} without counterpart", different, count, math.ceil(count / 200))

@@ -1,4 +1,4 @@
-"""Weights that really detect, and what training makes of them in torchvision's loop and in ours, as rows."""
+"""Train weights that detect objects, and compare training from them in torchvision's loop and in ours, as rows."""
 import contextlib
 import copy
 import math
@@ -23,12 +23,12 @@ from transforms import RandomHorizontalFlip
 
 FLOAT64_GRADIENT_TOLERANCE = 1e-5  # relative; mask targets are float32 also there
 TRAJECTORY_TOLERANCE = 1e-4  # relative to a parameter's largest entry
-CHANCE = 2  # how much farther than torchvision's own a run of ours may part
+CHANCE = 2  # how much farther our run may diverge than torchvision's own
 State = dict[str, Tensor]
 
 
 def trained_weights(batch: Batch, min_size: int, max_size: int, steps: int, seed: int) -> State:
-    """From random weights, all steps on the same photos, so that the network soon finds what is in them."""
+    """Train from random weights, all steps on the same photos, so that the network soon detects their objects."""
     images, targets = as_uint8(batch[0]), with_compact_masks(batch[1])
     torch.manual_seed(seed)
     config = ModelConfig(91, trainable_layers=5, min_size=min_size, max_size=max_size, rois_per_image=16)
@@ -48,10 +48,10 @@ def trained_weights(batch: Batch, min_size: int, max_size: int, steps: int, seed
 def gradient_checks(
     reference: nn.Module, own: MaskRCNN, batch: Batch, seed: int, tolerance: float, gradient_tolerance: float
 ) -> list[Check]:
-    """Rows of the five losses, every parameter's gradient, what is frozen, and the generator after a training step.
+    """Rows for the five losses, all gradients, the frozen parameters, and the generator after a training step.
 
-    Both networks as they stand, in training or evaluation mode module by module, and in one layout of memory. Where a
-    ReLU's input is within rounding of 0, that decides whether its gradient flows, so float64's gradients come too.
+    Both networks keep the mode of each module and must have the same memory format. If the input of a ReLU is within
+    rounding of 0, rounding decides whether its gradient flows, so gradients are compared in float64 as well.
     """
     images, targets = batch
     losses, gradients, generator = training_step(reference, images, targets, seed)
@@ -73,8 +73,8 @@ def gradient_checks(
         *checks,
         of_each("float64", own_exact, exact, FLOAT64_GRADIENT_TOLERANCE),
         of_each("float32", own_gradients, gradients, gradient_tolerance),
-        counted("gradients", "parameters with one in one network only", unlike, parameters),
-        counted("frozen", f"{len(frozen)} parameters; not alike", len(frozen ^ own_frozen), parameters),
+        counted("gradients", "parameters with a gradient in only one network", unlike, parameters),
+        counted("frozen", f"{len(frozen)} parameters; unequal", len(frozen ^ own_frozen), parameters),
         absolute("random numbers", "the generator's state", own_generator, generator, 0),
     ]
 
@@ -82,7 +82,7 @@ def gradient_checks(
 def training_step(
     model: nn.Module, images: list[Tensor], targets: list[dict], seed: int
 ) -> tuple[State, State, Tensor]:
-    """The losses, the gradients and the generator's state after it; the running statistics stay."""
+    """The losses, the gradients and the generator's state after a step; running statistics are restored."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
@@ -96,22 +96,21 @@ def training_step(
 
 
 def of_each(precision: str, own: State, reference: State, tolerance: float) -> Check:
-    """The row of the parameter whose gradient differs most, by a share of its largest entry."""
+    """The row of the parameter whose gradient differs most, relative to its largest entry."""
     rows = [difference("gradients", name, own[name], gradient) for name, gradient in reference.items()]
-    what = f"{precision}: of each of {len(rows)} parameters"
+    what = f"{precision}: all {len(rows)} parameters"
     return Check(merged("gradients", what, rows), tolerance, relative=True)
 
 
 def trajectory_checks(
     reference: nn.Module, own: MaskRCNN, batch: Batch, lr: float, steps: int, seed: int, only_float64: bool
 ) -> list[Check]:
-    """Rows of SGD steps with warm-up and flips from the weights as they are: in float64, float32 and bf16.
+    """Rows for SGD steps with warm-up and flips from the given weights, in float64, float32 and bf16.
 
-    In float64 every parameter has to end as torchvision's. In float32 and bf16 rounding decides now and then whether a
-    proposal passes NMS, the samples that are drawn from the proposals are then others, and two runs part, also two of
-    torchvision's that differ by no more than the layout of memory. So ours may be as far from torchvision's run as
-    such a run of its own, within chance, for which it is twice as far: the root of the summed squares of all
-    parameters' differences, as a share of the way that torchvision's float32 run has gone.
+    In float64 every parameter must end equal to torchvision's. In float32 and bf16, rounding occasionally decides
+    whether a proposal passes NMS; the samples then differ and two runs diverge, even two of torchvision's that differ
+    only in the memory format. Ours may diverge twice as far as those. The measure is the norm of all parameters'
+    differences, as a share of the distance that torchvision's float32 run has covered.
     """
     start = copy.deepcopy(reference.state_dict())
 
@@ -133,7 +132,7 @@ def trajectory_checks(
     count = sum(row.count for row in rows)
     if not any((theirs[name] != start[name]).any() for name in theirs):
         raise ValueError("nothing was trained")
-    what = f"float64: each of {len(rows)} parameters"
+    what = f"float64: all {len(rows)} parameters"
     checks = [Check(merged(f"{steps} steps", what, rows), TRAJECTORY_TOLERANCE, relative=True)]
     if only_float64:
         return checks
@@ -168,7 +167,7 @@ def trajectory_checks(
 
 @contextlib.contextmanager
 def float64_kept() -> Iterator[None]:
-    """Within it `x.float()` leaves float64 alone where gradients flow: these casts are there for mixed precision."""
+    """Make `x.float()` keep float64 tensors that require gradients: those casts exist only for mixed precision."""
     cast = Tensor.float
     Tensor.float = lambda x: x if x.dtype == torch.float64 and x.requires_grad else cast(x)
     try:
@@ -178,7 +177,7 @@ def float64_kept() -> Iterator[None]:
 
 
 def in_precision(batch: Batch, dtype: torch.dtype | None) -> tuple[Batch, torch.dtype | None]:
-    """The photos and boxes, in float64 where that is asked for, and what is then left for autocast."""
+    """The batch, in float64 if `dtype` says so, and the type that remains for autocast."""
     if dtype != torch.float64:
         return batch, dtype
     images, targets = batch
@@ -190,7 +189,7 @@ def length(differences: State) -> float:
 
 
 def train_theirs(model: nn.Module, batch: Batch, lr: float, dtype: torch.dtype | None, steps: int, seed: int) -> None:
-    """As in torchvision's reference scripts: SGD, warm-up from 1/1000, the photos flipped as whole planes."""
+    """Train as torchvision's reference scripts do: SGD, warm-up from 1/1000, flips of dense masks."""
     batch, dtype = in_precision(batch, dtype)
     model.train()
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9, weight_decay=1e-4)
@@ -217,7 +216,7 @@ def train_theirs(model: nn.Module, batch: Batch, lr: float, dtype: torch.dtype |
 
 
 def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | None, steps: int, seed: int) -> None:
-    """The project's own flip, step and schedule."""
+    """Train with the project's own flip, step and schedule."""
     (images, targets), dtype = in_precision(batch, dtype)
     if images[0].dtype == torch.float32:
         images = as_uint8(images)  # as the datasets give them
@@ -244,6 +243,6 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
 
 
 def pairs_of_photos(steps: int, count: int) -> Iterator[tuple[int, int]]:
-    """Which two of the photos each step sees."""
+    """The indices of the two photos of each step."""
     for step in range(steps):
         yield step % count, (step + 1) % count

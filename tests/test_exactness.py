@@ -52,6 +52,11 @@ def test_rows_in_one_keep_the_largest_differences():
     assert merged("c", "d", rows) == ("c", "d", 4, 1.0, 0.125)
 
 
+def test_the_page_opens_with_the_introduction_of_the_program():
+    """The program keeps the opening of an existing page, so both must be changed together."""
+    assert exactness.PAGE.read_text(encoding="utf-8").startswith(exactness.INTRODUCTION + "\n## ")
+
+
 def test_the_exit_status_is_1_where_a_row_does_not_hold_and_the_page_keeps_the_rest(tmp_path, monkeypatch, capsys):
     page = tmp_path / "EXACTNESS.md"
     page.write_text("# Title\n\n## Good\n\nold\n\n## By hand\n\nkept\n")
