@@ -1,12 +1,17 @@
 # make demo   set up, draw the demo dataset, train on it, validate, and predict one picture
 # make test   set up, and run the tests
-# Both can be stopped and started again; VENV=/some/folder shares one environment between clones.
+# make test-oldest   the same on the oldest supported versions (requirements-oldest.txt), in an environment of its own
+# All can be stopped and started again; VENV=/some/folder shares one environment between clones.
 
 VENV ?= .venv
+REQUIREMENTS = requirements.txt
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --disable-pip-version-check -q -r
+VENV_OLDEST ?= .venv-oldest
+PYTHON_OLDEST ?= python3.10
 
-.PHONY: demo test setup clean-demo
+.PHONY: demo test test-oldest setup clean-demo
 
 demo: $(VENV)/.ready
 	$(RUN) train.py --resume auto
@@ -17,6 +22,9 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready-test
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+test-oldest:
+	$(MAKE) test VENV=$(VENV_OLDEST) PYTHON=$(PYTHON_OLDEST) REQUIREMENTS=requirements-oldest.txt
+
 setup: $(VENV)/.ready
 
 clean-demo:
@@ -25,10 +33,11 @@ clean-demo:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.ready: requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+$(VENV)/.ready: $(REQUIREMENTS) | $(VENV)/bin/python
+	@echo "setting up $(VENV): downloading PyTorch and the other packages (several GB) ..."
+	$(INSTALL) $(REQUIREMENTS)
 	touch $@
 
 $(VENV)/.ready-test: requirements-test.txt $(VENV)/.ready
-	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-test.txt
+	$(INSTALL) requirements-test.txt
 	touch $@

@@ -119,7 +119,8 @@ class MaskRCNN(nn.Module):
             box_nms_thresh,
             box_detections_per_img,
         )
-        self.register_load_state_dict_pre_hook(lambda module, state_dict, *_: rename_old_keys(state_dict))
+        # Without the underscore it is new in torch 2.5.
+        self._register_load_state_dict_pre_hook(lambda state_dict, *_: rename_old_keys(state_dict))
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[dict] | None = None):
         """Compute the losses in training mode, the detections in evaluation mode.

@@ -158,7 +158,7 @@ class SeededItems(CheckedItems):
 
 def mix_seed(*numbers: int) -> int:
     """One 63-bit seed out of several numbers; equal numbers give equal seeds, near ones unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 class AspectRatioBatchSampler:

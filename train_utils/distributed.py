@@ -142,6 +142,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=fixed_buckets, **apart)
 
 
+@torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode
 def gather_objects(value: Any) -> list[Any] | None:
     """Every process's value, in the order of ranks, on the main process; None on the others."""
     if not dist.is_initialized():
