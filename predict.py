@@ -17,15 +17,15 @@ from torch import Tensor
 
 from network_files import MaskRCNN
 from network_files.mask_paste import encode_masks, mask_crops
-from train_utils.arguments import OUTPUT_FOLDER, predict_parser
 from train_utils.classes import ClassTable
-from train_utils.coco_evaluation import coco_results
-from train_utils.data import open_split
-from train_utils.drawing import draw_instances
 from train_utils.engine import Precision, choose_device, ready_for_inference
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.loaders import open_split
+from train_utils.metrics.coco_evaluation import coco_results
 from train_utils.models import load_trained_model
-from train_utils.run_folder import newest_checkpoint, write_atomically
+from train_utils.options import OUTPUT_FOLDER, predict_parser
+from train_utils.run.run_folder import newest_checkpoint, write_atomically
+from train_utils.visual.drawing import draw_instances
 from transforms import PICTURE_FORMATS, as_rgb, picture_to_tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

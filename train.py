@@ -13,11 +13,7 @@ from pathlib import Path
 
 import torch
 
-from train_utils.arguments import DEMO_FOLDER, fill_from_checkpoint, fill_from_recipe, is_demo_path, train_parser
-from train_utils.checkpoints import make_checkpoint, restore
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader, fingerprint, num_classes_for, training_loader
-from train_utils.dataset_check import open_checked
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.distributed import barrier, from_main, here, in_parallel, is_main, on_main, share_buffers, world_size
 from train_utils.engine import (
@@ -33,11 +29,15 @@ from train_utils.engine import (
     use_deterministic_algorithms,
 )
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.folder_lock import FolderLock
+from train_utils.loaders import evaluation_loader, fingerprint, num_classes_for, training_loader
 from train_utils.models import build_training_model
-from train_utils.resuming import arithmetic, check_settings, checkpoint_to_resume
-from train_utils.run_folder import RunFolder
-from train_utils.signals import StopSignals
+from train_utils.open_data import open_checked
+from train_utils.options import DEMO_FOLDER, fill_from_checkpoint, fill_from_recipe, is_demo_path, train_parser
+from train_utils.run.checkpoints import make_checkpoint, restore
+from train_utils.run.folder_lock import FolderLock
+from train_utils.run.resuming import arithmetic, check_settings, checkpoint_to_resume
+from train_utils.run.run_folder import RunFolder
+from train_utils.run.signals import StopSignals
 
 
 def main(args: Namespace) -> None:

@@ -6,9 +6,9 @@
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=HOST0 train_multi_GPU.py ...   # on each of two
 """
 from train import main
-from train_utils.arguments import train_parser
 from train_utils.distributed import process_group
 from train_utils.errors import one_line_errors
+from train_utils.options import train_parser
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from train_utils.arguments import OUTPUT_FOLDER, validation_parser
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader
-from train_utils.dataset_check import open_checked
 from train_utils.distributed import is_main, process_group
 from train_utils.engine import Precision, choose_device, evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.loaders import evaluation_loader
+from train_utils.metrics.results_file import score_results_file
 from train_utils.models import load_trained_model
-from train_utils.results_file import score_results_file
-from train_utils.run_folder import newest_checkpoint, write_atomically
+from train_utils.open_data import open_checked
+from train_utils.options import OUTPUT_FOLDER, validation_parser
+from train_utils.run.run_folder import newest_checkpoint, write_atomically
 
 
 def main(args: Namespace) -> None:

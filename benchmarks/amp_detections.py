@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from common import machine, parser
 from report import table
 
-from train_utils.arguments import OUTPUT_FOLDER
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader, open_split
 from train_utils.engine import Precision, choose_device, evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.loaders import evaluation_loader, open_split
 from train_utils.models import load_trained_model
-from train_utils.run_folder import newest_checkpoint
+from train_utils.options import OUTPUT_FOLDER
+from train_utils.run.run_folder import newest_checkpoint
 
 MOST_APART = 0.003  # 0.3 points of AP
 

@@ -25,11 +25,11 @@ sys.path.insert(0, str(PROJECT))
 
 from my_dataset_coco import CocoDetection  # noqa: E402
 from network_files import MaskRCNN  # noqa: E402
-from train_utils.arguments import Parser  # noqa: E402
 from train_utils.errors import InputError, reading_input  # noqa: E402
 from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
 from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
-from train_utils.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
+from train_utils.options import Parser  # noqa: E402
+from train_utils.weight_files.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
 
 Targets = Sequence[dict]
 

@@ -13,9 +13,9 @@ import torch
 from common import as_in_torchvisions_reference, build_pair, describe, machine, parser, training_photos
 from torch import Tensor, nn
 
-from train_utils.arguments import positive
 from train_utils.engine import choose_device, to_device
 from train_utils.errors import one_line_errors
+from train_utils.options import positive
 
 LARGEST_SHIFT = 1.0  # pixels between two boxes that still count as the same detection
 

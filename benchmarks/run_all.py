@@ -21,8 +21,8 @@ from pathlib import Path
 from common import PROJECT, parser
 from report import table
 
-from train_utils.arguments import add_flag
 from train_utils.errors import InputError, one_line_errors
+from train_utils.options import add_flag
 
 RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
 # Section -> script and its arguments, with few rounds where each takes long. Those of QUICK take --quick.

@@ -25,12 +25,12 @@ from common import PROJECT, machine
 from my_dataset_coco import CocoDetection, coco_object
 from network_files.mask_paste import encode_masks
 from train_utils.classes import ClassTable
-from train_utils.coco_evaluation import CocoEvaluator
-from train_utils.data import AspectRatioBatchSampler, fingerprint, training_loader
 from train_utils.demo_dataset import make_demo_dataset
+from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader
+from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.models import ModelConfig, build_model
-from train_utils.safe_files import replacing
-from train_utils.weights import read_weight_file
+from train_utils.run.safe_files import replacing
+from train_utils.weight_files.weights import read_weight_file
 
 MANY = 10_000_000
 
@@ -239,7 +239,7 @@ def detections_of_a_picture() -> dict:
 
 
 def signs_of_life(processes: int = 1000) -> None:
-    """What train_utils/watch.py asks of the store: the main process reads all states at once."""
+    """What train_utils/run/watchdog.py asks of the store: the main process reads all states at once."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     state = json.dumps([12345, 67890, 100000, "loading pictures", False, "a-host-with-a-name", os.getpid()])
     started = time.perf_counter()

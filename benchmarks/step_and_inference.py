@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from network_files import MaskRCNN
-from train_utils.arguments import add_flag, positive
 from train_utils.engine import Precision, choose_device, ready_for_inference, to_device
 from train_utils.errors import one_line_errors
+from train_utils.options import add_flag, positive
 
 WORK = ("train", "inference")
 # The goals, as torchvision's time over ours: in float32; in low precision against torchvision in

@@ -27,9 +27,7 @@ from torch.optim import SGD
 
 from my_dataset_coco import CocoDetection
 from network_files import MaskRCNN
-from train_utils.arguments import add_flag, positive
 from train_utils.classes import ClassTable
-from train_utils.data import evaluation_loader
 from train_utils.distributed import barrier, in_parallel, is_main, process_group, rank, world_size
 from train_utils.engine import (
     Precision,
@@ -41,8 +39,10 @@ from train_utils.engine import (
     train_step,
 )
 from train_utils.errors import one_line_errors, reading_input
+from train_utils.loaders import evaluation_loader
 from train_utils.models import ModelConfig, build_model
-from train_utils.signals import StopSignals
+from train_utils.options import add_flag, positive
+from train_utils.run.signals import StopSignals
 
 PROCESSES = 2
 TO_REACH = 0.9

@@ -387,7 +387,7 @@ def thin_network() -> Iterator[None]:
             stack.enter_context(mock.patch.object(resnet, name, getattr(resnet, name)))
         stack.enter_context(mock.patch("train_utils.models.build_model", faults.thin_model))
         for name in ("plot_loss_and_lr", "plot_map"):
-            stack.enter_context(mock.patch(f"train_utils.run_folder.{name}", faults.numbers_instead))
+            stack.enter_context(mock.patch(f"train_utils.run.run_folder.{name}", faults.numbers_instead))
         yield
 
 

@@ -27,7 +27,7 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import encode_masks
 from network_files.mask_targets import project_masks_on_boxes
-from train_utils.coco_evaluation import run_cocoeval
+from train_utils.metrics.coco_evaluation import run_cocoeval
 from train_utils.models import ModelConfig, build_model, load_trained_model
 
 PICTURES = [(97, 33), (60, 80), (28, 300), (1, 50), (50, 1), (2, 2), (240, 320)]

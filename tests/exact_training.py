@@ -15,10 +15,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
 
 from network_files import MaskRCNN
-from train_utils.data import mix_seed
 from train_utils.engine import Precision, Progress, Training, learning_rate_schedule, set_schedule, train_step
+from train_utils.loaders import mix_seed
 from train_utils.models import ModelConfig, build_model
-from train_utils.signals import StopSignals
+from train_utils.run.signals import StopSignals
 from transforms import RandomHorizontalFlip
 
 FLOAT64_GRADIENT_TOLERANCE = 1e-5  # relative; mask targets are float32 also there

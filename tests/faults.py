@@ -44,7 +44,7 @@ class ThinNetwork:
     def __call__(self) -> None:
         patch("train_utils.models:build_model", lambda _: thin_model)
         for name in ("plot_loss_and_lr", "plot_map"):
-            patch(f"train_utils.run_folder:{name}", lambda _: numbers_instead)
+            patch(f"train_utils.run.run_folder:{name}", lambda _: numbers_instead)
 
 
 def numbers_instead(*columns) -> None:
@@ -56,9 +56,9 @@ class ImpatientWatch:
     """Processes that miss another one after half a second."""
 
     def __call__(self) -> None:
-        from train_utils import watch
+        from train_utils.run import watchdog
 
-        watch.INTERVAL, watch.SILENCE, watch.GRACE = 0.1, 1.0, 0.5
+        watchdog.INTERVAL, watchdog.SILENCE, watchdog.GRACE = 0.1, 1.0, 0.5
 
 
 def thin_model(config):
@@ -187,7 +187,7 @@ class DieWhileSaving:
 
             return saving
 
-        patch("train_utils.run_folder:torch.save", make)
+        patch("train_utils.run.run_folder:torch.save", make)
 
 
 @dataclass
@@ -265,7 +265,7 @@ class DiskFull:
 
             return saving
 
-        patch("train_utils.run_folder:torch.save", make)
+        patch("train_utils.run.run_folder:torch.save", make)
 
 
 @dataclass
@@ -275,7 +275,7 @@ class TryAgainAfter:
     steps: int
 
     def __call__(self) -> None:
-        from train_utils import run_folder
+        from train_utils.run import run_folder
 
         run_folder.TRY_AGAIN = self.steps
 

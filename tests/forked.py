@@ -76,7 +76,8 @@ def start(
     out.unlink(missing_ok=True)
     words = [script, *map(str, arguments)]
     ensure_server()
-    process = context.Process(target=run_script, args=(words, str(folder), str(out), prepare, dict(variables or {}), threads))
+    arguments = (words, str(folder), str(out), prepare, dict(variables or {}), threads)
+    process = context.Process(target=run_script, args=arguments)
     process.start()
     return Run(process, out)
 

@@ -17,9 +17,9 @@ from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances
-from train_utils.results_file import score_results_file
-from train_utils.safe_pickle import TORCH_START
-from train_utils.weights import read_weight_file, state_dict_of
+from train_utils.metrics.results_file import score_results_file
+from train_utils.weight_files.safe_pickle import TORCH_START
+from train_utils.weight_files.weights import read_weight_file, state_dict_of
 
 SIZE = (6, 8)  # height and width of the one picture
 

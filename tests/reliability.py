@@ -55,14 +55,14 @@ continues, and warns in one line that its bits may differ.
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
 BETWEEN = [  # what comes in every epoch, so that none is waited for in vain
-    DieIn("train_utils.safe_files:os.replace", number=1),
-    DieIn("train_utils.run_folder:RunFolder.drop_old_checkpoints"),
+    DieIn("train_utils.run.safe_files:os.replace", number=1),
+    DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
     DieIn("train_utils.engine:evaluate"),
-    DieIn("train_utils.run_folder:RunFolder.write_results"),
-    DieIn("train_utils.run_folder:RunFolder.rewrite", after=True),  # while it goes back to the checkpoint
-    DieIn("train_utils.run_folder:RunFolder.rewrite", after=True, number=3),  # one of two results files is written
-    DieIn("train_utils.run_folder:RunFolder.write_results", after=True),
-    DieIn("train_utils.run_folder:plot_map"),
+    DieIn("train_utils.run.run_folder:RunFolder.write_results"),
+    DieIn("train_utils.run.run_folder:RunFolder.rewrite", after=True),  # while it goes back to the checkpoint
+    DieIn("train_utils.run.run_folder:RunFolder.rewrite", after=True, number=3),  # one of two results files is written
+    DieIn("train_utils.run.run_folder:RunFolder.write_results", after=True),
+    DieIn("train_utils.run.run_folder:plot_map"),
 ]
 
 

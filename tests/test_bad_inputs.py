@@ -30,13 +30,13 @@ from broken_data import (  # noqa: E402
     turned,
 )
 
+from dataset_files import image_headers  # noqa: E402
+from dataset_files.image_headers import check_pictures  # noqa: E402
 from dataset_files.problems import Problems  # noqa: E402
 from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
-from train_utils import picture_check  # noqa: E402
-from train_utils.data import open_split  # noqa: E402
-from train_utils.dataset_check import open_checked  # noqa: E402
-from train_utils.picture_check import check_pictures  # noqa: E402
+from train_utils.loaders import open_split  # noqa: E402
+from train_utils.open_data import open_checked  # noqa: E402
 from transforms import as_rgb, is_turned, read_image  # noqa: E402
 
 
@@ -177,10 +177,10 @@ def test_fields_that_nothing_needs_do_not_end_the_evaluation(tmp_path, key, fiel
 
 
 def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_check, "KEPT_FROM", 0)
+    monkeypatch.setattr(image_headers, "KEPT_FROM", 0)
     make_coco(tmp_path / "data")
     images, read = tmp_path / "data" / "train2017", []
-    header = picture_check.read_header
+    header = image_headers.read_header
 
     def noting(path):
         read.append(Path(path).name)
@@ -190,7 +190,7 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
         read.clear()
         return check_pictures(open_split(str(tmp_path / "data"), training=True))
 
-    monkeypatch.setattr(picture_check, "read_header", noting)
+    monkeypatch.setattr(image_headers, "read_header", noting)
     assert check() == (Problems(), []) and sorted(read) == ["1.png", "2.png", "3.png", "4.png"]
     assert check() == (Problems(), []) and read == []
     Image.new("RGB", (SIZE, SIZE + 1)).save(images / "3.png")
@@ -279,7 +279,7 @@ def test_every_weight_file_is_read_without_running_what_it_holds():
 
 def test_download_of_another_content_is_not_kept(tmp_path, monkeypatch):
     from train_utils.errors import InputError
-    from train_utils.weights import PublishedFile, download
+    from train_utils.weight_files.weights import PublishedFile, download
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "source-00000000.pth").write_bytes(b"not what was published")

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from train_utils import weights
-from train_utils.arguments import boolean, predict_parser, train_parser, validation_parser
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
-from train_utils.weights import PublishedFile
+from train_utils.options import boolean, predict_parser, train_parser, validation_parser
+from train_utils.weight_files import weights
+from train_utils.weight_files.weights import PublishedFile
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train.py", "train_multi_GPU.py", "validation.py", "predict.py")

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from my_dataset_coco import CocoDetection, labels_of_categories
 from my_dataset_voc import VOCInstances
-from train_utils.coco_evaluation import run_cocoeval
+from train_utils.metrics.coco_evaluation import run_cocoeval
 from transforms import Compose, RandomHorizontalFlip
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 
 from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
-from train_utils.arguments import fill_from_recipe, train_parser
 from train_utils.classes import ClassTable
-from train_utils.detectron2 import NEVER, from_detectron2, is_detectron2
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_training_model, load_trained_model
-from train_utils.weights import read_weight_file
+from train_utils.options import fill_from_recipe, train_parser
+from train_utils.weight_files.detectron2 import NEVER, from_detectron2, is_detectron2
+from train_utils.weight_files.weights import read_weight_file
 
 # What the largest difference of a stage may be, about three times what was measured; scores and boxes in all photos.
 ALLOWED = {

@@ -11,9 +11,9 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import FontEntry, fontManager
 from PIL import Image
 
-from train_utils import drawing
-from train_utils.curves import plot_loss_and_lr, plot_map, smooth
-from train_utils.drawing import (
+from train_utils.visual import drawing
+from train_utils.visual.curves import plot_loss_and_lr, plot_map, smooth
+from train_utils.visual.drawing import (
     draw_instances,
     instance_colours,
     label_font_size,

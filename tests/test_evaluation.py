@@ -16,9 +16,9 @@ from torch import Tensor
 
 from my_dataset_voc import VOCInstances
 from network_files.mask_paste import encode_masks
-from train_utils import coco_evaluation
 from train_utils.classes import ClassTable
-from train_utils.coco_evaluation import (
+from train_utils.metrics import coco_evaluation
+from train_utils.metrics.coco_evaluation import (
     METRIC_NAMES,
     CocoEvaluator,
     Metrics,

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from network_files.rle import decode_crop
 from train_utils.errors import InputError
-from train_utils.weights import read_weight_file, state_dict_of
+from train_utils.weight_files.weights import read_weight_file, state_dict_of
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

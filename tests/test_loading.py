@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from train_utils import data
-from train_utils.data import (
+from train_utils import loaders
+from train_utils.loaders import (
     AspectRatioBatchSampler,
     SeededItems,
     default_workers,
@@ -190,8 +190,8 @@ def test_mixed_seeds_are_valid_and_do_not_collide_between_neighbours():
 def test_evaluation_shares_every_picture_out_once_in_the_same_batches(monkeypatch, world, batch_size):
     shares = []
     for rank in range(world):
-        monkeypatch.setattr(data, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(data, "world_size", lambda: world)
+        monkeypatch.setattr(loaders, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(loaders, "world_size", lambda: world)
         loader = evaluation_loader(RandomPictures(), batch_size, workers=0)
         shares.append([tuple(t["image_id"] for t in targets) for _, targets in loader])
     batches = [batch for share in shares for batch in share]
@@ -207,6 +207,6 @@ def test_evaluation_keeps_a_last_batch_that_is_not_full(monkeypatch):
 
 @pytest.mark.parametrize("cores, world, workers", [(2, 1, 2), (2, 4, 1), (64, 1, 8), (64, 4, 8), (16, 4, 4)])
 def test_workers_share_the_cores_between_processes(monkeypatch, cores, world, workers):
-    monkeypatch.setattr(data.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    monkeypatch.setattr(data, "world_size", lambda: world)
+    monkeypatch.setattr(loaders.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(loaders, "world_size", lambda: world)
     assert default_workers() == workers

@@ -20,7 +20,7 @@ from test_weights import SIZES, in_older_style, published_v1
 from torch import Tensor
 
 from train_utils.classes import COCO_NAMES
-from train_utils.coco_evaluation import run_cocoeval
+from train_utils.metrics.coco_evaluation import run_cocoeval
 
 PHOTOS = 3
 OPTIONS = ["--device", "cpu", "--weights-path", "maskrcnn_resnet50_fpn_coco.pth"]

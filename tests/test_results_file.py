@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_commands import assert_refused, run, succeeded
 
-from train_utils.results_file import official_table
+from train_utils.metrics.results_file import official_table
 
 NUMBER = re.compile(r"\] = (-?\d\.\d{3})$", re.MULTILINE)
 TRUTH = {

@@ -34,8 +34,8 @@ from faults import (
 from forked import ROOT, Run, processes_of_group, start, start_group, wait_until
 
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.folder_lock import LOCK
-from train_utils.run_folder import CHECKPOINT
+from train_utils.run.folder_lock import LOCK
+from train_utils.run.run_folder import CHECKPOINT
 
 NUM_TRAIN, NUM_VAL, EPOCHS = 8, 2, 2
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
@@ -101,17 +101,18 @@ def straight_runs(lab: Path) -> dict[str, Path]:
 
 # ------------------------------------------------------------------------------------------------ killed and stopped
 
-SAVE, RESULTS = "train_utils.run_folder:RunFolder.save_checkpoint", "train_utils.run_folder:RunFolder.write_results"
+SAVE = "train_utils.run.run_folder:RunFolder.save_checkpoint"
+RESULTS = "train_utils.run.run_folder:RunFolder.write_results"
 KILLS = {
     "one": [
         DieAtStep(1),  # before the first checkpoint
         DieAtStep(3),
         DieWhileSaving(200_000),
-        DieIn("train_utils.safe_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
-        DieIn("train_utils.run_folder:RunFolder.drop_old_checkpoints"),
+        DieIn("train_utils.run.safe_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
+        DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
         DieIn(RESULTS),
-        DieIn("train_utils.run_folder:RunFolder.mark_best", after=True),
-        DieIn("train_utils.run_folder:plot_map"),
+        DieIn("train_utils.run.run_folder:RunFolder.mark_best", after=True),
+        DieIn("train_utils.run.run_folder:plot_map"),
         DieAtStep(0),
         DieIn(RESULTS, after=True),
     ],

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_utils.errors import InputError
-from train_utils.safe_pickle import is_pickle, read_arrays
+from train_utils.weight_files.safe_pickle import is_pickle, read_arrays
 
 
 def dumped(path: Path, content: object, protocol: int = 2) -> Path:

@@ -25,9 +25,9 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from train_utils.arguments import train_parser
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model, build_training_model, load_trained_model
+from train_utils.options import train_parser
 
 SIZES = dict(min_size=96, max_size=128)
 

@@ -13,9 +13,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train_utils.detectron2 import from_detectron2, is_detectron2  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.weights import read_tensors, state_dict_of  # noqa: E402
+from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2  # noqa: E402 (the path comes first)
+from train_utils.weight_files.weights import read_tensors, state_dict_of  # noqa: E402
 
 
 def main(source: str, output: str, label_json: str | None) -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
 from train_utils.models import ModelConfig, config_of  # noqa: E402
-from train_utils.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
+from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
 
 TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision builds where it downloads nothing
 BUILDERS = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError
-from train_utils.watch import Watch, is_broken_connection
+from train_utils.run.watchdog import Watch, is_broken_connection
 
 T = TypeVar("T")
 watches: list[Watch] = []  # this process's, while it is in a group

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from backbone.conv_norm import fold_norms
 from network_files import MaskRCNN
 from train_utils.classes import ClassTable
-from train_utils.coco_evaluation import CocoEvaluator, Metrics
-from train_utils.data import mix_seed
 from train_utils.distributed import barrier, here, is_main, rank, sum_over_processes, world_size
 from train_utils.errors import NOT_FINITE, InputError, RunEnded, warn
+from train_utils.loaders import mix_seed
 from train_utils.memory import keep_freed_memory
-from train_utils.run_folder import RunFolder
-from train_utils.signals import StopSignals
-from train_utils.weights import not_finite
+from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics
+from train_utils.run.run_folder import RunFolder
+from train_utils.run.signals import StopSignals
+from train_utils.weight_files.weights import not_finite
 
 
 @dataclass

@@ -16,7 +16,7 @@ from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.errors import InputError, reading_input
-from train_utils.weights import (
+from train_utils.weight_files.weights import (
     CLASS_LAYERS,
     find_pretrained,
     is_classifier,

@@ -14,7 +14,7 @@ from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances, find_voc_folder
 from train_utils.distributed import rank, world_size
 from train_utils.errors import InputError, reading_input
-from train_utils.signals import leave_signals_to_the_main_process
+from train_utils.run.signals import leave_signals_to_the_main_process
 
 InstanceDataset = CocoDetection | VOCInstances
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from train_utils.coco_evaluation import Metrics
-from train_utils.curves import plot_loss_and_lr, plot_map
 from train_utils.errors import InputError, reading_input, warn
-from train_utils.folder_lock import FolderLock
-from train_utils.safe_files import (
+from train_utils.metrics.coco_evaluation import Metrics
+from train_utils.run.folder_lock import FolderLock
+from train_utils.run.safe_files import (
     LineFile,
     put_in_place,
     reason_of_full_disk,
@@ -26,7 +25,8 @@ from train_utils.safe_files import (
     replacing,
     write_atomically,
 )
-from train_utils.weights import read_weight_file
+from train_utils.visual.curves import plot_loss_and_lr, plot_map
+from train_utils.weight_files.weights import read_weight_file
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, ARGUMENTS = "log.jsonl", "args.json"

@@ -7,7 +7,7 @@ from train_utils.classes import ClassTable
 from train_utils.engine import Progress, Training, set_schedule
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
-from train_utils.weights import check_finite, load_weights, read_weight_file, state_dict_of
+from train_utils.weight_files.weights import check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from my_dataset_coco import coco_object
 from network_files.rle import unpack_all
-from train_utils.coco_evaluation import run_cocoeval
 from train_utils.errors import InputError, warn
+from train_utils.metrics.coco_evaluation import run_cocoeval
 
 # Which of COCO's numbers stands in which line: title, abbreviation, IoU, area, detections an image.
 OFFICIAL_LINES = [

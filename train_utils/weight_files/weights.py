@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from network_files.state_dicts import rename_old_keys
-from train_utils.detectron2 import from_detectron2, is_detectron2
 from train_utils.distributed import from_main, is_main, on_main
 from train_utils.errors import InputError
-from train_utils.safe_pickle import TORCH_NAMES, Refused, check_words, is_pickle, read_arrays
+from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
+from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_words, is_pickle, read_arrays
 
 
 @dataclass

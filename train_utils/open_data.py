@@ -6,11 +6,11 @@ What training can do without is left out with a warning. What would make results
 
 from collections.abc import Sequence
 
+from dataset_files.image_headers import check_pictures
 from dataset_files.problems import KINDS, Problems
-from train_utils.data import InstanceDataset, open_split
 from train_utils.distributed import from_main, on_main
 from train_utils.errors import InputError, reading_input, warn
-from train_utils.picture_check import check_pictures
+from train_utils.loaders import InstanceDataset, open_split
 
 
 def open_checked(data_path: str, splits: Sequence[bool], skip_bad: bool) -> list[InstanceDataset]:

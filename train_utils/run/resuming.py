@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torchvision
 
-from train_utils.checkpoints import Checkpoint, read_checkpoint
 from train_utils.distributed import from_main, is_main, on_main
 from train_utils.errors import InputError, warn
-from train_utils.run_folder import checkpoints
+from train_utils.run.checkpoints import Checkpoint, read_checkpoint
+from train_utils.run.run_folder import checkpoints
 
 # What decides the weights that a run ends with; "data" and "processes" are facts, not options.
 MEANING = (

@@ -1,0 +1,1 @@
+"""Draw detections and curves."""
