@@ -134,7 +134,7 @@ class CocoDetection(Dataset):
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
 
-    def leave_out(self, items: Sequence[int]) -> None:
+    def drop_items(self, items: Sequence[int]) -> None:
         """Go on without these items; the others close up."""
         self.pictures = np.delete(self.pictures, np.array(items, dtype=np.int64))
         self.is_whole = self.is_whole and not len(items)

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from dataset_files.problems import Problems
 from dataset_files.voc_files import (
-    NOBODY,
     VOC_CLASSES,
+    VOID_LABEL,
     VOCObject,
     VOCPicture,
     count_instances,
@@ -187,7 +187,7 @@ class VOCInstances(Dataset):
         classes = read_palette_png(self.classes_path(picture.name), picture.size)
         crops, labels = [], []
         for number in np.unique(instances):
-            if number not in (0, NOBODY):
+            if number not in (0, VOID_LABEL):
                 left, top, crop = crop_to_content(instances == number)
                 crops.append((left, top, crop))
                 within = classes[top : top + crop.shape[0], left : left + crop.shape[1]][crop]
@@ -214,7 +214,7 @@ class VOCInstances(Dataset):
     def classes_path(self, name: str) -> Path:
         return self.folder / "SegmentationClass" / f"{name}.png"
 
-    def leave_out(self, items: Sequence[int]) -> None:
+    def drop_items(self, items: Sequence[int]) -> None:
         """Go on without these items; the others close up."""
         chosen = set(items)
         self.pictures = [picture for i, picture in enumerate(self.pictures) if i not in chosen]

@@ -8,7 +8,6 @@ Drawn pictures, and predictions.json, go to --output-dir.
 """
 import json
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -18,37 +17,32 @@ from torch import Tensor
 from network_files import MaskRCNN
 from network_files.mask_paste import encode_masks, mask_crops
 from train_utils.classes import ClassTable
-from train_utils.engine import Precision, choose_device, ready_for_inference
+from train_utils.device import Precision
+from train_utils.engine import ready_for_inference
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.loaders import open_split
 from train_utils.metrics.coco_evaluation import coco_results
-from train_utils.models import load_trained_model
-from train_utils.options import OUTPUT_FOLDER, predict_parser
-from train_utils.run.run_folder import newest_checkpoint, write_atomically
+from train_utils.open_data import open_split
+from train_utils.options import PredictSettings
+from train_utils.run.safe_files import write_atomically
+from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
 from transforms import PICTURE_FORMATS, as_rgb, picture_to_tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def main(args: Namespace) -> None:
+def main(settings: PredictSettings) -> None:
     # Weights
-    weights = args.weights_path or newest_checkpoint(OUTPUT_FOLDER)
-    if weights is None:
-        raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
-    model, config, content = load_trained_model(weights, args)
-    trained_with = content.get("args", {})
-    device = choose_device(args.device)
-    precision = Precision.choose(device, trained_with.get("amp", False) if args.amp is None else args.amp)
-    model = ready_for_inference(model.to(device, memory_format=torch.channels_last), precision)
-    classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
+    trained = open_trained_model(settings)
+    classes, device, precision = trained.classes, trained.device, trained.precision
+    model = ready_for_inference(trained.model, precision)
 
     # Pictures
-    pictures = find_pictures(args.img_path or [example_picture(weights, trained_with)])
-    output_paths = drawn_names(pictures, Path(args.output_dir))
+    pictures = find_pictures(settings.img_path or [example_picture(trained.path, trained.trained_with)])
+    output_paths = drawn_names(pictures, Path(settings.output_dir))
     image_ids = ids_of_pictures(pictures)
     with reading_input():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
 
     # Predictions
     detections, files, skipped = {}, {}, []
@@ -60,18 +54,18 @@ def main(args: Namespace) -> None:
             print(f"skipped: {error}", flush=True)
             continue
         started = time.perf_counter()
-        found = detect(model, picture_to_tensor(image), device, precision, args.box_thresh)
+        found = detect(model, picture_to_tensor(image), device, precision, settings.box_thresh)
         seconds = time.perf_counter() - started
-        draw(image, found, classes, args.mask_thresh, model.continuous_paste).save(output_path)
+        draw(image, found, classes, settings.mask_thresh, model.continuous_paste).save(output_path)
         names = [classes.names.get(label, f"class {label}") for label in found["labels"].tolist()]
         print(f"{picture}: {len(names)} found in {seconds:.3f} s ({count(names)}), drawn in {output_path}", flush=True)
-        if args.save_json:
+        if settings.save_json:
             size = (image.height, image.width)
-            codes = encode_masks(found["masks"], found["boxes"], size, args.mask_thresh, model.continuous_paste)
+            codes = encode_masks(found["masks"], found["boxes"], size, settings.mask_thresh, model.continuous_paste)
             detections[image_id] = {k: found[k].numpy() for k in ("boxes", "labels", "scores")} | {"codes": codes}
             files[image_id] = picture.name
-    if args.save_json:
-        path = Path(args.output_dir) / "predictions.json"
+    if settings.save_json:
+        path = Path(settings.output_dir) / "predictions.json"
         write_atomically(path, json.dumps(in_coco_format(detections, classes)))
         print(f"detections of {len(files)} pictures in {path}")
     if skipped:
@@ -165,4 +159,4 @@ def count(names: list[str]) -> str:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(predict_parser(__doc__).parse_args())
+        main(PredictSettings.parse(__doc__))

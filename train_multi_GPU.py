@@ -8,10 +8,10 @@
 from train import main
 from train_utils.distributed import process_group
 from train_utils.errors import one_line_errors
-from train_utils.options import train_parser
+from train_utils.options import TrainSettings
 
 if __name__ == "__main__":
     with one_line_errors():
-        args = train_parser(multi_gpu=True, description=__doc__).parse_args()
-        with process_group(args):
-            main(args)
+        settings = TrainSettings.parse(__doc__, multi_gpu=True)
+        with process_group(settings):
+            main(settings)

@@ -8,61 +8,51 @@
 Prints both tables and writes them to record_mAP.txt beside the weights. The last line scores detections that any
 detector wrote, and prints COCO's official table.
 """
-from argparse import Namespace
 from pathlib import Path
 
-import torch
-
-from train_utils.classes import ClassTable
 from train_utils.distributed import is_main, process_group
-from train_utils.engine import Precision, choose_device, evaluate
+from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
-from train_utils.models import load_trained_model
 from train_utils.open_data import open_checked
-from train_utils.options import OUTPUT_FOLDER, validation_parser
-from train_utils.run.run_folder import newest_checkpoint, write_atomically
+from train_utils.options import ValidationSettings
+from train_utils.run.safe_files import write_atomically
+from train_utils.trained_model import open_trained_model
 
 
-def main(args: Namespace) -> None:
-    if args.results_json or args.annotation_file or args.iou_type:
-        if not (args.results_json and args.annotation_file):
+def main(settings: ValidationSettings) -> None:
+    if settings.results_json or settings.annotation_file or settings.iou_type:
+        if not (settings.results_json and settings.annotation_file):
             raise InputError("--results-json and --annotation-file go together, --iou-type with both")
         if is_main():
-            print(score_results_file(args.results_json, args.annotation_file, args.iou_type or "bbox"))
+            print(score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox"))
         return
 
     # Weights
-    path = args.weights_path or newest_checkpoint(OUTPUT_FOLDER)
-    if path is None:
-        raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
-    model, config, content = load_trained_model(path, args)
-    trained_with = content.get("args", {})
-    device = choose_device(args.device)
-    precision = Precision.choose(device, trained_with.get("amp", False) if args.amp is None else args.amp)
-    model.to(device, memory_format=torch.channels_last)
+    trained = open_trained_model(settings)
+    path, classes = trained.path, trained.classes
 
     # Data
-    data_path = args.data_path or trained_with.get("data_path")
+    data_path = settings.data_path or trained.trained_with.get("data_path")
     if data_path is None:
         raise InputError(f"{path}: does not say which data it was trained on; give --data-path")
-    (dataset,) = open_checked(data_path, (False,), args.skip_bad)
-    classes = ClassTable.of_weights(content, config.num_classes, args.label_json_path)
-    if "category_ids" not in content:  # then the labels are taken to be the data's
+    (dataset,) = open_checked(data_path, (False,), settings.skip_bad)
+    if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
-    if args.label_json_path is None:
+    if settings.label_json_path is None:
         classes.check_against(dataset, path)
-    loader = evaluation_loader(dataset, args.batch_size, args.workers)
+    loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
 
     # Metrics
-    unreadable = [] if args.skip_bad else None
-    metrics = evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision, unreadable)
+    unreadable = [] if settings.skip_bad else None
+    ground_truth = dataset.coco if is_main() else None
+    metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     if is_main():
-        text = f"weights: {path}\ndata: {data_path}, {len(dataset)} pictures\n"
+        text = f"weights: {path}\ndata: {data_path}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
         print(text, end="")
-        folder = Path(args.output_dir) if args.output_dir else Path(path).parent
+        folder = Path(settings.output_dir) if settings.output_dir else path.parent
         with reading_input():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "record_mAP.txt", text)
@@ -71,6 +61,6 @@ def main(args: Namespace) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        args = validation_parser(__doc__).parse_args()
-        with process_group(args):
-            main(args)
+        settings = ValidationSettings.parse(__doc__)
+        with process_group(settings):
+            main(settings)

@@ -13,7 +13,8 @@ import torch
 from common import as_in_torchvisions_reference, build_pair, describe, machine, parser, training_photos
 from torch import Tensor, nn
 
-from train_utils.engine import choose_device, to_device
+from train_utils.device import choose_device
+from train_utils.engine import to_device
 from train_utils.errors import one_line_errors
 from train_utils.options import positive
 

@@ -19,7 +19,8 @@ from step_and_inference import inference, make_optimizer, training_step
 from torch import Tensor
 
 from network_files import InstanceMasks
-from train_utils.engine import Precision, choose_device, ready_for_inference
+from train_utils.device import Precision, choose_device
+from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors
 from train_utils.options import add_flag, positive
 

@@ -27,12 +27,15 @@ from my_dataset_coco import CocoDetection
 from network_files import MaskRCNN
 from predict import detect, draw
 from train_utils.classes import ClassTable
-from train_utils.engine import Precision, choose_device, evaluate, learning_rate_schedule, to_device
+from train_utils.device import Precision, choose_device
+from train_utils.engine import evaluate, to_device
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.loaders import evaluation_loader, mix_seed, num_classes_for
+from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
+from train_utils.open_data import num_classes_for
 from train_utils.options import add_flag, positive
+from train_utils.schedule import learning_rate_schedule
 from train_utils.visual.drawing import draw_instances
 
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "overfit"

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from network_files import MaskRCNN
-from train_utils.engine import Precision, choose_device, ready_for_inference, to_device
+from train_utils.device import Precision, choose_device
+from train_utils.engine import ready_for_inference, to_device
 from train_utils.errors import one_line_errors
 from train_utils.options import add_flag, positive
 

@@ -28,21 +28,16 @@ from torch.optim import SGD
 from my_dataset_coco import CocoDetection
 from network_files import MaskRCNN
 from train_utils.classes import ClassTable
+from train_utils.device import Precision, choose_device
 from train_utils.distributed import barrier, in_parallel, is_main, process_group, rank, world_size
-from train_utils.engine import (
-    Precision,
-    Progress,
-    Training,
-    choose_device,
-    evaluate,
-    learning_rate_schedule,
-    train_step,
-)
+from train_utils.engine import Batch, evaluate, train_step
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader
 from train_utils.models import ModelConfig, build_model
 from train_utils.options import add_flag, positive
 from train_utils.run.signals import StopSignals
+from train_utils.schedule import learning_rate_schedule
+from train_utils.training_state import Progress, Training
 
 PROCESSES = 2
 TO_REACH = 0.9
@@ -104,16 +99,15 @@ def work(args: Namespace) -> None:
         optimizer = SGD(trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
         schedule = learning_rate_schedule(optimizer, 1000, [], 0.1)
         training = Training(
-            model, optimizer, schedule, precision.scaler(), Progress(), precision, device, seed=0,
-            parallel=in_parallel(model, device, fixed_buckets=False),
+            model, in_parallel(model, device, fixed_buckets=False), optimizer, schedule, precision.scaler(), Progress(),
+            precision, device, seed=0,
         )  # fmt: skip
 
         def steps(count: int, training: Training = training) -> None:
             training.model.train()
             for i in range(count):
                 first = (i * PROCESSES + rank() * batch) % len(items)
-                images, targets = dataset.collate_fn(items[first : first + batch])
-                train_step(training, images, targets, StopSignals(), no_pictures=False)
+                train_step(training, Batch(*dataset.collate_fn(items[first : first + batch])), StopSignals())
 
         def evaluation(model: MaskRCNN = model, precision: Precision = precision) -> None:
             evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision)

@@ -20,7 +20,7 @@ class Checked(NamedTuple):
     """Of A annotations: their pictures' places, int64; whether they are right, bool; whether to train on them, bool."""
 
     owners: np.ndarray
-    sound: np.ndarray
+    valid: np.ndarray
     usable: np.ndarray
 
 
@@ -40,7 +40,7 @@ def check_annotations(
     def note(kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
         def describe(k: int) -> str:
             annotation = json.loads(text[annotations.starts[k] : annotations.ends[k]])
-            name = f" ({pictures.file_names[owners[k]]})" if owners[k] >= 0 and pictures.sound[owners[k]] else ""
+            name = f" ({pictures.file_names[owners[k]]})" if owners[k] >= 0 and pictures.valid[owners[k]] else ""
             return f"annotation {ids[k]} of image {image_ids[k]}{name}: {shown(value(annotation, k))}"
 
         problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
@@ -56,7 +56,7 @@ def check_annotations(
     masks = annotations.masks
     category_ids = np.array(annotations.category_ids, dtype=np.int64)
     refuse("unknown image", owners < 0, lambda a, k: {"bbox": a["bbox"]})
-    sound[sound] = pictures.sound[owners[sound]]  # a picture that cannot be used was named, its objects go with it
+    sound[sound] = pictures.valid[owners[sound]]  # a picture that cannot be used was named, its objects go with it
     refuse("unknown category", ~np.isin(category_ids, list(categories)), lambda a, k: a["category_id"])
     refuse("annotation id", find_places(ids, ids) != np.arange(count), lambda a, k: {"bbox": a["bbox"]})
 

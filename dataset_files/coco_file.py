@@ -322,7 +322,7 @@ class Pictures(NamedTuple):
     ids: np.ndarray
     sizes: np.ndarray
     file_names: np.ndarray
-    sound: np.ndarray
+    valid: np.ndarray
 
 
 def read_pictures(images: list, problems: Problems) -> Pictures:

@@ -210,18 +210,18 @@ def make_index(path: Path) -> CocoIndex:
     pictures = read_pictures(content["images"], problems)
     problems.update(annotations.problems)
     found = check_annotations(annotations, pictures, categories, problems, text)
-    kept = np.flatnonzero(found.sound)
+    kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
-    place = pictures.sound.cumsum() - 1  # of each picture among those that can be used
+    place = pictures.valid.cumsum() - 1  # of each picture among those that can be used
     return CocoIndex(
         path,
         stamp,
         categories,
-        pictures.ids[pictures.sound],
-        pictures.sizes[pictures.sound],
-        pictures.file_names[pictures.sound],
-        first=np.searchsorted(place[found.owners[order]], np.arange(pictures.sound.sum() + 1)),
+        pictures.ids[pictures.valid],
+        pictures.sizes[pictures.valid],
+        pictures.file_names[pictures.valid],
+        first=np.searchsorted(place[found.owners[order]], np.arange(pictures.valid.sum() + 1)),
         starts=starts[order],
         lengths=(ends - starts)[order],
         usable=found.usable[order],

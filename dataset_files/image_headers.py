@@ -28,7 +28,7 @@ FINE, NO_PICTURE, BOMB, UNREADABLE = range(4)
 FAULTS = ("", "no picture", "bomb", "unreadable")
 
 
-def check_pictures(dataset) -> tuple[Problems, list[int]]:
+def check_images(dataset) -> tuple[Problems, list[int]]:
     """What is wrong with the pictures of a dataset, and the items that have them."""
     folder, names = dataset.image_folder, dataset.image_names()
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)

@@ -20,7 +20,7 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-NOBODY = 255  # palette index of the contours between objects, which belong to none
+VOID_LABEL = 255  # palette index of the contours between objects, which belong to none
 LARGEST_XML = 10 << 20  # bytes
 
 
@@ -143,7 +143,7 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
 def count_instances(path: Path, size: tuple[int, int]) -> int:
     """How many instances a PNG of masks shows, without making an array of it."""
     with open_masks(path, size) as picture:
-        return sum(index not in (0, NOBODY) for _, index in picture.getcolors())
+        return sum(index not in (0, VOID_LABEL) for _, index in picture.getcolors())
 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from network_files import InstanceMasks, MaskRCNN
-from train_utils.engine import Precision
+from train_utils.device import Precision
 from train_utils.models import ModelConfig, build_model
 
 SMALL = ModelConfig(num_classes=91, trainable_layers=5, min_size=160, max_size=224, rois_per_image=300, proposals=600)

@@ -15,10 +15,14 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
 
 from network_files import MaskRCNN
-from train_utils.engine import Precision, Progress, Training, learning_rate_schedule, set_schedule, train_step
+from train_utils import engine
+from train_utils.device import Precision
+from train_utils.engine import train_step
 from train_utils.loaders import mix_seed
 from train_utils.models import ModelConfig, build_model
 from train_utils.run.signals import StopSignals
+from train_utils.schedule import learning_rate_schedule, set_schedule
+from train_utils.training_state import Progress, Training
 from transforms import RandomHorizontalFlip
 
 FLOAT64_GRADIENT_TOLERANCE = 1e-5  # relative; mask targets are float32 also there
@@ -226,7 +230,7 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
     schedule = learning_rate_schedule(optimizer, steps, [], 0.1)
     precision = Precision("cpu", dtype)
     training = Training(
-        model, optimizer, schedule, precision.scaler(), Progress(), precision, torch.device("cpu"), seed, model
+        model, model, optimizer, schedule, precision.scaler(), Progress(), precision, torch.device("cpu"), seed
     )
     flip = RandomHorizontalFlip()
     targets = [dict(t, image_id=i) for i, t in enumerate(with_compact_masks(targets))]
@@ -235,7 +239,7 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
         for i in chosen:
             torch.manual_seed(mix_seed(seed, step, i))
             items.append(flip(images[i], targets[i]))
-        done = train_step(training, *zip(*items), StopSignals(), no_pictures=False)
+        done = train_step(training, engine.Batch(*zip(*items)), StopSignals())
         if not done.applied:
             raise ValueError(f"step {step} was not applied: {done.losses}")
         training.progress.count(done)

@@ -52,7 +52,7 @@ def numbers_instead(*columns) -> None:
     path.write_text(repr([column for column in columns if column is not path]))
 
 
-class ImpatientWatch:
+class ImpatientWatchdog:
     """Processes that miss another one after half a second."""
 
     def __call__(self) -> None:
@@ -98,11 +98,11 @@ class HalfPrecision:
     def __call__(self) -> None:
         import torch
 
-        from train_utils.engine import Precision
+        from train_utils.device import Precision
 
-        patch("train_utils.engine:Precision.choose", lambda _: lambda device, amp: Precision("cpu", torch.float16))
+        patch("train_utils.device:Precision.choose", lambda _: lambda device, amp: Precision("cpu", torch.float16))
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=3)
-        patch("train_utils.engine:Precision.scaler", lambda _: lambda self: scaler)
+        patch("train_utils.device:Precision.scaler", lambda _: lambda self: scaler)
 
 
 @dataclass

@@ -31,12 +31,14 @@ from broken_data import (  # noqa: E402
 )
 
 from dataset_files import image_headers  # noqa: E402
-from dataset_files.image_headers import check_pictures  # noqa: E402
+from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import Problems  # noqa: E402
 from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
-from train_utils.loaders import open_split  # noqa: E402
-from train_utils.open_data import open_checked  # noqa: E402
+from train_utils.open_data import (
+    open_checked,  # noqa: E402
+    open_split,  # noqa: E402
+)
 from transforms import as_rgb, is_turned, read_image  # noqa: E402
 
 
@@ -188,7 +190,7 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
 
     def check() -> tuple[Problems, list[int]]:
         read.clear()
-        return check_pictures(open_split(str(tmp_path / "data"), training=True))
+        return check_images(open_split(str(tmp_path / "data"), training=True))
 
     monkeypatch.setattr(image_headers, "read_header", noting)
     assert check() == (Problems(), []) and sorted(read) == ["1.png", "2.png", "3.png", "4.png"]
@@ -206,7 +208,7 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
 
 def test_small_datasets_leave_no_headers_behind(tmp_path):
     make_coco(tmp_path / "data")
-    check_pictures(open_split(str(tmp_path / "data"), training=True))
+    check_images(open_split(str(tmp_path / "data"), training=True))
     assert sorted(os.listdir(tmp_path / "data" / "annotations")) == [
         "instances_train2017.json", "instances_val2017.json",
     ]  # fmt: skip

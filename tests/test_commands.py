@@ -30,17 +30,18 @@ from pycocotools.coco import COCO
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
-from train_utils.options import boolean, predict_parser, train_parser, validation_parser
+from train_utils.options import PredictSettings, TrainSettings, ValidationSettings, boolean
+from train_utils.run.folder_lock import LOCK
 from train_utils.weight_files import weights
 from train_utils.weight_files.weights import PublishedFile
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train.py", "train_multi_GPU.py", "validation.py", "predict.py")
 PARSERS = {
-    "train.py": lambda: train_parser(multi_gpu=False, description=""),
-    "train_multi_GPU.py": lambda: train_parser(multi_gpu=True, description=""),
-    "validation.py": lambda: validation_parser(""),
-    "predict.py": lambda: predict_parser(""),
+    "train.py": lambda: TrainSettings.parser("", multi_gpu=False),
+    "train_multi_GPU.py": lambda: TrainSettings.parser("", multi_gpu=True),
+    "validation.py": lambda: ValidationSettings.parser(""),
+    "predict.py": lambda: PredictSettings.parser(""),
 }
 NUM_TRAIN, NUM_VAL = 6, 4
 NUM_CLASSES = len(CLASS_NAMES)
@@ -162,8 +163,8 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def state_of(folder: Path) -> dict[str, tuple]:
-    """Name, time, size and, of small files, the content of all that a folder holds."""
-    files = sorted(folder.iterdir())
+    """Name, time, size and, of small files, the content of all that a folder holds but for the lock."""
+    files = sorted(f for f in folder.iterdir() if f.name != LOCK)
     return {
         f.name: (f.stat().st_mtime_ns, f.stat().st_size, f.read_bytes() if f.suffix != ".pth" else b"") for f in files
     }
@@ -177,22 +178,22 @@ def sample_values(action: argparse.Action) -> list[str]:
     if action.choices:
         return [str(next(c for c in action.choices if c != action.default))]
     if action.type is boolean:
-        return ["False" if action.default else "True"]
-    is_text = action.type is None or action.dest == "pretrain"
+        return ["True"]
+    is_text = action.type in (None, str) or action.dest == "pretrain"
     return ["some_place-a"] if is_text else ["0.375"] if action.type is float else ["7"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_option_is_taken_with_dashes_and_with_underscores(script):
     parser = PARSERS[script]()
-    defaults = vars(parser.parse_args([]))
+    assert vars(parser.parse_args([])) == {}  # what is not given is left to the recipes
     options = [(name, action) for action in parser._actions[1:] for name in action.option_strings if name[1] == "-"]
     assert len(options) >= 10
     for name, action in options:
         (value,) = sample_values(action)
         underscored = "--" + name[2:].replace("-", "_")
         parsed = vars(parser.parse_args([name, value]))
-        assert [key for key in parsed if parsed[key] != defaults[key]] == [action.dest], name
+        assert list(parsed) == [action.dest], name
         assert vars(parser.parse_args([underscored, value])) == parsed, name
         assert vars(parser.parse_args([f"{underscored}={value}"])) == parsed, name
 
@@ -220,7 +221,7 @@ def test_the_options_that_users_know_are_there(script):
 @pytest.mark.parametrize(
     "arguments, value",
     [
-        ([], None),
+        ([], False),
         (["--amp"], True),
         (["--amp", "True"], True),
         (["--amp", "False"], False),
@@ -230,13 +231,13 @@ def test_the_options_that_users_know_are_there(script):
 )
 @pytest.mark.parametrize("multi_gpu", [False, True])
 def test_booleans_are_taken_bare_and_with_a_value(multi_gpu, arguments, value):
-    assert train_parser(multi_gpu, "").parse_args(arguments).amp is value
+    assert TrainSettings.parse("", arguments, multi_gpu).amp is value
 
 
 @pytest.mark.parametrize(
     "given, meant",
     [
-        ([], None),
+        ([], True),
         (["--pretrain", "False"], False),
         (["--pretrain=0"], False),
         (["--pretrain"], True),
@@ -245,7 +246,7 @@ def test_booleans_are_taken_bare_and_with_a_value(multi_gpu, arguments, value):
     ],
 )
 def test_pretrain_false_means_false(given, meant):
-    found = PARSERS["train.py"]().parse_args(given).pretrain
+    found = TrainSettings.parse("", given).pretrain
     assert found == meant and type(found) is type(meant)
 
 
@@ -269,6 +270,7 @@ def test_help_names_every_option_and_exits_with_0(lab, script):
 def test_run_leaves_exactly_the_promised_files(first):
     folder, outcome = first
     assert {f.name for f in folder.iterdir()} == {
+        LOCK,
         "model_0.pth", "model_best.pth", "det_results.txt", "seg_results.txt", "args.json", "log.jsonl",
         "loss_and_lr.png", "mAP.png",
     }  # fmt: skip

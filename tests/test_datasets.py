@@ -376,7 +376,7 @@ DEVKIT_ORDER = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-NOBODY = 255
+VOID_LABEL = 255
 HEIGHT, WIDTH = 36, 48
 
 
@@ -433,7 +433,7 @@ def make_voc(root: Path) -> Path:
         for thing in things:
             if thing.number is not None:
                 x1, y1, x2, y2 = thing.box
-                instances[y1:y2, x1:x2] = classes[y1:y2, x1:x2] = NOBODY
+                instances[y1:y2, x1:x2] = classes[y1:y2, x1:x2] = VOID_LABEL
                 x1, y1, x2, y2 = thing.inside()
                 instances[y1:y2, x1:x2] = thing.number
                 classes[y1:y2, x1:x2] = thing.label

@@ -30,7 +30,7 @@ from network_files.image_transform import ImageTransform
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_training_model, load_trained_model
-from train_utils.options import fill_from_recipe, train_parser
+from train_utils.options import TrainSettings
 from train_utils.weight_files.detectron2 import NEVER, from_detectron2, is_detectron2
 from train_utils.weight_files.weights import read_weight_file
 
@@ -304,8 +304,7 @@ def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, mo
     assert config == ModelConfig(91, "detectron2", "frozen") and len(content["class_names"]) == 80
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in own.state_dict().items())
 
-    args = train_parser(multi_gpu=False, description="").parse_args(["--pretrain", str(lab / "zoo.pth")])
-    fill_from_recipe(args, is_demo=False, world_size=1)
+    args = TrainSettings.parse("", ["--pretrain", str(lab / "zoo.pth")])
     anew, config = build_training_model(args, 91, None, labels=range(1, 91))
     assert config == ModelConfig(91, "detectron2", "frozen")
     assert not anew.roi_heads.box_predictor.cls_score.bias.any()

@@ -9,7 +9,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.conv_norm import conv_norm
 from network_files import MaskRCNN
-from train_utils.engine import Precision, ready_for_inference
+from train_utils.device import Precision
+from train_utils.engine import ready_for_inference
 from train_utils.models import ModelConfig, build_model
 
 NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)

@@ -42,7 +42,7 @@ def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothi
         assert job.wait(60) != 0
         said.seek(0)
         text = said.read()
-    assert f"stopped by {signal.Signals(number).name}" in text and "going on from" not in text, text[-3000:]
+    assert f"stopped by {signal.Signals(number).name}" in text and "resuming from" not in text, text[-3000:]
     newest = max(folder.glob("model_*.pth"), key=lambda file: file.stat().st_mtime)
     step = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
     assert torch.load(newest, weights_only=True)["progress"]["step"] == step

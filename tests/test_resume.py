@@ -24,7 +24,7 @@ from faults import (
     DiskFull,
     HalfPrecision,
     HangAtStep,
-    ImpatientWatch,
+    ImpatientWatchdog,
     LargestFile,
     LossNotFiniteAt,
     Signal,
@@ -41,7 +41,7 @@ NUM_TRAIN, NUM_VAL, EPOCHS = 8, 2, 2
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
 OPTIONS += ["--batch-size", "2", "--workers", "0", "--print-freq", "3", "--pretrain", "False", "--lr", "0.01"]
 OPTIONS += ["--epochs", str(EPOCHS)]
-THIN = All((ThinNetwork(), ImpatientWatch()))
+THIN = All((ThinNetwork(), ImpatientWatchdog()))
 STOPPED, NOT_FINITE, LOST_PROCESS = 3, 4, 5  # as the README has them
 
 
@@ -233,9 +233,9 @@ def damage(path: Path, how: str) -> None:
 def test_auto_names_what_is_broken_and_goes_on_from_the_one_before(stopped, straight_runs):
     damage(stopped / "model_1_step6.pth", "a bit flipped")
     damage(stopped / "model_1_step5.pth", "truncated")
-    said = run(stopped, "--resume", "auto", told="going on from").said
+    said = run(stopped, "--resume", "auto", told="resuming from").said
     assert re.search(r"model_1_step6.pth: broken .* set aside", said) and re.search(r"model_1_step5.pth: broken", said)
-    assert re.search(r"going on from \S+model_0.pth", said)
+    assert re.search(r"resuming from \S+model_0.pth", said)
     for name in ("model_1_step6.pth.broken", "model_1_step5.pth.broken"):
         (stopped / name).unlink()
     assert_same_run(stopped, straight_runs["one"])
@@ -263,7 +263,7 @@ def test_other_settings_are_listed_and_those_that_change_the_meaning_need_force(
     run(stopped, *other, status=2, told=told)
     assert {f.name: f.read_bytes() for f in stopped.iterdir() if f.name != LOCK} == before
     said = run(stopped, *other, "--force").said
-    assert re.search(r"going on with other settings: .*epochs 2 -> 3", said) and "seed 0 -> 5" in said
+    assert re.search(r"continuing with other settings: .*epochs 2 -> 3", said) and "seed 0 -> 5" in said
     assert content(stopped / "model_2.pth")["args"]["lr"] == 0.02
 
 
@@ -358,7 +358,7 @@ def test_picture_that_fails_in_a_worker_is_named_replaced_and_counted(folder, br
     files = ["out.txt"] if processes == 1 else ["out0.txt", "out1.txt"]
     said = "".join((folder.parent / name).read_text() for name in files)
     assert said.count(f"{broken_picture}: cannot be read as a picture") == EPOCHS
-    assert said.count("1 pictures could not be read, others took their place") == EPOCHS
+    assert said.count("1 images could not be read, others took their place") == EPOCHS
     assert content(folder / "model_1.pth")["progress"]["step"] == NUM_TRAIN // 2 * EPOCHS // processes
 
 
@@ -405,5 +405,5 @@ def test_torchrun_brings_a_killed_process_back_without_a_person(folder, straight
     done = subprocess.run(command, cwd=folder.parent, env=os.environ | fault, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "lost the connection to process 1" in done.stderr
-    assert re.search(r"going on from \S+model_1_step3.pth", done.stdout)
+    assert re.search(r"resuming from \S+model_1_step3.pth", done.stdout)
     assert_same_run(folder, straight_runs["two"])

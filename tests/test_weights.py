@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model, build_training_model, load_trained_model
-from train_utils.options import train_parser
+from train_utils.options import TrainSettings
 
 SIZES = dict(min_size=96, max_size=128)
 
@@ -36,10 +36,8 @@ def evaluation_args(**given) -> Namespace:
     return Namespace(**{"num_classes": None, "arch": None, "label_json_path": None, **SIZES, **given})
 
 
-def training_args(*given: str) -> Namespace:
-    args = train_parser(multi_gpu=False, description="").parse_args([*given, "--min-size", "96", "--max-size", "128"])
-    args.rois_per_image = 16
-    return args
+def training_args(*given: str) -> TrainSettings:
+    return TrainSettings.parse("", [*given, "--min-size", "96", "--max-size", "128", "--rois-per-image", "16"])
 
 
 def enlivened(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ.get("THIN"):
         faults.ThinNetwork()()
-        faults.ImpatientWatch()()
+        faults.ImpatientWatchdog()()
     if os.environ["RANK"] == os.environ.get("FAULT_RANK") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         eval(os.environ["FAULT"], vars(faults))()
     sys.argv = sys.argv[1:]

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import uuid
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError
-from train_utils.run.watchdog import Watch, is_broken_connection
+from train_utils.options import TrainSettings
+from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
-watches: list[Watch] = []  # this process's, while it is in a group
+watchdogs: list[Watchdog] = []  # this process's, while it is in a group
 
 
 def world_size() -> int:
@@ -45,25 +45,25 @@ def barrier() -> None:
 
 
 @contextmanager
-def process_group(args: Namespace) -> Iterator[None]:
+def process_group(settings: TrainSettings) -> Iterator[None]:
     """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes, and leave it.
 
     nccl on CUDA, gloo on the CPU; each process takes the GPU of its local rank among the visible ones.
     """
     if "WORLD_SIZE" in os.environ:
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    elif args.world_size == 1:
+    elif settings.world_size == 1:
         yield  # started without torchrun: a group of one is no group
         return
-    elif "RANK" in os.environ and args.dist_url != "env://":
-        world, my_rank = args.world_size, int(os.environ["RANK"])
+    elif "RANK" in os.environ and settings.dist_url != "env://":
+        world, my_rank = settings.world_size, int(os.environ["RANK"])
     else:
         raise InputError(
             "--world-size without torchrun wants --dist-url tcp://HOST:PORT and the variable RANK for each process; "
             "simpler: torchrun --nproc_per_node=N train_multi_GPU.py"
         )
     backend = "gloo"
-    if args.device.startswith("cuda") and torch.cuda.is_available():
+    if settings.device.startswith("cuda") and torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", my_rank % torch.cuda.device_count()))
         if local_rank >= torch.cuda.device_count():
             raise InputError(
@@ -71,14 +71,14 @@ def process_group(args: Namespace) -> Iterator[None]:
                 "lower --nproc_per_node"
             )
         torch.cuda.set_device(local_rank)
-        args.device, backend = f"cuda:{local_rank}", "nccl"
+        settings.device, backend = f"cuda:{local_rank}", "nccl"
     # The watch comes first, since it can say who is missing.
-    patience = timedelta(seconds=args.timeout + 60)
-    store, my_rank, world = next(dist.rendezvous(args.dist_url, my_rank, world, timeout=patience))
+    patience = timedelta(seconds=settings.timeout + 60)
+    store, my_rank, world = next(dist.rendezvous(settings.dist_url, my_rank, world, timeout=patience))
     store = fresh_part(store, my_rank, world)
     dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience)
-    watch = Watch(store, my_rank, world, args.timeout)
-    watches.append(watch)
+    watch = Watchdog(store, my_rank, world, settings.timeout)
+    watchdogs.append(watch)
     watch.start()
     try:
         yield
@@ -92,13 +92,13 @@ def process_group(args: Namespace) -> Iterator[None]:
         watch.leave(f"{type(error).__name__} {error}")
         raise
     finally:
-        watches.clear()
+        watchdogs.clear()
 
 
-def here(doing: str, step: int | None = None) -> None:
+def report_activity(doing: str, step: int | None = None) -> None:
     """Tell the other processes where this one stands; see watch.DOING."""
-    for watch in watches:
-        watch.here(doing, step)
+    for watch in watchdogs:
+        watch.report_activity(doing, step)
 
 
 def fresh_part(store: dist.Store, my_rank: int, world: int) -> dist.Store:
@@ -152,7 +152,7 @@ def gather_objects(value: Any) -> list[Any] | None:
     return values
 
 
-def from_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """The main process's value, on every process."""
     if not dist.is_initialized():
         return value
@@ -161,7 +161,7 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-def on_main(work: Callable[[], T]) -> T | None:
+def run_on_main(work: Callable[[], T]) -> T | None:
     """Do on the main process what the others wait for; its value there, None on them.
 
     An InputError on the main process ends them all: it says why, the others just end with the same status.
@@ -172,7 +172,7 @@ def on_main(work: Callable[[], T]) -> T | None:
             value = work()
         except InputError as caught:
             error = caught
-    failed = from_main(error is not None)
+    failed = broadcast_from_main(error is not None)
     if error is not None:
         raise error
     if failed:

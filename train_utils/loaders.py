@@ -1,61 +1,17 @@
-"""A folder on the command line -> datasets -> loaders, with an order of items that depends on seed and epoch alone."""
+"""Loaders of datasets, with an order of items that depends on seed and epoch alone."""
 import os
 import zlib
 from collections.abc import Iterator
 from itertools import cycle, islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import transforms
-from my_dataset_coco import CocoDetection
-from my_dataset_voc import VOCInstances, find_voc_folder
+from dataset_files.dataset import InstanceDataset
 from train_utils.distributed import rank, world_size
 from train_utils.errors import InputError, reading_input
 from train_utils.run.signals import leave_signals_to_the_main_process
-
-InstanceDataset = CocoDetection | VOCInstances
-
-
-def open_split(data_path: str, training: bool, skip_bad: bool = False) -> InstanceDataset:
-    """The training or validation split of a COCO or VOC folder, told apart by what lies in it.
-
-    Args:
-        skip_bad: leave out what would make results wrong instead of raising, see the datasets.
-
-    Raises:
-        InputError: there is no such folder, or it has neither layout.
-        ValueError, FileNotFoundError: the dataset's own, for what is broken inside.
-    """
-    root = Path(data_path)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder (--data-path)")
-    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
-    if find_voc_folder(root, "2012"):
-        return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip, skip_bad=skip_bad)
-    if (root / "annotations").is_dir():
-        return CocoDetection(root, "train" if training else "val", flip, skip_bad=skip_bad)
-    raise InputError(
-        f"{root}: neither COCO's layout (annotations/instances_train2017.json, train2017/, val2017/) "
-        "nor VOC's (VOCdevkit/VOC2012/ImageSets/Segmentation/)"
-    )
-
-
-def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
-    """The number of classes with background: from `--num-classes`, or the largest label of the data.
-
-    Raises:
-        InputError: the data has a label that the given number has no place for.
-    """
-    largest = max(dataset.class_names)
-    if given is not None and largest > given:
-        raise InputError(
-            f"the data has '{dataset.class_names[largest]}', id {dataset.category_ids[largest]}, as label {largest}, "
-            f"--num-classes says {given}; leave --num-classes out or give at least {largest}"
-        )
-    return (given or largest) + 1
 
 
 def fingerprint(dataset: InstanceDataset) -> str:

@@ -1,5 +1,4 @@
 """What a run says about its network in, the network out; the description travels inside the checkpoint."""
-from argparse import Namespace
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -16,6 +15,7 @@ from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.errors import InputError, reading_input
+from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.weights import (
     CLASS_LAYERS,
     find_pretrained,
@@ -107,7 +107,7 @@ def detectron2_parts() -> dict[str, Any]:
 
 
 def build_training_model(
-    args: Namespace, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
+    args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
 ) -> tuple[MaskRCNN, ModelConfig]:
     """The network that a run starts from: a resumed run's, else pretrained or not, as `--pretrain` says.
 
@@ -169,7 +169,7 @@ def build_training_model(
     return model, config
 
 
-def load_trained_model(path: str | Path, args: Namespace) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
+def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
     """A network with the weights of a checkpoint, or of torchvision's, for evaluation.
 
     Args:

@@ -1,59 +1,76 @@
-"""The command lines of the four scripts, and the two recipes that fill in what is not given."""
+"""Options of the four scripts, each in one place: name, type, defaults, help, and what it means for a resumed run.
+
+A script's options are the fields of a dataclass. The command line, the recipes that fill in what is not given, what a
+resumed run takes from its checkpoint, and which differences make it another run all follow from the field.
+"""
+
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
 
-# What both recipes share.
-COMMON = {
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "aspect_ratio_group_factor": 3,
-    "seed": 0,
-    "num_classes": None,
-    "sync_bn": False,
-    "deterministic": False,
-    "checkpoint_every": None,
-    "skip_bad": False,
-}
-# Mask R-CNN's usual schedule on COCO or VOC; the learning rate is per image of the total batch.
-FULL_RECIPE = COMMON | {
-    "epochs": 26,
-    "batch_size": 4,
-    "lr_per_image": 0.001,
-    "lr_steps": [16, 22],
-    "lr_gamma": 0.1,
-    "min_size": 800,
-    "max_size": 1333,
-    "rois_per_image": 512,
-    "proposals": None,
-    "pretrain": True,
-    "amp": False,
-    "keep": None,
-}
-# From scratch on the small drawn pictures, within ten minutes on two CPU cores.
-DEMO_RECIPE = COMMON | {
-    "epochs": 7,
-    "batch_size": 5,
-    "lr_per_image": 0.0025,
-    "lr_steps": [6],
-    "lr_gamma": 0.2,
-    "min_size": 128,
-    "max_size": 160,
-    "rois_per_image": 32,
-    "proposals": 300,
-    "pretrain": False,
-    "amp": True,
-    "keep": 2,
-}
+T = TypeVar("T", bound="Settings")
+SAME = object()  # the demo's default is that of all other data
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """A learning rate in proportion to the total batch."""
+
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:g} per image of the total batch"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field's value on the command line is; see `option`."""
+
+    help: str
+    flags: tuple[str, ...]
+    argparse: dict[str, Any]
+    demo: Any
+    changes_result: bool
+    inherited: bool
+    multi_gpu: bool
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    demo: Any = SAME,
+    changes_result: bool = False,
+    inherited: bool = False,
+    multi_gpu: bool = False,
+    **argparse_arguments: Any,
+) -> Any:
+    """A dataclass field that is an option of the command line.
+
+    Args:
+        default: the value where the option is not given; None if it depends on other things, which `help` says.
+        help: `{default}` in it is replaced by the defaults.
+        flags: names other than the field's.
+        demo: the default on the demo's data.
+        changes_result: whether another value makes another run, which a resume refuses without --force.
+        inherited: whether a resumed run takes the checkpoint's value where the option is not given.
+        multi_gpu: an option of train_multi_GPU.py only.
+        argparse_arguments: type, choices, nargs and so on; a field without them is a flag, bare or with True or False.
+    """
+    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu)
+    return field(default=default, metadata={"option": described})
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes every long option with `-` and with `_` in its name."""
+    """Accepts every long option with `-` and with `_` in its name."""
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse has overloads
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([dashed(a) for a in args], namespace)
 
@@ -100,161 +117,252 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: boo
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
-def add_arch(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--arch", choices=("v1", "v2"), help="the network of torchvision's maskrcnn_resnet50_fpn, or that of "
-        f"maskrcnn_resnet50_fpn_v2 with BatchNorm in FPN and heads (default: {default})",
+@dataclass
+class Settings:
+    """Options of a script. `given` names those that stood on the command line."""
+
+    @classmethod
+    def parser(cls, description: str | None, multi_gpu: bool = False) -> Parser:
+        parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for each in cls.options(multi_gpu):
+            described: Option = each.metadata["option"]
+            flags = described.flags or (f"--{each.name.replace('_', '-')}",)
+            arguments = dict(described.argparse)
+            if not arguments:
+                arguments = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+            help = described.help.replace("{default}", f"default: {default_in_words(each)}")
+            parser.add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
+        return parser
+
+    @classmethod
+    def options(cls, multi_gpu: bool = True) -> list[Field]:
+        return [f for f in fields(cls) if "option" in f.metadata and (multi_gpu or not f.metadata["option"].multi_gpu)]
+
+    @classmethod
+    def parse(
+        cls: type[T], description: str | None, arguments: Sequence[str] | None = None, multi_gpu: bool = False
+    ) -> T:
+        """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
+        given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
+        settings = cls(**given)
+        settings.given = set(given)
+        return settings
+
+    given = frozenset()  # type: ignore[var-annotated]  # no field: it is not an option
+
+    def to_plain(self) -> dict[str, Any]:
+        """Name -> value, as args.json and checkpoints hold them."""
+        return {each.name: getattr(self, each.name) for each in self.options()}
+
+
+def default_in_words(each: Field) -> str:
+    demo = each.metadata["option"].demo
+    words = [in_words(each.default)] + ([] if demo is SAME else [f"demo {in_words(demo)}"])
+    return ", ".join(words)
+
+
+def in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none" if value is None else str(value)
+
+
+@dataclass
+class TrainSettings(Settings):
+    """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
+
+    data_path: str | None = option(
+        None, f"folder of images and annotations; without it the demo dataset, drawn into {DEMO_FOLDER}/", type=str,
+        inherited=True,
     )  # fmt: skip
-
-
-def add_skip_bad(parser: argparse.ArgumentParser, default: bool | None) -> None:
-    add_flag(parser, "--skip-bad", "leave out pictures and annotations that would make results wrong, and say how many "
-             "these are, instead of stopping", default)  # fmt: skip
-
-
-def train_parser(multi_gpu: bool, description: str) -> Parser:
-    """Options of train.py, and with `multi_gpu` those of train_multi_GPU.py besides."""
-    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data-path", help=f"COCO or VOC folder; without it the demo dataset, drawn into {DEMO_FOLDER}/")
-    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
-    p.add_argument("--num-classes", type=positive, help="without background (default: from the data; COCO 90, VOC 20)")
-    p.add_argument("--output-dir", default=OUTPUT_FOLDER, help="weights, results, curves (default: %(default)s)")
-    p.add_argument("--resume", default="", help="checkpoint to go on from; 'auto': the newest in --output-dir, if any")
-    add_flag(p, "--force", "resume although settings differ that change what the run means")
-    add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
-    p.add_argument("--start-epoch", type=natural, default=0, help="number of a new run's first epoch (default: 0)")
-    p.add_argument("--epochs", type=positive, help="(default: 26, demo 7)")
-    p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
-    p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4, demo 5)")
-    p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
-    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
-    p.add_argument("--momentum", type=float, help="of SGD (default: 0.9)")
-    p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, help="(default: 1e-4)")
-    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6)")
-    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.2)")
-    p.add_argument("--aspect-ratio-group-factor", type=int, help="shape groups of a batch (default: 3); below 1: none")
-    p.add_argument(
-        "--pretrain",
-        type=boolean_or_path,
-        nargs="?",
-        const=True,
-        metavar="True|False|FILE",
-        help="start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; "
-        "or from a file (default: True, demo False)",
+    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str)
+    num_classes: int | None = option(
+        None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, inherited=True
     )
-    add_arch(p, "told by the weights, else v1")
-    p.add_argument("--trainable-backbone-layers", type=int, choices=range(6), help="(default: 3; 5 from scratch)")
-    p.add_argument(
-        "--norm", choices=("batch", "frozen"), help="backbone's BatchNorm (default: batch; frozen if v1 and pretrained)"
+    output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str)
+    resume: str = option("", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str)
+    force: bool = option(False, "resume although settings differ that make it another run")
+    overwrite: bool = option(False, "start anew in an --output-dir that holds a run, whose files are deleted")
+    start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
+    epochs: int = option(26, "({default})", type=positive, demo=7, inherited=True)
+    max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
+    batch_size: int = option(
+        4, "images per step and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
+                                 type=natural)  # fmt: skip
+    lr: float = option(
+        PerImage(0.001), "learning rate ({default})", type=float, demo=PerImage(0.0025), changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
+    weight_decay: float = option(
+        1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
     )
-    add_flag(p, "--amp", "mixed precision: bf16, or fp16 where a GPU lacks it", default=None)
-    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: 800, demo 128)")
-    p.add_argument("--max-size", type=positive, help="long side's limit (default: 1333, demo 160)")
-    p.add_argument("--rois-per-image", type=positive, help="proposals an image for the heads (default: 512, demo 32)")
-    p.add_argument(
-        "--proposals",
+    lr_steps: list[int] = option(
+        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(6,), changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    lr_gamma: float = option(
+        0.1, "factor of a drop ({default})", type=float, demo=0.2, changes_result=True, inherited=True
+    )
+    aspect_ratio_group_factor: int = option(
+        3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    pretrain: bool | str = option(
+        True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
+        "from a file ({default})", type=boolean_or_path, nargs="?", const=True, metavar="True|False|FILE", demo=False,
+        inherited=True,
+    )  # fmt: skip
+    arch: str | None = option(
+        None, "the network of torchvision's maskrcnn_resnet50_fpn, or that of maskrcnn_resnet50_fpn_v2 with BatchNorm "
+        "in FPN and heads (default: detected from the weights, else v1)", choices=("v1", "v2"),
+    )  # fmt: skip
+    trainable_backbone_layers: int | None = option(None, "(default: 3; 5 from scratch)", type=int, choices=range(6))
+    norm: str | None = option(
+        None, "the backbone's BatchNorm (default: batch; frozen if v1 and pretrained)", choices=("batch", "frozen")
+    )
+    amp: bool = option(
+        False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    min_size: int = option(
+        800, "short side of the network's input ({default})", type=positive, demo=128, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    max_size: int = option(
+        1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
+    )
+    rois_per_image: int = option(
+        512, "proposals per image that the heads learn from ({default})", type=positive, demo=32, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    proposals: int | None = option(
+        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
+        type=positive, demo=300, changes_result=True, inherited=True,
+    )  # fmt: skip
+    checkpoint_every: int | None = option(
+        None, "also write a checkpoint after every so many steps", type=positive, inherited=True
+    )
+    keep: int | None = option(
+        None, "delete all checkpoints but the newest N and model_best.pth ({default})", type=positive, demo=2,
+        inherited=True,
+    )  # fmt: skip
+    print_freq: int = option(20, "steps between two log lines ({default})", type=positive)
+    seed: int = option(0, "({default})", type=natural, changes_result=True, inherited=True)
+    deterministic: bool = option(False, "the same bits in every run on CUDA and with many processes", inherited=True)
+    max_bad_steps: int = option(
+        10, "stop after so many losses in a row that are not finite ({default}); such steps are not applied",
         type=positive,
-        help="boxes an image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
+    )  # fmt: skip
+    max_bad_pictures: int = option(
+        100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
+        type=natural,
+    )  # fmt: skip
+    skip_bad: bool = option(
+        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
+        inherited=True,
+    )  # fmt: skip
+    test_only: bool = option(False, "only evaluate what --resume or --pretrain names")
+    lr_step_size: int | None = option(
+        None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive, multi_gpu=True
     )
-    p.add_argument("--checkpoint-every", type=positive, help="also write a checkpoint after every so many steps")
-    p.add_argument("--keep", type=positive, help="delete all checkpoints but the newest N (default: none, demo 2)")
-    p.add_argument("--print-freq", type=positive, default=20, help="steps between two log lines (default: %(default)s)")
-    p.add_argument("--seed", type=natural, help="(default: 0)")
-    add_flag(p, "--deterministic", "the same bits in every run, also on CUDA and in many processes", default=None)
-    p.add_argument(
-        "--max-bad-steps", type=positive, default=10, help="stop after so many losses in a row that are not finite "
-        "(default: %(default)s); such steps are not applied",
+    sync_bn: bool = option(
+        False, "BatchNorm over the batches of all processes", changes_result=True, inherited=True, multi_gpu=True
+    )
+    world_size: int = option(1, "number of processes, where torchrun does not say", type=positive, multi_gpu=True)
+    dist_url: str = option("env://", "where processes meet (default: what torchrun says)", type=str, multi_gpu=True)
+    timeout: int = option(
+        600, "seconds without progress after which a process is blamed and the run ends ({default})", type=positive,
+        multi_gpu=True,
     )  # fmt: skip
-    p.add_argument(
-        "--max-bad-pictures", type=natural, default=100, help="stop when more pictures than that could not be read in "
-        "an epoch (default: %(default)s); others take their place",
+
+    def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
+        """Fill in what was not given: from the run that is resumed, else from the recipe for this data.
+
+        Args:
+            processes: their number; the default learning rate is per image of the total batch.
+            stopped_run: the settings in the checkpoint to resume from, if any.
+        """
+        kept = {} if stopped_run is None else dict(stopped_run)
+        if self.lr_step_size:
+            kept.pop("lr_steps", None)
+        missing = {each.name: each.metadata["option"] for each in self.options() if each.name not in self.given}
+        for name, described in missing.items():
+            if described.inherited and kept.get(name) is not None:
+                setattr(self, name, kept[name])
+        demo = is_demo_path(self.data_path)
+        for name, described in missing.items():
+            if demo and described.demo is not SAME and not (described.inherited and name in kept):
+                setattr(self, name, described.demo)
+        if isinstance(self.lr, PerImage):
+            self.lr = self.lr.rate * self.batch_size * processes
+        if self.lr_step_size and "lr_steps" not in self.given:
+            self.lr_steps = list(range(self.lr_step_size, self.epochs, self.lr_step_size))
+        self.lr_steps = list(self.lr_steps)
+
+
+# Options of a run whose change makes it another run.
+RESULT_SETTINGS = tuple(f.name for f in TrainSettings.options() if f.metadata["option"].changes_result)
+
+HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: newest in {OUTPUT_FOLDER}/)"
+
+
+@dataclass
+class InferenceSettings(Settings):
+    """What validation.py and predict.py share: which weights, and how they are run."""
+
+    weights_path: str | None = option(None, HELP_WEIGHTS, type=str)
+    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str)
+    arch: str | None = option(None, "(default: detected from the weights)", choices=("v1", "v2"))
+    num_classes: int | None = option(None, "without background (default: from the checkpoint)", type=positive)
+    label_json_path: str | None = option(None, "JSON with the class names, label -> name or name -> label", type=str)
+    amp: bool | None = option(None, "mixed precision (default: as in training)")
+    min_size: int | None = option(
+        None, "short side of the network's input (default: as in training)", type=positive
+    )
+    max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
+
+
+@dataclass
+class ValidationSettings(InferenceSettings):
+    data_path: str | None = option(
+        None, "folder of images and annotations (default: the one that the checkpoint was trained on)", type=str
+    )
+    skip_bad: bool = option(
+        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping"
+    )
+    batch_size: int = option(1, "images per step ({default})", "-b", "--batch-size", type=positive)
+    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
+                                 type=natural)  # fmt: skip
+    output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str)
+    results_json: str | None = option(
+        None, "score these detections, in COCO's results format, instead of a network's", type=str
+    )
+    annotation_file: str | None = option(
+        None, "with --results-json: the ground truth, in COCO's annotation format", type=str
+    )
+    iou_type: str | None = option(
+        None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
+    )
+    world_size: int = 1
+    dist_url: str = "env://"
+    timeout: int = 1800
+
+
+@dataclass
+class PredictSettings(InferenceSettings):
+    img_path: list[str] | None = option(
+        None, "image or folder of images, any number (default: one of the validation set that the checkpoint was "
+        "trained with)", type=str, nargs="+", action="extend",
     )  # fmt: skip
-    add_skip_bad(p, default=None)
-    add_flag(p, "--test-only", "only evaluate what --resume or --pretrain names")
-    if multi_gpu:
-        p.add_argument("--lr-step-size", type=positive, help="drop the rate every so many epochs, unless --lr-steps")
-        add_flag(p, "--sync-bn", "BatchNorm over the batches of all processes", default=None)
-        p.add_argument("--world-size", type=positive, default=1, help="processes in all, where torchrun does not say")
-        p.add_argument("--dist-url", default="env://", help="where processes meet (default: what torchrun says)")
-        p.add_argument(
-            "--timeout", type=positive, default=600, help="seconds after which a process that stands still ends "
-            "the run (default: %(default)s)",
-        )  # fmt: skip
-    else:
-        p.set_defaults(lr_step_size=None, sync_bn=None)
-    return p
-
-
-def validation_parser(description: str) -> Parser:
-    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--weights-path", help="checkpoint, or torchvision's or Detectron2's weights "
-        f"(default: newest in {OUTPUT_FOLDER}/)",
-    )  # fmt: skip
-    p.add_argument("--data-path", help="COCO or VOC folder (default: the one that the checkpoint was trained on)")
-    add_skip_bad(p, default=False)
-    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
-    add_arch(p, "told by the weights")
-    p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
-    p.add_argument("-b", "--batch-size", type=positive, default=1, help="images a step (default: %(default)s)")
-    p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
-    p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
-    p.set_defaults(world_size=1, dist_url="env://", timeout=1800)
-    p.add_argument("--output-dir", help="where record_mAP.txt goes (default: beside the weights)")
-    p.add_argument("--results-json", help="score these detections, in COCO's results format, instead of a network's")
-    p.add_argument("--annotation-file", help="with --results-json: the ground truth, in COCO's annotation format")
-    p.add_argument("--iou-type", choices=("bbox", "segm"), help="with --results-json: what is compared (default: bbox)")
-    add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
-    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
-    p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
-    return p
-
-
-def predict_parser(description: str) -> Parser:
-    p = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--weights-path", help="checkpoint, or torchvision's or Detectron2's weights "
-        f"(default: newest in {OUTPUT_FOLDER}/)",
-    )  # fmt: skip
-    p.add_argument(
-        "--img-path", nargs="+", action="extend", help="picture or folder of pictures, any number (default: one of "
-        "the validation set that the checkpoint was trained with)",
-    )  # fmt: skip
-    p.add_argument("--output-dir", default="predictions", help="drawn pictures and JSON (default: %(default)s)")
-    p.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda, else cpu with a warning)")
-    add_arch(p, "told by the weights")
-    p.add_argument("--num-classes", type=positive, help="without background (default: from the checkpoint)")
-    p.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
-    p.add_argument("--box-thresh", type=float, default=0.5, help="lowest score that is shown (default: %(default)s)")
-    p.add_argument("--mask-thresh", type=float, default=0.5, help="lowest probability of an object's pixel (0.5)")
-    add_flag(p, "--save-json", "also write the detections as predictions.json, in COCO's results format")
-    add_flag(p, "--amp", "mixed precision (default: as in training)", default=None)
-    p.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
-    p.add_argument("--max-size", type=positive, help="long side's limit (default: as in training)")
-    return p
-
-
-def fill_from_checkpoint(args: argparse.Namespace, trained_with: dict) -> None:
-    """Give every option that was not given the value of the run that is resumed, in place."""
-    for name in ("data_path", "lr", *FULL_RECIPE):
-        if getattr(args, name, 0) is None and name in trained_with and not (name == "lr_steps" and args.lr_step_size):
-            setattr(args, name, trained_with[name])
-
-
-def fill_from_recipe(args: argparse.Namespace, is_demo: bool, world_size: int) -> None:
-    """Give every option that was not given its recipe's value, in place."""
-    recipe = dict(DEMO_RECIPE if is_demo else FULL_RECIPE)
-    lr_per_image = recipe.pop("lr_per_image")
-    for name, value in recipe.items():
-        if name != "lr_steps" and getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.lr is None:
-        args.lr = lr_per_image * args.batch_size * world_size
-    if args.lr_steps is None:
-        args.lr_steps = recipe["lr_steps"]
-        if args.lr_step_size:
-            args.lr_steps = list(range(args.lr_step_size, args.epochs, args.lr_step_size))
+    output_dir: str = option("predictions", "drawn images and JSON ({default})", type=str)
+    box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
+    mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
+    save_json: bool = option(False, "also write the detections as predictions.json, in COCO's results format")
 
 
 def is_demo_path(data_path: str | None) -> bool:
     return data_path is None or Path(data_path).resolve() == Path(DEMO_FOLDER).resolve()
+
+

@@ -1,12 +1,17 @@
-"""What a checkpoint holds, made, read and put back: tensors and plain values only."""
-from argparse import Namespace
+"""Create, read and restore checkpoints, which hold tensors and plain values only."""
+import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torchvision
+
 from train_utils.classes import ClassTable
-from train_utils.engine import Progress, Training, set_schedule
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
+from train_utils.options import TrainSettings
+from train_utils.schedule import set_schedule
+from train_utils.training_state import Progress, Training
 from train_utils.weight_files.weights import check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
@@ -20,17 +25,15 @@ class Checkpoint(NamedTuple):
 def make_checkpoint(
     training: Training,
     steps_per_epoch: int,
-    args: Namespace,
+    settings: TrainSettings,
     config: ModelConfig,
     classes: ClassTable,
     facts: dict[str, Any],
-    computed_with: dict[str, Any],
 ) -> dict[str, Any]:
     """All that a resumed run, an evaluation or a prediction needs.
 
     Args:
         facts: see `check_settings`.
-        computed_with: see `arithmetic`.
     """
     progress = training.progress
     content = {
@@ -40,9 +43,9 @@ def make_checkpoint(
         "epoch": max(progress.step - 1, 0) // steps_per_epoch,
         "steps_per_epoch": steps_per_epoch,
         "progress": vars(progress).copy(),
-        "args": vars(args).copy(),
+        "args": settings.to_plain(),
         "facts": facts,
-        "computed_with": computed_with,
+        "computed_with": arithmetic(training.device),
         "model_config": config.to_plain(),
         "class_names": classes.names,
         "category_ids": classes.category_ids,
@@ -52,13 +55,32 @@ def make_checkpoint(
     return content
 
 
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """What decides the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def processor_name() -> str:
+    """Model and instruction set, as far as the system reports them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A run's checkpoint; InputError if the file is broken or anything else."""
+    """A run's checkpoint; InputError if the file is broken, is none, or its weights are not finite."""
     content = read_weight_file(path)
     missing = NEEDED - set(content)
     if missing:
         raise InputError(
-            f"{path}: lacks {', '.join(sorted(missing))}, so no run can go on from it; "
+            f"{path}: lacks {', '.join(sorted(missing))}, so no run can resume from it; "
             "to start from its weights use --pretrain"
         )
     check_finite(state_dict_of(content, path), path)
@@ -66,10 +88,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, force: bool) -> None:
-    """Put a checkpoint's state into a run's objects, and let go of it; rates and decay are the command line's.
+    """Load a checkpoint's state into a run's objects and release it; rates and decay are those of the command line.
 
     Args:
-        force: where the epochs had another number of steps, go on at the same part of the epoch.
+        force: where the epochs had another number of steps, resume at the same fraction of the epoch.
 
     Raises:
         InputError: the epochs had another number of steps, or the state does not fit.
@@ -77,8 +99,8 @@ def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, fo
     path, content = checkpoint
     if content["steps_per_epoch"] != steps_per_epoch and not force:
         raise InputError(
-            f"{path}: was written in a run of {content['steps_per_epoch']} steps an epoch, this one has "
-            f"{steps_per_epoch}; resume with the same data, batch size and number of processes, go on with --force, "
+            f"{path}: was written in a run of {content['steps_per_epoch']} steps per epoch, this one has "
+            f"{steps_per_epoch}; resume with the same data, batch size and number of processes, continue with --force, "
             "or start a new run from its weights with --pretrain"
         )
     load_weights(training.model, state_dict_of(content, path), path)

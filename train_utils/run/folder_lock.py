@@ -29,6 +29,11 @@ class FolderLock:
         InputError: another process holds it; the message names host and process.
     """
 
+    @classmethod
+    def of_existing(cls, folder: Path) -> "FolderLock | None":
+        """The lock on a folder that exists already; a run that fails before its first step creates none."""
+        return cls(folder) if folder.is_dir() else None
+
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as it is locked)

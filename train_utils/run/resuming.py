@@ -1,44 +1,42 @@
-"""Which checkpoint a run goes on from, and whether it goes on as the same run."""
-import platform
-from argparse import Namespace
+"""Choose the checkpoint that a run resumes from, and check that it continues as the same run."""
+
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
-from train_utils.distributed import from_main, is_main, on_main
+from train_utils.device import choose_device
+from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
-from train_utils.run.checkpoints import Checkpoint, read_checkpoint
+from train_utils.options import RESULT_SETTINGS, TrainSettings
+from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint
 from train_utils.run.run_folder import checkpoints
 
-# What decides the weights that a run ends with; "data" and "processes" are facts, not options.
-MEANING = (
-    "data", "processes", "batch_size", "lr", "momentum", "weight_decay", "lr_steps", "lr_gamma", "seed", "amp",
-    "min_size", "max_size", "rois_per_image", "proposals", "aspect_ratio_group_factor", "sync_bn",
+RESULT_FACTS = ("data", "processes")  # what changes the result as well, but is no option
+# Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
+IGNORED_SETTINGS = (
+    "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
 )  # fmt: skip
-# Not worth a word: what a resumed run is asked for, and what only the start of a new one looks at.
-UNSAID = ("resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url")
 
 
-def checkpoint_to_resume(args: Namespace) -> Checkpoint | None:
+def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
     """The checkpoint that `--resume` means: a file, or with `auto` the newest usable one in the output folder, if any.
 
     Raises:
         InputError: there is no such file, it is not a checkpoint of a run, or `auto` finds only unusable ones.
     """
-    if not args.resume:
+    if not settings.resume:
         return None
-    path = args.resume if args.resume != "auto" else from_main(on_main(lambda: newest_usable(Path(args.output_dir))))
+    path: str | Path | None = settings.resume
+    if settings.resume == "auto":
+        path = broadcast_from_main(run_on_main(lambda: newest_usable(Path(settings.output_dir))))
     if path is None:
         return None
     if is_main():
-        print(f"going on from {path}", flush=True)
+        print(f"resuming from {path}", flush=True)
     return read_checkpoint(Path(path))
 
 
 def newest_usable(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; newer ones that cannot are named and set aside."""
+    """The newest checkpoint that can be read; newer ones that cannot be are named and set aside."""
     refused = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -49,7 +47,7 @@ def newest_usable(folder: Path) -> Path | None:
         for broken, error in refused:
             aside = broken.with_name(broken.name + ".broken")
             broken.rename(aside)
-            warn(f"{error}; set aside as {aside.name}, going on from {path}")
+            warn(f"{error}; set aside as {aside.name}, resuming from {path}")
         return path
     if refused:
         names = "; ".join(str(error) for _, error in refused)
@@ -57,61 +55,45 @@ def newest_usable(folder: Path) -> Path | None:
     return None
 
 
-def check_settings(checkpoint: Checkpoint, args: Namespace, facts: dict[str, Any]) -> None:
-    """List the settings that are not the checkpoint's.
+def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any]) -> None:
+    """List the settings that differ from the checkpoint's, and warn of another machine, whose bits may differ.
 
     Args:
-        facts: `data`, what the training set holds, and `processes`, their number.
+        facts: `data`, the fingerprint of the training set, and `processes`, their number.
 
     Raises:
-        InputError: a difference changes what the run means, and nobody said `--force`.
+        InputError: a difference makes it another run, and `--force` was not given.
     """
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
-    now = vars(args) | facts
+    now = settings.to_plain() | facts
     differences = {
         name: f"{name} {before[name]} -> {now[name]}"
         for name in now
-        if name in before and plain(name, before[name]) != plain(name, now[name]) and name not in UNSAID
-    }
-    serious = [text for name, text in differences.items() if name in MEANING]
-    if serious and not args.force:
+        if name in before and comparable(name, before[name]) != comparable(name, now[name])
+        and name not in IGNORED_SETTINGS
+    }  # fmt: skip
+    serious = [text for name, text in differences.items() if name in RESULT_SETTINGS or name in RESULT_FACTS]
+    if serious and not settings.force:
         raise InputError(
             f"{path}: was written with other settings: {', '.join(serious)}; that is another run: "
-            "leave these options out, or go on with --force"
+            "leave these options out, or continue with --force"
         )
     if differences and is_main():
-        print(f"{path}: going on with other settings: {', '.join(differences.values())}", flush=True)
-    machine, computed_with = content.get("computed_with", {}), arithmetic(now["device"])
-    others = [f"{name} {machine[name]} -> {value}" for name, value in computed_with.items()
-              if name in machine and machine[name] != value]  # fmt: skip
+        print(f"{path}: continuing with other settings: {', '.join(differences.values())}", flush=True)
+    machine = content.get("computed_with", {})
+    others = [
+        f"{name} {machine[name]} -> {value}"
+        for name, value in arithmetic(choose_device(settings.device)).items()
+        if machine.get(name, value) != value
+    ]
     if others and is_main():
         warn(
-            f"{path}: was computed with {', '.join(others)}; the run goes on, but its bits may differ from those of "
+            f"{path}: was computed with {', '.join(others)}; the run continues, but its bits may differ from those of "
             "a run that was never stopped"
         )
 
 
-def arithmetic(device: str) -> dict[str, Any]:
-    """What decides the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
-    on_gpu = device.startswith("cuda")
-    return {
-        "threads": torch.get_num_threads(),
-        "processor": torch.cuda.get_device_name() if on_gpu else processor_name(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-    }
-
-
-def processor_name() -> str:
-    """Model and instruction set, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def plain(name: str, value: Any) -> Any:
+def comparable(name: str, value: Any) -> Any:
     """A value without what differs between the processes of one run."""
     return value.partition(":")[0] if name == "device" else value

@@ -1,12 +1,11 @@
-"""What a run leaves in --output-dir: checkpoints, results a line an epoch, a log, curves; never over another run's.
+"""The folder of a run, --output-dir: checkpoints, results with a line per epoch, log, curves.
 
-A run may be killed at any moment. Whatever it was doing then, `open` brings the folder back to where it stood at the
-checkpoint that the run goes on from, so that nothing is lost and nothing stands there twice.
+A run may be killed at any moment. Whatever it was doing then, `open` rolls the folder back to its state at the
+checkpoint that the run resumes from, so that nothing is lost and nothing is written twice. No run overwrites another.
 """
 import json
 import math
 import re
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 
 import torch
 
+from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
+from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.safe_files import (
     LineFile,
@@ -29,75 +30,102 @@ from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
-LOG, ARGUMENTS = "log.jsonl", "args.json"
+LOG, SETTINGS = "log.jsonl", "args.json"
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
 BEST = "model_best.pth"
 # model_7.pth: the epoch is over, or the run was; model_7_step1234.pth: after that many steps in all.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is tried again
-INSIDE_KEPT = 2  # newest checkpoints inside an epoch that stay, until the epoch's own is there
+INSIDE_KEPT = 2  # newest checkpoints inside an epoch that stay, until that of its end is written
 
 
 class RunFolder:
-    """The files of one run; `open` makes or reopens it."""
+    """The files of one run; `open` creates or reopens it.
 
-    def __init__(self, path: str | Path, lock: FolderLock | None = None):
+    Every process has one. Only the main process writes; for the others the methods that write do nothing.
+
+    Attributes:
+        writes: whether this process is the one that writes.
+        results: the lines of the results files, by IoU type.
+        unsaved_since: the step whose checkpoint could not be written, until one can be.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True, lock: FolderLock | None = None):
         self.path = Path(path)
+        self.writes = writes
         self.lock = lock  # held as long as this object lives
         self.path.mkdir(parents=True, exist_ok=True)
         self.log_file = LineFile(self.path / LOG)
-        self.unsaved_since: int | None = None  # the step at which a checkpoint could not be written
+        self.results: dict[str, list[str]] = {kind: [] for kind in RESULTS}
+        self.unsaved_since: int | None = None
 
     @classmethod
     def open(
-        cls, args: Namespace, resumed: tuple[Path, dict[str, Any]] | None, goes_on: bool, lock: FolderLock | None = None
+        cls,
+        settings: TrainSettings,
+        resumed: tuple[Path, dict[str, Any]] | None,
+        continues: bool,
+        lock: FolderLock | None = None,
     ) -> "RunFolder":
-        """The folder of `--output-dir`, for a new run or a resumed one.
+        """The folder of `--output-dir`, for a new run or a resumed one; to be called by all processes together.
 
         Args:
-            goes_on: whether the run has steps left to do.
-            lock: that of the folder, taken before anything in it was read.
+            continues: whether the run has steps left to do.
+            lock: of the folder, if it existed before anything in it was read; the main process's.
 
         Raises:
-            InputError: the folder holds a run and nobody said what to do with it.
+            InputError: the folder holds a run, and no option says what to do with it.
         """
+        folder = run_on_main(lambda: cls.prepare(settings, resumed, continues, lock))
+        return folder or cls(settings.output_dir, writes=False)
+
+    @classmethod
+    def prepare(
+        cls,
+        settings: TrainSettings,
+        resumed: tuple[Path, dict[str, Any]] | None,
+        continues: bool,
+        lock: FolderLock | None,
+    ) -> "RunFolder":
+        """`open` on the main process."""
         with reading_input():
-            folder = cls(args.output_dir, lock)
+            folder = cls(settings.output_dir, lock=lock or FolderLock(Path(settings.output_dir)))
             remove_leftovers(folder.path)
             others = folder.files_of_a_run()
-            # With auto and no checkpoint, log and arguments are those of a run that was stopped before its first one.
-            never_began = args.resume == "auto" and all(f.name in (LOG, ARGUMENTS) for f in others)
+            # With auto and no checkpoint, log and settings are those of a run that was stopped before its first one.
+            never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
             if resumed is not None and resumed[0].resolve().parent == folder.path.resolve():
-                folder.go_back_to(*resumed, goes_on)
-            elif args.overwrite or never_began:
+                folder.roll_back_to(*resumed, continues)
+            elif settings.overwrite or never_began:
                 for file in others:
                     file.unlink()
             elif others:
                 raise InputError(
-                    f"{folder.path} holds a run ({others[0].name}): go on with --resume auto, choose another "
+                    f"{folder.path} holds a run ({others[0].name}): continue it with --resume auto, choose another "
                     "--output-dir, or start anew with --overwrite"
                 )
-            write_atomically(folder.path / ARGUMENTS, json.dumps(vars(args), indent=2, ensure_ascii=False) + "\n")
+            plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
+            write_atomically(folder.path / SETTINGS, plain + "\n")
             folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
         if folder.results["segm"]:
             folder.draw_curves()  # the run may have been killed before it came to that
         return folder
 
     def files_of_a_run(self) -> list[Path]:
-        names = [*RESULTS.values(), LOG, ARGUMENTS, LOSS_CURVE, MAP_CURVE, BEST]
+        names = [*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST]
         return [f for f in sorted(self.path.iterdir()) if f.name in names or CHECKPOINT.match(f.name)]
 
     def lines(self, name: str) -> list[str]:
-        """A file's whole lines; a loss of power may leave a part of one at the end."""
+        """The complete lines of a file; a power failure may leave part of one at the end."""
         file = self.path / name
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def go_back_to(self, path: Path, content: Mapping[str, Any], goes_on: bool) -> None:
-        """Drop what was written after a checkpoint, and if the run goes on what only its stop there has left."""
+    def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool) -> None:
+        """Drop what was written after a checkpoint, and if the run continues what only its stop there has left."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
-        inside = goes_on and step % content["steps_per_epoch"] != 0
+        inside = continues and step % content["steps_per_epoch"] != 0
         own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
         if not CHECKPOINT.match(path.name):
             put_in_place(path, self.path / own_name)
@@ -124,14 +152,19 @@ class RunFolder:
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add a printed step to the log, as a JSON line."""
+        if not self.writes:
+            return
         with trying_again_later(self.log_file.path):
             self.log_file.add(json.dumps(dict(entry)))
 
-    def has_results(self, epoch: int) -> bool:
-        return all(epoch in map(epoch_of, lines) for lines in self.results.values())
+    def lacks_results(self, epoch: int) -> bool:
+        """Whether an epoch has no line in the results files; the same on every process."""
+        return broadcast_from_main(any(epoch not in map(epoch_of, lines) for lines in self.results.values()))
 
     def write_results(self, epoch: int, metrics: Mapping[str, Metrics], mean_loss: float, lr: float) -> None:
         """Give an epoch its line in both results files, and the best epoch's checkpoint the name model_best.pth."""
+        if not self.writes:
+            return
         for kind, lines in self.results.items():
             numbers = [f"{value:.4f}" for value in [*metrics[kind].stats, mean_loss]] + [f"{lr:.6f}"]
             others = [line for line in lines if epoch_of(line) != epoch]
@@ -150,6 +183,8 @@ class RunFolder:
                 put_in_place(of_epoch[-1], self.path / BEST)
 
     def draw_curves(self) -> None:
+        if not self.writes:
+            return
         steps = [json.loads(line) for line in self.lines(LOG)]
         box, mask = ([line.split() for line in lines] for lines in self.results.values())
         with trying_again_later(self.path / LOSS_CURVE):
@@ -163,16 +198,17 @@ class RunFolder:
                 [float(columns[2]) for columns in mask],
             )
 
-    def tries_again(self, step: int) -> bool:
+    def retry_is_due(self, step: int) -> bool:
         """Whether it is time for another attempt at a checkpoint that could not be written."""
         return self.unsaved_since is not None and step >= self.unsaved_since + TRY_AGAIN
 
     def require_saved(self) -> None:
-        """InputError if the last checkpoint could not be written."""
-        if self.unsaved_since is not None:
+        """InputError on all processes if the last checkpoint could not be written."""
+        step = broadcast_from_main(self.unsaved_since)
+        if step is not None:
             raise InputError(
-                f"{self.path}: the checkpoint of step {self.unsaved_since} could not be written; make room, and go on "
-                "with --resume auto from the one before it"
+                f"{self.path}: the checkpoint of step {step} could not be written; make room, and continue with "
+                "--resume auto from the one before it"
             )
 
     def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
@@ -206,12 +242,14 @@ class RunFolder:
             file.unlink()
 
     def finish(self) -> None:
-        """Write what a full disk has kept waiting, and say what to do next.
+        """Write what a full disk has kept waiting, and print what to do next; by all processes together.
 
         Raises:
             InputError: the disk is still full.
         """
         self.require_saved()
+        if not self.writes:
+            return
         with reading_input():
             self.log_file.write_waiting()
             for kind, name in RESULTS.items():
@@ -228,14 +266,14 @@ class RunFolder:
 
 @contextmanager
 def trying_again_later(path: Path) -> Iterator[None]:
-    """Around the writing of a file without which the run can go on: a full disk is said, not fatal."""
+    """Around the writing of a file that the run can do without for now: on a full disk, warn and continue."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = reason_of_full_disk(error)
         if reason is None:
             raise
-        warn(f"{path} could not be written ({reason.strerror}); the run goes on and tries again")
+        warn(f"{path} could not be written ({reason.strerror}); the run continues and tries again")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -251,7 +289,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def age(path: Path) -> tuple[int, float]:
-    """What orders checkpoints: the epoch, and inside it the step; at its end infinity."""
+    """Sort key of checkpoints: the epoch, and inside it the step; infinity at its end."""
     epoch, step = CHECKPOINT.match(path.name).groups()
     return int(epoch), math.inf if step is None else int(step)
 
@@ -262,7 +300,7 @@ def epoch_of(line: str) -> int:
 
 
 def epoch_in(path: Path) -> int | None:
-    """The epoch of a checkpoint whose name does not tell; None where it is broken."""
+    """The epoch of a checkpoint, read from its content; None where it is broken."""
     try:
         return read_weight_file(path).get("epoch")
     except InputError:

@@ -22,7 +22,7 @@ SILENCE = 5.0  # seconds without one, after a connection broke, that mean death
 GRACE = 3.0  # seconds in which a process may still end by an error of its own
 
 
-class Watch(threading.Thread):
+class Watchdog(threading.Thread):
     """One process's part.
 
     Args:
@@ -42,7 +42,7 @@ class Watch(threading.Thread):
         self.beaten_at = [time.monotonic()] * world_size
         self.say()
 
-    def here(self, doing: str, step: int | None) -> None:
+    def report_activity(self, doing: str, step: int | None) -> None:
         """Called where the process goes on: what it begins to do now, one of DOING; a new step, or the same."""
         self.step = self.step if step is None else step
         self.doing, self.moves = doing, self.moves + 1
@@ -68,7 +68,7 @@ class Watch(threading.Thread):
                 self.end("the store of the run is gone, and with it the process or machine that held it")
 
     def look_for_standstill(self) -> None:
-        """Once a process stands still for longer than the timeout, accuse those furthest behind: the others wait for
+        """Once a process stands still for longer than the timeout, blame those furthest behind: the others wait for
         them; and of these those without a sign of life, if there are such."""
         now, states = time.monotonic(), self.read_all()
         for r, (old, new) in enumerate(zip(self.last_states, states)):
@@ -80,10 +80,10 @@ class Watch(threading.Thread):
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
         if any(now - self.moved_at[r] > self.timeout for r in running):
             place = {r: (states[r][2], DOING.index(states[r][3]), now - self.beaten_at[r] < SILENCE) for r in running}
-            accused = [describe(r, states[r]) for r in running if place[r] == min(place.values())]
-            self.accuse(f"no progress for {self.timeout:.0f} s (--timeout) by {' and '.join(accused)}")
+            blamed = [describe(r, states[r]) for r in running if place[r] == min(place.values())]
+            self.blame(f"no progress for {self.timeout:.0f} s (--timeout) by {' and '.join(blamed)}")
 
-    def accuse(self, verdict: str) -> str:
+    def blame(self, verdict: str) -> str:
         """Tell all processes why the run ends; the first word stands. Returns it."""
         return self.store.compare_set("verdict", "", verdict).decode()
 
@@ -95,7 +95,7 @@ class Watch(threading.Thread):
                 time.sleep(self.interval / 4)
             gone = [r for r, (old, new) in enumerate(zip(before, self.read_all())) if old[0] == new[0]]
             named = " and ".join(describe(r, before[r]) for r in gone) or "a process that still lives"
-            return self.accuse(f"lost the connection to {named}")
+            return self.blame(f"lost the connection to {named}")
         except RuntimeError:
             return "the store of the run is gone, and with it the process or machine that held it"
 
@@ -106,7 +106,7 @@ class Watch(threading.Thread):
         try:
             self.say(over=True)
             if verdict:
-                self.accuse(f"{describe(self.rank, self.read_all()[self.rank])} ended: {verdict}")
+                self.blame(f"{describe(self.rank, self.read_all()[self.rank])} ended: {verdict}")
         except RuntimeError:
             pass  # the store is gone already; nobody is left to be told
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from network_files.state_dicts import rename_old_keys
-from train_utils.distributed import from_main, is_main, on_main
+from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError
 from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
 from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_words, is_pickle, read_arrays
@@ -64,7 +64,7 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
         download(detector)
         return Path(detector.name)
 
-    return from_main(on_main(found))
+    return broadcast_from_main(run_on_main(found))
 
 
 def download(published: PublishedFile) -> None:

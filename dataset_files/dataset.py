@@ -1,0 +1,60 @@
+"""The contract of a dataset: what loaders, the check and the evaluation ask of it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from dataset_files.problems import Problems
+
+
+class InstanceDataset(Protocol):
+    """Images and instances of one split.
+
+    An item is an image, uint8 [3, H, W], and a target: `boxes` float32 [N, 4], x1y1x2y2 in its pixels, `labels` int64
+    [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
+
+    Attributes:
+        class_names: label -> name.
+        category_ids: label -> category id in the annotations and in written results.
+        training: whether items are for training: without crowds, and images without objects are left out.
+        source: the file or folder that messages name.
+        problems: what is wrong with the annotations.
+        image_folder: the folder that `image_names` are relative to.
+        kept_in_evaluation: what becomes, outside training, of what training leaves out; in words.
+        collate_fn: items -> (images, targets).
+        coco: the ground truth as a COCO object; created on first use.
+    """
+
+    class_names: dict[int, str]
+    category_ids: dict[int, int]
+    training: bool
+    source: Path
+    problems: Problems
+    image_folder: Path
+    kept_in_evaluation: str
+    collate_fn: Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]
+
+    @property
+    def coco(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Any]]: ...
+
+    def target(self, i: int) -> dict[str, Any]:
+        """The target of item i, before the transforms and without opening the image."""
+
+    def image_id(self, i: int) -> int: ...
+
+    def image_names(self) -> list[str]:
+        """The file of each image, relative to `image_folder`."""
+
+    def image_path(self, i: int) -> Path: ...
+
+    def get_height_and_width(self, i: int) -> tuple[int, int]:
+        """Of image i, from the annotations, without opening it."""
+
+    def drop_items(self, items: Sequence[int]) -> None:
+        """Continue without these items; the others close up."""

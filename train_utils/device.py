@@ -1,0 +1,63 @@
+"""The device, the floating-point type and the determinism of a run."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from train_utils.distributed import is_main
+from train_utils.errors import InputError, warn
+from train_utils.memory import keep_freed_memory
+
+
+@dataclass
+class Precision:
+    """The floating-point type that the network computes in: float32, or with --amp bf16 or fp16.
+
+    Attributes:
+        dtype: of autocast; None for float32 throughout.
+    """
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    @classmethod
+    def choose(cls, device: torch.device, amp: bool) -> "Precision":
+        """With `amp` bf16, except on GPUs without it, which get fp16 and need a GradScaler."""
+        dtype = None
+        if amp:
+            bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = torch.bfloat16 if bf16 else torch.float16
+        return cls(device.type, dtype)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that is asked for, or the CPU with a warning where there is no CUDA.
+
+    On the CPU the process keeps the memory that it frees, see `keep_freed_memory`.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        if is_main():
+            warn(f"no CUDA device is available, --device {name} becomes cpu")
+        name = "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such device; give cuda, cuda:N or cpu") from None
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def use_deterministic_algorithms() -> None:
+    """The same bits in every run on CUDA too; to be called before the first use of the device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

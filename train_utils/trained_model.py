@@ -1,0 +1,54 @@
+"""Open weights for evaluation and prediction: the one way in for validation.py, predict.py and everybody else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from network_files import MaskRCNN
+from train_utils.classes import ClassTable
+from train_utils.device import Precision, choose_device
+from train_utils.errors import InputError
+from train_utils.models import ModelConfig, load_trained_model
+from train_utils.options import OUTPUT_FOLDER, InferenceSettings
+from train_utils.run.run_folder import newest_checkpoint
+
+
+@dataclass
+class TrainedModel:
+    """A network in evaluation mode on its device, and what its file says about it.
+
+    Attributes:
+        path: the weight file.
+        content: of the file, without the weights.
+        classes: of the network; from the file, --label-json-path, or COCO's.
+        trained_with: the settings of the run that wrote the file; {} for published weights.
+    """
+
+    path: Path
+    model: MaskRCNN
+    config: ModelConfig
+    content: dict[str, Any]
+    classes: ClassTable
+    device: torch.device
+    precision: Precision
+    trained_with: dict[str, Any]
+
+
+def open_trained_model(settings: InferenceSettings) -> TrainedModel:
+    """The weights that `--weights-path` names, or the newest checkpoint in the default output folder.
+
+    Raises:
+        InputError: there are none, or they cannot be used; the message names the file.
+    """
+    path = settings.weights_path or newest_checkpoint(OUTPUT_FOLDER)
+    if path is None:
+        raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
+    model, config, content = load_trained_model(path, settings)
+    trained_with = content.get("args", {})
+    device = choose_device(settings.device)
+    precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
+    classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)
+    model.to(device, memory_format=torch.channels_last)
+    return TrainedModel(Path(path), model, config, content, classes, device, precision, trained_with)
