@@ -5,8 +5,15 @@ Mappings and lists, in blocks or in brackets; plain and quoted scalars, which al
 
 import re
 
-KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'\[\]{},&*!|>%@`#-](?:[^#:]|:(?=\S)|(?<=\S)#)*?|-\S[^:]*?)\s*:(?=\s|$)""")
-UNSUPPORTED = {"&": "anchor", "*": "alias", "!": "tag", "%": "directive", "@": "reserved character", "`": "reserved character"}  # fmt: skip
+KEY = re.compile(
+    r"""
+    ( "(?:[^"\\]|\\.)*" | '(?:[^']|'')*'
+    | [^\s"'\[\]{},&*!|>%@`\#-] (?: [^#:] | :(?=\S) | (?<=\S)\# )*?
+    | -\S[^:]*?
+    ) \s* : (?=\s|$)""",
+    re.VERBOSE,
+)
+UNSUPPORTED = {"&": "anchor", "*": "alias", "!": "tag", "%": "directive", "@": "character", "`": "character"}
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", '"': '"', "\\": "\\", "/": "/", " ": " "}
 DEEPEST = 50  # levels
 
@@ -40,7 +47,7 @@ class YamlReader:
                 self.lines.append((number, len(content) - len(body), body))
 
     def fail(self, number: int, message: str) -> ValueError:
-        return ValueError(f"{self.source}, line {number}: {message}; expected lines such as \"names: [cat, dog]\"")
+        return ValueError(f"{self.source}, line {number}: {message}; expected lines such as 'names: [cat, dog]'")
 
     def document(self) -> Value:
         if not self.lines:
