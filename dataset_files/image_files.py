@@ -41,7 +41,8 @@ def names_in(folder: Path) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    path = Path(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:

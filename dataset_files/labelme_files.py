@@ -181,7 +181,7 @@ def shape_parts(shape: dict, kind: object) -> Iterator[list[float] | Crop]:
     xs, ys = flat[0::2], flat[1::2]
     expected = {"polygon": range(3, 1 << 30), "circle": (2,), "rectangle": (2, 4), "mask": (2,)}
     expected |= {"oriented_rectangle": (4,), "rotation": (4,)}
-    if kind not in expected:
+    if not isinstance(kind, str) or kind not in expected:
         raise ValueError(f"unknown shape_type {shown(kind)}")
     if len(points) not in expected[kind]:
         raise ValueError(f"a {kind} of {len(points)} points")

@@ -21,7 +21,7 @@ ONLY_CLASS = "object"
 
 @dataclass
 class MaskFolders:
-    """Where the images and the masks of one split are, and whether their folders are one split's alone."""
+    """Where the images and the masks of one split are."""
 
     images: Path
     masks: Path
@@ -89,7 +89,7 @@ def read_masks(folders: MaskFolders) -> Converted:
         any_masks = True
         add_masks(builder, relative.as_posix(), masks, folders, singles)
     if not any_masks:
-        raise ValueError(f"{folders.masks}: no mask has the name of an image; expected e.g. a.png or a_mask.png for a.jpg")
+        raise ValueError(f"{folders.masks}: no mask is named like an image; expected a.png or a_mask.png for a.jpg")
     builder.problems.add_all("single value", singles, str)
     return builder.converted()
 

@@ -185,7 +185,7 @@ def shape_polygon(shape: dict) -> list[float]:
             raise ValueError(f"a {kind} with {len(xs)} x and {len(ys)} y")
         return [value for point in zip(xs, ys) for value in point]
     keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
-    if kind not in keys:
+    if not isinstance(kind, str) or kind not in keys:
         raise ValueError(f"unknown shape {shown(kind)}")
     numbers = image_coordinates([shape.get(key) for key in keys[kind]])
     if kind == "rect":

@@ -77,8 +77,10 @@ def find(root: Path) -> list[SplitFiles]:
     folder = variant_folder(root)
     if folder is None or is_standard(root):
         return []
-    if class_table_file(folder) is None and not any(n.lower().endswith(".xml") for n in names_in(folder / "Annotations")):
-        raise ValueError(f"{folder}: nothing names the classes; expected labelmap.txt, class_names.txt or Annotations/*.xml")
+    has_xml = any(name.endswith(".xml") for name in names_in(folder / "Annotations"))
+    if class_table_file(folder) is None and not has_xml:
+        expected = "labelmap.txt, class_names.txt or Annotations/*.xml"
+        raise ValueError(f"{folder}: nothing names the classes; expected {expected}")
     images = image_folder(folder)
     lists = find_lists(folder)
     if not lists:
@@ -92,7 +94,8 @@ def find(root: Path) -> list[SplitFiles]:
 
 def variant_folder(root: Path) -> Path | None:
     """The folder with SegmentationObject that `root` is, or that lies in it or in its VOCdevkit."""
-    years = [place / name for place in (root, root / "VOCdevkit") for name in sorted(names_in(place)) if name[:3] == "VOC"]
+    places = (root, root / "VOCdevkit")
+    years = [place / name for place in places for name in sorted(names_in(place)) if name.startswith("VOC")]
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
 
 
@@ -135,9 +138,10 @@ def looks_standard(folder: Path, name: str) -> bool:
             text = file.read(1 << 16)
     except OSError:
         return False
-    found = re.findall(rb"<object>\s*<name>\s*([^<]*?)\s*</name>", text)
-    stems = (folder / "JPEGImages" / name).with_name(Path(name).name)
-    return all(one.decode(errors="replace") in VOC_CLASSES for one in found) and Path(f"{stems}.jpg").is_file()
+    objects = re.findall(rb"<object>(.*?)</object>", re.sub(rb"(?s)<part>.*?</part>", b"", text), re.DOTALL)
+    found = [text for one in objects for text in re.findall(rb"<name>\s*([^<]*?)\s*</name>", one)]
+    is_jpeg = (folder / "JPEGImages" / f"{name}.jpg").is_file()
+    return is_jpeg and all(one.decode(errors="replace") in VOC_CLASSES for one in found)
 
 
 def has_palette(folder: Path, names: Iterable[str]) -> bool:
@@ -267,7 +271,9 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
         return
     values = np.where(instances.values == (VOID_COLOUR if instances.kind == "colour" else NOBODY), 0, instances.values)
     crops = list(instance_crops(values).values())
-    names = [class_of_crop(builder, crop, classes, table, file_name) for crop in crops] if table else [None] * len(crops)
+    names: list[str | None] = [None] * len(crops)
+    if table:
+        names = [class_of_crop(builder, crop, classes, table, file_name) for crop in crops]
     if xml_objects is not None:
         crops, names = add_xml_objects(builder, image, xml_objects, crops, names)
     for (left, top, crop), class_name in zip(crops, names):
@@ -304,7 +310,7 @@ def class_of_crop(
     found = keys[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels]
     numbers, counts = np.unique(found[(found != void) & (found != 0)], return_counts=True)
     if not len(numbers):
-        builder.problems.add("no class", f"{file_name}: an object at x {left}, y {top} is background in SegmentationClass")
+        builder.problems.add("no class", f"{file_name}: background in SegmentationClass at x {left}, y {top}")
         return None
     order = counts.argsort()
     if len(order) > 1 and counts[order[-2]] > SECOND_CLASS * counts.sum():

@@ -76,7 +76,9 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
     if not isinstance(content, dict):
         raise ValueError(f"{yaml}: expected lines such as 'train: images/train', not {shown(content)}")
     class_names, base = read_class_names(content.get("names"), yaml), base_folder(content.get("path"), yaml)
-    splits, missing = {}, []
+    splits: dict[str, YoloSplit] = {}
+    missing: list[str] = []
+    taken: dict[Path, str] = {}
     for key, value in content.items():
         name = SPLIT_NAMES.get(key)
         wanted = [one for one in (value if isinstance(value, list) else [value]) if one]
@@ -85,6 +87,10 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
         if not all(isinstance(one, str) for one in wanted):
             raise ValueError(f"{yaml}: expected '{key}: folder' or a list of folders, not {shown(value)}")
         entries = {one: resolve(one, base, yaml.parent) for one in wanted}
+        for one, path in entries.items():
+            if path is not None and taken.setdefault(path, one) != one:
+                both = f"{taken[path]!r} and {one!r}"
+                raise ValueError(f"{yaml}: {both} both lead to {path}; write where each of them is, e.g. images/val")
         missing += [f"{key}: {one}" for one, path in entries.items() if path is None]
         there = [path for path in entries.values() if path is not None]
         if there:
@@ -127,7 +133,7 @@ def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
     foreign = entry.startswith(("/", "\\")) or ":" in parts[0] if parts else False
     tails = [inner]
     if foreign:
-        tails = [inner[k:] for k in range(1, len(inner) - 1)]
+        tails = [inner[k:] for k in range(len(inner))]
     candidates = [folder.joinpath(*tail) for tail in tails if tail for folder in (base, yaml_folder)]
     as_named = base / entry.replace("\\", "/")
     candidates = [as_named, *candidates] if foreign else [*candidates, as_named]
