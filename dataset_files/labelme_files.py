@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ IGNORED_LABELS = ("__ignore__", "_background_")
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
 PEEKED = 3  # JSON files that are looked at
+HEAD = 1 << 16  # characters of a file that are enough to recognise it
+SHAPES = re.compile(r'"shapes"\s*:\s*\[')
 
 
 def find(root: Path) -> list[SplitFiles]:
@@ -39,15 +42,24 @@ def has_labelme_json(folder: Path, depth: int) -> bool:
     looked_at = 0
     for path in files_below(folder, depth):
         if path.suffix.lower() == ".json":
-            try:
-                if is_labelme(read_json(path)):
-                    return True
-            except (ValueError, OSError):
-                pass  # reported when read, if others are labelme's
+            if seems_labelme(path):
+                return True
             looked_at += 1
             if looked_at == PEEKED:
                 return False
     return False
+
+
+def seems_labelme(path: Path) -> bool:
+    """Whether a file is labelme's by its first characters, as COCO files of any size lie in other folders."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            head = file.read(HEAD)
+        if '"imageData"' in head and len(head) == HEAD and not SHAPES.search(head):
+            return is_labelme(read_json(path))  # the image in base64 is before the shapes
+        return SHAPES.search(head) is not None
+    except (ValueError, OSError):
+        return False  # reported when read, if others are labelme's
 
 
 def is_labelme(content: object) -> bool:
