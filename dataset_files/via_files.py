@@ -93,6 +93,10 @@ def image_entries(content: object, source: Path) -> list[dict]:
     named = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     if not named or not all(isinstance(entry.get("filename"), str) for entry in entries):
         raise ValueError(f'{source}: expected VIA\'s {{"NAME": {{"filename": ..., "regions": [...]}}}}')
+    for entry in entries:
+        if not isinstance(entry.get("regions") or [], (list, dict)):
+            regions = shown(entry["regions"])
+            raise ValueError(f"{source}: {shown(entry['filename'])} has the regions {regions}; expected a list")
     return entries
 
 

@@ -111,6 +111,9 @@ def test_via_missing_images_broken_files_and_several_files_are_named(tmp_path: P
     path.write_text(text[:-5])
     with pytest.raises(ValueError, match="via.json: not readable as JSON"):
         only(via_files, tmp_path)
+    write_regions(tmp_path / "other", 7)
+    with pytest.raises(ValueError, match="via.json: 'a.png' has the regions 7; expected a list"):
+        only(via_files, tmp_path / "other")
     (tmp_path / "second.json").write_text(text)
     with pytest.raises(ValueError, match=r"several VIA files \(second.json, via.json\)"):
         via_files.find(tmp_path)
