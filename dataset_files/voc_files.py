@@ -126,6 +126,12 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
     name = (element.findtext("name") or "").strip()
     if name not in VOC_CLASSES:
         raise UnusableObject("class", shown(name))
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return VOCObject(VOC_CLASSES.index(name) + 1, read_box(element, name, size), difficult)
+
+
+def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box of an object called `name`, 0-based x1y1x2y2, clipped to an image of `size` (height, width)."""
     try:
         x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except (TypeError, ValueError):
@@ -136,8 +142,7 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
         raise UnusableObject("corners", f"'{name}' has the box {x1:g} {y1:g} {x2:g} {y2:g}")
     height, width = map(float, size)
     x1, y1, x2, y2 = min(max(x1 - 1, 0), width), min(max(y1 - 1, 0), height), min(x2, width), min(y2, height)
-    box = (x1, y1, max(x2, x1), max(y2, y1))
-    return VOCObject(VOC_CLASSES.index(name) + 1, box, (element.findtext("difficult") or "0").strip() == "1")
+    return x1, y1, max(x2, x1), max(y2, y1)
 
 
 def count_instances(path: Path, size: tuple[int, int]) -> int:

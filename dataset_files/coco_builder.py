@@ -1,0 +1,167 @@
+"""Build COCO's form of annotations from images and objects: outlines become polygons, pixels packed run-length codes.
+
+Readers of other layouts add images and objects in any order; `converted` numbers the classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from dataset_files.coco_file import LARGEST_COORDINATE, LARGEST_PICTURE
+from dataset_files.conversion import Converted
+from dataset_files.image_files import read_size
+from dataset_files.problems import Problems, shown
+from network_files.instance_masks import crop_to_content
+from network_files.rle import compress, encode_crop
+
+Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: an object's pixels, all others being 0
+Size = tuple[int, int]  # height, width
+
+
+class CocoBuilder:
+    """Images and objects of one split.
+
+    Args:
+        image_folder: the folder that file names are relative to.
+        class_names: classes in their order; others that objects have follow sorted by name.
+        report_new: note objects of classes beyond `class_names` as a problem.
+
+    Attributes:
+        problems: found so far.
+    """
+
+    def __init__(self, image_folder: Path, class_names: Sequence[str] = (), *, report_new: bool = False):
+        self.image_folder = image_folder
+        self.class_names = list(dict.fromkeys(class_names))
+        self.report_new = report_new and bool(class_names)
+        self.problems = Problems()
+        self.images: list[dict] = []
+        self.objects: list[tuple[str, dict]] = []
+        self.known_files: set[str] = set()
+
+    def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
+        """Add an image; without a size it is read from the file's header.
+
+        Returns:
+            Its entry in `images`, for `add_object`; None if it cannot be used, which is noted.
+        """
+        if file_name in self.known_files:
+            self.problems.add("same image", file_name)
+            return None
+        size = size or self.size_of(file_name)
+        if size is None:
+            return None
+        if min(size) < 1 or size[0] * size[1] > LARGEST_PICTURE:
+            self.problems.add("image", f"{file_name}: {size[1]}x{size[0]} pixels")
+            return None
+        self.known_files.add(file_name)
+        self.images.append(
+            {"id": len(self.images) + 1, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
+        )
+        return self.images[-1]
+
+    def size_of(self, file_name: str) -> Size | None:
+        """Height and width of an image from its header; None if it cannot be read, which is noted."""
+        try:
+            return read_size(self.image_folder / file_name)
+        except FileNotFoundError:
+            self.problems.add("missing", file_name)
+        except (ValueError, OSError) as error:
+            self.problems.add("unreadable", f"{file_name}: {error}")
+        return None
+
+    def add_object(
+        self,
+        image: dict,
+        class_name: str,
+        *,
+        polygons: Sequence[Sequence[float]] = (),
+        crops: Sequence[Crop] = (),
+        box: tuple[float, float, float, float] | None = None,
+        crowd: bool = False,
+    ) -> None:
+        """Add an object with all its parts: polygons alone stay polygons, with pixels all becomes one code.
+
+        Args:
+            image: what `add_image` returned.
+            polygons: flat lists of coordinates in pixels, all finite, at least two points each.
+            crops: pixels, which may reach beyond the image.
+            box: x1, y1, x2, y2 in pixels; needed where there is neither polygon nor crop, else only if it is known
+                better than from the mask.
+        """
+        size = (image["height"], image["width"])
+        if crops:
+            code = merged_code(crops, polygons, size)
+            segmentation: list | dict = {"size": list(size), "counts": code["counts"].decode()}
+            x, y, width, height = coco_mask.toBbox(code).tolist()
+            extent, area = (x, y, x + width, y + height), float(coco_mask.area(code))
+        elif polygons:
+            segmentation = [[float(v) for v in polygon] for polygon in polygons]
+            extent = clipped_extent(segmentation, size)
+            area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))))
+        else:
+            segmentation, extent = [], box
+            area = (box[2] - box[0]) * (box[3] - box[1])
+        x1, y1, x2, y2 = extent if box is None else box
+        self.objects.append((
+            class_name,
+            {
+                "id": len(self.objects) + 1,
+                "image_id": image["id"],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "iscrowd": int(crowd),
+                "segmentation": segmentation,
+            },
+        ))  # fmt: skip
+        if self.report_new and class_name not in self.class_names:
+            self.problems.add("new class", f"{shown(class_name)} in {image['file_name']}")
+
+    def converted(self) -> Converted:
+        """All that was added, in COCO's form."""
+        names = list(self.class_names)
+        names += sorted({name for name, _ in self.objects} - set(names))
+        ids = {name: number for number, name in enumerate(names, start=1)}
+        annotations = [entry | {"category_id": ids[name]} for name, entry in self.objects]
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        content = {"images": self.images, "annotations": annotations, "categories": categories}
+        return Converted(content, self.problems)
+
+
+def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size: Size) -> dict:
+    """The packed run-length code of everything that crops and polygons cover in an image of `size`."""
+    codes = []
+    for left, top, crop in crops:
+        inside = crop[max(-top, 0) :, max(-left, 0) :]
+        left, top = max(left, 0), max(top, 0)
+        x, y, pixels = crop_to_content(inside[: max(size[0] - top, 0), : max(size[1] - left, 0)])
+        codes.append(encode_crop(pixels.astype(bool), left + x, top + y, *size))
+    packed = compress(codes)
+    if polygons:
+        packed += coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
+    return packed[0] if len(packed) == 1 else coco_mask.merge(packed)
+
+
+def clipped_extent(polygons: Sequence[Sequence[float]], size: Size) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 around polygons, clipped to an image of `size`."""
+    xs = [x for polygon in polygons for x in polygon[0::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    height, width = map(float, size)
+    x1, x2 = (min(max(x, 0.0), width) for x in (min(xs), max(xs)))
+    y1, y2 = (min(max(y, 0.0), height) for y in (min(ys), max(ys)))
+    return x1, y1, x2, y2
+
+
+def image_coordinates(values: object) -> list[float]:
+    """Numbers from a file as floats.
+
+    Raises:
+        ValueError: they are not numbers that an image can have as coordinates.
+    """
+    if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+        raise ValueError(f"{shown(values)} is not a list of numbers")
+    if not all(abs(v) <= LARGEST_COORDINATE for v in values):  # not if NaN
+        raise ValueError(f"{shown(values)} has coordinates that no image has")
+    return [float(v) for v in values]

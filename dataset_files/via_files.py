@@ -1,0 +1,201 @@
+"""Read the layouts of the VGG Image Annotator: version 1's region data, version 2's projects and exports."""
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from dataset_files.coco_builder import CocoBuilder, image_coordinates
+from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.image_files import ImageFinder, names_in, split_folders
+from dataset_files.labelme_files import read_json
+from dataset_files.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.problems import shown
+
+HEAD = 1 << 18  # characters of a file that are enough to recognise it
+ONLY_CLASS = "object"  # where regions have no attribute
+
+
+def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
+    """The splits of a folder with VIA's JSON files, or of one such file; [] if it is of another layout.
+
+    Args:
+        class_attribute: the region attribute that is the class, where there are several.
+    """
+    if root.is_file():
+        sources = {"": root} if is_via(root) else {}
+    else:
+        sources = {split: source for split, folder in split_folders(root).items() if (source := via_json(folder))}
+        if not sources and (source := via_json(root)):
+            sources = {"": source}
+    return [
+        SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), partial(list, [source]))
+        for split, source in sources.items()
+    ]
+
+
+def via_json(folder: Path) -> Path | None:
+    """The VIA file in a folder; None if there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    names = sorted(name for name in names_in(folder) if name.lower().endswith(".json"))
+    if len(names) > 20:  # a JSON beside each image: no layout of VIA's
+        return None
+    found = [folder / name for name in names if is_via(folder / name)]
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise ValueError(f"{folder}: has several VIA files ({listed}); keep one, or name it instead of the folder")
+    return found[0] if found else None
+
+
+def is_via(path: Path) -> bool:
+    """Whether a file's beginning is that of a VIA project or export."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    if not head.lstrip().startswith("{"):
+        return False
+    return '"_via_img_metadata"' in head or all(f'"{key}"' in head for key in ("filename", "size", "regions"))
+
+
+def read_via(source: Path, class_attribute: str | None) -> Converted:
+    """The annotations of one VIA file, whose images lie in its folder or below.
+
+    Raises:
+        ValueError: the file is not VIA's, or it is not clear which attribute is the class.
+    """
+    try:
+        content = read_json(source)
+    except ValueError as error:
+        raise ValueError(f"{source}: not readable as JSON ({error})") from error
+    entries = image_entries(content, source)
+    attribute = choose_attribute(entries, class_attribute, source)
+    builder, finder = CocoBuilder(source.parent), ImageFinder(source.parent)
+    folders = [source.parent, source.parent / "images", *default_folder(content, source.parent)]
+    for entry in entries:
+        name = str(entry["filename"])
+        file_name = finder.find(name, *folders)
+        if file_name is None:
+            builder.problems.add("missing", shown(name))
+        elif (image := builder.add_image(file_name)) is not None:
+            add_regions(builder, image, entry, attribute, options_of(content, attribute))
+    return builder.converted()
+
+
+def image_entries(content: object, source: Path) -> list[dict]:
+    """The entries of all images: dicts with `filename` and `regions`."""
+    metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
+    entries = list(metadata.values()) if isinstance(metadata, dict) else metadata
+    named = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not named or not all(isinstance(entry.get("filename"), str) for entry in entries):
+        raise ValueError(f'{source}: expected VIA\'s {{"NAME": {{"filename": ..., "regions": [...]}}}}')
+    for entry in entries:
+        if not isinstance(entry.get("regions") or [], (list, dict)):
+            regions = shown(entry["regions"])
+            raise ValueError(f"{source}: {shown(entry['filename'])} has the regions {regions}; expected a list")
+    return entries
+
+
+def default_folder(content: dict, folder: Path) -> Iterable[Path]:
+    """The image folder that a project's settings name, relative to the project."""
+    settings = content.get("_via_settings")
+    core = settings.get("core") if isinstance(settings, dict) else None
+    path = core.get("default_filepath") if isinstance(core, dict) else None
+    if isinstance(path, str) and path and "\0" not in path:
+        yield Path(os.path.normpath(folder / path.replace("\\", "/")))
+
+
+def options_of(content: dict, attribute: str | None) -> dict:
+    """What a project says that the values of an attribute mean: option -> description."""
+    value: object = content
+    for key in ("_via_attributes", "region", attribute, "options"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
+    """Number from 1, shape attributes and region attributes of each region."""
+    regions = entry.get("regions") or []
+    for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
+        region = region if isinstance(region, dict) else {}
+        yield number, region.get("shape_attributes"), region.get("region_attributes")
+
+
+def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
+    """The region attribute that is the class: the one wanted, else the only one with values; None if there is none."""
+    attributes: dict[str, None] = {}
+    for entry in entries:
+        for _, _, values in regions_of(entry):
+            if isinstance(values, dict):
+                attributes.update((key, None) for key, value in values.items() if value not in ("", None, {}))
+    listed = ", ".join(sorted(attributes)) or "none"
+    if wanted is not None:
+        if wanted not in attributes:
+            raise ValueError(f"{source}: no region has the attribute '{wanted}'; there are: {listed}")
+        return wanted
+    if len(attributes) > 1:
+        raise ValueError(
+            f"{source}: regions have several attributes ({listed}); say which one is the class, e.g. "
+            f"--class-attribute {sorted(attributes)[0]}"
+        )
+    return next(iter(attributes), None)
+
+
+def add_regions(builder: CocoBuilder, image: dict, entry: dict, attribute: str | None, options: dict) -> None:
+    for number, shape, values in regions_of(entry):
+        where = f"{image['file_name']}, region {number}"
+        name = class_of(values, attribute, options)
+        if not isinstance(shape, dict):
+            builder.problems.add("outline", f"{where}: has no shape_attributes")
+        elif shape.get("name") == "point":
+            builder.problems.add("not an area", where)
+        elif name is None:
+            builder.problems.add("no class", f"{where}: {shown(values)}")
+        else:
+            try:
+                builder.add_object(image, name, polygons=[shape_polygon(shape)])
+            except ValueError as error:
+                builder.problems.add("outline", f"{where}: {error}")
+
+
+def class_of(values: object, attribute: str | None, options: dict) -> str | None:
+    """The class name of a region from its attributes; a checkbox is a dict, of which one key may be true."""
+    if attribute is None:
+        return ONLY_CLASS
+    value = values.get(attribute) if isinstance(values, dict) else None
+    if isinstance(value, dict):
+        chosen = [key for key, ticked in value.items() if ticked is True or ticked == "true"]
+        value = chosen[0] if len(chosen) == 1 else None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
+        return None
+    description = options.get(str(value))
+    return description.strip() if isinstance(description, str) and description.strip() else str(value).strip()
+
+
+def shape_polygon(shape: dict) -> list[float]:
+    """The outline of a region; a polyline is closed.
+
+    Raises:
+        ValueError: the shape is unknown, or its numbers are not usable.
+    """
+    kind = shape.get("name")
+    if kind in ("polygon", "polyline"):
+        xs, ys = image_coordinates(shape.get("all_points_x")), image_coordinates(shape.get("all_points_y"))
+        if len(xs) != len(ys) or len(xs) < 3:
+            raise ValueError(f"a {kind} with {len(xs)} x and {len(ys)} y")
+        return [value for point in zip(xs, ys) for value in point]
+    keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
+    if not isinstance(kind, str) or kind not in keys:
+        raise ValueError(f"unknown shape {shown(kind)}")
+    numbers = image_coordinates([shape.get(key) for key in keys[kind]])
+    if kind == "rect":
+        x, y, width, height = numbers
+        return rectangle_polygon(x, y, x + width, y + height)
+    if kind == "circle":
+        return ellipse_polygon(*numbers, numbers[2])
+    (angle,) = image_coordinates([shape.get("theta", 0)])
+    return ellipse_polygon(*numbers, angle)
