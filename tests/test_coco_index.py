@@ -71,7 +71,7 @@ def contents(index: CocoIndex) -> tuple:
 
 
 def forbid_reading(monkeypatch) -> None:
-    def fail(path):
+    def fail(*args):
         raise AssertionError("the file was read although its index is stored")
 
     monkeypatch.setattr(coco_index, "make_index", fail)
@@ -471,10 +471,10 @@ def start(file: Path, made: Path, results) -> None:
     """One process of several: notes that it read the file, slowly."""
     read = coco_index.make_index
 
-    def slow(path):
+    def slow(*args):
         (made / str(os.getpid())).touch()
         time.sleep(0.3)
-        return read(path)
+        return read(*args)
 
     coco_index.make_index = slow
     results.put(contents(open_index(file)))

@@ -1,7 +1,8 @@
 """The check of a dataset before the first step: all that is wrong is counted and named, then the run goes on or stops.
 
 What training can do without is left out with a warning. What would make results wrong stops the run, or with
-`--skip-bad` is left out with a warning as well. The evaluation loses nothing but what `--skip-bad` leaves out.
+`--skip-bad` is left out with a warning as well, unless it puts all of a file in doubt. The evaluation loses nothing but
+what `--skip-bad` leaves out.
 """
 
 import sys
@@ -47,10 +48,13 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
             warn(dataset.source, problems.in_words(kind, outcome_of(kind, dataset)))
         if skip_bad or wrong > 1:  # a single one is told by the error alone
             for kind in problems.wrong():
-                warn(dataset.source, problems.in_words(kind, ", left out" if skip_bad else ""))
-    if wrong and not skip_bad:
+                left = skip_bad and KINDS[kind].skippable
+                warn(dataset.source, problems.in_words(kind, ", left out" if left else ""))
+    unskippable = any(problems.unskippable() for problems in found)
+    if unskippable or (wrong and not skip_bad):
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
-        raise InputError(f"{'; '.join(parts)}; mend the data, or leave that out with --skip-bad")
+        remedy = "" if unskippable else "; mend the data, or leave that out with --skip-bad"
+        raise InputError(f"{'; '.join(parts)}{remedy}")
     for dataset, items in zip(datasets, left_out):
         if dataset.training and len(items) == len(dataset):
             raise InputError(f"{dataset.source}: holds no picture with a usable object to train on")
