@@ -182,7 +182,7 @@ def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
     if not found:
         return ""
     return (
-        f"all coordinates of {' and '.join(found)} are within 0..1, so that they look like fractions of the image size; "
+        f"all coordinates of {' and '.join(found)} are within 0..1, so that they look like fractions of image sizes; "
         "multiply x and width by the width of the image, y and height by its height"
     )
 

@@ -1,4 +1,4 @@
-"""Measure one mask as COCO writes it, polygons or a run-length code, which may be invalid: the box around it, its area."""
+"""Measure one mask in COCO's form, polygons or a run-length code, possibly invalid: the box around it, its area."""
 
 import numpy as np
 from pycocotools import mask as coco_mask

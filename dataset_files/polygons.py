@@ -1,4 +1,4 @@
-"""Recognise polygons by their coordinates, many at once: pairs instead of outlines, and outlines too thin for a pixel."""
+"""Recognise odd polygons, many at once: pairs instead of outlines, and outlines that are too thin for a pixel."""
 
 import numpy as np
 
