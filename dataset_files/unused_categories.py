@@ -20,9 +20,9 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
         return []
     used = set(used)
     dropped = []
-    for entry in valid:
-        parents = {e.get("supercategory") for e in valid if e is not entry and e["name"] not in BACKGROUND}
-        groups_the_others = parents == {entry["name"]}
-        if entry["id"] not in used and (groups_the_others or entry["name"] in BACKGROUND):
+    for entry in (e for e in valid if e["id"] not in used):
+        others = [e for e in valid if e is not entry and e["name"] not in BACKGROUND]
+        groups_the_others = bool(others) and all(e.get("supercategory") == entry["name"] for e in others)
+        if groups_the_others or entry["name"] in BACKGROUND:
             dropped.append(entry["id"])
     return dropped if len(dropped) < len(valid) else []

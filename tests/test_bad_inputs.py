@@ -62,26 +62,28 @@ def test_cases_can_fail(status, said):
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_boxes_of_another_format_stop_a_run_also_with_skip_bad(tmp_path, skip_bad):
-    root = make_coco(tmp_path)
-    path = annotation_file(root, "train")
+    make_coco(tmp_path)
+    path = annotation_file(tmp_path, "train")
     content = json.loads(path.read_text())
     for a in content["annotations"]:
         x, y, w, h = a["bbox"]
         a["bbox"] = [x, y, x + w, y + h]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="boxes look like x1, y1, x2, y2 .*--boxes-from-masks$"):
-        open_checked(str(root), [True, False], skip_bad)
+        open_checked(str(tmp_path), [True, False], skip_bad)
 
 
 def test_what_cannot_be_skipped_stops_the_check_whoever_found_it(tmp_path):
-    dataset = open_split(str(make_coco(tmp_path)), True)
+    make_coco(tmp_path)
+    dataset = open_split(str(tmp_path), True)
     dataset.problems.add("fractions", "all of them")
     with pytest.raises(InputError, match="not pixels .*all of them$"):
         check([dataset], skip_bad=True)
 
 
 def test_git_lfs_pointers_are_named(tmp_path):
-    dataset = open_split(str(make_coco(tmp_path)), True)
+    make_coco(tmp_path)
+    dataset = open_split(str(tmp_path), True)
     dataset.image_path(0).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
     problems, items = check_pictures(dataset)
     assert problems.counts == {"lfs": 1} and items == [0] and "git lfs pull" in problems.in_words("lfs")
