@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import open_index
+from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
 from transforms import Transform, collate_fn, read_image
@@ -32,6 +33,7 @@ class CocoDetection(Dataset):
 
     Args:
         skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
+        boxes_from_masks: the boxes of objects that have a mask are the masks' extents, whatever the file says.
 
     Attributes:
         class_names: label -> name, for the labels that occur in the file's categories.
@@ -55,6 +57,7 @@ class CocoDetection(Dataset):
         years: str = "2017",
         *,
         skip_bad: bool = False,
+        boxes_from_masks: bool = False,
     ):
         root = Path(root)
         self.image_folder = root / f"{dataset}{years}"
@@ -63,10 +66,10 @@ class CocoDetection(Dataset):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
         self.transforms = transforms
-        self.index = open_index(self.source)
+        self.boxes_from_masks = boxes_from_masks
+        self.index = open_index(self.source, boxes_from_masks)
         self.problems = self.index.problems
-        if not skip_bad:
-            self.problems.require_none_wrong(self.source)
+        self.problems.require_none_wrong(self.source, skip_bad)
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
@@ -74,7 +77,7 @@ class CocoDetection(Dataset):
         self.pictures = np.arange(len(self.index.image_ids))
         if self.training:
             self.pictures = np.flatnonzero(self.index.usable_counts())
-        self.is_whole = not self.problems.counts  # the ground truth is then the file as it stands
+        self.is_whole = not self.problems.counts and not boxes_from_masks  # the ground truth is then the file as it stands
         self._coco = None
 
     def __len__(self) -> int:
@@ -103,7 +106,7 @@ class CocoDetection(Dataset):
     def target(self, i: int) -> dict:
         """The target of item i, as `__getitem__` returns it but before the transforms."""
         size = self.get_height_and_width(i)
-        annotations = self.index.annotations(self.pictures[i], only_usable=self.training)
+        annotations = self.annotations(i, only_usable=self.training)
         try:
             masks = InstanceMasks.from_crops(decode_crops([packed_code(a, *size) for a in annotations]), size)
         except ValueError as error:
@@ -118,6 +121,14 @@ class CocoDetection(Dataset):
             "area": torch.tensor(areas, dtype=torch.float32),
             "iscrowd": torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.int64),
         }
+
+    def annotations(self, i: int, only_usable: bool) -> list[dict]:
+        """The annotations of item i as in the file, but for the boxes with `boxes_from_masks`."""
+        annotations = self.index.annotations(self.pictures[i], only_usable)
+        if self.boxes_from_masks:
+            for annotation in annotations:
+                annotation["bbox"] = box_of_mask(annotation["segmentation"]) or annotation["bbox"]
+        return annotations
 
     def image_id(self, i: int) -> int:
         return int(self.index.image_ids[self.pictures[i]])
@@ -160,7 +171,7 @@ class CocoDetection(Dataset):
             height, width = self.get_height_and_width(i)
             name = str(self.index.file_names[picture])
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
-            for a in self.index.annotations(picture, only_usable=False):
+            for a in self.annotations(i, only_usable=False):
                 code = packed_code(a, height, width)
                 counts = code["counts"]
                 annotations.append(

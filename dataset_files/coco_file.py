@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataset_files.polygons import are_point_pairs, may_cover_no_pixel
 from dataset_files.problems import Problems, leaves_folder, shown
 from network_files.rle import are_packed_codes, unpack_all
 
@@ -142,15 +143,16 @@ class MaskColumns:
     Attributes, of which `look` fills in those of the masks since the last time:
         extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN where it has none.
         flaws: by kind of problem, the annotations that have it.
+        thin: the annotations whose polygons may cover no pixel at all; only drawing them tells.
         codes, sizes: the annotations whose masks are run-length codes, and the codes' heights and widths.
     """
 
     def __init__(self):
         self.count = 0
         self.extents: list[np.ndarray] = []
-        self.flaws: dict[str, list[int]] = {
-            kind: [] for kind in ("odd polygon", "polygon numbers", "short polygon", "code counts", "no mask")
-        }
+        kinds = ("odd polygon", "point pairs", "polygon numbers", "short polygon", "code counts", "no mask")
+        self.flaws: dict[str, list[int]] = {kind: [] for kind in kinds}
+        self.thin = array("q")
         self.codes, self.sizes = array("q"), array("q")
         self.begin()
 
@@ -220,17 +222,20 @@ class MaskColumns:
         odd, short = lengths % 2 == 1, lengths < 6
         self.flaws["odd polygon"] += np.unique(owners[odd]).tolist()
         self.flaws["short polygon"] += np.unique(owners[short & ~odd]).tolist()
+        self.flaws["point pairs"] += owners[are_point_pairs(lengths, owners)].tolist()
         good = ~odd & ~short
         if not good.all():
             points, lengths, owners = points[np.repeat(good, lengths)], lengths[good], owners[good]
         if not len(owners):
             return
         borders = np.flatnonzero(np.diff(owners, prepend=-1))  # each object's polygons are together
-        starts = ((lengths.cumsum() - lengths) // 2)[borders]
-        around = corners_around(points[::2], points[1::2], starts)
+        starts = (lengths.cumsum() - lengths) // 2
+        around = corners_around(points[::2], points[1::2], starts[borders])
         fine = (np.abs(around) <= LARGEST_COORDINATE).all(axis=1)  # not if NaN
         self.flaws["polygon numbers"] += owners[borders][~fine].tolist()
         extents[owners[borders] - self.first] = np.where(fine[:, None], around, 0)
+        thin = fine & may_cover_no_pixel(points[::2], points[1::2], starts, borders, around)
+        self.thin.extend(owners[borders][thin].tolist())
 
     def look_at_codes(self, extents: np.ndarray) -> None:
         owners = np.array(self.packed_owners + self.loose_owners, dtype=np.int64)
@@ -290,11 +295,15 @@ def extents_of_runs(counts: np.ndarray, lengths: np.ndarray, heights: np.ndarray
     return code_of[borders], np.stack(low + high, axis=1).astype(np.float64)
 
 
+class NoCategory(ValueError):
+    """No category of a file can be used."""
+
+
 def read_categories(categories: list, problems: Problems) -> dict[int, str]:
     """Category id -> name; of two with one id the first.
 
     Raises:
-        ValueError: there is none that can be used.
+        NoCategory: there is none that can be used.
     """
     names = {}
     for number, category in enumerate(categories):
@@ -309,14 +318,14 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
         else:
             names[key] = name
     if not names:
-        raise ValueError("a category is wanted, 'categories' holds none")
+        raise NoCategory("a category is wanted, 'categories' holds none")
     return names
 
 
 class Pictures(NamedTuple):
     """The list "images" as columns: ids int64 [P], sizes int64 [P, 2] (height, width), file names str [P].
 
-    `sound` bool [P] says which can be used; the others are there for their annotations' sake.
+    `valid` bool [P] says which can be used; the others are there for their annotations' sake.
     """
 
     ids: np.ndarray
@@ -326,7 +335,7 @@ class Pictures(NamedTuple):
 
 
 def read_pictures(images: list, problems: Problems) -> Pictures:
-    ids, sizes, names, sound = array("q"), array("q"), [], []
+    ids, sizes, names, valid = array("q"), array("q"), [], []
     taken = set()
     for number, image in enumerate(images):
         try:
@@ -355,12 +364,12 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
             ids.append(key)
             sizes.extend((0, 0) if flawed else (height, width))
             names.append("" if flawed else name)
-            sound.append(not flawed)
+            valid.append(not flawed)
     return Pictures(
         np.array(ids, dtype=np.int64),
         np.array(sizes, dtype=np.int64).reshape(-1, 2),
         np.array(names, dtype=np.str_),
-        np.array(sound, dtype=bool),
+        np.array(valid, dtype=bool),
     )
 
 

@@ -19,16 +19,19 @@ import numpy as np
 
 from dataset_files.coco_check import check_annotations
 from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
+from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
+from dataset_files.unused_categories import unused_categories
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-VERSION = 2  # of the stored index; another one is not read
+VERSION = 3  # of the stored index; another one is not read
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
+SUFFIXES = {False: ".index", True: ".masks.index"}  # of a stored index, by `boxes_from_masks`
 
 
 @dataclass
@@ -86,22 +89,26 @@ class CocoIndex:
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
 
-def open_index(path: Path) -> CocoIndex:
+def open_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
     """The index of an instances file, stored or made anew.
+
+    Args:
+        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
 
     Raises:
         ValueError: the file cannot be used; the message says where and why.
     """
     stamp = stamp_of(path)
     if stamp[1] < STORED_FROM:
-        return make_index(path)
-    stored = read_stored(path, stamp)
+        return make_index(path, boxes_from_masks)
+    suffix = SUFFIXES[boxes_from_masks]
+    stored = read_stored(path, stamp, suffix)
     if stored is None:
         with locked(path):  # of several processes one makes the index, the others wait here and find it
-            stored = read_stored(path, stamp)
+            stored = read_stored(path, stamp, suffix)
             if stored is None:
-                stored = make_index(path)
-                store(stored)
+                stored = make_index(path, boxes_from_masks)
+                store(stored, suffix)
     return stored
 
 
@@ -121,9 +128,9 @@ def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
     return [path.with_suffix(suffix), cache / "mask-rcnn" / own_name]
 
 
-def read_stored(path: Path, stamp: np.ndarray) -> CocoIndex | None:
+def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
     """A stored index of the file as it is now; None where there is none, or only one that is damaged."""
-    for columns in stored_columns(storage_places(path)):
+    for columns in stored_columns(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
             ids, names = columns.pop("category_ids").tolist(), columns.pop("category_names").tolist()
             problems = Problems(**json.loads(columns.pop("found").item()))
@@ -143,12 +150,12 @@ def stored_columns(places: list[Path]) -> Iterator[dict[str, np.ndarray]]:
                 yield dict(columns)
 
 
-def store(index: CocoIndex) -> None:
+def store(index: CocoIndex, suffix: str = ".index") -> None:
     columns = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     columns["category_ids"] = np.array(list(index.categories), dtype=np.int64)
     columns["category_names"] = np.array(list(index.categories.values()), dtype=np.str_)
     columns["found"] = np.array(json.dumps(vars(index.problems)))
-    store_columns(columns, storage_places(index.path))
+    store_columns(columns, storage_places(index.path, suffix))
 
 
 def store_columns(columns: dict[str, np.ndarray], places: list[Path]) -> None:
@@ -182,8 +189,8 @@ def locked(path: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- reading the file
 
 
-def make_index(path: Path) -> CocoIndex:
-    """Read an instances file through.
+def make_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
+    """Read an instances file through, see `open_index`.
 
     Raises:
         ValueError: it is not readable as JSON or no instances file.
@@ -194,6 +201,8 @@ def make_index(path: Path) -> CocoIndex:
             text = file.read()
         content = read_content(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if is_lfs_pointer(path):
+            raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{path}: not readable as JSON (lists within lists without end)") from error
@@ -207,9 +216,12 @@ def make_index(path: Path) -> CocoIndex:
         categories = read_categories(content["categories"], problems)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    used = np.unique(np.array(annotations.category_ids, dtype=np.int64)).tolist()
+    for key in unused_categories(content["categories"], used):
+        problems.add("unused category", f"category {key}, '{categories.pop(key)}'")
     pictures = read_pictures(content["images"], problems)
     problems.update(annotations.problems)
-    found = check_annotations(annotations, pictures, categories, problems, text)
+    found = check_annotations(annotations, pictures, categories, problems, text, boxes_from_masks)
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_files.coco_index import storage_places, store_columns, stored_columns
+from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
 from transforms import PICTURE_FORMATS, is_turned, orientation_of
 
@@ -24,8 +25,8 @@ READERS = 8  # threads: on a network's disk most of the time is waiting
 # What stands for the size of a file that is none.
 MISSING, NO_FILE = -1, -2
 # What a header tells, in the order of their numbers; the names are those of the kinds of problems.
-FINE, NO_PICTURE, BOMB, UNREADABLE = range(4)
-FAULTS = ("", "no picture", "bomb", "unreadable")
+FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER = range(5)
+FAULTS = ("", "no picture", "bomb", "unreadable", "lfs")
 
 
 def check_images(dataset) -> tuple[Problems, list[int]]:
@@ -48,7 +49,7 @@ def check_images(dataset) -> tuple[Problems, list[int]]:
     note("missing", files[:, 0] == MISSING)
     note("unreadable", files[:, 0] == NO_FILE)
     note("empty", files[:, 0] == 0)
-    for fault in (NO_PICTURE, BOMB, UNREADABLE):
+    for fault in (NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER):
         note(FAULTS[fault], headers[:, 3] == fault)
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
     for i in np.flatnonzero(other).tolist():
@@ -129,4 +130,4 @@ def read_header(path: str) -> tuple[int, int, int, int]:
     except PermissionError:
         return 0, 0, 1, UNREADABLE
     except Exception:  # a broken header makes Pillow raise anything
-        return 0, 0, 1, NO_PICTURE
+        return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NO_PICTURE

@@ -19,14 +19,21 @@ class Kind(NamedTuple):
         text: what has it, in plural.
         wrong: whether results would be wrong with it; else training can do without what has it.
         stays: whether training keeps what has it, too.
+        skippable: whether a wrong kind can be left out with `--skip-bad`. It cannot where all of a file is in doubt:
+            what remained would be as wrong.
     """
 
     text: str
     wrong: bool = True
     stays: bool = False
+    skippable: bool = True
 
 
 KINDS = {
+    # a COCO file as a whole; first, since the other problems of such a file follow from these
+    "box format": Kind("annotation files whose boxes are not x, y, width, height", skippable=False),
+    "fractions": Kind("annotation files whose coordinates are not pixels", skippable=False),
+    "category numbering": Kind("annotation files that number categories in two ways", skippable=False),
     # the lists of a COCO file
     "category": Kind("categories that cannot be used"),
     "category id": Kind("categories with the id of another one"),
@@ -36,13 +43,16 @@ KINDS = {
     "annotation id": Kind("annotations with the id of another one"),
     "unknown image": Kind("annotations of images that are not in 'images'"),
     "unknown category": Kind("annotations of categories that are not in 'categories'"),
+    "unused category": Kind("categories that only group the others or mean background, dropped", False, stays=True),
     # boxes and masks
     "box numbers": Kind("boxes with numbers that are not finite"),
     "odd polygon": Kind("polygons with an odd number of coordinates"),
+    "point pairs": Kind("polygons given as pairs of coordinates instead of [x1, y1, x2, y2, ...]"),
     "polygon numbers": Kind("polygons with coordinates that no picture has"),
     "code size": Kind("run-length codes of another size than their picture"),
     "code counts": Kind("run-length codes that are none"),
     "apart": Kind("boxes and masks that do not cover one another"),
+    "loose boxes": Kind("annotation files whose boxes fit their masks badly", wrong=False, stays=True),
     "empty box": Kind("boxes without area", wrong=False),
     "box outside": Kind("boxes outside their picture", wrong=False),
     "no mask": Kind("objects without a mask", wrong=False),
@@ -72,7 +82,24 @@ KINDS = {
     "class": Kind("objects of classes that are none of the devkit's twenty"),
     "corners": Kind("boxes whose corners are no left upper and right lower one"),
     "masks": Kind("PNG files of masks that cannot be used"),
+    # repaired in COCO files
+    "encoding": Kind("annotation files that are not plain UTF-8, decoded", wrong=False, stays=True),
+    "text id": Kind("ids that are not whole numbers, replaced by whole numbers", wrong=False, stays=True),
+    "renumbered": Kind("annotation ids that are missing, invalid or repeat, renumbered", wrong=False, stays=True),
+    "repeated": Kind("annotations that repeat another one exactly, dropped", wrong=False, stays=True),
+    "url": Kind("images without a file name, named after their URL or path", wrong=False, stays=True),
+    "no size": Kind("images without height and width, read from the image files", wrong=False, stays=True),
+    "found elsewhere": Kind("file names that are wrong, found in the image folder", wrong=False, stays=True),
+    "ambiguous": Kind("file names that fit several files, of which none is taken", wrong=False, stays=True),
+    "no segmentation": Kind("annotations without a segmentation, taken as objects without a mask", False, stays=True),
+    "flat polygon": Kind("polygons given as [x, y, ...] instead of [[x, y, ...]], converted", False, stays=True),
+    "converted pairs": Kind("polygons given as pairs of coordinates, converted", wrong=False, stays=True),
+    "exchanged size": Kind("run-length codes of size width, height instead of height, width, corrected", False, True),
+    "no box": Kind("annotations without a box, taken from the mask", wrong=False, stays=True),
+    "area": Kind("missing or invalid areas, taken from the mask", wrong=False, stays=True),
+    "crowd": Kind("iscrowd values that are not 0 or 1, converted", wrong=False, stays=True),
     # pictures
+    "lfs": Kind("Git LFS pointers instead of images; run `git lfs pull`"),
     "file name": Kind("file names that lead out of the image folder, which are never opened"),
     "missing": Kind("pictures that are missing"),
     "empty": Kind("pictures that are empty files"),
@@ -121,9 +148,13 @@ class Problems:
         more = f"; and {count - len(examples)} more" if count > len(examples) else ""
         return f"{KINDS[kind].text} ({count}){outcome}: {'; '.join(examples)}{more}"
 
-    def require_none_wrong(self, source: Path) -> None:
-        """ValueError if anything wrong was found in the file `source`."""
-        if self.wrong():
+    def unskippable(self) -> list[str]:
+        """The kinds found that stop a run also with `--skip-bad`."""
+        return [kind for kind in self.wrong() if not KINDS[kind].skippable]
+
+    def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
+        """ValueError if anything wrong was found in the file `source`; with `skip_bad` only what cannot be skipped."""
+        if self.unskippable() if skip_bad else self.wrong():
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:

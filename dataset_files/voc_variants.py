@@ -26,8 +26,8 @@ from dataset_files.mask_images import (
 )
 from dataset_files.problems import Problems, shown
 from dataset_files.voc_files import (
-    NOBODY,
     VOC_CLASSES,
+    VOID_LABEL,
     UnusableObject,
     parse_xml,
     read_box,
@@ -269,7 +269,7 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
     image = builder.add_image(file_name, instances.size)
     if image is None:
         return
-    values = np.where(instances.values == (VOID_COLOUR if instances.kind == "colour" else NOBODY), 0, instances.values)
+    values = np.where(instances.values == (VOID_COLOUR if instances.kind == "colour" else VOID_LABEL), 0, instances.values)
     crops = list(instance_crops(values).values())
     names: list[str | None] = [None] * len(crops)
     if table:
@@ -306,7 +306,7 @@ def class_of_crop(
         builder.problems.add("no class", f"{file_name}: there is no SegmentationClass for it")
         return None
     keys, names = table.keys(classes)
-    void = VOID_COLOUR if names is table.by_colour else NOBODY
+    void = VOID_COLOUR if names is table.by_colour else VOID_LABEL
     found = keys[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels]
     numbers, counts = np.unique(found[(found != void) & (found != 0)], return_counts=True)
     if not len(numbers):

@@ -4,6 +4,7 @@ That is: odd pictures give the pixels that they should, nothing outside the imag
 dataset reads no header twice, and output stays in its folder.
 """
 
+import json
 import os
 import sys
 import time
@@ -35,10 +36,8 @@ from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import Problems  # noqa: E402
 from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
-from train_utils.open_data import (
-    open_checked,  # noqa: E402
-    open_split,  # noqa: E402
-)
+from train_utils.errors import InputError  # noqa: E402
+from train_utils.open_data import check, open_checked, open_split  # noqa: E402
 from transforms import as_rgb, is_turned, read_image  # noqa: E402
 
 
@@ -58,6 +57,35 @@ def test_list_has_every_case_once():
 def test_cases_can_fail(status, said):
     assert bad_inputs.Outcome(2, "warning: y\nerror: x").faults(Case("", nothing, 2, ["x"])) == []
     assert bad_inputs.Outcome(status, said).faults(Case("", nothing, 2, ["x"])) != []
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_boxes_of_another_format_stop_a_run_also_with_skip_bad(tmp_path, skip_bad):
+    make_coco(tmp_path)
+    path = annotation_file(tmp_path, "train")
+    content = json.loads(path.read_text())
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x, y, x + w, y + h]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="boxes look like x1, y1, x2, y2 .*--boxes-from-masks$"):
+        open_checked(str(tmp_path), [True, False], skip_bad)
+
+
+def test_what_cannot_be_skipped_stops_the_check_whoever_found_it(tmp_path):
+    make_coco(tmp_path)
+    dataset = open_split(str(tmp_path), True)
+    dataset.problems.add("fractions", "all of them")
+    with pytest.raises(InputError, match="not pixels .*all of them$"):
+        check([dataset], skip_bad=True)
+
+
+def test_git_lfs_pointers_are_named(tmp_path):
+    make_coco(tmp_path)
+    dataset = open_split(str(tmp_path), True)
+    dataset.image_path(0).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
+    problems, items = check_images(dataset)
+    assert problems.counts == {"lfs": 1} and items == [0] and "git lfs pull" in problems.in_words("lfs")
 
 
 # ---------------------------------------------------------------------------------------------- pixels of odd pictures

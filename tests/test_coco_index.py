@@ -17,6 +17,7 @@ from dataset_files import coco_index
 from dataset_files.coco_file import MaskColumns
 from dataset_files.coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
 from dataset_files.problems import leaves_folder
+from dataset_files.unused_categories import unused_categories
 from my_dataset_coco import CocoDetection
 from network_files.rle import are_packed_codes, unpack_counts
 
@@ -71,7 +72,7 @@ def contents(index: CocoIndex) -> tuple:
 
 
 def forbid_reading(monkeypatch) -> None:
-    def fail(path):
+    def fail(*args):
         raise AssertionError("the file was read although its index is stored")
 
     monkeypatch.setattr(coco_index, "make_index", fail)
@@ -309,6 +310,130 @@ def test_of_many_problems_three_are_named_and_all_are_counted(file):
     assert "boxes with numbers that are not finite (20)" in problems.summary()
 
 
+# ------------------------------------------------------------------------------------------------- the file as a whole
+
+
+def drawn(count: int = 6) -> list[dict]:
+    """Annotations of the three images, each with a rectangle of its own, two of them as run-length codes."""
+    annotations = []
+    for i in range(count):
+        x, y, w, h = 5 + 3 * i, 6 + 2 * i, 9 + i, 8 + i
+        mask: list | dict = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        if i % 3 == 1:
+            plane = np.zeros((40, 50), dtype=np.uint8)
+            plane[y : y + h, x : x + w] = 1
+            code = coco_mask.encode(np.asfortranarray(plane))
+            mask = {"size": [40, 50], "counts": code["counts"].decode()}
+        annotations.append(annotation(i + 1, IMAGES[i % 3]["id"], bbox=[x, y, w, h], segmentation=mask, area=w * h))
+    return annotations
+
+
+def with_boxes(change, count: int = 6) -> list[dict]:
+    return [{**a, "bbox": change(*a["bbox"])} for a in drawn(count)]
+
+
+FORMATS = {
+    "x1, y1, x2, y2": lambda x, y, w, h: [x, y, x + w, y + h],
+    "centre x, centre y, width, height": lambda x, y, w, h: [x + w / 2, y + h / 2, w, h],
+}
+
+
+@pytest.mark.parametrize("reading", FORMATS)
+@pytest.mark.parametrize("count", [3, 6])
+def test_boxes_of_another_format_stop_even_with_skip_bad(tmp_path, reading, count):
+    root = coco_folder(tmp_path, with_boxes(FORMATS[reading], count))
+    for skip_bad in (False, True):
+        with pytest.raises(ValueError, match=rf"boxes look like {reading} \(median IoU with the masks 1.00; as x, y, "):
+            CocoDetection(root, "val", skip_bad=skip_bad)
+    dataset = CocoDetection(root, "val", boxes_from_masks=True)
+    assert dataset.problems.counts == {}
+    right = {a["id"]: a["bbox"] for a in drawn(count)}
+    for i in range(len(dataset)):
+        ids = [a["id"] for a in dataset.annotations(i, only_usable=False)]
+        expected = [[x, y, x + w, y + h] for x, y, w, h in (right[key] for key in ids)]
+        assert dataset.target(i)["boxes"].tolist() == expected
+    assert {a["id"]: a["bbox"] for a in dataset.coco_content()["annotations"]} == right
+    assert {key: a["bbox"] for key, a in dataset.coco.anns.items()} == right
+
+
+def test_two_objects_are_too_few_to_tell_a_format(tmp_path):
+    index = make_index(annotations_file(tmp_path, with_boxes(FORMATS["x1, y1, x2, y2"], 2)))
+    assert not index.problems.unskippable()
+
+
+def annotations_file(folder: Path, annotations: list[dict]) -> Path:
+    path = folder / "some.json"
+    path.write_text(json.dumps({**CONTENT, "annotations": annotations}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, kinds",
+    [
+        (lambda x, y, w, h: [x, y, w, h], []),
+        (lambda x, y, w, h: [x - 0.3, y - 0.3, w + 0.5, h + 0.5], []),
+        (lambda x, y, w, h: [x - 2, y - 2, w + 4, h + 4], ["loose boxes"]),
+        (lambda x, y, w, h: [x - 4, y - 4, w + 12, h + 12], ["loose boxes"]),
+    ],
+)
+def test_boxes_that_fit_badly_are_said_and_used(tmp_path, change, kinds):
+    index = make_index(annotations_file(tmp_path, with_boxes(change)))
+    assert list(index.problems.counts) == kinds and index.usable_counts().sum() == 6
+    if kinds:
+        assert re.search("median IoU of boxes and masks 0.[2-7].*--boxes-from-masks", index.problems.in_words(*kinds))
+
+
+def test_single_loose_box_is_no_problem(tmp_path):
+    annotations = drawn()
+    annotations[0]["bbox"] = [3, 4, 17, 16]  # IoU 0.26
+    index = make_index(annotations_file(tmp_path, annotations))
+    assert index.problems.counts == {} and index.usable_counts().sum() == 6
+
+
+def scaled(values: list[float]) -> list[float]:
+    return [value / (40 if place % 2 else 50) for place, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+@pytest.mark.parametrize("masks", [True, False])
+def test_fractions_of_the_size_stop_even_with_skip_bad(tmp_path, boxes, masks):
+    annotations = [a for a in drawn() if isinstance(a["segmentation"], list)]
+    for a in annotations:
+        a["bbox"] = scaled(a["bbox"]) if boxes else a["bbox"]
+        a["segmentation"] = [scaled(polygon) for polygon in a["segmentation"]] if masks else a["segmentation"]
+    problems = make_index(annotations_file(tmp_path, annotations)).problems
+    assert problems.unskippable() == (["fractions"] if boxes or masks else [])
+    if boxes or masks:
+        named = " and ".join(["boxes"] * boxes + ["polygons"] * masks)
+        with pytest.raises(ValueError, match=f"coordinates of {named} are within 0..1.*multiply x and width"):
+            problems.require_none_wrong(tmp_path, skip_bad=True)
+
+
+def test_masks_without_boxes_take_boxes_from_masks_and_keep_their_own_index(tmp_path):
+    file = annotations_file(tmp_path, with_boxes(lambda *_: [0, 0, 0, 0]))
+    assert open_index(file).usable_counts().sum() == 0
+    for _ in range(2):
+        assert open_index(file, boxes_from_masks=True).usable_counts().sum() == 6
+    assert open_index(file).usable_counts().sum() == 0
+    assert sorted(os.listdir(tmp_path)) == ["some.index", "some.json", "some.masks.index"]
+
+
+def test_boxes_from_masks_of_real_photos_are_those_of_the_file(data_folder):
+    own, other = (CocoDetection(data_folder / "coco_tiny", "val", boxes_from_masks=flag) for flag in (False, True))
+    assert not own.problems.counts and not other.problems.counts
+    far = [(own.target(i)["boxes"] - other.target(i)["boxes"]).abs().max(dim=1)[0] for i in range(len(own))]
+    assert np.quantile(torch.cat(far), 0.9) < 0.02
+
+
+def test_entries_that_are_no_categories_are_never_taken_for_a_heading():
+    heading = {"id": 0, "name": "a"}
+    assert unused_categories([heading, {"id": 1, "name": "b", "supercategory": "a"}], [1]) == [0]
+    assert unused_categories([heading, 5], []) == []
+    assert unused_categories([heading, {"id": 0, "name": "b", "supercategory": "a"}], []) == []
+    assert unused_categories([heading, {"id": 1, "name": "b", "supercategory": ["a"]}], [1]) == []
+    assert unused_categories([{"id": 1, "name": "_background_"}], []) == []
+
+
 def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
     bad = annotation(8, 10, segmentation={"size": [40, 50], "counts": [100, 60]})
     root = coco_folder(tmp_path, [annotation(1, 10), bad])
@@ -471,10 +596,10 @@ def start(file: Path, made: Path, results) -> None:
     """One process of several: notes that it read the file, slowly."""
     read = coco_index.make_index
 
-    def slow(path):
+    def slow(*args):
         (made / str(os.getpid())).touch()
         time.sleep(0.3)
-        return read(path)
+        return read(*args)
 
     coco_index.make_index = slow
     results.put(contents(open_index(file)))

@@ -49,10 +49,13 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
             warn(f"{dataset.source}: {problems.in_words(kind, outcome_of(kind, dataset))}")
         if skip_bad or wrong > 1:  # a single one is told by the error alone
             for kind in problems.wrong():
-                warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if skip_bad else '')}")
-    if wrong and not skip_bad:
+                left = skip_bad and KINDS[kind].skippable
+                warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if left else '')}")
+    unskippable = any(problems.unskippable() for problems in found)
+    if unskippable or (wrong and not skip_bad):
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
-        raise InputError(f"{'; '.join(parts)}; mend the data, or leave that out with --skip-bad")
+        remedy = "" if unskippable else "; mend the data, or leave that out with --skip-bad"
+        raise InputError(f"{'; '.join(parts)}{remedy}")
     for dataset, items in zip(datasets, left_out):
         if dataset.training and len(items) == len(dataset):
             raise InputError(f"{dataset.source}: holds no picture with a usable object to train on")

@@ -1,0 +1,83 @@
+"""Describe a folder that no reader recognises in one line: its contents, the closest layout, and what that lacks."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from dataset_files.coco_layouts import SMALL, is_image, json_files
+from dataset_files.problems import printable
+
+MOST_ENTRIES = 20_000  # files that are counted
+MOST_JSON = 20  # files whose keys are read
+LAYOUTS = "COCO's JSON, labelme, YOLO with a data.yaml, VIA, Pascal VOC, or images with masks as images"
+
+
+def describe(root: Path) -> str:
+    """What was found in a folder or JSON file, which layout it resembles most, and what that lacks; in one line."""
+    if root.is_file():
+        return f"{root}: holds {keys_of(root)}; {closest({keys_of(root)}, Counter([root.suffix.lower()]), set())}"
+    suffixes, folders = contents_of(root)
+    keys = Counter(keys_of(path) for _, path in zip(range(MOST_JSON), json_files(root)))
+    if not suffixes:
+        return f"{root}: holds no files; expected {LAYOUTS}"
+    counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(6))
+    inside = f"; JSON files hold {' or '.join(key for key, _ in keys.most_common(3))}" if keys else ""
+    return printable(f"{root}: found {counts}{inside}; {closest(set(keys), suffixes, folders)}")
+
+
+def contents_of(root: Path) -> tuple[Counter, set[str]]:
+    """How many files of each suffix are below a folder, and the names of its folders, all in lower case."""
+    suffixes, all_folders = Counter(), set()
+    for _, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        all_folders.update(folder.lower() for folder in folders)
+        suffixes.update(os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+        if suffixes.total() > MOST_ENTRIES:
+            break
+    return suffixes, all_folders
+
+
+def keys_of(path: Path) -> str:
+    """The first keys of a JSON file, or what else it is."""
+    try:
+        if path.stat().st_size > SMALL:
+            return "a large JSON file"
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return "invalid JSON"
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    names = [f"'{key[:30]}'" for key in content]
+    return "the keys " + ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "an empty object"
+
+
+def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
+    """The layout that it resembles most, and what is missing."""
+    text = " ".join(keys)
+    has_images = any(is_image(f"x{suffix}") for suffix in suffixes)
+    if "'annotations'" in text or "'images'" in text:
+        absent = [key for key in ("images", "annotations", "categories") if f"'{key}'" not in text]
+        lacking = f", which lacks the list {' and '.join(map(repr, absent))}" if absent else ""
+        return f"closest to COCO's JSON{lacking}"
+    if "'shapes'" in text:
+        return "closest to labelme: a JSON with 'shapes' and 'imagePath' beside each image" + without(has_images)
+    if "'_via" in text or "'regions'" in text:
+        return "closest to VIA: via_region_data.json or a project with '_via_img_metadata'" + without(has_images)
+    if "a list" in text:
+        return (
+            "a list is a file of results, or Label Studio's own JSON: export it as COCO (result.json with images/) "
+            "instead"
+        )
+    if ".xml" in suffixes:
+        return "closest to Pascal VOC, without SegmentationObject/ or ImageSets/Segmentation/"
+    if ".txt" in suffixes and ("labels" in folders or ".yaml" in suffixes or ".yml" in suffixes):
+        absent = "" if {".yaml", ".yml"} & set(suffixes) else ", without its data.yaml (names, train, val)"
+        return "closest to YOLO's" + absent + without(has_images)
+    if has_images:
+        return f"images without annotations; expected {LAYOUTS}"
+    return f"none of the layouts that can be read: {LAYOUTS}"
+
+
+def without(has_images: bool) -> str:
+    return "" if has_images else ", without the images"

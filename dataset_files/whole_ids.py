@@ -1,0 +1,48 @@
+"""Whole numbers for ids of any form: numbers written as text are read, other texts are numbered."""
+
+from collections.abc import Iterable
+from typing import Any
+
+LARGEST = 2**63 - 1
+
+
+def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
+    """`text_of` of each id -> its whole number, the same on every run.
+
+    Whole numbers, also as text ("12", "0012"), keep their value, unless two texts would get the same one; what is left
+    is numbered behind the largest, in order. Ids that are neither numbers nor texts are left out.
+    """
+    texts = dict.fromkeys(text for text in map(text_of, ids) if text is not None)
+    values = {text: value_of(text) for text in texts}
+    taken: dict[int, str] = {}
+    for text in sorted(texts, key=lambda text: (str(values[text]) != text, text)):  # "7" before "007"
+        if values[text] is not None and taken.setdefault(values[text], text) != text:
+            values[text] = None
+    following = max(taken, default=0) + 1
+    for text, value in values.items():
+        if value is None:
+            values[text] = following
+            following += 1
+    return values
+
+
+def text_of(value: Any) -> str | None:
+    """An id as text, a whole number in the same way whatever its type; None if it is neither a number nor text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else None
+    return str(value).strip() if isinstance(value, str) else small_text(value)
+
+
+def small_text(value: int) -> str | None:
+    """An int as text; None for one that no file means as an id, and whose text would be endless."""
+    return str(value) if -LARGEST <= value <= LARGEST else None
+
+
+def value_of(text: str) -> int | None:
+    """The number that a text is; None if it is none, or too large for a column of numbers."""
+    digits = text[1:] if text.startswith("-") else text
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
+        return None
+    return int(text) if abs(int(text)) <= LARGEST else None
