@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import open_index
+from dataset_files.image_reading import read_image
 from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
-from transforms import Transform, collate_fn, read_image
+from transforms import Transform, collate_fn
 
 
 class CocoDetection(Dataset):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
 from dataset_files.voc_files import (
     VOC_CLASSES,
@@ -25,7 +26,7 @@ from my_dataset_coco import coco_object
 from network_files import InstanceMasks
 from network_files.instance_masks import crop_to_content
 from network_files.rle import compress, encode_crop
-from transforms import Transform, collate_fn, read_image
+from transforms import Transform, collate_fn
 
 SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
 READERS = 4  # threads that look through the masks before a run; decoding waits for no other thread

@@ -3,16 +3,9 @@
 Images are uint8 [3, H, W], red, green, blue; targets hold boxes and compact masks in the same frame.
 """
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-
-EXIF_ORIENTATION = 0x0112
-# Pillow also knows formats that run other programs (EPS) or that nobody has photos in; these are never tried.
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 
@@ -42,64 +35,6 @@ class RandomHorizontalFlip:
         boxes = target["boxes"].clone()
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         return image.flip(-1), dict(target, boxes=boxes, masks=target["masks"].flip_horizontal())
-
-
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture file -> uint8 [3, H, W].
-
-    Args:
-        size: height and width that annotations say; the picture is turned as its EXIF tag says if only then it fits.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a picture that can be read; the message names it.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            if size is not None and is_turned(picture.size, orientation_of(picture), size):
-                return picture_to_tensor(ImageOps.exif_transpose(picture))
-            return picture_to_tensor(picture)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such picture") from None
-    except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
-
-
-def orientation_of(picture: Image.Image) -> int:
-    """The EXIF tag of that name, 1 (upright) where there is none."""
-    return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
-
-
-def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int]) -> bool:
-    """Whether annotations mean a picture as its EXIF tag turns it, not as it is stored.
-
-    COCO's mean it as it is stored. Those of other tools may not; that shows where width and height are exchanged.
-
-    Args:
-        stored: width and height, as Pillow says them.
-        orientation: the EXIF tag; from 5 on it turns by a quarter.
-        annotated: height and width.
-    """
-    width, height = stored
-    return 5 <= orientation <= 8 and tuple(annotated) == (width, height) and width != height
-
-
-def picture_to_tensor(picture: Image.Image) -> Tensor:
-    """A Pillow picture of any mode -> uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1).contiguous()
-
-
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A Pillow picture of any mode in 8-bit RGB.
-
-    Transparency is dropped, also that of a palette: what counts are the colours below it. 16-bit grey values are
-    divided by 257, where Pillow's own `convert` would cut them off at 255.
-    """
-    if picture.mode.startswith("I;16"):
-        values = np.array(picture).astype(np.uint32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return picture.convert("RGB")
 
 
 def collate_fn(batch: Sequence[tuple[Tensor, dict]]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:

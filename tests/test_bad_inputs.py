@@ -33,12 +33,12 @@ from broken_data import (  # noqa: E402
 
 from dataset_files import image_headers  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
+from dataset_files.image_reading import as_rgb, is_turned, read_image  # noqa: E402
 from dataset_files.problems import Problems  # noqa: E402
 from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
 from train_utils.errors import InputError  # noqa: E402
 from train_utils.open_data import check, open_checked, open_split  # noqa: E402
-from transforms import as_rgb, is_turned, read_image  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])

@@ -8,7 +8,7 @@ import pytest
 from layout_checks import check_same, mask_of
 from layout_writers import SAMPLES, SPLIT, WRITERS
 
-from dataset_files import labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files
 
 MODULES = {
     "labelme": labelme_files, "labelme in split folders": labelme_files, "YOLO": yolo_files,

@@ -9,7 +9,7 @@ from layout_checks import check_same, classes_of, contents, objects_of, only
 from layout_writers import CLASSES, SAMPLES, WRITERS, instance_values, save_colours, save_palette, write_image
 from PIL import Image
 
-from dataset_files import mask_folders, voc_variants
+from dataset_files.layouts import mask_folders, voc_variants
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -7,7 +7,7 @@ import pytest
 from layout_checks import contents, objects_of, only
 from PIL import Image
 
-from dataset_files import yolo_files
+from dataset_files.layouts import yolo_files
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

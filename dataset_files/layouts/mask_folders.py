@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset_files.coco_builder import CocoBuilder
-from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders
-from dataset_files.mask_images import MASK_SUFFIXES, MaskImage, find_mask, instance_crops, read_mask_image
+from dataset_files.layouts.coco_builder import CocoBuilder
+from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.layouts.mask_images import MASK_SUFFIXES, MaskImage, find_mask, instance_crops, read_mask_image
 
 PENN_FUDAN = ("PNGImages", "PedMasks")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "PNGImages")

@@ -10,8 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_file import LARGEST_COORDINATE, LARGEST_PICTURE
-from dataset_files.conversion import Converted
 from dataset_files.image_files import read_size
+from dataset_files.layouts.conversion import Converted
 from dataset_files.problems import Problems, shown
 from network_files.instance_masks import crop_to_content
 from network_files.rle import compress, encode_crop

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dataset_files.coco_builder import CocoBuilder
-from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, ImageFinder, images_below, is_image_name, names_in
+from dataset_files.layouts.coco_builder import CocoBuilder
+from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.layouts.yaml_subset import parse_yaml
 from dataset_files.problems import shown
-from dataset_files.yaml_subset import parse_yaml
 
 USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # taken before others
 LARGEST_YAML = 4 << 20  # bytes

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from dataset_files.coco_layouts import SMALL, is_image, json_files
+from dataset_files.layouts.coco_layouts import SMALL, is_image, json_files
 from dataset_files.problems import printable
 
 MOST_ENTRIES = 20_000  # files that are counted

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dataset_files.coco_builder import CocoBuilder, image_coordinates
-from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder, names_in, split_folders
-from dataset_files.labelme_files import read_json
-from dataset_files.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
+from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.layouts.labelme_files import read_json
+from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.problems import shown
 
 HEAD = 1 << 18  # characters of a file that are enough to recognise it

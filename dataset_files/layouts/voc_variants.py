@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_files.coco_builder import CocoBuilder, Crop
-from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, ImageFinder, files_below, names_in
-from dataset_files.mask_images import (
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop
+from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,
     MaskImage,
     find_mask,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_files.coco_builder import Crop
+from dataset_files.layouts.coco_builder import Crop
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # what masks may be stored as; JPEG blurs values
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
