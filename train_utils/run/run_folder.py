@@ -107,7 +107,7 @@ class RunFolder:
             plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
             write_atomically(folder.path / SETTINGS, plain + "\n")
             folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
-        if folder.results["segm"]:
+        if all(folder.results.values()):
             folder.draw_curves()  # the run may have been killed before it came to that
         return folder
 
@@ -186,16 +186,17 @@ class RunFolder:
         if not self.writes:
             return
         steps = [json.loads(line) for line in self.lines(LOG)]
-        box, mask = ([line.split() for line in lines] for lines in self.results.values())
+        box, mask = ({epoch_of(line): line.split() for line in lines} for lines in self.results.values())
+        epochs = [epoch for epoch in box if epoch in mask]  # a killed run may have written only one file's line
         with trying_again_later(self.path / LOSS_CURVE):
             plot_loss_and_lr([s["loss"] for s in steps], [s["lr"] for s in steps], self.path / LOSS_CURVE)
             plot_map(
-                [epoch_of(columns[0]) for columns in box],
-                [float(columns[1]) for columns in box],
-                [float(columns[1]) for columns in mask],
+                epochs,
+                [float(box[epoch][1]) for epoch in epochs],
+                [float(mask[epoch][1]) for epoch in epochs],
                 self.path / MAP_CURVE,
-                [float(columns[2]) for columns in box],
-                [float(columns[2]) for columns in mask],
+                [float(box[epoch][2]) for epoch in epochs],
+                [float(mask[epoch][2]) for epoch in epochs],
             )
 
     def retry_is_due(self, step: int) -> bool:
