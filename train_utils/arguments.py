@@ -35,11 +35,11 @@ FULL_RECIPE = COMMON | {
 }
 # From scratch on the small drawn pictures, within ten minutes on two CPU cores.
 DEMO_RECIPE = COMMON | {
-    "epochs": 7,
+    "epochs": 6,
     "batch_size": 5,
-    "lr_per_image": 0.0025,
-    "lr_steps": [6],
-    "lr_gamma": 0.2,
+    "lr_per_image": 0.004,
+    "lr_steps": [4, 5],
+    "lr_gamma": 0.3,
     "min_size": 128,
     "max_size": 160,
     "rois_per_image": 32,
@@ -123,15 +123,15 @@ def train_parser(multi_gpu: bool, description: str) -> Parser:
     add_flag(p, "--force", "resume although settings differ that change what the run means")
     add_flag(p, "--overwrite", "start anew in an --output-dir that holds a run, whose files are deleted")
     p.add_argument("--start-epoch", type=natural, default=0, help="number of a new run's first epoch (default: 0)")
-    p.add_argument("--epochs", type=positive, help="(default: 26, demo 7)")
+    p.add_argument("--epochs", type=positive, help="(default: 26, demo 6)")
     p.add_argument("--max-steps", type=positive, help="stop cleanly after this many optimizer steps in all")
     p.add_argument("-b", "--batch-size", type=positive, help="images a step and process (default: 4, demo 5)")
     p.add_argument("-j", "--workers", type=natural, help="loader processes (default: by the number of cores)")
-    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.0025)")
+    p.add_argument("--lr", type=float, help="learning rate (default: 0.001 an image of the total batch, demo 0.004)")
     p.add_argument("--momentum", type=float, help="of SGD (default: 0.9)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, help="(default: 1e-4)")
-    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 6)")
-    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.2)")
+    p.add_argument("--lr-steps", type=int, nargs="+", help="epochs at which the rate drops (default: 16 22, demo 4 5)")
+    p.add_argument("--lr-gamma", type=float, help="factor of a drop (default: 0.1, demo 0.3)")
     p.add_argument("--aspect-ratio-group-factor", type=int, help="shape groups of a batch (default: 3); below 1: none")
     p.add_argument(
         "--pretrain",
