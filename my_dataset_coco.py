@@ -1,12 +1,13 @@
-"""COCO's JSON and pictures in, (image, target) items out; also any other data set laid out the same way.
+"""Annotations in COCO's form and images in, (image, target) items out.
 
 The annotations stay in their file until an item wants them (dataset_files/coco_index.py says where they are), so that
 COCO's million costs no worker a Python object.
 """
 
 import contextlib
+import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
-from dataset_files.coco_index import open_index
+from dataset_files.coco_index import AS_WRITTEN, Reading, open_index
+from dataset_files.conversion_store import OpenedSplit, open_split_index
+from dataset_files.dataset import ObjectCounts
+from dataset_files.file_names import resolve
 from dataset_files.image_reading import read_image
+from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
 from network_files.rle import decode_crops
@@ -25,22 +30,24 @@ from transforms import Transform, collate_fn
 
 
 class CocoDetection(Dataset):
-    """Pictures and instances of one split.
+    """Images and instances of one split, from a COCO file.
 
-    Folders: `root/annotations/instances_{dataset}{years}.json` and `root/{dataset}{years}/`.
+    Folders: `root/annotations/instances_{dataset}{years}.json` and `root/{dataset}{years}/`. `of_split` opens annotations
+    of any layout.
 
-    With dataset="train" crowds are left out, and so are objects without area and pictures that are then without
-    object. Any other split keeps every picture and every crowd.
+    For training, crowds are left out, and so are objects without a box or mask and images that are then without object.
+    Any other split keeps every image and every crowd.
 
     Args:
         skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
-        boxes_from_masks: the boxes of objects that have a mask are the masks' extents, whatever the file says.
+        boxes_from_masks, crowds_are_objects: see `Reading`.
 
     Attributes:
-        class_names: label -> name, for the labels that occur in the file's categories.
-        category_ids: label -> the file's category id.
-        source: the annotation file.
+        class_names: label -> name, for the file's categories.
+        category_ids: label -> category id, in the ground truth and in written results.
+        source: what messages name: the annotation file, or the file or folder that it was converted from.
         problems: what is wrong with it.
+        exif: see `read_image`.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -59,27 +66,92 @@ class CocoDetection(Dataset):
         *,
         skip_bad: bool = False,
         boxes_from_masks: bool = False,
+        crowds_are_objects: bool = False,
     ):
         root = Path(root)
-        self.image_folder = root / f"{dataset}{years}"
-        self.source = root / "annotations" / f"instances_{dataset}{years}.json"
-        for path in (self.source, self.image_folder):
+        split = SplitFiles(
+            dataset, root / "annotations" / f"instances_{dataset}{years}.json", root / f"{dataset}{years}"
+        )
+        for path in (split.source, split.image_folder):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
-        self.transforms = transforms
-        self.boxes_from_masks = boxes_from_masks
-        self.index = open_index(self.source, boxes_from_masks)
-        self.problems = self.index.problems
+        reading = Reading(boxes_from_masks, crowds_are_objects)
+        index = open_index(split.source, reading)
+        self.begin(split, OpenedSplit(index, index.problems), reading, dataset == "train", transforms, skip_bad)
+
+    @classmethod
+    def of_split(
+        cls,
+        split: SplitFiles,
+        training: bool,
+        transforms: Transform | None = None,
+        *,
+        reading: Reading = AS_WRITTEN,
+        skip_bad: bool = False,
+        key: str = "",
+        exif: str | None = None,
+    ) -> "CocoDetection":
+        """A split of any layout; annotations that are no COCO file, or a flawed one, are converted first.
+
+        Args:
+            key: see `open_split_index`.
+        """
+        self = cls.__new__(cls)
+        opened = open_split_index(split, reading, key)
+        resolved = resolve(opened.index.file_names.tolist(), split.image_folder)
+        opened.problems.update(resolved.problems)
+        if resolved.problems.counts:
+            opened.index.file_names = np.array(resolved.names, dtype=np.str_)
+        self.begin(split, opened, reading, training, transforms, skip_bad)
+        self.exif = exif
+        return self
+
+    def begin(
+        self,
+        split: SplitFiles,
+        opened: OpenedSplit,
+        reading: Reading,
+        training: bool,
+        transforms: Transform | None,
+        skip_bad: bool,
+    ) -> None:
+        self.source, self.image_folder = split.source, split.image_folder
+        self.index, self.problems = opened
+        self.reading = reading
         self.problems.require_none_wrong(self.source, skip_bad)
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
-        self.training = dataset == "train"
+        self.training = training
+        self.transforms = transforms
+        self.exif: str | None = None
         self.pictures = np.arange(len(self.index.image_ids))
-        if self.training:
+        self.without_objects = 0
+        if training:
             self.pictures = np.flatnonzero(self.index.usable_counts())
-        self.is_whole = not self.problems.counts and not boxes_from_masks  # the ground truth is then the file as it stands
+            self.without_objects = len(self.index.image_ids) - len(self.pictures)
+        # Whether the ground truth is the file as it stands.
+        self.is_whole = not self.problems.counts and reading == AS_WRITTEN and self.index.path == self.source
         self._coco = None
+
+    def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
+        """Take the labels and category ids of another table, matched by name.
+
+        Objects of classes that the table lacks are left out.
+
+        Returns:
+            The names of those classes that occur in objects here.
+        """
+        label_of_name = {name: label for label, name in class_names.items()}
+        own_names = self.index.categories
+        label_of = {c: label_of_name[name] for c, name in own_names.items() if name in label_of_name}
+        lacking = [c for c in own_names if c not in label_of]
+        if label_of != self.label_of or dict(category_ids) != self.category_ids:
+            self.is_whole = self.is_whole and not lacking and all(category_ids[k] == c for c, k in label_of.items())
+        self.label_of, self.class_names, self.category_ids = label_of, dict(class_names), dict(category_ids)
+        self._coco = None
+        occurring = set(np.unique(self.index.category_ids).tolist())
+        return [own_names[c] for c in lacking if c in occurring]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,7 +164,7 @@ class CocoDetection(Dataset):
             int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
         """
         path = self.image_path(i)
-        image = read_image(path, self.get_height_and_width(i))
+        image = read_image(path, self.get_height_and_width(i), self.exif)
         target = self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
@@ -113,7 +185,7 @@ class CocoDetection(Dataset):
         except ValueError as error:
             raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-        areas = [a.get("area", w * h) for a, (_, _, w, h) in zip(annotations, xywh.tolist())]
+        areas = [float(a.get("area", own)) for a, own in zip(annotations, masks.areas().tolist())]
         return {
             "boxes": torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(np.float32)),
             "labels": torch.tensor([self.label_of[a["category_id"]] for a in annotations], dtype=torch.int64),
@@ -124,11 +196,14 @@ class CocoDetection(Dataset):
         }
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
-        """The annotations of item i as in the file, but for the boxes with `boxes_from_masks`."""
+        """The annotations of item i as in the file, but for what `reading` changes and classes that are left out."""
         annotations = self.index.annotations(self.pictures[i], only_usable)
-        if self.boxes_from_masks:
-            for annotation in annotations:
+        annotations = [a for a in annotations if a["category_id"] in self.label_of]
+        for annotation in annotations:
+            if self.reading.boxes_from_masks:
                 annotation["bbox"] = box_of_mask(annotation["segmentation"]) or annotation["bbox"]
+            if self.reading.crowds_are_objects:
+                annotation["iscrowd"] = 0
         return annotations
 
     def image_id(self, i: int) -> int:
@@ -147,9 +222,23 @@ class CocoDetection(Dataset):
         return self.image_folder / str(self.index.file_names[self.pictures[i]])
 
     def drop_items(self, items: Sequence[int]) -> None:
-        """Go on without these items; the others close up."""
+        """Continue without these items; the others close up."""
         self.pictures = np.delete(self.pictures, np.array(items, dtype=np.int64))
         self.is_whole = self.is_whole and not len(items)
+
+    def counts(self) -> ObjectCounts:
+        """How many objects of its images the split has, and what is not trained on."""
+        chosen = np.isin(self.index.owners(), self.pictures if not self.training else np.arange(len(self.index.sizes)))
+        crowds = self.index.crowds[chosen]
+        per_image = np.bincount(self.index.owners()[chosen], minlength=1)
+        return ObjectCounts(len(crowds), int(crowds.sum()), int(per_image.max(initial=0)), self.without_objects)
+
+    def classes_of_images(self) -> list[list[int]]:
+        """The category ids of the usable objects of each item."""
+        return [
+            np.unique(self.index.category_ids[first:end][self.index.usable[first:end]]).tolist()
+            for first, end in zip(self.index.first[self.pictures], self.index.first[self.pictures + 1])
+        ]
 
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
@@ -158,7 +247,7 @@ class CocoDetection(Dataset):
     @property
     def coco(self):
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
-        if self._coco is None and self.is_whole:
+        if self._coco is None and self.is_whole and has_hotcoco():
             with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
                 self._coco = coco_object(str(self.source))
         if self._coco is None:
@@ -166,7 +255,10 @@ class CocoDetection(Dataset):
         return self._coco
 
     def coco_content(self) -> dict:
-        """The split as the content of a COCO file, without what was left out and in a form that every reader takes."""
+        """The split as the content of a COCO file, without what was left out and in a form that every reader takes.
+
+        Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish.
+        """
         images, annotations = [], []
         for i, picture in enumerate(self.pictures):
             height, width = self.get_height_and_width(i)
@@ -174,22 +266,35 @@ class CocoDetection(Dataset):
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
             for a in self.annotations(i, only_usable=False):
                 code = packed_code(a, height, width)
+                area = float(coco_mask.area(code))
+                if area == 0:
+                    code, a = box_code(a["bbox"], height, width), a | {"iscrowd": 1}
                 counts = code["counts"]
                 annotations.append(
                     {
                         "id": int(a["id"]),
                         "image_id": self.image_id(i),
-                        "category_id": int(a["category_id"]),
+                        "category_id": self.category_ids[self.label_of[a["category_id"]]],
                         "bbox": a["bbox"],
-                        "area": a.get("area", a["bbox"][2] * a["bbox"][3]),
+                        "area": a.get("area", area),
                         "iscrowd": int(bool(a.get("iscrowd"))),
                         "segmentation": code | {"counts": counts.decode() if isinstance(counts, bytes) else counts},
                     }
                 )
         if min((a["id"] for a in annotations), default=1) < 1:  # the metrics take id 0 for "no match"
             annotations = [a | {"id": number} for number, a in enumerate(annotations, start=1)]
-        categories = [{"id": key, "name": name} for key, name in self.index.categories.items()]
+        categories = [{"id": key, "name": self.class_names[label]} for label, key in self.category_ids.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def has_hotcoco() -> bool:
+    return importlib.util.find_spec("hotcoco") is not None
+
+
+def box_code(box: Sequence[float], height: int, width: int) -> dict:
+    """The packed run-length code of a box [x, y, width, height], clipped to its image."""
+    x1, y1, x2, y2 = clipped_corners(np.array([box], dtype=np.float64), np.array((height, width)))[0].tolist()
+    return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)[0]
 
 
 def coco_object(source: str | dict):

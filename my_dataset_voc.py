@@ -1,6 +1,6 @@
 """Pascal VOC's XML files, pictures and instance PNGs in, (image, target) items out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset_files.dataset import ObjectCounts
 from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
 from dataset_files.voc_files import (
@@ -67,14 +68,17 @@ class VOCInstances(Dataset):
         transforms: Transform | None = None,
         *,
         skip_bad: bool = False,
+        exif: str | None = None,
     ):
         self.folder = find_voc_folder(voc_root, year)
         if self.folder is None:
             raise FileNotFoundError(f"{voc_root}: no VOCdevkit/VOC{year} in it")
         self.image_folder = self.folder / "JPEGImages"
         self.transforms = transforms
+        self.exif = exif
         self.class_names = dict(enumerate(VOC_CLASSES, start=1))
         self.category_ids = {label: label for label in self.class_names}
+        self.label_of = {label: label for label in self.class_names}  # of the devkit's labels
         self.training = txt_name.startswith("train")
         self.source = self.folder / "ImageSets" / "Segmentation" / txt_name
         self.problems = Problems()
@@ -85,6 +89,7 @@ class VOCInstances(Dataset):
         if not skip_bad:
             self.problems.require_none_wrong(self.source)
         self.image_ids = [number for number, is_kept in zip(pictures, kept) if is_kept]
+        self.without_objects = len(kept) - sum(kept)
         self.pictures = [pictures[number] for number in self.image_ids]
         self._coco = None
 
@@ -93,7 +98,7 @@ class VOCInstances(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         """Item i, of the same form as CocoDetection's."""
-        image, target = read_image(self.image_path(i), self.get_height_and_width(i)), self.target(i)
+        image, target = read_image(self.image_path(i), self.get_height_and_width(i), self.exif), self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
@@ -109,7 +114,7 @@ class VOCInstances(Dataset):
         picture = self.pictures[i]
         objects, crops = [], []
         for thing, crop in zip(picture.objects, self.match_masks(picture)):
-            if self.training and (thing.difficult or crop is None):
+            if self.training and (thing.difficult or crop is None) or thing.label not in self.label_of:
                 continue
             objects.append(thing)
             crops.append(box_crop(thing.box, picture.size) if crop is None else crop)
@@ -118,7 +123,7 @@ class VOCInstances(Dataset):
         masks = InstanceMasks.from_crops(crops, picture.size)
         return {
             "boxes": torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor([o.label for o in objects], dtype=torch.int64),
+            "labels": torch.tensor([self.label_of[o.label] for o in objects], dtype=torch.int64),
             "masks": masks,
             "image_id": self.image_ids[i],
             "area": masks.areas().float(),
@@ -215,6 +220,22 @@ class VOCInstances(Dataset):
     def classes_path(self, name: str) -> Path:
         return self.folder / "SegmentationClass" / f"{name}.png"
 
+    def counts(self) -> ObjectCounts:
+        """Difficult objects count as crowds."""
+        per_image = [len(picture.objects) for picture in self.pictures]
+        crowds = sum(thing.difficult for picture in self.pictures for thing in picture.objects)
+        return ObjectCounts(sum(per_image), crowds, max(per_image, default=0), self.without_objects)
+
+    def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
+        """Take another table's labels and category ids, matched by name; objects of other classes are left out."""
+        label_of_name = {name: label for label, name in class_names.items()}
+        names = dict(enumerate(VOC_CLASSES, start=1))
+        self.label_of = {k: label_of_name[name] for k, name in names.items() if name in label_of_name}
+        self.class_names, self.category_ids = dict(class_names), dict(category_ids)
+        self._coco = None
+        lacking = {t.label for picture in self.pictures for t in picture.objects if t.label not in self.label_of}
+        return [names[label] for label in sorted(lacking)]
+
     def drop_items(self, items: Sequence[int]) -> None:
         """Go on without these items; the others close up."""
         chosen = set(items)
@@ -248,14 +269,14 @@ class VOCInstances(Dataset):
                     {
                         "id": len(annotations) + 1,
                         "image_id": self.image_ids[i],
-                        "category_id": int(target["labels"][k]),
+                        "category_id": self.category_ids[int(target["labels"][k])],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "area": float(target["area"][k]),
                         "iscrowd": int(target["iscrowd"][k]),
                         "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
                     }
                 )
-        categories = [{"id": label, "name": name} for label, name in self.class_names.items()]
+        categories = [{"id": key, "name": self.class_names[label]} for label, key in self.category_ids.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -22,8 +22,8 @@ from train_utils.device import Precision
 from train_utils.engine import ready_for_inference
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import coco_results
-from train_utils.open_data import open_split
-from train_utils.options import PredictSettings
+from train_utils.open_data import open_held_out
+from train_utils.options import DataSettings, PredictSettings
 from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
@@ -90,10 +90,10 @@ def find_pictures(paths: list[str | Path]) -> list[Path]:
 
 def example_picture(weights: str | Path, trained_with: dict) -> Path:
     """A picture of the validation set that belongs to the weights: the first with at least three objects."""
-    if "data_path" not in trained_with:
+    if not trained_with.get("data_path") and not trained_with.get("train_json"):
         raise InputError(f"{weights}: does not say which data it was trained on; give --img-path")
     with reading_input():
-        dataset = open_split(trained_with["data_path"], training=False, skip_bad=True)
+        dataset = open_held_out(DataSettings(), trained_with)
     best = max(range(min(len(dataset), 20)), key=lambda i: min(len(dataset.target(i)["labels"]), 4))
     return dataset.image_path(best)
 

@@ -28,8 +28,8 @@ from train_utils.engine import evaluate, require_finite_weights, train_one_epoch
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
-from train_utils.open_data import num_classes_for, open_checked
-from train_utils.options import DEMO_FOLDER, TrainSettings, is_demo_path
+from train_utils.open_data import num_classes_for, open_training_data
+from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import make_checkpoint, restore
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.resuming import check_settings, checkpoint_to_resume
@@ -51,11 +51,11 @@ def main(settings: TrainSettings) -> None:
     torch.manual_seed(settings.seed)
 
     # Data
-    if is_demo_path(settings.data_path):
+    if settings.is_demo():
         settings.data_path = DEMO_FOLDER
         with reading_input():
             run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
-    train_set, val_set = open_checked(settings.data_path, (True, False), settings.skip_bad)
+    train_set, val_set = open_training_data(settings, settings.seed)
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, settings.num_classes)
     train_loader = training_loader(

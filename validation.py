@@ -15,7 +15,7 @@ from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
-from train_utils.open_data import open_checked
+from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
@@ -34,14 +34,14 @@ def main(settings: ValidationSettings) -> None:
     path, classes = trained.path, trained.classes
 
     # Data
-    data_path = settings.data_path or trained.trained_with.get("data_path")
-    if data_path is None:
-        raise InputError(f"{path}: does not say which data it was trained on; give --data-path")
-    (dataset,) = open_checked(data_path, (False,), settings.skip_bad)
+    dataset = open_validation_data(settings, trained.trained_with)
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
-        classes.check_against(dataset, path)
+        if classes.are_named():
+            adopt_classes(dataset, classes.names, classes.category_ids, str(path))
+        else:
+            classes.require_labels_of(dataset, path)
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
 
     # Metrics
@@ -49,7 +49,7 @@ def main(settings: ValidationSettings) -> None:
     ground_truth = dataset.coco if is_main() else None
     metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     if is_main():
-        text = f"weights: {path}\ndata: {data_path}, {len(dataset)} images\n"
+        text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
         print(text, end="")
         folder = Path(settings.output_dir) if settings.output_dir else path.parent

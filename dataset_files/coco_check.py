@@ -21,11 +21,11 @@ FAR = 1.0  # a picture's sides beyond its edge
 
 
 class Checked(NamedTuple):
-    """Of A annotations: their pictures' places, int64; whether they are right, bool; whether to train on them, bool."""
+    """Of A annotations: their images' places, int64; whether they are right, bool; whether box and mask are there, bool."""
 
     owners: np.ndarray
     valid: np.ndarray
-    usable: np.ndarray
+    complete: np.ndarray
 
 
 def check_annotations(
@@ -125,7 +125,7 @@ def check_annotations(
     far = FAR * sizes[:, [1, 0]]
     reaching = (extents[:, :2] < -far).any(axis=1) | (extents[:, 2:] > sizes[:, [1, 0]] + far).any(axis=1)
     note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
-    return Checked(owners, valid, good & valid & ~np.array(annotations.crowds, dtype=bool))
+    return Checked(owners, valid, good & valid)
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:

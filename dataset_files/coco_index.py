@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,10 +29,25 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-VERSION = 3  # of the stored index; another one is not read
+VERSION = 4  # of the stored index; another one is not read
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
-SUFFIXES = {False: ".index", True: ".masks.index"}  # of a stored index, by `boxes_from_masks`
+
+
+class Reading(NamedTuple):
+    """How the annotations of a file are to be understood.
+
+    Attributes:
+        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
+        crowds_are_objects: ignore `iscrowd`; some tools set it for every mask that is a run-length code.
+    """
+
+    boxes_from_masks: bool = False
+    crowds_are_objects: bool = False
+
+    def suffix(self) -> str:
+        """Of a stored index."""
+        return (".masks" if self.boxes_from_masks else "") + (".objects" if self.crowds_are_objects else "") + ".index"
 
 
 @dataclass
@@ -50,6 +66,8 @@ class CocoIndex:
         first: int64 [P + 1]; picture p has the objects first[p] .. first[p + 1] - 1.
         starts: int64 [A], the byte at which each begins in the file.
         lengths: int64 [A], in bytes.
+        category_ids: int64 [A].
+        crowds: bool [A].
         usable: bool [A], what training can learn from: no crowds, box and mask not empty.
         problems: what is wrong with the file.
     """
@@ -63,6 +81,8 @@ class CocoIndex:
     first: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    category_ids: np.ndarray
+    crowds: np.ndarray
     usable: np.ndarray
     problems: Problems
 
@@ -84,30 +104,34 @@ class CocoIndex:
                 texts.append(file.read(length))
         return json.loads(b"[" + b",".join(texts) + b"]")
 
+    def owners(self) -> np.ndarray:
+        """int64 [A]: the image of each object."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
+
     def usable_counts(self) -> np.ndarray:
         """int64 [P]: how many objects of each picture training can learn from."""
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
 
-def open_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
-    """The index of an instances file, stored or made anew.
+AS_WRITTEN = Reading()
 
-    Args:
-        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
+
+def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
+    """The index of an instances file, stored or made anew.
 
     Raises:
         ValueError: the file cannot be used; the message says where and why.
     """
     stamp = stamp_of(path)
     if stamp[1] < STORED_FROM:
-        return make_index(path, boxes_from_masks)
-    suffix = SUFFIXES[boxes_from_masks]
+        return make_index(path, reading)
+    suffix = reading.suffix()
     stored = read_stored(path, stamp, suffix)
     if stored is None:
         with locked(path):  # of several processes one makes the index, the others wait here and find it
             stored = read_stored(path, stamp, suffix)
             if stored is None:
-                stored = make_index(path, boxes_from_masks)
+                stored = make_index(path, reading)
                 store(stored, suffix)
     return stored
 
@@ -125,14 +149,15 @@ def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
     """Where an index may be stored: beside the file, and for folders that cannot be written, in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}{suffix}"
-    return [path.with_suffix(suffix), cache / "mask-rcnn" / own_name]
+    in_cache = cache / "mask-rcnn" / own_name
+    return [in_cache] if path.is_dir() else [path.with_suffix(suffix), in_cache]
 
 
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
     """A stored index of the file as it is now; None where there is none, or only one that is damaged."""
     for columns in stored_columns(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
-            ids, names = columns.pop("category_ids").tolist(), columns.pop("category_names").tolist()
+            ids, names = columns.pop("categories").tolist(), columns.pop("category_names").tolist()
             problems = Problems(**json.loads(columns.pop("found").item()))
             return CocoIndex(path, categories=dict(zip(ids, names)), problems=problems, **columns)
     return None
@@ -152,7 +177,7 @@ def stored_columns(places: list[Path]) -> Iterator[dict[str, np.ndarray]]:
 
 def store(index: CocoIndex, suffix: str = ".index") -> None:
     columns = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
-    columns["category_ids"] = np.array(list(index.categories), dtype=np.int64)
+    columns["categories"] = np.array(list(index.categories), dtype=np.int64)
     columns["category_names"] = np.array(list(index.categories.values()), dtype=np.str_)
     columns["found"] = np.array(json.dumps(vars(index.problems)))
     store_columns(columns, storage_places(index.path, suffix))
@@ -189,7 +214,7 @@ def locked(path: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- reading the file
 
 
-def make_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
+def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     """Read an instances file through, see `open_index`.
 
     Raises:
@@ -221,7 +246,8 @@ def make_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
         problems.add("unused category", f"category {key}, '{categories.pop(key)}'")
     pictures = read_pictures(content["images"], problems)
     problems.update(annotations.problems)
-    found = check_annotations(annotations, pictures, categories, problems, text, boxes_from_masks)
+    found = check_annotations(annotations, pictures, categories, problems, text, reading.boxes_from_masks)
+    crowds = np.array(annotations.crowds, dtype=bool) & (not reading.crowds_are_objects)
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
@@ -236,7 +262,9 @@ def make_index(path: Path, boxes_from_masks: bool = False) -> CocoIndex:
         first=np.searchsorted(place[found.owners[order]], np.arange(pictures.valid.sum() + 1)),
         starts=starts[order],
         lengths=(ends - starts)[order],
-        usable=found.usable[order],
+        category_ids=np.array(annotations.category_ids, dtype=np.int64)[order],
+        crowds=crowds[order],
+        usable=(found.complete & ~crowds)[order],
         problems=problems,
     )
 

@@ -1,12 +1,21 @@
 """The contract of a dataset: what loaders, the check and the evaluation ask of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from dataset_files.problems import Problems
+
+
+class ObjectCounts(NamedTuple):
+    """Objects of a split: all, crowds, the most in one image; and images that training leaves out, having no object."""
+
+    objects: int
+    crowds: int
+    most_in_an_image: int
+    images_without_objects: int
 
 
 class InstanceDataset(Protocol):
@@ -22,6 +31,7 @@ class InstanceDataset(Protocol):
         source: the file or folder that messages name.
         problems: what is wrong with the annotations.
         image_folder: the folder that `image_names` are relative to.
+        exif: how images with an EXIF orientation are read, see `read_image`.
         kept_in_evaluation: what becomes, outside training, of what training leaves out; in words.
         collate_fn: items -> (images, targets).
         coco: the ground truth as a COCO object; created on first use.
@@ -33,6 +43,7 @@ class InstanceDataset(Protocol):
     source: Path
     problems: Problems
     image_folder: Path
+    exif: str | None
     kept_in_evaluation: str
     collate_fn: Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]
 
@@ -55,6 +66,15 @@ class InstanceDataset(Protocol):
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
         """Of image i, from the annotations, without opening it."""
+
+    def counts(self) -> ObjectCounts: ...
+
+    def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
+        """Take the labels and category ids of another table, matched by name.
+
+        Returns:
+            The names of classes that occur here and that the table lacks; their objects are left out.
+        """
 
     def drop_items(self, items: Sequence[int]) -> None:
         """Continue without these items; the others close up."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dataset_files.coco_index import storage_places, store_columns, stored_columns
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_reading import PICTURE_FORMATS, is_turned, orientation_of
+from dataset_files.image_reading import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 from dataset_files.problems import Problems
 
 KEPT_FROM = 5000  # pictures: the headers of fewer are read in a second
@@ -51,10 +51,15 @@ def check_images(dataset) -> tuple[Problems, list[int]]:
     note("empty", files[:, 0] == 0)
     for fault in (NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER):
         note(FAULTS[fault], headers[:, 3] == fault)
+    exif = dataset.exif
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
-    for i in np.flatnonzero(other).tolist():
+    for i in np.flatnonzero((headers[:, 2] > 1) & ~bad).tolist():
         width, height, orientation, _ = headers[i].tolist()
-        other[i] = not is_turned((width, height), orientation, tuple(sizes[i].tolist()))
+        if is_turned((width, height), orientation, tuple(sizes[i].tolist()), exif):
+            turned = (height, width) if orientation < 5 else (width, height)
+            other[i] = turned != tuple(sizes[i].tolist())
+        elif exif is None and is_undecided((width, height), orientation):
+            problems.add("exif", f"{folder / names[i]} (image {dataset.image_id(i)}), orientation {orientation}")
     note("size", other, " is {}, annotated {}")
     return problems, np.flatnonzero(bad).tolist()
 

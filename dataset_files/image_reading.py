@@ -12,11 +12,13 @@ EXIF_ORIENTATION = 0x0112
 PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
     """A picture file -> uint8 [3, H, W].
 
     Args:
-        size: height and width that annotations say; the picture is turned as its EXIF tag says if only then it fits.
+        size: height and width that annotations say.
+        exif: "apply" turns the image as its EXIF orientation says, "ignore" leaves it as it is stored; None turns it if
+            only then it has the annotated size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,7 +27,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     path = Path(path)
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            if size is not None and is_turned(picture.size, orientation_of(picture), size):
+            if exif == "apply" or size is not None and is_turned(picture.size, orientation_of(picture), size, exif):
                 return picture_to_tensor(ImageOps.exif_transpose(picture))
             return picture_to_tensor(picture)
     except FileNotFoundError:
@@ -39,18 +41,28 @@ def orientation_of(picture: Image.Image) -> int:
     return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
 
 
-def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int]) -> bool:
-    """Whether annotations mean a picture as its EXIF tag turns it, not as it is stored.
+def is_turned(
+    stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None
+) -> bool:
+    """Whether annotations mean an image as its EXIF orientation turns it, not as it is stored.
 
     COCO's mean it as it is stored. Those of other tools may not; that shows where width and height are exchanged.
 
     Args:
-        stored: width and height, as Pillow says them.
+        stored: width and height, as in Pillow.
         orientation: the EXIF tag; from 5 on it turns by a quarter.
         annotated: height and width.
+        exif: see `read_image`.
     """
+    if exif is not None:
+        return exif == "apply" and orientation != 1
     width, height = stored
     return 5 <= orientation <= 8 and tuple(annotated) == (width, height) and width != height
+
+
+def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
+    """Whether the annotated size cannot tell if annotations mean an image as its EXIF orientation turns it."""
+    return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:

@@ -106,6 +106,11 @@ KINDS = {
     "unreadable": Kind("pictures that cannot be opened"),
     "no picture": Kind("files that are no pictures"),
     "size": Kind("pictures of another size than annotated"),
+    "exif": Kind(
+        "images whose EXIF orientation their size does not confirm, read as they are stored; --exif apply turns them",
+        wrong=False,
+        stays=True,
+    ),
     "bomb": Kind("pictures too large to be opened safely"),
 }
 

@@ -38,12 +38,19 @@ from dataset_files.problems import Problems  # noqa: E402
 from dataset_files.voc_files import parse_xml  # noqa: E402
 from predict import drawn_names  # noqa: E402
 from train_utils.errors import InputError  # noqa: E402
-from train_utils.open_data import check, open_checked, open_split  # noqa: E402
+from train_utils.open_data import check, check_and_drop, open_split  # noqa: E402
+from train_utils.options import DataSettings  # noqa: E402
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])
 def test_case_ends_as_the_list_says(tmp_path, case):
     assert bad_inputs.run(case, tmp_path).faults(case) == []
+
+
+def open_checked(data_path: str, splits, skip_bad: bool):
+    datasets = [open_split(data_path, training, skip_bad=True) for training in splits]
+    check_and_drop(datasets, DataSettings(skip_bad=skip_bad))
+    return datasets
 
 
 def test_list_has_every_case_once():

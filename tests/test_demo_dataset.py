@@ -1,5 +1,4 @@
-"""The demo dataset: the same pictures from the same seed, annotations that agree with themselves, nothing half-
-written."""
+"""The demo dataset: the same images from the same seed, consistent annotations, and no partial dataset on disk."""
 
 import itertools
 import json
@@ -157,8 +156,22 @@ def test_no_object_is_a_fragment():
 def test_all_classes_and_sizes_occur(coco):
     assert {annotation["category_id"] for annotation in coco.anns.values()} == {1, 2, 3}
     sizes = np.sqrt([annotation["bbox"][2] * annotation["bbox"][3] for annotation in coco.anns.values()])
-    assert sizes.min() < 24 and sizes.max() > 80 and sizes.max() < 115
+    assert sizes.min() < 30 and 68 < sizes.max() < 100
     assert 20 < np.median(sizes) < 60
+
+
+def test_a_class_has_a_typical_colour_with_variation_and_exceptions():
+    """Hue of the visible pixels of each object, in turns of the colour wheel from its class's typical hue."""
+    turns = []
+    for index in range(4 * NUM_TRAIN):
+        pixels, shapes = draw_picture(np.random.default_rng([0, 0, index]))
+        for shape in shapes:
+            red, green, blue = pixels[shape.visible].mean(axis=0)
+            hue = np.arctan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * np.pi)
+            turns.append((hue - demo_dataset.CLASS_HUES[shape.category_id - 1] + 0.5) % 1 - 0.5)
+    typical = np.abs(turns) < 1 / 6  # nearer to the hue of its own class than to that of another
+    assert 0.9 < typical.mean() < 0.99
+    assert np.std(np.array(turns)[typical]) > 0.03
 
 
 def test_a_complete_dataset_is_not_drawn_again(root, monkeypatch):
@@ -216,13 +229,13 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_race_of_two_processes_leaves_one_dataset(tmp_path, monkeypatch):
-    root, write = tmp_path / "data", demo_dataset._write_dataset
+    root, write = tmp_path / "data", demo_dataset.write_dataset
 
     def overtaken(drawn, info):
         write(drawn, info)
         write(root, info)
 
-    monkeypatch.setattr(demo_dataset, "_write_dataset", overtaken)
+    monkeypatch.setattr(demo_dataset, "write_dataset", overtaken)
     make_demo_dataset(root, 2, 1)
     assert list(tmp_path.iterdir()) == [root]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset_files.dataset import InstanceDataset
 from train_utils.errors import InputError
 
 COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
@@ -61,18 +62,16 @@ class ClassTable:
             raise InputError(f"{path}: not a JSON object of labels and names, like {example} ({error})") from error
         return cls(names, {label: label for label in names})
 
-    def check_against(self, dataset, weights: str | Path) -> None:
-        """Raise InputError where the dataset calls a category otherwise, or has one that the weights lack."""
-        own = {category: self.names[label] for label, category in self.category_ids.items()}
+    def are_named(self) -> bool:
+        """Whether the labels have names, and not just numbers."""
+        return any(not name.startswith("class ") for name in self.names.values())
+
+    def require_labels_of(self, dataset: InstanceDataset, weights: str | Path) -> None:
+        """Raise InputError where the dataset has a category whose label the network lacks."""
+        known = set(self.category_ids.values())
         for label, category in dataset.category_ids.items():
-            name = dataset.class_names[label]
-            if category not in own:
+            if category not in known:
                 raise InputError(
-                    f"{weights}: has no class for the data's category {category} '{name}' "
-                    f"(it knows {len(own)}: {', '.join(list(own.values())[:5])}, ...)"
-                )
-            if own[category] != name and not own[category].startswith("class "):
-                raise InputError(
-                    f"{weights}: its category {category} is '{own[category]}', the data's is '{name}'; "
-                    "these weights were trained on other data"
+                    f"{weights}: has no class for the data's category {category} '{dataset.class_names[label]}' "
+                    f"(it has {len(known)})"
                 )

@@ -1,10 +1,10 @@
-"""Draws a small instance-segmentation dataset in COCO 2017 layout: circles, squares and triangles that hide one
-another.
+"""Draw a small instance segmentation dataset in COCO 2017 layout: circles, squares and triangles that occlude each
+other.
 
-A seed goes in; pictures, masks of the visible pixels and annotation files come out. Small enough to train on from
-scratch in minutes.
+From a seed, write images and annotation files with masks of the visible pixels. The task is easy enough to train on
+from scratch in minutes: as with real things, most objects of a class have a similar colour, though some do not.
 
-    python -m train_utils.demo_dataset --root DIR [--num-train 400] [--num-val 80] [--seed 0]
+    python -m train_utils.demo_dataset --root DIR [--num-train 480] [--num-val 80] [--seed 0]
 """
 
 import argparse
@@ -19,29 +19,37 @@ from pycocotools import mask as mask_codec
 from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
+CLASS_HUES = (0.02, 0.35, 0.64)  # typical hue per class, in turns of the colour wheel: red, green, blue
+HUE_SPREAD, EXCEPTION_CHANCE = 0.05, 0.06  # standard deviation, and the share of objects of any hue
 
-VERSION = "1.3"  # whatever changes the pictures changes this, or an old dataset passes for a new one
+VERSION = "1.4"  # raise it with every change of the images, so that an old dataset is not taken for a new one
 SPLITS = ("train2017", "val2017")
-PICTURE_SIDES = (128, 160)
-OBJECTS_PER_PICTURE = (2, 4)
-OBJECT_SIZES = (20.0, 90.0)  # square root of the bounding box's area, in pixels
-MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.5, 60
-SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.3  # about a fifth of all objects get one
-TILT = 0.3  # radians either way
+IMAGE_SIDES = (128, 160)
+OBJECTS_PER_IMAGE = (2, 4)
+OBJECT_SIZES = (26.0, 76.0)  # square root of the bounding box's area, in pixels
+MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.65, 60
+SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.3  # about a fifth of all objects have one
+TILT = 0.3  # largest rotation in either direction, in radians
 SUPERSAMPLING = 8
 
 
-def make_demo_dataset(root: str | Path, num_train: int = 400, num_val: int = 80, seed: int = 0) -> None:
-    """Draws the dataset into `root`; returns at once where the same dataset is there already.
+def make_demo_dataset(root: str | Path, num_train: int = 480, num_val: int = 80, seed: int = 0) -> None:
+    """Draw the dataset into `root`, or return at once if the same dataset is already there.
+
+    Args:
+        root: a folder that does not exist yet, is empty, or holds this dataset.
+        num_train: number of training images.
+        num_val: number of validation images, all different from the training images.
+        seed: another seed draws other images; the same seed draws the same bytes.
 
     Raises:
-        ValueError: a count or the seed is out of range, or `root` holds something else.
+        ValueError: if a count or the seed is out of range, or `root` holds something else.
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
     root = Path(root).resolve()
     info = {"description": "demo shapes", "version": VERSION, "seed": seed, "num_train": num_train, "num_val": num_val}
-    if _is_complete(root, info):
+    if is_complete(root, info):
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise ValueError(
@@ -51,14 +59,15 @@ def make_demo_dataset(root: str | Path, num_train: int = 400, num_val: int = 80,
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
         drawn = Path(scratch) / root.name
-        _write_dataset(drawn, info)
-        _move_into_place(drawn, root, info)
+        write_dataset(drawn, info)
+        move_into_place(drawn, root, info)
 
 
-def _is_complete(root: Path, info: dict) -> bool:
+def is_complete(root: Path, info: dict) -> bool:
+    """Whether `root` holds the dataset that `info` describes, with all its images."""
     for split, count in zip(SPLITS, (info["num_train"], info["num_val"])):
         try:
-            found = json.loads(_annotation_file(root, split).read_text(encoding="utf-8"))["info"]
+            found = json.loads(annotation_file(root, split).read_text(encoding="utf-8"))["info"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if found != info or len(list((root / split).glob("*.jpg"))) != count:
@@ -66,21 +75,22 @@ def _is_complete(root: Path, info: dict) -> bool:
     return True
 
 
-def _annotation_file(root: Path, split: str) -> Path:
+def annotation_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"instances_{split}.json"
 
 
-def _move_into_place(drawn: Path, root: Path, info: dict) -> None:
+def move_into_place(drawn: Path, root: Path, info: dict) -> None:
+    """Rename the finished folder `drawn` to `root`, so that an interrupted run leaves no partial dataset."""
     try:
         if root.exists():
-            root.rmdir()  # it is empty, but not every system renames onto an empty folder
+            root.rmdir()  # it is empty, but not every system can rename onto an empty folder
         drawn.rename(root)
     except OSError:
-        if not _is_complete(root, info):  # another process may have drawn the same one meanwhile
+        if not is_complete(root, info):  # another process may have drawn the same dataset meanwhile
             raise
 
 
-def _write_dataset(root: Path, info: dict) -> None:
+def write_dataset(root: Path, info: dict) -> None:
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES, start=1)]
     (root / "annotations").mkdir(parents=True)
     for split_index, (split, count) in enumerate(zip(SPLITS, (info["num_train"], info["num_val"]))):
@@ -97,80 +107,94 @@ def _write_dataset(root: Path, info: dict) -> None:
             }
             Image.fromarray(pixels).save(root / split / image["file_name"], quality=95)
             images.append(image)
-            annotations += [_annotation(shape, image_id, number) for number, shape in enumerate(shapes)]
+            annotations += [coco_annotation(shape, image_id, number) for number, shape in enumerate(shapes)]
         content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
-        _annotation_file(root, split).write_text(json.dumps(content), encoding="utf-8")
+        annotation_file(root, split).write_text(json.dumps(content), encoding="utf-8")
 
 
 @dataclass
 class Shape:
-    """One object. Points are x, y in pixels of the picture, whose top left corner is (0, 0)."""
+    """One object. Points are x, y in pixels; the image's top left corner is (0, 0).
+
+    Attributes:
+        category_id: 1 + index into `CLASS_NAMES`.
+        outline: polygon [K, 2].
+        hole: polygon [K, 2], or None.
+        coverage: float [H, W] in 0..1, the share of each pixel that the object covers when nothing occludes it.
+        rim: float [H, W] in 0..1, the same for a line along the inside of its edges.
+        visible: bool [H, W], the pixels that no other object occludes.
+    """
 
     category_id: int
-    outline: np.ndarray  # [K, 2]
-    hole: np.ndarray | None  # [K, 2]
-    coverage: np.ndarray  # [H, W] in 0..1, the share of each pixel that the object takes where nothing hides it
-    rim: np.ndarray  # [H, W] in 0..1, the same for a line along the inside of its edges
-    visible: np.ndarray  # [H, W] bool, the pixels that are seen
+    outline: np.ndarray
+    hole: np.ndarray | None
+    coverage: np.ndarray
+    rim: np.ndarray
+    visible: np.ndarray
 
     def is_recognisable(self, visible: np.ndarray) -> bool:
-        """Whether these pixels [H, W] alone would still show what the object is."""
-        whole = _polygon_area(self.outline) - (0 if self.hole is None else _polygon_area(self.hole))
+        """Whether the pixels `visible`, bool [H, W], are enough to see what the object is."""
+        whole = polygon_area(self.outline) - (0 if self.hole is None else polygon_area(self.hole))
         return visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole)
 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
-    """Returns the picture, uint8 [H, W, 3], and its objects from the hindmost to the foremost."""
-    height, width = rng.integers(*PICTURE_SIDES, size=2, endpoint=True)
+    """Return an image, uint8 [H, W, 3], and its objects from back to front."""
+    height, width = rng.integers(*IMAGE_SIDES, size=2, endpoint=True)
     if rng.random() < 0.2:
         height = width
-    canvas = _background(rng, height, width)
+    canvas = background(rng, height, width)
     shapes: list[Shape] = []
-    for _ in range(rng.integers(*OBJECTS_PER_PICTURE, endpoint=True)):
-        shape = _find_place(rng, shapes, height, width)
+    for _ in range(rng.integers(*OBJECTS_PER_IMAGE, endpoint=True)):
+        shape = find_place(rng, shapes, height, width)
         if shape is None:
             continue
         for below in shapes:
             below.visible &= ~shape.visible
         shapes.append(shape)
-        _paint(rng, canvas, shape)
+        paint(rng, canvas, shape)
     return canvas.clip(0, 255).round().astype(np.uint8), shapes
 
 
-def _find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
-    """Draws shapes, each a little smaller than the last, until one leaves itself and all below it recognisable."""
+def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
+    """Try random shapes, each a little smaller than the last, until it and all shapes `below` are recognisable.
+
+    Returns:
+        the shape, or None if there is no room for one.
+    """
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
-        shape = _random_shape(rng, size, height, width)
+        shape = random_shape(rng, size, height, width)
         if shape.is_recognisable(shape.visible) and all(s.is_recognisable(s.visible & ~shape.visible) for s in below):
             return shape
         size = max(0.95 * size, OBJECT_SIZES[0])
     return None
 
 
-def _random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
+def random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
+    """Return a shape of random class and place; `size` is the square root of its bounding box's area, in pixels."""
     category_id = int(rng.integers(len(CLASS_NAMES))) + 1
     stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(-TILT, TILT)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centred = _unit_outline(CLASS_NAMES[category_id - 1]) * (stretch, 1 / stretch) @ rotation
+    centred = unit_outline(CLASS_NAMES[category_id - 1]) * (stretch, 1 / stretch) @ rotation
     centred *= size / np.sqrt(np.ptp(centred, axis=0).prod())
-    overhang = 0.15 * np.ptp(centred, axis=0)  # how far it may reach out of the picture
+    overhang = 0.15 * np.ptp(centred, axis=0)  # how far it may extend beyond the image
     centre = rng.uniform(-centred.min(axis=0) - overhang, (width, height) - centred.max(axis=0) + overhang)
     has_hole = size >= SMALLEST_WITH_HOLE and rng.random() < HOLE_CHANCE
     outline, hole = centre + centred, centre + rng.uniform(0.35, 0.45) * centred if has_hole else None
-    coverage, rim = _rasterise(outline, hole, height, width)
+    coverage, rim = rasterise(outline, hole, height, width)
     return Shape(category_id, outline, hole, coverage, rim, visible=coverage >= 0.5)
 
 
-def _unit_outline(name: str) -> np.ndarray:
-    """Corners [K, 2] on the unit circle about the origin."""
+def unit_outline(name: str) -> np.ndarray:
+    """Return corners [K, 2] on the unit circle around the origin."""
     corners = {"circle": 40, "square": 4, "triangle": 3}[name]
     angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and rim, see `Shape`."""
+def rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage and rim, both float [H, W]; see `Shape`."""
     filled, edges = (Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING)) for _ in range(2))
     for points, value in ((outline, 255), (hole, 0)):
         if points is not None:
@@ -181,61 +205,71 @@ def _rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width:
     return coverage, rim * coverage
 
 
-def _polygon_area(points: np.ndarray) -> float:
+def polygon_area(points: np.ndarray) -> float:
+    """Return the area of a polygon [K, 2] by the shoelace formula."""
     x, y = points.T
     return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Canvas [H, W, 3] in 0..255: soft patterns between two colours that are not far apart, with grain."""
-    colour = _random_colour(rng)
-    pattern = 0.5 * rng.choice([_gradient, _stripes, _noise])(rng, height, width) + 0.5 * _noise(rng, height, width)
-    return _two_tone(colour, colour + rng.uniform(-50, 50, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
+def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return a canvas, float [H, W, 3] in 0..255: a soft pattern of two similar, muted colours, with grain."""
+    colour = mixed_colour(rng, rng.random(), rng.uniform(0.0, 0.3))
+    pattern = 0.5 * rng.choice([gradient, stripes, noise])(rng, height, width) + 0.5 * noise(rng, height, width)
+    return two_tone(colour, colour + rng.uniform(-30, 30, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
-    """Puts the object onto the canvas [H, W, 3], in a colour that stands out from what its edges lie on."""
+def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
+    """Paint the object onto the canvas [H, W, 3] in place, in a colour that contrasts with what is under its edges."""
     rows, columns = np.nonzero(shape.coverage)
     window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
-    candidates = [_random_colour(rng) for _ in range(6)]
+    hue = CLASS_HUES[shape.category_id - 1] if rng.random() >= EXCEPTION_CHANCE else rng.random()
+    candidates = [mixed_colour(rng, rng.normal(hue, HUE_SPREAD), rng.uniform(0.5, 0.95)) for _ in range(6)]
     colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
-    pattern = rng.choice([_gradient, _stripes, _checks, _noise])(rng, *alpha.shape)
-    surface = _two_tone(colour, colour + rng.uniform(-40, 40, size=3), pattern)
+    pattern = rng.choice([gradient, stripes, checks, noise])(rng, *alpha.shape)
+    surface = two_tone(colour, colour + rng.uniform(-40, 40, size=3), pattern)
     surface *= 1 + rng.choice([-0.45, 0.35]) * rim[..., None]
     canvas[window] += (surface.clip(0, 255) - beneath) * alpha[..., None]
 
 
-def _random_colour(rng: np.random.Generator) -> np.ndarray:
-    """RGB in 0..255, from dark to light and from grey to vivid."""
-    hue = np.abs((6 * rng.random() + np.array([0, 4, 2])) % 6 - 3) - 1
-    vividness, lightness = rng.uniform(0.2, 0.95), rng.uniform(60, 250)
-    return lightness * (1 - vividness * (1 - hue.clip(0, 1)))
+def mixed_colour(rng: np.random.Generator, hue: float, vividness: float) -> np.ndarray:
+    """Return an RGB colour [3] in 0..255 of random lightness.
+
+    Args:
+        hue: in turns of the colour wheel; 0 is red, 1/3 green and 2/3 blue.
+        vividness: from 0 (grey) to 1 (pure hue).
+    """
+    channels = np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1
+    lightness = rng.uniform(80, 250)
+    return lightness * (1 - vividness * (1 - channels.clip(0, 1)))
 
 
-def _two_tone(first: np.ndarray, second: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-    """Colours [H, W, 3]: the first where the pattern [H, W] is 0, the second where it is 1."""
+def two_tone(first: np.ndarray, second: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Return colours [H, W, 3]: the first where the pattern [H, W] is 0, the second where it is 1."""
     return first + pattern[..., None] * (second.clip(0, 255) - first)
 
 
-def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    along = _distance_along(rng.uniform(0, 2 * np.pi), height, width)
+def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return a pattern [H, W] in 0..1 that rises evenly in a random direction."""
+    along = distance_along(rng.uniform(0, 2 * np.pi), height, width)
     return (along - along.min()) / np.ptp(along)
 
 
-def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    along = _distance_along(rng.uniform(0, 2 * np.pi), height, width)
+def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return soft parallel stripes [H, W] in 0..1."""
+    along = distance_along(rng.uniform(0, 2 * np.pi), height, width)
     return 0.5 + 0.5 * np.sin(2 * np.pi * along / rng.uniform(5, 16))
 
 
-def _checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return a checkerboard [H, W] of 0 and 1."""
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 16)
-    first, second = (np.sin(2 * np.pi * _distance_along(a, height, width) / period) for a in (angle, angle + np.pi / 2))
+    first, second = (np.sin(2 * np.pi * distance_along(a, height, width) / period) for a in (angle, angle + np.pi / 2))
     return (first * second > 0).astype(float)
 
 
-def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth noise [H, W] in 0..1, at three scales."""
+def noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return smooth noise [H, W] in 0..1, at three scales."""
     total = np.zeros((height, width))
     for cell, weight in ((48, 0.5), (16, 0.3), (5, 0.2)):
         grid = rng.random((height // cell + 2, width // cell + 2)).astype(np.float32)
@@ -243,16 +277,17 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return total.clip(0, 1)
 
 
-def _distance_along(angle: float, height: int, width: int) -> np.ndarray:
+def distance_along(angle: float, height: int, width: int) -> np.ndarray:
+    """Return the position [H, W] of each pixel along a direction, in pixels; the angle is in radians."""
     y, x = np.ogrid[:height, :width]
     return x * np.cos(angle) + y * np.sin(angle)
 
 
-def _annotation(shape: Shape, image_id: int, number: int) -> dict:
-    """The COCO entry: a polygon where the object is whole, run lengths where it has a hole or is partly hidden."""
+def coco_annotation(shape: Shape, image_id: int, number: int) -> dict:
+    """Return the COCO entry: a polygon, or run lengths if the object has a hole or is partly occluded."""
     height, width = shape.visible.shape
     if shape.hole is None and np.array_equal(shape.visible, shape.coverage >= 0.5):
-        segmentation = [_clip_to_picture(shape.outline, height, width).round(2).ravel().tolist()]
+        segmentation = [clip_to_image(shape.outline, height, width).round(2).ravel().tolist()]
         rle = mask_codec.merge(mask_codec.frPyObjects(segmentation, height, width))
     else:
         rle = mask_codec.encode(np.asfortranarray(shape.visible, dtype=np.uint8))
@@ -268,8 +303,8 @@ def _annotation(shape: Shape, image_id: int, number: int) -> dict:
     }
 
 
-def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part of the polygon [K, 2] inside the picture, cut at one border after another (Sutherland and Hodgman)."""
+def clip_to_image(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the part of the polygon [K, 2] inside the image, cut at one border after another (Sutherland-Hodgman)."""
     for axis, border, inward in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
         kept = []
         depths = inward * (points[:, axis] - border)
@@ -286,9 +321,9 @@ def _clip_to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the demo dataset: three kinds of shapes, in COCO 2017 layout.")
-    parser.add_argument("--root", required=True, help="the folder to draw it into")
-    parser.add_argument("--num-train", type=int, default=400, help="pictures to train on (default: 400)")
-    parser.add_argument("--num-val", type=int, default=80, help="pictures to validate on (default: 80)")
+    parser.add_argument("--root", required=True, help="folder to draw it into")
+    parser.add_argument("--num-train", type=int, default=480, help="training images (default: 480)")
+    parser.add_argument("--num-val", type=int, default=80, help="validation images (default: 80)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another dataset (default: 0)")
     args = parser.parse_args()
     try:

@@ -1,40 +1,201 @@
-"""The check of a dataset before the first step: all that is wrong is counted and named, then the run goes on or stops.
+"""Open the splits of a data set, check them before the first step, and report what they hold.
 
-What training can do without is left out with a warning. What would make results wrong stops the run, or with
-`--skip-bad` is left out with a warning as well. The evaluation loses nothing but what `--skip-bad` leaves out.
+The chain is that of dataset_files/: layout -> files -> conversion or repair -> index -> headers of the images. What
+training can do without is left out with a warning. What would make results wrong stops the run, or with `--skip-bad` is
+left out as well, unless it puts all of a file in doubt. The evaluation loses nothing but what `--skip-bad` leaves out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 import transforms
+from dataset_files.coco_index import Reading
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
+from dataset_files.layouts.conversion import SplitFiles
+from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import KINDS, Problems
+from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
-from my_dataset_voc import VOCInstances, find_voc_folder
-from train_utils.distributed import broadcast_from_main, run_on_main
+from my_dataset_voc import VOCInstances
+from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
+from train_utils.options import DataSettings
+
+MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
+MOSTLY_CROWDS = 0.5
 
 
-def open_checked(data_path: str, splits: Sequence[bool], skip_bad: bool) -> list[InstanceDataset]:
-    """The training split (True) or validation split (False) of a folder, or both, each without what is left out.
-
-    The main process looks at the pictures, and all leave out the same.
+def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDataset, InstanceDataset]:
+    """The training and the validation split, checked, the latter with the former's classes.
 
     Raises:
         InputError: a split cannot be used; one line that says all.
     """
     with reading_input():
-        datasets = [open_split(data_path, training, skip_bad=True) for training in splits]
-        left_out = broadcast_from_main(run_on_main(lambda: check(datasets, skip_bad)))
+        layout = layout_of(settings)
+        train_split, val_split = choose_splits(layout, settings)
+        train_set = open_dataset(layout, train_split, settings, training=True)
+        val_set = open_dataset(layout, val_split, settings, training=False)
+        if train_split is not None and train_split is val_split:
+            divide(train_set, val_set, settings.val_fraction, seed)
+    check_and_drop([train_set, val_set], settings)
+    adopt_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
+    return train_set, val_set
+
+
+def open_validation_data(settings: DataSettings, trained_with: Mapping) -> InstanceDataset:
+    """The validation split, checked; see `open_held_out`."""
+    dataset = open_held_out(settings, trained_with)
+    check_and_drop([dataset], settings)
+    return dataset
+
+
+def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceDataset:
+    """The validation split, unchecked; of data that are not split the part that the run held out, else all images.
+
+    Args:
+        trained_with: settings of the run that made the weights, or {}; what was not given is read as there.
+    """
+    same_data = "data_path" not in settings.given or settings.data_path == trained_with.get("data_path")
+    if same_data and not settings.train_json and not settings.val_json:
+        for each in DataSettings.options():
+            if each.name not in settings.given and trained_with.get(each.name) is not None:
+                setattr(settings, each.name, trained_with[each.name])
+    if settings.data_path is None and not settings.val_json:
+        raise InputError("the weights do not say which data they were trained on; give --data-path")
+    with reading_input():
+        layout = layout_of(settings)
+        _, split = choose_splits(layout, settings)
+        dataset = open_dataset(layout, split, settings, training=False)
+        held_out = same_data and "data_path" in trained_with or "val_fraction" in settings.given
+        if split is not None and split.name in ("", "train") and held_out:
+            everything = open_dataset(layout, split, settings, training=True)
+            divide(everything, dataset, settings.val_fraction, int(trained_with.get("seed") or 0))
+    return dataset
+
+
+def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) -> InstanceDataset:
+    """The training or validation split of a folder in any layout, unchecked.
+
+    Raises:
+        InputError: there is no such folder, or its layout is not known.
+        ValueError, FileNotFoundError: the dataset's own, for what is broken inside.
+    """
+    settings = DataSettings(data_path=str(data_path))
+    with reading_input():
+        layout = layout_of(settings)
+        splits = choose_splits(layout, settings)
+        dataset = open_dataset(layout, splits[0 if training else 1], settings, training)
+    dataset.problems.require_none_wrong(dataset.source, skip_bad)
+    return dataset
+
+
+def layout_of(settings: DataSettings) -> Layout:
+    if settings.train_json or settings.val_json:
+        if settings.data_path is not None and "data_path" in settings.given:
+            raise InputError("--train-json and --val-json stand in place of --data-path; leave that out")
+        train, val = settings.train_json or settings.val_json, settings.val_json if settings.train_json else None
+        folder = Path(settings.image_folder) if settings.image_folder else None
+        return named_files(Path(train), Path(val) if val else None, folder)
+    if settings.image_folder is not None:
+        raise InputError("--image-folder belongs to --train-json and --val-json; give these, or leave it out")
+    return find_layout(Path(settings.data_path), settings.class_attribute)
+
+
+def choose_splits(layout: Layout, settings: DataSettings) -> tuple[SplitFiles | None, SplitFiles | None]:
+    """The splits for training and validation; the same one twice where the data are not split.
+
+    None for Pascal VOC, whose dataset finds its lists itself.
+    """
+    by_name = {split.name: split for split in layout.splits}
+    training = by_name.get("train") or by_name.get("") or next(iter(layout.splits), None)
+    validation = by_name.get("val") or by_name.get("test") or training
+    if training is not validation and "val_fraction" in settings.given:
+        raise InputError(
+            f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave it out"
+        )
+    if training is not validation and validation.name == "test" and is_main():
+        print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
+    return training, validation
+
+
+def open_dataset(
+    layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool
+) -> InstanceDataset:
+    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
+    if layout.name == VOC:
+        for name in ("boxes_from_masks", "crowds_are_objects"):
+            if getattr(settings, name):
+                raise InputError(f"--{name.replace('_', '-')} is not for Pascal VOC's layout; leave it out")
+        txt_name = "train.txt" if training else "val.txt"
+        return VOCInstances(settings.data_path, txt_name=txt_name, transforms=flip, skip_bad=True, exif=settings.exif)
+    return CocoDetection.of_split(
+        split, training, flip, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
+        key=settings.class_attribute or "", exif=settings.exif,
+    )  # fmt: skip
+
+
+def divide(train_set: CocoDetection, val_set: CocoDetection, fraction: float, seed: int) -> None:
+    """Part the images of one annotation file, which both datasets hold, between them."""
+    names, classes = val_set.image_names(), val_set.classes_of_images()
+    for_validation, one_sided = choose_validation(names, classes, fraction, seed)
+    val_set.drop_items(np.flatnonzero(~for_validation).tolist())
+    held_out = {name for name, chosen in zip(names, for_validation) if chosen}
+    train_set.drop_items([i for i, name in enumerate(train_set.image_names()) if name in held_out])
+    if is_main():
+        print(
+            f"{val_set.source}: not split; {len(held_out)} of {len(names)} images, chosen by their names, are for "
+            f"validation (--val-fraction {fraction:g})",
+            flush=True,
+        )
+        if one_sided:
+            shown = ", ".join(f"'{val_set.index.categories[c]}'" for c in one_sided[:5])
+            warn(f"{val_set.source}: classes that occur on one side of the split only ({len(one_sided)}): {shown}")
+
+
+def adopt_classes(
+    dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
+) -> None:
+    """Number a dataset's classes as another one's or a checkpoint's, by name, and name what only one side has.
+
+    Raises:
+        InputError: they have no class in common.
+    """
+    own = set(dataset.class_names.values())
+    missing = dataset.adopt_classes(class_names, category_ids)
+    shared = own & set(class_names.values())
+    if not shared:
+        raise InputError(
+            f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(class_names.values())})"
+        )
+    if missing and is_main():
+        warn(f"{dataset.source}: objects of classes that {owner} lacks are left out: {listed(missing)}")
+
+
+def listed(names: Sequence[str] | set[str]) -> str:
+    names = sorted(names)
+    return ", ".join(f"'{name}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+# ----------------------------------------------------------------------------------------------------------- the check
+
+
+def check_and_drop(datasets: Sequence[InstanceDataset], settings: DataSettings) -> None:
+    """Check datasets on the main process; all processes leave out the same."""
+    with reading_input():
+        left_out = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     for dataset, items in zip(datasets, left_out):
         dataset.drop_items(items)
-    return datasets
+    if is_main():
+        for dataset, items in zip(datasets, left_out):
+            report_contents(dataset, len(items))
 
 
 def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]]:
-    """The items that each dataset is to leave out; says what is wrong with each on stderr."""
+    """The items that each dataset is to leave out; warns of what is wrong with each."""
     found, left_out = [], []
     for dataset in datasets:
         problems, items = check_images(dataset)
@@ -57,10 +218,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
         remedy = "" if unskippable else "; mend the data, or leave that out with --skip-bad"
         raise InputError(f"{'; '.join(parts)}{remedy}")
     for dataset, items in zip(datasets, left_out):
-        if dataset.training and len(items) == len(dataset):
-            raise InputError(f"{dataset.source}: holds no picture with a usable object to train on")
-        if not dataset.training and 0 < len(items) == len(dataset):
-            raise InputError(f"{dataset.source}: no picture is left to evaluate")
+        require_objects(dataset, len(items))
     return left_out
 
 
@@ -70,28 +228,38 @@ def outcome_of(kind: str, dataset: InstanceDataset) -> str:
     return ", left out" if dataset.training else f", {dataset.kept_in_evaluation}"
 
 
-def open_split(data_path: str, training: bool, skip_bad: bool = False) -> InstanceDataset:
-    """The training or validation split of a COCO or VOC folder, told apart by what lies in it.
+def require_objects(dataset: InstanceDataset, left_out: int) -> None:
+    """InputError for a split without a usable image, or whose objects are mostly crowds."""
+    counts = dataset.counts()
+    if dataset.training and counts.crowds > MOSTLY_CROWDS * counts.objects:
+        raise InputError(
+            f"{dataset.source}: {counts.crowds} of {counts.objects} objects are crowds (iscrowd: 1), which are not "
+            "trained on; if each is a single object, as in exports of brush masks, give --crowds-are-objects"
+        )
+    if dataset.training and left_out == len(dataset):
+        raise InputError(
+            f"{dataset.source}: holds no image with a usable object to train on ({counts.objects} objects, "
+            f"{counts.crowds} of them crowds)"
+        )
+    if not dataset.training and 0 < left_out == len(dataset):
+        raise InputError(f"{dataset.source}: no image is left to evaluate")
 
-    Args:
-        skip_bad: leave out what would make results wrong instead of raising, see the datasets.
 
-    Raises:
-        InputError: there is no such folder, or it has neither layout.
-        ValueError, FileNotFoundError: the dataset's own, for what is broken inside.
-    """
-    root = Path(data_path)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder (--data-path)")
-    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
-    if find_voc_folder(root, "2012"):
-        return VOCInstances(root, txt_name="train.txt" if training else "val.txt", transforms=flip, skip_bad=skip_bad)
-    if (root / "annotations").is_dir():
-        return CocoDetection(root, "train" if training else "val", flip, skip_bad=skip_bad)
-    raise InputError(
-        f"{root}: neither COCO's layout (annotations/instances_train2017.json, train2017/, val2017/) "
-        "nor VOC's (VOCdevkit/VOC2012/ImageSets/Segmentation/)"
-    )
+def report_contents(dataset: InstanceDataset, left_out: int) -> None:
+    """One line on what a split holds, and a warning of images with more objects than can be found."""
+    counts = dataset.counts()
+    line = f"{dataset.source}: {len(dataset)} images"
+    if dataset.training:
+        line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
+        line += f"; {counts.images_without_objects} images without objects are left out"
+    else:
+        line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
+    print(line, flush=True)
+    if counts.most_in_an_image > MOST_DETECTIONS:
+        warn(
+            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network and COCO's metrics stop "
+            f"at {MOST_DETECTIONS} detections per image"
+        )
 
 
 def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
@@ -104,6 +272,6 @@ def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
     if given is not None and largest > given:
         raise InputError(
             f"the data has '{dataset.class_names[largest]}', id {dataset.category_ids[largest]}, as label {largest}, "
-            f"--num-classes says {given}; leave --num-classes out or give at least {largest}"
+            f"--num-classes is {given}; leave --num-classes out or give at least {largest}"
         )
     return (given or largest) + 1

@@ -112,6 +112,13 @@ def natural(text: str) -> int:
     return value
 
 
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
+    return value
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """An option that is given bare or with True or False."""
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
@@ -166,13 +173,55 @@ def in_words(value: Any) -> str:
 
 
 @dataclass
-class TrainSettings(Settings):
-    """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
+class DataSettings(Settings):
+    """How images and annotations are found and read; kept in the checkpoint, so that validation reads them alike."""
 
     data_path: str | None = option(
-        None, f"folder of images and annotations; without it the demo dataset, drawn into {DEMO_FOLDER}/", type=str,
+        None, "folder of images and annotations as the labelling tool wrote it, or its annotation file (default: the "
+        f"checkpoint's; of a new run the demo dataset, drawn into {DEMO_FOLDER}/)", type=str, inherited=True,
+    )  # fmt: skip
+    train_json: str | None = option(
+        None, "COCO file of the training images, instead of --data-path", type=str, inherited=True
+    )
+    val_json: str | None = option(None, "COCO file of the validation images", type=str, inherited=True)
+    image_folder: str | None = option(
+        None, "folder of the images of --train-json and --val-json (default: found beside them)", type=str,
         inherited=True,
     )  # fmt: skip
+    class_attribute: str | None = option(
+        None, "the region attribute that is the class, in VIA's files (default: the only one)", type=str, inherited=True
+    )
+    val_fraction: float = option(
+        0.2, "share of the images for validation, where the data are not split ({default})", type=fraction,
+        changes_result=True, inherited=True,
+    )  # fmt: skip
+    skip_bad: bool = option(
+        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
+        inherited=True,
+    )  # fmt: skip
+    boxes_from_masks: bool = option(
+        False, "take the box of each object that has a mask from the mask", changes_result=True, inherited=True
+    )
+    crowds_are_objects: bool = option(
+        False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them",
+        changes_result=True, inherited=True,
+    )  # fmt: skip
+    exif: str | None = option(
+        None, "turn images as their EXIF orientation says, or never (default: where only then they have the annotated "
+        "size)", choices=("apply", "ignore"), changes_result=True, inherited=True,
+    )  # fmt: skip
+
+    def is_demo(self) -> bool:
+        """Whether the data are the demo's: none are named, or its folder is."""
+        if self.train_json or self.val_json:
+            return False
+        return self.data_path is None or Path(self.data_path).resolve() == Path(DEMO_FOLDER).resolve()
+
+
+@dataclass
+class TrainSettings(DataSettings):
+    """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
+
     device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str)
     num_classes: int | None = option(
         None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, inherited=True
@@ -182,7 +231,7 @@ class TrainSettings(Settings):
     force: bool = option(False, "resume although settings differ that make it another run")
     overwrite: bool = option(False, "start anew in an --output-dir that holds a run, whose files are deleted")
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
-    epochs: int = option(26, "({default})", type=positive, demo=7, inherited=True)
+    epochs: int = option(26, "({default})", type=positive, demo=6, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
     batch_size: int = option(
         4, "images per step and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
@@ -191,7 +240,7 @@ class TrainSettings(Settings):
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     lr: float = option(
-        PerImage(0.001), "learning rate ({default})", type=float, demo=PerImage(0.0025), changes_result=True,
+        PerImage(0.001), "learning rate ({default})", type=float, demo=PerImage(0.004), changes_result=True,
         inherited=True,
     )  # fmt: skip
     momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
@@ -199,11 +248,11 @@ class TrainSettings(Settings):
         1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
     )
     lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(6,), changes_result=True,
+        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(3, 5), changes_result=True,
         inherited=True,
     )  # fmt: skip
     lr_gamma: float = option(
-        0.1, "factor of a drop ({default})", type=float, demo=0.2, changes_result=True, inherited=True
+        0.1, "factor of a drop ({default})", type=float, demo=0.3, changes_result=True, inherited=True
     )
     aspect_ratio_group_factor: int = option(
         3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
@@ -259,10 +308,6 @@ class TrainSettings(Settings):
         100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
         type=natural,
     )  # fmt: skip
-    skip_bad: bool = option(
-        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
-        inherited=True,
-    )  # fmt: skip
     test_only: bool = option(False, "only evaluate what --resume or --pretrain names")
     lr_step_size: int | None = option(
         None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive, multi_gpu=True
@@ -291,7 +336,7 @@ class TrainSettings(Settings):
         for name, described in missing.items():
             if described.inherited and kept.get(name) is not None:
                 setattr(self, name, kept[name])
-        demo = is_demo_path(self.data_path)
+        demo = self.is_demo()
         for name, described in missing.items():
             if demo and described.demo is not SAME and not (described.inherited and name in kept):
                 setattr(self, name, described.demo)
@@ -325,13 +370,7 @@ class InferenceSettings(Settings):
 
 
 @dataclass
-class ValidationSettings(InferenceSettings):
-    data_path: str | None = option(
-        None, "folder of images and annotations (default: the one that the checkpoint was trained on)", type=str
-    )
-    skip_bad: bool = option(
-        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping"
-    )
+class ValidationSettings(DataSettings, InferenceSettings):
     batch_size: int = option(1, "images per step ({default})", "-b", "--batch-size", type=positive)
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
@@ -360,9 +399,3 @@ class PredictSettings(InferenceSettings):
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
     save_json: bool = option(False, "also write the detections as predictions.json, in COCO's results format")
-
-
-def is_demo_path(data_path: str | None) -> bool:
-    return data_path is None or Path(data_path).resolve() == Path(DEMO_FOLDER).resolve()
-
-

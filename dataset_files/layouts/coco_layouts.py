@@ -22,6 +22,7 @@ MOST_FILES = 50  # JSON files of a folder; where there are more, those that belo
 MOST_FOLDERS = 200  # that are considered as image folders
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
 # COCO's files of other tasks, beside the instances.
+ROBOFLOW = "_annotations.coco.json"
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
 SPLIT_ORDER = ("train", "val", "test", "")
@@ -76,8 +77,10 @@ def is_coco_file(path: Path) -> bool:
     """Whether a JSON file looks like COCO instances; a broken one does if it holds two of the three lists."""
     if path.name.lower().startswith(OTHER_TASKS):
         return False
+    if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
+        return True  # by its name; what is wrong inside is named, rather than the file passed over
     if is_lfs_pointer(path):
-        return path.name.lower().startswith("instances")
+        return False
     try:
         ends = both_ends(path)
     except OSError:
@@ -134,7 +137,7 @@ def only_one(files: list[Path], split: str, root: Path) -> Path:
         lambda path: depth_of(path, root) == min(depth_of(file, root) for file in files),
         lambda path: path.name.lower().startswith("instances"),
         lambda path: "2017" in path.name,
-        lambda path: path.name.lower() in ("_annotations.coco.json", "result.json"),
+        lambda path: path.name.lower() in (ROBOFLOW, "result.json"),
     )
     for preferred in preferences:
         files = [path for path in files if preferred(path)] or files

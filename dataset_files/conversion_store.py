@@ -1,0 +1,124 @@
+"""The COCO file of a split: the one that lies there, or the stored result of converting or repairing what lies there.
+
+A conversion is stored once in the user's cache folder, together with what was found to be wrong, and made again when a
+file that it was read from changes.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataset_files import coco_repair
+from dataset_files.coco_index import CocoIndex, Reading, locked, open_index
+from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.problems import Problems
+
+VERSION = 1  # of stored conversions
+
+
+class OpenedSplit(NamedTuple):
+    """The index of a split's COCO file, and the problems of the conversion and of the file together."""
+
+    index: CocoIndex
+    problems: Problems
+
+
+def open_split_index(split: SplitFiles, reading: Reading, key: str = "") -> OpenedSplit:
+    """The index of a split in any layout.
+
+    Args:
+        key: what the conversion depends on besides the files.
+
+    Raises:
+        ValueError: the annotations cannot be used; the message names the file.
+    """
+    if split.convert is not None:
+        return open_converted(split, split.convert, split.inputs(), reading, key)
+    problems, error = None, None
+    try:
+        index = open_index(split.source, reading)
+        problems = index.problems
+    except ValueError as caught:
+        error = caught
+    if coco_repair.worth_repairing(problems, error):
+        repaired = open_converted(
+            split, lambda: coco_repair.repair(split.source, split.image_folder), [split.source], reading, "repair"
+        )
+        if error is not None or repaired.problems.counts != problems.counts:
+            return repaired
+    if error is not None:
+        raise error
+    return OpenedSplit(index, problems)
+
+
+def open_converted(
+    split: SplitFiles, convert: Any, inputs: Iterable[Path], reading: Reading, key: str
+) -> OpenedSplit:
+    place = storage_folder() / f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}.json"
+    stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *inputs})))
+    problems = stored_problems(place, stamp)
+    if problems is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_suffix(".lock")
+        lock.touch()
+        with locked(lock):  # of several processes one converts, the others wait here and find it
+            problems = stored_problems(place, stamp)
+            if problems is None:
+                problems = store(place, stamp, convert())
+    index = open_index(place, reading)
+    together = Problems()
+    together.update(problems)
+    together.update(index.problems)
+    return OpenedSplit(index, together)
+
+
+def store(place: Path, stamp: str, converted: Converted) -> Problems:
+    write_whole(place, json.dumps(converted.content).encode())
+    about = {"stamp": stamp, "size": place.stat().st_size, "problems": vars(converted.problems)}
+    write_whole(about_file(place), json.dumps(about).encode())
+    return converted.problems
+
+
+def stored_problems(place: Path, stamp: str) -> Problems | None:
+    """The problems of a stored conversion of the files as they are now; None where there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads(about_file(place).read_text(encoding="utf-8"))
+        if about["stamp"] == stamp and place.stat().st_size == about["size"]:
+            return Problems(**about["problems"])
+    return None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def about_file(place: Path) -> Path:
+    return place.with_suffix(".about.json")
+
+
+def storage_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mask-rcnn" / "converted"
+
+
+def stamp_of(path: Path) -> str:
+    """Path, size and time of change of an input; a folder's time changes with the names in it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path} missing"
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def digest(*parts: str) -> str:
+    return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:24]

@@ -1,0 +1,63 @@
+"""Detect the layout of a folder, or of an annotation file, and find its splits."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset_files.layouts import coco_layouts, labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts.conversion import SplitFiles
+from dataset_files.layouts.folder_description import describe
+
+VOC = "Pascal VOC"
+
+
+class Layout(NamedTuple):
+    """A layout by name, and the splits that were found; none for Pascal VOC, whose dataset finds its own lists."""
+
+    name: str
+    splits: list[SplitFiles]
+
+
+def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
+    """The layout of a folder or annotation file.
+
+    Args:
+        class_attribute: the region attribute that is the class, in VIA's files.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it has no layout that is known, or a file in it does not fit; one line that says what was found.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder or file (--data-path)")
+    via = via_files.find(path, class_attribute)
+    if class_attribute is not None and not via:
+        raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")
+    if path.is_dir() and voc_variants.is_standard(path):
+        return Layout(VOC, [])
+    for name, splits in (("VIA", via), ("COCO", coco_layouts.find(path)), ("YOLO", yolo_files.find(path))):
+        if splits:
+            return Layout(name, splits)
+    if path.is_dir():
+        for name, reader in (("VOC-like", voc_variants), ("labelme", labelme_files), ("mask images", mask_folders)):
+            if splits := reader.find(path):
+                return Layout(name, splits)
+    raise ValueError(describe(path))
+
+
+def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
+    """COCO files that are named one by one, instead of found.
+
+    Args:
+        image_folder: of both files; None to look for it beside each.
+    """
+    splits = []
+    for name, path in (("train" if val_json else "", train_json), ("val", val_json)):
+        if path is None:
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file (--train-json, --val-json)")
+        found = coco_layouts.find(path)
+        if not found:
+            raise ValueError(f"{path}: not a COCO file (a JSON object with images, annotations and categories)")
+        splits.append(SplitFiles(name, path, image_folder or found[0].image_folder))
+    return Layout("COCO", splits)

@@ -1,0 +1,70 @@
+"""Divide the images of one annotation file into training and validation, the same way at every start.
+
+By a hash of each file name and the seed, so that an image stays on its side when others are added, on every process and
+after a resume. Copies of one image (Roboflow's names end with `.rf.` and a hash) stay together.
+"""
+
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import PurePosixPath
+
+import numpy as np
+
+COPY = re.compile(r"(_(jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]+$", re.IGNORECASE)
+
+
+def choose_validation(
+    names: Sequence[str], classes: Sequence[Sequence[int]], fraction: float, seed: int
+) -> tuple[np.ndarray, list[int]]:
+    """The images that are for validation.
+
+    Every class is put on both sides if it occurs in two images that may be parted.
+
+    Args:
+        names: the file of each of P images.
+        classes: the classes that occur in each.
+        fraction: the share of images for validation, in 0..1.
+
+    Returns:
+        bool [P], and the classes that are on one side only.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        groups.setdefault(original_of(name), []).append(i)
+    position = {stem: place_of(stem, seed) for stem in groups}
+    chosen = {stem: position[stem] < fraction for stem in groups}
+    if len(groups) > 1:  # neither side is empty
+        ordered = sorted(groups, key=position.__getitem__)
+        chosen[ordered[0]], chosen[ordered[-1]] = True, False
+    holders: dict[int, list[str]] = {}
+    for stem, members in groups.items():
+        for label in {label for i in members for label in classes[i]}:
+            holders.setdefault(label, []).append(stem)
+    one_sided = []
+    for label in sorted(holders, key=lambda label: (len(holders[label]), label)):  # the rarest first
+        stems = sorted(holders[label], key=position.__getitem__)
+        if len(stems) < 2:
+            one_sided.append(label)
+        elif not any(chosen[stem] for stem in stems):
+            chosen[stems[0]] = True
+        elif all(chosen[stem] for stem in stems):
+            chosen[stems[-1]] = False
+    for label, stems in holders.items():
+        if len(stems) >= 2 and len({chosen[stem] for stem in stems}) < 2:
+            one_sided.append(label)  # another class needed its images on one side
+    validation = np.zeros(len(names), dtype=bool)
+    for stem, members in groups.items():
+        validation[members] = chosen[stem]
+    return validation, sorted(one_sided)
+
+
+def original_of(name: str) -> str:
+    """The name that copies of one image share: its path without suffix and without Roboflow's addition."""
+    path = PurePosixPath(name)
+    return COPY.sub("", str(path.with_suffix("")))
+
+
+def place_of(stem: str, seed: int) -> float:
+    """A number in 0..1 that depends on name and seed only."""
+    return int.from_bytes(sha256(f"{seed} {stem}".encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
