@@ -32,8 +32,8 @@ from transforms import Transform, collate_fn
 class CocoDetection(Dataset):
     """Images and instances of one split, from a COCO file.
 
-    Folders: `root/annotations/instances_{dataset}{years}.json` and `root/{dataset}{years}/`. `of_split` opens annotations
-    of any layout.
+    Folders: `root/annotations/instances_{dataset}{years}.json` and `root/{dataset}{years}/`. `of_split` opens
+    annotations of any layout.
 
     For training, crowds are left out, and so are objects without a box or mask and images that are then without object.
     Any other split keeps every image and every crowd.

@@ -21,7 +21,7 @@ FAR = 1.0  # a picture's sides beyond its edge
 
 
 class Checked(NamedTuple):
-    """Of A annotations: their images' places, int64; whether they are right, bool; whether box and mask are there, bool."""
+    """Of A annotations: their images' places, int64; whether they are right, bool; and have box and mask, bool."""
 
     owners: np.ndarray
     valid: np.ndarray

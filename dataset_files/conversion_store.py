@@ -70,7 +70,10 @@ def open_converted(
             problems = stored_problems(place, stamp)
             if problems is None:
                 problems = store(place, stamp, convert())
-    index = open_index(place, reading)
+    try:
+        index = open_index(place, reading)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(place), str(split.source))) from error
     together = Problems()
     together.update(problems)
     together.update(index.problems)

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from dataset_files import coco_index
 from dataset_files.coco_file import MaskColumns
-from dataset_files.coco_index import CocoIndex, make_index, open_index, read_stored, stamp_of, storage_places
+from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of, storage_places
 from dataset_files.problems import leaves_folder
 from dataset_files.unused_categories import unused_categories
 from my_dataset_coco import CocoDetection
@@ -413,7 +413,7 @@ def test_masks_without_boxes_take_boxes_from_masks_and_keep_their_own_index(tmp_
     file = annotations_file(tmp_path, with_boxes(lambda *_: [0, 0, 0, 0]))
     assert open_index(file).usable_counts().sum() == 0
     for _ in range(2):
-        assert open_index(file, boxes_from_masks=True).usable_counts().sum() == 6
+        assert open_index(file, Reading(boxes_from_masks=True)).usable_counts().sum() == 6
     assert open_index(file).usable_counts().sum() == 0
     assert sorted(os.listdir(tmp_path)) == ["some.index", "some.json", "some.masks.index"]
 

@@ -36,9 +36,11 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
     """
     with reading_input():
         layout = layout_of(settings)
-        train_split, val_split = choose_splits(layout, settings)
+        train_split, val_split = choose_splits(layout, settings, for_training=True)
         train_set = open_dataset(layout, train_split, settings, training=True)
         val_set = open_dataset(layout, val_split, settings, training=False)
+        if is_main():
+            print(f"{settings.data_path or settings.train_json}: {layout.name} layout, {in_words(train_set)}", flush=True)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
     check_and_drop([train_set, val_set], settings)
@@ -68,7 +70,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceData
         raise InputError("the weights do not say which data they were trained on; give --data-path")
     with reading_input():
         layout = layout_of(settings)
-        _, split = choose_splits(layout, settings)
+        _, split = choose_splits(layout, settings, for_training=False)
         dataset = open_dataset(layout, split, settings, training=False)
         held_out = same_data and "data_path" in trained_with or "val_fraction" in settings.given
         if split is not None and split.name in ("", "train") and held_out:
@@ -87,7 +89,7 @@ def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) ->
     settings = DataSettings(data_path=str(data_path))
     with reading_input():
         layout = layout_of(settings)
-        splits = choose_splits(layout, settings)
+        splits = choose_splits(layout, settings, training)
         dataset = open_dataset(layout, splits[0 if training else 1], settings, training)
     dataset.problems.require_none_wrong(dataset.source, skip_bad)
     return dataset
@@ -105,7 +107,9 @@ def layout_of(settings: DataSettings) -> Layout:
     return find_layout(Path(settings.data_path), settings.class_attribute)
 
 
-def choose_splits(layout: Layout, settings: DataSettings) -> tuple[SplitFiles | None, SplitFiles | None]:
+def choose_splits(
+    layout: Layout, settings: DataSettings, for_training: bool
+) -> tuple[SplitFiles | None, SplitFiles | None]:
     """The splits for training and validation; the same one twice where the data are not split.
 
     None for Pascal VOC, whose dataset finds its lists itself.
@@ -113,9 +117,16 @@ def choose_splits(layout: Layout, settings: DataSettings) -> tuple[SplitFiles | 
     by_name = {split.name: split for split in layout.splits}
     training = by_name.get("train") or by_name.get("") or next(iter(layout.splits), None)
     validation = by_name.get("val") or by_name.get("test") or training
+    if for_training and training is not None and training.name in ("val", "test"):
+        if training is not validation or "val_fraction" not in settings.given:
+            raise InputError(
+                f"{training.source}: only a {training.name} split was found; give --train-json FILE for the training "
+                "images, or --val-fraction to divide this one"
+            )
     if training is not validation and "val_fraction" in settings.given:
         raise InputError(
-            f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave it out"
+            f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave it "
+            "out"
         )
     if training is not validation and validation.name == "test" and is_main():
         print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
@@ -169,10 +180,16 @@ def adopt_classes(
     shared = own & set(class_names.values())
     if not shared:
         raise InputError(
-            f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(class_names.values())})"
+            f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} "
+            f"({listed(class_names.values())})"
         )
     if missing and is_main():
         warn(f"{dataset.source}: objects of classes that {owner} lacks are left out: {listed(missing)}")
+
+
+def in_words(dataset: InstanceDataset) -> str:
+    names = list(dataset.class_names.values())
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {', '.join(names[:8])}{', ...' if names[8:] else ''}"
 
 
 def listed(names: Sequence[str] | set[str]) -> str:
@@ -257,8 +274,8 @@ def report_contents(dataset: InstanceDataset, left_out: int) -> None:
     print(line, flush=True)
     if counts.most_in_an_image > MOST_DETECTIONS:
         warn(
-            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network and COCO's metrics stop "
-            f"at {MOST_DETECTIONS} detections per image"
+            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network and COCO's metrics "
+            f"stop at {MOST_DETECTIONS} detections per image"
         )
 
 

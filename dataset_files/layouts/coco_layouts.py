@@ -226,7 +226,7 @@ def folders_below(folder: Path, levels: int) -> Iterator[Path]:
 def first_file_names(path: Path) -> list[str]:
     """The first few file names in a COCO file; of images without one the names in their URLs."""
     ends = both_ends(path)
-    if not any(name.search(ends) for name in NAMES):
+    if ends and not any(name.search(ends) for name in NAMES):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             place = content.find(b'"images"')
             ends = content[place : place + ENDS] if place >= 0 else b""
