@@ -1,4 +1,4 @@
-"""Folders as tools export them: which COCO file is which split, where its images are, and what is said of other ones."""
+"""Folders as tools export them: which COCO file is which split, where its images are, and what other folders get."""
 
 import json
 import re

@@ -786,7 +786,9 @@ def make_voc_list(folder: Path, xml: str) -> Path:
     base = folder / "VOCdevkit" / "VOC2012"
     (base / "ImageSets" / "Segmentation").mkdir(parents=True)
     (base / "Annotations").mkdir()
-    (base / "SegmentationObject").mkdir()
+    for kind in ("SegmentationObject", "SegmentationClass"):
+        (base / kind).mkdir()
+        Image.new("P", (9, 9)).save(base / kind / "2007_000001.png")
     (base / "JPEGImages").mkdir()
     Image.new("RGB", (9, 9)).save(base / "JPEGImages" / "2007_000001.jpg")
     for split in ("train", "val"):

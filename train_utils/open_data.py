@@ -40,7 +40,8 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
         train_set = open_dataset(layout, train_split, settings, training=True)
         val_set = open_dataset(layout, val_split, settings, training=False)
         if is_main():
-            print(f"{settings.data_path or settings.train_json}: {layout.name} layout, {in_words(train_set)}", flush=True)
+            where = settings.data_path or settings.train_json
+            print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
     check_and_drop([train_set, val_set], settings)
@@ -189,7 +190,8 @@ def adopt_classes(
 
 def in_words(dataset: InstanceDataset) -> str:
     names = list(dataset.class_names.values())
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {', '.join(names[:8])}{', ...' if names[8:] else ''}"
+    shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {shown}"
 
 
 def listed(names: Sequence[str] | set[str]) -> str:

@@ -272,7 +272,8 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
     image = builder.add_image(file_name, instances.size)
     if image is None:
         return
-    values = np.where(instances.values == (VOID_COLOUR if instances.kind == "colour" else VOID_LABEL), 0, instances.values)
+    void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
+    values = np.where(instances.values == void, 0, instances.values)
     crops = list(instance_crops(values).values())
     names: list[str | None] = [None] * len(crops)
     if table:
