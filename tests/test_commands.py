@@ -802,7 +802,7 @@ def make_voc_list(folder: Path, xml: str) -> Path:
     [
         ("<annotation><size><width>5</width>", "not readable as XML"),
         ("<annotation></annotation>", "size"),
-        (f"<annotation>{SIZE_IN_XML}<object><name>gnu</name></object></annotation>", "no bndbox"),
+        (f"<annotation>{SIZE_IN_XML}<object><name>cow</name></object></annotation>", "no bndbox"),
         (f"<annotation>{SIZE_IN_XML}<object><name>dog</name></object></annotation>", "dog"),
     ],
 )

@@ -202,3 +202,35 @@ def test_the_export_of_something_else_is_refused(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "other.pth: not the weights of a Mask R-CNN" in done.stderr and not (tmp_path / "out.pth").exists()
+
+
+def test_checkpoints_of_torchvisions_scripts_and_of_lightning_are_read_safely(tmp_path: Path):
+    model = build_model(ModelConfig(num_classes=3))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+    torch.save(
+        {
+            "model": {f"module.{key}": value for key, value in model.state_dict().items()},
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": schedule.state_dict(),
+            "args": Namespace(data_path="/somewhere", lr_steps=[16, 22], amp=False, device="cuda"),
+            "epoch": 25,
+        },
+        tmp_path / "reference.pth",
+    )
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}, "global_step": 7},
+        tmp_path / "lightning.ckpt",
+    )
+    for name in ("reference.pth", "lightning.ckpt"):
+        loaded, config, content = load_trained_model(tmp_path / name, evaluation_args())
+        assert (config.num_classes, config.norm) == (3, "batch")
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert read_weight_file(tmp_path / "reference.pth")["args"]["lr_steps"] == [16, 22]
+
+
+def test_a_pickled_model_is_refused_with_the_way_to_save_its_weights(tmp_path: Path):
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(InputError, match=r"whole.pth: refused.*torch.save\(model.state_dict\(\), 'weights.pth'\)$"):
+        read_weight_file(tmp_path / "whole.pth")

@@ -19,6 +19,7 @@ from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.weights import (
     CLASS_LAYERS,
     find_pretrained,
+    inner_state,
     is_classifier,
     is_mask_rcnn,
     load_weights,
@@ -227,7 +228,7 @@ def normalisation_of(content: dict[str, Any]) -> tuple[str, float]:
     if "model_config" in content:
         config = ModelConfig.from_plain(content["model_config"])
         return config.norm, config.norm_eps
-    keys = content["model"] if isinstance(content.get("model"), dict) else content
+    keys = inner_state(content)
     if any(key.endswith("backbone.body.bn1.num_batches_tracked") for key in keys):
         return "batch", 1e-5
     return "frozen", 0.0 if "rpn.head.conv.weight" in keys else 1e-5

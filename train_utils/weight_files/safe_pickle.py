@@ -28,11 +28,11 @@ WORDS = set(
     "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE SHORT_BINUNICODE "
     "BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT "
     "SETITEM SETITEMS EMPTY_SET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE "
-    "BUILD PERSID BINPERSID".split()
+    "BUILD NEWOBJ PERSID BINPERSID".split()
 )
-# What torch.save names for tensors and plain values.
+# What torch.save names for tensors and plain values; training scripts add their options and milestones.
 TORCH_NAMES = re.compile(
-    r"collections OrderedDict|_codecs encode|(__builtin__|builtins) (set|complex)|"
+    r"collections (OrderedDict|Counter)|argparse Namespace|_codecs encode|(__builtin__|builtins) (set|complex)|"
     r"torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"
     r"torch (\w+Storage|Size|device|(b?float|q?u?int|complex)[0-9]\w*|bool)|"
     r"torch.(storage (Untyped|Typed)Storage|nn.parameter Parameter|_tensor Tensor|serialization _get_layout)"

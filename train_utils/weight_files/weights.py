@@ -5,6 +5,8 @@ import pickle
 import re
 import socket
 import zipfile
+from argparse import Namespace
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ MASK_RCNN_V2_COCO = PublishedFile(
 )
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
 
+# What training scripts save besides: options and milestones. They hold plain values, which `check_values` looks at.
+torch.serialization.add_safe_globals([Namespace, Counter])
+PREFIXES = ("module.", "model.", "_orig_mod.")
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 # The layers whose size depends on the number of classes.
@@ -94,7 +99,7 @@ def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[st
         InputError: the file is not there, is broken, or holds anything but tensors and plain values.
     """
     content = read_tensors(Path(path))
-    if is_detectron2(content["model"] if isinstance(content.get("model"), dict) else content):
+    if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
     return content
 
@@ -111,15 +116,22 @@ def read_tensors(path: Path) -> dict[str, Any]:
         else:
             check_old_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict):  # options as torchvision's reference scripts and those like them save them
+            content = {k: vars(v) if isinstance(v, Namespace) else v for k, v in content.items()}
         check_values(content)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to run it all the same
         reason = f"it names {named.group(1)}" if named else first_line(error)
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values ({reason})") from error
+        raise InputError(f"{path}: refused, it is not a file of tensors and plain values ({reason})") from error
     except Refused as error:
-        raise InputError(f"{path}: refused, it is no file of tensors and plain values (it names {error})") from error
+        remedy = ""
+        if str(error).startswith(("torch.nn.", "torchvision.", "network_files.", "backbone.", "__main__.", "models.")):
+            remedy = "; a whole model was pickled: save only its weights, torch.save(model.state_dict(), 'weights.pth')"
+        raise InputError(
+            f"{path}: refused, it is not a file of tensors and plain values (it names {error}){remedy}"
+        ) from error
     except Exception as error:  # a damaged pickle makes its reader stumble over anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
@@ -186,13 +198,23 @@ def first_line(error: Exception) -> str:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a weight file: the content itself, or what its key "model" holds; keys in today's style."""
-    state = content["model"] if isinstance(content.get("model"), dict) else content
+    """The state dict in a weight file: the content itself, or under "model" or "state_dict"; keys in today's style.
+
+    Prefixes that DistributedDataParallel ("module.") and Lightning ("model.") put before every key are removed.
+    """
+    state = inner_state(content)
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise InputError(f"{path}: holds no state dict (neither itself nor under the key 'model')")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+        raise InputError(f"{path}: holds no state dict (neither itself nor under 'model' or 'state_dict')")
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     rename_old_keys(state)
     return state
+
+
+def inner_state(content: dict[str, Any]) -> dict[str, Any]:
+    """What a file holds under "model" or "state_dict", or else itself; keys as they are."""
+    inside = [content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)]
+    return inside[0] if inside else content
 
 
 def is_classifier(state: dict[str, Tensor]) -> bool:
