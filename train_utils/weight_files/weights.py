@@ -202,7 +202,7 @@ def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor
 
     Prefixes that DistributedDataParallel ("module.") and Lightning ("model.") put before every key are removed.
     """
-    state = inner_state(content)
+    state = dict(inner_state(content))
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise InputError(f"{path}: holds no state dict (neither itself nor under 'model' or 'state_dict')")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
