@@ -28,6 +28,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model, build_training_model, load_trained_model
 from train_utils.options import TrainSettings
+from train_utils.weight_files.weights import read_weight_file
 
 SIZES = dict(min_size=96, max_size=128)
 
