@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_checks import DISC, mask_of, only
-from layout_writers import png_base64
 from PIL import Image
 
 from dataset_files.layouts import labelme_files
+from tests.helpers.layout_checks import DISC, mask_of, only
+from tests.helpers.layout_writers import png_base64
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

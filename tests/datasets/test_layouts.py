@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_checks import check_same, mask_of
-from layout_writers import SAMPLES, SPLIT, WRITERS
 
 from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from tests.helpers.layout_checks import check_same, mask_of
+from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 
 MODULES = {
     "labelme": labelme_files, "labelme in split folders": labelme_files, "YOLO": yolo_files,

@@ -5,11 +5,19 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from layout_checks import check_same, classes_of, contents, objects_of, only
-from layout_writers import CLASSES, SAMPLES, WRITERS, instance_values, save_colours, save_palette, write_image
 from PIL import Image
 
 from dataset_files.layouts import mask_folders, voc_variants
+from tests.helpers.layout_checks import check_same, classes_of, contents, objects_of, only
+from tests.helpers.layout_writers import (
+    CLASSES,
+    SAMPLES,
+    WRITERS,
+    instance_values,
+    save_colours,
+    save_palette,
+    write_image,
+)
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_checks import contents, objects_of, only
 from PIL import Image
 
 from dataset_files.layouts import yolo_files
+from tests.helpers.layout_checks import contents, objects_of, only
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

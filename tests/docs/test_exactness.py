@@ -7,11 +7,12 @@ import os
 import sys
 from argparse import Namespace
 
-import exactness
 import pytest
 import torch
-from exact_rows import absolute, counted, merged, relative
 from torch import Tensor
+
+from tests.helpers.exact_rows import absolute, counted, merged, relative
+from tests.programs import exactness
 
 ARGS = Namespace(quick=True, seed=int(os.environ.get("EXACTNESS_SEED", "0")))
 

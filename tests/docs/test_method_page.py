@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.project import ROOT
+
 PAGE = ROOT / "docs" / "METHOD.md"
 REFERENCE = re.compile(r"`([\w/]+\.py):([\w.]+)`")
 

@@ -7,16 +7,9 @@ import re
 import tempfile
 from pathlib import Path
 
-import detectron2_rows
 import numpy as np
 import torch
-from exact_rows import Check, absolute, counted
-from exact_stages import same_detections
-from parity import detections_of
 from pycocotools import mask as coco_mask
-from test_detectron2 import ALLOWED
-from test_masks import blobs, boxes_of_every_kind, detections
-from test_weights import evaluation_args, in_older_style, published_v1, published_v2
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -27,6 +20,13 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import encode_masks
 from network_files.mask_targets import project_masks_on_boxes
+from tests.helpers import detectron2_rows
+from tests.helpers.detectron2_rows import ALLOWED
+from tests.helpers.drawn_masks import blobs, boxes_of_every_kind, detections
+from tests.helpers.exact_rows import Check, absolute, counted
+from tests.helpers.exact_stages import same_detections
+from tests.helpers.parity import detections_of
+from tests.helpers.published_weights import evaluation_args, in_older_style, published_v1, published_v2
 from train_utils.metrics.coco_evaluation import run_cocoeval
 from train_utils.models import ModelConfig, build_model, load_trained_model
 

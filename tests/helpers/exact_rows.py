@@ -3,8 +3,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from detectron2_rows import Row
 from torch import Tensor
+
+from tests.helpers.detectron2_rows import Row
 
 
 class Check(NamedTuple):

@@ -5,9 +5,6 @@ Functions take torchvision's network and ours, with equal settings and weights, 
 import math
 
 import torch
-from conftest import with_compact_masks
-from exact_rows import Check, absolute, counted, relative
-from parity import Batch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -19,6 +16,9 @@ from network_files import MaskRCNN
 from network_files.mask_paste import paste_masks
 from network_files.mask_targets import project_masks_on_boxes
 from network_files.rpn import per_anchor
+from tests.helpers.exact_rows import Check, absolute, counted, relative
+from tests.helpers.parity import Batch
+from tests.helpers.photos import with_compact_masks
 
 LEVELS = ("P2", "P3", "P4", "P5", "P6")
 MAPS = 1e-5  # relative

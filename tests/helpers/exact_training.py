@@ -5,16 +5,16 @@ import math
 from collections.abc import Iterator
 
 import torch
-from conftest import with_compact_masks
-from detectron2_rows import Row
-from exact_rows import Check, absolute, counted, difference, merged, relative
-from exact_stages import as_uint8
-from parity import LOSSES, Batch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
 
 from network_files import MaskRCNN
+from tests.helpers.detectron2_rows import Row
+from tests.helpers.exact_rows import Check, absolute, counted, difference, merged, relative
+from tests.helpers.exact_stages import as_uint8
+from tests.helpers.parity import LOSSES, Batch
+from tests.helpers.photos import with_compact_masks
 from train_utils import engine
 from train_utils.device import Precision
 from train_utils.engine import train_step

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.project import ROOT, importing_tests
+
 Prepare = Callable[[], None]
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["forked_imports"])
+context.set_forkserver_preload(["tests.helpers.forked_imports"])
 
 
 @dataclass
@@ -85,7 +86,7 @@ def start(
 def ensure_server() -> None:
     """The server looks for what it imports in PYTHONPATH alone."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), before or ""])
+    os.environ["PYTHONPATH"] = importing_tests(os.environ)["PYTHONPATH"]
     try:
         forkserver.ensure_running()
     finally:

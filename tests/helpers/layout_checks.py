@@ -4,10 +4,10 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from layout_writers import ONE_CLASS, WITH_CROWDS, Sample
 from pycocotools import mask as coco_mask
 
 from dataset_files.layouts.conversion import Converted, SplitFiles
+from tests.helpers.layout_writers import ONE_CLASS, WITH_CROWDS, Sample
 
 # A disc of radius 12 around (30, 20) in an image of 40 x 60.
 DISC = np.add.outer((np.arange(40) + 0.5 - 20) ** 2, (np.arange(60) + 0.5 - 30) ** 2) <= 144

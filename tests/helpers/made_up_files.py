@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from fuzzing import Reader
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances
+from tests.helpers.fuzzing import Reader
 from train_utils.metrics.results_file import score_results_file
 from train_utils.weight_files.safe_pickle import TORCH_START
 from train_utils.weight_files.weights import read_weight_file, state_dict_of

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_commands import assert_refused, run, succeeded
 
+from tests.helpers.commands import assert_refused, run, succeeded
 from train_utils.metrics.results_file import official_table
 
 NUMBER = re.compile(r"\] = (-?\d\.\d{3})$", re.MULTILINE)

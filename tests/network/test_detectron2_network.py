@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectron2_rows import as_tensor
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.ops import roi_align
@@ -15,6 +14,7 @@ from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import mask_crops
 from network_files.mask_targets import project_masks_on_boxes
+from tests.helpers.detectron2_rows import as_tensor
 from train_utils.models import ModelConfig, build_model
 
 

@@ -3,12 +3,12 @@ from functools import partial
 
 import pytest
 import torch
-from parity import enliven_norms
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone.conv_norm import conv_norm
 from network_files import MaskRCNN
+from tests.helpers.parity import enliven_norms
 from train_utils.device import Precision
 from train_utils.engine import ready_for_inference
 from train_utils.models import ModelConfig, build_model

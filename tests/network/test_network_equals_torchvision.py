@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import with_compact_masks
-from parity import (
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN as ReferenceMaskRCNN
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from backbone import resnet50_fpn_backbone
+from network_files import MaskRCNN
+from network_files.heads import FastRCNNConvFCHead, FastRCNNPredictor, MaskRCNNHeads, RPNHead
+from tests.helpers.parity import (
     BATCH_NORM_TOLERANCE,
     DIFFERENT_ARGUMENTS,
     GRADIENT_TOLERANCE,
@@ -25,17 +35,7 @@ from parity import (
     synthetic_batch,
     without_objects,
 )
-from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.models.detection import MaskRCNN as ReferenceMaskRCNN
-from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
-from backbone import resnet50_fpn_backbone
-from network_files import MaskRCNN
-from network_files.heads import FastRCNNConvFCHead, FastRCNNPredictor, MaskRCNNHeads, RPNHead
+from tests.helpers.photos import with_compact_masks
 
 
 @pytest.fixture(scope="module", params=["synthetic", "photos"])

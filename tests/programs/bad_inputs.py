@@ -1,6 +1,6 @@
 """Bad input of every kind, what the scripts are to do with it, and whether they do.
 
-    python tests/bad_inputs.py      # runs every case through the real scripts, prints a Markdown table; half a minute
+    python -m tests.programs.bad_inputs      # runs every case through the real scripts, prints a Markdown table; half a minute
 
 Each case breaks a tiny dataset of its own, a weight file or an argument, and says how the run must end and what it
 must say. The network is a thin one, since nothing here depends on it.
@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
+from PIL import Image
 
-import faults  # noqa: E402 (the path comes first)
-import torch  # noqa: E402
-from broken_data import (  # noqa: E402
+from tests.helpers import faults
+from tests.helpers.broken_data import (
     BOX_POLYGON,
     LAUGHS,
     SIZE,
@@ -59,7 +57,7 @@ from broken_data import (  # noqa: E402
     without_the_first,
     xml,
 )
-from PIL import Image  # noqa: E402
+from tests.helpers.project import ROOT
 
 TRAIN = ["--device", "cpu", "--min-size", "64", "--max-size", "64", "--rois-per-image", "8", "--proposals", "20"]
 TRAIN += ["--batch-size", "4", "--workers", "0", "--pretrain", "False", "--max-steps", "1", "--data-path", "data"]

@@ -1,8 +1,8 @@
 """Compare this project with torchvision, COCO and Detectron2: the tables of docs/EXACTNESS.md.
 
-    python tests/exactness.py --write             # all parts, into docs/EXACTNESS.md; twenty minutes on one core
-    python tests/exactness.py --only stages codes # some parts, printed
-    python tests/exactness.py --quick --seed 1    # all parts with smaller inputs
+    python -m tests.programs.exactness --write             # all parts, into docs/EXACTNESS.md; twenty minutes on one core
+    python -m tests.programs.exactness --only stages codes # some parts, printed
+    python -m tests.programs.exactness --quick --seed 1    # all parts with smaller inputs
 
 Photos, weights, boxes and masks are drawn anew from the seed. The exit status is 1 if a row exceeds its tolerance.
 Parts that are not run keep their text in the page.
@@ -21,21 +21,12 @@ from pathlib import Path
 import torch
 import torchvision
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from conftest import load_photos, with_compact_masks  # noqa: E402 (the path comes first)
-from exact_outputs import (  # noqa: E402
-    code_checks,
-    detectron2_checks,
-    mask_target_checks,
-    metric_checks,
-    weight_checks,
-)
-from exact_rows import Check, merged, relative, table  # noqa: E402
-from exact_stages import as_uint8, same_detections, stage_checks  # noqa: E402
-from exact_training import gradient_checks, trained_weights, trajectory_checks  # noqa: E402
-from parity import (  # noqa: E402
+from my_dataset_coco import CocoDetection
+from tests.helpers.exact_outputs import code_checks, detectron2_checks, mask_target_checks, metric_checks, weight_checks
+from tests.helpers.exact_rows import Check, merged, relative, table
+from tests.helpers.exact_stages import as_uint8, same_detections, stage_checks
+from tests.helpers.exact_training import gradient_checks, trained_weights, trajectory_checks
+from tests.helpers.parity import (
     BATCH_NORM_TOLERANCE,
     DIFFERENT_ARGUMENTS,
     GRADIENT_TOLERANCE,
@@ -49,8 +40,8 @@ from parity import (  # noqa: E402
     pair_of_v2,
     synthetic_batch,
 )
-
-from my_dataset_coco import CocoDetection  # noqa: E402
+from tests.helpers.photos import load_photos, with_compact_masks
+from tests.helpers.project import ROOT
 
 PAGE = ROOT / "docs" / "EXACTNESS.md"
 FLOAT32_GRADIENT_TOLERANCE = 2e-2  # ReLUs within rounding of 0; torchvision's own in two memory formats: 2.5e-2
@@ -79,7 +70,7 @@ Not measured here: a whole training on COCO, and the published weight files, whi
 replace. [DEVIATIONS.md](DEVIATIONS.md) lists what differs from torchvision's scripts and from the papers, and gives the
 published recipe; [METHOD.md](METHOD.md) maps the papers to the code.
 
-**How to read the tables.** `python tests/exactness.py --write` produces them; `make test` checks the same on smaller
+**How to read the tables.** `python -m tests.programs.exactness --write` produces them; `make test` checks the same on smaller
 inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on the same input,
 drawn anew from the seed in each run. "Largest difference" is over all compared numbers. "Relative" is its share of the
 largest entry of the reference, for gradients and trained parameters of each tensor separately. Where a row counts

@@ -1,8 +1,8 @@
 """What a run survives, shown at length; the tests hold the same in short.
 
-    python tests/reliability.py --write                  # everything, into docs/RELIABILITY.md; about an hour
-    python tests/reliability.py --only kills soak        # some parts, printed
-    python tests/reliability.py --thin --kills 4 --steps 100     # a quick try
+    python -m tests.programs.reliability --write                  # everything, into docs/RELIABILITY.md; about an hour
+    python -m tests.programs.reliability --only kills soak        # some parts, printed
+    python -m tests.programs.reliability --thin --kills 4 --steps 100     # a quick try
 
 Parts: `bits` (equal steps and runs, each network, two threads and four), `kills` (SIGKILL at random steps, during
 saves, between, and at any moment, in four modes; the real network), `thin` (the same, more often, with a thin one),
@@ -28,23 +28,21 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
 
-import torch  # noqa: E402 (the path comes first)
-from comparing import differences  # noqa: E402
-from faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork  # noqa: E402
-from forked import Run, start, start_group, wait_until  # noqa: E402
-from fuzzing import MEMORY, SECONDS, examine  # noqa: E402
-from made_up_files import READERS, lay_out  # noqa: E402
-
-from benchmarks.common import machine  # noqa: E402
-from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
+from benchmarks.common import machine
+from tests.helpers.comparing import differences
+from tests.helpers.faults import All, DieAtStep, DieIn, DieWhileSaving, ThinNetwork
+from tests.helpers.forked import Run, start, start_group, wait_until
+from tests.helpers.fuzzing import MEMORY, SECONDS, examine
+from tests.helpers.made_up_files import READERS, lay_out
+from tests.helpers.project import ROOT
+from train_utils.demo_dataset import make_demo_dataset
 
 PAGE = ROOT / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives
 
-Made by `python tests/reliability.py --write`; `make test` holds the same in short. Runs are those of `train.py` and
+Made by `python -m tests.programs.reliability --write`; `make test` holds the same in short. Runs are those of `train.py` and
 `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images, with as many threads as the machine has
 cores. The thin network, where one is named, is a Mask R-CNN with a hundredth of the weights.
 
@@ -108,7 +106,7 @@ def write_section(heading: str, section: str) -> None:
 
 
 def show_bits(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    text = "`python -m tests.determinism` computes one step again and again, and two short runs from one seed, with "
+    text = "`python -m tests.programs.determinism` computes one step again and again, and two short runs from one seed, with "
     text += "each network, and compares gradients and weights bit for bit.\n\n```\n"
     held = True
     for threads in ("2", "4"):
@@ -216,11 +214,11 @@ def started(folder: Path, words: list[str], processes: int, prepare: dict[int, A
 
 
 def show_hosts(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    command = [sys.executable, str(ROOT / "tests" / "two_hosts.py"), *(["--thin"] if args.thin else [])]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.programs.two_hosts", *(["--thin"] if args.thin else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     skipped = done.returncode == 77
     text = "Two network namespaces on one machine, two processes in each, started by torchrun with `--max-restarts`; "
-    text += "BatchNorm is frozen. `python tests/two_hosts.py` says:\n\n"
+    text += "BatchNorm is frozen. `python -m tests.programs.two_hosts` says:\n\n"
     text += f"```\n{re.sub(r'pid [0-9]+', 'pid ...', done.stdout).strip()}\n```"
     failed = done.returncode != 0 and not skipped
     return text + (f"\n\n{done.stderr.strip()}" if failed else ""), not failed
@@ -230,13 +228,11 @@ def show_hosts(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
 
 
 def show_inputs(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    script = ROOT / "tests" / "bad_inputs.py"
-    if not script.is_file():
-        return "`tests/bad_inputs.py` is not there.", False
-    done = subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.programs.bad_inputs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     failed = done.returncode != 0
     said = "not all as expected" if failed else "all as expected"
-    text = f"`python tests/bad_inputs.py` gives each of these to a run and looks how it ends; {said}.\n\n"
+    text = f"`python -m tests.programs.bad_inputs` gives each of these to a run and looks how it ends; {said}.\n\n"
     return text + done.stdout.strip() + (f"\n\n{done.stderr.strip()[-2000:]}" if failed else ""), not failed
 
 

@@ -1,6 +1,6 @@
 """Two hosts on one machine: a run over both, one of which is cut off and killed, comes back and ends as if on one.
 
-    python tests/two_hosts.py            # needs to be root, or allowed to make user namespaces
+    python -m tests.programs.two_hosts            # needs to be root, or allowed to make user namespaces
 
 Each host is a network namespace with two processes; a pair of virtual network cards joins them. Says what it does,
 and ends with status 0 if the run came back and its metrics are those of a run of four processes on one host, 77 if
@@ -19,13 +19,10 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from faults import ThinNetwork  # noqa: E402 (the path comes first)
-from forked import start_group  # noqa: E402
-
-from train_utils.demo_dataset import make_demo_dataset  # noqa: E402
+from tests.helpers.faults import ThinNetwork
+from tests.helpers.forked import start_group
+from tests.helpers.project import importing_tests
+from train_utils.demo_dataset import make_demo_dataset
 
 SKIPPED = 77
 FIRST, SECOND = (f"mrcnn-{os.getpid()}-{letter}" for letter in "ab")
@@ -52,7 +49,7 @@ def main() -> int:
             print("skipped: no network namespaces here (needs root, or user namespaces)")
             return SKIPPED
         own_names = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec \"$@\""
-        return subprocess.run([*inside, "sh", "-c", own_names, "-", sys.executable, *sys.argv], check=False).returncode
+        return subprocess.run([*inside, "sh", "-c", own_names, "-", sys.executable, "-m", "tests.programs.two_hosts", *sys.argv[1:]], check=False).returncode
     try:
         join_hosts()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -139,8 +136,8 @@ def host_run(host: str, words: list[str], folder: Path, thin: bool) -> subproces
 
 def torchrun(launcher: list[str], words: list[str], folder: Path, thin: bool, host: str) -> subprocess.Popen:
     command = ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *launcher]
-    command += [str(ROOT / "tests" / "with_fault.py"), "train_multi_GPU.py", *words]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "THIN": "1" if thin else ""}
+    command += ["-m", "tests.programs.with_fault", "train_multi_GPU.py", *words]
+    variables = {**importing_tests(os.environ), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "THIN": "1" if thin else ""}
     variables["GLOO_SOCKET_IFNAME"] = "card"
     # Else the launcher that stayed tells its address to none that comes later, and both wait in vain.
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

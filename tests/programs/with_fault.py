@@ -1,17 +1,15 @@
-"""A script started by torchrun with something that goes wrong in it: python tests/with_fault.py SCRIPT ARGUMENTS.
+"""A script started by torchrun with something that goes wrong in it: python -m tests.programs.with_fault SCRIPT ARGUMENTS.
 
 FAULT is a Python expression of tests/faults.py, for the process of rank FAULT_RANK in its first start.
 """
 import os
 import runpy
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import torch
 
-import faults  # noqa: E402
-import torch  # noqa: E402 (the path comes first)
+from tests.helpers import faults
+from tests.helpers.project import ROOT
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import All, HangAtStep, ThinNetwork
-from forked import ROOT, Run, start, wait_until
 from PIL import Image
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
+from tests.helpers.faults import All, HangAtStep, ThinNetwork
+from tests.helpers.forked import Run, start, wait_until
+from tests.helpers.project import ROOT
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.models import ModelConfig, build_model
 
@@ -165,8 +166,8 @@ def strip_the_data(file: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--threads", "2"], ["--threads", "4", "--networks", "v1"]])
 def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[str]):
-    """In short; `python -m tests.determinism` compares every network with 20 repetitions and six steps."""
-    command = [sys.executable, "-m", "tests.determinism", "--repeats", "2", "--steps", "1", *arguments]
+    """In short; `python -m tests.programs.determinism` compares every network with 20 repetitions and six steps."""
+    command = [sys.executable, "-m", "tests.programs.determinism", "--repeats", "2", "--steps", "1", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "DIFFER" not in done.stdout, done.stdout + done.stderr
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import ThinNetwork
-from forked import ROOT, start, start_group, wait_until
 
+from tests.helpers.faults import ThinNetwork
+from tests.helpers.forked import start, start_group, wait_until
+from tests.helpers.project import ROOT, importing_tests
 from train_utils.demo_dataset import make_demo_dataset
 
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
@@ -31,9 +32,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothing_again(lab, number):
     folder = lab / signal.Signals(number).name
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    command += [HANDLED, str(ROOT / "tests" / "with_fault.py"), "train_multi_GPU.py", *OPTIONS, "--epochs", "500"]
+    command += [HANDLED, "-m", "tests.programs.with_fault", "train_multi_GPU.py", *OPTIONS, "--epochs", "500"]
     command += ["--output-dir", str(folder), "--resume", "auto"]
-    variables = os.environ | {"THIN": "1", "OMP_NUM_THREADS": "1"}
+    variables = importing_tests(os.environ) | {"THIN": "1", "OMP_NUM_THREADS": "1"}
     with open(lab / "said.txt", "w+") as said:
         job = subprocess.Popen(command, cwd=lab, env=variables, stdout=said, stderr=said, start_new_session=True)
         wait_until(lambda: (folder / "log.jsonl").exists() or job.poll() is not None)
@@ -65,8 +66,8 @@ def test_validation_in_more_processes_than_pictures_and_uneven_shares_gives_the_
 
 
 def test_run_over_two_hosts_survives_the_loss_of_one_and_ends_as_on_one_host():
-    script = [sys.executable, str(ROOT / "tests" / "two_hosts.py"), "--thin", "--epochs", "2", "--pictures", "8"]
-    done = subprocess.run(script, capture_output=True, text=True)
+    script = [sys.executable, "-m", "tests.programs.two_hosts", "--thin", "--epochs", "2", "--pictures", "8"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]

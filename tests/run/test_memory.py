@@ -3,8 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
+from tests.helpers.project import ROOT
 from train_utils import engine
 
 TOUCH_TWICE = """

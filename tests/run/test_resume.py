@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import differences
-from faults import (
+
+from tests.helpers.comparing import differences
+from tests.helpers.faults import (
     All,
     DieAtStep,
     DieIn,
@@ -31,8 +32,8 @@ from faults import (
     ThinNetwork,
     TryAgainAfter,
 )
-from forked import ROOT, Run, processes_of_group, start, start_group, wait_until
-
+from tests.helpers.forked import Run, processes_of_group, start, start_group, wait_until
+from tests.helpers.project import importing_tests
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.run.folder_lock import LOCK
 from train_utils.run.run_folder import CHECKPOINT
@@ -399,10 +400,10 @@ def test_more_processes_than_pictures_do_not_hang(folder, lab, num_train, num_va
 
 def test_torchrun_brings_a_killed_process_back_without_a_person(folder, straight_runs):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    command += [str(ROOT / "tests" / "with_fault.py"), "train_multi_GPU.py", *OPTIONS, *MODES["two"][1]]
+    command += ["-m", "tests.programs.with_fault", "train_multi_GPU.py", *OPTIONS, *MODES["two"][1]]
     command += ["--output-dir", folder.name, "--resume", "auto", "--checkpoint-every", "1"]
     fault = {"THIN": "1", "FAULT": "DieAtStep(3)", "FAULT_RANK": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder.parent, env=os.environ | fault, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder.parent, env=importing_tests(os.environ) | fault, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "lost the connection to process 1" in done.stderr
     assert re.search(r"resuming from \S+model_1_step3.pth", done.stdout)

@@ -6,7 +6,6 @@ dataset reads no header twice, and output stays in its folder.
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -15,30 +14,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import bad_inputs  # noqa: E402 (the path comes first)
-from bad_inputs import CASES, Case  # noqa: E402
-from broken_data import (  # noqa: E402
-    LAUGHS,
-    SIZE,
-    annotation_file,
-    edit,
-    make_coco,
-    nothing,
-    picture,
-    renamed,
-    turned,
-)
-
-from dataset_files import image_headers  # noqa: E402
-from dataset_files.image_headers import check_images  # noqa: E402
-from dataset_files.image_reading import as_rgb, is_turned, read_image  # noqa: E402
-from dataset_files.problems import Problems  # noqa: E402
-from dataset_files.voc_files import parse_xml  # noqa: E402
-from predict import drawn_names  # noqa: E402
-from train_utils.errors import InputError  # noqa: E402
-from train_utils.open_data import check, open_checked, open_split  # noqa: E402
+from dataset_files import image_headers
+from dataset_files.image_headers import check_images
+from dataset_files.image_reading import as_rgb, is_turned, read_image
+from dataset_files.problems import Problems
+from dataset_files.voc_files import parse_xml
+from predict import drawn_names
+from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
+from tests.programs import bad_inputs
+from tests.programs.bad_inputs import CASES, Case
+from train_utils.errors import InputError
+from train_utils.open_data import check, open_checked, open_split
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])

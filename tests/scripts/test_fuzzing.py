@@ -6,13 +6,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from fuzzing import examine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_files import READERS, lay_out
 from pycocotools import mask as coco_mask
 
 from network_files.rle import decode_crop
+from tests.helpers.fuzzing import examine
+from tests.helpers.made_up_files import READERS, lay_out
 from train_utils.errors import InputError
 from train_utils.weight_files.weights import read_weight_file, state_dict_of
 

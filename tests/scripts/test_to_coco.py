@@ -10,12 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from layout_writers import SAMPLES, SPLIT, WRITERS
 from PIL import Image
 from pycocotools.coco import COCO
 
 from my_dataset_coco import CocoDetection
+from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
+from tests.helpers.project import ROOT
 from train_utils.errors import InputError
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.

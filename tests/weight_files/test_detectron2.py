@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2_rows import (
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from network_files.anchors import AnchorGenerator
+from network_files.image_transform import ImageTransform
+from tests.helpers.commands import assert_refused, run, succeeded
+from tests.helpers.detectron2_rows import (
+    ALLOWED,
     COCO_LABELS,
     NO_OPTIONS,
     PHOTOS,
@@ -20,34 +28,13 @@ from detectron2_rows import (
     whole_way_iou,
     write_zoo_file,
 )
-from PIL import Image
-from test_commands import ROOT, assert_refused, run, succeeded
-from torch import Tensor
-from torch.nn import functional as F
-
-from network_files.anchors import AnchorGenerator
-from network_files.image_transform import ImageTransform
+from tests.helpers.project import ROOT
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_training_model, load_trained_model
 from train_utils.options import TrainSettings
 from train_utils.weight_files.detectron2 import NEVER, from_detectron2, is_detectron2
 from train_utils.weight_files.weights import read_weight_file
-
-# What the largest difference of a stage may be, about three times what was measured; scores and boxes in all photos.
-ALLOWED = {
-    "pyramid": 6e-6,
-    "proposals boxes": 4e-4,
-    "proposals without counterpart": 0,
-    "proposals at another rank": 10,  # equal scores have no order
-    "detections of another class": 0,
-    "detections scores": 2e-5,
-    "detections boxes": 2e-4,
-    "mask head probabilities": 3e-4,  # the file's have 16 bits
-    "final boxes": 2e-4,
-    "final mask areas": 1,
-    "final 1 - mean mask IoU": 1e-3,
-}
 
 
 @pytest.fixture(scope="module")

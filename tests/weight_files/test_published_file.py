@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from test_commands import run, succeeded
-from test_weights import SIZES, in_older_style, published_v1
 from torch import Tensor
 
+from tests.helpers.commands import run, succeeded
+from tests.helpers.published_weights import SIZES, in_older_style, published_v1
 from train_utils.classes import COCO_NAMES
 from train_utils.metrics.coco_evaluation import run_cocoeval
 
