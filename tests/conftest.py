@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.photos import load_photos
+from tests.helpers.drawn_data import draw_data
+from tests.helpers.photos import THREE_PHOTOS, load_photos
 from tests.helpers.project import real_data
 
 # More threads than that gain nothing on test-sized pictures; parallel test processes share the cores.
@@ -28,15 +29,21 @@ def _same_random_numbers_in_any_order() -> None:
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    """The folder of real test data; whatever uses it is skipped where it is absent."""
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds coco_tiny and voc_tiny: real photos, or drawn images in the same layouts."""
+    return real_data() or draw_data(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def real_data_folder() -> Path:
+    """The folder of real photos, and of what other programs computed on them, which cannot be drawn."""
     folder = real_data()
     if folder is None:
-        pytest.skip("no real photos: see tests/README.md on MASKRCNN_TEST_DATA")
+        pytest.skip("only with the published numbers and arrays: see tests/README.md on MASKRCNN_TEST_DATA")
     return folder
 
 
 @pytest.fixture(scope="session")
 def photos(data_folder: Path) -> tuple[list[Tensor], list[dict]]:
-    """Three photos of different shapes with 1, 5 and 6 objects, as `load_photos` gives them."""
-    return load_photos(data_folder / "coco_tiny", "val", [125952, 404484, 417285])
+    """Three photos of different shapes with a few objects each, as `load_photos` gives them."""
+    return load_photos(data_folder / "coco_tiny", "val", THREE_PHOTOS)

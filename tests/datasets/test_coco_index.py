@@ -418,7 +418,7 @@ def test_masks_without_boxes_take_boxes_from_masks_and_keep_their_own_index(tmp_
     assert sorted(os.listdir(tmp_path)) == ["some.index", "some.json", "some.masks.index"]
 
 
-def test_boxes_from_masks_of_real_photos_are_those_of_the_file(data_folder):
+def test_boxes_from_masks_of_photos_are_those_of_the_file(data_folder):
     own, other = (CocoDetection(data_folder / "coco_tiny", "val", boxes_from_masks=flag) for flag in (False, True))
     assert not own.problems.counts and not other.problems.counts
     far = [(own.target(i)["boxes"] - other.target(i)["boxes"]).abs().max(dim=1)[0] for i in range(len(own))]
@@ -628,7 +628,7 @@ def test_systems_without_locks_come_to_the_same_index(file, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_items_of_real_photos_are_the_same_from_the_stored_index(data_folder, tmp_path, split, monkeypatch):
+def test_items_of_photos_are_the_same_from_the_stored_index(data_folder, tmp_path, split, monkeypatch):
     source = data_folder / "coco_tiny"
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
@@ -638,8 +638,8 @@ def test_items_of_real_photos_are_the_same_from_the_stored_index(data_folder, tm
     fresh = CocoDetection(root, split)
     forbid_reading(monkeypatch)
     stored = CocoDetection(root, split)
-    assert len(fresh) == len(stored) == 80 and fresh.class_names == stored.class_names
-    for i in range(80):
+    assert len(fresh) == len(stored) > 20 and fresh.class_names == stored.class_names
+    for i in range(len(fresh)):
         one, other = fresh.target(i), stored.target(i)
         assert one["image_id"] == other["image_id"] and fresh.image_path(i) == stored.image_path(i)
         for key in ("boxes", "labels", "area", "iscrowd"):

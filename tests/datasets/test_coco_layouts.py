@@ -1,4 +1,4 @@
-"""Folders as tools export them: which COCO file is which split, where its images are, and what is said of other ones."""
+"""Folders as tools export them: which COCO file is which split, where its images are, and how others are named."""
 
 import json
 import re

@@ -331,15 +331,15 @@ def test_unusable_annotations_are_named_with_their_file(tmp_path, edit, named):
         CocoDetection(tmp_path / "data")
 
 
-# --------------------------------------------------------------------------------------------------- COCO: real photos
+# -------------------------------------------------------------------------------------------------------- COCO: photos
 
 
-@pytest.mark.parametrize("split, objects, crowds", [("train", 705 - 6, 0), ("val", 815, 11)])
-def test_real_annotations_arrive_complete_with_pycocotools_masks(data_folder, split, objects, crowds):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_annotations_of_photos_arrive_complete_with_pycocotools_masks(data_folder, split):
     root = data_folder / "coco_tiny"
     dataset = CocoDetection(root, split)
     truth = quiet_coco(root / "annotations" / f"instances_{split}2017.json")
-    assert len(dataset) == 80 and dataset.category_ids == {i: i for i in truth.getCatIds()}
+    assert len(dataset) == len(truth.imgs) and dataset.category_ids == {i: i for i in truth.getCatIds()}
     assert dataset.class_names == {c["id"]: c["name"] for c in truth.loadCats(truth.getCatIds())}
     found = found_crowds = 0
     for i in range(len(dataset)):
@@ -358,12 +358,15 @@ def test_real_annotations_arrive_complete_with_pycocotools_masks(data_folder, sp
             assert np.array_equal(mask, truth.annToMask(annotation)), annotation["id"]
         found += len(annotations)
         found_crowds += sum(target["iscrowd"].tolist())
-    assert (found, found_crowds) == (objects, crowds)
+    crowds = sum(a["iscrowd"] for a in truth.anns.values())
+    assert crowds > 0
+    expected = (len(truth.anns), crowds) if split == "val" else (len(truth.anns) - crowds, 0)
+    assert (found, found_crowds) == expected
 
 
-def test_real_photos_fit_their_annotations(data_folder):
+def test_photos_fit_their_annotations(data_folder):
     dataset = CocoDetection(data_folder / "coco_tiny", "train")
-    for i in range(0, len(dataset), 16):
+    for i in range(0, len(dataset), len(dataset) // 5):
         image, target = dataset[i]
         assert image.dtype == torch.uint8 and tuple(image.shape[1:]) == target["masks"].size
         with Image.open(dataset.image_path(i)) as picture:
@@ -639,18 +642,18 @@ def test_voc_file_of_another_size_than_its_xml_is_named(tmp_path, folder):
         VOCInstances(tmp_path)[0]
 
 
-# ---------------------------------------------------------------------------------------------------- VOC: real photos
+# --------------------------------------------------------------------------------------------------------- VOC: photos
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_perfect_detections_on_real_voc_files_have_an_ap_of_one(data_folder, iou_type):
+def test_perfect_detections_on_voc_files_have_an_ap_of_one(data_folder, iou_type):
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name="val.txt")
     stats = run_cocoeval(dataset.coco, perfect_results(dataset)[iou_type], iou_type).stats
     assert stats[0] == stats[1] == stats[2] == 1.0
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_real_voc_masks_lie_in_their_boxes(data_folder, split):
+def test_voc_masks_lie_in_their_boxes(data_folder, split):
     """In each split one object has a box and no mask and others stay with their own."""
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name=f"{split}.txt")
     assert len(dataset) == (23 if split == "train" else 24)  # all that one training picture shows is difficult

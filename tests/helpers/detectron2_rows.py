@@ -1,7 +1,8 @@
 """Compare this project with stored outputs of Detectron2 for three photos, stage by stage, as rows of differences.
 
-`python -m tests.programs.detectron2_rows` prints them. The weights are drawn by the rules in the folder's `weights.json` and written in the format of the model zoo. A stage
-receives the output of Detectron2's previous stage if the folder contains it.
+`python -m tests.programs.detectron2_rows` prints them. The weights are drawn by the rules in the folder's
+`weights.json` and written in the format of the model zoo. A stage receives the output of Detectron2's previous stage if
+the folder contains it.
 """
 import hashlib
 import json

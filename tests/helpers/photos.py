@@ -1,5 +1,6 @@
 """Read photos and their objects without this project's datasets, as an oracle for them and as input for networks."""
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from network_files import InstanceMasks
 
+THREE_PHOTOS = (125952, 404484, 417285)  # image ids of coco_tiny's validation split: different shapes, few objects
 
-def load_photos(coco_root: Path, split: str, image_ids: list[int]) -> tuple[list[Tensor], list[dict]]:
+
+def load_photos(coco_root: Path, split: str, image_ids: Sequence[int]) -> tuple[list[Tensor], list[dict]]:
     """Photos and their objects without crowds, read by Pillow and pycocotools and by nothing of this project.
 
     Returns:

@@ -47,8 +47,8 @@ def ground_truth(engine: str, source: Path | dict):
 
 
 @pytest.fixture(scope="module")
-def demo(data_folder: Path) -> Path:
-    return data_folder / "cocoapi_demo"
+def demo(real_data_folder: Path) -> Path:
+    return real_data_folder / "cocoapi_demo"
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ MASK = {"image_id": 7, "category_id": 3, "score": 0.9, "segmentation": {"size": 
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_the_official_24_numbers_come_out_of_the_script(data_folder: Path, tmp_path: Path, iou_type: str):
-    folder = data_folder / "cocoapi_demo"
+def test_the_official_24_numbers_come_out_of_the_script(real_data_folder: Path, tmp_path: Path, iou_type: str):
+    folder = real_data_folder / "cocoapi_demo"
     results = folder / f"instances_val2014_fake{iou_type}100_results.json"
     outcome = succeeded(score(tmp_path, results, folder / "instances_val2014_100.json", iou_type))
     official = (folder / "official_results.txt").read_text()

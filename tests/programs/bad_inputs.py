@@ -1,6 +1,6 @@
 """Bad input of every kind, what the scripts are to do with it, and whether they do.
 
-    python -m tests.programs.bad_inputs      # runs every case through the real scripts, prints a Markdown table; half a minute
+    python -m tests.programs.bad_inputs    # every case through the real scripts, as a Markdown table; half a minute
 
 Each case breaks a tiny dataset of its own, a weight file or an argument, and says how the run must end and what it
 must say. The network is a thin one, since nothing here depends on it.

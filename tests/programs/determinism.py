@@ -1,6 +1,6 @@
 """Repeat training steps in this process and compare the bits of their gradients and of whole short runs.
 
-    python -m tests.programs.determinism                                      # every network, float32 and --amp, all cores
+    python -m tests.programs.determinism                           # every network, float32 and --amp, all cores
     python -m tests.programs.determinism --threads 4 --networks v1 --repeats 20
 
 Networks are the real ones, with a ResNet-50, on drawn images. The exit status is 1 if any bit differs. Threads decide

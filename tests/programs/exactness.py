@@ -1,15 +1,16 @@
 """Compare this project with torchvision, COCO and Detectron2: the tables of docs/EXACTNESS.md.
 
-    python -m tests.programs.exactness --write             # all parts, into docs/EXACTNESS.md; twenty minutes on one core
-    python -m tests.programs.exactness --only stages codes # some parts, printed
-    python -m tests.programs.exactness --quick --seed 1    # all parts with smaller inputs
+    python -m tests.programs.exactness --write              # all parts, into docs/EXACTNESS.md; 20 minutes on one core
+    python -m tests.programs.exactness --only stages masks  # some parts, printed
+    python -m tests.programs.exactness --quick --seed 1     # all parts with smaller inputs
+
+Needs the real photos (tests/README.md).
 
 Photos, weights, boxes and masks are drawn anew from the seed. The exit status is 1 if a row exceeds its tolerance.
 Parts that are not run keep their text in the page.
 """
 import argparse
 import functools
-import os
 import random
 import re
 import sys
@@ -41,7 +42,7 @@ from tests.helpers.parity import (
     synthetic_batch,
 )
 from tests.helpers.photos import load_photos, with_compact_masks
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, real_data
 
 PAGE = ROOT / "docs" / "EXACTNESS.md"
 FLOAT32_GRADIENT_TOLERANCE = 2e-2  # ReLUs within rounding of 0; torchvision's own in two memory formats: 2.5e-2
@@ -70,11 +71,11 @@ Not measured here: a whole training on COCO, and the published weight files, whi
 replace. [DEVIATIONS.md](DEVIATIONS.md) lists what differs from torchvision's scripts and from the papers, and gives the
 published recipe; [METHOD.md](METHOD.md) maps the papers to the code.
 
-**How to read the tables.** `python -m tests.programs.exactness --write` produces them; `make test` checks the same on smaller
-inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on the same input,
-drawn anew from the seed in each run. "Largest difference" is over all compared numbers. "Relative" is its share of the
-largest entry of the reference, for gradients and trained parameters of each tensor separately. Where a row counts
-things, the difference is the number of unequal ones. A run with nothing to compare fails, so no row is empty.
+**How to read the tables.** `python -m tests.programs.exactness --write` produces them; `make test` checks the same on
+smaller inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on the
+same input, drawn anew from the seed in each run. "Largest difference" is over all compared numbers. "Relative" is its
+share of the largest entry of the reference, for gradients and trained parameters of each tensor separately. Where a row
+counts things, the difference is the number of unequal ones. A run with nothing to compare fails, so no row is empty.
 """
 
 
@@ -87,6 +88,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.seed is None:
         args.seed = time.time_ns() % 1_000_000
+    args.data = real_data()
+    if args.data is None:
+        print("error: no photos; set MASKRCNN_TEST_DATA to the folder that holds coco_tiny", file=sys.stderr)
+        return 2
     held = True
     for name in args.only:
         heading, words, make = PARTS[name]
@@ -122,26 +127,21 @@ def write_section(heading: str, section: str) -> None:
 # -------------------------------------------------------------------------------------------------------- what goes in
 
 
-def data_folder() -> Path:
-    named = os.environ.get("MASKRCNN_TEST_DATA")
-    return Path(named) if named else ROOT.parent / "shared" / "data"
-
-
 @functools.cache
-def photos(seed: int, count: int) -> Batch:
-    """Random photos of coco_tiny's training split, of different sizes, with 1 to 15 objects each."""
-    dataset = CocoDetection(data_folder() / "coco_tiny", "train")
+def photos(data: Path, seed: int, count: int) -> Batch:
+    """Random photos of coco_tiny's training split in `data`, of different sizes, with 1 to 15 objects each."""
+    dataset = CocoDetection(data / "coco_tiny", "train")
     order = random.Random(seed).sample(range(len(dataset)), len(dataset))
     chosen = [i for i in order if len(dataset.target(i)["labels"]) <= 15]
     sizes = [dataset.get_height_and_width(i) for i in chosen]
     other = next(k for k, size in enumerate(sizes) if size != sizes[0])
     rest = [k for k in range(1, len(chosen)) if k != other]
     ids = [dataset.image_id(chosen[k]) for k in (0, other, *rest)[:count]]
-    return load_photos(data_folder() / "coco_tiny", "train", ids)
+    return load_photos(data / "coco_tiny", "train", ids)
 
 
 def batch_of(args: Namespace) -> Batch:
-    return photos(args.seed, 2 if args.quick else 3)
+    return photos(args.data, args.seed, 2 if args.quick else 3)
 
 
 def trained_size(args: Namespace) -> dict[str, int]:
@@ -149,9 +149,9 @@ def trained_size(args: Namespace) -> dict[str, int]:
 
 
 @functools.cache
-def trained_once(seed: int, quick: bool) -> dict:
+def trained_once(data: Path, seed: int, quick: bool) -> dict:
     """Train until the network detects enough, whatever the photos and the machine's rounding."""
-    args = Namespace(seed=seed, quick=quick)
+    args = Namespace(data=data, seed=seed, quick=quick)
     for steps in (15, 30, 60) if quick else (60, 100, 160):
         weights = trained_weights(batch_of(args), **trained_size(args), steps=steps, seed=seed)
         found = detections_of(trained_pair(weights, args)[0], batch_of(args)[0])
@@ -167,7 +167,7 @@ def trained_pair(weights: dict, args: Namespace) -> tuple:
 
 def trained(args: Namespace) -> dict:
     """Weights that detect objects in the photos."""
-    return trained_once(args.seed, args.quick)
+    return trained_once(args.data, args.seed, args.quick)
 
 
 # ----------------------------------------------------------------------------------------------------------- the parts
@@ -305,7 +305,7 @@ PARTS = {
     ),
     "arguments": (
         "Other arguments",
-        "On drawn images; tests/parity.py defines each set of arguments under the name in the first column.",
+        "On drawn images; tests/helpers/parity.py defines each set of arguments under the name in the first column.",
         arguments,
     ),
     "edges": (
@@ -331,13 +331,13 @@ PARTS = {
     "metrics": (
         "COCO metrics",
         "The demonstration of the COCO API: 12 figures for boxes and 12 for masks, each from both libraries.",
-        lambda args: metric_checks(data_folder() / 'cocoapi_demo'),
+        lambda args: metric_checks(args.data / 'cocoapi_demo'),
     ),
     "detectron2": (
         "Detectron2",
         "A file in the format of Detectron2's model zoo with random weights, on three photos with Detectron2's "
         "outputs.",
-        lambda args: detectron2_checks(data_folder() / 'detectron2_zoo'),
+        lambda args: detectron2_checks(args.data / 'detectron2_zoo'),
     ),
 }
 

@@ -42,9 +42,9 @@ from train_utils.demo_dataset import make_demo_dataset
 PAGE = ROOT / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives
 
-Made by `python -m tests.programs.reliability --write`; `make test` holds the same in short. Runs are those of `train.py` and
-`train_multi_GPU.py` on the CPU (gloo between processes), on drawn images, with as many threads as the machine has
-cores. The thin network, where one is named, is a Mask R-CNN with a hundredth of the weights.
+Made by `python -m tests.programs.reliability --write`; `make test` holds the same in short. Runs are those of
+`train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images, with as many threads as the
+machine has cores. The thin network, where one is named, is a Mask R-CNN with a hundredth of the weights.
 
 What decides the bits of a run besides its seed: the number of threads and of processes, the kind of processor or GPU,
 and the versions of torch and torchvision. They are stored in every checkpoint; a run that is resumed under others
@@ -106,11 +106,11 @@ def write_section(heading: str, section: str) -> None:
 
 
 def show_bits(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
-    text = "`python -m tests.programs.determinism` computes one step again and again, and two short runs from one seed, with "
-    text += "each network, and compares gradients and weights bit for bit.\n\n```\n"
+    text = "`python -m tests.programs.determinism` computes one step again and again, and two short runs from one "
+    text += "seed, with each network, and compares gradients and weights bit for bit.\n\n```\n"
     held = True
     for threads in ("2", "4"):
-        command = [sys.executable, "-m", "tests.determinism", "--threads", threads]
+        command = [sys.executable, "-m", "tests.programs.determinism", "--threads", threads]
         command += ["--networks", "v1", "v2"] if threads == "4" else []
         command += ["--repeats", "3", "--steps", "2", "--networks", "v1"] if args.thin else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """Two hosts on one machine: a run over both, one of which is cut off and killed, comes back and ends as if on one.
 
-    python -m tests.programs.two_hosts            # needs to be root, or allowed to make user namespaces
+    python -m tests.programs.two_hosts    # needs to be root, or allowed to make user namespaces
 
 Each host is a network namespace with two processes; a pair of virtual network cards joins them. Says what it does,
 and ends with status 0 if the run came back and its metrics are those of a run of four processes on one host, 77 if
@@ -49,7 +49,8 @@ def main() -> int:
             print("skipped: no network namespaces here (needs root, or user namespaces)")
             return SKIPPED
         own_names = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec \"$@\""
-        return subprocess.run([*inside, "sh", "-c", own_names, "-", sys.executable, "-m", "tests.programs.two_hosts", *sys.argv[1:]], check=False).returncode
+        again = [sys.executable, "-m", "tests.programs.two_hosts", *sys.argv[1:]]
+        return subprocess.run([*inside, "sh", "-c", own_names, "-", *again], check=False).returncode
     try:
         join_hosts()
     except (OSError, subprocess.CalledProcessError) as error:
@@ -137,7 +138,8 @@ def host_run(host: str, words: list[str], folder: Path, thin: bool) -> subproces
 def torchrun(launcher: list[str], words: list[str], folder: Path, thin: bool, host: str) -> subprocess.Popen:
     command = ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run", *launcher]
     command += ["-m", "tests.programs.with_fault", "train_multi_GPU.py", *words]
-    variables = {**importing_tests(os.environ), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "THIN": "1" if thin else ""}
+    variables = {**importing_tests(os.environ), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    variables["THIN"] = "1" if thin else ""
     variables["GLOO_SOCKET_IFNAME"] = "card"
     # Else the launcher that stayed tells its address to none that comes later, and both wait in vain.
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

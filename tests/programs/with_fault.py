@@ -1,6 +1,6 @@
-"""A script started by torchrun with something that goes wrong in it: python -m tests.programs.with_fault SCRIPT ARGUMENTS.
+"""Run a script under torchrun with a fault in it: torchrun ... -m tests.programs.with_fault SCRIPT ARGUMENTS.
 
-FAULT is a Python expression of tests/faults.py, for the process of rank FAULT_RANK in its first start.
+FAULT is a Python expression of tests/helpers/faults.py, for the process of rank FAULT_RANK in its first start.
 """
 import os
 import runpy

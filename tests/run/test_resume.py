@@ -403,7 +403,8 @@ def test_torchrun_brings_a_killed_process_back_without_a_person(folder, straight
     command += ["-m", "tests.programs.with_fault", "train_multi_GPU.py", *OPTIONS, *MODES["two"][1]]
     command += ["--output-dir", folder.name, "--resume", "auto", "--checkpoint-every", "1"]
     fault = {"THIN": "1", "FAULT": "DieAtStep(3)", "FAULT_RANK": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder.parent, env=importing_tests(os.environ) | fault, capture_output=True, text=True)
+    variables = importing_tests(os.environ) | fault
+    done = subprocess.run(command, cwd=folder.parent, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "lost the connection to process 1" in done.stderr
     assert re.search(r"resuming from \S+model_1_step3.pth", done.stdout)

@@ -21,6 +21,7 @@ from dataset_files.problems import Problems
 from dataset_files.voc_files import parse_xml
 from predict import drawn_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
+from tests.helpers.project import ROOT
 from tests.programs import bad_inputs
 from tests.programs.bad_inputs import CASES, Case
 from train_utils.errors import InputError
@@ -280,9 +281,9 @@ def test_checkpoint_holds_nothing_but_tensors_and_plain_values(tmp_path):
 
 def test_every_weight_file_is_read_without_running_what_it_holds():
     """There is no other way to load a pickle in the product than these."""
-    root = Path(bad_inputs.ROOT)
-    packages = ("train_utils", "network_files", "backbone", "tools")
-    files = [*root.glob("*.py"), *(file for package in packages for file in (root / package).glob("*.py"))]
+    root = ROOT
+    packages = ("train_utils", "dataset_files", "network_files", "backbone", "tools")
+    files = [*root.glob("*.py"), *(file for package in packages for file in (root / package).rglob("*.py"))]
     found = 0
     for file in files:
         for line in file.read_text().splitlines():

@@ -38,8 +38,8 @@ from train_utils.weight_files.weights import read_weight_file
 
 
 @pytest.fixture(scope="module")
-def zoo(data_folder: Path) -> Path:
-    folder = data_folder / "detectron2_zoo"
+def zoo(real_data_folder: Path) -> Path:
+    folder = real_data_folder / "detectron2_zoo"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder
