@@ -17,6 +17,7 @@ from tests.programs import exactness
 SEED = int(os.environ.get("EXACTNESS_SEED", "0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["trained", "gradients", "trajectory", "v2", "masks"])
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_every_row_holds(data_folder, part: str):

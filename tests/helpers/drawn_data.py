@@ -116,7 +116,7 @@ def write_voc_annotation(
     xml += "<depth>3</depth></size>"
     for k, annotation in enumerate(objects):
         plane = coco_mask.decode(packed_code(annotation, height, width)).astype(bool)
-        label = annotation["id"] % len(VOC_CLASSES) + 1
+        label = annotation["id"] % (len(VOC_CLASSES) - 1) + 1  # as in the real files, not every class occurs
         xml += object_xml(VOC_CLASSES[str(label)], plane, difficult)
         if not (without_mask and k == 0):
             inner = inside(plane)

@@ -22,6 +22,7 @@ def network(arch: str, norm: str) -> MaskRCNN:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "norm"), [("v1", "frozen"), ("v1", "batch"), ("v2", "batch")])
 @torch.no_grad()
 def test_the_copy_for_inference_has_no_normalisation_left_and_the_same_pyramid(arch: str, norm: str):
@@ -37,6 +38,7 @@ def test_the_copy_for_inference_has_no_normalisation_left_and_the_same_pyramid(a
     assert any(isinstance(module, NORMS) for module in model.modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_copy_for_mixed_precision_has_its_weights_cast_and_nearly_the_same_pyramid():
     model = network("v1", "batch")

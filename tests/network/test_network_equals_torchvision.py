@@ -100,6 +100,7 @@ def test_detections_equal_torchvision(batch, default_pair):
     assert_same_detections(own, reference, least=12)
 
 
+@pytest.mark.slow
 def test_a_hundred_detections_equal_torchvision():
     image = synthetic_batch()[0][1]
     reference, own = pair(box_detections_per_img=100, box_score_thresh=0.0, min_size=64)
@@ -114,6 +115,7 @@ def test_images_without_detections_equal_torchvision():
         assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", list(edge_cases()))
 def test_edge_cases_equal_torchvision(default_pair, case):
@@ -139,6 +141,7 @@ def test_a_batch_without_objects_still_gives_every_parameter_a_gradient(default_
     assert own == reference
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("arguments", DIFFERENT_ARGUMENTS.values(), ids=DIFFERENT_ARGUMENTS)
 def test_other_arguments_equal_torchvision(arguments):
@@ -150,6 +153,7 @@ def test_other_arguments_equal_torchvision(arguments):
     assert_same_detections(detections_of(own, images), detections_of(reference, images), least=3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torchvisions_roi_align_may_stand_in_the_place_of_ours():
     images = synthetic_batch()[0][:1]
@@ -161,6 +165,7 @@ def test_torchvisions_roi_align_may_stand_in_the_place_of_ours():
     assert_same_detections(detections_of(own, images), detections_of(reference, images), least=5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torchvisions_mask_predictor_may_stand_in_the_place_of_ours():
     images, targets = (values[:1] for values in synthetic_batch())
@@ -274,6 +279,7 @@ def without_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if ".bn" not in key and "downsample.1" not in key}
 
 
+@pytest.mark.slow
 def test_state_dicts_go_both_ways(published_pair):
     reference, own = published_pair
     assert list(own.state_dict()) == list(reference.state_dict())
@@ -284,11 +290,13 @@ def test_state_dicts_go_both_ways(published_pair):
         assert torch.equal(own.state_dict()[key], value) and torch.equal(other.state_dict()[key], value), key
 
 
+@pytest.mark.slow
 def test_the_same_parameters_are_trained_with_the_defaults(published_pair):
     reference, own = ({n for n, p in model.named_parameters() if p.requires_grad} for model in published_pair)
     assert own == reference
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_losses_and_running_statistics_with_batch_norm_equal_torchvision(published_pair):
     reference, own = published_pair
@@ -307,6 +315,7 @@ def test_losses_and_running_statistics_with_batch_norm_equal_torchvision(publish
         own.load_state_dict(before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_detections_with_batch_norm_equal_torchvision(published_pair):
     reference, own = published_pair
@@ -315,6 +324,7 @@ def test_detections_with_batch_norm_equal_torchvision(published_pair):
     assert_same_detections(detections_of(own, images), detections_of(reference, images), least=5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sync_batch_norm_takes_the_place_of_batch_norm(published_pair):
     _, own = published_pair
@@ -362,6 +372,7 @@ def test_channels_last_weights_give_the_same_detections(default_pair):
     assert_same_detections(detections_of(channels_last, images), detections_of(own, images), least=5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_second_versions_parts_equal_torchvision():
     """`maskrcnn_resnet50_fpn_v2`, put together by hand: normalised FPN and heads, a deeper RPN head, a box head of
@@ -403,6 +414,7 @@ def test_trainable_layers_beyond_0_to_5_are_refused(trainable_layers):
         resnet50_fpn_backbone(trainable_layers=trainable_layers)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("returned_layers", [[1, 2, 3, 4], [2, 3, 4], [1, 3], [4]], ids=str)
 def test_returned_layers_and_extra_blocks_equal_torchvision(returned_layers):
@@ -439,6 +451,7 @@ def classifier_state() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_layer", [nn.BatchNorm2d, FrozenBatchNorm2d])
 def test_pretrain_path_loads_a_classification_resnet50(tmp_path, classifier_state, norm_layer):
     body = resnet50_fpn_backbone(saved(classifier_state, tmp_path / "resnet50.pth"), norm_layer).body.state_dict()
@@ -448,6 +461,7 @@ def test_pretrain_path_loads_a_classification_resnet50(tmp_path, classifier_stat
         assert torch.equal(value, classifier_state[key]), key
 
 
+@pytest.mark.slow
 def test_pretrain_path_loads_into_fewer_stages(tmp_path, classifier_state):
     path = str(saved(classifier_state, tmp_path / "resnet50.pth"))
     body = resnet50_fpn_backbone(path, returned_layers=[1, 2]).body.state_dict()

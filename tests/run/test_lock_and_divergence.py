@@ -45,6 +45,7 @@ def begin(lab: Path, output: str, *arguments: str, fault=None, name: str = "out"
     return start("train.py", [*OPTIONS, "--output-dir", output, *arguments], lab, prepare, name=name)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_ends_in_one_line_and_a_killed_one_leaves_no_lock(lab: Path, output: str):
     first = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=HangAtStep(2), name="first")
     wait_until(lambda: any((lab / output).glob("model_*.pth")))
@@ -62,6 +63,7 @@ def test_a_second_run_in_a_folder_ends_in_one_line_and_a_killed_one_leaves_no_lo
     assert (lab / output / "model_1.pth").is_file()
 
 
+@pytest.mark.slow
 def test_where_the_file_system_has_no_locks_a_run_warns_once_and_continues(lab: Path, output: str):
     run = begin(lab, output, fault=NoLocks())
     assert run.wait() == 0, run.said
@@ -79,6 +81,7 @@ class NoLocks:
         fcntl.lockf = refuse
 
 
+@pytest.mark.slow
 def test_weights_that_a_finite_step_made_infinite_are_never_saved(lab: Path, output: str):
     good = begin(lab, output, "--epochs", "1")
     assert good.wait() == 0, good.said
@@ -111,6 +114,7 @@ def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
         assert "Traceback" not in run.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["v1", "v2", "detectron2"])
 @pytest.mark.parametrize("training", [False, True])
 def test_without_proposals_there_are_no_detections_and_no_box_losses(arch: str, training: bool):
@@ -141,6 +145,7 @@ def test_a_strip_keeps_at_least_one_pixel(height: int, width: int, max_size: int
     assert min(batch.image_sizes[0]) == 1 and max(batch.image_sizes[0]) <= max_size
 
 
+@pytest.mark.slow
 def test_strips_pass_through_training_and_prediction(tmp_path: Path):
     make_demo_dataset(tmp_path / "data", num_train=2, num_val=2)
     strip_the_data(tmp_path / "data" / "annotations" / "instances_train2017.json", tmp_path / "data" / "train2017")
@@ -164,6 +169,7 @@ def strip_the_data(file: Path, folder: Path) -> None:
     file.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--threads", "2"], ["--threads", "4", "--networks", "v1"]])
 def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[str]):
     """In short; `python -m tests.programs.determinism` compares every network with 20 repetitions and six steps."""
@@ -172,6 +178,7 @@ def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[s
     assert done.returncode == 0 and "DIFFER" not in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_number_of_threads_warns_in_one_line(lab: Path, output: str):
     first = begin(lab, output, "--epochs", "1")
     assert first.wait() == 0 and "was computed with" not in first.said, first.said

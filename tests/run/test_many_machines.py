@@ -15,6 +15,8 @@ from tests.helpers.forked import start, start_group, wait_until
 from tests.helpers.project import ROOT, importing_tests
 from train_utils.demo_dataset import make_demo_dataset
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
 OPTIONS += ["--batch-size", "2", "--workers", "0", "--print-freq", "1", "--pretrain", "False", "--lr", "0.01"]
 # As the README has it for schedulers that send SIGUSR1; without it that signal ends the launcher alone.

@@ -203,6 +203,7 @@ def test_help_names_every_option_and_exits_with_0(lab, script):
 # ------------------------------------------------------------------------------------------------ what a run leaves
 
 
+@pytest.mark.slow
 def test_run_leaves_exactly_the_promised_files(first):
     folder, outcome = first
     assert {f.name for f in folder.iterdir()} == {
@@ -213,6 +214,7 @@ def test_run_leaves_exactly_the_promised_files(first):
     assert "model_0.pth" in outcome.out and outcome.err == ""
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_plain_values_for_everything_that_follows(checkpoint):
     assert {"model", "optimizer", "lr_scheduler", "epoch", "args"} <= set(checkpoint)
     assert checkpoint["epoch"] == 0 and checkpoint["args"]["data_path"] == "data"
@@ -223,11 +225,13 @@ def test_checkpoint_holds_plain_values_for_everything_that_follows(checkpoint):
 LINE_OF_EPOCH_0 = r"epoch:0(  (-1\.0000|[01]\.\d{4})){12}  \d+\.\d{4}  \d\.\d{6}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["det_results.txt", "seg_results.txt"])
 def test_results_have_the_promised_form(first, name):
     assert re.fullmatch(LINE_OF_EPOCH_0, (first[0] / name).read_text())
 
 
+@pytest.mark.slow
 def test_results_hold_metrics_loss_and_rate(first):
     folder, outcome = first
     boxes, masks = (results(folder, name)[0] for name in ("det_results.txt", "seg_results.txt"))
@@ -240,6 +244,7 @@ def test_results_hold_metrics_loss_and_rate(first):
     assert any(float(v) > 0 for v in boxes[1:13])  # the weights are too random for masks to be right as well
 
 
+@pytest.mark.slow
 def test_log_has_a_line_for_every_printed_step(first):
     steps = log_of(first[0])
     assert [(s["epoch"], s["step"]) for s in steps] == [(0, 1), (0, 2), (0, 3)]
@@ -250,12 +255,14 @@ def test_log_has_a_line_for_every_printed_step(first):
     assert steps[0]["lr"] < steps[1]["lr"] < steps[2]["lr"] < 1e-6  # the warm-up
 
 
+@pytest.mark.slow
 def test_arguments_are_kept_as_json(first):
     args = json.loads((first[0] / "args.json").read_text())
     expected = {"data_path": "data", "epochs": 1, "batch_size": 2, "lr": 1e-6, "min_size": 64, "pretrain": "start.pth"}
     assert {key: args[key] for key in expected} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss_and_lr.png", "mAP.png"])
 def test_curves_are_pictures(first, name):
     with Image.open(first[0] / name) as picture:
@@ -272,6 +279,7 @@ def copied(folder: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_second_run_in_the_same_folder_touches_nothing(lab, first):
     before = state_of(first[0])
     outcome = run(lab, "train.py", *SMALL, "--output-dir", "first", "--pretrain", "False", "--epochs", "1")
@@ -279,6 +287,7 @@ def test_second_run_in_the_same_folder_touches_nothing(lab, first):
     assert state_of(first[0]) == before
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew(lab, first, scratch):
     folder = copied(first[0], scratch / "copy")
     (folder / "model_7.pth").write_bytes(b"of the old run")
@@ -289,6 +298,7 @@ def test_overwrite_starts_anew(lab, first, scratch):
     assert len(results(folder, "det_results.txt")) == 1 and [s["step"] for s in log_of(folder)] == [1]
 
 
+@pytest.mark.slow
 def test_resume_auto_appends_the_next_epoch(lab, first, scratch):
     folder = copied(first[0], scratch / "copy")
     succeeded(run(lab, "train.py", *SMALL, "--output-dir", folder, "--resume", "auto", "--epochs", "2"))
@@ -301,12 +311,14 @@ def test_resume_auto_appends_the_next_epoch(lab, first, scratch):
     assert newer["epoch"] == 1 and newer["progress"]["step"] == 2 * STEPS
 
 
+@pytest.mark.slow
 def test_resume_auto_in_an_empty_folder_starts_a_run(lab, scratch):
     arguments = ["--output-dir", scratch / "new", "--resume", "auto", "--pretrain", "False", "--max-steps", "1"]
     succeeded(run(lab, "train.py", *SMALL, *arguments))
     assert (scratch / "new" / "model_0.pth").is_file()
 
 
+@pytest.mark.slow
 def test_resume_auto_starts_anew_where_a_run_was_stopped_before_its_first_checkpoint(lab, first, scratch):
     folder = scratch / "stopped"
     folder.mkdir()
@@ -317,6 +329,7 @@ def test_resume_auto_starts_anew_where_a_run_was_stopped_before_its_first_checkp
     assert [s["step"] for s in log_of(folder)] == [1]
 
 
+@pytest.mark.slow
 def test_resume_auto_never_deletes_results(lab, first, scratch):
     """A folder of results whose checkpoints were moved elsewhere is no run that stopped before its first one."""
     folder = copied(first[0], scratch / "copy")
@@ -327,6 +340,7 @@ def test_resume_auto_never_deletes_results(lab, first, scratch):
     assert state_of(folder) == before
 
 
+@pytest.mark.slow
 def test_resuming_a_run_beyond_its_last_step_trains_no_further(lab, first, scratch):
     folder = copied(first[0], scratch / "copy")
     arguments = ["--output-dir", folder, "--resume", "auto", "--epochs", "2", "--max-steps", "2"]
@@ -334,6 +348,7 @@ def test_resuming_a_run_beyond_its_last_step_trains_no_further(lab, first, scrat
     assert not (folder / "model_1.pth").exists() and len(log_of(folder)) == STEPS
 
 
+@pytest.mark.slow
 def test_missing_results_of_the_last_epoch_are_made_up_for(lab, first, scratch):
     """The run was stopped between its checkpoint and its results."""
     folder = copied(first[0], scratch / "copy")
@@ -344,6 +359,7 @@ def test_missing_results_of_the_last_epoch_are_made_up_for(lab, first, scratch):
     assert {name: (folder / name).read_text() for name in lines} == lines
 
 
+@pytest.mark.slow
 def test_resuming_another_run_never_overwrites_the_results_in_the_output_folder(lab, first, scratch):
     folder = copied(first[0], scratch / "other")
     extra = "epoch:1" + (folder / "det_results.txt").read_text().removeprefix("epoch:0")
@@ -355,6 +371,7 @@ def test_resuming_another_run_never_overwrites_the_results_in_the_output_folder(
     assert state_of(folder) == before
 
 
+@pytest.mark.slow
 def test_resuming_an_older_checkpoint_leaves_no_newer_one_to_be_taken_for_its_own(lab, first, scratch):
     """What --resume auto, validation.py and predict.py take next is the newest of the folder."""
     folder = copied(first[0], scratch / "copy")
@@ -396,6 +413,7 @@ def assert_equal_content(one: object, other: object, where: str = "checkpoint") 
 
 
 # Within the first epoch and within the second; with bf16 within the second alone, for the time it takes.
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, stops", [([], [1, 5]), (["--amp"], [4])], ids=["float32", "amp"])
 def test_stopped_and_resumed_run_ends_in_the_very_same_weights(lab, scratch, arguments, stops):
     straight, stopped = stopped_and_resumed(lab, scratch, stops, *arguments)
@@ -441,10 +459,12 @@ def validated(lab: Path, first: tuple[Path, Outcome]) -> tuple[dict[str, list[st
     return tables, Outcome(0, outcome.out, text)
 
 
+@pytest.mark.slow
 def test_validation_gives_the_numbers_of_the_training_run(first, validated):
     assert validated[0] == trained(first[0])
 
 
+@pytest.mark.slow
 def test_validation_prints_what_it_records_with_every_class_by_name(validated):
     _, outcome = validated
     assert outcome.err in outcome.out
@@ -452,6 +472,7 @@ def test_validation_prints_what_it_records_with_every_class_by_name(validated):
         assert len(re.findall(rf"^  {name} +\d+ +-?\d\.\d{{4}} +-?\d\.\d{{4}}$", outcome.err, re.MULTILINE)) == 2
 
 
+@pytest.mark.slow
 def test_plain_state_dict_of_torchvision_gives_the_same_numbers(lab, first, checkpoint, validated, scratch):
     detection = pytest.importorskip("torchvision.models.detection")
     peer = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
@@ -462,6 +483,7 @@ def test_plain_state_dict_of_torchvision_gives_the_same_numbers(lab, first, chec
     assert recorded(scratch / "record_mAP.txt") == validated[0]
 
 
+@pytest.mark.slow
 def test_validation_writes_where_it_is_told(lab, first, validated, scratch):
     before = state_of(first[0])
     arguments = ["--weights-path", "first/model_0.pth", "--output_dir", scratch / "a/b", "--batch_size", "3"]
@@ -487,6 +509,7 @@ def predicted(lab: Path, first: tuple[Path, Outcome]) -> tuple[Path, list[dict],
     return lab / "drawn", json.loads((lab / "drawn" / "predictions.json").read_text()), outcome
 
 
+@pytest.mark.slow
 def test_every_picture_of_file_and_folder_is_drawn(lab, predicted):
     folder, _, outcome = predicted
     originals = sorted((lab / "data" / "val2017").iterdir())
@@ -499,6 +522,7 @@ def test_every_picture_of_file_and_folder_is_drawn(lab, predicted):
         assert original.name in outcome.out
 
 
+@pytest.mark.slow
 def test_predictions_are_in_coco_results_format(lab, predicted):
     _, found, outcome = predicted
     sizes = {int(f.stem): Image.open(f).size for f in (lab / "data" / "val2017").iterdir()}
@@ -514,6 +538,7 @@ def test_predictions_are_in_coco_results_format(lab, predicted):
     assert len(counts) == NUM_VAL and sum(counts) == len(found)
 
 
+@pytest.mark.slow
 def test_pycocotools_loads_the_predictions(lab, predicted):
     _, found, _ = predicted
     with contextlib.redirect_stdout(io.StringIO()):
@@ -524,6 +549,7 @@ def test_pycocotools_loads_the_predictions(lab, predicted):
         assert loaded.annToMask(annotation).sum() > 0
 
 
+@pytest.mark.slow
 def test_unreadable_picture_is_named_and_the_others_are_drawn(lab, predicted, scratch):
     (scratch / "in").mkdir()
     shutil.copy(next((lab / "pictures").glob("*.jpg")), scratch / "in" / "good.jpg")
@@ -534,6 +560,7 @@ def test_unreadable_picture_is_named_and_the_others_are_drawn(lab, predicted, sc
     assert [f.name for f in (scratch / "out").iterdir()] == ["good.png"]
 
 
+@pytest.mark.slow
 def test_without_picture_one_of_the_validation_set_is_taken(lab, first, scratch):
     arguments = ["--device", "cpu", "--weights-path", "first/model_0.pth", "--output-dir", scratch]
     succeeded(run(lab, "predict.py", *arguments))
@@ -551,6 +578,7 @@ def together(lab: Path, start: Path) -> tuple[Path, Outcome]:
     return lab / "together", succeeded(under_torchrun(2, lab, "train_multi_GPU.py", *arguments))
 
 
+@pytest.mark.slow
 def test_two_processes_write_results_once(together):
     folder, outcome = together
     for name in ("det_results.txt", "seg_results.txt"):
@@ -594,11 +622,13 @@ def described_as_the_only_process() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_validation_gives_the_same_numbers_with_any_number_of_processes(validated_by, processes):
     assert validated_by(processes) == validated_by(1)
 
 
+@pytest.mark.slow
 def test_training_with_two_processes_reports_what_its_checkpoint_gives(together, validated_by):
     """Both processes evaluate with the weights that are saved, BatchNorm's statistics among them."""
     assert trained(together[0]) == validated_by(1)
@@ -621,12 +651,14 @@ def train_on(lab: Path, data: str | Path, *arguments: str | Path) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_refusal_is_one_line_and_status_2_in_a_process_of_its_own(lab):
     outcome = started([sys.executable, str(ROOT / "train.py"), *SMALL, "--data-path", "nowhere"], lab)
     assert_refused(outcome, "nowhere", "--data-path")
     assert outcome.out == ""
 
 
+@pytest.mark.slow
 def test_folder_that_is_not_there_is_refused(lab, first):
     assert_refused(train_on(lab, "no/such/folder"), "no/such/folder", "--data-path")
     for script, option in (("validation.py", "--data-path"), ("predict.py", "--img-path")):
@@ -757,6 +789,7 @@ def test_value_that_makes_no_sense_is_refused_with_its_option(lab, option, value
 # ---------------------------------------------------------------------------------------------------- wrong weights
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_class_count_is_refused(lab, first, scratch):
     def add(content: dict) -> None:
         content["categories"].append({"id": NUM_CLASSES + 1, "name": "ring"})
@@ -774,6 +807,7 @@ def test_checkpoint_of_another_class_count_is_refused(lab, first, scratch):
         assert_refused(outcome, "model_0.pth", f"{NUM_CLASSES} classes", "--num-classes")
 
 
+@pytest.mark.slow
 def test_weights_of_other_class_names_are_refused(lab, first, scratch):
     data = edited(lab, scratch, lambda c: c["categories"][1].update(name="hexagon"))
     outcome = run(lab, "validation.py", *ON_CPU, "--weights-path", "first/model_0.pth", "--data-path", data)
@@ -787,11 +821,13 @@ def truncated(lab: Path, first: tuple[Path, Outcome]) -> Path:
     return lab / "truncated.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--resume", "--pretrain"])
 def test_truncated_checkpoint_is_refused_by_training(lab, truncated, option):
     assert_refused(train_on(lab, "data", option, truncated), "truncated.pth", "broken")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["validation.py", "predict.py"])
 def test_truncated_checkpoint_is_refused(lab, truncated, script):
     assert_refused(run(lab, script, "--device", "cpu", "--weights-path", truncated), "truncated.pth", "broken")
@@ -844,6 +880,7 @@ def test_weights_of_a_classifier_are_refused_where_a_detector_is_needed(lab, scr
     assert_refused(outcome, "classifier.pth", "Mask R-CNN")
 
 
+@pytest.mark.slow
 def test_without_network_published_weights_are_named_with_their_address(lab, scratch, monkeypatch):
     """The address leads nowhere, so that nothing is fetched where there is a network."""
     published = weights.MASK_RCNN_COCO
@@ -858,6 +895,7 @@ def test_without_network_published_weights_are_named_with_their_address(lab, scr
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_published_weights_are_looked_for_unless_told_otherwise(lab, scratch, monkeypatch):
     """On data that are not the demo's."""
 

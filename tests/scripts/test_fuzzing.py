@@ -16,6 +16,8 @@ from tests.helpers.made_up_files import READERS, lay_out
 from train_utils.errors import InputError
 from train_utils.weight_files.weights import read_weight_file, state_dict_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_file_is_read_or_refused_in_one_line_that_names_it(tmp_path, reader):

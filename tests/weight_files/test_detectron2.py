@@ -72,6 +72,7 @@ def model(zoo_file: Path):
 # ------------------------------------------------------------------------------------------------- the same numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHOTOS)
 def test_every_stage_equals_detectron2s(zoo, model, name):
     for row in stage_rows(model, Reference(zoo, name)):
@@ -79,6 +80,7 @@ def test_every_stage_equals_detectron2s(zoo, model, name):
         assert row.count > 0 and row.absolute <= limit, row
 
 
+@pytest.mark.slow
 def test_from_the_photo_to_the_masks_only_rounding_differs(zoo, model):
     """Pillow rounds the resized photo to 8 bits, which moves a few of these random networks' detections."""
     assert whole_way_iou(model, Reference(zoo, PHOTOS[0])) > 0.9
@@ -229,6 +231,7 @@ def voc(data_folder: Path, lab: Path) -> Path:
     return lab / "VOCdevkit"
 
 
+@pytest.mark.slow
 def test_a_zoo_file_predicts_with_cocos_ids(lab, zoo_file, coco, model, monkeypatch):
     photo = next((coco / "val2017").glob("*.jpg")).resolve()
     arguments = ["--weights-path", zoo_file, "--img-path", photo, "--output-dir", "found", "--min-size", "96"]
@@ -243,6 +246,7 @@ def test_a_zoo_file_predicts_with_cocos_ids(lab, zoo_file, coco, model, monkeypa
     assert [d["score"] for d in detections] == pytest.approx(own["scores"][own["scores"] >= 0.1].tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
     weights = ["--weights-path", zoo_file, "--data-path", coco]
     succeeded(run(lab, "validation.py", *SMALL, *weights, "--output-dir", "scores"))
@@ -250,6 +254,7 @@ def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
     assert "2 pictures" in table and re.search(r"toothbrush +\d", table) and "N/A" not in table
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, zoo_file, coco, model):
     run_at = [*TRAINING, "--data-path", coco, "--output-dir", "tuned"]
     outcome = succeeded(run(lab, "train.py", *run_at, "--pretrain", zoo_file, "--max-steps", "1"))
@@ -271,6 +276,7 @@ def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, 
     succeeded(run(lab, "predict.py", "--device", "cpu", *weights))
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, voc, model):
     run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1", "--amp"]
     outcome = succeeded(run(lab, "train_multi_GPU.py", *run_at, "--pretrain", zoo_file))
@@ -283,6 +289,7 @@ def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, vo
     assert "found in" in succeeded(run(lab, "predict.py", "--device", "cpu", *weights)).out
 
 
+@pytest.mark.slow
 def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, model):
     """And labels in COCO's gaps do not inherit rows that never win: 90 own classes are as many labels as COCO's."""
     outcome = succeeded(run(lab, str(CONVERTER), zoo_file, "zoo.pth"))
@@ -302,6 +309,7 @@ def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, mo
         build_training_model(args, 91, None)
 
 
+@pytest.mark.slow
 def test_own_classes_of_a_torch_file_get_names_and_the_converter_keeps_them(lab, arrays, coco):
     """model_final.pth as Detectron2's trainer leaves it, with three classes; also for data that count from 0."""
     state = {key: torch.from_numpy(array) for key, array in arrays.items()}
@@ -335,6 +343,7 @@ def test_own_classes_of_a_torch_file_get_names_and_the_converter_keeps_them(lab,
     assert_refused(run(lab, str(ROOT / "tools" / "export_torchvision.py"), "mine.pth", "out.pth"), "detectron2")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_used_are_refused_by_the_scripts(lab, coco):
     arrays = {key: value.numpy() for key, value in small_state(3).items()}
     write_zoo_file(lab / "small.pkl", arrays)

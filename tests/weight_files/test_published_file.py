@@ -22,6 +22,8 @@ from tests.helpers.published_weights import SIZES, in_older_style, published_v1
 from train_utils.classes import COCO_NAMES
 from train_utils.metrics.coco_evaluation import run_cocoeval
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = 3
 OPTIONS = ["--device", "cpu", "--weights-path", "maskrcnn_resnet50_fpn_coco.pth"]
 OPTIONS += ["--min-size", str(SIZES["min_size"]), "--max-size", str(SIZES["max_size"])]

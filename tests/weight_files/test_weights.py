@@ -26,6 +26,8 @@ from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model, build_training_model, load_trained_model
 from train_utils.options import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 
 def training_args(*given: str) -> TrainSettings:
     return TrainSettings.parse("", [*given, "--min-size", "96", "--max-size", "128", "--rois-per-image", "16"])
