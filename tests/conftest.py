@@ -1,20 +1,14 @@
-"""What the tests share: the project on the path, real photos where there are any, and what is skipped where not."""
-import json
+"""Fixtures of all tests: the number of threads, the seed, tests that need a GPU, and photos."""
 import os
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from network_files import InstanceMasks  # noqa: E402 (the path comes first)
+from tests.helpers.drawn_data import draw_data
+from tests.helpers.photos import THREE_PHOTOS, load_photos
+from tests.helpers.project import real_data
 
 # More threads than that gain nothing on test-sized pictures; parallel test processes share the cores.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, torch.get_num_threads()))
@@ -35,57 +29,21 @@ def _same_random_numbers_in_any_order() -> None:
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    """The folder of real test data; whatever uses it is skipped where it is absent."""
-    named = os.environ.get("MASKRCNN_TEST_DATA")
-    folder = Path(named) if named else ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        where = f"MASKRCNN_TEST_DATA names {folder}" if named else "../shared/data, or set MASKRCNN_TEST_DATA"
-        pytest.skip(f"no test data: {where}, which is not there")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds coco_tiny and voc_tiny: real photos, or drawn images in the same layouts."""
+    return real_data() or draw_data(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def real_data_folder() -> Path:
+    """The folder of real photos, and of what other programs computed on them, which cannot be drawn."""
+    folder = real_data()
+    if folder is None:
+        pytest.skip("only with the published numbers and arrays: see tests/README.md on MASKRCNN_TEST_DATA")
     return folder
 
 
 @pytest.fixture(scope="session")
 def photos(data_folder: Path) -> tuple[list[Tensor], list[dict]]:
-    """Three photos of different shapes with 1, 5 and 6 objects, as `load_photos` gives them."""
-    return load_photos(data_folder / "coco_tiny", "val", [125952, 404484, 417285])
-
-
-def load_photos(coco_root: Path, split: str, image_ids: list[int]) -> tuple[list[Tensor], list[dict]]:
-    """Photos and their objects without crowds, read by Pillow and pycocotools and by nothing of this project.
-
-    Returns:
-        Images float [3, H, W] in 0..1, and for each `boxes` float32 [N, 4] x1y1x2y2, `labels` int64 [N] and
-        `masks` uint8 [N, H, W].
-    """
-    content = json.loads((coco_root / "annotations" / f"instances_{split}2017.json").read_text())
-    records = {record["id"]: record for record in content["images"]}
-    images, targets = [], []
-    for image_id in image_ids:
-        record = records[image_id]
-        with Image.open(coco_root / f"{split}2017" / record["file_name"]) as picture:
-            pixels = np.array(picture.convert("RGB"))
-        images.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
-        objects = [a for a in content["annotations"] if a["image_id"] == image_id and not a["iscrowd"]]
-        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = [coco_mask.decode(packed_code(a, record["height"], record["width"])) for a in objects]
-        targets.append(
-            {
-                "boxes": boxes,
-                "labels": torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
-                "masks": torch.from_numpy(np.stack(masks)),
-            }
-        )
-    return images, targets
-
-
-def packed_code(annotation: dict, height: int, width: int) -> dict:
-    """The packed run-length code of a COCO annotation: polygons, or a list of counts."""
-    codes = coco_mask.frPyObjects(annotation["segmentation"], height, width)
-    return coco_mask.merge(codes) if isinstance(codes, list) else codes
-
-
-def with_compact_masks(targets: list[dict]) -> list[dict]:
-    """The same targets, with InstanceMasks in place of dense masks."""
-    return [dict(target, masks=InstanceMasks.from_dense(target["masks"])) for target in targets]
+    """Three photos of different shapes with a few objects each, as `load_photos` gives them."""
+    return load_photos(data_folder / "coco_tiny", "val", THREE_PHOTOS)

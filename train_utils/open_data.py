@@ -126,8 +126,8 @@ def choose_splits(
             )
     if training is not validation and "val_fraction" in settings.given:
         raise InputError(
-            f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave it "
-            "out"
+            f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave "
+            "it out"
         )
     if training is not validation and validation.name == "test" and is_main():
         print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
