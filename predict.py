@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dataset_files.atomic_files import write_atomically
 from dataset_files.image_reading import PICTURE_FORMATS, as_rgb, picture_to_tensor
 from network_files import MaskRCNN
 from network_files.mask_paste import encode_masks, mask_crops
@@ -24,7 +25,6 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import coco_results
 from train_utils.open_data import open_split
 from train_utils.options import PredictSettings
-from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
 

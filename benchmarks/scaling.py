@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from common import PROJECT, machine
 
+from dataset_files.atomic_files import replacing
 from my_dataset_coco import CocoDetection, coco_object
 from network_files.mask_paste import encode_masks
 from train_utils.classes import ClassTable
@@ -29,7 +30,6 @@ from train_utils.demo_dataset import make_demo_dataset
 from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.models import ModelConfig, build_model
-from train_utils.run.safe_files import replacing
 from train_utils.weight_files.weights import read_weight_file
 
 MANY = 10_000_000

@@ -8,7 +8,6 @@ beside the file or in the user's cache folder, and the next start takes it from 
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_files.atomic_files import replacing
 from dataset_files.coco_check import check_annotations
 from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
 from dataset_files.file_names import is_lfs_pointer
@@ -163,15 +163,11 @@ def store_columns(columns: dict[str, np.ndarray], places: list[Path]) -> None:
     content = io.BytesIO()
     np.savez(content, **columns)
     for place in places:
-        draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-        try:
+        with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(sha256(content.getvalue()).digest() + content.getvalue())
-            os.replace(draft, place)
+            with replacing(place) as file:
+                file.write(sha256(content.getvalue()).digest() + content.getvalue())
             return
-        except OSError:
-            with suppress(OSError):
-                draft.unlink()
 
 
 @contextmanager

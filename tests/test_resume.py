@@ -108,7 +108,7 @@ KILLS = {
         DieAtStep(1),  # before the first checkpoint
         DieAtStep(3),
         DieWhileSaving(200_000),
-        DieIn("train_utils.run.safe_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
+        DieIn("dataset_files.atomic_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
         DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
         DieIn(RESULTS),
         DieIn("train_utils.run.run_folder:RunFolder.mark_best", after=True),

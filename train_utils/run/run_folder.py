@@ -13,19 +13,13 @@ from typing import Any
 
 import torch
 
+from dataset_files.atomic_files import link_atomically, remove_leftovers, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.safe_files import (
-    LineFile,
-    put_in_place,
-    reason_of_full_disk,
-    remove_leftovers,
-    replacing,
-    write_atomically,
-)
+from train_utils.run.safe_files import LineFile, reason_of_full_disk
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file
 
@@ -128,7 +122,7 @@ class RunFolder:
         inside = continues and step % content["steps_per_epoch"] != 0
         own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
         if not CHECKPOINT.match(path.name):
-            put_in_place(path, self.path / own_name)
+            link_atomically(path, self.path / own_name)
         elif inside:
             path.rename(self.path / own_name)
         for file in checkpoints(self.path):
@@ -180,7 +174,7 @@ class RunFolder:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
         if of_epoch:
             with trying_again_later(self.path / BEST):
-                put_in_place(of_epoch[-1], self.path / BEST)
+                link_atomically(of_epoch[-1], self.path / BEST)
 
     def draw_curves(self) -> None:
         if not self.writes:

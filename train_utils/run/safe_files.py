@@ -1,63 +1,8 @@
-"""Files that a crash or a full disk leaves whole: replaced in one step, or added to line by line."""
+"""Append lines to a run's files safely, and recognise a full disk."""
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once it is whole and on the disk; else the old one stays."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode("utf-8"))
-
-
-def put_in_place(source: Path, path: Path) -> None:
-    """Give a file a second name, in place of what had that name; a copy where the file system knows no links."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with replacing(path) as file:
-            file.write(source.read_bytes())
-    else:
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a renaming last through a loss of power, where the file system offers that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left unfinished."""
-    for file in folder.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
 
 
 class LineFile:

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dataset_files.atomic_files import replacing
+
 LOSS_COLOUR, RATE_COLOUR = "tab:red", "tab:blue"
 BOX_COLOUR, MASK_COLOUR = "tab:blue", "tab:orange"
 
@@ -52,7 +54,7 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     # On the right axis, which is drawn last: no line runs over the legend.
     right.legend(lines.values(), lines.keys(), loc="upper right")
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def plot_map(
@@ -90,7 +92,7 @@ def plot_map(
         )
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -129,12 +131,7 @@ def _marker(values: np.ndarray) -> str | None:
     return "o" if np.isfinite(values).sum() == 1 else None
 
 
-def _write_png(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes beside `path` first, then renames: whoever opens the picture during a run finds a whole one."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def write_png(figure: Figure, path: str | os.PathLike) -> None:
+    """Save a figure as a PNG atomically: whoever opens the file during a run finds a complete image."""
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format="png")

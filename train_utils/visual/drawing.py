@@ -18,6 +18,8 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset_files.boxes import areas, intersections
+
 MaskCrop = tuple[int, int, np.ndarray]
 Colour = tuple[int, int, int]
 
@@ -108,7 +110,7 @@ def draw_instances(
     if scale > 1:
         canvas = canvas.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     boxes = _covered_pixels(boxes * scale, *canvas.size)
-    big_first = np.argsort(-_areas(boxes), kind="stable")
+    big_first = np.argsort(-areas(boxes), kind="stable")
     colours = instance_colours(names)
     width = line_width or default_line_width(canvas.size)
 
@@ -204,14 +206,14 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], picture: t
     plates = np.zeros((len(boxes), 4), dtype=np.int64)
     if not len(boxes):
         return plates
-    areas = _areas(boxes)
+    box_areas = areas(boxes)
     placed: list[int] = []
     # Small boxes choose first: a big one has room for its label along the whole edge.
-    for i in np.argsort(areas, kind="stable"):
+    for i in np.argsort(box_areas, kind="stable"):
         candidates = _plate_candidates(boxes[i], sizes[i], picture)
-        small = boxes[areas < 4 * sizes[i][0] * sizes[i][1]]
-        hidden_text = _overlaps(candidates, plates[placed]).sum(1) / _areas(candidates)
-        hidden_objects = (_overlaps(candidates, small) / _areas(small)).sum(1)
+        small = boxes[box_areas < 4 * sizes[i][0] * sizes[i][1]]
+        hidden_text = intersections(candidates[:, None], plates[placed]).sum(1) / areas(candidates)
+        hidden_objects = (intersections(candidates[:, None], small) / areas(small)).sum(1)
         # Hiding another label is by far the worst; of equally good places the first, the most usual one, wins.
         cost = 50 * hidden_text + hidden_objects + 0.1 * np.arange(len(candidates))
         plates[i] = candidates[cost.argmin()]
@@ -245,17 +247,6 @@ def _covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     low = np.clip(np.floor(boxes[:, :2]), 0, (width - 1, height - 1))
     high = np.clip(np.ceil(boxes[:, 2:]), low + 1, (width, height))
     return np.concatenate([low, high], axis=1).astype(np.int64)
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection areas [A, B] of boxes [A, 4] and [B, 4], x1y1x2y2."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return (high - low).clip(0).prod(2)
 
 
 def _vary(colour: Colour, k: int) -> Colour:
