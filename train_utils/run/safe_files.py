@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class LineFile:
-    """Whole lines at the end of a text file; what a full disk refuses waits and is written with the next line."""
+    """Append complete lines to a text file; lines that a full disk rejects are kept and written with the next one."""
 
     def __init__(self, path: Path):
         self.path = path
         self.waiting = b""
 
     def add(self, line: str) -> None:
-        """Raises OSError where the line has to wait."""
+        """Append a line; raise OSError if it has to wait."""
         self.waiting += line.encode("utf-8") + b"\n"
         self.write_waiting()
 
@@ -32,7 +32,7 @@ class LineFile:
         self.waiting = b""
 
     def sync(self) -> None:
-        """Put the lines on the disk, so that no checkpoint outlives the lines of its steps."""
+        """Sync the lines to disk, so that no checkpoint is newer than the lines of its steps."""
         self.write_waiting()
         if self.path.is_file():
             with open(self.path, "rb") as file:
@@ -40,7 +40,7 @@ class LineFile:
 
 
 def reason_of_full_disk(error: BaseException) -> OSError | None:
-    """The OSError behind an error of torch.save, which reports one as its own RuntimeError."""
+    """Return the OSError behind an error, as torch.save raises a RuntimeError of its own; None if there is none."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
