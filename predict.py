@@ -123,7 +123,7 @@ def load_picture(path: Path) -> Image.Image:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             return as_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 @torch.inference_mode()

@@ -108,7 +108,8 @@ def test_a_results_file_that_cannot_be_scored_is_refused(tmp_path: Path, results
 def test_a_ground_truth_that_is_none_is_refused(tmp_path: Path):
     assert_refused(score(tmp_path, [BOX], [], "bbox"), "truth.json: not a COCO annotation file")
     lacking = TRUTH | {"images": [{"id": 7}]}
-    assert_refused(score(tmp_path, [BOX], lacking, "bbox"), "truth.json: images[0] has a missing or invalid height, width")
+    wanted = "truth.json: images[0] has a missing or invalid height, width"
+    assert_refused(score(tmp_path, [BOX], lacking, "bbox"), wanted)
     assert_refused(score(tmp_path, tmp_path / "none.json", TRUTH, "bbox"), "none.json: no such file (--results-json)")
 
 

@@ -357,7 +357,7 @@ def test_picture_that_fails_in_a_worker_is_named_replaced_and_counted(folder, br
     run(folder, "--workers", "1", processes=processes)
     files = ["out.txt"] if processes == 1 else ["out0.txt", "out1.txt"]
     said = "".join((folder.parent / name).read_text() for name in files)
-    assert said.count(f"{broken_picture}: cannot be read as a picture") == EPOCHS
+    assert said.count(f"{broken_picture}: cannot be read as an image") == EPOCHS
     assert said.count("1 images could not be read and were replaced by others") == EPOCHS
     assert content(folder / "model_1.pth")["progress"]["step"] == NUM_TRAIN // 2 * EPOCHS // processes
 
