@@ -38,7 +38,7 @@ MANY = 10_000_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-path", help="COCO layout (default: 400 drawn images)")
-    parser.add_argument("--pictures", type=int, default=1_000_000, help="images in the sampler's trial (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=1_000_000, help="for the sampler (default: %(default)s)")
     args = parser.parse_args()
     print(f"{machine(torch.device('cpu'))}\n")
     summed_up_a_step()
