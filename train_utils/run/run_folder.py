@@ -102,7 +102,7 @@ class RunFolder:
             write_atomically(folder.path / SETTINGS, plain + "\n")
             folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
         if folder.results["segm"]:
-            folder.draw_curves()  # the run may have been killed before it drew them
+            folder.draw_curves()  # the run may have been killed before it came to that
         return folder
 
     def files_of_a_run(self) -> list[Path]:

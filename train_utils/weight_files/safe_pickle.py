@@ -30,7 +30,7 @@ ALLOWED_OPCODES = set(
     "SETITEM SETITEMS EMPTY_SET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE "
     "BUILD PERSID BINPERSID".split()
 )
-# Names in files of torch.save that hold tensors and plain values.
+# What torch.save names for tensors and plain values.
 TORCH_NAMES = re.compile(
     r"collections OrderedDict|_codecs encode|(__builtin__|builtins) (set|complex)|"
     r"torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"

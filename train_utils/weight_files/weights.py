@@ -34,7 +34,6 @@ MASK_RCNN_V2_COCO = PublishedFile(
 )
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
 
-NOT_PLAIN = "refused, as it is not a file of tensors and plain values"
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 # Layers whose size depends on the number of classes.
@@ -118,10 +117,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message explains how to run it anyway
         reason = f"it names {named.group(1)}" if named else first_line(error)
-        raise InputError(f"{path}: {NOT_PLAIN} ({reason})") from error
+        raise InputError(f"{path}: refused, it is not a file of tensors and plain values ({reason})") from error
     except Refused as error:
-        raise InputError(f"{path}: {NOT_PLAIN} (it names {error})") from error
-    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(
+            f"{path}: refused, it is not a file of tensors and plain values (it names {error})"
+        ) from error
+    except Exception as error:  # a damaged pickle makes its reader stumble over anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
@@ -187,10 +188,10 @@ def first_line(error: Exception) -> str:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weight file: the content itself, or its entry "model"; old keys are renamed."""
+    """The state dict in a weight file: the content itself, or what its key "model" holds; keys in today's style."""
     state = content["model"] if isinstance(content.get("model"), dict) else content
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise InputError(f"{path}: holds no state dict (neither at the top level nor under the key 'model')")
+        raise InputError(f"{path}: holds no state dict (neither itself nor under the key 'model')")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     rename_old_keys(state)
     return state
