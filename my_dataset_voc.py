@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset_files.boxes import ious
 from dataset_files.dataset import ObjectCounts
 from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
@@ -175,9 +176,7 @@ class VOCInstances(Dataset):
             return []
         crops, labels = self.read_masks(picture)
         boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
-        overlap = np.array([[iou(thing.box, box) for box in boxes] for thing in picture.objects]).reshape(
-            len(picture.objects), len(boxes)
-        )
+        overlap = ious(np.array([thing.box for thing in picture.objects])[:, None], boxes)
         same_class = np.array([[thing.label == label for label in labels] for thing in picture.objects], dtype=bool)
         overlap *= same_class.reshape(overlap.shape)
         matched = [None] * len(picture.objects)
@@ -285,15 +284,6 @@ def find_voc_folder(root: str | Path, year: str) -> Path | None:
     root = Path(root)
     candidates = (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}")
     return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
-
-
-def iou(a: tuple[float, float, float, float], b: np.ndarray) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def box_crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, np.ndarray]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dataset_files.atomic_files import write_atomically
 from dataset_files.coco_index import open_index
 from dataset_files.image_reading import PICTURE_FORMATS, as_rgb, picture_to_tensor
 from network_files import MaskRCNN
@@ -25,7 +26,6 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import coco_results
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
-from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
 
@@ -144,7 +144,7 @@ def load_picture(path: Path, exif: str = "apply") -> Image.Image:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             return as_rgb(ImageOps.exif_transpose(picture) if exif == "apply" else picture)
     except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 @torch.inference_mode()

@@ -258,7 +258,7 @@ def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
 def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, zoo_file, coco, model):
     run_at = [*TRAINING, "--data-path", coco, "--output-dir", "tuned"]
     outcome = succeeded(run(lab, "train.py", *run_at, "--pretrain", zoo_file, "--max-steps", "1"))
-    assert "start anew" not in outcome.out
+    assert "newly initialised" not in outcome.out
     tuned, start = read_weight_file(lab / "tuned" / "model_0.pth"), model.state_dict()
     assert tuned["model_config"]["arch"] == "detectron2" and tuned["model_config"]["norm"] == "frozen"
     assert len(tuned["class_names"]) == 80 and tuned["model"].keys() == start.keys()
@@ -280,7 +280,7 @@ def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, 
 def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, voc, model):
     run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1", "--amp"]
     outcome = succeeded(run(lab, "train_multi_GPU.py", *run_at, "--pretrain", zoo_file))
-    assert re.search(r"start anew: .*cls_score.weight.*bbox_pred.bias.*mask_fcn_logits.bias", outcome.out)
+    assert re.search(r"newly initialised layers: .*cls_score.weight.*bbox_pred.bias.*mask_fcn_logits.bias", outcome.out)
     tuned = read_weight_file(lab / "voc_tuned" / "model_0.pth")
     assert tuned["model_config"]["num_classes"] == 21 and tuned["model_config"]["arch"] == "detectron2"
     frozen = "backbone.body.layer1.0.conv1.weight"
