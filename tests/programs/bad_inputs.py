@@ -195,7 +195,7 @@ CASES = [
     Case("an annotation twice", edit(lambda c: c["annotations"].append(c["annotations"][1])), 0,
         [r"annotations that repeat another one exactly, dropped \(1\): annotation 11 of image 1"]),
     Case("two annotations with one id", edit(lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"])), 0,
-        [r"annotation ids that are missing, invalid or repeat, renumbered \(\d\)"]),
+        [r"annotation ids that are missing, invalid or repeated, renumbered \(\d\)"]),
     Case("a category id twice", edit(lambda c: c["categories"].append({"id": 1, "name": "cow"})), 2,
         ["'ape' and 'cow'"]),
     *with_skipping("an annotation of an unknown image", annotation(image_id=99),
