@@ -1,4 +1,7 @@
-"""Pascal VOC's XML files, pictures and instance PNGs in, (image, target) items out."""
+"""Pascal VOC's XML files, images and instance PNGs in, (image, target) items out.
+
+    python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +228,13 @@ class VOCInstances(Dataset):
         crowds = sum(thing.difficult for picture in self.pictures for thing in picture.objects)
         return ObjectCounts(sum(per_image), crowds, max(per_image, default=0), self.without_objects)
 
+    def objects_per_class(self) -> dict[str, tuple[int, int]]:
+        """Class name -> objects that are not difficult, and difficult ones."""
+        table = {name: [0, 0] for name in self.class_names.values()}
+        for thing in (thing for picture in self.pictures for thing in picture.objects if thing.label in self.label_of):
+            table[self.class_names[self.label_of[thing.label]]][thing.difficult] += 1
+        return {name: (objects, difficult) for name, (objects, difficult) in table.items()}
+
     def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
         """Take another table's labels and category ids, matched by name; objects of other classes are left out."""
         label_of_name = {name: label for label, name in class_names.items()}
@@ -290,3 +300,9 @@ def box_crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> t
     """A mask that is the whole box, for an object whose mask nobody drew."""
     x1, y1, x2, y2 = (int(v) for v in box)
     return x1, y1, np.ones((min(y2, size[0]) - y1, min(x2, size[1]) - x1), dtype=np.uint8)
+
+
+if __name__ == "__main__":
+    from train_utils.data_report import main  # the scripts' room is above this one
+
+    main(__doc__)
