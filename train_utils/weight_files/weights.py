@@ -119,9 +119,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         reason = f"it names {named.group(1)}" if named else first_line(error)
         raise InputError(f"{path}: refused, it is not a file of tensors and plain values ({reason})") from error
     except Refused as error:
-        raise InputError(
-            f"{path}: refused, it is not a file of tensors and plain values (it names {error})"
-        ) from error
+        raise InputError(f"{path}: refused, it is no file of tensors and plain values (it names {error})") from error
     except Exception as error:  # a damaged pickle makes its reader stumble over anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
