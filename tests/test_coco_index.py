@@ -175,7 +175,7 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
         ({"segmentation": [BOX, [10**400] * 6]}, "annotation", "invalid polygons"),
         ({"segmentation": {"size": [40, 50], "counts": [10**30]}}, "annotation", "invalid run lengths"),
         ({"segmentation": None}, "annotation", "neither a list of polygons nor a run-length code"),
-        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "counts are 3"),
+        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "invalid counts: 3"),
         ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "invalid run lengths"),
         ({"segmentation": {"size": [40, 50]}}, "annotation", "lacks the key 'counts'"),
         ({"segmentation": {"size": [40], "counts": [2000]}}, "annotation", "annotation 8 of image 10"),
@@ -257,7 +257,7 @@ def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, c
         ("images", {"height": 40, "width": 50, "file_name": "a"}, "image", "image number 3 of the list lacks .*'id'"),
         ("images", {"id": 40, "height": 0, "width": 50, "file_name": "a"}, "image", "height of 0"),
         ("images", {"id": 40, "height": 2**40, "width": 2**40, "file_name": "a"}, "image", "height of 1099511627776"),
-        ("images", {"id": 40, "height": "x", "width": 50, "file_name": "a"}, "image", "'x' where a whole number"),
+        ("images", {"id": 40, "height": "x", "width": 50, "file_name": "a"}, "image", "'x' instead of a whole number"),
         ("images", {"id": 40, "height": 40, "width": 50, "file_name": 7}, "image", "file name 7"),
         ("images", 7, "image", "image number 3 of the list is not an object"),
         ("images", {**IMAGES[0], "file_name": "other"}, "image id", "image 30, 'other'"),
@@ -267,7 +267,7 @@ def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, c
         ("categories", {"id": -1, "name": "cow"}, "category", "the id -1"),
         ("images", {**IMAGES[0], "id": -1}, "image", "the id -1"),
         ("categories", {"name": "cow"}, "category", "lacks the key 'id'"),
-        ("categories", {"id": "1", "name": "cow"}, "category", "'1' where a whole number"),
+        ("categories", {"id": "1", "name": "cow"}, "category", "'1' instead of a whole number"),
     ],
 )
 def test_wrong_entries_of_the_other_lists_are_named_and_left_out(file, key, entry, kind, named):

@@ -74,7 +74,7 @@ def test_masks_are_small_or_large_by_their_own_area_where_a_box_stands_beside_th
 
 def test_detections_of_categories_that_the_data_lacks_are_counted_and_left_out(tmp_path: Path):
     outcome = succeeded(score(tmp_path, [BOX, BOX | {"category_id": 4, "score": 1}], TRUTH, "bbox"))
-    assert "1 detections of categories that the ground truth lacks" in outcome.out
+    assert "1 detections are ignored" in outcome.out
     assert NUMBER.findall(outcome.out)[0] == "1.000"
 
 
@@ -91,7 +91,7 @@ REFUSED = {
     "score NaN": ([BOX | {"score": float("nan")}], "bbox", "the score nan"),
     "three numbers": ([BOX | {"bbox": [1, 2, 3]}], "bbox", "[1, 2, 3], which is not [x, y, width, height]"),
     "infinite box": ([BOX | {"bbox": [1, 2, 3, float("inf")]}], "bbox", "is not [x, y, width, height]"),
-    "polygon": ([MASK | {"segmentation": [[0, 0, 1, 0, 1, 1]]}], "segm", "not run-length code"),
+    "polygon": ([MASK | {"segmentation": [[0, 0, 1, 0, 1, 1]]}], "segm", "not a run-length code"),
     "another size": ([MASK | {"segmentation": {"size": [50, 40], "counts": [0, 2000]}}], "segm", "of size [50, 40]"),
     "too few runs": ([MASK | {"segmentation": {"size": [40, 50], "counts": [0, 400]}}], "segm", "do not cover"),
     "negative run": ([MASK | {"segmentation": {"size": [40, 50], "counts": [-5, 2005]}}], "segm", "do not cover"),
