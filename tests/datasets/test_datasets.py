@@ -144,7 +144,7 @@ def test_training_keeps_only_pictures_with_a_usable_object(train):
 
 def test_evaluation_keeps_every_picture_and_every_crowd(val):
     assert [val.target(i)["image_id"] for i in range(len(val))] == [7, 3, 9, 5]
-    assert [val.target(i)["iscrowd"].tolist() for i in range(4)] == [[0, 0, 0, 1], [], [1], [0]]
+    assert [val.target(i)["iscrowd"].tolist() for i in range(4)] == [[0, 0, 0, 1], [], [1], [1]]
 
 
 def test_item_has_the_promised_types_and_shapes(val):

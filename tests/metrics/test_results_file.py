@@ -74,7 +74,7 @@ def test_masks_are_small_or_large_by_their_own_area_where_a_box_stands_beside_th
 
 def test_detections_of_categories_that_the_data_lacks_are_counted_and_left_out(tmp_path: Path):
     outcome = succeeded(score(tmp_path, [BOX, BOX | {"category_id": 4, "score": 1}], TRUTH, "bbox"))
-    assert "1 detections of categories that the ground truth lacks" in outcome.err
+    assert "1 detections are ignored" in outcome.err
     assert NUMBER.findall(outcome.out)[0] == "1.000"
 
 
