@@ -530,7 +530,7 @@ def test_predictions_are_in_coco_results_format(lab, predicted):
     sizes = {int(f.stem): Image.open(f).size for f in (lab / "data" / "val2017").iterdir()}
     assert found and {d["image_id"] for d in found} <= set(sizes)
     for d in found:
-        assert set(d) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        assert set(d) == {"image_id", "category_id", "bbox", "score", "segmentation", "file_name"}
         width, height = sizes[d["image_id"]]
         x, y, w, h = d["bbox"]
         assert 0 <= x and 0 <= y and w >= 0 and h >= 0 and x + w <= width + 1e-3 and y + h <= height + 1e-3

@@ -251,7 +251,7 @@ def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
     weights = ["--weights-path", zoo_file, "--data-path", coco]
     succeeded(run(lab, "validation.py", *SMALL, *weights, "--output-dir", "scores"))
     table = (lab / "scores" / "record_mAP.txt").read_text()
-    assert "2 pictures" in table and re.search(r"toothbrush +\d", table) and "N/A" not in table
+    assert "2 images" in table and re.search(r"toothbrush +\d", table) and "N/A" not in table
 
 
 @pytest.mark.slow
@@ -351,6 +351,6 @@ def test_files_that_cannot_be_used_are_refused_by_the_scripts(lab, coco):
     assert_refused(run(lab, "validation.py", *SMALL, *weights), "small.pkl", "Mask R-CNN")
     assert_refused(run(lab, "train.py", *TRAINING, "--data-path", coco, "--resume", "small.pkl"), "--pretrain")
     write_zoo_file(lab / "small.pkl", {key: value for key, value in arrays.items() if "mask" not in key})
-    assert_refused(run(lab, "train.py", *TRAINING, "--data-path", coco, "--pretrain", "small.pkl"), "not Mask R-CNN")
-    assert_refused(run(lab, "predict.py", "--device", "cpu", *weights[:2], "--img-path", coco), "not Mask R-CNN")
-    assert_refused(run(lab, str(CONVERTER), "small.pkl", "out.pth"), "small.pkl", "not Mask R-CNN")
+    assert_refused(run(lab, "train.py", *TRAINING, "--data-path", coco, "--pretrain", "small.pkl"), "not a Mask R-CNN")
+    assert_refused(run(lab, "predict.py", "--device", "cpu", *weights[:2], "--img-path", coco), "not a Mask R-CNN")
+    assert_refused(run(lab, str(CONVERTER), "small.pkl", "out.pth"), "small.pkl", "not a Mask R-CNN")
