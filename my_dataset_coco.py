@@ -2,6 +2,8 @@
 
 The annotations stay in their file until an item wants them (dataset_files/coco_index.py says where they are), so that
 COCO's million costs no worker a Python object.
+
+    python my_dataset_coco.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
 """
 
 import contextlib
@@ -185,14 +187,16 @@ class CocoDetection(Dataset):
         except ValueError as error:
             raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-        areas = [float(a.get("area", own)) for a, own in zip(annotations, masks.areas().tolist())]
+        pixels = masks.areas().tolist()
+        areas = [float(a.get("area", own)) for a, own in zip(annotations, pixels)]
+        crowds = [int(bool(a.get("iscrowd", 0)) or own == 0) for a, own in zip(annotations, pixels)]
         return {
             "boxes": torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(np.float32)),
             "labels": torch.tensor([self.label_of[a["category_id"]] for a in annotations], dtype=torch.int64),
             "masks": masks,
             "image_id": self.image_id(i),
             "area": torch.tensor(areas, dtype=torch.float32),
-            "iscrowd": torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.int64),
+            "iscrowd": torch.tensor(crowds, dtype=torch.int64),
         }
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
@@ -232,6 +236,16 @@ class CocoDetection(Dataset):
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
         return ObjectCounts(len(crowds), int(crowds.sum()), int(per_image.max(initial=0)), self.without_objects)
+
+    def objects_per_class(self) -> dict[str, tuple[int, int]]:
+        """Class name -> objects that are no crowds, and crowds."""
+        owners = self.index.owners()
+        here = np.isin(owners, self.pictures)
+        table = {}
+        for category, label in self.label_of.items():
+            crowds = self.index.crowds[here & (self.index.category_ids == category)]
+            table[self.class_names[label]] = (int((~crowds).sum()), int(crowds.sum()))
+        return table
 
     def classes_of_images(self) -> list[list[int]]:
         """The category ids of the usable objects of each item."""
@@ -341,3 +355,9 @@ def packed_code(annotation: dict, height: int, width: int) -> dict:
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": counts.encode()}
+
+
+if __name__ == "__main__":
+    from train_utils.data_report import main  # the scripts' room is above this one
+
+    main(__doc__)

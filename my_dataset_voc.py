@@ -1,4 +1,7 @@
-"""Pascal VOC's XML files, pictures and instance PNGs in, (image, target) items out."""
+"""Pascal VOC's XML files, images and instance PNGs in, (image, target) items out.
+
+    python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset_files.boxes import ious
 from dataset_files.dataset import ObjectCounts
 from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
@@ -175,9 +179,7 @@ class VOCInstances(Dataset):
             return []
         crops, labels = self.read_masks(picture)
         boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
-        overlap = np.array([[iou(thing.box, box) for box in boxes] for thing in picture.objects]).reshape(
-            len(picture.objects), len(boxes)
-        )
+        overlap = ious(np.array([thing.box for thing in picture.objects])[:, None], boxes)
         same_class = np.array([[thing.label == label for label in labels] for thing in picture.objects], dtype=bool)
         overlap *= same_class.reshape(overlap.shape)
         matched = [None] * len(picture.objects)
@@ -225,6 +227,13 @@ class VOCInstances(Dataset):
         per_image = [len(picture.objects) for picture in self.pictures]
         crowds = sum(thing.difficult for picture in self.pictures for thing in picture.objects)
         return ObjectCounts(sum(per_image), crowds, max(per_image, default=0), self.without_objects)
+
+    def objects_per_class(self) -> dict[str, tuple[int, int]]:
+        """Class name -> objects that are not difficult, and difficult ones."""
+        table = {name: [0, 0] for name in self.class_names.values()}
+        for thing in (thing for picture in self.pictures for thing in picture.objects if thing.label in self.label_of):
+            table[self.class_names[self.label_of[thing.label]]][thing.difficult] += 1
+        return {name: (objects, difficult) for name, (objects, difficult) in table.items()}
 
     def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
         """Take another table's labels and category ids, matched by name; objects of other classes are left out."""
@@ -287,16 +296,13 @@ def find_voc_folder(root: str | Path, year: str) -> Path | None:
     return next((c for c in candidates if (c / "ImageSets" / "Segmentation").is_dir()), None)
 
 
-def iou(a: tuple[float, float, float, float], b: np.ndarray) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
-
-
 def box_crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
     """A mask that is the whole box, for an object whose mask nobody drew."""
     x1, y1, x2, y2 = (int(v) for v in box)
     return x1, y1, np.ones((min(y2, size[0]) - y1, min(x2, size[1]) - x1), dtype=np.uint8)
+
+
+if __name__ == "__main__":
+    from train_utils.data_report import main  # the scripts' room is above this one
+
+    main(__doc__)

@@ -14,6 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dataset_files.atomic_files import write_atomically
+from dataset_files.coco_index import open_index
 from dataset_files.image_reading import PICTURE_FORMATS, as_rgb, picture_to_tensor
 from network_files import MaskRCNN
 from network_files.mask_paste import encode_masks, mask_crops
@@ -24,7 +26,6 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import coco_results
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
-from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
 
@@ -40,7 +41,8 @@ def main(settings: PredictSettings) -> None:
     # Pictures
     pictures = find_pictures(settings.img_path or [example_picture(trained.path, trained.trained_with)])
     output_paths = drawn_names(pictures, Path(settings.output_dir))
-    image_ids = ids_of_pictures(pictures)
+    image_ids = ids_of_pictures(pictures, settings.annotation_file)
+    exif = settings.exif or trained.trained_with.get("exif") or "apply"
     with reading_input():
         Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
 
@@ -48,7 +50,7 @@ def main(settings: PredictSettings) -> None:
     detections, files, skipped = {}, {}, []
     for picture, output_path, image_id in zip(pictures, output_paths, image_ids):
         try:
-            image = load_picture(picture)
+            image = load_picture(picture, exif)
         except ValueError as error:
             skipped.append(picture)
             print(f"skipped: {error}", flush=True)
@@ -66,7 +68,7 @@ def main(settings: PredictSettings) -> None:
             files[image_id] = picture.name
     if settings.save_json:
         path = Path(settings.output_dir) / "predictions.json"
-        write_atomically(path, json.dumps(in_coco_format(detections, classes)))
+        write_atomically(path, json.dumps(in_coco_format(detections, files, classes)))
         print(f"detections of {len(files)} pictures in {path}")
     if skipped:
         raise InputError(f"{len(skipped)} of {len(pictures)} pictures could not be read, the first: {skipped[0]}")
@@ -110,20 +112,39 @@ def drawn_names(pictures: list[Path], folder: Path) -> list[Path]:
     return names
 
 
-def ids_of_pictures(pictures: list[Path]) -> list[int]:
-    """COCO's image ids where every file name is a number of its own, as COCO's are; else 1, 2, 3, ..."""
+def ids_of_pictures(pictures: list[Path], annotation_file: str | None = None) -> list[int]:
+    """The ids of images in written results.
+
+    Without a file: COCO's image ids where every file name is a number of its own, as COCO's are; else 1, 2, 3, ...
+
+    Args:
+        annotation_file: a COCO file in which the ids are looked up by file name, and where that is not unique or not
+            there by base name.
+    """
+    if annotation_file is not None:
+        with reading_input():
+            index = open_index(Path(annotation_file))
+        by_name: dict[str, set[int]] = {}
+        for name, image_id in zip(index.file_names.tolist(), index.image_ids.tolist()):
+            by_name.setdefault(name.replace("\\", "/").rpartition("/")[2], set()).add(image_id)
+        found = [by_name.get(picture.name, set()) for picture in pictures]
+        for picture, ids in zip(pictures, found):
+            if len(ids) != 1:
+                reason = "is not in" if not ids else "is the name of several images in"
+                raise InputError(f"{picture}: {picture.name} {reason} {annotation_file} (--annotation-file)")
+        return [ids.pop() for ids in found]
     if all(p.stem.isdigit() for p in pictures) and len({int(p.stem) for p in pictures}) == len(pictures):
         return [int(p.stem) for p in pictures]
     return list(range(1, len(pictures) + 1))
 
 
-def load_picture(path: Path) -> Image.Image:
-    """A picture as it is meant to be seen: upright by its EXIF tag, RGB. ValueError names what cannot be read."""
+def load_picture(path: Path, exif: str = "apply") -> Image.Image:
+    """An image file in RGB, with `exif` "apply" upright by its EXIF tag. ValueError names what cannot be read."""
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return as_rgb(ImageOps.exif_transpose(picture))
+            return as_rgb(ImageOps.exif_transpose(picture) if exif == "apply" else picture)
     except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 @torch.inference_mode()
@@ -146,10 +167,13 @@ def draw(
     return draw_instances(image, found["boxes"].numpy(), names, found["scores"].numpy(), masks)
 
 
-def in_coco_format(detections: dict[int, dict], classes: ClassTable) -> list[dict]:
-    """COCO's results format, box and mask of a detection in one entry."""
+def in_coco_format(detections: dict[int, dict], files: dict[int, str], classes: ClassTable) -> list[dict]:
+    """COCO's results format, box and mask of a detection in one entry, and the name of the image's file."""
     results = coco_results(detections, classes.category_ids)
-    return [{**box, "segmentation": mask["segmentation"]} for box, mask in zip(results["bbox"], results["segm"])]
+    return [
+        {**box, "segmentation": mask["segmentation"], "file_name": files[box["image_id"]]}
+        for box, mask in zip(results["bbox"], results["segm"])
+    ]
 
 
 def count(names: list[str]) -> str:

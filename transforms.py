@@ -1,6 +1,6 @@
-"""(image, target) -> (image, target): what happens to a picture between its file and the batch.
+"""Transform an image and its target between file and batch: (image, target) -> (image, target).
 
-Images are uint8 [3, H, W], red, green, blue; targets hold boxes and compact masks in the same frame.
+Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame.
 """
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 
 
 class Compose:
-    """One transform after the other."""
+    """Apply transforms one after another."""
 
     def __init__(self, transforms: Sequence[Transform]):
         self.transforms = list(transforms)
@@ -23,7 +23,7 @@ class Compose:
 
 
 class RandomHorizontalFlip:
-    """Mirrors the picture, its boxes and its masks with probability `prob`, drawn from torch's RNG."""
+    """Mirror the image, its boxes and its masks with probability `prob`, drawn from torch's RNG."""
 
     def __init__(self, prob: float = 0.5):
         self.prob = prob
@@ -38,6 +38,6 @@ class RandomHorizontalFlip:
 
 
 def collate_fn(batch: Sequence[tuple[Tensor, dict]]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
-    """Items -> (images, targets): pictures of different sizes stay apart until the network pads them."""
+    """Collate items to (images, targets): images of different sizes are not stacked until the network pads them."""
     images, targets = zip(*batch)
     return images, targets

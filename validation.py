@@ -10,6 +10,7 @@ detector wrote, and prints COCO's official table.
 """
 from pathlib import Path
 
+from dataset_files.atomic_files import write_atomically
 from train_utils.distributed import is_main, process_group
 from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
@@ -17,7 +18,6 @@ from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
-from train_utils.run.safe_files import write_atomically
 from train_utils.trained_model import open_trained_model
 
 

@@ -1,10 +1,10 @@
-"""What --amp costs in accuracy: COCO's metrics of the same trained weights, in float32 and in mixed precision.
+"""Measure the accuracy that --amp costs: COCO metrics of the same trained weights in float32 and mixed precision.
 
     python train.py && python benchmarks/amp_detections.py                      # the demo's network
     python benchmarks/amp_detections.py --weights-path mask_rcnn.pth --data-path /data/coco2017
 
-Evaluates what the last run of train.py left in save_weights/, on its validation pictures, as validation.py does; the
-weights are of a network that was trained, or the comparison would mean nothing.
+Evaluates the last checkpoint of train.py in save_weights/ on its validation images, as validation.py does. Only with
+trained weights does the comparison mean anything.
 """
 import sys
 from argparse import Namespace
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> str:
         within = "yes" if abs(b - a) <= MOST_APART else "no"
         rows.append((name, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}", f"{MOST_APART:g}", within))
     header = ("", "float32", "--amp", "difference", "at most", "held")
-    return f"{machine(device)}\n\n{table(f'{len(dataset)} validation pictures', rows, header)}"
+    return f"{machine(device)}\n\n{table(f'{len(dataset)} validation images', rows, header)}"
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

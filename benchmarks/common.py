@@ -1,6 +1,6 @@
-"""What the benchmarks share: photos, the machine in words, times side by side, two networks with one set of weights.
+"""Shared parts of the benchmarks: photos, machine description, timing, two networks with the same weights.
 
-`python benchmarks/<script>.py` imports this file first, which makes the project's own modules importable.
+`python benchmarks/<script>.py` imports this file first, which makes the project's modules importable.
 """
 import os
 import platform
@@ -35,12 +35,12 @@ Targets = Sequence[dict]
 
 
 def parser(description: str) -> Parser:
-    """An empty command line whose --help is the script's docstring."""
+    """Return an empty command-line parser whose --help is the script's docstring."""
     return Parser(description=description, formatter_class=RawDescriptionHelpFormatter)
 
 
 def coco_tiny() -> Path:
-    """The folder with 80 + 80 photos of COCO 2017; InputError says what to do where there is none."""
+    """Return the folder with 80 + 80 photos of COCO 2017; InputError names the remedy if it is missing."""
     data = Path(os.environ.get("MASKRCNN_TEST_DATA") or PROJECT.parent / "shared" / "data")
     folder = data / "coco_tiny"
     if not folder.is_dir():
@@ -49,7 +49,7 @@ def coco_tiny() -> Path:
 
 
 def training_photos(count: int) -> tuple[list[Tensor], list[dict]]:
-    """The first `count` items of coco_tiny's training split, no transforms: images uint8 [3, H, W] and targets."""
+    """Load the first `count` items of coco_tiny's training set without transforms: images uint8 [3, H, W], targets."""
     with reading_input():
         dataset = CocoDetection(coco_tiny(), "train")
     if count > len(dataset):
@@ -59,7 +59,7 @@ def training_photos(count: int) -> tuple[list[Tensor], list[dict]]:
 
 
 def as_in_torchvisions_reference(images: Sequence[Tensor], targets: Targets) -> tuple[list[Tensor], list[dict]]:
-    """The same photos as torchvision's reference scripts load them: float images in 0..1, dense uint8 masks."""
+    """Convert photos to the form of torchvision's reference scripts: float images in 0..1, dense uint8 masks."""
     return [image / 255 for image in images], [dict(target, masks=target["masks"].dense()) for target in targets]
 
 
@@ -72,7 +72,7 @@ def describe(images: Sequence[Tensor], targets: Targets) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """Processor, cores, versions and GPU, in one line."""
+    """Describe processor, cores, versions and GPU in one line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [f"{processor()}, {cores} cores, {torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     parts.append(f"torchvision {torchvision.__version__}")
@@ -82,7 +82,7 @@ def machine(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The processor's name; the kernel knows it better than Python does."""
+    """Return the processor's name, from the kernel where possible, since Python's is less specific."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -92,15 +92,15 @@ def processor() -> str:
 
 
 def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time the candidates in turns within one run, so that a machine that others use as well is slow for all alike.
+    """Time the candidates alternately in one run, so that other load on the machine slows all of them alike.
 
-    Each runs once to warm up, then once a round, in an order that reverses from round to round. The first one is this
-    project's and runs with memory kept, as choose_device arranges; the others run as glibc does by itself, which gives
-    away what was kept, so after them the first one warms up again. Prints each one's times, and the ratio of the
-    others' to the first one's: the median over the rounds of the ratio within a round.
+    Each runs once to warm up, then once per round, in an order that reverses from round to round. The first one is this
+    project's and runs with memory kept, as `choose_device` sets it; the others run with glibc's defaults, which return
+    the kept memory, so after them the first one warms up again. Prints the times of each, and the ratio of the others'
+    to the first one's: the median over the rounds of the ratio within a round.
 
     Returns:
-        Seconds of each round by name.
+        Seconds per round, by name.
     """
     first, width = next(iter(candidates)), max(map(len, candidates))
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -129,14 +129,14 @@ def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 def usual_memory() -> None:
-    """What glibc comes to by itself once large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
+    """Restore glibc's own settings after large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
     set_malloc(MMAP_MAX, 65536)
     set_malloc(MMAP_THRESHOLD, 32 << 20)
     set_malloc(TRIM_THRESHOLD, 64 << 20)
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Wall-clock time of one call, with all that it started on a GPU."""
+    """Return the wall-clock time of one call, including all that it started on a GPU."""
     synchronize()
     start = time.perf_counter()
     run()
@@ -152,10 +152,10 @@ def synchronize() -> None:
 def build_pair(
     images: Sequence[Tensor], min_size: int, max_size: int, weights: str | None = None, num_classes: int = 91
 ) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
-    """This project's network and torchvision's with the same weights and settings, by default for COCO's 90 classes.
+    """Build this project's network and torchvision's with the same weights and settings, by default for COCO's classes.
 
-    As in fine-tuning: frozen BatchNorm, stem and first stage not trained. The weights come from a file, or are
-    drawn at random, see `random_weights`.
+    As in fine-tuning, BatchNorm is frozen, and stem and first stage are not trained. The weights come from a file or
+    from `random_weights`.
     """
     config = ModelConfig(num_classes, norm="frozen", min_size=min_size, max_size=max_size)
     if weights is None:
@@ -175,7 +175,7 @@ def build_pair(
 
 
 def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
-    """torchvision's network as `maskrcnn_resnet50_fpn` puts it together, without its download of weights."""
+    """Build torchvision's network like `maskrcnn_resnet50_fpn`, without downloading weights."""
     norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
@@ -194,12 +194,12 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
 
 @torch.no_grad()
 def random_weights(config: ModelConfig, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A state dict drawn at random under which the network works about as hard as a trained one.
+    """Draw a random state dict with which the network does about as much work as a trained one.
 
-    Fresh weights will not do: frozen BatchNorm without statistics lets activations grow from block to block or, where
-    it starts blocks as their shortcuts, leaves them out; and no fresh classifier is sure enough of anything to make a
-    detection. So BatchNorm takes the statistics of the photos, and the predictors' weights are large enough for
-    proposals that differ and for more candidates than the 100 detections that are kept of a photo.
+    Initial weights would not: with frozen BatchNorm without statistics, activations grow from block to block or, where
+    blocks begin as identities, vanish; and an untrained classifier is never confident enough for a detection. So
+    BatchNorm gets the statistics of the photos, and the predictors' weights are large enough for varied proposals and
+    for more candidates than the 100 detections kept per photo.
     """
     torch.manual_seed(0)
     model = build_model(replace(config, norm="batch"))

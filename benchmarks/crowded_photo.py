@@ -1,12 +1,12 @@
-"""A crowded photo on its way into the network: the transform, and the mask targets of its proposals.
+"""Time the transform of a crowded photo, and the mask targets of its proposals.
 
     python benchmarks/crowded_photo.py
     python benchmarks/crowded_photo.py --objects 300 --side 60 --rounds 20
 
-A photo of 640x480 with drawn ellipses, whose sides scatter about --side pixels: 32 as in COCO's most crowded photos
-(half of the objects there are smaller), 64 as in COCO on the whole. Both networks' transforms resize it to 800/1333,
-and 128 proposals, near their objects, get their 28x28 targets. The peer is torchvision: GeneralizedRCNNTransform on
-dense masks, project_masks_on_boxes. The results are the same to the last bit, or this ends with an error.
+A photo of 640x480 with drawn ellipses, whose sides vary around --side pixels: 32 as in COCO's most crowded photos (half
+of the objects there are smaller), 64 as in COCO overall. Both networks' transforms resize it to 800/1333, and 128
+proposals near the objects get 28x28 targets. The peer is torchvision: GeneralizedRCNNTransform on dense masks, and
+project_masks_on_boxes. The script fails if the results are not bit-identical.
 """
 import sys
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> str:
 
 
 class CrowdedPhoto:
-    """A photo with `count` objects, and what both sides do with it."""
+    """A photo with `count` objects, and the work of both sides on it."""
 
     def __init__(self, count: int, side: float, size: tuple[int, int] = (480, 640)):
         torch.manual_seed(0)
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str]):
     p.add_argument("--objects", type=positive, default=150, help="of the photo (default: %(default)s)")
     p.add_argument("--side", type=positive, default=32, help="of an object, in pixels (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=7, help="timed runs of each (default: %(default)s)")
-    add_flag(p, "--quick", "only to see that it runs")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args(arguments)
     if args.quick:
         args.objects, args.rounds = 10, 1

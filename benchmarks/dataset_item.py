@@ -1,13 +1,12 @@
-"""What it takes to make a training item of a photo, and what the item weighs.
+"""Measure the time to load a training item, and its size in bytes.
 
     python benchmarks/dataset_item.py
     python benchmarks/dataset_item.py --rounds 20
 
-Ours is an item of CocoDetection as train.py uses it, with the flip. The peer is made as torchvision's reference scripts
-make theirs, step by step: Pillow, every polygon to a full-size plane by pycocotools, PILToTensor, ToDtype, the same
-flip. Both work in one thread, as a loader's worker does, on coco_tiny's training photos; their pixels, boxes and masks
-are the same, or this ends with an error. The table of growth takes coco_tiny's first photo of 640x480 and gives it
-more and more objects, its own and those of others of that size.
+Ours is an item of CocoDetection as in train.py, with the flip. The peer follows torchvision's reference scripts step by
+step: Pillow, every polygon to a full-size plane by pycocotools, PILToTensor, ToDtype, the same flip. Both use one
+thread, like a loader worker, on coco_tiny's training photos; the script fails if pixels, boxes or masks differ. The
+table of growth gives coco_tiny's first photo of 640x480 more and more objects, its own and those of similar photos.
 """
 import contextlib
 import io
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> str:
     finally:
         torch.set_num_threads(threads)
     title = f"items of {args.photos} photos, one worker"
-    return f"{machine(torch.device('cpu'))}\n\n{table(title, rows)}\n{table('an item', growth)}"
+    return f"{machine(torch.device('cpu'))}\n\n{table(title, rows)}\n{table('one item', growth)}"
 
 
 def whole_set(photos: int, rounds: int) -> list[tuple]:
@@ -73,9 +72,9 @@ def whole_set(photos: int, rounds: int) -> list[tuple]:
         lambda: [own[i] for i in range(photos)], lambda: [peer[i] for i in range(photos)], rounds
     )
     return [
-        compared("items a second", f"{photos / ours:.0f}", f"{photos / theirs:.0f}", ratio, 2),
+        compared("items per second", f"{photos / ours:.0f}", f"{photos / theirs:.0f}", ratio, 2),
         *(
-            compared(f"{what}, bytes an item", megabytes(o / photos), megabytes(t / photos), t / o, None)
+            compared(f"{what}, bytes per item", megabytes(o / photos), megabytes(t / photos), t / o, None)
             for what, o, t in zip(("masks", "image, boxes and masks"), *weights)
         ),
     ]
@@ -133,12 +132,12 @@ def check_same(own: tuple[Tensor, dict], peer: tuple[Tensor, dict]) -> None:
 
 
 def weight(*tensors: Tensor) -> int:
-    """Bytes."""
+    """Return the size in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def gather_objects(content: dict, photo: dict, count: int) -> list[dict]:
-    """Objects for one photo out of all photos of its size, its own first; the same ones again if they run out."""
+    """Collect objects for one photo from all photos of its size, its own first, repeated if there are too few."""
     size = (photo["height"], photo["width"])
     others = [p for p in content["images"] if (p["height"], p["width"]) == size and p["id"] != photo["id"]]
     objects = [
@@ -148,7 +147,7 @@ def gather_objects(content: dict, photo: dict, count: int) -> list[dict]:
 
 
 def make_folder(source: Path, folder: Path, content: dict, photo: dict, annotations: list[dict]) -> None:
-    """A folder in COCO's layout with a training split of one photo."""
+    """Make a folder in COCO's layout with a training split of one photo."""
     for name in ("annotations", "train2017"):
         (folder / name).mkdir(parents=True)
     shutil.copy(source / "train2017" / photo["file_name"], folder / "train2017")
@@ -159,7 +158,7 @@ def parse(arguments: Sequence[str]):
     p = parser(__doc__)
     p.add_argument("--photos", type=positive, default=80, help="of coco_tiny, at most 80 (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=7, help="timed runs of each (default: %(default)s)")
-    add_flag(p, "--quick", "only to see that it runs")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args(arguments)
     if args.quick:
         args.photos, args.rounds = 2, 1

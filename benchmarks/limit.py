@@ -1,4 +1,4 @@
-"""The machine's limit: its measured rate of matrix products over the floating-point operations that are needed."""
+"""Compute the machine's limit: the required floating-point operations at its measured rate of matrix products."""
 import time
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import torch
 from report import compared
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = 4096  # of the matrices: large enough that a product takes the processor's or GPU's full rate
+SIDE = 4096  # of the matrices: large enough that a product runs at the full rate of the processor or GPU
 PRODUCTS = 6
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of `torch.mm`, the best of several products."""
+    """Measure the floating-point operations per second of `torch.mm`, the best of several products."""
     a, b = (torch.rand(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(PRODUCTS + 1):  # the first is a warm-up
@@ -24,9 +24,9 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def operations(run: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products, back as well, that a call does.
+    """Count the floating-point operations of a call's convolutions and matrix products, forward and backward.
 
-    The rest (RoIAlign, normalisations, activations, losses) does so few that it is left out.
+    The rest (RoIAlign, normalisation, activations, losses) needs so few that it is ignored.
     """
     with FlopCounterMode(display=False) as counter:
         run()
@@ -34,7 +34,7 @@ def operations(run: Callable[[], object]) -> int:
 
 
 def against_limit(what: str, seconds: float, flop: int, rate: float, to_reach: float | None) -> tuple:
-    """A row for `report.table` with the limit as the peer, so that the ratio is the share of it that is reached."""
+    """Return a row for `report.table` with the limit as the peer, so that the ratio is the reached share of it."""
     limit = flop / rate
     return compared(
         f"{what}; the limit: {flop / 1e9:,.0f} GFLOP at {rate / 1e9:,.0f} GFLOP/s",

@@ -1,10 +1,10 @@
-"""How far this project's losses, gradients and detections are from torchvision's: same weights, photos and RNG state.
+"""Compare losses, gradients and detections with torchvision's, for the same weights, photos and RNG state.
 
     python benchmarks/losses_and_detections.py
     python benchmarks/losses_and_detections.py --min-size 800 --max-size 1333 --batch-size 4
     python benchmarks/losses_and_detections.py --weights maskrcnn_resnet50_fpn_coco.pth
 
-What float32 rounding alone does is shown beside it: torchvision's own network, its weights laid out channels last.
+The effect of float32 rounding alone is shown beside it: torchvision's own network with channels-last weights.
 """
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ LARGEST_SHIFT = 1.0  # pixels between two boxes that still count as the same det
 
 # Of one network: losses by name, gradients by parameter, and each photo's detections.
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Tensor]]]
-# What is compared -> (difference, relative difference) in words.
+# What is compared -> (difference, relative difference) as text.
 Column = dict[str, tuple[str, str]]
 
 
@@ -44,7 +44,7 @@ def main(args: Namespace) -> None:
 def outcome_of(
     network: nn.Module, images: Sequence[Tensor], targets: Sequence[dict], device: torch.device, seed: int
 ) -> Outcome:
-    """Everything that is compared, on the CPU."""
+    """Compute everything that is compared, on the CPU."""
     images = [image.to(device) for image in images]
     targets = [to_device(target, device) for target in targets]
     network.train()
@@ -60,7 +60,7 @@ def outcome_of(
 
 
 def differences(own: Outcome, reference: Outcome) -> Column:
-    """The column of one network, row by row."""
+    """Return the column of one network, row by row."""
     (own_losses, own_gradients, own_detections), (losses, gradients, detections) = own, reference
     column = {name: largest_difference({name: own_losses[name]}, {name: losses[name]}) for name in losses}
     column["gradients"] = largest_difference(own_gradients, gradients)
@@ -68,7 +68,7 @@ def differences(own: Outcome, reference: Outcome) -> Column:
 
 
 def largest_difference(own: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Over all tensors the largest difference, and the largest share that it has of its tensor's largest entry."""
+    """Return the largest difference over all tensors, absolute and relative to its tensor's largest entry."""
     if own.keys() != reference.keys():
         return "other tensors", ", ".join(sorted(own.keys() ^ reference.keys())[:3])
     absolute = {name: (own[name] - reference[name]).abs().max().item() for name in reference}
@@ -77,7 +77,7 @@ def largest_difference(own: Mapping[str, Tensor], reference: Mapping[str, Tensor
 
 
 def detection_differences(own: Sequence[dict], reference: Sequence[dict]) -> Column:
-    """Of detections that are the same in both, how far apart they are; and how many have no counterpart."""
+    """Return the differences of matching detections, and the number without a counterpart."""
     without, mask_pixels = 0, 0
     boxes, scores, masks = [0.0], [0.0], [0.0]
     for a, b in zip(own, reference):
@@ -98,9 +98,9 @@ def detection_differences(own: Sequence[dict], reference: Sequence[dict]) -> Col
 
 
 def counterparts(own: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Pairs of detections with the same label and boxes within `LARGEST_SHIFT`: indices [P] into each of the two.
+    """Match detections with the same label and boxes within `LARGEST_SHIFT`: indices [P] into each of the two.
 
-    A detection is in one pair at most. The ranks play no part: two scores that are equal but for rounding may swap.
+    A detection is in one pair at most. Ranks are ignored: two scores that are equal up to rounding may swap.
     """
     distance = (own["boxes"][:, None] - reference["boxes"][None]).abs().amax(dim=-1)
     distance[own["labels"][:, None] != reference["labels"][None]] = torch.inf

@@ -1,11 +1,11 @@
-"""The masks of an evaluated image to COCO's run-length codes.
+"""Time the conversion of an evaluated image's masks to COCO's run-length codes.
 
     python benchmarks/mask_codes.py
     python benchmarks/mask_codes.py --masks 300 --rounds 20
 
-Mask probabilities of 28x28 with smooth outlines and boxes of three sizes in a picture of 640x480. The peer is what
-torchvision's model and reference script do: paste full-size masks, binarise, encode one by one with pycocotools. The
-codes are the same byte for byte, or this ends with an error.
+Mask probabilities of 28x28 with smooth outlines, and boxes of three sizes in an image of 640x480. The peer does the
+same as torchvision's model and reference script: paste full-size masks, binarise, encode one by one with pycocotools.
+The script fails if the codes are not identical byte for byte.
 """
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from train_utils.errors import one_line_errors
 from train_utils.options import add_flag, positive
 
 SIZE = (480, 640)
-SIDES = {"small": 24, "as in COCO": 64, "large": 250}  # pixels, about which the boxes' sides scatter
+SIDES = {"small": 24, "as in COCO": 64, "large": 250}  # pixels, around which the boxes' sides vary
 MASKS = (1, 10, 50, 100, 500)
 
 
@@ -47,7 +47,7 @@ def row(what: str, count: int, side: float, rounds: int, to_reach: float | None)
 
 
 def detections(count: int, side: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Probabilities float32 [count, 1, 28, 28] of blobs in the middle, and boxes [count, 4] within SIZE."""
+    """Return probabilities float32 [count, 1, 28, 28] of centred blobs, and boxes [count, 4] within SIZE."""
     rng = np.random.default_rng([seed, count])
     generator = torch.Generator().manual_seed(seed)
     height, width = SIZE
@@ -60,7 +60,7 @@ def detections(count: int, side: float, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def reference_codes(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
-    """As torchvision's model pastes and its reference script encodes."""
+    """Paste like torchvision's model, and encode like its reference script."""
     masks = paste_masks_in_image(probs, boxes, size) > 0.5
     return [coco_mask.encode(np.array(m[0, :, :, np.newaxis], dtype=np.uint8, order="F"))[0] for m in masks]
 
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]):
     p = parser(__doc__)
     p.add_argument("--masks", type=positive, default=100, help="of an image (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=9, help="timed runs of each (default: %(default)s)")
-    add_flag(p, "--quick", "only to see that it runs")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args(arguments)
     if args.quick:
         args.masks, args.rounds = 5, 1

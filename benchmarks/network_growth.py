@@ -1,12 +1,12 @@
-"""How the cost of a training step and of an inference grows, this project's network beside torchvision's.
+"""Measure how the cost of a training step and of inference grows, for this project's network and torchvision's.
 
     python benchmarks/network_growth.py                                   # all tables, some minutes on two cores
     python benchmarks/network_growth.py --what size,objects --rounds 3
     python benchmarks/network_growth.py --amp --device cuda --base-size 800
 
-Varied one at a time: the picture's short side, the batch, the number of classes, and the objects of a photo. What is
-not varied stays at --base-size, one photo, 91 classes, and the photo's own objects. Both get the same weights, photos
-and targets, and take turns; --amp runs both under the same autocast.
+Varied one at a time: the image's short side, the batch size, the number of classes, and the objects per photo. The
+others stay at --base-size, one photo, 91 classes, and the photo's own objects. Both get the same weights, photos and
+targets, and alternate; --amp runs both under the same autocast.
 """
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def main(args: Namespace) -> None:
 
 
 def settings(table: str, base: int) -> Iterator[tuple[int, list[Tensor], list[dict], int, int]]:
-    """Value, images, targets, short side and number of classes of each row of a table."""
+    """Yield value, images, targets, short side and number of classes of each row of a table."""
     images, targets = training_photos(max(BATCHES))
     if table == "size":
         yield from ((size, images[:1], targets[:1], size, 91) for size in SIZES)
@@ -65,7 +65,7 @@ def measure(
     precision: Precision,
     rounds: int,
 ) -> tuple[float, float, float, float]:
-    """Median seconds of a step, ours and torchvision's, and of an inference."""
+    """Return the median seconds of a step, ours and torchvision's, and of an inference, ours and torchvision's."""
     ours, theirs = build_pair(images, size, max(size * 5 // 3, size), num_classes=classes)
     ours.to(device, memory_format=torch.channels_last)
     theirs.to(device)
@@ -92,7 +92,7 @@ def with_labels_below(targets: Sequence[dict], classes: int) -> list[dict]:
 
 
 def with_objects(image: Tensor, number: int) -> dict:
-    """A target of `number` ellipses, a tenth to a third of the picture wide, at random places."""
+    """Make a target of `number` ellipses, a tenth to a third of the image wide, at random places."""
     generator = torch.Generator().manual_seed(number)
     height, width = image.shape[-2:]
     crops, boxes = [], []

@@ -1,13 +1,13 @@
-"""Does it learn real photos? Trains from random weights on 8 photos of COCO and evaluates on the same 8.
+"""Overfit to real photos: train from random weights on 8 photos of COCO, and evaluate on the same 8.
 
     python benchmarks/overfit.py                                              # about ten minutes on two cores
     python benchmarks/overfit.py --device cuda --min-size 320 --max-size 480
-    python benchmarks/overfit.py --steps 2 --min-size 64 --max-size 96        # only to see that it runs
+    python benchmarks/overfit.py --steps 2 --min-size 64 --max-size 96        # only to check that it runs
 
-The photos: those of coco_tiny's training split with 1 to 8 objects, no crowd, and no two boxes that overlap by more
-than NMS lets pass (IoU 0.5), whose smallest object covers the largest share of the picture. Every step's batch is all
-of them, unflipped, so a network that learns at all gets them almost right. The folder --output-dir then holds the
-predictions beside the truth, a picture a photo, and the photos in COCO's layout. Exit status 1 where the mask AP is
+The photos: those of coco_tiny's training split with 1 to 8 objects, without crowds and without boxes that overlap by
+more than NMS permits (IoU 0.5), whose smallest object covers the largest share of the image. Every step's batch is all
+of them, unflipped, so a network that learns at all gets them almost right. The folder --output-dir then has one image
+per photo with predictions beside ground truth, and the photos in COCO's layout. The exit status is 1 if the mask AP is
 below 0.80.
 """
 import json
@@ -39,9 +39,9 @@ from train_utils.schedule import learning_rate_schedule
 from train_utils.visual.drawing import draw_instances
 
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "overfit"
-WANTED_MASK_AP = 0.80
+REQUIRED_MASK_AP = 0.80
 MOST_OBJECTS = 8
-NMS_THRESHOLD = 0.5  # the detector's own: of two objects whose boxes overlap more it can find one
+NMS_THRESHOLD = 0.5  # the detector's: of two objects whose boxes overlap more, it can find only one
 ANNOTATIONS = Path("annotations") / "instances_train2017.json"
 
 
@@ -52,7 +52,7 @@ def main(args: Namespace) -> None:
     folder = Path(args.output_dir)
     print(machine(device))
 
-    # Data: a COCO folder of its own, read as any other
+    # Data: a separate COCO folder, read like any other
     with reading_input():
         content = json.loads((coco_tiny() / ANNOTATIONS).read_text())
         write_subset(coco_tiny(), folder / "data", content, photos_with_large_objects(content, args.batch_size))
@@ -75,7 +75,7 @@ def main(args: Namespace) -> None:
     )
     model = build_model(config).to(device, memory_format=torch.channels_last)
 
-    # Optimizer: the schedule counts in epochs of its warm-up's length, and takes parts of one
+    # Optimizer: the schedule counts in epochs of the warm-up's length, and accepts fractions
     optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
     warm_up = min(args.warm_up, args.steps)
     drops = [share * args.steps / warm_up for share in args.lr_drops]
@@ -106,17 +106,17 @@ def main(args: Namespace) -> None:
     # Results
     print_classes(metrics)
     draw_all(model, dataset, classes, device, precision, folder)
-    print(f"predictions (left) beside the truth (right): {folder}/*.png")
-    if mask_ap < WANTED_MASK_AP:
-        print(f"mask AP {mask_ap:.4f} is below {WANTED_MASK_AP}", file=sys.stderr)
+    print(f"predictions (left) beside the ground truth (right): {folder}/*.png")
+    if mask_ap < REQUIRED_MASK_AP:
+        print(f"mask AP {mask_ap:.4f} is below {REQUIRED_MASK_AP}", file=sys.stderr)
         sys.exit(1)
 
 
 def photos_with_large_objects(content: dict, count: int) -> list[int]:
-    """Image ids, by the rule in the module's docstring, the largest share first.
+    """Select image ids by the rule in the module's docstring, the largest share first.
 
     Args:
-        content: a COCO instances file.
+        content: of a COCO instances file.
     """
     share = {}
     for photo in content["images"]:
@@ -131,7 +131,7 @@ def photos_with_large_objects(content: dict, count: int) -> list[int]:
 
 
 def write_subset(source: Path, folder: Path, content: dict, image_ids: list[int]) -> None:
-    """A folder in COCO's layout with these photos of `source` as its training split."""
+    """Write a folder in COCO's layout with these photos of `source` as its training split."""
     photos = [photo for photo in content["images"] if photo["id"] in image_ids]
     annotations = [a for a in content["annotations"] if a["image_id"] in image_ids]
     for name in ("annotations", "train2017"):
@@ -149,7 +149,7 @@ def draw_all(
     precision: Precision,
     folder: Path,
 ) -> None:
-    """Of every photo a picture: what was found with a score of at least 0.5 on the left, the truth on the right."""
+    """Draw an image per photo: detections with a score of at least 0.5 on the left, ground truth on the right."""
     model.eval()
     for i in range(len(dataset)):
         image, target = dataset[i]
@@ -165,7 +165,7 @@ def draw_all(
 
 
 def print_classes(metrics: dict[str, Metrics]) -> None:
-    """AP of the classes that the photos hold."""
+    """Print the AP of the classes in the photos."""
     print(f"  {'class':<16}objects   box AP  mask AP")
     for box, mask in zip(metrics["bbox"].classes, metrics["segm"].classes):
         if box.objects:
@@ -184,7 +184,7 @@ def parse_arguments() -> Namespace:
     p.add_argument("-b", "--batch-size", type=positive, default=8, help="photos, all in each step (default: 8)")
     p.add_argument("--min-size", type=positive, default=144, help="short side of the input (default: %(default)s)")
     p.add_argument("--max-size", type=positive, default=192, help="long side's limit (default: %(default)s)")
-    p.add_argument("--rois-per-image", type=positive, default=16, help="the heads learn from (default: %(default)s)")
+    p.add_argument("--rois-per-image", type=positive, default=16, help="to train the heads on (default: %(default)s)")
     p.add_argument("--lr", type=float, default=0.02, help="learning rate (default: %(default)s)")
     p.add_argument("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     p.add_argument("--wd", "--weight-decay", dest="weight_decay", type=float, default=1e-4, help="(default: 1e-4)")

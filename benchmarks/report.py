@@ -1,4 +1,4 @@
-"""Two ways to do the same thing, timed in turns, and their figures as rows of a Markdown table."""
+"""Time two ways to do the same thing alternately, and format their figures as rows of a Markdown table."""
 import ctypes
 import multiprocessing
 import resource
@@ -15,12 +15,12 @@ HEADER = ("", "this project", "peer", "ratio", "to reach", "reached")
 
 
 def in_turns(own: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
-    """Time both within one run, so that a machine that others use as well is slow for both.
+    """Time both alternately in one run, so that other load on the machine slows both alike.
 
-    Each runs once to warm up, then once a round, in an order that changes from round to round.
+    Each runs once to warm up, then once per round, in an order that changes from round to round.
 
     Returns:
-        Median seconds of each, and the median over the rounds of how many times the peer's the own time fits into.
+        Median seconds of each, and the median over the rounds of the ratio of the peer's time to the own time.
     """
     times: tuple[list[float], list[float]] = ([], [])
     own(), peer()
@@ -34,20 +34,20 @@ def in_turns(own: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tu
 
 
 def timed(what: str, own: Callable[[], Any], peer: Callable[[], Any], rounds: int, to_reach: float | None) -> tuple:
-    """A row: milliseconds of both."""
+    """Return a row with the milliseconds of both."""
     progress(what)
     ours, theirs, ratio = in_turns(own, peer, rounds)
     return compared(what, milliseconds(ours), milliseconds(theirs), ratio, to_reach)
 
 
 def compared(what: str, own: str, peer: str, ratio: float, to_reach: float | None) -> tuple:
-    """A row; `ratio` says how many times better the own figure is, `to_reach` how many it should be, if any."""
+    """Return a row; `ratio` is how many times better the own figure is, `to_reach` the goal for it, if any."""
     goal = ("", "") if to_reach is None else (f"{to_reach:g}x", "yes" if ratio >= to_reach else "no")
     return (what, own, peer, f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x", *goal)
 
 
 def table(title: str, rows: Sequence[tuple], header: Sequence[str] = HEADER) -> str:
-    """Markdown."""
+    """Format rows as a Markdown table."""
     lines = [(title, *header[1:]), ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
@@ -65,17 +65,17 @@ def progress(what: str) -> None:
 
 
 def peak_memory(run: Callable[[], Any], warm_up: Callable[[], Any]) -> int:
-    """Bytes by which a process of its own grows, at most, while it runs this; what `warm_up` loads is left out."""
+    """Return the bytes by which a separate process grows at most during `run`, without what `warm_up` loads."""
     return in_child(grown_by, run, warm_up)
 
 
 def grown_by(run: Callable[[], Any], warm_up: Callable[[], Any]) -> int:
     warm_up()
-    if not CLEAR_REFS.exists():  # no Linux: the peak so far cannot be forgotten, and may hide that of `run`
+    if not CLEAR_REFS.exists():  # not Linux: the earlier peak cannot be reset, and may hide that of `run`
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept for later would be taken without growing
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc keeps would be reused without growth
     CLEAR_REFS.write_text("5")
     before = status("VmRSS")
     run()
@@ -86,18 +86,18 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def status(field: str) -> int:
-    """A size of this process in bytes."""
+    """Return a size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def in_child(run: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, called in a process of its own that is then gone with all its memory."""
+    """Call a function in a separate process, which then ends with all its memory; return its result."""
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
 
     def work() -> None:
-        torch.set_num_threads(1)  # the threads of this process do not live on in a fork
+        torch.set_num_threads(1)  # the threads of this process do not exist in a fork
         results.put(run(*arguments))
 
     child = context.Process(target=work)

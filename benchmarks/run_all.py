@@ -1,13 +1,13 @@
-"""Runs all benchmarks, one after another and each in a process of its own, and writes their tables into RESULTS.md.
+"""Run all benchmarks, one after another in separate processes, and write their tables into RESULTS.md.
 
     python benchmarks/run_all.py                              # an hour on two cores; nothing else should run then
     python benchmarks/run_all.py --only mask_codes,start
-    python benchmarks/run_all.py --quick --output /tmp/x.md   # the scripts that know --quick, only to see that they run
+    python benchmarks/run_all.py --quick --output /tmp/x.md   # the scripts that have --quick, to check that they run
 
-A script's section stands between two comments with its name, and is replaced as a whole; what is written by hand around
-the sections stays. What a script prints becomes the section: tables as they are, other lines as preformatted text. The
-section "summary" holds the rows of all sections that have a goal. amp_detections wants a trained network, as `make
-demo` leaves one in save_weights/; without it its section stays as it was.
+A script's section is enclosed in two comments with its name, and is replaced as a whole; other text stays.
+The section is the script's output: tables unchanged, other lines as preformatted text. The section "summary" has the
+rows of all sections that have a goal. amp_detections needs a trained network, such as that of `make demo` in
+save_weights/; without it its section is not changed.
 """
 import re
 import subprocess
@@ -25,7 +25,7 @@ from train_utils.errors import InputError, one_line_errors
 from train_utils.options import add_flag
 
 RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
-# Section -> script and its arguments, with few rounds where each takes long. Those of QUICK take --quick.
+# Section -> script and its arguments, with few rounds where each takes long. Those in QUICK have --quick.
 BENCHMARKS = {
     "step_and_inference": ["step_and_inference.py", "--device", "cpu", "--rounds", "3"],
     "step_and_inference_amp": ["step_and_inference.py", "--device", "cpu", "--amp", "--rounds", "3"],
@@ -56,7 +56,7 @@ def main(args: Namespace) -> int:
         script = PROJECT / "benchmarks" / command[0]
         run = subprocess.run([sys.executable, script, *command[1:]], stdout=subprocess.PIPE, text=True)
         if run.returncode:
-            print(f"{name}: exit status {run.returncode}, its section stays as it was", file=sys.stderr, flush=True)
+            print(f"{name}: exit status {run.returncode}, its section is not changed", file=sys.stderr, flush=True)
             failed += 1
             continue
         heading = f"`python benchmarks/{' '.join(command)}`, {date.today()}"
@@ -66,7 +66,7 @@ def main(args: Namespace) -> int:
 
 
 def summary(content: str) -> str:
-    """The rows of all sections' tables whose last two columns say what is to reach and whether it was."""
+    """Collect the rows of all tables whose last two columns are the goal and whether it was reached."""
     rows = []
     for name, section in SECTION.findall(content):
         command = section.split(",")[0].strip()
@@ -80,9 +80,9 @@ def summary(content: str) -> str:
 
 
 def markdown(lines: Sequence[str]) -> str:
-    """What a script printed: tables stay, the rest becomes preformatted."""
+    """Convert a script's output to Markdown: tables stay, the rest becomes preformatted."""
     parts = []
-    for block in "\n".join(lines).strip().split("\n\n"):  # a blank line stands between two tables
+    for block in "\n".join(lines).strip().split("\n\n"):  # tables are separated by blank lines
         kinds = groupby((line for line in block.splitlines() if line.strip()), lambda line: line.startswith("|"))
         for is_table, group in kinds:
             text = "\n".join(group)
@@ -91,7 +91,7 @@ def markdown(lines: Sequence[str]) -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Put a section into a file in place of the one of that name, or at its end."""
+    """Replace the section of that name in a file, or append it."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     content = path.read_text() if path.exists() else ""
     section = f"{begin}\n{text}\n{end}"

@@ -1,10 +1,10 @@
-"""What grows with the number of processes and pictures: bytes and seconds a picture, a step and a process.
+"""Measure what grows with the number of processes and images: bytes and seconds per image, step and process.
 
-    python benchmarks/scaling.py                                   # on the demo's drawn pictures
-    python benchmarks/scaling.py --data-path /data/coco2017        # on a data set of yours, COCO's layout
+    python benchmarks/scaling.py                                   # on the demo's drawn images
+    python benchmarks/scaling.py --data-path /data/coco2017        # on your data, in COCO's layout
 
-Prints bytes and seconds a picture, a step or a process, and what they come to for 10 million pictures;
-docs/SCALING.md draws on it. `--pictures 10000000` tries the order of an epoch at that size (2 GB, some minutes).
+Prints bytes and seconds per image, step or process, and their totals for 10 million images, for docs/SCALING.md.
+`--pictures 10000000` measures the order of an epoch at that size (2 GB, some minutes).
 """
 import argparse
 import json
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from common import PROJECT, machine
 
+from dataset_files.atomic_files import replacing
 from my_dataset_coco import CocoDetection, coco_object
 from network_files.mask_paste import encode_masks
 from train_utils.classes import ClassTable
@@ -29,7 +30,6 @@ from train_utils.demo_dataset import make_demo_dataset
 from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.models import ModelConfig, build_model
-from train_utils.run.safe_files import replacing
 from train_utils.weight_files.weights import read_weight_file
 
 MANY = 10_000_000
@@ -37,8 +37,8 @@ MANY = 10_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", help="COCO layout (default: 400 drawn pictures)")
-    parser.add_argument("--pictures", type=int, default=1_000_000, help="of the sampler's trial (default: %(default)s)")
+    parser.add_argument("--data-path", help="COCO layout (default: 400 drawn images)")
+    parser.add_argument("--pictures", type=int, default=1_000_000, help="for the sampler (default: %(default)s)")
     args = parser.parse_args()
     print(f"{machine(torch.device('cpu'))}\n")
     summed_up_a_step()
@@ -49,12 +49,12 @@ def main() -> None:
     names_in_a_folder()
     gathered_of_a_picture()
     scored_of_a_picture()
-    signs_of_life()
-    meeting()
+    heartbeats()
+    rendezvous()
 
 
 def summed_up_a_step() -> None:
-    """Gradients are float32 with and without --amp."""
+    """Print the bytes of gradients per step; they are float32 with and without --amp."""
     for name, config in {
         "frozen BatchNorm, 3 layers trained": ModelConfig(91, norm="frozen", trainable_layers=3),
         "from scratch": ModelConfig(91, trainable_layers=5),
@@ -64,13 +64,13 @@ def summed_up_a_step() -> None:
         gradients = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
         weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         print(
-            f"{name}: {gradients / 1e6:.1f} MB of gradients summed up a step, checkpoint of "
+            f"{name}: {gradients / 1e6:.1f} MB of gradients summed per step, checkpoint of "
             f"{(weights + gradients) / 1e6:.0f} MB"
         )
 
 
 def writing_a_checkpoint() -> None:
-    """As a run writes it: beside the old one, synced, renamed. One process does, the others wait."""
+    """Time a checkpoint as a run writes it, atomically. One process writes, the others wait."""
     model = build_model(ModelConfig(91, norm="frozen", trainable_layers=3))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
     for parameter in model.parameters():
@@ -94,7 +94,7 @@ def writing_a_checkpoint() -> None:
 
 
 def index_of_a_picture(data_path: str | None) -> None:
-    """What every process keeps to know the annotations."""
+    """Print the size of the index that every process keeps of the annotations."""
     with tempfile.TemporaryDirectory() as folder:
         if data_path is None:
             make_demo_dataset(Path(folder), num_train=400, num_val=2)
@@ -105,8 +105,8 @@ def index_of_a_picture(data_path: str | None) -> None:
         kept = sum(value.nbytes for value in vars(dataset.index).values() if isinstance(value, np.ndarray))
         size = file.stat().st_size
     print(
-        f"index: {pictures} pictures, annotation file {size / pictures:.0f} bytes a picture, of which "
-        f"{kept / pictures:.0f} are kept; for {MANY:,} pictures a file of {size / pictures * MANY / 1e9:.0f} GB and "
+        f"index: {pictures} images, annotation file {size / pictures:.0f} bytes per image, of which "
+        f"{kept / pictures:.0f} are kept; for {MANY:,} images a file of {size / pictures * MANY / 1e9:.0f} GB and "
         f"{kept / pictures * MANY / 1e9:.1f} GB in every process"
     )
 
@@ -123,7 +123,7 @@ print(time.perf_counter() - started, peak() - before)
 
 
 def start_of_a_run(pictures: int = 100_000) -> None:
-    """What train.py does with every picture before the first step, once the index is there."""
+    """Time what train.py does with every image before the first step."""
     picture = {"file_name": "000000123456.jpg", "height": 480, "width": 640}
     rows = [picture | {"id": i} for i in range(pictures)]
     box = {"bbox": [1, 1, 20, 20], "segmentation": [[1, 1, 20, 1, 20, 20]], "area": 400, "iscrowd": 0, "category_id": 1}
@@ -137,8 +137,8 @@ def start_of_a_run(pictures: int = 100_000) -> None:
         del rows, objects, content
         size = (root / "annotations" / "instances_train2017.json").stat().st_size
         command = [sys.executable, "-c", INDEXING, str(root)]
-        said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-        seconds, peak = map(float, said.split())
+        output = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        seconds, peak = map(float, output.split())
         first = seconds / pictures * 1e6
         started = time.perf_counter()
         dataset = CocoDetection(root, "train")
@@ -150,17 +150,17 @@ def start_of_a_run(pictures: int = 100_000) -> None:
         fingerprint(dataset)
         groups = time.perf_counter() - started
     print(
-        f"start: {pictures:,} pictures with seven small polygons each in a file of {size / 1e6:.0f} MB, {first:.0f} "
-        f"us a picture to index them once, with at most {peak / size:.1f} bytes of memory for each of the file; "
-        f"{later:.1f} us to read the stored index of {stored / pictures:.0f} bytes a picture, {kept / pictures:.0f} "
-        f"bytes kept, {groups / pictures * 1e6:.1f} us for shapes and check sum; for {MANY:,} pictures "
+        f"start: {pictures:,} images with seven small polygons each in a file of {size / 1e6:.0f} MB, {first:.0f} "
+        f"us per image to index them once, with at most {peak / size:.1f} bytes of memory per byte of the file; "
+        f"{later:.1f} us to read the stored index of {stored / pictures:.0f} bytes per image, {kept / pictures:.0f} "
+        f"bytes kept, {groups / pictures * 1e6:.1f} us for aspect ratios and checksum; for {MANY:,} images "
         f"{first * MANY / 6e7:.0f} minutes once, then {(later + groups / pictures * 1e6) * MANY / 1e6:.0f} s in every "
         "process"
     )
 
 
 def names_in_a_folder(files: int = 100_000) -> None:
-    """A picture is opened by name; this file system, its names cached."""
+    """Time opening an image by name, on this file system with cached names."""
     times = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1000, files):
@@ -176,7 +176,7 @@ def names_in_a_folder(files: int = 100_000) -> None:
 
 
 def order_of_an_epoch(pictures: int) -> None:
-    """Every process draws the batches of all."""
+    """Time drawing the batches of all processes, which every process does."""
     ratios = np.random.default_rng(0).uniform(0.5, 2, pictures).tolist()
     sampler = AspectRatioBatchSampler(ratios, 4, 3, 0, 0, 64)
     started = time.perf_counter()
@@ -187,22 +187,22 @@ def order_of_an_epoch(pictures: int) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     print(
-        f"order of an epoch: {pictures:,} pictures, {seconds:.2f} s and {peak / pictures:.0f} bytes a picture for a "
-        f"while; for {MANY:,} pictures {seconds * MANY / pictures:.0f} s and {peak / pictures * MANY / 1e9:.1f} GB"
+        f"order of an epoch: {pictures:,} images, {seconds:.2f} s and temporarily {peak / pictures:.0f} bytes per "
+        f"image; for {MANY:,} images {seconds * MANY / pictures:.0f} s and {peak / pictures * MANY / 1e9:.1f} GB"
     )
 
 
 def gathered_of_a_picture() -> None:
-    """What each process sends to the main one."""
+    """Print the size of what each process sends to the main one."""
     size = len(pickle.dumps({1: detections_of_a_picture()}))
     print(
-        f"evaluation: {size / 1e3:.1f} kB a picture of 100 detections sent to the main process; 5,000 pictures "
-        f"{size * 5e3 / 1e6:.0f} MB, 100,000 pictures {size * 1e5 / 1e9:.1f} GB"
+        f"evaluation: {size / 1e3:.1f} kB per image of 100 detections sent to the main process; 5,000 images "
+        f"{size * 5e3 / 1e6:.0f} MB, 100,000 images {size * 1e5 / 1e9:.1f} GB"
     )
 
 
 def scored_of_a_picture(pictures: int = 500) -> None:
-    """What the main process does alone: the detections of all become COCO's results and are scored."""
+    """Time what the main process does alone: convert all detections to COCO's results and score them."""
     codes = detections_of_a_picture()["codes"]
     objects = [
         {"id": 7 * i + k + 1, "image_id": i + 1, "category_id": 1, "bbox": [50 * k, 50, 60, 60], "area": 3600,
@@ -217,13 +217,13 @@ def scored_of_a_picture(pictures: int = 500) -> None:
     evaluator.metrics()
     seconds = (time.perf_counter() - started) / pictures
     print(
-        f"scoring: {seconds * 1e3:.1f} ms a picture of 100 detections of one class and 7 objects; 5,000 pictures "
-        f"{seconds * 5e3:.0f} s, 100,000 pictures {seconds * 1e5 / 60:.0f} minutes"
+        f"scoring: {seconds * 1e3:.1f} ms per image of 100 detections of one class and 7 objects; 5,000 images "
+        f"{seconds * 5e3:.0f} s, 100,000 images {seconds * 1e5 / 60:.0f} minutes"
     )
 
 
 def detections_of_a_picture() -> dict:
-    """100 detections, the most there can be, with round masks."""
+    """Make 100 detections, the maximum per image, with round masks."""
     generator = torch.Generator().manual_seed(0)
     size = (480, 640)
     corners = torch.rand(100, 2, generator=generator) * torch.tensor([500.0, 350.0])
@@ -238,10 +238,10 @@ def detections_of_a_picture() -> dict:
     }
 
 
-def signs_of_life(processes: int = 1000) -> None:
-    """What train_utils/run/watchdog.py asks of the store: the main process reads all states at once."""
+def heartbeats(processes: int = 1000) -> None:
+    """Time the requests of train_utils/run/watchdog.py to the store; the main process reads all states at once."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
-    state = json.dumps([12345, 67890, 100000, "loading pictures", False, "a-host-with-a-name", os.getpid()])
+    state = json.dumps([12345, 67890, 100000, "loading images", False, "a-host-with-a-name", os.getpid()])
     started = time.perf_counter()
     for rank in range(processes):
         store.set(str(rank), state)
@@ -249,13 +249,13 @@ def signs_of_life(processes: int = 1000) -> None:
     started = time.perf_counter()
     store.multi_get([str(rank) for rank in range(processes)])
     print(
-        f"watch: {processes} processes, {written * 1e6:.0f} us for one to say where it stands, "
+        f"watchdog: {processes} processes, {written * 1e6:.0f} us per heartbeat, "
         f"{(time.perf_counter() - started) * 1e3:.1f} ms to read all"
     )
 
 
-def meeting(processes: int = 1000) -> None:
-    """What the main process asks of the store when all meet, see `fresh_part`: two checks of each and an answer."""
+def rendezvous(processes: int = 1000) -> None:
+    """Time the main process's requests to the store in `fresh_namespace`: two checks and an answer per process."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     started = time.perf_counter()
     for rank in range(processes):
@@ -264,7 +264,7 @@ def meeting(processes: int = 1000) -> None:
         store.set(f"answer/{store.get(f'hello/{rank}').decode()}", "b" * 32)
         store.set(f"thanks/{rank}", "")
         store.check([f"thanks/{rank}"])
-    print(f"meeting: {processes} processes, {time.perf_counter() - started:.2f} s of requests to the store")
+    print(f"rendezvous: {processes} processes, {time.perf_counter() - started:.2f} s of requests to the store")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""A start on COCO's training annotations: seconds until the first item can be asked for, and memory from then on.
+"""Measure a start on COCO's training annotations: seconds until the first item can be loaded, and memory from then on.
 
     python benchmarks/start.py                                  # a file as long as COCO's, about 450 MB; minutes
     python benchmarks/start.py --objects 100000 --images 12000
 
-Writes an instances file of made-up polygons to a temporary folder and opens it as CocoDetection's index does: for the
-first time, and again from the stored index. Beside that `json.load` of the file, and pycocotools' COCO object. Every
-figure comes from a process of its own that starts with nothing loaded. Memory is that of one training process and its
-loader workers together (pages that several share count once) after each worker has read the annotations of its share
-of an epoch.
+Writes an instances file of made-up polygons to a temporary folder and opens it like CocoDetection: first without and
+then with a stored index. The peers are `json.load` of the file and pycocotools' COCO object. Every figure comes from a
+separate process that starts with nothing loaded. Memory is that of one training process and its loader workers together
+(shared pages count once) after each worker has read the annotations of its share of an epoch.
 """
 import contextlib
 import io
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def write_instances(path: Path, images: int, objects: int) -> None:
-    """An instances file as COCO's: polygons of 8 to 90 numbers, 45 on average, in no order of images."""
+    """Write an instances file like COCO's: polygons of 8 to 90 numbers, 45 on average, in random order of images."""
     draw = random.Random(objects)
     shapes = []
     for _ in range(500):
@@ -90,8 +89,8 @@ def write_instances(path: Path, images: int, objects: int) -> None:
 
 
 def measure_starts(path: Path, rounds: int) -> dict[str, float]:
-    """Median seconds of the first and of a later start, of `json.load` and of pycocotools, taken in turns."""
-    path.read_bytes()  # the same for all: the file is in the system's cache
+    """Measure alternately the first and a later start, `json.load` and pycocotools; return median seconds."""
+    path.read_bytes()  # equal conditions: the file is in the system's cache
     ways = {"first": first_start, "later": later_start, "json.load": load_json, "pycocotools": load_pycocotools}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -141,7 +140,7 @@ def memory(path: Path, workers: int) -> tuple:
 
 
 def memory_of_group(way: Callable, read: Callable, path: Path, workers: int) -> int:
-    """Bytes of this process and its workers, once each worker has read its share of the pictures."""
+    """Return the bytes of this process and its workers after each worker has read its share of the images."""
     data = way(path)
     pipes, children = [], []
     for number in range(workers):
@@ -166,7 +165,7 @@ def memory_of_group(way: Callable, read: Callable, path: Path, workers: int) -> 
 
 
 def proportional_size(process: int) -> int:
-    """Bytes of a process, pages that others share with it in parts."""
+    """Return the bytes of a process, with shared pages divided among the processes that share them."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
@@ -180,11 +179,11 @@ def read_pycocotools(coco: COCO, number: int, workers: int) -> None:
     ids = list(coco.imgs)
     for picture in share(len(ids), number, workers):
         for annotation in coco.loadAnns(coco.getAnnIds(ids[picture])):
-            sum(map(sum, annotation["segmentation"]))  # as whoever makes a mask of it, this looks at every number
+            sum(map(sum, annotation["segmentation"]))  # reads every number, as making a mask does
 
 
 def share(pictures: int, number: int, workers: int) -> list[int]:
-    """The pictures of one worker in an epoch, which come in random order."""
+    """Return the images of one worker in an epoch, in random order."""
     order = list(range(pictures))
     random.Random(0).shuffle(order)
     return order[number::workers]
@@ -194,10 +193,10 @@ def parse(arguments: Sequence[str]):
     p = parser(__doc__)
     p.add_argument("--images", type=positive, default=118_287, help="(default: %(default)s, as COCO's)")
     p.add_argument("--objects", type=positive, default=1_000_000, help="(default: %(default)s)")
-    p.add_argument("--workers", type=positive, default=8, help="of the memory's row (default: %(default)s)")
+    p.add_argument("--workers", type=positive, default=8, help="for the memory measurement (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=1, help="timed runs of each (default: %(default)s)")
     p.add_argument("--folder", help="where to write the file (default: the system's temporary folder)")
-    add_flag(p, "--quick", "only to see that it runs")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args(arguments)
     if args.quick:
         args.images, args.objects, args.workers, args.rounds = 40, 400, 2, 1

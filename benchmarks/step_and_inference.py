@@ -1,14 +1,14 @@
-"""One training step and one inference: this project's network against torchvision's, same weights, same photos.
+"""Time a training step and inference of this project's network and torchvision's, with the same weights and photos.
 
     python benchmarks/step_and_inference.py                                        # on the GPU if there is one
     python benchmarks/step_and_inference.py --device cpu --min-size 320 --max-size 480
     python benchmarks/step_and_inference.py --amp --batch-size 8 --rounds 20 --what train
 
-Ours runs as train.py runs it: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as its
-reference scripts run it: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16
-where a GPU lacks it), and torchvision's in float32, under the same autocast, and under it with channels last besides.
-Losses and scores of both are printed too, so that it is seen that both do the same work; and last a table of ratios,
-with the share of the machine's limit (see limit.py) that ours reaches.
+Ours runs as in train.py: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as in its reference
+scripts: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16 where a GPU lacks it);
+torchvision's in float32, under the same autocast, and under it with channels last. The losses and scores of both are
+printed too, to show that both do the same work, and finally a table of ratios with the share of the machine's limit
+(see limit.py) that ours reaches.
 """
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -30,10 +30,10 @@ from train_utils.errors import one_line_errors
 from train_utils.options import add_flag, positive
 
 WORK = ("train", "inference")
-# The goals, as torchvision's time over ours: in float32; in low precision against torchvision in
-# float32 and under the same autocast; and the share of the limit in low precision.
+# Goals, as torchvision's time over ours: in float32; in low precision against torchvision in float32 and under the
+# same autocast; and the share of the limit in low precision.
 GOALS = {"train": (1.15, 2.5, 1.3, 0.5), "inference": (1.3, 3, None, None)}
-# What runs: a network, its images and targets, and the precision that it computes in.
+# A network, its images and targets, and the precision that it computes in.
 Contestant = tuple[nn.Module, Sequence[Tensor], Sequence[dict], Precision]
 
 
@@ -61,7 +61,7 @@ def summary(
     contestants: Mapping[str, Contestant],
     device: torch.device,
 ) -> list[tuple]:
-    """Rows of the table: ours against each of torchvision's, and against the limit of the precision that ours has."""
+    """Return rows of the table: ours against each of torchvision's, and against the limit in our precision."""
     (own, seconds), *peers = times.items()
     dtype = contestants[own][3].dtype
     full_goal, mixed_goal, same_goal, limit_goal = goals
@@ -78,7 +78,7 @@ def summary(
 def contestants_of(
     args: Namespace, photos: tuple[list[Tensor], list[dict]], device: torch.device
 ) -> dict[str, Contestant]:
-    """By name; ours first, torchvision's in float32 second."""
+    """Return the contestants by name: ours first, torchvision's in float32 second."""
     ours, theirs = build_pair(photos[0], args.min_size, args.max_size, args.weights)
     ours.to(device, memory_format=torch.channels_last)
     theirs.to(device)
@@ -99,7 +99,7 @@ def contestants_of(
 def compare_training(
     contestants: Mapping[str, Contestant], device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each round by name, and the floating-point operations of our step."""
+    """Return seconds per round by name, and the floating-point operations of our step."""
     losses: dict[str, dict[str, Tensor]] = {}
     optimizers = {name: make_optimizer(network) for name, (network, *_) in contestants.items()}
 
@@ -120,7 +120,7 @@ def compare_training(
 
 
 def make_optimizer(network: nn.Module) -> Optimizer:
-    """With a learning rate of 0, so that every round does the same work on the same weights; fused in train.py only."""
+    """Make an SGD with learning rate 0, so that every round does the same work on the same weights; ours is fused."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     return SGD(trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=isinstance(network, MaskRCNN))
 
@@ -133,7 +133,7 @@ def training_step(
     device: torch.device,
     precision: Precision,
 ) -> dict[str, Tensor]:
-    """A shorter copy of what `train_one_epoch` does with a batch; returns the losses."""
+    """Do a training step like `train_one_epoch`, in short form, and return the losses."""
     network.train()
     torch.manual_seed(0)
     scaler = precision.scaler()
@@ -153,7 +153,7 @@ def training_step(
 def compare_inference(
     contestants: Mapping[str, Contestant], device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each round by name, and the floating-point operations of our inference."""
+    """Return seconds per round by name, and the floating-point operations of our inference."""
     detections: dict[str, list[dict[str, Tensor]]] = {}
 
     ready = {

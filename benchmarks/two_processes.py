@@ -1,12 +1,12 @@
-"""Two processes on two cores against one process on both: images a second of training and of evaluation.
+"""Compare two processes on two cores with one process on both: images per second in training and evaluation.
 
     python benchmarks/two_processes.py
     python benchmarks/two_processes.py --min-size 800 --max-size 1333 --steps 3 --rounds 3
 
-Takes the steps of train.py (`train_step`, under torchrun with DistributedDataParallel and a photo a process; alone with
-a batch of two), and the evaluation of validation.py (`evaluate`, each process its share of the photos). Both see the
-same photos of 640x480, in float32 and with --amp, and are started in turns; what is timed begins when all processes
-are ready and have taken one step, or evaluated once, and ends when the last one is done.
+Runs the steps of train.py (`train_step`, under torchrun with DistributedDataParallel and one photo per process, or
+alone with a batch of two), and the evaluation of validation.py (`evaluate`, each process with its share of the photos).
+Both get the same photos of 640x480, in float32 and with --amp, and are started alternately. Timing begins when all
+processes are ready and have done one step, or one evaluation, and ends when the last one is done.
 """
 import json
 import os
@@ -44,7 +44,7 @@ TO_REACH = 0.9
 
 
 def main(args: Namespace) -> None:
-    """Starts the processes, in turns, and compares what they took."""
+    """Start the processes alternately and compare their times."""
     with tempfile.TemporaryDirectory() as folder, reading_input():
         content = json.loads((coco_tiny() / ANNOTATIONS).read_text())
         same_size = [p["id"] for p in content["images"] if (p["height"], p["width"]) == (480, 640)]
@@ -53,7 +53,7 @@ def main(args: Namespace) -> None:
         for i in range(args.rounds):
             for processes in (1, PROCESSES) if i % 2 == 0 else (PROCESSES, 1):
                 progress(f"round {i + 1}, processes: {processes}")
-                rates[processes].append(images_a_second(args, folder, processes))
+                rates[processes].append(images_per_second(args, folder, processes))
     print(machine(torch.device("cpu")))
     rows = []
     for what in rates[1][0]:
@@ -61,12 +61,12 @@ def main(args: Namespace) -> None:
         ratio = statistics.median(b / a for a, b in zip(one, two))
         figures = (f"{statistics.median(values):.3f} images/s" for values in (two, one))
         rows.append(compared(what, *figures, ratio, TO_REACH))
-    header = ("", "two processes, a thread each", "one process, two threads", "ratio", "to reach", "reached")
+    header = ("", "two processes, one thread each", "one process, two threads", "ratio", "to reach", "reached")
     print(table(f"photos of 640x480 at {args.min_size}/{args.max_size}", rows, header))
 
 
-def images_a_second(args: Namespace, folder: str, processes: int) -> dict[str, float]:
-    """By what is measured, from processes of their own."""
+def images_per_second(args: Namespace, folder: str, processes: int) -> dict[str, float]:
+    """Measure images per second in separate processes, by what is measured."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     options = [f"--{name}={value}" for name, value in (
         ("work-on", folder), ("steps", args.steps), ("min-size", args.min_size), ("max-size", args.max_size)
@@ -80,7 +80,7 @@ def images_a_second(args: Namespace, folder: str, processes: int) -> dict[str, f
 
 
 def work(args: Namespace) -> None:
-    """What one of the processes does; the main one prints images a second."""
+    """Do the work of one of the processes; the main one prints images per second."""
     device = choose_device("cpu")
     dataset = CocoDetection(args.work_on, "train")
     items = [dataset[i] for i in range(len(dataset))]
@@ -121,7 +121,7 @@ def work(args: Namespace) -> None:
 
 
 def seconds_of_all(run: Callable[[], None]) -> float:
-    """From when all processes begin to when the last one is done."""
+    """Return the time from the common start of all processes to the end of the last one."""
     barrier()
     start = time.perf_counter()
     run()
@@ -136,8 +136,8 @@ def parse_arguments() -> Namespace:
     p.add_argument("--steps", type=positive, default=3, help="timed steps of each start (default: %(default)s)")
     p.add_argument("--photos", type=positive, default=6, help="to train on and to evaluate (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=2, help="starts of each (default: %(default)s)")
-    p.add_argument("--work-on", help="this is one of the processes, and its photos are in that folder")
-    add_flag(p, "--quick", "only to see that it runs")
+    p.add_argument("--work-on", help="run as one of the processes, on the photos in this folder")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args()
     if args.quick:
         args.min_size, args.max_size, args.steps, args.photos, args.rounds = 64, 96, 1, 2, 1

@@ -1,12 +1,12 @@
-"""A whole evaluation after the network: from the detections of its images to COCO's metrics for boxes and masks.
+"""Time an evaluation after the network: from the detections to COCO's metrics for boxes and masks.
 
     python benchmarks/whole_evaluation.py
     python benchmarks/whole_evaluation.py --images 5000 --rounds 1        # as large as COCO's validation set
 
-Made-up ground truth like COCO's, seven objects an image as polygons; 100 detections an image, some near the objects,
-each with mask probabilities of 28x28. Ours is CocoEvaluator, from `update` to `metrics`. The peer does what
-torchvision's model and reference scripts do: paste full-size masks, encode them, and an image at a time load the
-results into pycocotools and evaluate them; then accumulate. The metrics are the same, or this ends with an error.
+Made-up ground truth like COCO's, seven objects per image as polygons; 100 detections per image, some near the objects,
+each with mask probabilities of 28x28. Ours is CocoEvaluator, from `update` to `metrics`. The peer does the same as
+torchvision's model and reference scripts: paste full-size masks, encode them, load and evaluate the results image by
+image in pycocotools, then accumulate. The script fails if the metrics differ.
 """
 import contextlib
 import copy
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> str:
     ours, theirs, ratio = in_turns(work.own_way, work.peers_way, args.rounds)
     rows = [
         compared(f"{args.images} images", milliseconds(ours), milliseconds(theirs), ratio, 10),
-        compared("an image", milliseconds(ours / args.images), milliseconds(theirs / args.images), ratio, None),
+        compared("per image", milliseconds(ours / args.images), milliseconds(theirs / args.images), ratio, None),
     ]
     images = sorted({-(-args.images // 4), -(-args.images // 2), args.images})
     times = []
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str]) -> str:
     growth.append(compared(f"{COCO_VAL} images, by the slope", f"{ours:.0f} s", f"{theirs:.0f} s", theirs / ours, 10))
     for classes in CLASSES[:2] if args.quick else CLASSES:
         growth.append(timed(f"{images[0]} images, {classes} classes", *ways(Evaluation(images[0], classes)), 1, None))
-    title = f"{DETECTIONS} detections an image to COCO's metrics"
+    title = f"{DETECTIONS} detections per image to COCO's metrics"
     return f"{machine(torch.device('cpu'))}\n\n{table(title, rows)}\n{table('whole evaluation', growth)}"
 
 
 class Evaluation:
-    """Ground truth and detections, and what both sides make of them."""
+    """Ground truth and detections, and the work of both sides on them."""
 
     def __init__(self, images: int, classes: int):
         rng = np.random.default_rng(0)
@@ -84,7 +84,7 @@ class Evaluation:
 
     @staticmethod
     def make_kind(rng: np.random.Generator, classes: int, seed: int) -> tuple[dict[str, Tensor], list[dict]]:
-        """The detections and the objects of an image."""
+        """Make the detections and the objects of an image."""
         probs, boxes = detections(DETECTIONS, 64, seed)
         labels = rng.integers(1, classes + 1, DETECTIONS)
         annotations = []
@@ -141,7 +141,7 @@ def ways(work: Evaluation) -> tuple[Callable[[], dict], Callable[[], dict]]:
 
 
 def reference_results(image_id: int, found: dict[str, Tensor]) -> dict[str, list[dict]]:
-    """One image's detections in COCO's results format, as the reference script prepares them."""
+    """Convert one image's detections to COCO's results format, like the reference script."""
     boxes = found["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
     codes = reference_codes(found["masks"], found["boxes"], SIZE)
@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str]):
     p = parser(__doc__)
     p.add_argument("--images", type=positive, default=120, help="to evaluate (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=3, help="timed runs of each (default: %(default)s)")
-    add_flag(p, "--quick", "only to see that it runs")
+    add_flag(p, "--quick", "smallest settings; the figures mean nothing")
     args = p.parse_args(arguments)
     if args.quick:
         args.images, args.rounds = 4, 1

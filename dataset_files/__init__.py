@@ -1,1 +1,1 @@
-"""Annotation files in, what lies in them and what is wrong with it out: COCO's JSON, Pascal VOC's XML and PNG files."""
+"""Read, check and index annotation files: COCO's JSON, Pascal VOC's XML and PNG files, and other layouts."""

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset_files.boxes import ious
+
 MOST_OBJECTS = 4096  # looked at per file, spread over it
 FEWEST_OBJECTS = 3  # below that a file is not judged as a whole
 GOOD_FIT = 0.9  # median IoU of the boxes of right files and their masks is above
@@ -71,10 +73,3 @@ def look_like_fractions(corners: np.ndarray) -> bool:
     if len(corners) < FEWEST_OBJECTS or not corners.any():
         return False
     return bool(corners.max() <= FRACTION and corners.min() >= 1 - FRACTION)
-
-
-def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of pairs of boxes x1y1x2y2, [N, 4] each; 0 where both are without area."""
-    shared = (np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])).clip(0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
-    return shared / np.maximum(union, 1e-9)

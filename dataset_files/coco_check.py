@@ -1,6 +1,6 @@
-"""What is wrong with a COCO file's annotations: columns of them in, which can be used and named problems out.
+"""Check the annotations of a COCO file: find the usable ones, and note the problems of the others.
 
-Everything is looked at by column; an annotation is read again only to say in words what is wrong with it.
+All checks work on columns; an annotation is parsed again only to describe its problem.
 """
 
 import json
@@ -10,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.box_formats import fit_of, ious, look_like_fractions
+from dataset_files.box_formats import fit_of, look_like_fractions
+from dataset_files.boxes import ious
 from dataset_files.coco_file import Annotations, Pictures
 from dataset_files.problems import Problems, shown
 
-# IoU of a box and the box around its mask. Of 2,359 objects of COCO's none was below 0.9, but single objects of right
-# files go down to 0.27. Below a tenth the two show different things: nothing could be learnt from the mask in that box.
+# IoU of a box and the box around its mask. None of 2,359 objects of COCO was below 0.9, but single objects of correct
+# files go down to 0.27. Below 0.1 the two show different things: nothing could be learnt from the mask in that box.
 SMALLEST_OVERLAP = 0.1
-FAR = 1.0  # a picture's sides beyond its edge
+FAR = 1.0  # image sizes beyond its edge
 
 
 class Checked(NamedTuple):
@@ -36,11 +37,11 @@ def check_annotations(
     text: str,
     boxes_from_masks: bool = False,
 ) -> Checked:
-    """Find out which annotations can be used, and note what is wrong with the others in `problems`.
+    """Find the usable annotations, and note the problems of the others in `problems`.
 
     Args:
-        text: the file's.
-        boxes_from_masks: the boxes of objects that have a mask are the masks' extents, whatever the file says.
+        text: the text of the file.
+        boxes_from_masks: use the masks' extents as boxes of objects that have a mask, and ignore the file's.
     """
     count = len(annotations.ids)
     ids, image_ids = np.array(annotations.ids, dtype=np.int64), np.array(annotations.image_ids, dtype=np.int64)
@@ -62,11 +63,11 @@ def check_annotations(
     def flawed_masks(kind: str) -> np.ndarray:
         return np.isin(np.arange(count), np.array(masks.flaws[kind], dtype=np.int64))
 
-    # Whose they are
+    # Images and categories
     masks = annotations.masks
     category_ids = np.array(annotations.category_ids, dtype=np.int64)
     refuse("unknown image", owners < 0, lambda a, k: {"bbox": a["bbox"]})
-    valid[valid] = pictures.valid[owners[valid]]  # a picture that cannot be used was named, its objects go with it
+    valid[valid] = pictures.valid[owners[valid]]  # an unusable image was named already, and its objects go with it
     shifted = numbered_in_two_ways(category_ids, categories)
     if shifted:
         problems.add("category numbering", shifted)
@@ -74,7 +75,7 @@ def check_annotations(
         refuse("unknown category", ~np.isin(category_ids, list(categories)), lambda a, k: a["category_id"])
     refuse("annotation id", find_places(ids, ids) != np.arange(count), lambda a, k: {"bbox": a["bbox"]})
 
-    # Boxes and masks, each for itself
+    # Boxes and masks, each on their own
     boxes = np.array(annotations.boxes).reshape(-1, 4)
     sizes = pictures.sizes[owners] if len(pictures.ids) else np.zeros((count, 2), dtype=np.int64)
     extents = np.concatenate(masks.extents or [np.zeros((0, 4))])
@@ -93,7 +94,7 @@ def check_annotations(
     refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "picture": sizes[k].tolist()})
     refuse("code counts", flawed_masks("code counts"), lambda a, k: a["segmentation"])
 
-    # Both together, first of the whole file: what its boxes and masks mean
+    # Both together, first for the whole file: the meaning of its boxes and masks
     outlined = valid & ~no_mask & ~have_code(count, codes)
     empty = drawn_empty(np.array(masks.thin, dtype=np.int64), valid, sizes, annotations, text)
     no_mask[empty] = True
@@ -114,7 +115,7 @@ def check_annotations(
     no_area = ~(boxes[:, 2:] > 0).all(axis=1)
     outside = ~no_area & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
     good = valid & ~no_area & ~outside & ~no_mask
-    if kind is None:  # else all of that follows from it
+    if kind is None:  # otherwise all of these follow from it
         apart = np.zeros(count, dtype=bool)
         apart[good] = ious(inside[good], drawn[good]) < SMALLEST_OVERLAP
         refuse("apart", apart, lambda a, k: {"bbox": a["bbox"], "mask from x1 y1 to x2 y2": extents[k].tolist()})
@@ -129,7 +130,7 @@ def check_annotations(
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """int64: the first place in `ids` [N] of each that is wanted [M], -1 of those that are not there."""
+    """Return the first index in `ids` [N] of each of `wanted` [M], int64 [M]; -1 for missing ones."""
     if not len(ids):
         return np.full(len(wanted), -1)
     order = np.argsort(ids, kind="stable")
@@ -138,9 +139,9 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -> str:
-    """What it looks like if annotations count categories from 0 and "categories" from 1; else "".
+    """Describe the problem if annotations count categories from 0 and "categories" from 1; else "".
 
-    That is not to be guessed: that one class is wrong in all annotations of a file is as likely.
+    It is not corrected: it is as likely that one class is wrong in all annotations of the file.
     """
     used = np.unique(category_ids).tolist()
     if not used or used[0] != 0 or 0 in categories or not all(number + 1 in categories for number in used):
@@ -154,7 +155,7 @@ def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -
 def drawn_empty(
     thin: np.ndarray, valid: np.ndarray, sizes: np.ndarray, annotations: Annotations, text: str
 ) -> np.ndarray:
-    """Of the annotations `thin`, int64 [M], and valid, those whose polygons cover no pixel when they are drawn."""
+    """Return those of the valid annotations in `thin`, int64 [M], whose polygons cover no pixel when rasterised."""
     empty = []
     for k in thin[valid[thin]].tolist():
         polygons = json.loads(text[annotations.starts[k] : annotations.ends[k]])["segmentation"]
@@ -166,12 +167,12 @@ def drawn_empty(
 
 
 def have_code(count: int, codes: np.ndarray) -> np.ndarray:
-    """bool [count]: which annotations have a run-length code as their mask."""
+    """Return which annotations have a run-length code as their mask, bool [count]."""
     return np.isin(np.arange(count), codes)
 
 
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """The problem in words if all coordinates of boxes or of polygons of a file are fractions; else "".
+    """Describe the problem if all coordinates of a file's boxes or polygons are fractions; else "".
 
     Args:
         boxes: float64 [N, 4], x, y, width, height.
@@ -188,7 +189,7 @@ def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
 
 
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes x, y, width, height -> x1y1x2y2 within their pictures, float64 [N, 4].
+    """Convert boxes x, y, width, height to x1y1x2y2 within their images, float64 [N, 4].
 
     Args:
         boxes: float64 [N, 4].

@@ -1,6 +1,6 @@
-"""A COCO instances file's text in, its annotations out as columns of numbers: a million of them need little memory.
+"""Parse a COCO instances file into columns of numbers, so that a million annotations need little memory.
 
-What cannot be taken in is noted as a problem and left out; only a text that is no instances file at all is an error.
+Invalid entries are noted as problems and dropped; only a text that is not an instances file at all is an error.
 """
 
 import json
@@ -16,19 +16,19 @@ from dataset_files.polygons import are_point_pairs, may_cover_no_pixel
 from dataset_files.problems import Problems, leaves_folder, shown
 from network_files.rle import are_packed_codes, unpack_all
 
-AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are looked at together
-LARGEST_COORDINATE = 1e5  # pixels; a rasteriser walks along every edge, so that larger ones would take it for ever
-LARGEST_PICTURE = 2 * Image.MAX_IMAGE_PIXELS  # pixels; Pillow opens no larger one
+AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
+LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
+LARGEST_PICTURE = 2 * Image.MAX_IMAGE_PIXELS  # pixels; Pillow refuses larger ones
 
-# What an entry of the wrong form raises when it is taken in.
+# Errors that an invalid entry can raise while it is parsed.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
 
 def read_content(text: str) -> dict:
-    """A JSON text that is an object, but its list "annotations" as Annotations instead of objects.
+    """Parse a JSON object, with its list "annotations" as Annotations instead of Python objects.
 
     Raises:
-        ValueError: the text is no object; JSONDecodeError where it is no JSON.
+        ValueError: the text is not an object; JSONDecodeError: it is not JSON.
     """
     scan = json.JSONDecoder().scan_once
     content = {}
@@ -50,17 +50,21 @@ def read_content(text: str) -> dict:
         if WHITESPACE.match(text, i + 1).end() != len(text):
             raise Unexpected
     except (Unexpected, StopIteration, IndexError):
-        whole = json.loads(text)  # says where it is broken
+        whole = json.loads(text)  # raises with the place where it is broken
         raise ValueError(f"holds a {type(whole).__name__}, not an object") from None
     return content
 
 
 class Unexpected(Exception):
-    """The text is no JSON object."""
+    """The text is not a JSON object."""
 
 
 def expect(text: str, i: int, character: str) -> int:
-    """The place of what follows `character`, which is to be the next in the text but for white space."""
+    """Skip white space and `character`, and return the position of what follows.
+
+    Raises:
+        Unexpected: the next character is another one.
+    """
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
         raise Unexpected
@@ -68,9 +72,9 @@ def expect(text: str, i: int, character: str) -> int:
 
 
 class Annotations:
-    """What the index needs of the annotations, in the order of the file; numbers only, so that a million are small.
+    """Columns of the annotations that the index needs, in the order of the file; numbers only, to save memory.
 
-    Masks are looked at in groups, and what remains of them is where they reach and what is wrong with them.
+    Masks are checked in groups; only their extents and problems are kept.
     """
 
     def __init__(self):
@@ -82,7 +86,7 @@ class Annotations:
         self.problems = Problems()
 
     def read(self, text: str, i: int, scan: Callable[[str, int], tuple[Any, int]]) -> int:
-        """Take in the JSON list that begins at i; returns where it ends."""
+        """Parse the JSON list that begins at position i; return the position of its end."""
         i = expect(text, i, "[")
         number = 0
         if text[i] == "]":
@@ -105,7 +109,7 @@ class Annotations:
             i = end + 1 if text[end : end + 2] == ",{" else expect(text, end, ",")
 
     def take(self, annotation: dict) -> None:
-        """Note what the index needs of an annotation, or raise one of MALFORMED. Called a million times."""
+        """Append an annotation to the columns, or raise one of MALFORMED. Called a million times."""
         box, mask = annotation["bbox"], annotation["segmentation"]
         if len(box) != 4:
             raise ValueError(f"has a bbox of {len(box)} numbers instead of 4")
@@ -126,7 +130,7 @@ class Annotations:
             self.masks.add_code(mask)
 
     def drop(self, annotation: Any, number: int, error: Exception) -> None:
-        """Note that an annotation cannot be used, and forget what was taken of it."""
+        """Note that an annotation is invalid, and remove what was appended of it."""
         count = len(self.ends)
         for column in (self.ids, self.image_ids, self.category_ids, self.crowds):
             del column[count:]
@@ -138,13 +142,13 @@ class Annotations:
 
 
 class MaskColumns:
-    """The masks of annotations, taken in one after the other and looked at in groups.
+    """Masks of annotations, added one by one and checked in groups.
 
-    Attributes, of which `look` fills in those of the masks since the last time:
+    Attributes, which `look` extends by the masks added since its last call:
         extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN where it has none.
-        flaws: by kind of problem, the annotations that have it.
-        thin: the annotations whose polygons may cover no pixel at all; only drawing them tells.
-        codes, sizes: the annotations whose masks are run-length codes, and the codes' heights and widths.
+        flaws: indices of the affected annotations, by kind of problem.
+        thin: annotations whose polygons may cover no pixel at all; only rasterising them shows it.
+        codes, sizes: annotations whose masks are run-length codes, and the heights and widths of the codes.
     """
 
     def __init__(self):
@@ -157,7 +161,7 @@ class MaskColumns:
         self.begin()
 
     def begin(self) -> None:
-        """A new group."""
+        """Begin a new group."""
         self.first = self.count
         self.points, self.lengths, self.owners = array("d"), array("q"), array("q")
         self.packed: list[bytes] = []
@@ -173,7 +177,7 @@ class MaskColumns:
                 self.points.fromlist(polygon)
         except (TypeError, OverflowError):
             del self.points[before:]
-            raise ValueError(f"has polygons that are none: {shown(polygons)}") from None
+            raise ValueError(f"has invalid polygons: {shown(polygons)}") from None
         for polygon in polygons:
             self.lengths.append(len(polygon))
             self.owners.append(self.count)
@@ -193,11 +197,11 @@ class MaskColumns:
             try:
                 loose.fromlist(counts)
             except (TypeError, OverflowError):
-                raise ValueError(f"has run lengths that are none: {shown(counts)}") from None
+                raise ValueError(f"has invalid run lengths: {shown(counts)}") from None
             self.loose.append(loose)
             self.loose_owners.append(self.count)
         else:
-            raise ValueError(f"has a run-length code whose counts are {shown(counts)}")
+            raise ValueError(f"has a run-length code with invalid counts: {shown(counts)}")
         self.codes.append(self.count)
         self.sizes.extend((height, width))
         self.count += 1
@@ -206,7 +210,7 @@ class MaskColumns:
             self.look()
 
     def look(self) -> None:
-        """See where the masks of this group reach and what is wrong with them, and begin a new one."""
+        """Compute extents and problems of the masks in this group, and begin a new one."""
         extents = np.full((self.count - self.first, 4), np.nan)
         if self.owners:
             self.look_at_polygons(extents)
@@ -253,7 +257,7 @@ class MaskColumns:
         fine[code_of[(counts < 0) | (counts > LARGEST_PICTURE)]] = False
         fine &= (np.bincount(code_of, counts, minlength=len(owners)) == pixels) | (given == 0)
         self.flaws["code counts"] += owners[~fine].tolist()
-        extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have a wrong one
+        extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have an invalid one
 
         chosen = fine & (given > 0)
         found, around = extents_of_runs(counts[chosen[code_of]], lengths[chosen], sizes[chosen, 0])
@@ -261,21 +265,21 @@ class MaskColumns:
 
 
 def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """x1y1x2y2 around groups of points that begin at `starts`, float64 [N, 4]; NaN if any of a group is."""
+    """Return x1y1x2y2 around groups of points that begin at `starts`, float64 [N, 4]; NaN if a group has one."""
     ways = ((np.minimum, x), (np.minimum, y), (np.maximum, x), (np.maximum, y))
     return np.stack([way.reduceat(values, starts) for way, values in ways], axis=1)
 
 
 def extents_of_runs(counts: np.ndarray, lengths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where masks reach, from their run lengths.
+    """Compute the extents of masks from their run lengths.
 
     Args:
-        counts: int64 [S], the run lengths of N codes one after the other, zeros first, down the columns.
-        lengths: int64 [N], how many of them belong to each code, at least one.
+        counts: int64 [S], the concatenated run lengths of N codes, column-major and beginning with zeros.
+        lengths: int64 [N], number of run lengths of each code, at least one.
         heights: int64 [N].
 
     Returns:
-        Which codes have a pixel, int64 [M], and x1y1x2y2 around their pixels, float64 [M, 4].
+        The codes that have a pixel, int64 [M], and x1y1x2y2 around their pixels, float64 [M, 4].
     """
     code_of = np.repeat(np.arange(len(lengths)), lengths)
     starts = lengths.cumsum() - lengths
@@ -296,20 +300,20 @@ def extents_of_runs(counts: np.ndarray, lengths: np.ndarray, heights: np.ndarray
 
 
 class NoCategory(ValueError):
-    """No category of a file can be used."""
+    """No category of a file is usable."""
 
 
 def read_categories(categories: list, problems: Problems) -> dict[int, str]:
-    """Category id -> name; of two with one id the first.
+    """Read category id -> name; of two with the same id, the first.
 
     Raises:
-        NoCategory: there is none that can be used.
+        NoCategory: no category is usable.
     """
     names = {}
     for number, category in enumerate(categories):
         try:
             key = natural(category["id"])
-            name = str(category["name"]).encode(errors="replace").decode()  # half a character can be written nowhere
+            name = str(category["name"]).encode(errors="replace").decode()  # half a surrogate pair cannot be encoded
         except MALFORMED as error:
             problems.add("category", f"category number {number} of the list {reason_of(error, category)}")
             continue
@@ -318,14 +322,14 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
         else:
             names[key] = name
     if not names:
-        raise NoCategory("a category is wanted, 'categories' holds none")
+        raise NoCategory("'categories' has no usable category")
     return names
 
 
 class Pictures(NamedTuple):
     """The list "images" as columns: ids int64 [P], sizes int64 [P, 2] (height, width), file names str [P].
 
-    `valid` bool [P] says which can be used; the others are there for their annotations' sake.
+    `valid` bool [P] marks the usable ones; the others are kept to recognise their annotations.
     """
 
     ids: np.ndarray
@@ -375,33 +379,33 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
 
 def reason_of(error: Exception, entry: Any) -> str:
     if not isinstance(entry, dict):
-        return "is no object"
+        return "is not an object"
     if isinstance(error, KeyError):
         return f"lacks the key {error}"
-    return str(error) if isinstance(error, ValueError) else f"holds something of the wrong kind ({error})"
+    return str(error) if isinstance(error, ValueError) else f"has a value of the wrong type ({error})"
 
 
 def whole(number: float) -> float:
-    """An id, made an int again where somebody's tool wrote 7.0."""
+    """Turn an id that a tool wrote as 7.0 back into an int."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def int64(number: float) -> int:
-    """A number of a JSON file that is to be whole.
+    """Convert a number of a JSON file to a whole number.
 
     Raises:
-        ValueError, OverflowError: it is none, or too large.
+        ValueError, OverflowError: it is not whole, or too large.
     """
     number = whole(number)
     if not isinstance(number, int) or isinstance(number, bool):
-        raise ValueError(f"has {shown(number)} where a whole number is wanted")
+        raise ValueError(f"has {shown(number)} instead of a whole number")
     if not -(2**63) <= number < 2**63:
         raise OverflowError(f"has the number {shown(number)}, which is too large")
     return number
 
 
 def natural(number: float) -> int:
-    """The same, not below 0: COCO's readers take no other ids of pictures and categories."""
+    """Convert like `int64`, to 0 or above: COCO's readers accept no other ids of images and categories."""
     if int64(number) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
     return int64(number)

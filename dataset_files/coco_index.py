@@ -1,14 +1,13 @@
-"""A COCO instances file in, the places of its annotations out: an index of a few megabytes, however long the file.
+"""Index a COCO instances file: store the byte positions of its annotations in a few megabytes, however long the file.
 
-COCO's file of a million training objects takes half a minute and gigabytes as Python objects. Here it is read through
-once, object by object; what is kept is where in the file each picture's annotations stand. The index is then stored,
-beside the file or in the user's cache folder, and the next start takes it from there as long as the file is the same.
+COCO's file of a million training objects takes half a minute and gigabytes as Python objects. Here it is parsed once,
+object by object, and only the position of each image's annotations in the file is kept. The index is stored beside the
+file or in the user's cache folder, and read from there at the next start as long as the file has not changed.
 """
 
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset_files.atomic_files import replacing
 from dataset_files.coco_check import check_annotations
 from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
 from dataset_files.file_names import is_lfs_pointer
@@ -52,19 +52,19 @@ class Reading(NamedTuple):
 
 @dataclass
 class CocoIndex:
-    """Where the annotations of P pictures and A objects stand, by picture, in the order of the file.
+    """Positions of the annotations of P images and A objects in their file, by image, in the order of the file.
 
-    Pictures and annotations with which results would be wrong are not in it, but in `problems`.
+    Images and annotations that would make results wrong are not in it, but in `problems`.
 
     Attributes:
         path: the file.
-        stamp: int64 [3], version, size in bytes and time of change, of the file that was read.
+        stamp: int64 [3], format version, size in bytes and mtime of the file that was read.
         categories: category id -> name.
         image_ids: int64 [P].
         sizes: int64 [P, 2], height and width.
         file_names: str [P].
-        first: int64 [P + 1]; picture p has the objects first[p] .. first[p + 1] - 1.
-        starts: int64 [A], the byte at which each begins in the file.
+        first: int64 [P + 1]; image p has the objects first[p] .. first[p + 1] - 1.
+        starts: int64 [A], the byte offset of each in the file.
         lengths: int64 [A], in bytes.
         category_ids: int64 [A].
         crowds: bool [A].
@@ -87,10 +87,10 @@ class CocoIndex:
     problems: Problems
 
     def annotations(self, picture: int, only_usable: bool) -> list[dict]:
-        """A picture's annotations as the file has them.
+        """Read the annotations of an image from the file.
 
         Raises:
-            ValueError: the file is not the one that was indexed.
+            ValueError: the file has changed since it was indexed.
         """
         chosen = np.arange(self.first[picture], self.first[picture + 1])
         if only_usable:
@@ -128,7 +128,7 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     suffix = reading.suffix()
     stored = read_stored(path, stamp, suffix)
     if stored is None:
-        with locked(path):  # of several processes one makes the index, the others wait here and find it
+        with locked(path):  # one of several processes builds the index, the others wait here and find it
             stored = read_stored(path, stamp, suffix)
             if stored is None:
                 stored = make_index(path, reading)
@@ -137,7 +137,7 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def stamp_of(file: Path | int) -> np.ndarray:
-    """What tells an instances file (a path or a descriptor) from what it was before."""
+    """Return format version, size and mtime of an annotation file (path or descriptor); changes when the file does."""
     status = os.stat(file)
     return np.array([VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
 
@@ -146,7 +146,7 @@ def stamp_of(file: Path | int) -> np.ndarray:
 
 
 def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
-    """Where an index may be stored: beside the file, and for folders that cannot be written, in the user's cache."""
+    """Return where an index may be stored: beside the file, and for read-only folders in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}{suffix}"
     in_cache = cache / "mask-rcnn" / own_name
@@ -154,7 +154,7 @@ def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
 
 
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
-    """A stored index of the file as it is now; None where there is none, or only one that is damaged."""
+    """Read the stored index of the file's current version; None if there is none, or it is damaged."""
     for columns in stored_columns(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
             ids, names = columns.pop("categories").tolist(), columns.pop("category_names").tolist()
@@ -164,7 +164,7 @@ def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIn
 
 
 def stored_columns(places: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of each of these files that is there and whole."""
+    """Yield the columns of each of these files that exists and is intact."""
     for place in places:
         try:
             data = place.read_bytes()
@@ -184,30 +184,26 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
 
 
 def store_columns(columns: dict[str, np.ndarray], places: list[Path]) -> None:
-    """Write columns, behind their digest, to the first place that takes them; there may be none."""
+    """Write columns, preceded by their digest, to the first writable place; there may be none."""
     content = io.BytesIO()
     np.savez(content, **columns)
     for place in places:
-        draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-        try:
+        with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(sha256(content.getvalue()).digest() + content.getvalue())
-            os.replace(draft, place)
+            with replacing(place) as file:
+                file.write(sha256(content.getvalue()).digest() + content.getvalue())
             return
-        except OSError:
-            with suppress(OSError):
-                draft.unlink()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one process of this machine at a time, where the system can do that; the lock goes with its process."""
+    """Hold a lock per file and machine, where the system supports it; it is released when its process ends."""
     with open(path, "rb") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # some network file systems have no locks: then each process makes the index for itself
+            pass  # some network file systems have no locks: then each process builds the index itself
         yield
 
 
@@ -215,14 +211,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Read an instances file through, see `open_index`.
+    """Parse and check an instances file, see `open_index`.
 
     Raises:
-        ValueError: it is not readable as JSON or no instances file.
+        ValueError: it is not readable as JSON, or not an instances file.
     """
     stamp = stamp_of(path)
     try:
-        with open(path, encoding="utf-8", newline="") as file:  # as it stands: places are counted in it
+        with open(path, encoding="utf-8", newline="") as file:  # newlines unchanged: positions are counted
             text = file.read()
         content = read_content(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -230,7 +226,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
             raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: not readable as JSON (lists within lists without end)") from error
+        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     for key, kind in (("images", list), ("annotations", Annotations), ("categories", list)):
@@ -251,7 +247,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
-    place = pictures.valid.cumsum() - 1  # of each picture among those that can be used
+    place = pictures.valid.cumsum() - 1  # of each image among the usable ones
     return CocoIndex(
         path,
         stamp,
@@ -270,7 +266,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending places in a text, in characters -> the same in bytes of its UTF-8 file."""
+    """Convert ascending positions in a text from characters to bytes of its UTF-8 file."""
     if text.isascii():
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()

@@ -6,7 +6,6 @@ file that it was read from changes.
 
 import json
 import os
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset_files import coco_repair
+from dataset_files.atomic_files import write_atomically
 from dataset_files.coco_index import CocoIndex, Reading, locked, open_index
 from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.problems import Problems
@@ -81,9 +81,9 @@ def open_converted(
 
 
 def store(place: Path, stamp: str, converted: Converted) -> Problems:
-    write_whole(place, json.dumps(converted.content).encode())
+    write_atomically(place, json.dumps(converted.content))
     about = {"stamp": stamp, "size": place.stat().st_size, "problems": vars(converted.problems)}
-    write_whole(about_file(place), json.dumps(about).encode())
+    write_atomically(about_file(place), json.dumps(about))
     return converted.problems
 
 
@@ -94,16 +94,6 @@ def stored_problems(place: Path, stamp: str) -> Problems | None:
         if about["stamp"] == stamp and place.stat().st_size == about["size"]:
             return Problems(**about["problems"])
     return None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def about_file(place: Path) -> Path:

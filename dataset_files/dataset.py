@@ -44,6 +44,7 @@ class InstanceDataset(Protocol):
     problems: Problems
     image_folder: Path
     exif: str | None
+    transforms: Callable | None
     kept_in_evaluation: str
     collate_fn: Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]
 
@@ -68,6 +69,9 @@ class InstanceDataset(Protocol):
         """Of image i, from the annotations, without opening it."""
 
     def counts(self) -> ObjectCounts: ...
+
+    def objects_per_class(self) -> dict[str, tuple[int, int]]:
+        """Class name -> objects that are no crowds, and crowds."""
 
     def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
         """Take the labels and category ids of another table, matched by name.

@@ -1,7 +1,7 @@
-"""Whether a dataset's pictures are there and are what the annotations say, without decoding one.
+"""Check that a dataset's images exist and have their annotated sizes, without decoding them.
 
-One look at each folder tells which files are there. What their headers say is read once, and of large datasets kept
-beside the annotations, so that the next start reads only the headers of files that have changed.
+Each folder is listed once to find the files. Their headers are read once and, for large datasets, stored beside the
+annotations, so that the next start reads only the headers of files that have changed.
 """
 
 import os
@@ -20,17 +20,17 @@ from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_reading import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 from dataset_files.problems import Problems
 
-KEPT_FROM = 5000  # pictures: the headers of fewer are read in a second
-READERS = 8  # threads: on a network's disk most of the time is waiting
-# What stands for the size of a file that is none.
+KEPT_FROM = 5000  # images: the headers of fewer are read in a second
+READERS = 8  # threads: on a network file system most of the time is waiting
+# Stand for the size of what is not a file.
 MISSING, NO_FILE = -1, -2
-# What a header tells, in the order of their numbers; the names are those of the kinds of problems.
+# State of a header, and the kind of problem with the same index.
 FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER = range(5)
 FAULTS = ("", "no picture", "bomb", "unreadable", "lfs")
 
 
 def check_images(dataset) -> tuple[Problems, list[int]]:
-    """What is wrong with the pictures of a dataset, and the items that have them."""
+    """Return the problems of a dataset's images, and the indices of the affected items."""
     folder, names = dataset.image_folder, dataset.image_names()
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
     files = file_states(folder, names)
@@ -40,8 +40,8 @@ def check_images(dataset) -> tuple[Problems, list[int]]:
     def note(kind: str, flawed: np.ndarray, what: str = "") -> None:
         def describe(i: int) -> str:
             (width, height, _, _), (wanted_height, wanted_width) = headers[i].tolist(), sizes[i].tolist()
-            said = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}")
-            return f"{folder / names[i]} (image {dataset.image_id(i)}){said}"
+            sizes_text = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}")
+            return f"{folder / names[i]} (image {dataset.image_id(i)}){sizes_text}"
 
         problems.add_all(kind, np.flatnonzero(flawed & ~bad).tolist(), describe)
         bad[flawed] = True
@@ -65,7 +65,7 @@ def check_images(dataset) -> tuple[Problems, list[int]]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Size in bytes and time of change of each file, int64 [P, 2]; MISSING or NO_FILE for the size of others."""
+    """Return size in bytes and mtime of each file, int64 [P, 2]; a size of MISSING or NO_FILE for what is not one."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -79,7 +79,7 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
                         found[f"{inner}/{entry.name}" if inner else entry.name] = state_of(entry)
         except OSError:
             continue
-    # Where the system takes other names for the same file, only it can tell.
+    # Where the file system accepts other spellings of a name, only it can resolve them.
     rows = [found.get(name) or state_of(folder / name) for name in names]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
@@ -95,11 +95,11 @@ def state_of(file: os.DirEntry | Path) -> tuple[int, int]:
 
 
 def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path]) -> np.ndarray:
-    """Of each file that is there its width, height, EXIF orientation and what is wrong with it, int64 [P, 4].
+    """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 4].
 
     Args:
-        files: what `file_states` says of them.
-        places: where headers that were read are kept, if they are many.
+        files: the result of `file_states`.
+        places: where to store the headers of large datasets.
     """
     headers = np.zeros((len(names), 4), dtype=np.int64)
     unread = files[:, 0] > 0
@@ -115,7 +115,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
     if unread:
         paths = [os.path.join(folder, names[i]) for i in unread]
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
-            warnings.simplefilter("ignore")  # Pillow's about large pictures and odd tags come when they are opened
+            warnings.simplefilter("ignore")  # Pillow warns again when the images are opened
             read = pool.map(read_header, paths, chunksize=64)
             quiet = None if len(paths) > KEPT_FROM else True  # None: where there is no terminal
             headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
@@ -126,7 +126,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
 
 
 def read_header(path: str) -> tuple[int, int, int, int]:
-    """A row of `read_headers`."""
+    """Read a row of `read_headers`."""
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             return (*picture.size, orientation_of(picture), FINE)
@@ -134,5 +134,5 @@ def read_header(path: str) -> tuple[int, int, int, int]:
         return 0, 0, 1, BOMB
     except PermissionError:
         return 0, 0, 1, UNREADABLE
-    except Exception:  # a broken header makes Pillow raise anything
+    except Exception:  # with a broken header Pillow can raise anything
         return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NO_PICTURE

@@ -8,12 +8,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 EXIF_ORIENTATION = 0x0112
-# Pillow also knows formats that run other programs (EPS), and formats without photos in them; these are never tried.
+# Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
 PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
-    """A picture file -> uint8 [3, H, W].
+    """Read an image file as uint8 [3, H, W].
 
     Args:
         size: height and width that annotations say.
@@ -21,8 +21,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
             only then it has the annotated size.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a picture that can be read; the message names it.
+        FileNotFoundError: the file is missing.
+        ValueError: it is not a readable image; the message names it.
     """
     path = Path(path)
     try:
@@ -31,13 +31,13 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
                 return picture_to_tensor(ImageOps.exif_transpose(picture))
             return picture_to_tensor(picture)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such picture") from None
-    except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise FileNotFoundError(f"{path}: no such image") from None
+    except Exception as error:  # with a broken file Pillow can raise anything
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """The EXIF tag of that name, 1 (upright) where there is none."""
+    """Return the EXIF orientation; 1 (upright) if there is none."""
     return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
 
 
@@ -66,15 +66,15 @@ def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
-    """A Pillow picture of any mode -> uint8 [3, H, W]."""
+    """Convert a Pillow image of any mode to uint8 [3, H, W]."""
     return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1).contiguous()
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A Pillow picture of any mode in 8-bit RGB.
+    """Convert a Pillow image of any mode to 8-bit RGB.
 
-    Transparency is dropped, also that of a palette: what counts are the colours below it. 16-bit grey values are
-    divided by 257, where Pillow's own `convert` would cut them off at 255.
+    Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
+    while Pillow's own `convert` would clip them at 255.
     """
     if picture.mode.startswith("I;16"):
         values = np.array(picture).astype(np.uint32)

@@ -1,6 +1,6 @@
-"""What can be wrong with a dataset: the kinds, and how many of each were found, the first few by name.
+"""Collect problems of a dataset by kind: the number of each, and the first few described.
 
-Readers note problems here instead of stopping at the first one, so that a user mends all of them at once.
+Readers note problems here instead of stopping at the first one, so that a user can fix all of them at once.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-NAMED = 3  # of each kind
-LONGEST = 120  # characters of a value that is shown
+NAMED = 3  # described problems per kind
+LONGEST = 120  # characters of a value in a message
 
 
 class Kind(NamedTuple):
     """A kind of problem.
 
     Attributes:
-        text: what has it, in plural.
-        wrong: whether results would be wrong with it; else training can do without what has it.
-        stays: whether training keeps what has it, too.
-        skippable: whether a wrong kind can be left out with `--skip-bad`. It cannot where all of a file is in doubt:
-            what remained would be as wrong.
+        text: what is affected, in plural.
+        wrong: whether it would make results wrong; otherwise training drops what is affected and continues.
+        stays: whether training keeps what is affected, too.
+        skippable: whether `--skip-bad` can drop what a wrong kind affects. It cannot where a whole file is in doubt,
+            as the rest would be equally wrong.
     """
 
     text: str
@@ -30,17 +30,17 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # a COCO file as a whole; first, since the other problems of such a file follow from these
+    # a COCO file as a whole; first, since its other problems follow from these
     "box format": Kind("annotation files whose boxes are not x, y, width, height", skippable=False),
     "fractions": Kind("annotation files whose coordinates are not pixels", skippable=False),
     "category numbering": Kind("annotation files that number categories in two ways", skippable=False),
     # the lists of a COCO file
-    "category": Kind("categories that cannot be used"),
-    "category id": Kind("categories with the id of another one"),
-    "image": Kind("images that cannot be used"),
-    "image id": Kind("images with the id of another one"),
-    "annotation": Kind("annotations that cannot be used"),
-    "annotation id": Kind("annotations with the id of another one"),
+    "category": Kind("invalid categories"),
+    "category id": Kind("categories with a repeated id"),
+    "image": Kind("invalid images"),
+    "image id": Kind("images with a repeated id"),
+    "annotation": Kind("invalid annotations"),
+    "annotation id": Kind("annotations with a repeated id"),
     "unknown image": Kind("annotations of images that are not in 'images'"),
     "unknown category": Kind("annotations of categories that are not in 'categories'"),
     "unused category": Kind("categories that only group the others or mean background, dropped", False, stays=True),
@@ -48,76 +48,76 @@ KINDS = {
     "box numbers": Kind("boxes with numbers that are not finite"),
     "odd polygon": Kind("polygons with an odd number of coordinates"),
     "point pairs": Kind("polygons given as pairs of coordinates instead of [x1, y1, x2, y2, ...]"),
-    "polygon numbers": Kind("polygons with coordinates that no picture has"),
-    "code size": Kind("run-length codes of another size than their picture"),
-    "code counts": Kind("run-length codes that are none"),
-    "apart": Kind("boxes and masks that do not cover one another"),
+    "polygon numbers": Kind("polygons with coordinates beyond any image size"),
+    "code size": Kind("run-length codes of another size than their image"),
+    "code counts": Kind("invalid run-length codes"),
+    "apart": Kind("boxes and masks that hardly overlap"),
     "loose boxes": Kind("annotation files whose boxes fit their masks badly", wrong=False, stays=True),
     "empty box": Kind("boxes without area", wrong=False),
-    "box outside": Kind("boxes outside their picture", wrong=False),
+    "box outside": Kind("boxes outside their image", wrong=False),
     "no mask": Kind("objects without a mask", wrong=False),
     "short polygon": Kind("objects with polygons of fewer than three points, which are left out", False, stays=True),
-    "far outside": Kind("masks with points far outside their picture, which are cut off", False, stays=True),
+    "far outside": Kind("masks with points far outside their image, which are clipped", False, stays=True),
     # layouts other than COCO's
-    "json": Kind("JSON files that cannot be used"),
+    "json": Kind("invalid JSON files"),
     "no image": Kind("annotation files without an image file"),
-    "embedded": Kind("images that exist only inside their JSON (imageData), to be saved as files beside it"),
-    "same image": Kind("images that are annotated in two places, of which the first is taken"),
-    "outline": Kind("outlines that cannot be used"),
+    "embedded": Kind("images that exist only inside their JSON (imageData); save them as files beside it"),
+    "same image": Kind("images that are annotated in two places, of which the first is used"),
+    "outline": Kind("invalid outlines"),
     "no class": Kind("objects without a class"),
-    "label line": Kind("lines of label files that cannot be used"),
+    "label line": Kind("invalid lines in label files"),
     "class id": Kind("objects with class numbers beyond 'names'"),
     "colour": Kind("colours in masks that no class has"),
     "not an area": Kind("shapes without an area (points, lines), which are left out", wrong=False),
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False),
     "no label image": Kind("label files without an image, which are left out", wrong=False),
-    "clipped": Kind("objects that reach outside their image, which are cut off", wrong=False, stays=True),
+    "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),
     "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
     "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),
     "single value": Kind("mask images with a single value, taken as one object each", wrong=False, stays=True),
     "no split": Kind("splits that are named but missing", wrong=False),
     # VOC's files
-    "xml": Kind("XML files that cannot be used"),
-    "class": Kind("objects of classes that are none of the devkit's twenty"),
-    "corners": Kind("boxes whose corners are no left upper and right lower one"),
-    "masks": Kind("PNG files of masks that cannot be used"),
+    "xml": Kind("invalid XML files"),
+    "class": Kind("objects of classes other than the devkit's twenty"),
+    "corners": Kind("boxes whose corners are not the upper left and the lower right one"),
+    "masks": Kind("invalid PNG files of masks"),
     # repaired in COCO files
     "encoding": Kind("annotation files that are not plain UTF-8, decoded", wrong=False, stays=True),
     "text id": Kind("ids that are not whole numbers, replaced by whole numbers", wrong=False, stays=True),
-    "renumbered": Kind("annotation ids that are missing, invalid or repeat, renumbered", wrong=False, stays=True),
+    "renumbered": Kind("annotation ids that are missing, invalid or repeated, renumbered", wrong=False, stays=True),
     "repeated": Kind("annotations that repeat another one exactly, dropped", wrong=False, stays=True),
     "url": Kind("images without a file name, named after their URL or path", wrong=False, stays=True),
     "no size": Kind("images without height and width, read from the image files", wrong=False, stays=True),
     "found elsewhere": Kind("file names that are wrong, found in the image folder", wrong=False, stays=True),
-    "ambiguous": Kind("file names that fit several files, of which none is taken", wrong=False, stays=True),
-    "no segmentation": Kind("annotations without a segmentation, taken as objects without a mask", False, stays=True),
+    "ambiguous": Kind("file names that match several files, of which none is used", wrong=False, stays=True),
+    "no segmentation": Kind("annotations without a segmentation, used as objects without a mask", False, stays=True),
     "flat polygon": Kind("polygons given as [x, y, ...] instead of [[x, y, ...]], converted", False, stays=True),
     "converted pairs": Kind("polygons given as pairs of coordinates, converted", wrong=False, stays=True),
     "exchanged size": Kind("run-length codes of size width, height instead of height, width, corrected", False, True),
     "no box": Kind("annotations without a box, taken from the mask", wrong=False, stays=True),
     "area": Kind("missing or invalid areas, taken from the mask", wrong=False, stays=True),
     "crowd": Kind("iscrowd values that are not 0 or 1, converted", wrong=False, stays=True),
-    # pictures
+    # images
     "lfs": Kind("Git LFS pointers instead of images; run `git lfs pull`"),
     "file name": Kind("file names that lead out of the image folder, which are never opened"),
-    "missing": Kind("pictures that are missing"),
-    "empty": Kind("pictures that are empty files"),
-    "unreadable": Kind("pictures that cannot be opened"),
-    "no picture": Kind("files that are no pictures"),
-    "size": Kind("pictures of another size than annotated"),
+    "missing": Kind("images that are missing"),
+    "empty": Kind("images that are empty files"),
+    "unreadable": Kind("images that cannot be opened"),
+    "no picture": Kind("files that are not images"),
+    "size": Kind("images of another size than annotated"),
+    "bomb": Kind("images too large to be opened safely"),
     "exif": Kind(
         "images whose EXIF orientation their size does not confirm, read as they are stored; --exif apply turns them",
         wrong=False,
         stays=True,
     ),
-    "bomb": Kind("pictures too large to be opened safely"),
 }
 
 
 @dataclass
 class Problems:
-    """Found so far: how many of each kind, and the first few in words."""
+    """Problems found so far: the number of each kind, and descriptions of the first few."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Problems:
         self.add_all(kind, [example], lambda text: text)
 
     def add_all(self, kind: str, found: Iterable, describe: Callable[[object], str]) -> None:
-        """Note all of `found`; only the first few are described."""
+        """Add all of `found`; only the first few are described."""
         found = list(found)
         if found:
             self.counts[kind] = self.counts.get(kind, 0) + len(found)
@@ -140,55 +140,55 @@ class Problems:
             examples += other.examples[kind][: NAMED - len(examples)]
 
     def wrong(self) -> list[str]:
-        """The kinds found with which results would be wrong, in the order of KINDS."""
+        """List the kinds found that would make results wrong, in the order of KINDS."""
         return [kind for kind in KINDS if kind in self.counts and KINDS[kind].wrong]
 
     def harmless(self) -> list[str]:
-        """The other kinds found."""
+        """List the other kinds found."""
         return [kind for kind in KINDS if kind in self.counts and not KINDS[kind].wrong]
 
     def in_words(self, kind: str, outcome: str = "") -> str:
-        """All that is known of a kind, in one line."""
+        """Describe a kind with its count and examples, in one line."""
         count, examples = self.counts[kind], self.examples[kind]
         more = f"; and {count - len(examples)} more" if count > len(examples) else ""
         return f"{KINDS[kind].text} ({count}){outcome}: {'; '.join(examples)}{more}"
 
     def unskippable(self) -> list[str]:
-        """The kinds found that stop a run also with `--skip-bad`."""
+        """List the kinds found that stop a run even with `--skip-bad`."""
         return [kind for kind in self.wrong() if not KINDS[kind].skippable]
 
     def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
-        """ValueError if anything wrong was found in the file `source`; with `skip_bad` only what cannot be skipped."""
+        """Raise ValueError if a wrong kind was found in `source`; with `skip_bad` only for unskippable ones."""
         if self.unskippable() if skip_bad else self.wrong():
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:
-        """The first wrong kind in full, and the counts of the others."""
+        """Describe the first wrong kind in full, and the others by their counts."""
         first, *others = self.wrong()
         rest = "".join(f"; {KINDS[kind].text} ({self.counts[kind]})" for kind in others)
         return f"{self.in_words(first)}{rest}"
 
 
 def printable(text: str) -> str:
-    """A text in one line, without what would move a terminal's cursor."""
+    """Return a text as one line, without control characters that would move a terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def shown(value: object) -> str:
-    """A value from a file in one line that is not too long."""
+    """Format a value from a file as one line of limited length."""
     text = " ".join(repr(value).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name from a dataset might lead out of the folder that it is meant in, on any system."""
+    """Whether a file name from a dataset might lead out of its folder, on any system."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
     return not name or "\0" in name or parts[0] == "" or has_drive or ".." in parts or not is_file_name(name)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a system can have a file of that name."""
+    """Whether a system can have a file with this name."""
     try:
         return len(name.encode()) < 1024
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Pascal VOC's files, one by one: lists, XML annotations, PNGs of masks. What cannot be used is noted as a problem.
+"""Read single files of Pascal VOC: lists, XML annotations, PNGs of masks. Invalid ones are noted as problems.
 
-Nothing that a file names is opened but what the devkit's layout says, and no entity of an XML file is expanded.
+Only files of the devkit's layout are opened, whatever a file names, and no entity of an XML file is expanded.
 """
 
 import math
@@ -20,7 +20,7 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOID_LABEL = 255  # palette index of the contours between objects, which belong to none
+VOID_LABEL = 255  # palette index of the contours between objects, which belong to no object
 LARGEST_XML = 10 << 20  # bytes
 
 
@@ -39,23 +39,23 @@ class VOCPicture:
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
-    """The names in a list of pictures, by their line's number among those that are not empty, from 1 on."""
+    """Read the names in a list of images, by their line number, counted from 1 without empty lines."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found (the list of pictures)")
+        raise FileNotFoundError(f"{path}: not found (the list of images)")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no list of names ({error})") from error
+        raise ValueError(f"{path}: not a list of names ({error})") from error
     if not lines:
-        raise ValueError(f"{path}: lists no picture")
+        raise ValueError(f"{path}: lists no image")
     problems.add_all("file name", (name for name in lines if leaves_folder(name)), shown)
     return {number: name for number, name in enumerate(lines, start=1) if not leaves_folder(name)}
 
 
 def read_annotation(folder: Path, name: str, problems: Problems) -> VOCPicture | None:
-    """One XML file of the devkit in `folder`; None if it cannot be used.
+    """Read one XML file of the devkit in `folder`; None if it is invalid.
 
-    Boxes there are 1-based whole pixels, both ends included; parts of objects are passed over.
+    Boxes there are 1-based whole pixels, both ends included; parts of objects are skipped.
     """
     path = folder / "Annotations" / f"{name}.xml"
     try:
@@ -73,16 +73,16 @@ def read_annotation(folder: Path, name: str, problems: Problems) -> VOCPicture |
         else:
             if objects[-1].box[0] >= objects[-1].box[2] or objects[-1].box[1] >= objects[-1].box[3]:
                 problems.add("box outside", f"Annotations/{name}.xml, object {number} in {size[1]}x{size[0]}")
-                objects[-1].difficult = True  # so that nobody learns from it or is measured by it
+                objects[-1].difficult = True  # so that it is neither trained on nor scored
     return VOCPicture(name, size, objects)
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file.
+    """Parse an XML file and return its root.
 
     Raises:
-        ValueError: it is not readable, or declares a document type: that could hold entities that grow without end or
-            name other files, and annotations need none.
+        ValueError: it is not readable, or declares a document type, which could define entities that expand without
+            end or read other files, and which annotations do not need.
     """
     if not path.is_file():
         raise ValueError("not found")
@@ -103,7 +103,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def refuse_document_type(*_) -> None:
-    raise ValueError("refused, it declares a document type, which may hold entities")
+    raise ValueError("refused, as it declares a document type, which may define entities")
 
 
 def whole_number(element: ElementTree.Element, path: str) -> int:
@@ -114,7 +114,7 @@ def whole_number(element: ElementTree.Element, path: str) -> int:
 
 
 class UnusableObject(Exception):
-    """An object of an XML file cannot be used; `kind` says in which way."""
+    """An object of an XML file is invalid; `kind` is the kind of problem."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -122,7 +122,7 @@ class UnusableObject(Exception):
 
 
 def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObject:
-    """An object, its box clipped to the picture's `size` (height, width)."""
+    """Read an object, its box clipped to the image's `size` (height, width)."""
     name = (element.findtext("name") or "").strip()
     if name not in VOC_CLASSES:
         raise UnusableObject("class", shown(name))
@@ -131,7 +131,7 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
 
 
 def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box of an object called `name`, 0-based x1y1x2y2, clipped to an image of `size` (height, width)."""
+    """Read the box of the object `name`, 0-based x1y1x2y2, clipped to an image of `size` (height, width)."""
     try:
         x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except (TypeError, ValueError):
@@ -146,33 +146,33 @@ def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> 
 
 
 def count_instances(path: Path, size: tuple[int, int]) -> int:
-    """How many instances a PNG of masks shows, without making an array of it."""
+    """Count the instances in a PNG of masks without making an array of it."""
     with open_masks(path, size) as picture:
         return sum(index not in (0, VOID_LABEL) for _, index in picture.getcolors())
 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A palette PNG's indices, uint8 [H, W]."""
+    """Read the indices of a palette PNG, uint8 [H, W]."""
     with open_masks(path, size) as picture:
         return np.array(picture)
 
 
 @contextmanager
 def open_masks(path: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
-    """A palette PNG whose header is right.
+    """Open a palette PNG and check its header.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no palette picture of this size, or broken.
+        FileNotFoundError: the file is missing.
+        ValueError: it is broken, or not a palette image of this size.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found (the masks of a listed picture)")
+        raise FileNotFoundError(f"{path}: not found (the masks of a listed image)")
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             if picture.mode not in ("P", "L"):
-                raise ValueError(f"is a {picture.mode} picture; masks are palette pictures")
+                raise ValueError(f"has mode {picture.mode}; masks are palette images")
             if picture.size != (size[1], size[0]):
-                raise ValueError(f"is {picture.width}x{picture.height}, its XML says {size[1]}x{size[0]}")
+                raise ValueError(f"is {picture.width}x{picture.height}, but its XML has {size[1]}x{size[0]}")
             yield picture
-    except Exception as error:  # a broken file makes Pillow raise anything
+    except Exception as error:  # with a broken file Pillow can raise anything
         raise ValueError(f"{path}: {error}") from error

@@ -1,9 +1,9 @@
-"""Write a Detectron2 Mask R-CNN as a weight file of this project's: the same weights, and what the keys do not say.
+"""Convert a Detectron2 Mask R-CNN to this project's weight file: the same weights, and the network's description.
 
     python tools/convert_detectron2.py model_final_f10217.pkl mask_rcnn_detectron2.pth
     python tools/convert_detectron2.py output/model_final.pth mine.pth --label-json-path my_classes.json
 
-The scripts read Detectron2's files as they are; this is for those who pass weights on, or name their classes once.
+The scripts also read Detectron2's files directly; use this to publish weights, or to store their class names.
 """
 import argparse
 import sys
@@ -24,20 +24,20 @@ def main(source: str, output: str, label_json: str | None) -> None:
         raise InputError(f"{source}: not a Detectron2 network (no key starts with backbone.bottom_up)")
     content = from_detectron2(state, source, label_json)
     if Path(output).resolve() == Path(source).resolve():
-        raise InputError(f"{output}: is the file that is read; give another name")
+        raise InputError(f"{output}: is the source file; give another name")
     if not Path(output).parent.is_dir():
-        raise InputError(f"{output}: there is no such folder")
+        raise InputError(f"{output}: its folder does not exist")
     with reading_input():
         torch.save(content, output)
     names = content.get("class_names")
     print(f"{output}: {len(content['model'])} tensors, {content['model_config']['num_classes'] - 1} labels")
-    print(f"classes: {', '.join(names.values())}" if names else "classes have no names; --label-json-path gives them")
+    print(f"classes: {', '.join(names.values())}" if names else "no class names; give them with --label-json-path")
     print(f"use it with --weights-path {output} or --pretrain {output}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="model_final_*.pkl of the model zoo, or model_final.pth of an own training")
+    parser.add_argument("source", help="model_final_*.pkl of the model zoo, or model_final.pth of your own training")
     parser.add_argument("output", help="the file to write")
     parser.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from train_utils.errors import InputError, one_line_errors, reading_input  # noq
 from train_utils.models import ModelConfig, config_of  # noqa: E402
 from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
 
-TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision builds where it downloads nothing
+TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision builds if it downloads no weights
 BUILDERS = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}
 
 
@@ -26,7 +26,7 @@ def main(checkpoint: str, output: str) -> None:
         raise InputError(f"{checkpoint}: not the weights of a Mask R-CNN")
     config = config_of(content, state)
     if config.arch not in BUILDERS:
-        raise InputError(f"{checkpoint}: a network in {config.arch}'s style, which torchvision has no class for")
+        raise InputError(f"{checkpoint}: a network with --arch {config.arch}, which torchvision does not provide")
     with reading_input():
         torch.save(torchvision_state(state, config.norm_eps), output)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")
@@ -34,10 +34,10 @@ def main(checkpoint: str, output: str) -> None:
 
 
 def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Tensor]:
-    """The state dict for torchvision's network with BatchNorm2d in the backbone, which in evaluation is the frozen one.
+    """Return the state dict for torchvision's network with BatchNorm2d, equal to the frozen one in evaluation.
 
-    The counters that FrozenBatchNorm2d lacks are added. What epsilon differs goes into the backbone's variances, as
-    only their sum is used.
+    The counters that FrozenBatchNorm2d lacks are added. A difference in epsilon is added to the backbone's variances,
+    as only their sum is used.
     """
     result = {}
     for key, value in state.items():
@@ -51,7 +51,7 @@ def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Te
 
 
 def loading_lines(path: str, config: ModelConfig) -> str:
-    """Three lines of Python that build torchvision's network and load the file."""
+    """Return three lines of Python that build torchvision's network and load the file."""
     sizes = f"num_classes={config.num_classes}, min_size={config.min_size}, max_size={config.max_size}"
     return "\n".join(
         (
@@ -65,7 +65,7 @@ def loading_lines(path: str, config: ModelConfig) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="what train.py left, or weights of another style that validation.py takes")
+    parser.add_argument("checkpoint", help="a checkpoint of train.py, or other weights that validation.py accepts")
     parser.add_argument("output", help="the file to write")
     args = parser.parse_args()
     with one_line_errors():

@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_files.atomic_files import write_atomically  # noqa: E402
 from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files  # noqa: E402 (path first)
 from dataset_files.layouts.conversion import Converted, SplitFiles  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.run.safe_files import write_atomically  # noqa: E402
 
 KNOWN = "labelme, YOLO segmentation (a .yaml with names), VIA, VOC-like folders, images/ with masks/"
 

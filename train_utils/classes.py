@@ -1,4 +1,4 @@
-"""The one table of labels, category ids and names: made from the training data, kept in the checkpoint, used by all."""
+"""Table of labels, category ids and names: built from the training data and stored in the checkpoint."""
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
 @dataclass
 class ClassTable:
-    """What the network's labels mean. Label 0, the background, is not in it.
+    """Meaning of the network's labels, without label 0, the background.
 
     Attributes:
         names: label -> name.
@@ -29,12 +29,12 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """The table inside a checkpoint; of weights without one COCO's if there are 90 classes, else numbers.
+        """Return a checkpoint's table; for weights without one COCO's if there are 90 classes, else numbered classes.
 
         Args:
             content: the weight file's content.
             num_classes: background included.
-            label_json: a file whose names go before all others; or None.
+            label_json: a JSON file whose names override all others; or None.
         """
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
@@ -50,7 +50,7 @@ class ClassTable:
 
     @classmethod
     def of_json(cls, path: str | Path) -> "ClassTable":
-        """From {"1": "person", ...} or {"person": 1, ...}."""
+        """Read {"1": "person", ...} or {"person": 1, ...}."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in content.items()]

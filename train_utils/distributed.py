@@ -1,6 +1,6 @@
-"""One process or many: starting and leaving the process group, who am I, and gathering what each one found.
+"""Join and leave the process group, query rank and world size, and exchange values between processes.
 
-Everything here also works in a single process that never heard of a group.
+Everything here also works in a single process without a group.
 """
 import inspect
 import os
@@ -23,7 +23,7 @@ from train_utils.options import TrainSettings
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
-watchdogs: list[Watchdog] = []  # this process's, while it is in a group
+watchdogs: list[Watchdog] = []  # the one of this process, while it is in a group
 
 
 def world_size() -> int:
@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 
@@ -46,20 +46,20 @@ def barrier() -> None:
 
 @contextmanager
 def process_group(settings: TrainSettings) -> Iterator[None]:
-    """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes, and leave it.
+    """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
 
-    nccl on CUDA, gloo on the CPU; each process takes the GPU of its local rank among the visible ones.
+    The backend is nccl on CUDA and gloo on the CPU; each process takes the GPU of its local rank.
     """
     if "WORLD_SIZE" in os.environ:
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     elif settings.world_size == 1:
-        yield  # started without torchrun: a group of one is no group
+        yield  # started without torchrun: one process needs no group
         return
     elif "RANK" in os.environ and settings.dist_url != "env://":
         world, my_rank = settings.world_size, int(os.environ["RANK"])
     else:
         raise InputError(
-            "--world-size without torchrun wants --dist-url tcp://HOST:PORT and the variable RANK for each process; "
+            "--world-size without torchrun requires --dist-url tcp://HOST:PORT and the variable RANK in each process; "
             "simpler: torchrun --nproc_per_node=N train_multi_GPU.py"
         )
     backend = "gloo"
@@ -67,53 +67,53 @@ def process_group(settings: TrainSettings) -> Iterator[None]:
         local_rank = int(os.environ.get("LOCAL_RANK", my_rank % torch.cuda.device_count()))
         if local_rank >= torch.cuda.device_count():
             raise InputError(
-                f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; "
+                f"process {local_rank} of this machine has no GPU: only {torch.cuda.device_count()} are visible; "
                 "lower --nproc_per_node"
             )
         torch.cuda.set_device(local_rank)
         settings.device, backend = f"cuda:{local_rank}", "nccl"
-    # The watch comes first, since it can say who is missing.
+    # Collectives wait longer than the watchdog, which can name the missing process.
     patience = timedelta(seconds=settings.timeout + 60)
     store, my_rank, world = next(dist.rendezvous(settings.dist_url, my_rank, world, timeout=patience))
-    store = fresh_part(store, my_rank, world)
+    store = fresh_namespace(store, my_rank, world)
     dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience)
-    watch = Watchdog(store, my_rank, world, settings.timeout)
-    watchdogs.append(watch)
-    watch.start()
+    watchdog = Watchdog(store, my_rank, world, settings.timeout)
+    watchdogs.append(watchdog)
+    watchdog.start()
     try:
         yield
         dist.barrier()
-        watch.leave()
+        watchdog.leave()
         dist.destroy_process_group()
     except BaseException as error:
         if isinstance(error, RuntimeError) and is_broken_connection(error):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which comes before the explanation
-            watch.end(watch.explain())
-        watch.leave(f"{type(error).__name__} {error}")
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it before the explanation is there
+            watchdog.end(watchdog.explain())
+        watchdog.leave(f"{type(error).__name__} {error}")
         raise
     finally:
         watchdogs.clear()
 
 
-def report_activity(doing: str, step: int | None = None) -> None:
-    """Tell the other processes where this one stands; see watch.DOING."""
-    for watch in watchdogs:
-        watch.report_activity(doing, step)
+def report_activity(activity: str, step: int | None = None) -> None:
+    """Report progress to the watchdog; `activity` is one of `watchdog.ACTIVITIES`."""
+    for watchdog in watchdogs:
+        watchdog.report_activity(activity, step)
 
 
-def fresh_part(store: dist.Store, my_rank: int, world: int) -> dist.Store:
-    """A part of the store in which nothing stands yet, the same for all processes.
+def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
+    """Return a fresh, empty namespace of the store that all processes agree on.
 
-    torchrun's store outlives the processes that it starts again: what the dead ones left there, their addresses
-    above all, must not be taken for the new ones'. So each says hello under a new name, and waits until the main one
-    has answered that very name.
+    torchrun's store outlives the processes that it restarts: entries of the dead ones, above all their addresses, must
+    not be taken for those of the new ones. So each process registers under a new name, and waits until the main one
+    has answered that name.
     """
     me = uuid.uuid4().hex
     store.set(f"hello/{my_rank}", me)
     if my_rank != 0:
-        part = store.get(f"answer/{me}").decode()
-        store.set(f"thanks/{part}/{my_rank}", "")
-        return dist.PrefixStore(part, store)
+        name = store.get(f"answer/{me}").decode()
+        store.set(f"thanks/{name}/{my_rank}", "")
+        return dist.PrefixStore(name, store)
     unanswered = set(range(1, world))
     while unanswered:
         for other in sorted(unanswered):
@@ -125,14 +125,13 @@ def fresh_part(store: dist.Store, my_rank: int, world: int) -> dist.Store:
 
 
 def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> nn.Module:
-    """The model as a training step calls it: with several processes, wrapped so that gradients become their means.
+    """Wrap the model for a training step of several processes, so that gradients are averaged over them.
 
-    Running means are not kept equal at every step: evaluation and checkpoints take the main process's.
+    Running statistics are not synchronised at every step: evaluation and checkpoints use the main process's.
 
     Args:
-        fixed_buckets: leave gradients in the buckets in which they are first summed up. By default the order of a
-            process's first step gives new ones, so that in a resumed run of three or more processes the sums are
-            rounded otherwise.
+        fixed_buckets: keep the buckets in which gradients are first summed. By default they are rebuilt after a
+            process's first step, so that in a resumed run of three or more processes the sums round differently.
     """
     if world_size() == 1:
         return model
@@ -144,7 +143,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
 
 @torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode
 def gather_objects(value: Any) -> list[Any] | None:
-    """Every process's value, in the order of ranks, on the main process; None on the others."""
+    """Gather every process's value in the order of ranks on the main process; None on the others."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size() if is_main() else None
@@ -153,7 +152,7 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """The main process's value, on every process."""
+    """Return the main process's value on every process."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -162,9 +161,9 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def run_on_main(work: Callable[[], T]) -> T | None:
-    """Do on the main process what the others wait for; its value there, None on them.
+    """Call `work` on the main process while the others wait; return its value there, None on the others.
 
-    An InputError on the main process ends them all: it says why, the others just end with the same status.
+    An InputError of the main process ends them all: only the main one prints it, the others exit with its status.
     """
     value = error = None
     if is_main():
@@ -181,14 +180,14 @@ def run_on_main(work: Callable[[], T]) -> T | None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers: running means differ, as each process saw other pictures."""
+    """Copy the main process's buffers to all: running statistics differ, as each process saw other images."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def sum_over_processes(values: Tensor) -> list[float]:
-    """Float [N] -> N sums over all processes; reading them is the one time that a step waits for the device."""
+    """Sum float [N] over all processes; reading the N sums is the only time that a step waits for the device."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values.tolist()

@@ -100,7 +100,7 @@ def batches_of(loader: DataLoader, number: int, training: Training) -> Iterator[
     """
     loading, batch = iter(loader), None
     for _ in range(number):
-        report_activity("loading pictures", training.progress.step)
+        report_activity("loading images", training.progress.step)
         try:
             batch = Batch(*next(loading))
         except Exception as error:
@@ -165,7 +165,7 @@ def train_step(training: Training, batch: Batch, stop: StopSignals) -> StepResul
     torch.manual_seed(mix_seed(training.seed, training.progress.step, rank()))
     unreadable = [] if batch.error else [m for target in batch.targets for m in target.get("unreadable", ())]
     for message in unreadable:
-        warn(f"{message}; another picture takes its place")
+        warn(f"{message}; another image replaces it")
     statistics = running_statistics(training.model)
     kept = [buffer.clone() for buffer in statistics]
 
@@ -244,13 +244,13 @@ def evaluate(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> dict[str, Metrics] | None:
-    """COCO metrics by IoU type, on the main process; None on the others.
+    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others.
 
     Args:
-        loader: this process's share of the pictures.
-        ground_truth: the whole data's COCO object; only the main process needs it.
-        unreadable: pictures that cannot be read are named in here, and count as if nothing were found in them;
-            without it they raise InputError.
+        loader: this process's share of the images.
+        ground_truth: COCO object of the whole dataset; only the main process needs it.
+        unreadable: list to which messages about unreadable images are added; these count as images without detections.
+            If None, they raise InputError.
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
@@ -260,7 +260,7 @@ def evaluate(
             if unreadable is None:
                 raise InputError(message)
             unreadable.append(message)
-            warn(f"{message}; it counts as if nothing were found in it")
+            warn(f"{message}; it counts as an image without detections")
         images = [image for image in images if image is not None]
         targets = [target for target in targets if "unreadable" not in target]
         if not images:
@@ -274,7 +274,7 @@ def evaluate(
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
-    """A copy in evaluation mode, its normalisations folded into convolutions, its weights cast once for all images."""
+    """Copy the model in evaluation mode, with normalisation folded into convolutions and weights cast once."""
     network = copy.deepcopy(model).eval()
     fold_norms(network)
     if precision.dtype is not None:

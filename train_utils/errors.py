@@ -1,6 +1,6 @@
-"""How a run ends otherwise than well: in one line on stderr, with a status that says what kind of end it was.
+"""Exit statuses and one-line messages of runs that do not finish normally.
 
-The program's own mistakes keep their traceback and end with status 1.
+Errors of the program itself keep their traceback and exit with status 1.
 """
 
 import sys
@@ -11,17 +11,17 @@ from tqdm import tqdm
 
 WRONG_INPUT = 2
 STOPPED = 3  # by a signal; a checkpoint was written
-NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before was written
-LOST_PROCESS = 5  # another process of the run died or hangs
+NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before them was written
+LOST_PROCESS = 5  # another process of the run died or hung
 INTERRUPTED = 130  # Ctrl-C twice: at once, without a checkpoint
 
 
 class InputError(Exception):
-    """What a user gave cannot be used; the message says what, where, and what to do."""
+    """User input cannot be used; the message names what, where, and the remedy."""
 
 
 class RunEnded(Exception):
-    """The run ends before its last step, in good order."""
+    """The run ends in an orderly way before its last step."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -30,7 +30,7 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a script: an InputError is printed as one line and gives status 2, any other end its own status."""
+    """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status."""
     try:
         yield
     except InputError as error:
@@ -55,7 +55,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def reading_input() -> Iterator[None]:
-    """Around the reading of what a user gave: what readers raise for bad content becomes an InputError."""
+    """Context for reading user input: turn the ValueError or OSError of a reader into an InputError."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Loaders of datasets, with an order of items that depends on seed and epoch alone."""
+"""Data loaders whose order of items depends on seed and epoch alone."""
 import os
 import zlib
 from collections.abc import Iterator
@@ -15,16 +15,17 @@ from train_utils.run.signals import leave_signals_to_the_main_process
 
 
 def fingerprint(dataset: InstanceDataset) -> str:
-    """What a training set holds, in a word: other pictures or classes give another one."""
+    """Summarise a training set in a string that changes with its images or classes."""
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64)
     names = repr(sorted(dataset.class_names.items())).encode()
+    # Checkpoints store this text: with other words none could be resumed.
     return f"{len(dataset)} pictures, check sum {zlib.crc32(sizes.tobytes(), zlib.crc32(names)):08x}"
 
 
 def training_loader(
     dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
 ) -> DataLoader:
-    """Batches (images, targets) of pictures of similar shape, this process's share of every epoch."""
+    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch."""
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
     return DataLoader(
@@ -38,10 +39,10 @@ def training_loader(
 
 
 def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | None) -> DataLoader:
-    """This process's share of the pictures, each picture in one process only.
+    """Load this process's share of the images; each image is in one process only.
 
-    The batches are the same whatever the number of processes, and with them the numbers: a picture's padding, and
-    so its detections in the last digits, depend on what it is batched with.
+    The batches do not depend on the number of processes, and so neither do the metrics: an image's padding, and with
+    it the last digits of its detections, depend on the other images of its batch.
     """
     batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
     return DataLoader(
@@ -54,13 +55,13 @@ def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | 
 
 
 def default_workers() -> int:
-    """Loader processes for each training process: the cores it may use, at most 8."""
+    """Number of loader workers per training process: the cores that it may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // world_size()))
 
 
 class CheckedItems(Dataset):
-    """A dataset's items; one that cannot be read is an InputError, also in a loader worker."""
+    """Items of a dataset; an unreadable one raises InputError, also in a loader worker."""
 
     def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
@@ -74,7 +75,7 @@ class CheckedItems(Dataset):
 
 
 class MarkedItems(CheckedItems):
-    """Items of which one that cannot be read is (None, {"unreadable": [why]})."""
+    """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
     def __getitem__(self, index: int):
         try:
@@ -84,10 +85,10 @@ class MarkedItems(CheckedItems):
 
 
 class SeededItems(CheckedItems):
-    """Items whose random transforms depend on seed, epoch and picture, not on the worker that loads them.
+    """Items whose random transforms depend on seed, epoch and image, not on the worker that loads them.
 
-    In place of a picture that cannot be read stands the next one that can, so that batches stay full and processes
-    in step; its target says why under "unreadable".
+    An unreadable image is replaced by the next readable one, so that batches stay full and processes in step; its
+    target holds the reason under "unreadable".
     """
 
     tries = 20
@@ -97,7 +98,7 @@ class SeededItems(CheckedItems):
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]):
-        """The item for (epoch, index)."""
+        """Load the item for (epoch, index)."""
         epoch, index = key
         unreadable = []
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
@@ -109,32 +110,31 @@ class SeededItems(CheckedItems):
                 unreadable.append(str(error))
             else:
                 return image, target | {"unreadable": unreadable} if unreadable else target
-        raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} pictures after it be read")
+        raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} images after it be read")
 
 
 def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers; equal numbers give equal seeds, near ones unrelated seeds."""
+    """Mix several numbers into one 63-bit seed; equal numbers give equal seeds, close ones unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 class AspectRatioBatchSampler:
-    """Batches of (epoch, index) of pictures of similar shape, so that little is lost to padding.
+    """Batches of (epoch, index) of images with similar aspect ratios, so that little is lost to padding.
 
-    All processes draw the same batches from seed and epoch and take every world_size-th of them. What is left over
-    in a group joins the leftovers of others; the last batch is filled up, and the last round of batches too, with
-    pictures from the epoch's start, so that all batches are full and all processes have equally many.
+    All processes draw the same batches from seed and epoch, and each takes every world_size-th of them. The leftovers
+    of all groups are batched together; the last batch, and the last round of batches, are filled up with images from
+    the epoch's start, so that all batches are full and all processes have the same number of them.
 
     Args:
-        ratios: width over height of each picture.
-        group_factor: groups to a factor of 2 in the ratio are 2 ** (1 / group_factor) wide, from 1/2 to 2;
-            below 1 there is one group.
+        ratios: width / height of each image.
+        group_factor: number of groups per factor of 2 in the ratio, from 1/2 to 2; below 1 there is one group.
     """
 
     def __init__(
         self, ratios: list[float], batch_size: int, group_factor: int, seed: int, rank: int = 0, world_size: int = 1
     ):
         if not ratios:
-            raise InputError("the training set holds no picture with a usable object")
+            raise InputError("the training set has no image with a usable object")
         edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else []
         self.groups = np.digitize(ratios, edges)
         self.batch_size = batch_size
@@ -145,12 +145,12 @@ class AspectRatioBatchSampler:
         self.first_batch = 0
 
     def __len__(self) -> int:
-        """Batches of this process in a whole epoch."""
+        """Number of this process's batches in a whole epoch."""
         batches = -(-len(self.groups) // self.batch_size)
         return -(-batches // self.world_size)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Which epoch to draw next, and how many of this process's batches to leave out at its start."""
+        """Set the epoch to draw next, and how many of this process's batches to skip at its start."""
         self.epoch = epoch
         self.first_batch = batch
 
@@ -159,7 +159,7 @@ class AspectRatioBatchSampler:
         yield from ([(self.epoch, int(i)) for i in batch] for batch in batches[self.first_batch :])
 
     def batches(self) -> list[list[int]]:
-        """All processes' batches of the epoch."""
+        """Draw the batches of all processes for the epoch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.groups)).tolist()
         waiting: dict[int, list[int]] = {}
         batches = []

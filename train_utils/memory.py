@@ -1,4 +1,4 @@
-"""Memory of large tensors on the CPU: what one layer frees the process keeps for the next one."""
+"""Keep the memory that one layer frees for the next one, for large tensors on the CPU."""
 import ctypes
 
 # Parameters of mallopt(3).
@@ -6,18 +6,18 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 
 
 def keep_freed_memory() -> None:
-    """Have malloc give no memory back to the system; for a process that asks for the same again and again.
+    """Stop malloc from returning memory to the system; for a process that allocates the same sizes again and again.
 
-    By default glibc maps each large tensor anew and unmaps it when it is freed, and the system fills each of its pages
-    with zeros and enters it into the tables, one by one: a tenth and more of the time of a network on the CPU. A
-    process does not grow beyond its peak by that; it stays there. Without glibc this does nothing.
+    By default glibc maps each large tensor separately and unmaps it when it is freed, and the system zeroes and maps
+    its pages one by one: a tenth or more of a network's time on the CPU. The process does not exceed its peak memory,
+    but stays there. Without glibc this does nothing.
     """
     set_malloc(MMAP_MAX, 0)
     set_malloc(TRIM_THRESHOLD, -1)
 
 
 def set_malloc(parameter: int, value: int) -> None:
-    """mallopt(3), where there is one."""
+    """Call mallopt(3), where the C library has it."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""What a run says about its network in, the network out; the description travels inside the checkpoint."""
+"""Build the network from options or from a checkpoint, which stores its ModelConfig."""
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -30,19 +30,20 @@ from train_utils.weight_files.weights import (
 
 @dataclass
 class ModelConfig:
-    """All that is needed to build the network that a state dict belongs to, and to run it as in training.
+    """Settings with which the network of a state dict is built and run as in training.
 
     Attributes:
-        num_classes: background included.
+        num_classes: number of classes, including background.
         arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn; or "v2", with BatchNorm in FPN and
             heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or
             "detectron2", v1 with strides, anchors, RoIAlign, resizing and pasting as in Detectron2.
-        norm: "batch" or "frozen", the backbone's normalisation; norm_eps: its epsilon.
+        norm: normalisation of the backbone, "batch" or "frozen".
+        norm_eps: its epsilon.
         trainable_layers: see `resnet50_fpn_backbone`.
         min_size, max_size: see `ImageTransform`.
-        rois_per_image: proposals an image that the heads learn from.
-        proposals: how many the RPN keeps, a level before NMS and an image after it; None: 2000 in training, 1000 in
-            evaluation.
+        rois_per_image: number of proposals per image that the heads are trained on.
+        proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
+            training, 1000 in evaluation.
     """
 
     num_classes: int
@@ -64,7 +65,7 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """The network with fresh weights."""
+    """Build the network with newly initialised weights."""
     norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     backbone = resnet50_fpn_backbone(
         norm_layer=partial(norm_class, eps=config.norm_eps),
@@ -86,7 +87,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
 
 
 def v2_heads(channels: int) -> dict[str, nn.Module]:
-    """The heads in which v2 differs (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN."""
+    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN."""
     anchors = AnchorGenerator()
     return {
         "rpn_anchor_generator": anchors,
@@ -97,7 +98,7 @@ def v2_heads(channels: int) -> dict[str, nn.Module]:
 
 
 def detectron2_parts() -> dict[str, Any]:
-    """Where Detectron2 differs but for the backbone's strides, as arguments of MaskRCNN."""
+    """Build the parts that differ in Detectron2, except the backbone's strides, as arguments of MaskRCNN."""
     return {
         "rpn_anchor_generator": AnchorGenerator(rounded=False),
         "box_roi_pool": PyramidRoIAlign(output_size=7, sampling_ratio=0, aligned=True),
@@ -110,13 +111,19 @@ def detectron2_parts() -> dict[str, Any]:
 def build_training_model(
     args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
 ) -> tuple[MaskRCNN, ModelConfig]:
-    """The network that a run starts from: a resumed run's, else pretrained or not, as `--pretrain` says.
+    """Build the network that a run starts from: the resumed run's, else pretrained or not, according to `--pretrain`.
 
-    From published weights BatchNorm is frozen and the stem and first stage are not trained, from scratch nothing
-    is frozen; `--norm` and `--trainable-backbone-layers` say otherwise.
+    With published weights, BatchNorm is frozen and stem and first stage are not trained; from scratch nothing is
+    frozen. `--norm` and `--trainable-backbone-layers` override this.
 
     Args:
-        labels: the data's, which may be fewer than the network's.
+        labels: labels of the data, which may be fewer than the network's.
+
+    Returns:
+        The network and its description.
+
+    Raises:
+        InputError: the weights do not fit the data or the options.
     """
     if resumed is not None:
         path, content = resumed
@@ -151,7 +158,7 @@ def build_training_model(
             config.arch = arch_of(content, state, args.arch, path)
             config.norm, config.norm_eps = normalisation_of(content)
             if not set(labels) <= set(content.get("class_names", labels)):
-                # A label that the weights have no class for, a gap in COCO's ids, could never be learnt.
+                # A label without a class in the weights (a gap in COCO's ids) could never be learnt.
                 state = {key: value for key, value in state.items() if not key.startswith(CLASS_LAYERS)}
     if args.sync_bn:
         config.norm = "batch"
@@ -171,14 +178,17 @@ def build_training_model(
 
 
 def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
-    """A network with the weights of a checkpoint, or of torchvision's, for evaluation.
+    """Load a network for evaluation from a checkpoint, or from weights of torchvision or Detectron2.
 
     Args:
-        args: num_classes (without background) and arch, where given, must be the file's; min_size and max_size,
-            where given, go before the file's; label_json_path names the classes of a Detectron2 file.
+        args: num_classes (without background) and arch, if given, must match the file; min_size and max_size, if
+            given, override the file's; label_json_path names the classes of a Detectron2 file.
 
     Returns:
-        The network in evaluation mode, its description, and the file's content without the weights.
+        The network in evaluation mode, its description, and the file's content without weights and optimizer.
+
+    Raises:
+        InputError: the file is unusable or contradicts `args`.
     """
     content = read_weight_file(path, args.label_json_path)
     state = state_dict_of(content, path)
@@ -188,7 +198,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     arch_of(content, state, args.arch, path)
     if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
         raise InputError(
-            f"{path}: has {config.num_classes - 1} classes and background, --num-classes says {args.num_classes}; "
+            f"{path}: has {config.num_classes - 1} classes plus background, but --num-classes is {args.num_classes}; "
             "leave --num-classes out"
         )
     config.min_size = args.min_size or config.min_size
@@ -199,7 +209,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
 
 
 def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
-    """The description of the network that a weight file belongs to: its own, or what its keys tell."""
+    """Return the description of a weight file's network: the stored one, else one derived from its keys."""
     if "model_config" in content:
         return ModelConfig.from_plain(content["model_config"])
     num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
@@ -210,7 +220,11 @@ def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
 def arch_of(
     content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = ""
 ) -> str:
-    """By the file's own description, or by whether the FPN is normalised; InputError where another one is wanted."""
+    """Return the architecture of a weight file: the stored one, else by whether its FPN is normalised.
+
+    Raises:
+        InputError: `wanted` is given and differs.
+    """
     if "model_config" in content:
         arch = ModelConfig.from_plain(content["model_config"]).arch
     else:
@@ -221,9 +235,9 @@ def arch_of(
 
 
 def normalisation_of(content: dict[str, Any]) -> tuple[str, float]:
-    """The backbone's normalisation and its epsilon, by the file's own description or by its keys.
+    """Return the backbone's normalisation and its epsilon: the stored ones, else derived from the keys.
 
-    torchvision's published file, the only one with keys of the older style, was trained with an epsilon of 0.
+    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0.
     """
     if "model_config" in content:
         config = ModelConfig.from_plain(content["model_config"])

@@ -399,3 +399,11 @@ class PredictSettings(InferenceSettings):
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
     save_json: bool = option(False, "also write the detections as predictions.json, in COCO's results format")
+    annotation_file: str | None = option(
+        None, "COCO file whose image ids predictions.json takes, by file name (default: the numbers in the file names, "
+        "else 1, 2, 3, ...)", type=str,
+    )  # fmt: skip
+    exif: str | None = option(
+        None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training, "
+        "else apply)", choices=("apply", "ignore"),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The progress of an epoch on the main process's terminal, or as lines in a log file."""
+"""Show the progress of an epoch on the main process's terminal, or as lines in a log file."""
 
 import time
 
@@ -10,10 +10,10 @@ from train_utils.training_state import Progress, StepResult
 
 
 class StepPrinter:
-    """A progress bar on a terminal; elsewhere a line for each step that is printed.
+    """A progress bar on a terminal; elsewhere a line per printed step.
 
     Args:
-        done: steps of the epoch that were done before.
+        done: steps of the epoch that were finished before.
     """
 
     def __init__(self, epoch: int, done: int, steps_per_epoch: int):
@@ -24,7 +24,7 @@ class StepPrinter:
         )
 
     def step(self, step: StepResult, in_epoch: int, printed: bool) -> None:
-        """Show a step; as a line, if `printed` and there is no terminal for a bar."""
+        """Show a step: on the bar, or without a terminal as a line if `printed`."""
         self.bar.update()
         self.bar.set_postfix(loss=f"{step.losses['loss']:.4f}", lr=f"{step.lr:.6f}", refresh=False)
         if printed and self.bar.disable and is_main():
@@ -40,6 +40,6 @@ class StepPrinter:
     def close(self, progress: Progress) -> None:
         self.bar.close()
         if is_main() and progress.bad_pictures:
-            warn(f"epoch {self.epoch}: {progress.bad_pictures} images could not be read, others took their place")
+            warn(f"epoch {self.epoch}: {progress.bad_pictures} images could not be read and were replaced by others")
         if is_main() and progress.not_applied:
-            warn(f"epoch {self.epoch}: {progress.not_applied} steps were not applied, as their loss was not finite")
+            warn(f"epoch {self.epoch}: {progress.not_applied} steps were not applied because their loss was not finite")

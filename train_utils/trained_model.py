@@ -46,7 +46,7 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
     model, config, content = load_trained_model(path, settings)
-    trained_with = content["args"] if "model_config" in content else {}  # not another script's options
+    trained_with = content.get("args", {}) if "model_config" in content else {}  # not another script's options
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)

@@ -1,4 +1,4 @@
-"""What a training step changes, and what comes out of one."""
+"""State that a training step changes, and the result of one."""
 
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ class StepResult:
         losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
         applied: whether the weights were changed; they are not where the loss of any process is not finite.
-        stop: whether a signal asked any process to stop.
-        loading_failed: whether any process could load no more images; such a step is not applied either.
-        bad_pictures: images of all processes that could not be read and were replaced.
+        stop: whether any process received a signal to stop.
+        loading_failed: whether loading failed on any process; such a step is not applied either.
+        bad_pictures: number of images, over all processes, that could not be read and were replaced.
     """
 
     losses: dict[str, float]
@@ -34,16 +34,16 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """How far a run is; part of every checkpoint, and the same on every process.
+    """Progress of a run; stored in every checkpoint, and the same on every process.
 
     Attributes:
-        step: steps done since the first epoch began.
+        step: number of finished steps since the first epoch began.
         lr: learning rate of the last step.
         epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
-        epoch_steps: their number.
-        not_applied: steps of the current epoch whose loss was not finite.
-        in_a_row: how many of those were the last steps, without an applied one in between.
-        bad_pictures: images of the current epoch that could not be read.
+        epoch_steps: number of applied steps in the current epoch.
+        not_applied: number of steps in the current epoch whose loss was not finite.
+        in_a_row: number of such steps since the last applied one.
+        bad_pictures: number of images of the current epoch that could not be read.
     """
 
     step: int = 0
@@ -75,10 +75,10 @@ class Progress:
 
 @dataclass
 class Training:
-    """What a training step changes, and how it computes.
+    """State that a training step changes, and settings that it computes with.
 
     Attributes:
-        parallel: the model as a step calls it: its DistributedDataParallel, or with one process the model itself.
+        parallel: the model as a step calls it: in DistributedDataParallel, or with one process the model itself.
     """
 
     model: MaskRCNN

@@ -169,20 +169,20 @@ BOX = [3, 3, 11, 3, 11, 12, 3, 12]
 @pytest.mark.parametrize(
     "changes, kind, named",
     [
-        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation", r"polygons that are none: \[\['1', '2'"),
-        ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation", "polygons that are none"),
-        ({"segmentation": [BOX, [3, 3, 11, None]]}, "annotation", "polygons that are none"),
-        ({"segmentation": [BOX, [10**400] * 6]}, "annotation", "polygons that are none"),
-        ({"segmentation": {"size": [40, 50], "counts": [10**30]}}, "annotation", "run lengths that are none"),
+        ({"segmentation": [["1", "2", "3", "4", "5", "6"]]}, "annotation", r"invalid polygons: \[\['1', '2'"),
+        ({"segmentation": [5, 5, 5, 5, 5, 5]}, "annotation", "invalid polygons"),
+        ({"segmentation": [BOX, [3, 3, 11, None]]}, "annotation", "invalid polygons"),
+        ({"segmentation": [BOX, [10**400] * 6]}, "annotation", "invalid polygons"),
+        ({"segmentation": {"size": [40, 50], "counts": [10**30]}}, "annotation", "invalid run lengths"),
         ({"segmentation": None}, "annotation", "neither a list of polygons nor a run-length code"),
-        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "counts are 3"),
-        ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "run lengths that are none"),
+        ({"segmentation": {"size": [40, 50], "counts": 3}}, "annotation", "invalid counts: 3"),
+        ({"segmentation": {"size": [40, 50], "counts": [2000.5]}}, "annotation", "invalid run lengths"),
         ({"segmentation": {"size": [40, 50]}}, "annotation", "lacks the key 'counts'"),
         ({"segmentation": {"size": [40], "counts": [2000]}}, "annotation", "annotation 8 of image 10"),
         ({"bbox": [1, 2, 3]}, "annotation", "bbox of 3 numbers"),
-        ({"bbox": [1, 2, 3, "4"]}, "annotation", "wrong kind"),
-        ({"bbox": None}, "annotation", "wrong kind"),
-        ({"area": "9"}, "annotation", "wrong kind"),
+        ({"bbox": [1, 2, 3, "4"]}, "annotation", "wrong type"),
+        ({"bbox": None}, "annotation", "wrong type"),
+        ({"area": "9"}, "annotation", "wrong type"),
         ({"area": float("nan")}, "annotation", "the area nan"),
         ({"iscrowd": "yes"}, "annotation", "the iscrowd 'yes'"),
         ({"image_id": "10"}, "annotation", "annotation 8 of image '10'"),
@@ -257,9 +257,9 @@ def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, c
         ("images", {"height": 40, "width": 50, "file_name": "a"}, "image", "image number 3 of the list lacks .*'id'"),
         ("images", {"id": 40, "height": 0, "width": 50, "file_name": "a"}, "image", "height of 0"),
         ("images", {"id": 40, "height": 2**40, "width": 2**40, "file_name": "a"}, "image", "height of 1099511627776"),
-        ("images", {"id": 40, "height": "x", "width": 50, "file_name": "a"}, "image", "'x' where a whole number"),
+        ("images", {"id": 40, "height": "x", "width": 50, "file_name": "a"}, "image", "'x' instead of a whole number"),
         ("images", {"id": 40, "height": 40, "width": 50, "file_name": 7}, "image", "file name 7"),
-        ("images", 7, "image", "image number 3 of the list is no object"),
+        ("images", 7, "image", "image number 3 of the list is not an object"),
         ("images", {**IMAGES[0], "file_name": "other"}, "image id", "image 30, 'other'"),
         ("images", {"id": 40, "height": 40, "width": 50, "file_name": "../a.png"}, "file name", "image 40, '../a.png'"),
         ("images", {"id": 40, "height": 40, "width": 50, "file_name": "/a.png"}, "file name", "'/a.png'"),
@@ -267,7 +267,7 @@ def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, c
         ("categories", {"id": -1, "name": "cow"}, "category", "the id -1"),
         ("images", {**IMAGES[0], "id": -1}, "image", "the id -1"),
         ("categories", {"name": "cow"}, "category", "lacks the key 'id'"),
-        ("categories", {"id": "1", "name": "cow"}, "category", "'1' where a whole number"),
+        ("categories", {"id": "1", "name": "cow"}, "category", "'1' instead of a whole number"),
     ],
 )
 def test_wrong_entries_of_the_other_lists_are_named_and_left_out(file, key, entry, kind, named):
@@ -437,7 +437,7 @@ def test_entries_that_are_no_categories_are_never_taken_for_a_heading():
 def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
     bad = annotation(8, 10, segmentation={"size": [40, 50], "counts": [100, 60]})
     root = coco_folder(tmp_path, [annotation(1, 10), bad])
-    with pytest.raises(ValueError, match=r"instances_val2017.json: run-length codes that are none \(1\): annotation 8"):
+    with pytest.raises(ValueError, match=r"instances_val2017.json: invalid run-length codes \(1\): annotation 8"):
         CocoDetection(root, "val")
     dataset = CocoDetection(root, "val", skip_bad=True)
     assert dataset.problems.counts == {"code counts": 1} and len(dataset.target(1)["labels"]) == 1

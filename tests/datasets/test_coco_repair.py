@@ -179,8 +179,8 @@ def test_right_file_is_left_alone(folder):
     [
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "bbox of 3 numbers"),
         (lambda c: c["annotations"][0].update(image_id=77), "'image_id'|image 77"),
-        (lambda c: c["annotations"].append(5), "no object"),
-        (lambda c: c["annotations"][0].update(bbox=None, segmentation=[]), "bbox|wrong kind"),
+        (lambda c: c["annotations"].append(5), "not an object"),
+        (lambda c: c["annotations"][0].update(bbox=None, segmentation=[]), "bbox|wrong type"),
         (lambda c: c["images"].append({"id": 3, "file_name": "../../etc/secret.png"}), "height|secret"),
         (lambda c: c["annotations"][1]["segmentation"].update(size=[41, 50]), r"\[41, 50\]"),
         (lambda c: c["annotations"][1].update(iscrowd="maybe"), "maybe"),

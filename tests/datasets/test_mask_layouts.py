@@ -111,7 +111,7 @@ def test_voc_image_without_masks_is_without_objects_only_in_cvats_layout(tmp_pat
     [
         ("labelmap.txt", "cat;128,0,0", "expected lines such as"),
         ("labelmap.txt", "cat:1,0,0::\ndog:1,0,0::", "same colour"),
-        ("ImageSets/Segmentation/default.txt", "\n", "lists no picture"),
+        ("ImageSets/Segmentation/default.txt", "\n", "lists no image"),
     ],
 )
 def test_voc_bad_text_files_are_named(name: str, content: str, said: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class ImpatientWatchdog:
     def __call__(self) -> None:
         from train_utils.run import watchdog
 
-        watchdog.INTERVAL, watchdog.SILENCE, watchdog.GRACE = 0.1, 1.0, 0.5
+        watchdog.INTERVAL, watchdog.HEARTBEAT_TIMEOUT, watchdog.GRACE = 0.1, 1.0, 0.5
 
 
 def thin_model(config):

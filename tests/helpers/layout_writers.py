@@ -73,7 +73,7 @@ class Sample:
         rows, columns = np.indices(self.size)
         image = np.stack((rows * 3 % 256, columns * 2 % 256, (rows + columns) % 256), axis=-1).astype(np.uint8)
         for number, thing in enumerate(self.things):
-            image[thing.mask(self.size)] = COLOURS[1 + number]
+            image[thing.mask(self.size)] = COLOURS[1 + number % 6]
         return image
 
 

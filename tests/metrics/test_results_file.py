@@ -74,7 +74,7 @@ def test_masks_are_small_or_large_by_their_own_area_where_a_box_stands_beside_th
 
 def test_detections_of_categories_that_the_data_lacks_are_counted_and_left_out(tmp_path: Path):
     outcome = succeeded(score(tmp_path, [BOX, BOX | {"category_id": 4, "score": 1}], TRUTH, "bbox"))
-    assert "1 detections of categories that the ground truth lacks" in outcome.out
+    assert "1 detections of categories that the ground truth lacks" in outcome.err
     assert NUMBER.findall(outcome.out)[0] == "1.000"
 
 
@@ -87,11 +87,11 @@ REFUSED = {
     "masks for boxes": ([MASK], "bbox", "lacks bbox; it has segmentation, try --iou-type segm"),
     "unknown image": ([BOX, BOX | {"image_id": 9}], "bbox", "detection 1 is of image 9, which the annotation file"),
     "image by name": ([BOX | {"image_id": "7"}], "bbox", "is of image '7'"),
-    "category by name": ([BOX | {"category_id": "cat"}], "bbox", "category 'cat', which is no whole number"),
+    "category by name": ([BOX | {"category_id": "cat"}], "bbox", "category 'cat', which is not a whole number"),
     "score NaN": ([BOX | {"score": float("nan")}], "bbox", "the score nan"),
     "three numbers": ([BOX | {"bbox": [1, 2, 3]}], "bbox", "[1, 2, 3], which is not [x, y, width, height]"),
     "infinite box": ([BOX | {"bbox": [1, 2, 3, float("inf")]}], "bbox", "is not [x, y, width, height]"),
-    "polygon": ([MASK | {"segmentation": [[0, 0, 1, 0, 1, 1]]}], "segm", "not run-length code"),
+    "polygon": ([MASK | {"segmentation": [[0, 0, 1, 0, 1, 1]]}], "segm", "not a run-length code"),
     "another size": ([MASK | {"segmentation": {"size": [50, 40], "counts": [0, 2000]}}], "segm", "of size [50, 40]"),
     "too few runs": ([MASK | {"segmentation": {"size": [40, 50], "counts": [0, 400]}}], "segm", "do not cover"),
     "negative run": ([MASK | {"segmentation": {"size": [40, 50], "counts": [-5, 2005]}}], "segm", "do not cover"),
@@ -108,7 +108,8 @@ def test_a_results_file_that_cannot_be_scored_is_refused(tmp_path: Path, results
 def test_a_ground_truth_that_is_none_is_refused(tmp_path: Path):
     assert_refused(score(tmp_path, [BOX], [], "bbox"), "truth.json: not a COCO annotation file")
     lacking = TRUTH | {"images": [{"id": 7}]}
-    assert_refused(score(tmp_path, [BOX], lacking, "bbox"), "truth.json: images[0] lacks height, width")
+    wanted = "truth.json: images[0] has a missing or invalid height, width"
+    assert_refused(score(tmp_path, [BOX], lacking, "bbox"), wanted)
     assert_refused(score(tmp_path, tmp_path / "none.json", TRUTH, "bbox"), "none.json: no such file (--results-json)")
 
 

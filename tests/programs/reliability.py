@@ -53,7 +53,7 @@ continues, and warns in one line that its bits may differ.
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
 BETWEEN = [  # what comes in every epoch, so that none is waited for in vain
-    DieIn("train_utils.run.safe_files:os.replace", number=1),
+    DieIn("dataset_files.atomic_files:os.replace", number=1),
     DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
     DieIn("train_utils.engine:evaluate"),
     DieIn("train_utils.run.run_folder:RunFolder.write_results"),

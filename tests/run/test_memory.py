@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.helpers.project import ROOT
-from train_utils import engine
+from train_utils import device
 
 TOUCH_TWICE = """
 import resource
@@ -38,6 +38,6 @@ def test_freed_memory_is_kept_for_the_next_tensors():
 
 def test_whatever_computes_on_the_cpu_keeps_freed_memory(monkeypatch):
     calls = []
-    monkeypatch.setattr(engine, "keep_freed_memory", lambda: calls.append("kept"))
-    engine.choose_device("cpu")
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: calls.append("kept"))
+    device.choose_device("cpu")
     assert calls == ["kept"]

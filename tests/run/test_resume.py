@@ -111,7 +111,7 @@ KILLS = {
         DieAtStep(1),  # before the first checkpoint
         DieAtStep(3),
         DieWhileSaving(200_000),
-        DieIn("train_utils.run.safe_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
+        DieIn("dataset_files.atomic_files:os.replace", number=2),  # the checkpoint is whole, and has not its name yet
         DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
         DieIn(RESULTS),
         DieIn("train_utils.run.run_folder:RunFolder.mark_best", after=True),
@@ -360,8 +360,8 @@ def test_picture_that_fails_in_a_worker_is_named_replaced_and_counted(folder, br
     run(folder, "--workers", "1", processes=processes)
     files = ["out.txt"] if processes == 1 else ["out0.txt", "out1.txt"]
     said = "".join((folder.parent / name).read_text() for name in files)
-    assert said.count(f"{broken_picture}: cannot be read as a picture") == EPOCHS
-    assert said.count("1 images could not be read, others took their place") == EPOCHS
+    assert said.count(f"{broken_picture}: cannot be read as an image") == EPOCHS
+    assert said.count("1 images could not be read and were replaced by others") == EPOCHS
     assert content(folder / "model_1.pth")["progress"]["step"] == NUM_TRAIN // 2 * EPOCHS // processes
 
 
@@ -389,7 +389,7 @@ def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab)
     words = ["--timeout", "3"]
     run(folder, *words, fault=HangAtStep(3), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
     said = (folder.parent / "out0.txt").read_text()
-    assert re.search(r"by process 1 \(pid \d+ on \S+, loading pictures, step 1\);", said), said
+    assert re.search(r"by process 1 \(pid \d+ on \S+, loading images, step 1\);", said), said
 
 
 @pytest.mark.parametrize("num_train, num_val", [(1, 1), (5, 2)])

@@ -185,7 +185,7 @@ def test_left_out_annotations_leave_the_ground_truth_too(tmp_path, capsys):
     edit(lambda content: content["annotations"][-1].update(bbox=[0, 0, 4, 4]), "val")(tmp_path)
     (dataset,) = open_checked(str(tmp_path / "data"), (False,), skip_bad=True)
     assert dataset.coco.getImgIds() == [5, 6] and sorted(dataset.coco.getAnnIds()) == [50, 51, 60]
-    assert "do not cover one another (1), left out" in capsys.readouterr().err
+    assert "hardly overlap (1), left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

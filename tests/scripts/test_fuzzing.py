@@ -85,7 +85,7 @@ def archive(program: bytes, kind: int = zipfile.ZIP_STORED) -> bytes:
         (archive(b"\x80\x02}." + bytes(10**7), zipfile.ZIP_DEFLATED), "compressed"),
         (archive(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R."), "it names builtins.bytearray"),
         (archive(b"\x80\x02}cos\nsystem\nX\x09\0\0\0touch run\x85Rs."), "it names os.system"),
-        (b"\x80\x02}r\xff\xff\xff\x03.", "asks for 67108863 places"),  # half a gigabyte for a table of them
+        (b"\x80\x02}r\xff\xff\xff\x03.", "memo index 67108863"),  # half a gigabyte for a table of them
         (b"\x80\x05\x96\0\0\0\x40\0\0\0\0.", "bytearray8"),
         (saved({"model": {"a": torch.zeros(1)}, "args": {"x": torch.zeros(1).to_sparse()}}), "sparse"),
         (saved({1: torch.zeros(1)}), "holds no state dict"),

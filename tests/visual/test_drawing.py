@@ -11,6 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import FontEntry, fontManager
 from PIL import Image
 
+from dataset_files.boxes import intersections
 from train_utils.visual import drawing
 from train_utils.visual.curves import plot_loss_and_lr, plot_map, smooth
 from train_utils.visual.drawing import (
@@ -184,7 +185,7 @@ def test_a_class_keeps_its_colour_and_its_instances_differ():
 def test_labels_do_not_cover_each_other_where_there_is_room():
     boxes = np.tile([300, 200, 340, 240], (8, 1))
     plates = place_plates(boxes, [(70, 14)] * 8, (640, 480))
-    overlap = drawing._overlaps(plates, plates)
+    overlap = intersections(plates[:, None], plates)
     assert np.array_equal(overlap, np.diag(np.diag(overlap)))
 
 
@@ -219,7 +220,7 @@ def test_chinese_names_are_written_with_an_installed_chinese_font(tmp_path, monk
         "ttflist",
         [*fontManager.ttflist, FontEntry(fname=str(path), name="WenQuanYi Test", style="normal", weight=400)],
     )
-    caches = (drawing.font_for, drawing._installed_cjk_fonts)
+    caches = (drawing.font_for, drawing.installed_cjk_fonts)
     for cached in caches:
         cached.cache_clear()
     try:

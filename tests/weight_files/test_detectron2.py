@@ -33,7 +33,7 @@ from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_training_model, load_trained_model
 from train_utils.options import TrainSettings
-from train_utils.weight_files.detectron2 import NEVER, from_detectron2, is_detectron2
+from train_utils.weight_files.detectron2 import IMPOSSIBLE, from_detectron2, is_detectron2
 from train_utils.weight_files.weights import read_weight_file
 
 
@@ -110,7 +110,7 @@ def converted_rows(content: dict) -> tuple[Tensor, Tensor, Tensor]:
     biases = [state[f"roi_heads.{name}.bias"] for name in names]
     for name, bias in zip(names, biases):
         weight = state[f"roi_heads.{name}.weight"].flatten(1)[:, 0]
-        assert torch.equal(weight, torch.where(bias == NEVER, 0.0, bias))
+        assert torch.equal(weight, torch.where(bias == IMPOSSIBLE, 0.0, bias))
     return biases[0], biases[1].view(-1, 4), biases[2]
 
 
@@ -129,9 +129,9 @@ def test_eighty_classes_are_cocos_and_its_gaps_never_win():
     assert deltas[COCO_LABELS, 0].tolist() == [4 * i for i in range(80)]
     assert masks[COCO_LABELS].tolist() == list(range(80))
     gaps = sorted(set(range(1, 91)) - set(COCO_LABELS))
-    assert len(gaps) == 10 and logits[gaps].eq(NEVER).all() and not deltas[gaps].any() and not masks[gaps].any()
+    assert len(gaps) == 10 and logits[gaps].eq(IMPOSSIBLE).all() and not deltas[gaps].any() and not masks[gaps].any()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert logits.mul(0.01).add(logits.eq(NEVER) * NEVER).to(dtype).float().softmax(0)[gaps].eq(0).all()
+        assert logits.mul(0.01).add(logits.eq(IMPOSSIBLE) * IMPOSSIBLE).to(dtype).float().softmax(0)[gaps].eq(0).all()
     table = ClassTable.of_weights(content, 91, None)
     assert len(table.names) == 80 and table.names[90] == "toothbrush"
 
@@ -140,7 +140,7 @@ def test_a_json_names_own_classes_and_says_their_labels(tmp_path):
     path = tmp_path / "names.json"
     path.write_text('{"5": "owl", "2": "cat", "3": "dog"}')
     logits, _, masks = converted_rows(content := from_detectron2(small_state(3), "x", str(path)))
-    assert logits.tolist() == [3, NEVER, 0, 1, NEVER, 2] and masks.tolist() == [0, 0, 0, 1, 0, 2]
+    assert logits.tolist() == [3, IMPOSSIBLE, 0, 1, IMPOSSIBLE, 2] and masks.tolist() == [0, 0, 0, 1, 0, 2]
     assert ClassTable.of_weights(content, 6, str(path)).names == {2: "cat", 3: "dog", 5: "owl"}
     path.write_text(json.dumps({f"thing {i}": i for i in range(1, 81)}))
     content = from_detectron2(small_state(80), "x", str(path))
@@ -258,7 +258,7 @@ def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
 def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, zoo_file, coco, model):
     run_at = [*TRAINING, "--data-path", coco, "--output-dir", "tuned"]
     outcome = succeeded(run(lab, "train.py", *run_at, "--pretrain", zoo_file, "--max-steps", "1"))
-    assert "start anew" not in outcome.out
+    assert "newly initialised" not in outcome.out
     tuned, start = read_weight_file(lab / "tuned" / "model_0.pth"), model.state_dict()
     assert tuned["model_config"]["arch"] == "detectron2" and tuned["model_config"]["norm"] == "frozen"
     assert len(tuned["class_names"]) == 80 and tuned["model"].keys() == start.keys()
@@ -280,7 +280,7 @@ def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, 
 def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, voc, model):
     run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1", "--amp"]
     outcome = succeeded(run(lab, "train_multi_GPU.py", *run_at, "--pretrain", zoo_file))
-    assert re.search(r"start anew: .*cls_score.weight.*bbox_pred.bias.*mask_fcn_logits.bias", outcome.out)
+    assert re.search(r"newly initialised layers: .*cls_score.weight.*bbox_pred.bias.*mask_fcn_logits.bias", outcome.out)
     tuned = read_weight_file(lab / "voc_tuned" / "model_0.pth")
     assert tuned["model_config"]["num_classes"] == 21 and tuned["model_config"]["arch"] == "detectron2"
     frozen = "backbone.body.layer1.0.conv1.weight"
@@ -303,7 +303,7 @@ def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, mo
     assert config == ModelConfig(91, "detectron2", "frozen")
     assert not anew.roi_heads.box_predictor.cls_score.bias.any()
     kept, _ = build_training_model(args, 91, None, labels=[1, 3, 90])
-    assert kept.roi_heads.box_predictor.cls_score.bias[12] == NEVER
+    assert kept.roi_heads.box_predictor.cls_score.bias[12] == IMPOSSIBLE
     args.arch = "v1"
     with pytest.raises(InputError, match="zoo.pth.*detectron2.*--arch"):
         build_training_model(args, 91, None)

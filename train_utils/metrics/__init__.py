@@ -1,1 +1,1 @@
-"""Detections in, COCO metrics out."""
+"""Compute COCO metrics of detections."""

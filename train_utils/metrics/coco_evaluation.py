@@ -1,4 +1,4 @@
-"""Detections in, COCO metrics out: collected compactly, gathered over processes, scored by hotcoco or pycocotools."""
+"""Compute COCO metrics: collect detections compactly, gather them over processes, score with hotcoco or pycocotools."""
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,12 @@ METRIC_NAMES = (
 
 @dataclass
 class ClassMetrics:
-    """One class: `objects` counts the ground truth without crowds; AP is -1 where there is none."""
+    """Metrics of one class.
+
+    Attributes:
+        objects: number of ground-truth objects, not counting crowds.
+        ap, ap50: -1 if there are no objects.
+    """
 
     label: int
     name: str
@@ -31,13 +36,18 @@ class ClassMetrics:
 
 @dataclass
 class Metrics:
-    """COCO's 12 numbers in the official order, -1 where the data holds nothing of the kind, and AP by class."""
+    """COCO metrics.
+
+    Attributes:
+        stats: COCO's 12 numbers in the official order; -1 where the data has no such objects.
+        classes: the metrics per class.
+    """
 
     stats: list[float]
     classes: list[ClassMetrics]
 
     def table(self, title: str) -> str:
-        """Both as text, ready to print."""
+        """Format both as text, ready to print."""
         lines = [title]
         lines += [f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats)]
         width = max([len(c.name) for c in self.classes], default=0)
@@ -47,12 +57,12 @@ class Metrics:
 
 
 class CocoEvaluator:
-    """Collects one process's detections and scores everybody's.
+    """Collect the detections of one process, and score those of all processes.
 
     Args:
         ground_truth: a COCO object of hotcoco or pycocotools.
-        classes: what the detections' labels mean.
-        continuous_paste: how masks are put into the picture, see `mask_crops`.
+        classes: meaning of the detections' labels.
+        continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
 
     def __init__(self, ground_truth, classes: ClassTable, continuous_paste: bool = False):
@@ -62,7 +72,7 @@ class CocoEvaluator:
         self.detections: dict[int, dict] = {}
 
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
-        """Take in one image's detections as `MaskRCNN.detect` gives them; `size` is the picture's height and width."""
+        """Add the detections of one image as `MaskRCNN.detect` returns them; `size` is its height and width."""
         self.detections[image_id] = {
             "labels": detection["labels"].cpu().numpy(),
             "scores": detection["scores"].cpu().numpy(),
@@ -71,7 +81,7 @@ class CocoEvaluator:
         }
 
     def metrics(self) -> dict[str, Metrics] | None:
-        """The metrics of all processes' detections, each image once, by IoU type; None but on the main process."""
+        """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
         shards = gather_objects(self.detections)
         if shards is None:
             return None
@@ -81,10 +91,10 @@ class CocoEvaluator:
 
 
 def coco_results(detections: Mapping[int, dict], category_ids: Mapping[int, int]) -> dict[str, list[dict]]:
-    """Detections by image id -> COCO's results format for each IoU type; labels become category ids.
+    """Convert detections by image id to COCO's results format per IoU type; labels become category ids.
 
-    Boxes and masks go apart, as in official results files: the areas of mask detections are then those of the masks.
-    Detections of labels that the data has no category for (gaps in COCO's ids) are left out.
+    Boxes and masks are separate entries, as in official results files, so that mask detections have their masks' areas.
+    Detections of labels without a category (gaps in COCO's ids) are dropped.
     """
     boxes, masks = [], []
     for image_id in sorted(detections):
@@ -121,7 +131,7 @@ def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes:
 
 
 def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
-    """The COCOeval that belongs to the ground truth's library, run quietly to its end."""
+    """Run the COCOeval of the ground truth's library without its output, and return it."""
     if type(ground_truth).__module__.startswith("pycocotools"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -131,7 +141,7 @@ def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
         if results:
             detections = ground_truth.loadRes(results)
         else:
-            detections = COCO()  # loadRes takes no empty list in pycocotools
+            detections = COCO()  # pycocotools' loadRes does not accept an empty list
             detections.dataset = {**ground_truth.dataset, "annotations": []}
             detections.createIndex()
         evaluation = COCOeval(ground_truth, detections, iou_type)
@@ -142,7 +152,7 @@ def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
 
 
 def count_objects(ground_truth) -> dict[int, int]:
-    """Objects without crowds, by category id."""
+    """Count the objects per category id, without crowds."""
     counts: dict[int, int] = {}
     for annotation in ground_truth.loadAnns(ground_truth.getAnnIds()):
         if not annotation.get("iscrowd", 0):
@@ -151,6 +161,6 @@ def count_objects(ground_truth) -> dict[int, int]:
 
 
 def mean_of_valid(values: np.ndarray) -> float:
-    """The mean of the entries that are not -1 (nothing to find), or -1."""
+    """Return the mean of the entries that are not -1 (nothing to find); -1 if there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0

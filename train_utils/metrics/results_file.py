@@ -1,6 +1,7 @@
-"""A detections file that anyone's detector wrote, and its ground truth -> COCO's official table.
+"""Score a file of detections in COCO's results format, written by any detector, and print COCO's official table.
 
-Both are COCO's formats: a list of `image_id, category_id, score` and `bbox` or `segmentation`, and an annotation file.
+The file is a list of entries with `image_id`, `category_id`, `score` and `bbox` or `segmentation`; the ground truth is
+a COCO annotation file.
 """
 import json
 import math
@@ -12,7 +13,7 @@ from network_files.rle import unpack_all
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import run_cocoeval
 
-# Which of COCO's numbers stands in which line: title, abbreviation, IoU, area, detections an image.
+# The lines of COCO's table, in order: title, abbreviation, IoU, area, detections per image.
 OFFICIAL_LINES = [
     ("Average Precision", "(AP)", iou, area, 100)
     for iou, area in [("0.50:0.95", "all"), ("0.50", "all"), ("0.75", "all")]
@@ -24,12 +25,12 @@ OFFICIAL_LINES = [
 
 
 def score_results_file(results_path: str, annotation_path: str, iou_type: str) -> str:
-    """The official table of the 12 metrics.
+    """Return the official table of the 12 metrics.
 
-    For masks a `bbox` in the same entry is left out, so that small, medium and large go by the mask's area.
+    For masks a `bbox` in the same entry is ignored, so that small, medium and large depend on the mask's area.
 
     Raises:
-        InputError: one of the files cannot be read or does not fit the other; names the file and the entry.
+        InputError: a file cannot be read, or the two do not fit together; the message names file and entry.
     """
     truth = read_annotations(annotation_path)
     results = read_results(results_path, truth, iou_type)
@@ -42,7 +43,7 @@ def score_results_file(results_path: str, annotation_path: str, iou_type: str) -
 
 
 def read_annotations(path: str) -> dict[str, Any]:
-    """The content of a COCO annotation file."""
+    """Read and check a COCO annotation file."""
     content = read_json(path, "--annotation-file")
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
@@ -54,15 +55,15 @@ def read_annotations(path: str) -> dict[str, Any]:
             if key == "annotations" and not wrong and not is_box(entry.get("bbox")):
                 wrong = ["bbox"]
             if wrong:
-                raise InputError(f"{path}: {key}[{place}] lacks {', '.join(wrong)}, or has it with an impossible value")
+                raise InputError(f"{path}: {key}[{place}] has a missing or invalid {', '.join(wrong)}")
     return content
 
 
 def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[str, Any]]:
-    """The entries of a results file, each checked against the images of the ground truth."""
+    """Read a results file, and check its entries against the images of the ground truth."""
     results = read_json(path, "--results-json")
     if not isinstance(results, list):
-        raise InputError(f"{path}: not a results file, which is a list of detections")
+        raise InputError(f"{path}: not a results file (a list of detections)")
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     for place, entry in enumerate(results):
         problem = problem_of(entry, sizes, iou_type)
@@ -71,12 +72,12 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
     categories = {category["id"] for category in truth["categories"]}
     foreign = sum(entry["category_id"] not in categories for entry in results)
     if foreign:
-        warn(f"{path}: {foreign} detections of categories that the ground truth lacks do not count")
+        warn(f"{path}: {foreign} detections are ignored, as the ground truth lacks their categories")
     return results
 
 
 def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> str | None:
-    """What makes a detection useless, in words; None where nothing does."""
+    """Describe what makes a detection invalid; None if it is valid."""
     shape = "segmentation" if iou_type == "segm" else "bbox"
     if not isinstance(entry, dict):
         return "is not an object with image_id, category_id, score and " + shape
@@ -86,25 +87,25 @@ def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> 
         hint = f"; it has {other}, try --iou-type {'bbox' if other == 'bbox' else 'segm'}" if other in entry else ""
         return f"lacks {', '.join(missing)}{hint if missing == [shape] else ''}"
     if not is_integer(entry["image_id"]) or entry["image_id"] not in sizes:
-        return f"is of image {entry['image_id']!r}, which the annotation file does not have"
+        return f"is of image {entry['image_id']!r}, which the annotation file lacks"
     if not is_integer(entry["category_id"]):
-        return f"has the category {entry['category_id']!r}, which is no whole number"
+        return f"has the category {entry['category_id']!r}, which is not a whole number"
     if not is_finite(entry["score"]):
-        return f"has the score {entry['score']!r}, which is no number"
+        return f"has the score {entry['score']!r}, which is not a finite number"
     if shape == "bbox":
         return None if is_box(entry["bbox"]) else f"has the box {entry['bbox']!r}, which is not [x, y, width, height]"
     code, size = entry["segmentation"], sizes[entry["image_id"]]
     if not isinstance(code, dict) or not isinstance(code.get("counts"), (str, list)):
-        return "has a segmentation that is not run-length code (an object with size and counts)"
+        return "has a segmentation that is not a run-length code (an object with size and counts)"
     if code.get("size") != list(size):
-        return f"has a mask of size {code.get('size')!r}, its image {entry['image_id']} is {list(size)}"
+        return f"has a mask of size {code.get('size')!r}, but its image {entry['image_id']} has {list(size)}"
     if not covers(code["counts"], size[0] * size[1]):
         return f"has run lengths that do not cover its image of {size[0]}x{size[1]}"
     return None
 
 
 def covers(counts: str | list, pixels: int) -> bool:
-    """Whether the runs, packed or as a list, are lengths whose sum is the picture."""
+    """Whether the runs, packed or as a list, are lengths that add up to the number of pixels."""
     if isinstance(counts, list):
         return all(is_integer(run) and run >= 0 for run in counts) and sum(counts) == pixels
     try:
@@ -136,7 +137,7 @@ def read_json(path: str, option: str) -> Any:
 
 
 def official_table(stats: list[float]) -> str:
-    """COCO's 12 numbers as its own tools print them."""
+    """Format COCO's 12 numbers as its own tools print them."""
     return "\n".join(
         f" {title:<18} {short} @[ IoU={iou:<9} | area={area:>6s} | maxDets={most:>3d} ] = {value:0.3f}"
         for (title, short, iou, area, most), value in zip(OFFICIAL_LINES, stats)

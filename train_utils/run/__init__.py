@@ -1,1 +1,1 @@
-"""What survives a crash: run folder, lock, checkpoints, resuming, signals, watchdog, safe files."""
+"""Make runs survive crashes: run folder, lock, checkpoints, resuming, signals, watchdog, log lines."""

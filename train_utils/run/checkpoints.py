@@ -30,7 +30,7 @@ def make_checkpoint(
     classes: ClassTable,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that a resumed run, an evaluation or a prediction needs.
+    """Collect what a resumed run, an evaluation or a prediction needs.
 
     Args:
         facts: see `check_settings`.
@@ -56,7 +56,7 @@ def make_checkpoint(
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:
-    """What decides the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
+    """Return what the last bits of a sum depend on besides the seed: threads, processor or GPU, and versions."""
     return {
         "threads": torch.get_num_threads(),
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
@@ -66,7 +66,7 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Model and instruction set, as far as the system reports them."""
+    """Return model and instruction set, as far as the system reports them."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -75,31 +75,35 @@ def processor_name() -> str:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A run's checkpoint; InputError if the file is broken, is none, or its weights are not finite."""
+    """Read a run's checkpoint.
+
+    Raises:
+        InputError: the file is broken or no checkpoint of a run, or its weights are not finite.
+    """
     content = read_weight_file(path)
     missing = NEEDED - set(content)
     if missing:
         raise InputError(
-            f"{path}: lacks {', '.join(sorted(missing))}, so no run can resume from it; "
-            "to start from its weights use --pretrain"
+            f"{path}: lacks {', '.join(sorted(missing))}, so a run cannot resume from it; "
+            "to start from its weights, use --pretrain"
         )
     check_finite(state_dict_of(content, path), path)
     return Checkpoint(path, content)
 
 
 def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, force: bool) -> None:
-    """Load a checkpoint's state into a run's objects and release it; rates and decay are those of the command line.
+    """Load a checkpoint's state into a run's objects and free it; learning rate and decay are the command line's.
 
     Args:
-        force: where the epochs had another number of steps, resume at the same fraction of the epoch.
+        force: if the number of steps per epoch has changed, resume at the same fraction of the epoch.
 
     Raises:
-        InputError: the epochs had another number of steps, or the state does not fit.
+        InputError: the number of steps per epoch has changed and `force` is off, or the state does not fit.
     """
     path, content = checkpoint
     if content["steps_per_epoch"] != steps_per_epoch and not force:
         raise InputError(
-            f"{path}: was written in a run of {content['steps_per_epoch']} steps per epoch, this one has "
+            f"{path}: was written by a run with {content['steps_per_epoch']} steps per epoch, this one has "
             f"{steps_per_epoch}; resume with the same data, batch size and number of processes, continue with --force, "
             "or start a new run from its weights with --pretrain"
         )

@@ -1,6 +1,6 @@
-"""Lock on the folder of a run, so that a second run in it ends before it touches a file.
+"""Lock the folder of a run, so that a second run in it ends before it touches a file.
 
-The lock belongs to the process: it is gone when the process is, however that ended.
+The lock belongs to the process: it is released when the process ends, however that happens.
 """
 
 import os
@@ -16,22 +16,22 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
-PATIENCE = 5.0  # seconds: a run that is just ending, or was just killed, may hold its lock for a moment
+PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed, may hold its lock for a moment
 
 
 class FolderLock:
-    """Exclusive use of a folder, from creation on until `release` or the end of the process.
+    """Hold a folder exclusively, from creation until `release` or the end of the process.
 
-    A POSIX record lock: unlike one by flock(2), loader workers do not inherit it, so that it cannot outlive the process
-    that took it. Most network file systems know it across machines.
+    A POSIX record lock: unlike with flock(2), loader workers do not inherit it, so it cannot outlive the process that
+    took it. Most network file systems support it across machines.
 
     Raises:
-        InputError: another process holds it; the message names host and process.
+        InputError: another process holds the lock; the message names host and process.
     """
 
     @classmethod
     def of_existing(cls, folder: Path) -> "FolderLock | None":
-        """The lock on a folder that exists already; a run that fails before its first step creates none."""
+        """Lock a folder if it exists; a run that fails before its first step creates none."""
         return cls(folder) if folder.is_dir() else None
 
     def __init__(self, folder: Path):
@@ -44,12 +44,12 @@ class FolderLock:
                 owner = self.file.read().strip() or "another process"
                 self.file.close()
                 raise InputError(
-                    f"{folder} is in use by {owner}: wait for its end, stop it, or choose another --output-dir"
+                    f"{folder} is in use by {owner}: wait until it ends, stop it, or choose another --output-dir"
                 )
             time.sleep(0.1)
 
     def acquire(self, folder: Path) -> bool:
-        """Whether the lock is ours now, or there are no locks here, which is said."""
+        """Try to take the lock. True as well, with a warning, where the file system has no locks."""
         if fcntl is None:
             return True
         try:

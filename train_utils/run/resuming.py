@@ -10,7 +10,7 @@ from train_utils.options import RESULT_SETTINGS, TrainSettings
 from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint
 from train_utils.run.run_folder import checkpoints
 
-RESULT_FACTS = ("data", "processes")  # what changes the result as well, but is no option
+RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
 # Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
 IGNORED_SETTINGS = (
     "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
@@ -18,10 +18,10 @@ IGNORED_SETTINGS = (
 
 
 def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
-    """The checkpoint that `--resume` means: a file, or with `auto` the newest usable one in the output folder, if any.
+    """Read the checkpoint that `--resume` names; with `auto` the newest usable one in the output folder, if any.
 
     Raises:
-        InputError: there is no such file, it is not a checkpoint of a run, or `auto` finds only unusable ones.
+        InputError: the file is missing or no checkpoint of a run, or `auto` finds only unusable ones.
     """
     if not settings.resume:
         return None
@@ -36,7 +36,7 @@ def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
 
 
 def newest_usable(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; newer ones that cannot be are named and set aside."""
+    """Return the newest readable checkpoint; warn of unreadable newer ones and set them aside."""
     refused = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -51,18 +51,18 @@ def newest_usable(folder: Path) -> Path | None:
         return path
     if refused:
         names = "; ".join(str(error) for _, error in refused)
-        raise InputError(f"--resume auto: no checkpoint in {folder} can be used ({names}); start anew with --overwrite")
+        raise InputError(f"--resume auto: no checkpoint in {folder} can be used ({names}); start over with --overwrite")
     return None
 
 
 def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any]) -> None:
-    """List the settings that differ from the checkpoint's, and warn of another machine, whose bits may differ.
+    """Print the settings that differ from the checkpoint's, and warn if the machine differs, as its bits may too.
 
     Args:
-        facts: `data`, the fingerprint of the training set, and `processes`, their number.
+        facts: `data`, the fingerprint of the training set, and `processes`, the number of processes.
 
     Raises:
-        InputError: a difference makes it another run, and `--force` was not given.
+        InputError: a setting that changes the result differs, and `--force` was not given.
     """
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
@@ -76,7 +76,7 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
     serious = [text for name, text in differences.items() if name in RESULT_SETTINGS or name in RESULT_FACTS]
     if serious and not settings.force:
         raise InputError(
-            f"{path}: was written with other settings: {', '.join(serious)}; that is another run: "
+            f"{path}: was written with other settings, which change the result: {', '.join(serious)}; "
             "leave these options out, or continue with --force"
         )
     if differences and is_main():
@@ -89,11 +89,11 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
     ]
     if others and is_main():
         warn(
-            f"{path}: was computed with {', '.join(others)}; the run continues, but its bits may differ from those of "
-            "a run that was never stopped"
+            f"{path}: was computed with {', '.join(others)}; the run continues, but its results may differ in the last "
+            "bits from those of an uninterrupted run"
         )
 
 
 def comparable(name: str, value: Any) -> Any:
-    """A value without what differs between the processes of one run."""
+    """Drop the part of a value that differs between the processes of one run."""
     return value.partition(":")[0] if name == "device" else value

@@ -1,7 +1,7 @@
-"""The folder of a run, --output-dir: checkpoints, results with a line per epoch, log, curves.
+"""Run folder, --output-dir: checkpoints, results files with a line per epoch, log and curves.
 
 A run may be killed at any moment. Whatever it was doing then, `open` rolls the folder back to its state at the
-checkpoint that the run resumes from, so that nothing is lost and nothing is written twice. No run overwrites another.
+checkpoint that the run resumes from, so that nothing is lost or written twice. No run overwrites another.
 """
 import json
 import math
@@ -13,19 +13,13 @@ from typing import Any
 
 import torch
 
+from dataset_files.atomic_files import link_atomically, remove_leftovers, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.safe_files import (
-    LineFile,
-    put_in_place,
-    reason_of_full_disk,
-    remove_leftovers,
-    replacing,
-    write_atomically,
-)
+from train_utils.run.safe_files import LineFile, reason_of_full_disk
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file
 
@@ -33,21 +27,21 @@ RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, SETTINGS = "log.jsonl", "args.json"
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
 BEST = "model_best.pth"
-# model_7.pth: the epoch is over, or the run was; model_7_step1234.pth: after that many steps in all.
+# model_7.pth: at the end of epoch 7, or of a run within it; model_7_step1234.pth: after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
-TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is tried again
-INSIDE_KEPT = 2  # newest checkpoints inside an epoch that stay, until that of its end is written
+TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
+INSIDE_KEPT = 2  # newest checkpoints within an epoch to keep, until the one at its end is written
 
 
 class RunFolder:
-    """The files of one run; `open` creates or reopens it.
+    """Read and write the files of one run; `open` creates or reopens the folder.
 
-    Every process has one. Only the main process writes; for the others the methods that write do nothing.
+    Every process has one. Only the main process writes; on the others the writing methods do nothing.
 
     Attributes:
-        writes: whether this process is the one that writes.
+        writes: whether this process writes.
         results: the lines of the results files, by IoU type.
-        unsaved_since: the step whose checkpoint could not be written, until one can be.
+        unsaved_since: the step whose checkpoint could not be written; None once one is written.
     """
 
     def __init__(self, path: str | Path, writes: bool = True, lock: FolderLock | None = None):
@@ -67,14 +61,14 @@ class RunFolder:
         continues: bool,
         lock: FolderLock | None = None,
     ) -> "RunFolder":
-        """The folder of `--output-dir`, for a new run or a resumed one; to be called by all processes together.
+        """Open the folder of `--output-dir` for a new or resumed run; all processes call this together.
 
         Args:
             continues: whether the run has steps left to do.
-            lock: of the folder, if it existed before anything in it was read; the main process's.
+            lock: the main process's lock on the folder, if the folder existed before the run.
 
         Raises:
-            InputError: the folder holds a run, and no option says what to do with it.
+            InputError: the folder holds a run, and neither --resume nor --overwrite was given.
         """
         folder = run_on_main(lambda: cls.prepare(settings, resumed, continues, lock))
         return folder or cls(settings.output_dir, writes=False)
@@ -87,12 +81,12 @@ class RunFolder:
         continues: bool,
         lock: FolderLock | None,
     ) -> "RunFolder":
-        """`open` on the main process."""
+        """Do the main process's part of `open`."""
         with reading_input():
             folder = cls(settings.output_dir, lock=lock or FolderLock(Path(settings.output_dir)))
             remove_leftovers(folder.path)
             others = folder.files_of_a_run()
-            # With auto and no checkpoint, log and settings are those of a run that was stopped before its first one.
+            # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
             never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
             if resumed is not None and resumed[0].resolve().parent == folder.path.resolve():
                 folder.roll_back_to(*resumed, continues)
@@ -102,7 +96,7 @@ class RunFolder:
             elif others:
                 raise InputError(
                     f"{folder.path} holds a run ({others[0].name}): continue it with --resume auto, choose another "
-                    "--output-dir, or start anew with --overwrite"
+                    "--output-dir, or start over with --overwrite"
                 )
             plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
             write_atomically(folder.path / SETTINGS, plain + "\n")
@@ -116,19 +110,19 @@ class RunFolder:
         return [f for f in sorted(self.path.iterdir()) if f.name in names or CHECKPOINT.match(f.name)]
 
     def lines(self, name: str) -> list[str]:
-        """The complete lines of a file; a power failure may leave part of one at the end."""
+        """Return the complete lines of a file; a power failure may leave a partial one at the end."""
         file = self.path / name
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool) -> None:
-        """Drop what was written after a checkpoint, and if the run continues what only its stop there has left."""
+        """Drop what was written after a checkpoint and, if the run continues, what only its stop there has left."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
         own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
         if not CHECKPOINT.match(path.name):
-            put_in_place(path, self.path / own_name)
+            link_atomically(path, self.path / own_name)
         elif inside:
             path.rename(self.path / own_name)
         for file in checkpoints(self.path):
@@ -138,7 +132,7 @@ class RunFolder:
         for name in RESULTS.values():
             self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < epoch + (not inside)])
         logged = [(json.loads(line)["step"], line) for line in self.lines(LOG)]
-        stays = step if inside and step % print_freq else step + 1  # the last line of a stopped run is out of turn
+        stays = step if inside and step % print_freq else step + 1  # a stopped run logs its last step out of turn
         self.rewrite(LOG, [line for at, line in logged if at < stays])
 
         best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
@@ -151,25 +145,25 @@ class RunFolder:
             write_atomically(self.path / name, "".join(line + "\n" for line in lines))
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Add a printed step to the log, as a JSON line."""
+        """Append a printed step to the log, as a JSON line."""
         if not self.writes:
             return
         with trying_again_later(self.log_file.path):
             self.log_file.add(json.dumps(dict(entry)))
 
     def lacks_results(self, epoch: int) -> bool:
-        """Whether an epoch has no line in the results files; the same on every process."""
+        """Whether an epoch has no line in a results file; the same on every process."""
         return broadcast_from_main(any(epoch not in map(epoch_of, lines) for lines in self.results.values()))
 
     def write_results(self, epoch: int, metrics: Mapping[str, Metrics], mean_loss: float, lr: float) -> None:
-        """Give an epoch its line in both results files, and the best epoch's checkpoint the name model_best.pth."""
+        """Write an epoch's line into both results files, and link the best epoch's checkpoint as model_best.pth."""
         if not self.writes:
             return
         for kind, lines in self.results.items():
             numbers = [f"{value:.4f}" for value in [*metrics[kind].stats, mean_loss]] + [f"{lr:.6f}"]
             others = [line for line in lines if epoch_of(line) != epoch]
             lines[:] = [*others, "  ".join([f"epoch:{epoch}", *numbers])]
-        # Before the results, which tell a resumed run that this was done.
+        # Before the results files: a line there means to a resumed run that this is done.
         if best_epoch(self.results["segm"]) == epoch:
             self.mark_best(epoch)
         for kind, name in RESULTS.items():
@@ -180,7 +174,7 @@ class RunFolder:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
         if of_epoch:
             with trying_again_later(self.path / BEST):
-                put_in_place(of_epoch[-1], self.path / BEST)
+                link_atomically(of_epoch[-1], self.path / BEST)
 
     def draw_curves(self) -> None:
         if not self.writes:
@@ -200,27 +194,26 @@ class RunFolder:
             )
 
     def retry_is_due(self, step: int) -> bool:
-        """Whether it is time for another attempt at a checkpoint that could not be written."""
+        """Whether to retry now a checkpoint that could not be written."""
         return self.unsaved_since is not None and step >= self.unsaved_since + TRY_AGAIN
 
     def require_saved(self) -> None:
-        """InputError on all processes if the last checkpoint could not be written."""
+        """Raise InputError on all processes if the last checkpoint could not be written."""
         step = broadcast_from_main(self.unsaved_since)
         if step is not None:
             raise InputError(
-                f"{self.path}: the checkpoint of step {step} could not be written; make room, and continue with "
-                "--resume auto from the one before it"
+                f"{self.path}: the checkpoint of step {step} could not be written; free some disk space and continue "
+                "from the one before it with --resume auto"
             )
 
     def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
-        """Write model_{epoch}.pth, or inside an epoch model_{epoch}_step{step}.pth, and drop the oldest.
+        """Write model_{epoch}.pth, or within an epoch model_{epoch}_step{step}.pth, and delete the oldest.
 
-        A crash leaves either all of the new file or none of it. On a full disk the old ones stay, and the step is
-        remembered as `unsaved_since`.
+        The file is written atomically. On a full disk the old ones stay, and the step is stored as `unsaved_since`.
 
         Args:
-            last: whether this is the end of the run, which counts as that of its epoch.
-            keep: how many checkpoints stay; None for all of finished epochs.
+            last: whether this is the end of the run, which counts as the end of its epoch.
+            keep: how many checkpoints to keep; None: those of all finished epochs.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         finished = last or step % content["steps_per_epoch"] == 0
@@ -243,7 +236,7 @@ class RunFolder:
             file.unlink()
 
     def finish(self) -> None:
-        """Write what a full disk has kept waiting, and print what to do next; by all processes together.
+        """Write what a full disk has delayed, and print what to do next; all processes call this together.
 
         Raises:
             InputError: the disk is still full.
@@ -267,41 +260,41 @@ class RunFolder:
 
 @contextmanager
 def trying_again_later(path: Path) -> Iterator[None]:
-    """Around the writing of a file that the run can do without for now: on a full disk, warn and continue."""
+    """On a full disk, warn and continue; for files that the run can do without for now."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = reason_of_full_disk(error)
         if reason is None:
             raise
-        warn(f"{path} could not be written ({reason.strerror}); the run continues and tries again")
+        warn(f"{path} could not be written ({reason.strerror}); the run continues and will try again")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """A run's newest checkpoint; None if there is none."""
+    """Return a run's newest checkpoint; None if there is none."""
     return (checkpoints(folder) or [None])[-1]
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
+    """List a run's checkpoints, oldest first."""
     folder = Path(folder)
     files = [f for f in folder.iterdir() if CHECKPOINT.match(f.name)] if folder.is_dir() else []
     return sorted(files, key=age)
 
 
 def age(path: Path) -> tuple[int, float]:
-    """Sort key of checkpoints: the epoch, and inside it the step; infinity at its end."""
+    """Sort key of checkpoints: the epoch, then the step; infinity at the epoch's end."""
     epoch, step = CHECKPOINT.match(path.name).groups()
     return int(epoch), math.inf if step is None else int(step)
 
 
 def epoch_of(line: str) -> int:
-    """The epoch of a results line."""
+    """Return the epoch of a results line."""
     return int(line.split()[0].removeprefix("epoch:"))
 
 
 def epoch_in(path: Path) -> int | None:
-    """The epoch of a checkpoint, read from its content; None where it is broken."""
+    """Read the epoch from a checkpoint's content; None if it is broken."""
     try:
         return read_weight_file(path).get("epoch")
     except InputError:
@@ -309,5 +302,5 @@ def epoch_in(path: Path) -> int | None:
 
 
 def best_epoch(mask_results: Sequence[str]) -> int | None:
-    """The epoch with the highest mask AP among results lines, the first of equal ones."""
+    """Return the epoch with the highest mask AP among results lines, the first in case of a tie."""
     return epoch_of(max(mask_results, key=lambda line: float(line.split()[1]))) if mask_results else None

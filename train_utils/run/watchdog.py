@@ -1,8 +1,8 @@
-"""Processes that wait for one another must learn that one of them is gone: each says where it stands, all look.
+"""Watchdog for multi-process runs: detects a dead or stalled process, names it, and ends the run.
 
-What a process does is put into the store that the process group met in, once a second, by a thread of its own. A
-process that ends otherwise than well says so there; one that stands still is found by the main process; one that is
-gone is found by those to whom the connection broke. Whoever waits for it then ends too, and names it.
+Each process writes a heartbeat with its current activity into the process group's store, once per second, from a thread
+of its own. A process that ends with an error reports so there. The main process detects one that makes no progress, and
+the processes whose connection broke detect one that is gone. Those that wait for it then end too, and name it.
 """
 import json
 import os
@@ -15,41 +15,45 @@ import torch.distributed as dist
 
 from train_utils.errors import LOST_PROCESS
 
-# What a process does, in the order within a step; the number of steps done comes first.
-DOING = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading pictures", "forward", "backward")
-INTERVAL = 1.0  # seconds between two signs of life
-SILENCE = 5.0  # seconds without one, after a connection broke, that mean death
-GRACE = 3.0  # seconds in which a process may still end by an error of its own
+# Activities in their order within a step; the number of finished steps is compared first.
+ACTIVITIES = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading images", "forward", "backward")
+INTERVAL = 1.0  # seconds between two heartbeats
+HEARTBEAT_TIMEOUT = 5.0  # seconds without a heartbeat, after a connection broke, that mean a dead process
+GRACE = 3.0  # seconds in which a process may still end with an error of its own
+STORE_LOST = "the store of the run is gone, and with it the process or machine that held it"
 
 
 class Watchdog(threading.Thread):
-    """One process's part.
+    """The watchdog thread of one process.
 
     Args:
-        store: shared by all processes; timeout: seconds after which a process that stands still ends the run.
+        store: shared by all processes.
+        timeout: seconds without progress of one process after which the run ends.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float):
         super().__init__(daemon=True)
-        # A client of its own where there are such: another thread may hold the shared one while it waits.
-        self.store = dist.PrefixStore("watch", store.clone() if hasattr(store, "clone") else store)
+        # A client of its own where the store can be cloned: a waiting thread holds the shared one.
+        self.store = dist.PrefixStore("watchdog", store.clone() if hasattr(store, "clone") else store)
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self.interval = INTERVAL * max(1, world_size / 200)
-        self.step, self.doing, self.moves, self.beats = 0, "starting", 0, 0
+        self.step, self.activity, self.changes, self.heartbeats = 0, "starting", 0, 0
         self.leaving = threading.Event()
         self.last_states: list[list] = [[None] * 7] * world_size
-        self.moved_at = [time.monotonic()] * world_size
-        self.beaten_at = [time.monotonic()] * world_size
-        self.say()
+        self.last_change = [time.monotonic()] * world_size
+        self.last_heartbeat = [time.monotonic()] * world_size
+        self.send_heartbeat()
 
-    def report_activity(self, doing: str, step: int | None) -> None:
-        """Called where the process goes on: what it begins to do now, one of DOING; a new step, or the same."""
+    def report_activity(self, activity: str, step: int | None) -> None:
+        """Record progress: the activity that begins now, one of ACTIVITIES, and the step; None: the same step."""
         self.step = self.step if step is None else step
-        self.doing, self.moves = doing, self.moves + 1
+        self.activity, self.changes = activity, self.changes + 1
 
-    def say(self, over: bool = False) -> None:
-        self.beats += 1
-        state = [self.beats, self.moves, self.step, self.doing, over, socket.gethostname(), os.getpid()]
+    def send_heartbeat(self, finished: bool = False) -> None:
+        self.heartbeats += 1
+        state = [
+            self.heartbeats, self.changes, self.step, self.activity, finished, socket.gethostname(), os.getpid()
+        ]  # fmt: skip
         self.store.set(str(self.rank), json.dumps(state))
 
     def read_all(self) -> list[list]:
@@ -58,76 +62,81 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         try:
             while not self.leaving.wait(self.interval):
-                self.say()
-                if self.rank < 2:  # one is enough, unless it is the one
-                    self.look_for_standstill()
+                self.send_heartbeat()
+                if self.rank < 2:  # one is enough, unless it is the stalled one
+                    self.find_stalled()
                 if self.store.check(["verdict"]) and not self.leaving.wait(GRACE):
                     self.end(self.store.get("verdict").decode())
         except RuntimeError:
-            if not self.leaving.wait(SILENCE):
-                self.end("the store of the run is gone, and with it the process or machine that held it")
+            if not self.leaving.wait(HEARTBEAT_TIMEOUT):
+                self.end(STORE_LOST)
 
-    def look_for_standstill(self) -> None:
-        """Once a process stands still for longer than the timeout, blame those furthest behind: the others wait for
-        them; and of these those without a sign of life, if there are such."""
+    def find_stalled(self) -> None:
+        """Once a process has made no progress for the timeout, blame the processes furthest behind.
+
+        The others wait for them. Among those, processes without a heartbeat are preferred.
+        """
         now, states = time.monotonic(), self.read_all()
         for r, (old, new) in enumerate(zip(self.last_states, states)):
             if new[0] != old[0]:
-                self.beaten_at[r] = now
+                self.last_heartbeat[r] = now
             if new[1] != old[1]:
-                self.moved_at[r] = now
+                self.last_change[r] = now
         self.last_states = states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
-        if any(now - self.moved_at[r] > self.timeout for r in running):
-            place = {r: (states[r][2], DOING.index(states[r][3]), now - self.beaten_at[r] < SILENCE) for r in running}
-            blamed = [describe(r, states[r]) for r in running if place[r] == min(place.values())]
+        if any(now - self.last_change[r] > self.timeout for r in running):
+            position = {
+                r: (states[r][2], ACTIVITIES.index(states[r][3]), now - self.last_heartbeat[r] < HEARTBEAT_TIMEOUT)
+                for r in running
+            }
+            blamed = [describe(r, states[r]) for r in running if position[r] == min(position.values())]
             self.blame(f"no progress for {self.timeout:.0f} s (--timeout) by {' and '.join(blamed)}")
 
     def blame(self, verdict: str) -> str:
-        """Tell all processes why the run ends; the first word stands. Returns it."""
+        """Publish why the run ends, unless a verdict is there already; return the valid one."""
         return self.store.compare_set("verdict", "", verdict).decode()
 
     def explain(self) -> str:
-        """After a connection broke: who is gone. Takes some seconds."""
+        """Return which process is gone after a connection broke. Takes some seconds."""
         try:
-            before, end = self.read_all(), time.monotonic() + SILENCE + self.interval
+            before, end = self.read_all(), time.monotonic() + HEARTBEAT_TIMEOUT + self.interval
             while time.monotonic() < end and not self.store.check(["verdict"]):
                 time.sleep(self.interval / 4)
             gone = [r for r, (old, new) in enumerate(zip(before, self.read_all())) if old[0] == new[0]]
-            named = " and ".join(describe(r, before[r]) for r in gone) or "a process that still lives"
+            named = " and ".join(describe(r, before[r]) for r in gone) or "a process that is still alive"
             return self.blame(f"lost the connection to {named}")
         except RuntimeError:
-            return "the store of the run is gone, and with it the process or machine that held it"
+            return STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """This process ends now; with a verdict, the others must too."""
+        """Stop watching, as this process ends now; with a verdict, end the others too."""
         self.leaving.set()
-        self.join(SILENCE)
+        self.join(HEARTBEAT_TIMEOUT)
         try:
-            self.say(over=True)
+            self.send_heartbeat(finished=True)
             if verdict:
                 self.blame(f"{describe(self.rank, self.read_all()[self.rank])} ended: {verdict}")
         except RuntimeError:
-            pass  # the store is gone already; nobody is left to be told
+            pass  # the store is gone already, and with it all who could read the verdict
 
     def end(self, verdict: str) -> None:
-        """From the thread, as the main one may be waiting in a collective that never ends."""
-        print(said(verdict), file=sys.stderr, flush=True)
+        """End the process from this thread, as the main one may wait in a collective that never returns."""
+        print(stop_message(verdict), file=sys.stderr, flush=True)
         if self.rank == 0:
-            time.sleep(GRACE + self.interval)  # the store may be this process's, and the others have to read it
+            time.sleep(GRACE + self.interval)  # this process may hold the store, and the others have to read it
         os._exit(LOST_PROCESS)
 
 
 def describe(rank: int, state: list) -> str:
-    _, _, step, doing, _, host, pid = state
-    return f"process {rank} (pid {pid} on {host}, {doing}, step {step})"
+    _, _, step, activity, _, host, pid = state
+    return f"process {rank} (pid {pid} on {host}, {activity}, step {step})"
 
 
-def said(verdict: str) -> str:
-    return f"stopped: {verdict}; --resume auto goes on from the last checkpoint"
+def stop_message(verdict: str) -> str:
+    return f"stopped: {verdict}; continue from the last checkpoint with --resume auto"
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether an error of torch means that another process was not there."""
-    words = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words or "connection" in words
+    """Whether an error of torch means that another process could not be reached."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text

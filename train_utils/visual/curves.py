@@ -1,7 +1,6 @@
-"""A run's history -> its two pictures: loss and learning rate over the logged steps, AP over the epochs.
+"""Plot the history of a run: loss and learning rate over the logged steps, AP over the epochs.
 
-The figures are built with matplotlib's objects on the Agg canvas: no window, no display, and no pyplot state that would
-outlive the call.
+The figures use matplotlib's objects on the Agg canvas: no window, no display, and no global pyplot state.
 """
 
 import os
@@ -14,30 +13,32 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dataset_files.atomic_files import replacing
+
 LOSS_COLOUR, RATE_COLOUR = "tab:red", "tab:blue"
 BOX_COLOUR, MASK_COLOUR = "tab:blue", "tab:orange"
 
 
 def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], path: str | os.PathLike) -> None:
-    """Writes a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
+    """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
-    Arguments:
-        losses: S total losses, one a logged step. Steps at which the loss is not finite leave a gap and are marked on
-            the bottom axis.
+    Args:
+        losses: S total losses, one per logged step. Where the loss is not finite, the line has a gap, and the bottom
+            axis a mark.
         learning_rates: S learning rates of the same steps.
-        path: the PNG to write; an older one is replaced in one step.
+        path: the PNG to write; an existing one is replaced atomically.
     """
     if len(losses) != len(learning_rates):
         raise ValueError(
             f"each loss needs its learning rate: got {len(losses)} losses and {len(learning_rates)} learning rates"
         )
     steps = np.arange(1, len(losses) + 1)
-    loss, rate = _with_gaps(losses), _with_gaps(learning_rates)
+    loss, rate = with_gaps(losses), with_gaps(learning_rates)
     smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
 
-    figure, axes = _new_figure("logged step", "loss", points=len(steps))
-    (raw,) = axes.plot(steps, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=_marker(loss))
-    (trend,) = axes.plot(steps, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=_marker(smoothed))
+    figure, axes = new_figure("logged step", "loss", points=len(steps))
+    (raw,) = axes.plot(steps, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=point_marker(loss))
+    (trend,) = axes.plot(steps, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=point_marker(smoothed))
     lines = {"loss": raw, "loss, smoothed": trend}
     broken = steps[np.isnan(loss)]
     if len(broken):
@@ -46,13 +47,13 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
 
     right = axes.twinx()
     right.set_ylabel("learning rate")
-    (lines["learning rate"],) = right.plot(steps, rate, color=RATE_COLOUR, linewidth=1.2, marker=_marker(rate))
+    (lines["learning rate"],) = right.plot(steps, rate, color=RATE_COLOUR, linewidth=1.2, marker=point_marker(rate))
     right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     # On the right axis, which is drawn last: no line runs over the legend.
     right.legend(lines.values(), lines.keys(), loc="upper right")
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def plot_map(
@@ -63,16 +64,17 @@ def plot_map(
     box_ap50: Sequence[float] | None = None,
     mask_ap50: Sequence[float] | None = None,
 ) -> None:
-    """Writes a PNG of COCO's AP over the epochs, for boxes and masks: AP@[0.50:0.95] as solid lines, AP@0.50, where
-    given, as dashed ones.
+    """Write a PNG of COCO's AP over the epochs, for boxes and masks.
 
-    Arguments:
+    AP@[0.50:0.95] is drawn as solid lines, AP@0.50, if given, as dashed ones.
+
+    Args:
         epochs: E epoch numbers.
         box_ap, mask_ap, box_ap50, mask_ap50: E values in 0..1. COCO's -1 (nothing to find) and values that are not
-        finite leave a gap.
-        path: the PNG to write; an older one is replaced in one step.
+            finite leave a gap.
+        path: the PNG to write; an existing one is replaced atomically.
     """
-    figure, axes = _new_figure("epoch", "AP", points=len(epochs))
+    figure, axes = new_figure("epoch", "AP", points=len(epochs))
     curves = (
         ("box AP", box_ap, BOX_COLOUR, "-"),
         ("mask AP", mask_ap, MASK_COLOUR, "-"),
@@ -84,18 +86,20 @@ def plot_map(
             continue
         if len(values) != len(epochs):
             raise ValueError(f"{len(epochs)} epochs need as many values of {label}, got {len(values)}")
-        values = _with_gaps(values)
+        values = with_gaps(values)
         axes.plot(
             epochs, np.where(values < 0, np.nan, values), style, color=colour, label=label, marker="o", markersize=4
         )
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average, float [S] from float [S], over the finite ones of up to 2 * window + 1 neighbours; NaN
-    where there is none."""
+    """Return the centred moving average over the finite ones of 2 * window + 1 values, float [S] -> float [S].
+
+    NaN where there are none.
+    """
     if not len(values):
         return values
     known = np.isfinite(values)
@@ -104,7 +108,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
 
 
-def _new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
+def new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -117,24 +121,21 @@ def _new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _with_gaps(values: Sequence[float]) -> np.ndarray:
-    """float64 [S], NaN where a value is not finite: matplotlib leaves a gap there, while an infinity would spoil the
-    axis."""
+def with_gaps(values: Sequence[float]) -> np.ndarray:
+    """Return float64 [S] with NaN for values that are not finite.
+
+    matplotlib leaves a gap at NaN, while an infinity would spoil the axis.
+    """
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _marker(values: np.ndarray) -> str | None:
-    """A line of one point has no length: a marker makes it visible."""
+def point_marker(values: np.ndarray) -> str | None:
+    """Return a marker for a line of one point, which has no length and would be invisible."""
     return "o" if np.isfinite(values).sum() == 1 else None
 
 
-def _write_png(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes beside `path` first, then renames: whoever opens the picture during a run finds a whole one."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def write_png(figure: Figure, path: str | os.PathLike) -> None:
+    """Save a figure as a PNG atomically: whoever opens the file during a run finds a complete image."""
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format="png")

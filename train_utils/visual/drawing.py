@@ -1,8 +1,7 @@
-"""Detections or ground truth -> a picture that a person can read.
+"""Draw detections or ground truth on an image.
 
-A picture and its instances (boxes, names, scores, mask crops) go in, a new picture comes out: translucent masks with a
-contour, thin boxes, and on top of both a label for every instance, laid out so that the labels leave each other
-readable.
+The result shows translucent masks with contours, thin boxes, and on top of both a label per instance, placed so that
+all labels stay readable.
 """
 
 import colorsys
@@ -18,6 +17,8 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset_files.boxes import areas, intersections
+
 MaskCrop = tuple[int, int, np.ndarray]
 Colour = tuple[int, int, int]
 
@@ -26,7 +27,7 @@ READABLE_SIDE, LARGEST_UPSCALED_SIDE = 480, 2000
 SMALLEST_FONT, LARGEST_FONT = 10, 64
 LONGEST_NAME = 40
 
-# Bright and saturated, since photographs seldom are: a dark or greyish colour would be lost in them.
+# Bright and saturated, as photos seldom are: a dark or greyish colour would hardly show in them.
 PALETTE: tuple[Colour, ...] = (
     (255, 59, 48),
     (52, 199, 89),
@@ -45,11 +46,10 @@ PALETTE: tuple[Colour, ...] = (
     (255, 135, 195),
     (228, 70, 245),
 )
-# Chosen by trying values: with this one, COCO classes that often stand in one picture seldom share a colour.
+# Chosen by trying values: with this one, COCO classes that often occur together seldom share a colour.
 PALETTE_SEED = 23660
 
-# Families that hold Chinese, Japanese and Korean characters, as Linux, Windows and macOS name them; the first that is
-# installed is tried first.
+# Font families with Chinese, Japanese and Korean characters on Linux, Windows and macOS, in order of preference.
 CJK_FAMILIES = (
     "Noto Sans CJK",
     "Noto Sans SC",
@@ -82,91 +82,93 @@ def draw_instances(
     masks: Sequence[MaskCrop] | None = None,
     line_width: int | None = None,
 ) -> Image.Image:
-    """Draws N instances on a copy of a picture; big ones first, so that small ones stay visible.
+    """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
-    A picture whose short side is at most 320 pixels is first enlarged by a whole factor, to a short side of about 480
-    (`readable_scale`): lines and text need that room. All other pictures keep their size.
+    An image whose short side is at most 320 pixels is first enlarged by an integer factor, to a short side of about 480
+    (`readable_scale`), to make room for lines and text. All other images keep their size.
 
-    Arguments:
-        image: the picture, RGB; other modes are converted. It is not modified.
+    Args:
+        image: in RGB; other modes are converted. It is not modified.
         boxes: float [N, 4], x1y1x2y2 in pixels of `image`.
-        names: N class names. A class keeps its colour from picture to picture; its instances differ a little in hue and
+        names: N class names. A class has the same colour in all images; its instances differ slightly in hue and
             lightness.
         scores: float [N] in 0..1, or None for ground truth.
-        masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the picture, its top-left pixel
-            at column x0, row y0 of `image`.
-        line_width: width of boxes and contours in pixels of the returned picture; None derives it from the picture's
-            size.
+        masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the image, its top-left pixel at
+            column x0, row y0 of `image`.
+        line_width: width of boxes and contours in pixels of the returned image; None: derived from its size.
 
-    Returns: an RGB picture of `readable_scale(*image.size)` times the size.
+    Returns:
+        An RGB image of `readable_scale(*image.size)` times the size.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
-    _check_lengths(len(boxes), names=names, scores=scores, masks=masks)
+    check_lengths(len(boxes), names=names, scores=scores, masks=masks)
 
     scale = readable_scale(*image.size)
     canvas = image.convert("RGB")
     if scale > 1:
         canvas = canvas.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-    boxes = _covered_pixels(boxes * scale, *canvas.size)
-    big_first = np.argsort(-_areas(boxes), kind="stable")
+    boxes = covered_pixels(boxes * scale, *canvas.size)
+    big_first = np.argsort(-areas(boxes), kind="stable")
     colours = instance_colours(names)
     width = line_width or default_line_width(canvas.size)
 
     pixels = np.array(canvas)
     if masks is not None:
         for i in big_first:
-            _blend_mask(pixels, enlarge_mask(masks[i], scale), colours[i], width)
+            blend_mask(pixels, enlarge_mask(masks[i], scale), colours[i], width)
     for i in big_first:
-        _outline_box(pixels, boxes[i], colours[i], width)
+        outline_box(pixels, boxes[i], colours[i], width)
     canvas = Image.fromarray(pixels)
 
     font_size = label_font_size(canvas.size, len(boxes))
     labels = [
-        _fit_label(name, None if scores is None else scores[i], font_size, canvas.width) for i, name in enumerate(names)
+        fit_label(name, None if scores is None else scores[i], font_size, canvas.width) for i, name in enumerate(names)
     ]
-    plates = place_plates(boxes, [_plate_size(text, font) for text, font in labels], canvas.size)
+    plates = place_plates(boxes, [plate_size(text, font) for text, font in labels], canvas.size)
     draw = ImageDraw.Draw(canvas)
     for i in big_first:
-        _draw_label(draw, *labels[i], plates[i], colours[i])
+        draw_label(draw, *labels[i], plates[i], colours[i])
     return canvas
 
 
 def readable_scale(width: int, height: int) -> int:
-    """The whole factor that brings the short side of a small picture to about 480 pixels, without a long side over
-    2000; 1 for all others."""
+    """Return the integer factor by which a small image is enlarged; 1 for all others.
+
+    Its short side becomes about 480 pixels, its long side at most 2000.
+    """
     return max(1, min(round(READABLE_SIDE / min(width, height)), LARGEST_UPSCALED_SIDE // max(width, height)))
 
 
-def default_line_width(picture: tuple[int, int]) -> int:
-    """Line width in pixels for a picture (width, height): 1 for the usual photograph of 640 x 480, 4 for full HD."""
-    width, height = picture
+def default_line_width(image_size: tuple[int, int]) -> int:
+    """Return the line width in pixels for an image (width, height): 1 for a photo of 640 x 480, 4 for full HD."""
+    width, height = image_size
     return max(1, round((width * height) ** 0.5 / 400))
 
 
-def label_font_size(picture: tuple[int, int], instances: int) -> int:
-    """Font size in pixels for the labels of a picture (width, height): grows with the picture, and is a little smaller
-    where it is crowded."""
-    width, height = picture
+def label_font_size(image_size: tuple[int, int], instances: int) -> int:
+    """Return the font size in pixels for an image (width, height): larger in large images, smaller in crowded ones."""
+    width, height = image_size
     size = (width * height) ** 0.5 / 42
     crowded = min(1, (15 / max(instances, 1)) ** 0.25)
     return round(min(max(size * crowded, SMALLEST_FONT), LARGEST_FONT))
 
 
 def instance_colours(names: Sequence[str]) -> list[Colour]:
-    """The colour of each of N instances: its class's palette entry, found from the name alone, varied for each further
-    instance of the class."""
+    """Return a colour per instance: its class's palette entry, varied for each further instance of the class.
+
+    The palette entry depends on the class name alone.
+    """
     seen: Counter[str] = Counter()
     colours = []
     for name in names:
         base = PALETTE[hashlib.sha256(f"{PALETTE_SEED} {name}".encode("utf-8", "replace")).digest()[0] % len(PALETTE)]
-        colours.append(_vary(base, seen[name]))
+        colours.append(vary_colour(base, seen[name]))
         seen[name] += 1
     return colours
 
 
 def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
-    """The same mask in a picture `scale` times as large, its outline smoothed: `(x0, y0, bool [h, w])` in pixels of
-    that picture."""
+    """Enlarge a mask by an integer factor and smooth its outline; the result is in pixels of the enlarged image."""
     x0, y0, crop = mask
     crop = np.asarray(crop, dtype=bool)
     if scale == 1 or crop.size == 0:
@@ -177,10 +179,9 @@ def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
 
 
 def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask within `width` pixels of its outside, bool [h, w] from bool [h, w]: the mask minus its
-    erosion.
+    """Return the mask minus its erosion by `width` pixels, bool [h, w] -> bool [h, w].
 
-    What lies beyond the crop counts as outside, so that the contour also closes along the border of a picture.
+    Pixels beyond the crop count as outside, so that the contour is also closed along the image border.
     """
     rows, columns = crop.shape
     shifts = range(2 * width + 1)
@@ -190,37 +191,37 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
     return crop & ~eroded
 
 
-def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], picture: tuple[int, int]) -> np.ndarray:
-    """Finds a place for N label plates, each near its box and within the picture, off each other wherever there is
-    room.
+def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
+    """Place N label plates near their boxes and within the image, without overlap where there is room.
 
-    Arguments:
+    Args:
         boxes: int [N, 4], x1y1x2y2 in pixels, x2 and y2 excluded.
         sizes: N pairs of plate width and height.
-        picture: width and height of the picture.
+        image_size: width and height of the image.
 
-    Returns: plates, int [N, 4], x1y1x2y2 in pixels of the picture.
+    Returns:
+        Plates, int [N, 4], x1y1x2y2 in pixels of the image.
     """
     plates = np.zeros((len(boxes), 4), dtype=np.int64)
     if not len(boxes):
         return plates
-    areas = _areas(boxes)
+    box_areas = areas(boxes)
     placed: list[int] = []
-    # Small boxes choose first: a big one has room for its label along the whole edge.
-    for i in np.argsort(areas, kind="stable"):
-        candidates = _plate_candidates(boxes[i], sizes[i], picture)
-        small = boxes[areas < 4 * sizes[i][0] * sizes[i][1]]
-        hidden_text = _overlaps(candidates, plates[placed]).sum(1) / _areas(candidates)
-        hidden_objects = (_overlaps(candidates, small) / _areas(small)).sum(1)
-        # Hiding another label is by far the worst; of equally good places the first, the most usual one, wins.
+    # Small boxes first: a large one has room for its label along its whole edge.
+    for i in np.argsort(box_areas, kind="stable"):
+        candidates = plate_candidates(boxes[i], sizes[i], image_size)
+        small = boxes[box_areas < 4 * sizes[i][0] * sizes[i][1]]
+        hidden_text = intersections(candidates[:, None], plates[placed]).sum(1) / areas(candidates)
+        hidden_objects = (intersections(candidates[:, None], small) / areas(small)).sum(1)
+        # Hiding another label is by far the worst; among equally good places the first, the most usual one, wins.
         cost = 50 * hidden_text + hidden_objects + 0.1 * np.arange(len(candidates))
         plates[i] = candidates[cost.argmin()]
         placed.append(i)
     return plates
 
 
-def _plate_candidates(box: np.ndarray, size: tuple[int, int], picture: tuple[int, int]) -> np.ndarray:
-    """Places for a plate of size (w, h) at a box, int [C, 4] x1y1x2y2, the most usual first, all within the picture."""
+def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
+    """List places for a plate (w, h) at a box, int [C, 4] x1y1x2y2 within the image, the most usual first."""
     (x1, y1, x2, y2), (w, h) = box.tolist(), size
     rows = (y1 - h, y1, y2, y2 - h)
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
@@ -229,38 +230,28 @@ def _plate_candidates(box: np.ndarray, size: tuple[int, int], picture: tuple[int
     corners += [
         (x, y) for step in (1, 2, 3) for y in (y1 - h - step * h, y1 + step * h, y2 + step * h) for x in columns
     ]
-    top_left = np.clip(corners, 0, np.maximum(np.subtract(picture, size), 0))
+    top_left = np.clip(corners, 0, np.maximum(np.subtract(image_size, size), 0))
     return np.concatenate([top_left, top_left + size], axis=1)
 
 
-def _check_lengths(count: int, **per_instance: Sequence | np.ndarray | None) -> None:
+def check_lengths(count: int, **per_instance: Sequence | np.ndarray | None) -> None:
     for what, values in per_instance.items():
         if values is not None and len(values) != count:
             raise ValueError(f"{count} boxes need {count} {what}, got {len(values)}")
 
 
-def _covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The pixels that boxes [N, 4] x1y1x2y2 touch within the picture: int [N, 4], x2 and y2 excluded, at least one
-    pixel each."""
+def covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Round boxes [N, 4] x1y1x2y2 outwards within the image: int [N, 4], x2 and y2 excluded, not empty."""
     low = np.clip(np.floor(boxes[:, :2]), 0, (width - 1, height - 1))
     high = np.clip(np.ceil(boxes[:, 2:]), low + 1, (width, height))
     return np.concatenate([low, high], axis=1).astype(np.int64)
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def vary_colour(colour: Colour, k: int) -> Colour:
+    """Return a colour's k-th variant, k = 0 being the colour itself.
 
-
-def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection areas [A, B] of boxes [A, 4] and [B, 4], x1y1x2y2."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return (high - low).clip(0).prod(2)
-
-
-def _vary(colour: Colour, k: int) -> Colour:
-    """A colour's k-th variant: k = 0 is the colour itself, the others lie evenly around it in hue and lightness
-    (steps of low discrepancy)."""
+    The others are spread evenly around it in hue and lightness, by a low-discrepancy sequence.
+    """
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)
@@ -268,87 +259,90 @@ def _vary(colour: Colour, k: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: int) -> None:
-    """Blends a mask and its contour into `pixels`, uint8 [H, W, 3], in place."""
+def blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: int) -> None:
+    """Blend a mask and its contour into `pixels`, uint8 [H, W, 3], in place."""
     x0, y0, crop = mask
     if not crop.any():
         return
     under = pixels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
     under[crop] = under[crop] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY
-    # Lighter than the fill and than the box: it stands out from both, and from a background of the same hue.
+    # Lighter than fill and box, to stand out from both and from a background of the same hue.
     under[mask_contour(crop, line_width)] = [(2 * channel + 255) // 3 for channel in colour]
 
 
-def _outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width: int) -> None:
-    """Draws a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place; the line lies within
-    the box, however small that is."""
+def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width: int) -> None:
+    """Draw a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place.
+
+    The line is inside the box, however small that is.
+    """
     x1, y1, x2, y2 = box
     inside = pixels[y1:y2, x1:x2]
     for side in (inside[:line_width], inside[-line_width:], inside[:, :line_width], inside[:, -line_width:]):
         side[:] = colour
 
 
-def _fit_label(
-    name: str, score: float | None, font_size: int, picture_width: int
+def fit_label(
+    name: str, score: float | None, font_size: int, image_width: int
 ) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text of a label, and a font that has its characters: smaller where the plate would else be wider than the
-    picture."""
-    name = _printable(name)
+    """Return the text of a label, and a font that has its characters and fits the plate into the image."""
+    name = printable(name)
     text = name if score is None else f"{name} {score:.2f}".strip()
     path = font_for(name)
-    while font_size > SMALLEST_FONT // 2 and _plate_size(text, _font(path, font_size))[0] > picture_width:
+    while font_size > SMALLEST_FONT // 2 and plate_size(text, load_font(path, font_size))[0] > image_width:
         font_size -= 1
-    return text, _font(path, font_size)
+    return text, load_font(path, font_size)
 
 
-def _printable(name: str) -> str:
-    """A name as one line of printable characters, cut where it is very long."""
+def printable(name: str) -> str:
+    """Return a name as one line of printable characters, truncated if very long."""
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Width and height in pixels of the plate under a text."""
-    return round(font.getlength(text)) + 2 * _padding(font), sum(font.getmetrics())
+def plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Return width and height in pixels of the plate under a text."""
+    return round(font.getlength(text)) + 2 * plate_padding(font), sum(font.getmetrics())
 
 
-def _padding(font: ImageFont.FreeTypeFont) -> int:
+def plate_padding(font: ImageFont.FreeTypeFont) -> int:
     return max(2, round(font.size / 5))
 
 
-def _draw_label(
+def draw_label(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, plate: np.ndarray, colour: Colour
 ) -> None:
     x1, y1, x2, y2 = plate.tolist()
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
     red, green, blue = colour
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    draw.text((x1 + _padding(font), y1), text, fill="black" if luminance > 125 else "white", font=font)
+    draw.text((x1 + plate_padding(font), y1), text, fill="black" if luminance > 125 else "white", font=font)
 
 
 @lru_cache(maxsize=1024)
 def font_for(name: str) -> str:
-    """The path of a font that has the characters of a name: DejaVu Sans, which comes with matplotlib, else the
-    installed CJK font that has most."""
+    """Return the path of a font for a name.
+
+    DejaVu Sans, which comes with matplotlib, if it has all characters; else the installed CJK font with most of them.
+    """
     default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
-    if name.isascii() or not _missing(default, name):
+    if name.isascii() or not missing_characters(default, name):
         return default
-    best = min((default, *_installed_cjk_fonts()), key=lambda path: _missing(path, name))
-    if _missing(best, name):
-        _warn_of_missing_characters()
+    best = min((default, *installed_cjk_fonts()), key=lambda path: missing_characters(path, name))
+    if missing_characters(best, name):
+        warn_of_missing_characters()
     return best
 
 
 @lru_cache(maxsize=1)
-def _warn_of_missing_characters() -> None:
+def warn_of_missing_characters() -> None:
     logger.warning(
-        "No installed font has all characters of the class names; some will show as empty boxes. "
-        "Install one, such as Noto Sans CJK."
+        "No installed font has all characters of the class names; some will be drawn as empty boxes. "
+        "Install a font that has them, such as Noto Sans CJK."
     )
 
 
-def _missing(font_path: str, text: str) -> int:
-    """How many of a text's characters a font lacks; all of them where it cannot be read."""
+def missing_characters(font_path: str, text: str) -> int:
+    """Count the characters of a text that a font lacks; all of them if the font cannot be read."""
     try:
         face = FT2Font(font_path)
     except (OSError, RuntimeError):
@@ -357,9 +351,8 @@ def _missing(font_path: str, text: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _installed_cjk_fonts() -> tuple[str, ...]:
-    # Imported only here: where a machine has not done so yet, it looks through all installed fonts, which takes
-    # seconds.
+def installed_cjk_fonts() -> tuple[str, ...]:
+    # Imported only here: on its first import matplotlib searches all installed fonts, which takes seconds.
     from matplotlib.font_manager import FontEntry, fontManager
 
     def rank(entry: FontEntry) -> tuple:
@@ -374,5 +367,5 @@ def _installed_cjk_fonts() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

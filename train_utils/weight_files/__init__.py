@@ -1,1 +1,1 @@
-"""Untrusted weight files in, state dicts out: .pth and .pkl, torchvision's and Detectron2's."""
+"""Read untrusted weight files into state dicts: .pth and .pkl, of torchvision and Detectron2."""

@@ -1,8 +1,8 @@
-"""A Detectron2 Mask R-CNN (ResNet-50, FPN) -> the content of a weight file of this project's, and so of any script's.
+"""Convert a Detectron2 Mask R-CNN (ResNet-50, FPN) to the content of this project's weight files.
 
-The weights keep their values but for two things: rows of classes move to where this project's labels are, and the
-first convolution takes red, green, blue of unit variance for blue, green, red in 0..255. What cannot be folded into
-weights is said by `arch: detectron2` in the description of the network, see `ModelConfig`.
+The weights keep their values with two exceptions: the rows of each class move to this project's label, and the first
+convolution is changed to take red, green, blue of unit variance instead of blue, green, red in 0..255. Differences that
+cannot be folded into weights are covered by `arch: detectron2` in the network's description, see `ModelConfig`.
 """
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from network_files.mask_rcnn import IMAGENET_STD
 from train_utils.classes import COCO_NAMES, ClassTable
 from train_utils.errors import InputError
 
-# Detectron2's name -> ours. Its mask_fcn1..4 are torchvision's older names, which are renamed before.
+# Detectron2's names -> ours. Its mask_fcn1..4 are also torchvision's older names, which were renamed before.
 RENAMES = (
     (r"^backbone\.bottom_up\.stem\.", "backbone.body."),
     (r"^backbone\.bottom_up\.res(\d)\.", lambda m: f"backbone.body.layer{int(m[1]) - 1}."),
@@ -40,33 +40,33 @@ BOX_DELTAS = "roi_heads.box_predictor.bbox_pred"
 MASK_LOGITS = "roi_heads.mask_predictor.mask_fcn_logits"
 CLASS_KEYS = [f"{layer}.{kind}" for layer in (CLASS_LOGITS, BOX_DELTAS, MASK_LOGITS) for kind in ("weight", "bias")]
 
-ANCHORS_KEY = "proposal_generator.anchor_generator.cell_anchors."  # files of Detectron2 before 2021 hold them
+ANCHORS_KEY = "proposal_generator.anchor_generator.cell_anchors."  # in files of Detectron2 before 2021
 PIXEL_MEAN = [103.53, 116.28, 123.675]  # blue, green, red: 255 times this network's
-NEVER = -1e4  # the logit of a label without a class: its probability is 0 in every precision
+IMPOSSIBLE = -1e4  # the logit of a label without a class: its probability is 0 in every precision
 
 
 def is_detectron2(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict's keys are those of a Detectron2 detector."""
+    """Whether a state dict has the keys of a Detectron2 detector."""
     keys = (str(key).removeprefix("module.") for key in state)
     return any(key.startswith(("backbone.bottom_up.", "proposal_generator.")) for key in keys)
 
 
 def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """A weight file's content: `model`, `model_config` and, where they are known, the classes.
+    """Convert a state dict to a weight file's content: `model`, `model_config` and, if known, the class names.
 
     Args:
-        state: Detectron2's state dict, its mask head's keys already in today's style.
+        state: Detectron2's state dict, with its mask head's keys already renamed.
         path: for messages.
-        label_json: the names of the classes by label, for a network of the user's own classes.
+        label_json: JSON file with class names by label, for a network trained on the user's own classes.
 
     Raises:
-        InputError: this is another network than Mask R-CNN with ResNet-50 and FPN.
+        InputError: the network is not a Mask R-CNN with ResNet-50 and FPN.
     """
     state = {renamed(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
     missing = [key for key in (STEM, *CLASS_KEYS) if key not in state or state[key].ndim == 0]
     if missing or state[STEM].shape[1:] != (3, 7, 7) or len(state[f"{CLASS_LOGITS}.bias"]) < 2:
-        what = f"no {', '.join(missing)}" if missing else "stem or classes of another shape"
-        raise InputError(f"{path}: a Detectron2 network, but not Mask R-CNN with ResNet-50 and FPN: {what}")
+        what = f"{', '.join(missing)} missing" if missing else "unsupported shape of the stem or the class layers"
+        raise InputError(f"{path}: a Detectron2 network, but not a Mask R-CNN with ResNet-50 and FPN: {what}")
     check_anchors(state, path)
     fold_input_format(state, path)
     labels, table = labels_of(len(state[f"{CLASS_LOGITS}.bias"]) - 1, path, label_json)
@@ -84,33 +84,33 @@ def renamed(key: str) -> str:
 
 
 def check_anchors(state: dict[str, Tensor], path: str | Path) -> None:
-    """Take the anchors out of a state dict, and raise InputError where they are not this network's."""
+    """Remove the anchors from a state dict, in place; raise InputError if they differ from this network's."""
     for level, own in enumerate(AnchorGenerator(rounded=False).cell_anchors):
         found = state.pop(f"{ANCHORS_KEY}{level}", own)
         if found.shape != own.shape or not torch.allclose(found.float(), own, atol=1e-2):
             raise InputError(
-                f"{path}: its anchors on level {level} are {found.tolist()}; only {own.tolist()} can be read"
+                f"{path}: its anchors on level {level} are {found.tolist()}; only {own.tolist()} are supported"
             )
 
 
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
-    """Make the first convolution, in place, take what this network's `ImageTransform` gives.
+    """Adapt the first convolution, in place, to the output of this network's `ImageTransform`.
 
-    Detectron2's takes (x - mean) / std of blue, green, red in 0..255. Its mean is 255 times this network's, so zeros
-    around the picture stay zeros, and a factor for each channel is all that is left.
+    Detectron2's takes (x - mean) / std of blue, green, red in 0..255. Its mean is 255 times this network's, so the zero
+    padding stays zero, and one factor per channel remains.
     """
     mean = state.pop("pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().tolist()
     std = state.pop("pixel_std", torch.ones(3)).flatten().tolist()
     if [round(value, 1) for value in mean] != [round(value, 1) for value in PIXEL_MEAN] or len(std) != 3:
-        raise InputError(f"{path}: its pixel_mean is {mean}; only {PIXEL_MEAN} (blue, green, red) can be read")
+        raise InputError(f"{path}: its pixel_mean is {mean}; only {PIXEL_MEAN} (blue, green, red) is supported")
     scale = 255 * torch.tensor(IMAGENET_STD) / torch.tensor(std).flip(0)
     state[STEM] = state[STEM].flip(1) * scale[:, None, None]
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """The label of each of Detectron2's classes, which stand in the order of the data's ids; and what they mean.
+    """Return the label of each of Detectron2's classes, which are ordered by the data's ids, and their names if known.
 
-    Where a JSON names just as many classes, its labels; else for 80 classes COCO's ids; else 1, 2, 3, ...
+    The labels are those of the JSON if it names as many classes, else COCO's ids for 80 classes, else 1, 2, 3, ...
     """
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
@@ -127,20 +127,20 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Put the rows of each class at its label, and the background's at 0, in place.
+    """Move the rows of each class to its label, and the background's to 0, in place.
 
-    Detectron2 has the background last, and none in boxes and masks. A label without a class can never win.
+    Detectron2 has the background last, and none for boxes and masks. A label without a class is never predicted.
     """
-    for layer, rows_a_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
+    for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):
             rows = state[key]
-            if len(rows) != rows_a_class * len(places):
+            if len(rows) != rows_per_class * len(places):
                 raise InputError(
-                    f"{path}: {key} has {len(rows)} rows for {len(labels)} classes, not {rows_a_class * len(places)}; "
-                    "boxes and masks that all classes share cannot be read"
+                    f"{path}: {key} has {len(rows)} rows for {len(labels)} classes instead of "
+                    f"{rows_per_class * len(places)}; class-agnostic boxes and masks are unsupported"
                 )
-            nothing = NEVER if key == f"{CLASS_LOGITS}.bias" else 0.0
-            moved = rows.new_full((max(labels) + 1, rows_a_class, *rows.shape[1:]), nothing)
-            moved[places] = rows.roll(len(background), 0).unflatten(0, (len(places), rows_a_class))
+            fill = IMPOSSIBLE if key == f"{CLASS_LOGITS}.bias" else 0.0
+            moved = rows.new_full((max(labels) + 1, rows_per_class, *rows.shape[1:]), fill)
+            moved[places] = rows.roll(len(background), 0).unflatten(0, (len(places), rows_per_class))
             state[key] = moved.flatten(0, 1)

@@ -1,8 +1,8 @@
-"""Pickled numpy arrays, as Detectron2's model zoo has them, read without running anything that the file may name.
+"""Read pickled numpy arrays, as in Detectron2's model zoo, without running any code that the file names.
 
-A pickle is a program: it names functions and calls them. Here the four names that an array needs are answered by
-methods that only keep what they are given; any other name is refused, so there is nothing else to call. Before any
-pickle is read, also one of torch's, `check_words` looks at the program without running it.
+A pickle is a program: it names functions and calls them. Here the names that an array needs are resolved to methods
+that only store their arguments; any other name is rejected, so nothing else can be called. Before any pickle is read,
+including those of torch, `check_opcodes` checks its opcodes against an allow-list without running them.
 """
 import io
 import pickle
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from train_utils.errors import InputError
 
-# What torch.save wrote before 2020 is a pickle too: of this number first.
+# Files that torch.save wrote before 2020 are pickles too, and begin with this number.
 TORCH_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
-# What containers, numbers and texts, and objects that are made of them, are written with. The others ask for memory
-# before they give what fills it, or reach for what a weight file has no need of.
-WORDS = set(
+# Opcodes of containers, numbers, strings and objects made of them. The others allocate memory before the data for it
+# is read, or do what no weight file needs.
+ALLOWED_OPCODES = set(
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT "
     "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE SHORT_BINUNICODE "
     "BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT "
@@ -40,64 +40,64 @@ TORCH_NAMES = re.compile(
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a bare pickle rather than what torch.save writes."""
+    """Whether a file is a bare pickle rather than one of torch.save."""
     with path.open("rb") as file:
         start = file.read(len(TORCH_START))
     return start[:1] == b"\x80" and start != TORCH_START
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of a pickled {"model": {name: array}}.
+    """Read the arrays of a pickled {"model": {name: array}} as tensors.
 
     Raises:
-        InputError: the file is broken, has another structure, or names anything but arrays.
+        InputError: the file is broken, has another structure, or names anything that arrays do not need.
     """
     try:
         file = io.BytesIO(path.read_bytes())
-        check_words(file)
+        check_opcodes(file)
         file.seek(0)
         content = ArrayUnpickler(file, encoding="latin1").load()
         arrays = content["model"] if isinstance(content, dict) else None
         if not isinstance(arrays, dict):
-            raise ValueError('no {"model": {name: array, ...}}')
+            raise ValueError('not {"model": {name: array, ...}}')
         return {checked_name(name): as_tensor(name, value) for name, value in arrays.items()}
     except Refused as error:
-        raise InputError(f"{path}: refused, it names {error}, which no file of arrays needs") from error
-    except Exception as error:  # a damaged program stumbles over anything
+        raise InputError(f"{path}: refused, as it names {error}, which no file of arrays needs") from error
+    except Exception as error:  # a damaged pickle can raise anything
         message = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path}: broken, or no pickle of arrays ({message})") from error
+        raise InputError(f"{path}: broken, or not a pickle of arrays ({message})") from error
 
 
 class Refused(Exception):
-    """A pickle names something that is not part of an array, or of what torch.save writes."""
+    """A pickle names something that neither an array nor a file of torch.save needs."""
 
 
-def check_words(file: BinaryIO, names: re.Pattern | None = None) -> None:
-    """Look through one pickle, from where the file stands to its end, without running it.
+def check_opcodes(file: BinaryIO, names: re.Pattern | None = None) -> None:
+    """Check one pickle, from the file's position to the pickle's end, without running it.
 
     Args:
-        names: what it may name, as "module name"; None where whoever reads it asks for each name.
+        names: allowed names, as "module name"; None if the unpickler checks each name itself.
 
     Raises:
         Refused: it names something else.
-        ValueError: it is broken, or has words that no file of tensors or arrays needs.
+        ValueError: it is broken, or has opcodes that no file of tensors or arrays needs.
     """
-    kept = 0
-    for word, argument, _ in pickletools.genops(file):
-        if word.name == "GLOBAL" and names is not None and not names.fullmatch(argument):
+    stored = 0
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL" and names is not None and not names.fullmatch(argument):
             raise Refused(argument.replace(" ", ".", 1))
-        if word.name not in WORDS or (word.name == "STACK_GLOBAL" and names is not None):
-            raise ValueError(f"holds the pickle word {word.name}, which no file of arrays needs")
-        kept += word.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
-        if "PUT" in word.name and int(argument) > kept:  # places are counted from 0 or 1 on
-            raise ValueError(f"asks for {argument} places where it keeps {kept} things")
+        if opcode.name not in ALLOWED_OPCODES or (opcode.name == "STACK_GLOBAL" and names is not None):
+            raise ValueError(f"it has the pickle opcode {opcode.name}, which no weight file needs")
+        stored += opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+        if "PUT" in opcode.name and int(argument) > stored:  # memo indices begin at 0 or 1
+            raise ValueError(f"it uses memo index {argument} after storing {stored} objects")
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Builds plain containers and `PickledArray`s."""
+    """Unpickler that builds plain containers and `PickledArray`s only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # Bound methods and a string: a pickle can set no attribute on these, as it could on classes and functions.
+        # Bound methods and a string: unlike on classes and functions, a pickle cannot set attributes on them.
         if module in ARRAY_MODULES and name == "_reconstruct":
             return self.new_array
         if (module, name) == ("numpy", "ndarray"):
@@ -123,14 +123,14 @@ class ArrayUnpickler(pickle.Unpickler):
         return dict(*pairs)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """How Python 3 writes bytes in protocol 2."""
+        """Decode bytes as Python 3 writes them in protocol 2."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}")
         return str.encode(text, "latin1")
 
 
 class PickledDtype:
-    """numpy's code of a number's kind and size, and the order of its bytes."""
+    """Data type of an array: numpy's code of kind and size, and the byte order."""
 
     def __init__(self, code: str):
         self.code, self.order = code, "<"
@@ -140,7 +140,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """What a pickle says of an array: version, shape, dtype, whether columns come first, bytes."""
+    """State of an array in a pickle: version, shape, dtype, whether in Fortran order, bytes."""
 
     state: tuple = ()
 
@@ -150,25 +150,29 @@ class PickledArray:
 
 def checked_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"an array's name is {name!r}")
+        raise ValueError(f"{name!r} is not a valid array name")
     return name
 
 
 def as_tensor(name: str, array: Any) -> Tensor:
-    """Checked before anything is made of it: numbers only, and as many bytes as the shape says."""
+    """Convert a pickled array, after checking that it holds numbers only, and the bytes that its shape needs.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not isinstance(array, PickledArray) or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")
     _, shape, dtype, fortran, data = array.state
     if not isinstance(dtype, PickledDtype) or dtype.code not in DTYPES or dtype.order not in ("<", ">", "|", "="):
-        raise ValueError(f"{name} is no array of numbers, but of {getattr(dtype, 'code', dtype)!r}")
+        raise ValueError(f"{name} is an array of {getattr(dtype, 'code', dtype)!r}, not of numbers")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"{name} has the shape {shape!r}")
+        raise ValueError(f"{name} has the invalid shape {shape!r}")
     data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 wrote it
     kind = np.dtype(dtype.order + dtype.code)
     count = 1
     for n in shape:
         count *= n
     if not isinstance(data, bytes) or len(data) != count * kind.itemsize:
-        raise ValueError(f"{name} has the shape {list(shape)}, but not the bytes for it")
+        raise ValueError(f"{name} has shape {list(shape)}, but not the bytes for it")
     values = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(np.array(values, dtype=kind.newbyteorder("="), order="C"))

@@ -1,4 +1,4 @@
-"""Weight files: found or downloaded, read safely, and put into a network with everything that does not fit named."""
+"""Find or download weight files, read them safely, and load them into a network, naming whatever does not fit."""
 import io
 import mmap
 import pickle
@@ -18,7 +18,7 @@ from network_files.state_dicts import rename_old_keys
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError
 from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
-from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_words, is_pickle, read_arrays
+from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_opcodes, is_pickle, read_arrays
 
 
 @dataclass
@@ -41,20 +41,20 @@ torch.serialization.add_safe_globals([Namespace, Counter])
 PREFIXES = ("module.", "model.", "_orig_mod.")
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
-# The layers whose size depends on the number of classes.
+# Layers whose size depends on the number of classes.
 CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
-    """The file that `--pretrain` means: the one named; else a published one in the working folder; else downloaded.
+    """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it.
 
-    The main process looks for all, lest one that comes late finds what another one waits to have downloaded.
+    The main process searches for all: a late process must not find a file that another one is still downloading.
 
     Args:
-        arch: "v1" or "v2", whose detector is looked for; a classification ResNet-50 serves both.
+        arch: "v1" or "v2", the detector to look for; a classification ResNet-50 fits both.
 
     Raises:
-        InputError: the named file is not there, or nothing is and the download failed.
+        InputError: the named file is missing, or the download failed.
     """
 
     def found() -> Path:
@@ -73,7 +73,7 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
 
 
 def download(published: PublishedFile) -> None:
-    """Fetch a published file into the working folder, with a progress bar; kept only if its hash is right."""
+    """Download a published file into the working folder, with a progress bar; keep it only if its hash matches."""
     prefix = re.search(r"-([0-9a-f]{8,})\.pth$", published.url).group(1)
     print(f"downloading {published.url} to {published.name}", flush=True)
     timeout = socket.getdefaulttimeout()
@@ -82,7 +82,7 @@ def download(published: PublishedFile) -> None:
         torch.hub.download_url_to_file(published.url, published.name, hash_prefix=prefix)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"pretrained weights: {published.url} could not be downloaded ({error}); put that file here as "
+            f"pretrained weights: {published.url} could not be downloaded ({error}); save it in this folder as "
             f"{published.name} (or {RESNET50.url} as {RESNET50.name}), or train from scratch with --pretrain False"
         ) from error
     finally:
@@ -90,13 +90,13 @@ def download(published: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """A checkpoint or state dict, read without running anything that it may hold; Detectron2's become this project's.
+    """Read a checkpoint or state dict without running code in it; Detectron2's are converted to this project's form.
 
     Args:
-        label_json: the classes of a Detectron2 file, see `from_detectron2`.
+        label_json: class names for a Detectron2 file, see `from_detectron2`.
 
     Raises:
-        InputError: the file is not there, is broken, or holds anything but tensors and plain values.
+        InputError: the file is missing or broken, or holds anything but tensors and plain values.
     """
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
@@ -105,7 +105,7 @@ def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[st
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What is in a file of torch.save's, or in a pickle of numpy arrays."""
+    """Read a file of torch.save, or a pickle of numpy arrays."""
     if not path.is_file():
         raise InputError(f"{path}: no such weight file")
     try:
@@ -122,7 +122,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to run it all the same
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message explains how to run it anyway
         reason = f"it names {named.group(1)}" if named else first_line(error)
         raise InputError(f"{path}: refused, it is not a file of tensors and plain values ({reason})") from error
     except Refused as error:
@@ -140,40 +140,40 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def check_records(path: Path) -> None:
-    """What torch.load does not look at in a zip archive: its check sums, and that nothing grows when it is read.
+    """Check what torch.load ignores in a zip archive: its checksums, and that it does not grow when it is read.
 
     Raises:
-        Refused: it names what is no part of tensors and plain values.
-        ValueError, BadZipFile: it is damaged, or compressed, or holds more than its own size.
+        Refused: it names something that tensors and plain values do not need.
+        ValueError, BadZipFile: it is damaged or compressed, or claims more data than its size.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise zipfile.BadZipFile("its records are compressed, those of a weight file are not")
+            raise zipfile.BadZipFile("its records are compressed, unlike those of a weight file")
         if sum(record.file_size for record in records) > path.stat().st_size:
-            raise zipfile.BadZipFile("its records claim more than the file's size")
+            raise zipfile.BadZipFile("its records claim more data than the file has")
         damaged = archive.testzip()
         if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} is not what was written")
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         for record in records:
             if record.filename.endswith("data.pkl"):
-                check_words(io.BytesIO(archive.read(record)), TORCH_NAMES)
+                check_opcodes(io.BytesIO(archive.read(record)), TORCH_NAMES)
 
 
 def check_old_file(path: Path) -> None:
-    """The same for what torch.save wrote before 2020: five pickles, then the numbers.
+    """Check a file that torch.save wrote before 2020: five pickles, then the numbers.
 
     Raises:
-        Refused: it names what is no part of tensors and plain values.
+        Refused: it names something that tensors and plain values do not need.
         ValueError: it is damaged.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for _ in range(5):  # what it is, the version, the machine, the content, the names of its storages
-            check_words(content, TORCH_NAMES)
+        for _ in range(5):  # magic number, version, machine, content, names of the storages
+            check_opcodes(content, TORCH_NAMES)
 
 
 def check_values(content: Any) -> None:
-    """ValueError where a file's content is anything but plain values, and tensors with all their numbers."""
+    """Raise ValueError if a content has anything but plain values and tensors with all their numbers."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
@@ -186,9 +186,9 @@ def check_values(content: Any) -> None:
             waiting += value
         elif isinstance(value, Tensor):
             if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
-                raise ValueError(f"a tensor is of a kind that no weights are: {value.layout} on {value.device}")
+                raise ValueError(f"it has a tensor of an unsupported kind: {value.layout} on {value.device}")
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise ValueError(f"a tensor has the shape {list(value.shape)}, but not the bytes for it")
+                raise ValueError(f"a tensor has shape {list(value.shape)}, but not the bytes for it")
         elif not isinstance(value, PLAIN):
             raise ValueError(f"it holds a {type(value).__name__}")
 
@@ -218,22 +218,22 @@ def inner_state(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_classifier(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict is that of a classification ResNet rather than a detector's."""
+    """Whether a state dict belongs to a classification ResNet rather than a detector."""
     return "layer1.0.conv1.weight" in state
 
 
 def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict is that of a Mask R-CNN with this network's names."""
+    """Whether a state dict belongs to a Mask R-CNN with this network's names."""
     return "roi_heads.box_predictor.cls_score.weight" in state and "roi_heads.mask_predictor.conv5_mask.weight" in state
 
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
-    """The tensors of a state dict that hold an infinity or a NaN."""
+    """List the keys of tensors that contain an infinity or a NaN."""
     return [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
-    """Raise InputError for weights that no network can compute with."""
+    """Raise InputError if any weight is an infinity or a NaN."""
     bad = not_finite(state)
     if bad:
         raise InputError(
@@ -245,14 +245,14 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:
     """Load a detector's state dict, strictly.
 
-    Counters of BatchNorm, which FrozenBatchNorm2d lacks, may be missing or left over.
+    BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or unexpected.
 
     Args:
-        other_classes: leave out the layers that depend on the number of classes where they are missing or their
-            shapes differ, and say so.
+        other_classes: skip the layers that depend on the number of classes if they are missing or their shapes
+            differ, and print their names.
 
     Raises:
-        InputError: names what is missing, left over, of another shape or not finite.
+        InputError: tensors are missing, unexpected, of another shape or not finite; the message names them.
     """
     check_finite(state, path)
     own = model.state_dict()
@@ -263,7 +263,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, o
         state = {key: value for key, value in state.items() if key not in dropped}
         misshapen = [key for key in misshapen if key not in dropped]
         if dropped and is_main():
-            print(f"{path}: other classes, these layers start anew: {', '.join(dropped)}")
+            print(f"{path}: has other classes; newly initialised layers: {', '.join(dropped)}")
     missing = [k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
     problems = [

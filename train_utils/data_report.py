@@ -1,0 +1,125 @@
+"""Show what a data set holds before training on it: layout, splits, objects per class, sizes, and what is wrong.
+
+Reached by `python my_dataset_coco.py --data-path DIR` and `python my_dataset_voc.py --data-path DIR`, for any layout.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset_files.dataset import InstanceDataset
+from dataset_files.image_headers import check_images
+from dataset_files.problems import KINDS, Problems
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.open_data import choose_splits, divide, in_words, layout_of, open_dataset, outcome_of
+from train_utils.options import DataSettings, natural, option
+from train_utils.visual.drawing import draw_instances
+
+TILE = 320  # pixels, the side of an image on the contact sheet
+MOST_CLASSES = 100  # that are listed
+
+
+@dataclass
+class ReportSettings(DataSettings):
+    seed: int = option(0, "of the division of data that are not split ({default})", type=natural)
+    show: int = option(0, "write a contact sheet of that many images, masks drawn ({default})", type=natural)
+    output: str = option("data_sheet.png", "file of the contact sheet ({default})", type=str)
+
+
+def main(description: str | None) -> None:
+    with one_line_errors():
+        report(ReportSettings.parse(description))
+
+
+def report(settings: ReportSettings) -> None:
+    """Print the report, and write the contact sheet if it is asked for.
+
+    Raises:
+        InputError: the layout is not known, or the files cannot be read at all.
+    """
+    if settings.data_path is None and settings.train_json is None:
+        raise InputError("give --data-path, the folder of the data")
+    with reading_input():
+        layout = layout_of(settings)
+        train_split, val_split = choose_splits(layout, settings, for_training=False)
+        train_set = open_dataset(layout, train_split, settings, training=True)
+        train_set.transforms = None
+        val_set = open_dataset(layout, val_split, settings, training=False)
+        if train_split is not None and train_split is val_split:
+            divide(train_set, val_set, settings.val_fraction, settings.seed)
+    print(f"layout: {layout.name}, {in_words(train_set)}")
+    for title, dataset in (("training", train_set), ("validation", val_set)):
+        problems, items = check_images(dataset)
+        print(f"\n{title}: {dataset.source}")
+        print_contents(dataset)
+        found = Problems()
+        found.update(dataset.problems)
+        found.update(problems)
+        print_problems(found, dataset, len(items))
+        dataset.drop_items(items)
+    if settings.show:
+        write_sheet(train_set, settings.show, Path(settings.output))
+
+
+def print_contents(dataset: InstanceDataset) -> None:
+    counts = dataset.counts()
+    sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))]).reshape(-1, 2)
+    print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds")
+    if dataset.training:
+        print(f"  not trained on: crowds, and {counts.images_without_objects} images without objects")
+    if len(sizes):
+        (low_h, low_w), (mid_h, mid_w), (high_h, high_w) = (way(sizes, axis=0) for way in (np.min, np.median, np.max))
+        print(f"  width {low_w}..{high_w} (median {mid_w:.0f}), height {low_h}..{high_h} (median {mid_h:.0f})")
+    print(f"  at most {counts.most_in_an_image} objects in an image")
+    per_class = dataset.objects_per_class()
+    width = max(map(len, per_class), default=0)
+    for name, (objects, crowds) in list(per_class.items())[:MOST_CLASSES]:
+        print(f"    {name:<{width}}  {objects:7d} objects  {crowds:6d} crowds")
+    if len(per_class) > MOST_CLASSES:
+        print(f"    ... and {len(per_class) - MOST_CLASSES} more classes")
+
+
+def print_problems(problems: Problems, dataset: InstanceDataset, images_with_problems: int) -> None:
+    if not problems.counts:
+        print("  nothing is wrong")
+    for kind in problems.wrong():
+        remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
+        print(f"  wrong ({remedy}): {problems.in_words(kind)}")
+    for kind in problems.harmless():
+        print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
+    if images_with_problems:
+        print(f"  images that cannot be used: {images_with_problems}")
+
+
+def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
+    """Draw the first images of a split side by side, with their objects as the network would be taught them."""
+    tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
+    if not tiles:
+        raise InputError(f"{dataset.source}: no image to show")
+    columns = min(len(tiles), 6)
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * TILE, rows * TILE), (32, 32, 32))
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        left, top = column * TILE + (TILE - tile.width) // 2, row * TILE + (TILE - tile.height) // 2
+        sheet.paste(tile, (left, top))
+    with reading_input():
+        sheet.save(path)
+    print(f"\n{len(tiles)} images drawn in {path}")
+
+
+def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
+    with reading_input():
+        image, target = dataset[i]
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    names = [dataset.class_names[label] for label in target["labels"].tolist()]
+    drawn = draw_instances(picture, target["boxes"].numpy(), names, None, crops_of(target["masks"].all_crops()))
+    drawn.thumbnail((TILE - 8, TILE - 8))
+    return drawn
+
+
+def crops_of(crops: Sequence[tuple[int, int, np.ndarray]]) -> list[tuple[int, int, np.ndarray]]:
+    return [(left, top, crop.astype(bool)) for left, top, crop in crops]
