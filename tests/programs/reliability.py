@@ -61,7 +61,8 @@ nothing had happened, or says in one line why it cannot. The tables below measur
 
 What decides the bits of a run besides its seed: the number of threads and of processes, the kind of processor or GPU,
 and the versions of torch and torchvision. They are stored in every checkpoint; a run that is resumed under others
-continues, and warns in one line that its bits may differ.
+continues, and warns in one line that its bits may differ. On CUDA, and with three or more processes, equal bits also
+require `--deterministic`.
 
 **How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test` checks the same in
 short. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images,
