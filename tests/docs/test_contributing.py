@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md run: an augmentation, and Mask R-CNN on another backbone; the files it names exist."""
+"""The examples of CONTRIBUTING.md run (an augmentation, another backbone), and the files that it names exist."""
 
 import re
 from pathlib import Path
