@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.helpers.project import ROOT
+from train_utils.data_report import ReportSettings
 from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
@@ -20,7 +21,7 @@ READMES = ["README.md", "README.zh-CN.md"]
 
 def options_of_scripts() -> set[str]:
     parsers = [TrainSettings.parser("", multi_gpu=flag) for flag in (False, True)]
-    parsers += [ValidationSettings.parser(""), PredictSettings.parser("")]
+    parsers += [settings.parser("") for settings in (ValidationSettings, PredictSettings, ReportSettings)]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
@@ -51,6 +52,12 @@ def test_every_option_of_the_readme_exists(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")
     assert len(set(OPTION.findall(text))) > 40
     assert unknown_options(text) == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/OWN_DATA.md"])
+def test_every_option_of_the_other_pages_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert OPTION.findall(text) and unknown_options(text) == []
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -40,15 +40,34 @@ from tests.helpers.project import ROOT
 from train_utils.demo_dataset import make_demo_dataset
 
 PAGE = ROOT / "docs" / "RELIABILITY.md"
-INTRODUCTION = """# What a run survives
+INTRODUCTION = """# Reliability: what a run survives
 
-Made by `python -m tests.programs.reliability --write`; `make test` holds the same in short. Runs are those of
-`train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images, with as many threads as the
-machine has cores. The thin network, where one is named, is a Mask R-CNN with a hundredth of the weights.
+A run may be killed at any moment, on any machine, and started again by the same command. It then continues as if
+nothing had happened, or says in one line why it cannot. The tables below measure this; in short:
+
+- **Killed.** With `--resume auto` a run continues from its last checkpoint: weights, momentum, results files, log and
+  curves at the end are bit for bit those of a run that was never killed. This holds for a kill during a step, while a
+  checkpoint is written, and between writing files, with one process and with two, in float32 and with `--amp`.
+- **Stopped.** On SIGTERM, SIGUSR1 or Ctrl-C a run finishes its step, writes a checkpoint, and ends with status 3.
+- **Another process or host lost.** The remaining processes name the one that is dead or stalled, and end; torchrun
+  restarts all of them, and the run continues.
+- **Disk full, losses not finite, images that cannot be read.** A checkpoint that does not fit is tried again later; a
+  step without a finite loss is not applied; another image takes the place of an unreadable one. Each is limited by an
+  option, and a run that cannot continue ends with a status of its own (README).
+- **Bad input.** What would make results wrong stops the run before its first step, with status 2 and a line that
+  names file, image and annotation. What training can do without is left out, with a warning that counts it. Altered
+  and made-up files never cause a traceback, long waits, or the execution of code in them.
+- **Memory** does not grow over 2,000 steps.
 
 What decides the bits of a run besides its seed: the number of threads and of processes, the kind of processor or GPU,
 and the versions of torch and torchvision. They are stored in every checkpoint; a run that is resumed under others
-continues, and warns in one line that its bits may differ.
+continues, and warns in one line that its bits may differ. On CUDA, and with three or more processes, equal bits also
+require `--deterministic`.
+
+**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test` checks the same in
+short. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images,
+with as many threads as the machine has cores. The thin network, where one is named, is a Mask R-CNN with a hundredth
+of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by machines.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
@@ -94,12 +113,12 @@ def main() -> int:
 
 
 def write_section(heading: str, section: str) -> None:
-    """Put a part into the page, in the place of its older text; the parts stand in the order of PARTS."""
-    old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else INTRODUCTION
-    introduction, *sections = re.split(r"(?m)^(?=## )", old)
+    """Put a part into the page in place of its older text, in the order of PARTS, below the introduction."""
+    old = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    sections = re.split(r"(?m)^(?=## )", old)[1:]
     by_heading = {text.splitlines()[0].removeprefix("## "): text for text in sections} | {heading: section}
     ordered = [by_heading[name] for name, _ in PARTS.values() if name in by_heading]
-    PAGE.write_text("\n".join(part.strip() + "\n" for part in [introduction, *ordered]), encoding="utf-8")
+    PAGE.write_text("\n".join(part.strip() + "\n" for part in [INTRODUCTION, *ordered]), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------- bits
