@@ -128,6 +128,7 @@ class CocoDetection(Dataset):
         self.transforms = transforms
         self.exif: str | None = None
         self.pictures = np.arange(len(self.index.image_ids))
+        self.own_images = self.pictures  # with those that training leaves out
         self.without_objects = 0
         if training:
             self.pictures = np.flatnonzero(self.index.usable_counts())
@@ -232,15 +233,21 @@ class CocoDetection(Dataset):
 
     def counts(self) -> ObjectCounts:
         """How many objects of its images the split has, and what is not trained on."""
-        chosen = np.isin(self.index.owners(), self.pictures if not self.training else np.arange(len(self.index.sizes)))
+        chosen = np.isin(self.index.owners(), self.own_images if self.training else self.pictures)
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
         return ObjectCounts(len(crowds), int(crowds.sum()), int(per_image.max(initial=0)), self.without_objects)
 
+    def restrict_to(self, names: set[str]) -> None:
+        """Count only images of these names as this split's own, of a file that holds another split as well."""
+        own = np.array([name in names for name in self.index.file_names.tolist()], dtype=bool)
+        self.own_images = np.flatnonzero(own)
+        self.without_objects = len(self.own_images) - len(self.pictures)
+
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are no crowds, and crowds."""
         owners = self.index.owners()
-        here = np.isin(owners, self.pictures)
+        here = np.isin(owners, self.own_images if self.training else self.pictures)
         table = {}
         for category, label in self.label_of.items():
             crowds = self.index.crowds[here & (self.index.category_ids == category)]
@@ -248,9 +255,9 @@ class CocoDetection(Dataset):
         return table
 
     def classes_of_images(self) -> list[list[int]]:
-        """The category ids of the usable objects of each item."""
+        """The category ids of the objects of each item."""
         return [
-            np.unique(self.index.category_ids[first:end][self.index.usable[first:end]]).tolist()
+            np.unique(self.index.category_ids[first:end]).tolist()
             for first, end in zip(self.index.first[self.pictures], self.index.first[self.pictures + 1])
         ]
 

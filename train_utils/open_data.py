@@ -44,6 +44,7 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
             print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
+            val_set.problems = Problems()  # those of the one file are reported once
     check_and_drop([train_set, val_set], settings)
     adopt_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
     return train_set, val_set
@@ -62,18 +63,20 @@ def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceData
     Args:
         trained_with: settings of the run that made the weights, or {}; what was not given is read as there.
     """
-    same_data = "data_path" not in settings.given or settings.data_path == trained_with.get("data_path")
-    if same_data and not settings.train_json and not settings.val_json:
+    sources = ("data_path", "train_json", "val_json")
+    same_data = all(getattr(settings, s) == trained_with.get(s) for s in sources if s in settings.given)
+    same_data &= any(trained_with.get(s) for s in sources)
+    if same_data:
         for each in DataSettings.options():
             if each.name not in settings.given and trained_with.get(each.name) is not None:
                 setattr(settings, each.name, trained_with[each.name])
-    if settings.data_path is None and not settings.val_json:
+    if not any(getattr(settings, s) for s in sources):
         raise InputError("the weights do not say which data they were trained on; give --data-path")
     with reading_input():
         layout = layout_of(settings)
         _, split = choose_splits(layout, settings, for_training=False)
         dataset = open_dataset(layout, split, settings, training=False)
-        held_out = same_data and "data_path" in trained_with or "val_fraction" in settings.given
+        held_out = same_data or "val_fraction" in settings.given
         if split is not None and split.name in ("", "train") and held_out:
             everything = open_dataset(layout, split, settings, training=True)
             divide(everything, dataset, settings.val_fraction, int(trained_with.get("seed") or 0))
@@ -98,7 +101,7 @@ def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) ->
 
 def layout_of(settings: DataSettings) -> Layout:
     if settings.train_json or settings.val_json:
-        if settings.data_path is not None and "data_path" in settings.given:
+        if "data_path" in settings.given:
             raise InputError("--train-json and --val-json stand in place of --data-path; leave that out")
         train, val = settings.train_json or settings.val_json, settings.val_json if settings.train_json else None
         folder = Path(settings.image_folder) if settings.image_folder else None
@@ -157,6 +160,7 @@ def divide(train_set: CocoDetection, val_set: CocoDetection, fraction: float, se
     val_set.drop_items(np.flatnonzero(~for_validation).tolist())
     held_out = {name for name, chosen in zip(names, for_validation) if chosen}
     train_set.drop_items([i for i, name in enumerate(train_set.image_names()) if name in held_out])
+    train_set.restrict_to(set(names) - held_out)
     if is_main():
         print(
             f"{val_set.source}: not split; {len(held_out)} of {len(names)} images, chosen by their names, are for "
@@ -186,6 +190,9 @@ def adopt_classes(
         )
     if missing and is_main():
         warn(f"{dataset.source}: objects of classes that {owner} lacks are left out: {listed(missing)}")
+    alone = set(class_names.values()) - own
+    if owner == "the training data" and alone and is_main():
+        warn(f"{dataset.source}: has no class {listed(alone)}, which the training data have; they get no AP")
 
 
 def in_words(dataset: InstanceDataset) -> str:
@@ -256,9 +263,10 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
             "trained on; if each is a single object, as in exports of brush masks, give --crowds-are-objects"
         )
     if dataset.training and left_out == len(dataset):
+        without_mask = dataset.problems.counts.get("no mask", 0)
         raise InputError(
             f"{dataset.source}: holds no image with a usable object to train on ({counts.objects} objects, "
-            f"{counts.crowds} of them crowds)"
+            f"{counts.crowds} of them crowds, {without_mask} without a mask)"
         )
     if not dataset.training and 0 < left_out == len(dataset):
         raise InputError(f"{dataset.source}: no image is left to evaluate")

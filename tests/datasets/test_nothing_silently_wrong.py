@@ -228,3 +228,15 @@ def test_the_report_shows_a_folder_before_training(tmp_path: Path):
         assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.stdout
         assert "not trained on: crowds, and " in done.stdout and "nothing is wrong" in done.stdout
         assert Image.open(tmp_path / "data_sheet.png").size[0] > 300
+
+
+def test_named_files_are_scored_whole_and_remembered(tmp_path: Path):
+    write_coco_2017(tmp_path / "data", SAMPLES)
+    files = {name: str(tmp_path / "data" / "annotations" / f"instances_{name}2017.json") for name in ("train", "val")}
+    words = [*TRAIN[2:], "--train-json", files["train"], "--val-json", files["val"]]
+    assert run_script("train.py", words, tmp_path).status == 0
+    for given in ([], ["--val-json", files["val"]]):
+        outcome = run_script("validation.py", ["--device", "cpu", "--workers", "0", *given], tmp_path)
+        assert outcome.status == 0, outcome.said
+        assert "2 images" in (tmp_path / "save_weights" / "record_mAP.txt").read_text()
+    assert run_script("predict.py", ["--device", "cpu"], tmp_path).status == 0
