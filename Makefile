@@ -1,5 +1,6 @@
 # make demo   set up, draw the demo dataset, train on it, validate, and predict one picture
 # make test   set up, and run the tests
+# make lint   ruff over all of the code
 # make test-fast   the tests but the slow ones, in a minute or two
 # make test-oldest   the same on the oldest supported versions (requirements-oldest.txt), in an environment of its own
 # All can be stopped and started again; VENV=/some/folder shares one environment between clones.
@@ -12,7 +13,7 @@ INSTALL = $(RUN) -m pip install --disable-pip-version-check -q -r
 VENV_OLDEST ?= .venv-oldest
 PYTHON_OLDEST ?= python3.10
 
-.PHONY: demo test test-fast test-oldest setup clean-demo
+.PHONY: demo test lint test-fast test-oldest setup clean-demo
 
 demo: $(VENV)/.ready
 	$(RUN) train.py --resume auto
@@ -22,6 +23,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-test
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+lint: $(VENV)/.ready-test
+	$(RUN) -m ruff check .
 
 test-fast: $(VENV)/.ready-test
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
