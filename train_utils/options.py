@@ -248,7 +248,7 @@ class TrainSettings(DataSettings):
         1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
     )
     lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(3, 5), changes_result=True,
+        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(4, 5), changes_result=True,
         inherited=True,
     )  # fmt: skip
     lr_gamma: float = option(
