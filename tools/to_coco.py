@@ -2,8 +2,8 @@
 
     python tools/to_coco.py my_data -o out.json
 
-Opens folders of labelme, YOLO segmentation, VIA, VOC-like folders and masks drawn as images. One split gives out.json,
-several give out_train.json, out_val.json and so on.
+Opens every layout that train.py opens; COCO files are written as they are repaired, Pascal VOC with difficult
+objects as crowds. One split gives out.json, several give out_train.json, out_val.json and so on.
 """
 import argparse
 import json
@@ -12,18 +12,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import write_atomically  # noqa: E402
-from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files  # noqa: E402 (path first)
+from dataset_files.atomic_files import write_atomically  # noqa: E402 (the path comes first)
+from dataset_files.coco_index import AS_WRITTEN  # noqa: E402
+from dataset_files.conversion_store import open_split_index  # noqa: E402
 from dataset_files.layouts.conversion import Converted, SplitFiles  # noqa: E402
+from dataset_files.layouts.find import VOC, find_layout  # noqa: E402
+from my_dataset_voc import VOCInstances  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-
-KNOWN = "labelme, YOLO segmentation (a .yaml with names), VIA, VOC-like folders, images/ with masks/"
 
 
 def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool) -> None:
     with reading_input():
         splits = find_splits(source, class_attribute)
-        converted = [split.convert() for split in splits]
+        converted = [convert(split) for split in splits]
         for split, one in zip(splits, converted):
             report_problems(split, one, skip_bad)
         for split, one in zip(splits, converted):
@@ -36,20 +37,33 @@ def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
     """The splits of a folder or file in whichever layout it has.
 
     Raises:
-        ValueError: it has none that is known, or not this one's files.
+        FileNotFoundError, ValueError: it is missing, or has no known layout.
     """
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: not found")
-    via = via_files.find(source, class_attribute)
-    if class_attribute is not None and not via:
-        raise ValueError(f"{source}: --class-attribute is for VIA's files, and there is none")
-    if via:
-        return via
-    for reader in (voc_variants, yolo_files, labelme_files, mask_folders):
-        if source.is_dir() or reader is yolo_files:
-            if splits := reader.find(source):
-                return splits
-    raise ValueError(f"{source}: none of the layouts that this tool knows: {KNOWN}")
+    layout = find_layout(source, class_attribute)
+    return layout.splits if layout.name != VOC else voc_splits(source)
+
+
+def voc_splits(source: Path) -> list[SplitFiles]:
+    """The lists of Pascal VOC's own layout, difficult objects as crowds; of train.txt the images to train on."""
+    splits = []
+    for name in ("train", "val"):
+        dataset = VOCInstances(source, txt_name=f"{name}.txt", skip_bad=True)
+        dataset.training = False  # keep difficult objects
+        splits.append(
+            SplitFiles(
+                name, dataset.source, dataset.image_folder,
+                lambda dataset=dataset: Converted(dataset.coco_content(), dataset.problems),
+            )
+        )  # fmt: skip
+    return splits
+
+
+def convert(split: SplitFiles) -> Converted:
+    """A split's content; of a COCO file as it is repaired."""
+    if split.convert is not None:
+        return split.convert()
+    opened = open_split_index(split, AS_WRITTEN)
+    return Converted(json.loads(opened.index.path.read_text(encoding="utf-8-sig")), opened.problems)
 
 
 def report_problems(split: SplitFiles, converted: Converted, skip_bad: bool) -> None:

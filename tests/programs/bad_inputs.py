@@ -370,7 +370,7 @@ CASES = [
         ["--img-path", "x.png"], "predict.py"),
     Case("a decompression bomb to predict", lambda folder: bomb(folder / "x.png"), 2, ["x.png"],
         ["--img-path", "x.png"], "predict.py"),
-    Case("a data folder that is not there", nothing, 2, ["gone: no such folder"], ["--data-path", "gone"]),
+    Case("a data folder that is not there", nothing, 2, ["gone: not found"], ["--data-path", "gone"]),
     Case("a data folder of no known layout", lambda folder: (folder / "odd").mkdir(), 2,
         ["odd: holds no files; expected COCO's JSON, labelme, "],
         ["--data-path", "odd"]),
