@@ -64,7 +64,7 @@ def test_validation_in_more_processes_than_pictures_and_uneven_shares_gives_the_
                            dict.fromkeys(range(processes), ThinNetwork()))  # fmt: skip
         assert [run.wait(60) for run in runs] == [0] * processes, runs[0].said
         texts.append((folder / "record_mAP.txt").read_text())
-    assert f"{pictures} pictures" in texts[0] and texts[0] == texts[1]
+    assert f"{pictures} images" in texts[0] and texts[0] == texts[1]
 
 
 def test_run_over_two_hosts_survives_the_loss_of_one_and_ends_as_on_one_host():

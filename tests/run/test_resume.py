@@ -262,7 +262,7 @@ def test_checkpoint_that_is_none_is_refused_by_name(stopped):
 def test_other_settings_are_listed_and_those_that_change_the_meaning_need_force(stopped):
     other = ["--resume", "auto", "--lr", "0.02", "--seed", "5", "--epochs", "3", "--print-freq", "1"]
     before = {f.name: f.read_bytes() for f in stopped.iterdir() if f.name != LOCK}
-    told = "with other settings: lr 0.01 -> 0.02, seed 0 -> 5; that is another run"
+    told = "with other settings, which change the result: lr 0.01 -> 0.02, seed 0 -> 5; "
     run(stopped, *other, status=2, told=told)
     assert {f.name: f.read_bytes() for f in stopped.iterdir() if f.name != LOCK} == before
     said = run(stopped, *other, "--force").said
