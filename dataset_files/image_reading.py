@@ -9,7 +9,12 @@ from torch import Tensor
 
 EXIF_ORIENTATION = 0x0112
 # Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+PICTURE_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN  # AVIF came with Pillow 11.3
+)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
@@ -76,7 +81,8 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
     while Pillow's own `convert` would clip them at 255.
     """
-    if picture.mode.startswith("I;16"):
-        values = np.array(picture).astype(np.uint32)
+    values = np.array(picture) if picture.mode.startswith("I") else np.zeros(1)
+    if picture.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
+        values = values.clip(0, 65535).astype(np.uint32)
         picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return picture.convert("RGB")
