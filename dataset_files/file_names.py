@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from dataset_files.image_files import IMAGE_SUFFIXES
 from dataset_files.problems import Problems, leaves_folder, shown
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
-)
 LFS_START = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes, as Git LFS has it
 

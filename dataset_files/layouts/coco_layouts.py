@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from dataset_files.file_names import IMAGE_SUFFIXES, is_lfs_pointer
+from dataset_files.file_names import is_lfs_pointer
+from dataset_files.image_files import IMAGE_SUFFIXES
 from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.problems import leaves_folder
 
