@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset_files.boxes import ious
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, ImageFinder, files_below, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.conversion import Converted, SplitFiles
@@ -370,21 +371,17 @@ def match_boxes(
     objects: list[XMLObject], crops: list[Crop], names: list[str | None]
 ) -> Iterator[tuple[XMLObject, int | None]]:
     """Each object with the number of its crop or None: pairs of one class, where known, the best overlap first."""
-    pairs = []
-    for i, thing in enumerate(objects):
-        for k, (x, y, crop) in enumerate(crops):
-            overlap = box_iou(thing.box, (x, y, x + crop.shape[1], y + crop.shape[0]))
-            if overlap >= SMALLEST_OVERLAP and names[k] in (None, thing.name):
-                pairs.append((-overlap, i, k))
+    boxes = np.array([thing.box for thing in objects], dtype=np.float64).reshape(-1, 1, 4)
+    extents = [(x, y, x + crop.shape[1], y + crop.shape[0]) for x, y, crop in crops]
+    overlaps = ious(boxes, np.array(extents, dtype=np.float64).reshape(1, -1, 4)).tolist()
+    pairs = [
+        (-overlaps[i][k], i, k)
+        for i, thing in enumerate(objects)
+        for k in range(len(crops))
+        if overlaps[i][k] >= SMALLEST_OVERLAP and names[k] in (None, thing.name)
+    ]
     matched: dict[int, int] = {}
     for _, i, k in sorted(pairs):
         if i not in matched and k not in matched.values():
             matched[i] = k
     yield from ((thing, matched.get(i)) for i, thing in enumerate(objects))
-
-
-def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Of two boxes x1y1x2y2."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    return shared / max((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared, 1e-9)
