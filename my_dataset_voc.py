@@ -1,6 +1,6 @@
 """Pascal VOC's XML files, images and instance PNGs in, (image, target) items out.
 
-    python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
+python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,6 +6,7 @@
 
 Drawn pictures, and predictions.json, go to --output-dir.
 """
+
 import json
 import time
 from pathlib import Path

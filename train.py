@@ -7,6 +7,7 @@
 
 On several GPUs: torchrun --nproc_per_node=8 train_multi_GPU.py, which runs this same file's `main`.
 """
+
 import sys
 from pathlib import Path
 

@@ -1,10 +1,11 @@
 """Train Mask R-CNN on several GPUs, one process each; what happens inside is train.py's `main`.
 
-    torchrun --nproc_per_node=8 train_multi_GPU.py --data-path /data/coco2017
-    CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc_per_node=2 train_multi_GPU.py --data-path ...
-    torchrun --nproc_per_node=2 train_multi_GPU.py --device cpu                      # the demo, on two CPU processes
-    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=HOST0 train_multi_GPU.py ...   # on each of two
+torchrun --nproc_per_node=8 train_multi_GPU.py --data-path /data/coco2017
+CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc_per_node=2 train_multi_GPU.py --data-path ...
+torchrun --nproc_per_node=2 train_multi_GPU.py --device cpu                      # the demo, on two CPU processes
+torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=HOST0 train_multi_GPU.py ...   # on each of two
 """
+
 from train import main
 from train_utils.distributed import process_group
 from train_utils.errors import one_line_errors

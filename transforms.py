@@ -2,6 +2,7 @@
 
 Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame.
 """
+
 from collections.abc import Callable, Sequence
 
 import torch

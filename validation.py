@@ -8,6 +8,7 @@
 Prints both tables and writes them to record_mAP.txt beside the weights. The last line scores detections that any
 detector wrote, and prints COCO's official table.
 """
+
 from pathlib import Path
 
 from dataset_files.atomic_files import write_atomically

@@ -3,6 +3,7 @@
 A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can hold both, which
 saves one pass over the feature map forward and another backward.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

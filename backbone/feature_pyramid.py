@@ -2,6 +2,7 @@
 
 Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144), section 3.
 """
+
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -60,8 +61,6 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer:
 class LastLevelMaxPool(nn.Module):
     """P6 for anchors of 512 px: every second pixel of the coarsest level (section 4.1, footnote)."""
 
-    def forward(
-        self, levels: list[Tensor], inputs: list[Tensor], names: list[str]
-    ) -> tuple[list[Tensor], list[str]]:
+    def forward(self, levels: list[Tensor], inputs: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         pooled = F.max_pool2d(levels[-1], kernel_size=1, stride=2, padding=0)
         return [*levels, pooled], [*names, "pool"]

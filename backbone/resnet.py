@@ -3,6 +3,7 @@
 He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), table 1. By default the stride of a
 stage is in the 3x3 convolution of its first block ("ResNet v1.5").
 """
+
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -105,9 +106,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, width: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool = False
-    ):
+    def __init__(self, in_channels: int, width: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool = False):
         super().__init__()
         out_channels = width * self.expansion
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)

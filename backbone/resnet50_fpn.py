@@ -1,4 +1,5 @@
 """ResNet-50 with FPN: image batch -> the five-level pyramid that Mask R-CNN reads."""
+
 import pickle
 from collections import OrderedDict
 from collections.abc import Sequence

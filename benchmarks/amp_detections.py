@@ -6,6 +6,7 @@
 Evaluates the last checkpoint of train.py in save_weights/ on its validation images, as validation.py does. Only with
 trained weights does the comparison mean anything.
 """
+
 import sys
 from argparse import Namespace
 from collections.abc import Sequence

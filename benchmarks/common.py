@@ -2,6 +2,7 @@
 
 `python benchmarks/<script>.py` imports this file first, which makes the project's modules importable.
 """
+
 import os
 import platform
 import statistics

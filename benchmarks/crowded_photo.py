@@ -8,6 +8,7 @@ of the objects there are smaller), 64 as in COCO overall. Both networks' transfo
 proposals near the objects get 28x28 targets. The peer is torchvision: GeneralizedRCNNTransform on dense masks, and
 project_masks_on_boxes. The script fails if the results are not bit-identical.
 """
+
 import sys
 from collections.abc import Callable, Sequence
 

@@ -8,6 +8,7 @@ step: Pillow, every polygon to a full-size plane by pycocotools, PILToTensor, To
 thread, like a loader worker, on coco_tiny's training photos; the script fails if pixels, boxes or masks differ. The
 table of growth gives coco_tiny's first photo of 640x480 more and more objects, its own and those of similar photos.
 """
+
 import contextlib
 import io
 import json

@@ -1,4 +1,5 @@
 """Compute the machine's limit: the required floating-point operations at its measured rate of matrix products."""
+
 import time
 from collections.abc import Callable
 

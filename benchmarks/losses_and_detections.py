@@ -6,6 +6,7 @@
 
 The effect of float32 rounding alone is shown beside it: torchvision's own network with channels-last weights.
 """
+
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 

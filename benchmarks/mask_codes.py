@@ -7,6 +7,7 @@ Mask probabilities of 28x28 with smooth outlines, and boxes of three sizes in an
 same as torchvision's model and reference script: paste full-size masks, binarise, encode one by one with pycocotools.
 The script fails if the codes are not identical byte for byte.
 """
+
 import sys
 from collections.abc import Sequence
 from functools import partial

@@ -8,6 +8,7 @@ Varied one at a time: the image's short side, the batch size, the number of clas
 others stay at --base-size, one photo, 91 classes, and the photo's own objects. Both get the same weights, photos and
 targets, and alternate; --amp runs both under the same autocast.
 """
+
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial

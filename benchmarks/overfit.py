@@ -10,6 +10,7 @@ of them, unflipped, so a network that learns at all gets them almost right. The 
 per photo with predictions beside ground truth, and the photos in COCO's layout. The exit status is 1 if the mask AP is
 below 0.80.
 """
+
 import json
 import shutil
 import sys

@@ -1,4 +1,5 @@
 """Time two ways to do the same thing alternately, and format their figures as rows of a Markdown table."""
+
 import ctypes
 import multiprocessing
 import resource

@@ -9,6 +9,7 @@ The section is the script's output: tables unchanged, other lines as preformatte
 rows of all sections that have a goal. amp_detections needs a trained network, such as that of `make demo` in
 save_weights/; without it its section is not changed.
 """
+
 import re
 import subprocess
 import sys

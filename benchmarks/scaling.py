@@ -6,6 +6,7 @@
 Prints bytes and seconds per image, step or process, and their totals for 10 million images, for docs/SCALING.md.
 `--pictures 10000000` measures the order of an epoch at that size (2 GB, some minutes).
 """
+
 import argparse
 import json
 import os

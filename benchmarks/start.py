@@ -8,6 +8,7 @@ then with a stored index. The peers are `json.load` of the file and pycocotools'
 separate process that starts with nothing loaded. Memory is that of one training process and its loader workers together
 (shared pages count once) after each worker has read the annotations of its share of an epoch.
 """
+
 import contextlib
 import io
 import json

@@ -10,6 +10,7 @@ torchvision's in float32, under the same autocast, and under it with channels la
 printed too, to show that both do the same work, and finally a table of ratios with the share of the machine's limit
 (see limit.py) that ours reaches.
 """
+
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

@@ -8,6 +8,7 @@ alone with a batch of two), and the evaluation of validation.py (`evaluate`, eac
 Both get the same photos of 640x480, in float32 and with --amp, and are started alternately. Timing begins when all
 processes are ready and have done one step, or one evaluation, and ends when the last one is done.
 """
+
 import json
 import os
 import statistics

@@ -8,6 +8,7 @@ each with mask probabilities of 28x28. Ours is CocoEvaluator, from `update` to `
 torchvision's model and reference scripts: paste full-size masks, encode them, load and evaluate the results image by
 image in pycocotools, then accumulate. The script fails if the metrics differ.
 """
+
 import contextlib
 import copy
 import io
@@ -70,9 +71,7 @@ class Evaluation:
         self.found = {image_id: kinds[image_id % KINDS][0] for image_id in self.image_ids}
         annotations = [dict(a, image_id=image_id) for image_id in self.image_ids for a in kinds[image_id % KINDS][1]]
         self.content = {
-            "images": [
-                {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.jpg"} for i in self.image_ids
-            ],
+            "images": [{"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.jpg"} for i in self.image_ids],
             "annotations": [dict(a, id=number) for number, a in enumerate(annotations, start=1)],
             "categories": [{"id": k, "name": name} for k, name in self.table.names.items()],
         }
@@ -151,9 +150,7 @@ def reference_results(image_id: int, found: dict[str, Tensor]) -> dict[str, list
     ]
     return {
         "bbox": [{**c, "bbox": box} for c, box in zip(common, boxes.tolist())],
-        "segm": [
-            {**c, "segmentation": {**code, "counts": code["counts"].decode()}} for c, code in zip(common, codes)
-        ],
+        "segm": [{**c, "segmentation": {**code, "counts": code["counts"].decode()}} for c, code in zip(common, codes)],
     }
 
 

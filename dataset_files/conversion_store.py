@@ -56,9 +56,7 @@ def open_split_index(split: SplitFiles, reading: Reading, key: str = "") -> Open
     return OpenedSplit(index, problems)
 
 
-def open_converted(
-    split: SplitFiles, convert: Any, inputs: Iterable[Path], reading: Reading, key: str
-) -> OpenedSplit:
+def open_converted(split: SplitFiles, convert: Any, inputs: Iterable[Path], reading: Reading, key: str) -> OpenedSplit:
     place = storage_folder() / f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}.json"
     stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *inputs})))
     problems = stored_problems(place, stamp)

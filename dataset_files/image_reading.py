@@ -46,9 +46,7 @@ def orientation_of(picture: Image.Image) -> int:
     return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
 
 
-def is_turned(
-    stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None
-) -> bool:
+def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
     """Whether annotations mean an image as its EXIF orientation turns it, not as it is stored.
 
     COCO's mean it as it is stored. Those of other tools may not; that shows where width and height are exchanged.

@@ -3,6 +3,7 @@
 Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.1; one size per level as in FPN (arXiv:1612.03144),
 section 4.1.
 """
+
 import math
 from collections.abc import Sequence
 

@@ -3,6 +3,7 @@
 Girshick et al., "Rich feature hierarchies" (R-CNN, arXiv:1311.2524), appendix C; Faster R-CNN (arXiv:1506.01497),
 equation 2.
 """
+
 import math
 
 import torch

@@ -2,6 +2,7 @@
 
 Module and parameter names are torchvision's, so that state dicts can be exchanged in both directions.
 """
+
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -105,9 +106,7 @@ class MaskRCNNHeads(nn.Sequential):
         norm_layer: normalisation after each convolution (the v2 model), or None.
     """
 
-    def __init__(
-        self, in_channels: int, layers: Sequence[int], dilation: int = 1, norm_layer: NormLayer | None = None
-    ):
+    def __init__(self, in_channels: int, layers: Sequence[int], dilation: int = 1, norm_layer: NormLayer | None = None):
         super().__init__(*conv_stack(in_channels, layers, norm_layer, dilation))
 
 

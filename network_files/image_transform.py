@@ -3,6 +3,7 @@
 The short side becomes `min_size`, unless the long side would exceed `max_size` (800 px: Mask R-CNN, arXiv:1703.06870,
 section 3.1).
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -2,6 +2,7 @@
 
 The crops of a photo with 100 objects take some hundred kilobytes; dense masks would take 30 MB.
 """
+
 from collections.abc import Sequence
 
 import numpy as np

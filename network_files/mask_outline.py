@@ -3,6 +3,7 @@
 Bilinear interpolation is linear between two source rows, so a column crosses the threshold at most once between them,
 at a position that one division gives. Only the M source rows of a column are examined instead of all its pixels.
 """
+
 from functools import lru_cache
 
 import numpy as np
@@ -86,9 +87,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
 
 
-def lookup(
-    knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Concatenate lengths[i] entries of `resampling(knots, targets[i])`, from starts[i] on."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]

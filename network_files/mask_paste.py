@@ -2,6 +2,7 @@
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """
+
 import math
 from collections.abc import Iterable, Iterator
 
@@ -124,9 +125,7 @@ def encode_masks(
     return codes
 
 
-def encode_crops(
-    crops: Iterable[tuple[int, int, Tensor]], size: tuple[int, int], threshold: float
-) -> list[dict]:
+def encode_crops(crops: Iterable[tuple[int, int, Tensor]], size: tuple[int, int], threshold: float) -> list[dict]:
     """Run-length codes of crops, each given as left, top and float [h, w]."""
     return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
 

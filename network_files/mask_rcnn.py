@@ -1,4 +1,5 @@
 """Mask R-CNN (He et al., arXiv:1703.06870) assembled from its parts: images and targets -> losses or detections."""
+
 from collections.abc import Sequence
 
 import torch

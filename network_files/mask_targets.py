@@ -3,6 +3,7 @@
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Training": the target is the intersection of the RoI and the mask of its
 object. It is resampled by RoIAlign, as in torchvision.
 """
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

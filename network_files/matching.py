@@ -3,6 +3,7 @@
 Faster R-CNN (arXiv:1506.01497), sections 3.1.2 (positive and negative anchors) and 3.1.3 (sampled mini-batches);
 for proposals Fast R-CNN (arXiv:1504.08083), section 2.3.
 """
+
 import torch
 from torch import Tensor
 

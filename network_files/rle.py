@@ -3,6 +3,7 @@
 A code holds run lengths, zeros first, down the columns from left to right; COCO packs them into characters of six bits.
 All codes of an image are packed and unpacked together, since most are too short to be worth a call each.
 """
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; the level by equation 1 of FPN (arXiv:1612.03144).
 """
+
 import math
 from collections.abc import Mapping, Sequence
 

@@ -2,6 +2,7 @@
 
 Fast R-CNN (arXiv:1504.08083), section 2, and Mask R-CNN (arXiv:1703.06870), section 3.
 """
+
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -144,9 +145,7 @@ class RoIHeads(nn.Module):
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     @torch.no_grad()
-    def sample_proposals(
-        self, proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def sample_proposals(self, proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Match the proposals of one image and its ground-truth boxes to its objects, and draw a sample.
 
         Returns:

@@ -2,6 +2,7 @@
 
 Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.
 """
+
 from collections.abc import Sequence
 
 import torch

@@ -1,4 +1,5 @@
 """Rename the keys of older state dicts to torchvision's current names, which this network uses."""
+
 import re
 from typing import Any
 

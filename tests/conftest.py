@@ -1,4 +1,5 @@
 """Fixtures of all tests: the number of threads, the seed, tests that need a GPU, and photos."""
+
 import os
 from pathlib import Path
 

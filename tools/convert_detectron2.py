@@ -5,6 +5,7 @@
 
 The scripts also read Detectron2's files directly; use this to publish weights, or to store their class names.
 """
+
 import argparse
 import sys
 from pathlib import Path

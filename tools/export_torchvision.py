@@ -1,7 +1,8 @@
 """Write a trained checkpoint as a plain torchvision state dict, and print the lines that load it there.
 
-    python tools/export_torchvision.py save_weights/model_25.pth mask_rcnn.pth
+python tools/export_torchvision.py save_weights/model_25.pth mask_rcnn.pth
 """
+
 import argparse
 import sys
 from pathlib import Path

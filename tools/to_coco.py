@@ -5,6 +5,7 @@
 Opens every layout that train.py opens; COCO files are written as they are repaired, Pascal VOC with difficult
 objects as crowds. One split gives out.json, several give out_train.json, out_val.json and so on.
 """
+
 import argparse
 import json
 import sys

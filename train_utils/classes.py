@@ -1,4 +1,5 @@
 """Table of labels, category ids and names: built from the training data and stored in the checkpoint."""
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 Everything here also works in a single process without a group.
 """
+
 import inspect
 import os
 import signal

@@ -1,4 +1,5 @@
 """Data loaders whose order of items depends on seed and epoch alone."""
+
 import os
 import zlib
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Keep the memory that one layer frees for the next one, for large tensors on the CPU."""
+
 import ctypes
 
 # Parameters of mallopt(3).

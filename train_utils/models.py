@@ -1,4 +1,5 @@
 """Build the network from options or from a checkpoint, which stores its ModelConfig."""
+
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -217,9 +218,7 @@ def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
     return ModelConfig(num_classes, arch_of(content, state), norm, eps)
 
 
-def arch_of(
-    content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = ""
-) -> str:
+def arch_of(content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = "") -> str:
     """Return the architecture of a weight file: the stored one, else by whether its FPN is normalised.
 
     Raises:

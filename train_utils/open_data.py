@@ -137,9 +137,7 @@ def choose_splits(
     return training, validation
 
 
-def open_dataset(
-    layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool
-) -> InstanceDataset:
+def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool) -> InstanceDataset:
     flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
     if layout.name == VOC:
         for name in ("boxes_from_masks", "crowds_are_objects"):

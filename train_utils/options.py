@@ -363,9 +363,7 @@ class InferenceSettings(Settings):
     num_classes: int | None = option(None, "without background (default: from the checkpoint)", type=positive)
     label_json_path: str | None = option(None, "JSON with the class names, label -> name or name -> label", type=str)
     amp: bool | None = option(None, "mixed precision (default: as in training)")
-    min_size: int | None = option(
-        None, "short side of the network's input (default: as in training)", type=positive
-    )
+    min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
 
 

@@ -28,7 +28,7 @@ def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
         ValueError: it has no layout that is known, or a file in it does not fit; one line that says what was found.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: not found (a folder of data, or its annotation file)")
+        raise FileNotFoundError(f"{path}: not found; --data-path takes a folder of data or its annotation file")
     via = via_files.find(path, class_attribute)
     if class_attribute is not None and not via:
         raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")

@@ -2,6 +2,7 @@
 
 `EXACTNESS_SEED=5 python -m pytest tests/docs/test_exactness.py` draws other photos, weights, boxes and masks.
 """
+
 import math
 import os
 import sys

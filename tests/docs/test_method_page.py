@@ -1,4 +1,5 @@
 """Every `file:function` that docs/METHOD.md names exists in the code, and the page maps the method row by row."""
+
 import ast
 import re
 from pathlib import Path

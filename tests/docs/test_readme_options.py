@@ -1,4 +1,5 @@
 """Every option that a README names exists, and every script named there is there."""
+
 import ast
 import re
 

@@ -1,4 +1,5 @@
 """Run the scripts as a user would: in this process, which spares importing torch, or as processes of their own."""
+
 import contextlib
 import io
 import os

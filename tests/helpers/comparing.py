@@ -1,4 +1,5 @@
 """Whether two runs left the same, to the last bit of the weights."""
+
 from pathlib import Path
 
 import torch

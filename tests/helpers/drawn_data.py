@@ -3,6 +3,7 @@
 `coco_tiny` and `voc_tiny` come out in the layouts and with the peculiarities of the real ones: ids with gaps, polygons,
 crowds as uncompressed run lengths, images of different sizes; difficult objects, parts, an object without mask.
 """
+
 import json
 import shutil
 from itertools import count

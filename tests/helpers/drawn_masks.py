@@ -1,4 +1,5 @@
 """Draw random masks, boxes and detections of every kind: holes, parts, borders, boxes beyond the image."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,5 @@
 """Rows for masks, run-length codes, mask targets, weight files, COCO metrics and Detectron2."""
+
 import contextlib
 import io
 import json

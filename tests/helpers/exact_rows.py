@@ -1,4 +1,5 @@
 """Rows of docs/EXACTNESS.md: what is compared, the largest difference and its tolerance."""
+
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -2,6 +2,7 @@
 
 Functions take torchvision's network and ours, with equal settings and weights, and return rows.
 """
+
 import math
 
 import torch
@@ -221,9 +222,7 @@ def whole_way_checks(reference: nn.Module, own: MaskRCNN, images: list[Tensor]) 
     proposals, _ = reference.rpn(padded, levels)
     own_padded, _ = own.transform(as_uint8(images))
     own_levels = own.backbone(own_padded.tensors)
-    own_proposals, _ = own.rpn(
-        list(own_levels.values()), tuple(own_padded.tensors.shape[-2:]), own_padded.image_sizes
-    )
+    own_proposals, _ = own.rpn(list(own_levels.values()), tuple(own_padded.tensors.shape[-2:]), own_padded.image_sizes)
     nearest = [nearest_of(ours, theirs) for ours, theirs in zip(own_proposals, proposals)]
     rows = [
         absolute(

@@ -1,4 +1,5 @@
 """Train weights that detect objects, and compare training from them in torchvision's loop and in ours, as rows."""
+
 import contextlib
 import copy
 import math

@@ -2,6 +2,7 @@
 
 Each is a picklable object that is called there; `All` puts several into one process.
 """
+
 import errno
 import importlib
 import os

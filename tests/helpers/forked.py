@@ -3,6 +3,7 @@
 Faults can be put into them: a `prepare` function runs in the process before the script does, and patches what is to
 fail there.
 """
+
 import multiprocessing
 import os
 import runpy

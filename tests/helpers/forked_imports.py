@@ -1,4 +1,5 @@
 """What the scripts import, for the server that their processes are forked from."""
+
 import sys
 
 import torch  # noqa: F401

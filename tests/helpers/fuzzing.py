@@ -3,6 +3,7 @@
 `examine` is that property, made_up_files.py has the readers and the files. test_fuzzing.py tries it in short, the part
 `fuzz` of reliability.py at length.
 """
+
 import os
 import resource
 import signal

@@ -1,4 +1,5 @@
 """Files of every kind that a user may hand over: whole, altered in places, and made up of their language's words."""
+
 import copy
 import io
 import json
@@ -128,8 +129,10 @@ NASTY = [
 SCALARS = st.none() | st.booleans() | st.integers(-3, 100) | st.floats(width=32) | st.text(max_size=6)
 VALUES = st.sampled_from(NASTY) | st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["id", "size", "counts", "bbox"]) | st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["id", "size", "counts", "bbox"]) | st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -2,6 +2,7 @@
 
 What the tests of the network and the page that `exactness.py` writes share.
 """
+
 import copy
 import functools
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """Read photos and their objects without this project's datasets, as an oracle for them and as input for networks."""
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,5 @@
 """The folder of this project, and the folder of real photos."""
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Networks and weight files in the styles that torchvision publishes, with random numbers for weights."""
+
 import re
 from argparse import Namespace
 from functools import cache

@@ -1,4 +1,5 @@
 """`validation.py --results-json`: COCO's official table for anyone's detections; one line for what cannot be scored."""
+
 import json
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Normalisations folded into convolutions give the same maps, in training with --amp and ready for inference."""
+
 from functools import partial
 
 import pytest

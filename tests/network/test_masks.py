@@ -1,4 +1,5 @@
 """Masks as crops, codes and targets: whatever the short way gives is what the long way over dense planes gives."""
+
 import json
 import pickle
 import tracemalloc
@@ -27,6 +28,7 @@ from tests.helpers.photos import packed_code
 
 # Of pycocotools under NumPy 2, at every call.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def only(*pixels: tuple[int, int]) -> Tensor:
     mask = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8)

@@ -1,4 +1,5 @@
 """With the same weights, input and random numbers, the network computes what torchvision's Mask R-CNN computes."""
+
 import copy
 import re
 from pathlib import Path

@@ -4,6 +4,7 @@
 
 Needs the folder detectron2_zoo of the real photos (tests/README.md).
 """
+
 import sys
 
 from tests.helpers.detectron2_rows import rows

@@ -9,6 +9,7 @@ Needs the real photos (tests/README.md).
 Photos, weights, boxes and masks are drawn anew from the seed. The exit status is 1 if a row exceeds its tolerance.
 Parts that are not run keep their text in the page.
 """
+
 import argparse
 import functools
 import random
@@ -331,13 +332,13 @@ PARTS = {
     "metrics": (
         "COCO metrics",
         "The demonstration of the COCO API: 12 figures for boxes and 12 for masks, each from both libraries.",
-        lambda args: metric_checks(args.data / 'cocoapi_demo'),
+        lambda args: metric_checks(args.data / "cocoapi_demo"),
     ),
     "detectron2": (
         "Detectron2",
         "A file in the format of Detectron2's model zoo with random weights, on three photos with Detectron2's "
         "outputs.",
-        lambda args: detectron2_checks(args.data / 'detectron2_zoo'),
+        lambda args: detectron2_checks(args.data / "detectron2_zoo"),
     ),
 }
 

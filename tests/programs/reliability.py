@@ -10,6 +10,7 @@ saves, between, and at any moment, in four modes; the real network), `thin` (the
 given altered and made-up ones), `soak` (memory over many steps). A part that is not run keeps its text in
 docs/RELIABILITY.md.
 """
+
 import argparse
 import contextlib
 import io

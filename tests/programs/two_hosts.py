@@ -6,6 +6,7 @@ Each host is a network namespace with two processes; a pair of virtual network c
 and ends with status 0 if the run came back and its metrics are those of a run of four processes on one host, 77 if
 the system allows no namespaces or lacks `ip` (package iproute2), else 1.
 """
+
 import argparse
 import json
 import os
@@ -48,7 +49,7 @@ def main() -> int:
         if not shutil.which("unshare") or subprocess.run([*inside, "true"], check=False).returncode:
             print("skipped: no network namespaces here (needs root, or user namespaces)")
             return SKIPPED
-        own_names = "mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec \"$@\""
+        own_names = 'mkdir -p /run/netns && mount -t tmpfs none /run/netns && exec "$@"'
         again = [sys.executable, "-m", "tests.programs.two_hosts", *sys.argv[1:]]
         return subprocess.run([*inside, "sh", "-c", own_names, "-", *again], check=False).returncode
     try:

@@ -2,6 +2,7 @@
 
 FAULT is a Python expression of tests/helpers/faults.py, for the process of rank FAULT_RANK in its first start.
 """
+
 import os
 import runpy
 import sys

@@ -1,4 +1,5 @@
 """A launcher that is told to stop, processes without a picture, and two hosts of which one is lost."""
+
 import json
 import os
 import re

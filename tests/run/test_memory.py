@@ -1,4 +1,5 @@
 """Memory of large tensors: a process that keeps what it freed does not get every page from the system again."""
+
 import subprocess
 import sys
 

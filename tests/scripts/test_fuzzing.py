@@ -1,4 +1,5 @@
 """No file, whatever it holds, makes its reader fall over: a short form of the part `fuzz` of reliability.py."""
+
 import io
 import tracemalloc
 import zipfile

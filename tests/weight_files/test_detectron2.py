@@ -179,7 +179,8 @@ OTHER_NETWORKS = {
     "no FPN": ({"roi_heads.box_predictor.cls_score.weight": None}, "cls_score"),
     "boxes that all classes share": ({"roi_heads.box_predictor.bbox_pred.weight": torch.zeros(4, 8)}, "class-agnostic"),
     "masks that all classes share": (
-        {"roi_heads.mask_head.predictor.weight": torch.zeros(1, 8, 1, 1)}, "class-agnostic",
+        {"roi_heads.mask_head.predictor.weight": torch.zeros(1, 8, 1, 1)},
+        "class-agnostic",
     ),
     "red first": ({"pixel_mean": torch.tensor([123.675, 116.28, 103.53])}, "pixel_mean"),
     "other anchors": ({"proposal_generator.anchor_generator.cell_anchors.1": torch.zeros(3, 4)}, "level 1"),

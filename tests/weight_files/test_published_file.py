@@ -3,6 +3,7 @@
 The file is made of random numbers in the style of maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth; the reference is
 torchvision's network as `maskrcnn_resnet50_fpn(weights=...)` builds it for that file.
 """
+
 import contextlib
 import io
 import json

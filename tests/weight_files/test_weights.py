@@ -1,4 +1,5 @@
 """Weight files of every style end in the network that they belong to; whatever does not fit is named."""
+
 import subprocess
 import sys
 from argparse import Namespace

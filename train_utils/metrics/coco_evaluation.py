@@ -1,4 +1,5 @@
 """Compute COCO metrics: collect detections compactly, gather them over processes, score with hotcoco or pycocotools."""
+
 import contextlib
 import io
 from collections.abc import Mapping, Sequence

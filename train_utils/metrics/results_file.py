@@ -3,6 +3,7 @@
 The file is a list of entries with `image_id`, `category_id`, `score` and `bbox` or `segmentation`; the ground truth is
 a COCO annotation file.
 """
+
 import json
 import math
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Create, read and restore checkpoints, which hold tensors and plain values only."""
+
 import platform
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -3,6 +3,7 @@
 A run may be killed at any moment. Whatever it was doing then, `open` rolls the folder back to its state at the
 checkpoint that the run resumes from, so that nothing is lost or written twice. No run overwrites another.
 """
+
 import json
 import math
 import re

@@ -4,6 +4,7 @@ Each process writes a heartbeat with its current activity into the process group
 of its own. A process that ends with an error reports so there. The main process detects one that makes no progress, and
 the processes whose connection broke detect one that is gone. Those that wait for it then end too, and name it.
 """
+
 import json
 import os
 import socket

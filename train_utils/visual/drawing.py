@@ -281,9 +281,7 @@ def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width:
         side[:] = colour
 
 
-def fit_label(
-    name: str, score: float | None, font_size: int, image_width: int
-) -> tuple[str, ImageFont.FreeTypeFont]:
+def fit_label(name: str, score: float | None, font_size: int, image_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Return the text of a label, and a font that has its characters and fits the plate into the image."""
     name = printable(name)
     text = name if score is None else f"{name} {score:.2f}".strip()

@@ -4,6 +4,7 @@ The weights keep their values with two exceptions: the rows of each class move t
 convolution is changed to take red, green, blue of unit variance instead of blue, green, red in 0..255. Differences that
 cannot be folded into weights are covered by `arch: detectron2` in the network's description, see `ModelConfig`.
 """
+
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,6 +4,7 @@ A pickle is a program: it names functions and calls them. Here the names that an
 that only store their arguments; any other name is rejected, so nothing else can be called. Before any pickle is read,
 including those of torch, `check_opcodes` checks its opcodes against an allow-list without running them.
 """
+
 import io
 import pickle
 import pickletools

@@ -1,4 +1,5 @@
 """Find or download weight files, read them safely, and load them into a network, naming whatever does not fit."""
+
 import io
 import mmap
 import pickle
