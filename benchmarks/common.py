@@ -64,6 +64,20 @@ def as_in_torchvisions_reference(images: Sequence[Tensor], targets: Targets) -> 
     return [image / 255 for image in images], [dict(target, masks=target["masks"].dense()) for target in targets]
 
 
+def on_device(
+    network: nn.Module, images: Sequence[Tensor], targets: Targets, device: torch.device
+) -> tuple[list[Tensor], Targets]:
+    """Move a batch as the network's own training script does: all of it, or for this project's network the images."""
+    images = [image.to(device, non_blocking=True) for image in images]
+    if isinstance(network, MaskRCNN):
+        return images, targets
+    moved = [
+        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in t.items()}
+        for t in targets
+    ]
+    return images, moved
+
+
 def describe(images: Sequence[Tensor], targets: Targets) -> str:
     """'000000008193 640x427 with 3 objects, ...'"""
     return ", ".join(

@@ -4,22 +4,21 @@
     python benchmarks/device_waits.py --batch 1,2,4,8 --amp            # under bf16 autocast
     python benchmarks/device_waits.py --places                         # each wait's line of source
 
-Runs this project's network and torchvision's, with the same weights and photos, on a pretended GPU
-(`pretended_gpu.py`). The training step is that of train.py, from the loader's batch to the updated weights; torchvision's
+Runs this project's network and torchvision's, with the same weights and photos, on a pretended GPU, see
+`pretended_gpu.py`. The training step is that of train.py, from the loader's batch to the updated weights; torchvision's
 is that of its reference script, which reads the loss once per step, and six more where it prints them. A tensor of the
 wrong device ends the program with an error. Small images and few proposals give the same counts as usual ones, sooner.
 """
 
 from argparse import ArgumentTypeError, Namespace
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from common import PROJECT, as_in_torchvisions_reference, build_pair, describe, parser, training_photos
+from common import PROJECT, as_in_torchvisions_reference, build_pair, describe, on_device, parser, training_photos
 from pretended_gpu import NAME, PretendedGPU, by_line, pretended_gpu, torchvision_root
 from report import table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD
 
 from network_files import MaskRCNN
@@ -102,11 +101,7 @@ class Counting:
             trainable = [p for p in self.theirs.parameters() if p.requires_grad]
             self.optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4)
         self.theirs.train()
-        images = [image.to(self.device, non_blocking=True) for image in self.dense[0]]
-        targets = [
-            {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in target.items()}
-            for target in self.dense[1]
-        ]
+        images, targets = on_device(self.theirs, *self.dense, self.device)
         with self.precision.autocast():
             loss = sum(self.theirs(images, targets).values())
         loss.item()

@@ -251,7 +251,9 @@ LIBRARIES: list[torch.library.Library] = []
 def register_autocast() -> None:
     """Let the pretended GPU cast as CUDA's autocast does; weights are cast once per context."""
     aten_library, vision = torch.library.Library("aten", "IMPL"), torch.library.Library("torchvision", "IMPL")
-    LIBRARIES.extend((aten_library, vision))
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    LIBRARIES.extend((aten_library, vision, others))
     for names, rule in ((LOW, lower), (FULL, to_float32), (WIDEST, to_widest)):
         for name in names:
             packet, _, overload = name.partition(".")

@@ -54,8 +54,9 @@ class ImageTransform(nn.Module):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        # Buffers move to the device with the network; without being stored, as torchvision's state dict lacks them.
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
         self.antialias = antialias
@@ -89,11 +90,7 @@ class ImageTransform(nn.Module):
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
             raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
-        mean, std = (
-            torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
-            for values in (self.image_mean, self.image_std)
-        )
-        return (image - mean) / std
+        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
 
     def resize(self, image: Tensor) -> Tensor:
         """[3, H, W] -> [3, H', W'] by bilinear interpolation."""

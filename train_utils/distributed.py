@@ -136,10 +136,10 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     """
     if world_size() == 1:
         return model
-    device_ids = [device.index] if device.type == "cuda" else None
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     apart = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=fixed_buckets, **apart)
+    # Without device_ids, which would copy the targets to the device one by one, and wait for each.
+    return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
 
 
 @torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -169,11 +169,10 @@ def train_step(training: Training, batch: Batch, stop: StopSignals) -> StepResul
     statistics = running_statistics(training.model)
     kept = [buffer.clone() for buffer in statistics]
 
-    images = [image.to(device, non_blocking=True) for image in batch.images]
-    targets = [to_device(target, device) for target in batch.targets]
+    images = to_device(batch.images, device)
     report_activity("forward")
     with training.precision.autocast():
-        losses = training.parallel(images, targets)
+        losses = training.parallel(images, batch.targets)
         loss = sum(losses.values())
     report_activity("backward")
     optimizer.zero_grad(set_to_none=True)
@@ -192,7 +191,7 @@ def train_step(training: Training, batch: Batch, stop: StopSignals) -> StepResul
         for buffer, value in zip(statistics, kept):
             buffer.copy_(value)
     if not math.isfinite(means[0]) and not math.isfinite(loss.item()):
-        ids = [target["image_id"] for target in targets]
+        ids = [target["image_id"] for target in batch.targets]
         parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         warn(
             f"step {training.progress.step + 1} is not applied: the loss is {loss.item()} on process {rank()}, "
@@ -226,12 +225,9 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     return [buffer for m in normalisations for buffer in m.buffers()]
 
 
-def to_device(target: dict, device: torch.device) -> dict:
-    """A target with its tensors on the device; compact masks stay, their targets are made where they are."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in target.items()
-    }
+def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Images on the device, without a wait from pinned memory; the network itself moves what it needs of the targets."""
+    return [image.to(device, non_blocking=True) for image in images]
 
 
 @torch.inference_mode()
@@ -266,7 +262,7 @@ def evaluate(
         if not images:
             continue
         with precision.autocast():
-            detections = network.detect([image.to(device, non_blocking=True) for image in images])
+            detections = network.detect(to_device(images, device))
         for image, target, detection in zip(images, targets, detections):
             evaluator.update(target["image_id"], tuple(image.shape[-2:]), detection)
     report_activity("gathering")
