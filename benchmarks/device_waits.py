@@ -23,6 +23,7 @@ from torch.optim import SGD
 
 from network_files import MaskRCNN
 from train_utils import engine
+from train_utils.applying import create_momentum
 from train_utils.device import Precision
 from train_utils.engine import Batch, ready_for_inference, train_step
 from train_utils.errors import one_line_errors
@@ -94,7 +95,7 @@ class Counting:
             self.training = training_of(self.ours, self.precision, self.device, self.gpu)
         self.ours.train()
         with parts_of_a_step(self.gpu):
-            train_step(self.training, Batch(*map(tuple, self.photos)), StopSignals())
+            train_step(self.training, Batch(*map(tuple, self.photos)), StopSignals(), 1)
 
     def torchvisions_step(self) -> None:
         if not hasattr(self, "optimizer"):
@@ -138,6 +139,7 @@ def training_of(model: MaskRCNN, precision: Precision, device: torch.device, gpu
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.register_step_pre_hook(lambda *_: setattr(gpu, "part", "optimizer"))
+    create_momentum(optimizer)
     schedule = learning_rate_schedule(optimizer, 1000, [1], 0.1)
     return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, 0)
 

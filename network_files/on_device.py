@@ -22,6 +22,21 @@ def upload(values: Movable, device: torch.device) -> Movable:
     return values.to(device, non_blocking=True)
 
 
+class Download:
+    """Values on their way to the host; starting that waits for nothing, only `read` waits until they have arrived."""
+
+    def __init__(self, values: Tensor):
+        self.values = values.detach().to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event() if values.is_cuda else None
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def read(self) -> Tensor:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values
+
+
 def running_counts(masks: Tensor) -> tuple[Tensor, list[int]]:
     """Count the true entries of all rows of bool [R, n], with one wait.
 
