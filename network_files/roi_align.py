@@ -72,15 +72,15 @@ class PyramidRoIAlign(nn.Module):
             return read(levels, grids, rois, level_ids)
         rows = [rows_of(features, name) for name in names]
         gather = self.gather_by_level if rois.device.type == "cpu" else self.gather_from_all
-        return gather(rows, grids, rois, level_ids).permute(0, 3, 1, 2).to(levels[0].dtype)
+        return gather(rows, grids, rois, level_ids).to(levels[0].dtype)
 
     def gather_by_level(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
         """Read each level's RoIs by themselves: on the CPU, where the levels need not be copied into one table for it.
 
         Returns:
-            float32 [R, *output_size, C].
+            float32 [R, C, *output_size].
         """
-        output = rows[0].new_zeros((len(rois), *self.output_size, rows[0].shape[1]))
+        output = rows[0].new_zeros((len(rois), rows[0].shape[1], *self.output_size))
         for i, (level_rows, grid) in enumerate(zip(rows, grids)):
             chosen = torch.where(level_ids == i)[0]
             places = RoIPlaces.of_levels([grid], [0], torch.zeros_like(chosen[:1]))
@@ -88,10 +88,10 @@ class PyramidRoIAlign(nn.Module):
         return output
 
     def gather_from_all(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
-        """Read all RoIs from one table of all levels: on a device, which then need not say which level has which.
+        """Read all RoIs from one table of all levels: on a device, where the host need not know which level has which.
 
         Returns:
-            float32 [R, *output_size, C].
+            float32 [R, C, *output_size], channels last in memory.
         """
         places = RoIPlaces.of_levels(grids, [len(level_rows) for level_rows in rows], level_ids)
         return self.gather(torch.cat(list(rows)), rois, places)
@@ -201,10 +201,10 @@ def weighted_gather(
         rois: float [R, 5], image and x1y1x2y2 in pixels of the resized images.
 
     Returns:
-        float32 [R, *output_size, C].
+        float32 [R, C, *output_size], channels last in memory.
     """
     if len(rois) == 0 and table.device.type != "cpu":
-        return table.new_zeros((0, *output_size, table.shape[1]))
+        return table.new_zeros((0, table.shape[1], *output_size))
     x1, y1, x2, y2 = (rois[:, 1:] * places.scale[:, None] - (0.5 if aligned else 0.0)).unbind(dim=1)
     roi_width, roi_height = x2 - x1, y2 - y1
     if not aligned:
@@ -217,7 +217,7 @@ def weighted_gather(
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
     taps = pixels.shape[-2] * pixels.shape[-1]
     bins = F.embedding_bag(pixels.view(-1, taps), table, per_sample_weights=weights.view(-1, taps), mode="sum")
-    return bins.view(len(rois), *output_size, table.shape[1])
+    return bins.view(len(rois), *output_size, table.shape[1]).permute(0, 3, 1, 2)
 
 
 def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, samples: int) -> tuple[Tensor, Tensor]:
