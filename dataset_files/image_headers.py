@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_files.coco_index import storage_places, store_columns, stored_columns
+from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_reading import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 from dataset_files.problems import Problems
@@ -29,7 +30,7 @@ FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER = range(5)
 FAULTS = ("", "no picture", "bomb", "unreadable", "lfs")
 
 
-def check_images(dataset) -> tuple[Problems, list[int]]:
+def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     """Return the problems of a dataset's images, and the indices of the affected items."""
     folder, names = dataset.image_folder, dataset.image_names()
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
