@@ -271,4 +271,5 @@ def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()
     sizes = [len(text[a:b].encode()) for a, b in zip([0, *places], places)]
-    return tuple(np.cumsum(sizes, dtype=np.int64).reshape(-1, 2).T)
+    positions = np.cumsum(sizes, dtype=np.int64).reshape(-1, 2)
+    return positions[:, 0], positions[:, 1]

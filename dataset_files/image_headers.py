@@ -103,7 +103,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         places: where to store the headers of large datasets.
     """
     headers = np.zeros((len(names), 4), dtype=np.int64)
-    unread = files[:, 0] > 0
+    is_unread = files[:, 0] > 0
     kept = next(stored_columns(list(places)), None) if len(names) >= KEPT_FROM else None
     if kept is not None:
         rows = dict(zip(kept["names"].tolist(), range(len(kept["names"]))))
@@ -111,8 +111,8 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         known = np.flatnonzero(row >= 0)
         known = known[(kept["files"][row[known]] == files[known]).all(axis=1)]
         headers[known] = kept["headers"][row[known]]
-        unread[known] = False
-    unread = np.flatnonzero(unread).tolist()
+        is_unread[known] = False
+    unread = np.flatnonzero(is_unread).tolist()
     if unread:
         paths = [os.path.join(folder, names[i]) for i in unread]
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:

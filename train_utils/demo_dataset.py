@@ -135,7 +135,7 @@ class Shape:
     def is_recognisable(self, visible: np.ndarray) -> bool:
         """Whether the pixels `visible`, bool [H, W], are enough to see what the object is."""
         whole = polygon_area(self.outline) - (0 if self.hole is None else polygon_area(self.hole))
-        return visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole)
+        return bool(visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole))
 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
