@@ -74,7 +74,7 @@ def main(settings: TrainSettings) -> None:
         if device.type != "cuda":
             raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
 
     # Optimizer
     optimizer = torch.optim.SGD(

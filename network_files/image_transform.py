@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network_files.boxes import resize_boxes
+from network_files.boxes import resize_boxes, size_of
 from network_files.instance_masks import InstanceMasks
 
 
@@ -74,11 +74,10 @@ class ImageTransform(nn.Module):
             The batch, and the targets in the frames of the resized images.
         """
         resized = [self.resize(self.normalize(image)) for image in images]
-        sizes = [tuple(image.shape[-2:]) for image in resized]
+        sizes = [size_of(image) for image in resized]
         if targets is not None:
             targets = [
-                resize_target(target, tuple(image.shape[-2:]), size)
-                for target, image, size in zip(targets, images, sizes)
+                resize_target(target, size_of(image), size) for target, image, size in zip(targets, images, sizes)
             ]
         return ImageBatch(self.pad(resized), sizes), targets
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.boxes import size_of
+
 
 class InstanceMasks:
     """N binary masks in the frame of one image.
@@ -31,8 +33,8 @@ class InstanceMasks:
             raise ValueError(f"crops must be [N, 4] (left, top, width, height), got {list(crops.shape)}")
         self.pixels = pixels
         self.crops = crops
-        self.source_size = tuple(source_size)
-        self.size = self.source_size if size is None else tuple(size)
+        self.source_size = (source_size[0], source_size[1])
+        self.size = self.source_size if size is None else (size[0], size[1])
 
     @classmethod
     def from_crops(cls, crops: Sequence[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> "InstanceMasks":
@@ -51,7 +53,7 @@ class InstanceMasks:
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
-        return cls.from_crops(crops, tuple(masks.shape[1:]))
+        return cls.from_crops(crops, size_of(masks))
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -4,9 +4,11 @@ import os
 import zlib
 from collections.abc import Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.dataset import InstanceDataset
@@ -25,11 +27,11 @@ def fingerprint(dataset: InstanceDataset) -> str:
 
 def training_loader(
     dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
-) -> DataLoader:
+) -> "TrainingLoader":
     """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch."""
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
-    return DataLoader(
+    return TrainingLoader(
         SeededItems(dataset, seed),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
@@ -61,6 +63,12 @@ def default_workers() -> int:
     return max(1, min(8, cores // world_size()))
 
 
+class TrainingLoader(DataLoader):
+    """A loader of training batches, whose sampler says where in which epoch it begins."""
+
+    batch_sampler: "AspectRatioBatchSampler"
+
+
 class CheckedItems(Dataset):
     """Items of a dataset; an unreadable one raises InputError, also in a loader worker."""
 
@@ -70,7 +78,7 @@ class CheckedItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def item(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         with reading_input():
             return self.dataset[index]
 
@@ -78,9 +86,9 @@ class CheckedItems(Dataset):
 class MarkedItems(CheckedItems):
     """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
         try:
-            return super().__getitem__(index)
+            return self.item(index)
         except InputError as error:
             return None, {"unreadable": [str(error)]}
 
@@ -98,7 +106,7 @@ class SeededItems(CheckedItems):
         super().__init__(dataset)
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
         """Load the item for (epoch, index)."""
         epoch, index = key
         unreadable = []
@@ -106,7 +114,7 @@ class SeededItems(CheckedItems):
             try:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(mix_seed(self.seed, epoch, chosen))
-                    image, target = super().__getitem__(chosen)
+                    image, target = self.item(chosen)
             except InputError as error:
                 unreadable.append(str(error))
             else:
@@ -136,7 +144,7 @@ class AspectRatioBatchSampler:
     ):
         if not ratios:
             raise InputError("the training set has no image with a usable object")
-        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else []
+        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else np.zeros(0)
         self.groups = np.digitize(ratios, edges)
         self.batch_size = batch_size
         self.seed = seed

@@ -152,10 +152,10 @@ class Settings:
         """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
         given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
         settings = cls(**given)
-        settings.given = set(given)
+        settings.given = frozenset(given)
         return settings
 
-    given = frozenset()  # type: ignore[var-annotated]  # no field: it is not an option
+    given = frozenset[str]()  # no annotation, so no field: it is not an option
 
     def to_plain(self) -> dict[str, Any]:
         """Name -> value, as args.json and checkpoints hold them."""
