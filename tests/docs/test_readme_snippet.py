@@ -48,7 +48,7 @@ def test_albumentations_plug_into_the_transforms(readme: str) -> None:
     parts = [albumentations.HorizontalFlip(p=1), albumentations.Rotate((-40, 40), p=1)]
     flip, both = (names["Albumentations"](albumentations.Compose(chosen)) for chosen in (parts[:1], parts))
     dense = blobs(6)
-    dense[5] = 0
+    dense[:5, 3:9, 4:8], dense[5] = 1, 0
     image, masks = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8), InstanceMasks.from_dense(dense)
     target = {"boxes": masks.extents(), "labels": torch.arange(6), "masks": masks, "image_id": 3}
 
