@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -26,16 +26,26 @@ def fingerprint(dataset: InstanceDataset) -> str:
 
 
 def training_loader(
-    dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
+    dataset: InstanceDataset,
+    batch_size: int,
+    group_factor: int,
+    workers: int | None,
+    seed: int,
+    pin_memory: bool,
+    mix: Callable[[Sequence], tuple] | None = None,
 ) -> "TrainingLoader":
-    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch."""
+    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
+
+    Args:
+        mix: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
+    """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
     return TrainingLoader(
-        SeededItems(dataset, seed),
+        SeededItems(dataset, seed, keep_seeds=mix is not None),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn,
+        collate_fn=dataset.collate_fn if mix is None else SeededMix(mix),
         pin_memory=pin_memory,
         worker_init_fn=leave_signals_to_the_main_process,
     )
@@ -102,9 +112,11 @@ class SeededItems(CheckedItems):
 
     tries = 20
 
-    def __init__(self, dataset: InstanceDataset, seed: int):
+    def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
+        """Args: keep_seeds: store the seed of each item's draws in its target, for `SeededMix`."""
         super().__init__(dataset)
         self.seed = seed
+        self.keep_seeds = keep_seeds
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
         """Load the item for (epoch, index)."""
@@ -112,14 +124,29 @@ class SeededItems(CheckedItems):
         unreadable = []
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
             try:
+                seed = mix_seed(self.seed, epoch, chosen)
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(mix_seed(self.seed, epoch, chosen))
+                    torch.manual_seed(seed)
                     image, target = self.item(chosen)
             except InputError as error:
                 unreadable.append(str(error))
             else:
-                return image, target | {"unreadable": unreadable} if unreadable else target
+                notes: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
+                return image, target | notes | ({"seed": seed} if self.keep_seeds else {})
         raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} images after it be read")
+
+
+class SeededMix:
+    """A transform of whole batches whose draws depend on the seeds of the batch's items, not on the worker."""
+
+    def __init__(self, mix: Callable[[Sequence], tuple]):
+        self.mix = mix
+
+    def __call__(self, batch: Sequence[tuple[torch.Tensor, dict]]) -> tuple:
+        seeds = [target.pop("seed") for _, target in batch]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(*seeds))
+            return self.mix(batch)
 
 
 def mix_seed(*numbers: int) -> int:

@@ -15,6 +15,7 @@ from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
+from train_utils.augmentation import training_sizes
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.weights import (
@@ -52,7 +53,7 @@ class ModelConfig:
     norm: str = "batch"
     norm_eps: float = 1e-5
     trainable_layers: int = 3
-    min_size: int = 800
+    min_size: int | list[int] = 800
     max_size: int = 1333
     rois_per_image: int = 512
     proposals: int | None = None
@@ -140,14 +141,15 @@ def build_training_model(
             raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
         if args.arch not in (None, config.arch):
             raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
-        for name in ("min_size", "max_size", "rois_per_image", "proposals"):
+        config.min_size = training_sizes(args)
+        for name in ("max_size", "rois_per_image", "proposals"):
             setattr(config, name, getattr(args, name))
         return build_model(config), config
     config = ModelConfig(
         num_classes,
         args.arch or "v1",
         trainable_layers=5,
-        min_size=args.min_size,
+        min_size=training_sizes(args),
         max_size=args.max_size,
         rois_per_image=args.rois_per_image,
         proposals=args.proposals,

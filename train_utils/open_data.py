@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-import transforms
 from dataset_files.coco_index import Reading
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
@@ -145,16 +144,15 @@ def choose_splits(
 
 
 def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool) -> InstanceDataset:
-    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
     if split is None:  # Pascal VOC, whose dataset finds its lists itself
         for name in ("boxes_from_masks", "crowds_are_objects"):
             if getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
         txt_name = "train.txt" if training else "val.txt"
         folder = data_folder(settings)
-        return VOCInstances(folder, txt_name=txt_name, transforms=flip, skip_bad=True, exif=settings.exif)
+        return VOCInstances(folder, txt_name=txt_name, skip_bad=True, exif=settings.exif)
     return CocoDetection.of_split(
-        split, training, flip, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
+        split, training, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
         key=settings.class_attribute or "", exif=settings.exif,
     )  # fmt: skip
 
