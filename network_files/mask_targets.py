@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from network_files.instance_masks import InstanceMasks, nearest_indices, paint
+from network_files.instance_masks import InstanceMasks, paint
 
 OBJECTS_AT_ONCE = 16  # painted planes; one of 800x1333 takes 4 MB, and its indices as much for a moment
 
@@ -44,7 +44,7 @@ def targets_on_device(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size
     targets = boxes.new_zeros((len(boxes), size, size))
     if len(masks) == 0 or len(masks.pixels) == 0:
         return targets
-    rows, columns = (nearest_indices(s, t, boxes.device) for s, t in zip(masks.source_size, masks.size))
+    rows, columns = masks.source_indices(boxes.device)
     starts = masks.starts()
     for first in range(0, len(masks), OBJECTS_AT_ONCE):
         crops = masks.crops[first : first + OBJECTS_AT_ONCE]

@@ -5,7 +5,7 @@ Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; the level by equation 1 of
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,17 @@ OUTSIDE = -1e5  # pixels; the operator reads nothing there
 Rows = Sequence[Tensor]  # the pixels of each level, float32 [S_i, C]
 CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
+
+
+class RoIPool(Protocol):
+    """A module: levels, boxes [R_b, 4] and size of each image -> [sum of R_b, C, *output_size]."""
+
+    @property
+    def output_size(self) -> Sequence[int]: ...
+
+    def __call__(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], /
+    ) -> Tensor: ...
 
 
 class PyramidRoIAlign(nn.Module):
@@ -39,7 +50,9 @@ class PyramidRoIAlign(nn.Module):
     ):
         super().__init__()
         self.featmap_names = tuple(featmap_names)
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = (
+            (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
+        )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
@@ -66,7 +79,7 @@ class PyramidRoIAlign(nn.Module):
         image_ids = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat((image_ids, torch.cat(list(boxes))), dim=1)
         level_ids = assign_levels(rois[:, 1:], round(math.log2(strides[0])), round(math.log2(strides[-1])))
-        grids = [LevelGrid(*level.shape[-2:], 1.0 / stride) for level, stride in zip(levels, strides)]
+        grids = [LevelGrid(level.shape[-2], level.shape[-1], 1.0 / stride) for level, stride in zip(levels, strides)]
         if self.sampling_ratio == 0:
             read = self.operate_by_level if rois.device.type == "cpu" else self.operate_on_all
             return read(levels, grids, rois, level_ids)

@@ -19,7 +19,7 @@ from network_files.instance_masks import InstanceMasks
 from network_files.mask_targets import project_masks_on_boxes
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 from network_files.on_device import nms_per_group, true_indices
-from network_files.roi_align import SharedPyramid
+from network_files.roi_align import RoIPool, SharedPyramid
 
 
 class RoISample(NamedTuple):
@@ -57,10 +57,10 @@ class RoIHeads(nn.Module):
 
     def __init__(
         self,
-        box_roi_pool: nn.Module,
+        box_roi_pool: RoIPool,
         box_head: nn.Module,
         box_predictor: nn.Module,
-        mask_roi_pool: nn.Module,
+        mask_roi_pool: RoIPool,
         mask_head: nn.Module,
         mask_predictor: nn.Module,
         fg_iou_thresh: float,
@@ -177,8 +177,8 @@ class RoIHeads(nn.Module):
         samples = []
         for i, (positive, negative) in enumerate(self.sampler(labels)):
             sampled = torch.cat((positive, negative)).sort().values
-            columns = (values[i][sampled] for values in (candidates, labels, matched))
-            samples.append(RoISample(*columns, positive=torch.searchsorted(sampled, positive)))
+            boxes, image_labels, matches = (values[i][sampled] for values in (candidates, labels, matched))
+            samples.append(RoISample(boxes, image_labels, matches, torch.searchsorted(sampled, positive)))
         return samples
 
     def fast_rcnn_losses(

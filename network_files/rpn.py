@@ -12,7 +12,6 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from network_files.anchors import AnchorGenerator
 from network_files.boxes import BoxCoder
-from network_files.heads import RPNHead
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 from network_files.on_device import nms_per_group, true_indices
 
@@ -37,7 +36,7 @@ class RegionProposalNetwork(nn.Module):
     def __init__(
         self,
         anchor_generator: AnchorGenerator,
-        head: RPNHead,
+        head: nn.Module,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
         batch_size_per_image: int,
@@ -85,6 +84,8 @@ class RegionProposalNetwork(nn.Module):
             proposals = self.propose(objectness, deltas, anchors, image_sizes)
         if not self.training:
             return proposals, {}
+        if gt_boxes is None:
+            raise ValueError("training requires gt_boxes")
         return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), gt_boxes)
 
     def propose(
@@ -141,14 +142,14 @@ class RegionProposalNetwork(nn.Module):
             matched_anchors.append(anchors[chosen_positive])
             positive.append(chosen_positive + i * len(anchors))
             negative.append(chosen_negative + i * len(anchors))
-        positive, negative = torch.cat(positive), torch.cat(negative)
+        positives = torch.cat(positive)
         regression_targets = self.box_coder.encode(torch.cat(matched_boxes), torch.cat(matched_anchors))
-        sampled = torch.cat((positive, negative))
-        labels = torch.zeros(len(sampled), device=sampled.device)
-        labels[: len(positive)] = 1
-        loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positive], regression_targets, beta=1 / 9, reduction="sum")
+        sampled = torch.cat((positives, *negative))
+        is_object = torch.zeros(len(sampled), device=sampled.device)
+        is_object[: len(positives)] = 1
+        loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positives], regression_targets, beta=1 / 9, reduction="sum")
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], labels),
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], is_object),
             "loss_rpn_box_reg": loss_box / len(sampled),
         }
 

@@ -38,12 +38,12 @@ def apply_gradients(optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: 
         bool scalar on the device, whether the weights were updated.
     """
     if not scaler.is_enabled():
-        optimizer.found_inf = (~finite).float()
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()
-        del optimizer.found_inf
+        del optimizer.found_inf  # type: ignore[attr-defined]
         return finite
-    found = []
-    hook = optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.found_inf))
+    found: list[Tensor] = []
+    hook = optimizer.register_step_pre_hook(lambda *_: found.append(getattr(optimizer, "found_inf")))  # noqa: B009
     scaler.step(optimizer)
     hook.remove()
     scaler.update()

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError
-from train_utils.options import TrainSettings
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
@@ -45,8 +44,17 @@ def barrier() -> None:
         dist.barrier()
 
 
+class GroupSettings(Protocol):
+    """The options that describe a process group."""
+
+    device: str
+    world_size: int
+    dist_url: str
+    timeout: int
+
+
 @contextmanager
-def process_group(settings: TrainSettings) -> Iterator[None]:
+def process_group(settings: GroupSettings) -> Iterator[None]:
     """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
 
     The backend is gloo, and nccl for what is on a GPU; each process takes the GPU of its local rank.
@@ -63,7 +71,7 @@ def process_group(settings: TrainSettings) -> Iterator[None]:
             "--world-size without torchrun requires --dist-url tcp://HOST:PORT and the variable RANK in each process; "
             "simpler: torchrun --nproc_per_node=N train_multi_GPU.py"
         )
-    backend, bound = "gloo", {}
+    backend, bound = "gloo", dict[str, Any]()
     if settings.device.startswith("cuda") and torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", my_rank % torch.cuda.device_count()))
         if local_rank >= torch.cuda.device_count():
@@ -139,7 +147,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     if world_size() == 1:
         return model
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    apart = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    apart: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     # Without device_ids, which would copy the targets to the device one by one, and wait for each.
     return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
 

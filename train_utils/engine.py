@@ -17,7 +17,7 @@ from train_utils.classes import ClassTable
 from train_utils.device import Precision
 from train_utils.distributed import HostSums, is_main, rank, report_activity, sum_over_processes, world_size
 from train_utils.errors import InputError, warn
-from train_utils.loaders import mix_seed
+from train_utils.loaders import TrainingLoader, mix_seed
 from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
@@ -29,7 +29,7 @@ from train_utils.training_state import PendingStep, Training
 
 def train_one_epoch(
     training: Training,
-    loader: DataLoader,
+    loader: TrainingLoader,
     epoch: int,
     last_step: int,
     settings: TrainSettings,
@@ -150,7 +150,7 @@ def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 def evaluate(
     model: MaskRCNN,
     loader: DataLoader,
-    ground_truth,
+    ground_truth: Any,
     classes: ClassTable,
     device: torch.device,
     precision: Precision,

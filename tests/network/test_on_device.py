@@ -76,10 +76,12 @@ def test_both_roi_aligns_read_the_same_rows_of_a_shared_pyramid(levels, boxes):
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("size", [(37, 53), (74, 106), (50, 61)], ids=str)
-def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size: tuple[int, int], aligned: bool):
+@pytest.mark.parametrize(
+    ("size", "frame"), [((37, 53), None), ((74, 106), None), ((50, 61), None), ((20, 30), (37, 53))], ids=str
+)
+def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size, frame, aligned: bool):
     masks = InstanceMasks.from_dense(torch.cat((blobs(2 * OBJECTS_AT_ONCE + 3), torch.zeros(1, 37, 53).bool())))
-    masks = masks.resize(*size)
+    masks = masks.resize(*size, frame)
     rois = boxes_of_every_kind(*size)
     matched = torch.randint(len(masks), (len(rois),))
     expected = targets_on_cpu(masks, rois, matched, 28, aligned)
@@ -97,9 +99,9 @@ def test_images_without_objects_or_pixels_make_no_mask_targets_on_a_device():
 
 
 def test_masks_move_as_a_whole():
-    masks = InstanceMasks.from_dense(blobs(3)).resize(80, 90)
+    masks = InstanceMasks.from_dense(blobs(3)).resize(60, 70, frame=(80, 90))
     moved = upload(masks, torch.device("cpu"))
     assert torch.equal(moved.dense(), masks.dense()) and moved.device.type == "cpu"
     away = masks.to("meta")
     assert away.device.type == "meta" and away.pixels.device == away.crops.device
-    assert (away.size, away.source_size) == ((80, 90), (37, 53))
+    assert (away.size, away.content_size, away.source_size) == ((80, 90), (60, 70), (37, 53))
