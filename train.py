@@ -71,7 +71,7 @@ def main(settings: TrainSettings) -> None:
         train_set, settings.batch_size, settings.aspect_ratio_group_factor, settings.workers, settings.seed,
         pin_memory=device.type == "cuda", mix=batch_transform(settings),
     )  # fmt: skip
-    val_loader = evaluation_loader(val_set, batch_size=1, workers=settings.workers)
+    val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size()}
 

@@ -43,7 +43,7 @@ def main(settings: ValidationSettings) -> None:
             adopt_classes(dataset, classes.names, classes.category_ids, str(path))
         else:
             classes.require_labels_of(dataset, path)
-    loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
+    loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
 
     # Metrics
     unreadable: list[str] | None = [] if settings.skip_bad else None

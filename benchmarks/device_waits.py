@@ -25,9 +25,9 @@ from network_files import MaskRCNN
 from train_utils import engine
 from train_utils.applying import create_momentum
 from train_utils.device import Precision
-from train_utils.engine import Batch, ready_for_inference, train_step
+from train_utils.engine import Batch, ready_for_inference, to_device, train_step
 from train_utils.errors import one_line_errors
-from train_utils.metrics.coco_evaluation import CocoEvaluator
+from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.options import add_flag, positive
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import learning_rate_schedule
@@ -114,15 +114,13 @@ class Counting:
 
     @torch.no_grad()  # inference_mode would make tensors that torchvision keeps for training steps
     def own_inference(self) -> None:
-        """From images to run-length codes, as `evaluate` does it."""
+        """From images to detections on the host, as `evaluate` does it; it makes codes of them in another thread."""
         if not hasattr(self, "network"):
             self.network = ready_for_inference(self.ours, self.precision)
-        evaluator = CocoEvaluator(None, None)
         self.gpu.reset()
         with self.precision.autocast():
-            detections = self.network.detect([image.to(self.device, non_blocking=True) for image in self.photos[0]])
-        for i, (image, detection) in enumerate(zip(self.photos[0], detections)):
-            evaluator.update(i, tuple(image.shape[-2:]), detection)
+            detections = self.network.detect(to_device(self.photos[0], self.device))
+        PendingDetections(detections).read()
 
     @torch.no_grad()
     def torchvisions_inference(self) -> None:

@@ -398,7 +398,9 @@ class InferenceSettings(Settings):
 
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
-    batch_size: int = option(1, "images per step ({default})", "-b", "--batch-size", type=positive)
+    batch_size: int | None = option(
+        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive
+    )
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str)

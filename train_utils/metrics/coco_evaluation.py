@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from network_files.mask_paste import encode_masks
+from network_files.on_device import Download
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
@@ -58,6 +60,23 @@ class Metrics:
         return "\n".join(lines)
 
 
+class PendingDetections:
+    """The detections of a batch on their way from the device, which nothing waits for until they are read.
+
+    Args:
+        detections: as `MaskRCNN.detect` returns them.
+    """
+
+    def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
+        self.counts = [len(detection["labels"]) for detection in detections]
+        self.columns = {key: Download(torch.cat([d[key] for d in detections])) for key in detections[0]}
+
+    def read(self) -> list[dict[str, Tensor]]:
+        """Return them on the CPU, per image."""
+        columns = {key: column.read().split(self.counts) for key, column in self.columns.items()}
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
 class CocoEvaluator:
     """Collect the detections of one process, and score those of all processes.
 
@@ -72,6 +91,13 @@ class CocoEvaluator:
         self.classes = classes
         self.continuous_paste = continuous_paste
         self.detections: dict[int, dict] = {}
+
+    def update_batch(
+        self, image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], detections: PendingDetections
+    ) -> None:
+        """Add the detections of several images, given with their heights and widths."""
+        for image_id, size, detection in zip(image_ids, sizes, detections.read()):
+            self.update(image_id, size, detection)
 
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
         """Add the detections of one image as `MaskRCNN.detect` returns them; `size` is its height and width."""
