@@ -389,6 +389,16 @@ def test_killed_process_is_named_by_the_others_which_end_too(folder, lab):
     wait_until(lambda: not processes_of_group(int(pids[0])), seconds=30)
 
 
+def test_killed_process_is_named_by_one_whose_main_thread_waits_for_something_else(folder, lab):
+    """As with nccl, where a process that waits for its device notices no broken connection."""
+    words = [*OPTIONS, "--output-dir", folder.name]
+    faults = {0: All((THIN, HangAtStep(1))), 1: All((THIN, DieAtStep(1)))}
+    waiting, killed = start_group(2, "train_multi_GPU.py", words, folder.parent, faults)
+    assert killed.wait() == -signal.SIGKILL
+    assert waiting.wait(seconds=60) == LOST_PROCESS  # --timeout is 600
+    assert f"lost the connection to process 1 (pid {killed.pid} on " in waiting.said, waiting.said
+
+
 def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab):
     words = ["--timeout", "3"]
     run(folder, *words, fault=HangAtStep(1), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
