@@ -1,6 +1,7 @@
 """Image files of a data set: list them, find the one that an annotation names, read a size from the header."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLIT_ORDER = ("train", "val", "test")
+SPLIT_WORD = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -30,6 +32,12 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if split and (folder / name).is_dir():
             found.setdefault(split, folder / name)
     return {split: found[split] for split in SPLIT_ORDER if split in found}
+
+
+def split_in(name: str) -> str:
+    """The split that a name says anywhere: "train" for stage1_train, but not for trains; "" if it says none."""
+    found = SPLIT_WORD.search(name.lower())
+    return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
 
 def names_in(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ MODULES = {
     "labelme": labelme_files, "labelme in split folders": labelme_files, "YOLO": yolo_files,
     "YOLO by Roboflow": yolo_files, "VIA 1": via_files, "VIA 2": via_files, "labelme2voc": voc_variants,
     "CVAT segmentation mask": voc_variants, "VOC with own classes": voc_variants, "Penn-Fudan": mask_folders,
-    "masks per class": mask_folders, "masks per object": mask_folders,
+    "masks per class": mask_folders, "masks per object": mask_folders, "Data Science Bowl 2018": mask_folders,
 }  # fmt: skip
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
