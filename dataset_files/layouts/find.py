@@ -8,6 +8,14 @@ from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.layouts.folder_description import describe
 
 VOC = "Pascal VOC"
+# By name, in the order in which they are asked; VIA's and the devkit's own are asked before.
+READERS = {
+    "COCO": coco_layouts,
+    "YOLO": yolo_files,
+    "VOC-like": voc_variants,
+    "labelme": labelme_files,
+    "mask images": mask_folders,
+}
 
 
 class Layout(NamedTuple):
@@ -34,13 +42,11 @@ def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
         raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")
     if path.is_dir() and voc_variants.is_standard(path):
         return Layout(VOC, [])
-    for name, splits in (("VIA", via), ("COCO", coco_layouts.find(path)), ("YOLO", yolo_files.find(path))):
-        if splits:
+    if via:
+        return Layout("VIA", via)
+    for name, reader in READERS.items():
+        if splits := reader.find(path):
             return Layout(name, splits)
-    if path.is_dir():
-        for name, reader in (("VOC-like", voc_variants), ("labelme", labelme_files), ("mask images", mask_folders)):
-            if splits := reader.find(path):
-                return Layout(name, splits)
     raise ValueError(describe(path))
 
 

@@ -72,7 +72,9 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
     if ".xml" in suffixes:
         return "closest to Pascal VOC, without SegmentationObject/ or ImageSets/Segmentation/"
     if ".txt" in suffixes and ("labels" in folders or ".yaml" in suffixes or ".yml" in suffixes):
-        absent = "" if {".yaml", ".yml"} & set(suffixes) else ", without its data.yaml (names, train, val)"
+        absent = (
+            "" if {".yaml", ".yml"} & set(suffixes) else ", without its data.yaml (names, train, val) or classes.txt"
+        )
         return "closest to YOLO's" + absent + without(has_images)
     if has_images:
         return f"images without annotations; expected {LAYOUTS}"
