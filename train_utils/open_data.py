@@ -42,6 +42,7 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
         if is_main():
             where = settings.data_path or settings.train_json
             print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
+            warn_of_unused(layout)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
             val_set.problems = Problems()  # those of the one file are reported once
@@ -109,6 +110,14 @@ def layout_of(settings: DataSettings) -> Layout:
     if settings.image_folder is not None:
         raise InputError("--image-folder belongs to --train-json and --val-json; give these, or leave it out")
     return find_layout(Path(settings.data_path), settings.class_attribute)
+
+
+def warn_of_unused(layout: Layout) -> None:
+    """Name annotation files of a folder that none of its splits is read from."""
+    unused = [path for split in layout.splits for path in split.passed_over]
+    if unused:
+        named = ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
+        warn(f"COCO files that are not used: {named}; to choose others give --train-json FILE and --val-json FILE")
 
 
 def choose_splits(

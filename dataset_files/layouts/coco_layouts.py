@@ -55,7 +55,10 @@ def find(root: Path) -> list[SplitFiles]:
             f"{root}: {named(chosen.values(), root)} do not say which one is for training; give --train-json FILE and "
             "--val-json FILE"
         )
-    return [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
+    splits = [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
+    if splits:
+        splits[0].passed_over = [path for path in files if path not in chosen.values()]
+    return splits
 
 
 # ------------------------------------------------------------------------------------------------------ COCO files

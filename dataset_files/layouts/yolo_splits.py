@@ -106,15 +106,13 @@ def base_folder(path: object, yaml: Path) -> Path:
 def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
     """The folder or list that an entry of the YAML means; None if there is none.
 
-    Roboflow writes ../train/images for train/images beside the YAML; an absolute path of another machine is
-    recognised by its last parts. Both are looked for before a path that leaves the folder.
+    Roboflow writes ../train/images or NAME-1/train/images for train/images beside the YAML; an absolute path of another
+    machine is recognised by its last parts. All are looked for before a path that leaves the folder.
     """
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     inner = [part for part in parts if part not in ("..", ".", "/")]
     foreign = entry.startswith(("/", "\\")) or ":" in parts[0] if parts else False
-    tails = [inner]
-    if foreign:
-        tails = [inner[k:] for k in range(len(inner))]
+    tails = [inner[k:] for k in range(len(inner) if foreign else min(len(inner), 2))]
     candidates = [folder.joinpath(*tail) for tail in tails if tail for folder in (base, yaml_folder)]
     as_named = base / entry.replace("\\", "/")
     candidates = [as_named, *candidates] if foreign else [*candidates, as_named]

@@ -17,6 +17,7 @@ from tests.helpers.commands import run_thin
 from tests.helpers.layout_writers import SAMPLES, Sample, Thing, write_image, write_json
 from tests.helpers.project import ROOT
 from train_utils.classes import ClassTable
+from train_utils.data_report import ReportSettings, report
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import coco_results, score_results
 from train_utils.open_data import open_training_data
@@ -114,6 +115,22 @@ def test_crowds_are_counted_and_mostly_crowds_stop_with_the_option(tmp_path: Pat
     assert "5 of 5 objects are crowds (iscrowd: 1), which are not trained on" in stopped.said
     assert stopped.said.endswith("give --crowds-are-objects")
     assert run_thin(tmp_path, "train.py", *TRAIN, "--crowds-are-objects").code == 0
+
+
+def test_the_report_says_what_would_stop_the_training(tmp_path: Path, capsys):
+    write_cvat(tmp_path, SAMPLES)
+    edit(tmp_path / "annotations" / "instances_default.json", lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
+    report(ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
+    training, validation = capsys.readouterr().out.split("validation:")
+    assert "wrong (stops the training): 4 of 4 objects are crowds" in training and "nothing is wrong" not in training
+    assert "nothing is wrong" in validation
+
+
+def test_coco_files_that_no_split_uses_are_named(tmp_path: Path, capsys):
+    write_coco_2017(tmp_path, SAMPLES)
+    write_json(tmp_path / "annotations" / "instances_default.json", content(SAMPLES[:1]))
+    open_training_data(settings(tmp_path), seed=0)
+    assert "COCO files that are not used: " in (said := capsys.readouterr().err) and "instances_default.json;" in said
 
 
 def test_objects_without_a_mask_are_crowds_in_the_ground_truth(tmp_path: Path):

@@ -80,6 +80,7 @@ def test_yolo_bad_lines_are_named(line: str, kind: str, said: str, tmp_path: Pat
         "train:\n  - images\nnames:\n  1: dog\n  0: cat",
         "train: [images]\nnames: [cat,\n  dog]  # two\ndownload: |\n  import os\n  x = [1:\n",
         "train: ../images\nnames: ['cat', \"dog\"]",
+        "train: mine-1/images\nnames: [cat, dog]",
         "train: list.txt\nnames: [cat, dog]",
         "train: C:\\data\\ds\\images\nnames: [cat, dog]",
     ],
