@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts.find import find_layout
 from tests.helpers.layout_checks import check_same, mask_of
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 
@@ -52,6 +53,14 @@ def test_no_reader_claims_coco_or_an_empty_folder(tmp_path: Path) -> None:
     for module in set(MODULES.values()):
         for folder in ("empty", "coco", "roboflow", "missing"):
             assert module.find(tmp_path / folder) == []
+
+
+def test_data_in_a_folder_inside_are_pointed_to(tmp_path: Path) -> None:
+    WRITERS["YOLO"](tmp_path / "inside", SAMPLES)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError) as raised:
+        find_layout(tmp_path)
+    assert str(raised.value).endswith(f"; give --data-path the folder inside: {tmp_path / 'inside'} (YOLO)")
 
 
 def test_outlines_cover_the_same_pixels_as_masks() -> None:
