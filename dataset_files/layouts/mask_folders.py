@@ -113,17 +113,20 @@ def find(root: Path) -> list[SplitFiles]:
     Raises:
         ValueError: several folders may be meant for one split.
     """
+    found: dict[str, MaskSplit]
     whole = folders_in(root)
     if whole is not None:
         of_images, of_masks = split_folders(whole.images), split_folders(whole.masks)
         parts = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
         found = {name: of_one(part) for name, part in (parts or {"": whole}).items()}
     else:
-        found = splits_below(root) or {"": of_folder(root)}
+        found = splits_below(root)
+        if not found and (everything := of_folder(root)) is not None:
+            found = {"": everything}
     return [
         SplitFiles(name, split.source, split.image_folder, partial(read_masks, split), partial(input_files, split))
         for name, split in found.items()
-        if split is not None and split.seems_right()
+        if split.seems_right()
     ]
 
 
