@@ -1,10 +1,12 @@
-"""Find instances in images, draw them, and save them for other tools.
+"""Find instances in images, videos or before a camera, draw them, and save them for other tools.
 
     python predict.py                                             # newest weights, an image of their validation set
     python predict.py --weights-path save_weights/model_25.pth --img-path photo.jpg
     python predict.py --img-path photos/ 'more/**/*.png' --box-thresh 0.7 --save json csv
     python predict.py --img-path photos/ --save labelme           # correct them in labelme, then train again on them
     python predict.py --img-path scan.tif --tile 1024             # large images in tiles
+    python predict.py --img-path clip.mp4 --every 5               # needs PyAV
+    python predict.py --webcam                                    # needs OpenCV
 
 Everything goes to --output-dir, images under their names in the folders that they come from. In Python:
 
@@ -23,27 +25,36 @@ from train_utils.options import DataSettings, PredictSettings
 from train_utils.prediction.pipeline import predict_all
 from train_utils.prediction.prediction import Prediction
 from train_utils.prediction.predictor import LoadedImage, Predictor
-from train_utils.prediction.savers import below, open_savers
+from train_utils.prediction.savers import open_savers
 from train_utils.prediction.sources import Source, find_sources, image_ids
+from train_utils.prediction.video import predict_video
+from train_utils.prediction.webcam import predict_webcam
 from train_utils.trained_model import TrainedModel
 
 FAST = 1  # compression of drawn images: a fifth of the time of the default, files a tenth larger
 
 
 def main(settings: PredictSettings) -> None:
-    # Network
+    check_camera(settings)
     predictor = Predictor.of_settings(settings)
-
-    # Images
     output = Path(settings.output_dir)
-    images = find_sources(settings.img_path or [example_image(predictor.trained)], output)
-    with reading_input():
-        output.mkdir(parents=True, exist_ok=True)
 
-    # Predictions
-    skipped = predict_images(predictor, images, settings)
+    # A camera
+    if settings.webcam is not None:
+        predict_webcam(
+            predictor, settings.webcam, output / "webcam.mp4", lines_path(settings, "webcam"), settings.every
+        )
+        return
+
+    # Images and videos
+    sources = find_sources(settings.img_path or [example_image(predictor.trained)], output)
+    check_sources(sources, settings)
+    with writing_output():
+        output.mkdir(parents=True, exist_ok=True)
+    skipped = predict_images(predictor, [source for source in sources if not source.is_video()], settings)
+    skipped += predict_videos(predictor, [source for source in sources if source.is_video()], settings)
     if skipped:
-        raise InputError(f"{len(skipped)} of {len(images)} pictures could not be read, the first: {skipped[0].path}")
+        raise InputError(f"{len(skipped)} of {len(sources)} pictures could not be read, the first: {skipped[0].path}")
 
 
 def example_image(trained: TrainedModel) -> Path:
@@ -58,10 +69,11 @@ def example_image(trained: TrainedModel) -> Path:
 
 def predict_images(predictor: Predictor, images: Sequence[Source], settings: PredictSettings) -> list[Source]:
     """Draw and save what is found in each image, and print a line for each; return the unreadable ones."""
+    if not images:
+        return []
     output = Path(settings.output_dir)
-    formats = [*settings.save, *(["json"] if settings.save_json else [])]
     ids = image_ids(images, settings.annotation_file)
-    savers = open_savers(formats, output, images, ids, predictor.classes)
+    savers = open_savers(settings.formats, output, images, ids, predictor.classes)
 
     def load(numbered: tuple[int, Source]) -> LoadedImage:
         return predictor.load(numbered[1].path)
@@ -69,7 +81,8 @@ def predict_images(predictor: Predictor, images: Sequence[Source], settings: Pre
     def finish(numbered: tuple[int, Source], found: Prediction, seconds: float) -> str:
         number, source = numbered
         with writing_output():
-            path = below(output, f"{source.name}.png")
+            path = drawn_path(settings, source)
+            path.parent.mkdir(parents=True, exist_ok=True)
             found.draw().save(path, compress_level=FAST)
             for saver in savers:
                 saver.add(number, source, found)
@@ -93,6 +106,52 @@ def predict_images(predictor: Predictor, images: Sequence[Source], settings: Pre
     if stopped:
         raise RunEnded(f"stopped after {done} of {len(images)} images", INTERRUPTED)
     return skipped
+
+
+def predict_videos(predictor: Predictor, videos: Sequence[Source], settings: PredictSettings) -> list[Source]:
+    """Draw and save what is found in each video; return the unreadable and damaged ones."""
+    skipped = []
+    for video in videos:
+        lines = lines_path(settings, video.name)
+        error = predict_video(predictor, video, drawn_path(settings, video), lines, settings.every)
+        if error:
+            skipped.append(video)
+            print(f"skipped: {error}", flush=True)
+    return skipped
+
+
+def drawn_path(settings: PredictSettings, source: Source) -> Path:
+    return Path(settings.output_dir) / f"{source.name}{'.mp4' if source.is_video() else '.png'}"
+
+
+def lines_path(settings: PredictSettings, name: str) -> Path | None:
+    """Where the lines of JSON about a video go; None without --save json."""
+    return Path(settings.output_dir) / f"{name}.jsonl" if settings.formats else None
+
+
+def check_sources(sources: Sequence[Source], settings: PredictSettings) -> None:
+    """Raise InputError for options that have no meaning for these files, and before a file would be overwritten."""
+    video = next((source for source in sources if source.is_video()), None)
+    if video is None and settings.every > 1:
+        raise InputError(f"--every {settings.every} is for videos, and --img-path names none")
+    if video is not None:
+        require_json_only(settings, video.path)
+    for source in sources:
+        if drawn_path(settings, source).resolve() == source.path.resolve():
+            raise InputError(f"{source.path}: would be overwritten by its drawing; give another --output-dir")
+
+
+def check_camera(settings: PredictSettings) -> None:
+    if settings.webcam is not None:
+        require_json_only(settings, "--webcam")
+        if settings.img_path:
+            raise InputError("--webcam and --img-path cannot be given together")
+
+
+def require_json_only(settings: PredictSettings, what: str | Path) -> None:
+    others = [name for name in settings.formats if name != "json"]
+    if others:
+        raise InputError(f"{what}: of videos only --save json is written, a line per frame; not {' '.join(others)}")
 
 
 if __name__ == "__main__":

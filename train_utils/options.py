@@ -425,7 +425,7 @@ class PredictSettings(PredictorSettings):
     """Options of predict.py."""
 
     img_path: list[str] | None = option(
-        None, "images, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
+        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
         "of the validation set that the checkpoint was trained with)", type=str, nargs="+", action="extend",
     )  # fmt: skip
     output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str)
@@ -439,3 +439,13 @@ class PredictSettings(PredictorSettings):
         None, "COCO file whose image ids saved detections take, by file name (default: the numbers in the file names, "
         "else 1, 2, 3, ...)", type=str,
     )  # fmt: skip
+    every: int = option(1, "predict and write only every so many frames of a video ({default})", type=positive)
+    webcam: int | None = option(
+        None, "predict what this camera sees, show it and record it, until q, Esc or Ctrl-C (default: 0)", type=natural,
+        nargs="?", const=0, metavar="N",
+    )  # fmt: skip
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of --save and --save-json, each once."""
+        return list(dict.fromkeys([*self.save, *(["json"] if self.save_json else [])]))

@@ -146,7 +146,7 @@ OPTIONS = {
     "validation.py": """--device --num-classes --data-path --weights-path --batch-size --label-json-path --min-size
         --max-size -j --workers -b --output-dir --amp""".split(),
     "predict.py": """--device --num-classes --weights-path --img-path --output-dir --box-thresh --mask-thresh
-        --save-json --save --batch-size -b --exif --annotation-file --tile --overlap --label-json-path
+        --save-json --save --batch-size -b --exif --annotation-file --tile --overlap --every --webcam --label-json-path
         --min-size --max-size --amp""".split(),
 }
 
