@@ -28,7 +28,7 @@ from my_dataset_coco import CocoDetection
 from predict import Predictor
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
-from train_utils.engine import evaluate, to_device
+from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
@@ -61,7 +61,6 @@ def main(args: Namespace) -> None:
     classes = ClassTable.of_dataset(dataset)
     images, targets = dataset.collate_fn([dataset[i] for i in range(len(dataset))])
     images = [image.to(device) for image in images]
-    targets = [to_device(target, device) for target in targets]
     loader = evaluation_loader(dataset, batch_size=1, workers=0)
     for target in targets:
         print(f"{target['image_id']:012d}: {', '.join(dataset.class_names[i] for i in target['labels'].tolist())}")
