@@ -9,6 +9,7 @@ Drawn pictures, and predictions.json, go to --output-dir.
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def main(settings: PredictSettings) -> None:
         raise InputError(f"{len(skipped)} of {len(pictures)} pictures could not be read, the first: {skipped[0]}")
 
 
-def find_pictures(paths: list[str | Path]) -> list[Path]:
+def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     """Files as they are given, folders as the pictures directly in them, by name."""
     pictures = []
     for path in map(Path, paths):

@@ -46,10 +46,10 @@ def main(settings: ValidationSettings) -> None:
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
 
     # Metrics
-    unreadable = [] if settings.skip_bad else None
+    unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
     metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
-    if is_main():
+    if metrics is not None:
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
         print(text, end="")

@@ -6,7 +6,7 @@ Invalid entries are noted as problems and dropped; only a text that is not an in
 import json
 from array import array
 from collections.abc import Callable
-from json.decoder import WHITESPACE
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # the stubs omit it
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from network_files.rle import are_packed_codes, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
-LARGEST_PICTURE = 2 * Image.MAX_IMAGE_PIXELS  # pixels; Pillow refuses larger ones
+LARGEST_PICTURE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
 
 # Errors that an invalid entry can raise while it is parsed.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
@@ -30,8 +30,8 @@ def read_content(text: str) -> dict:
     Raises:
         ValueError: the text is not an object; JSONDecodeError: it is not JSON.
     """
-    scan = json.JSONDecoder().scan_once
-    content = {}
+    scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
+    content: dict[str, Any] = {}
     try:
         i = expect(text, 0, "{")
         while text[i] != "}":
@@ -77,7 +77,7 @@ class Annotations:
     Masks are checked in groups; only their extents and problems are kept.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ids, self.image_ids, self.category_ids = array("q"), array("q"), array("q")
         self.boxes = array("d")  # four numbers each: x, y, width, height
         self.crowds = array("b")
@@ -151,7 +151,7 @@ class MaskColumns:
         codes, sizes: annotations whose masks are run-length codes, and the heights and widths of the codes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self.extents: list[np.ndarray] = []
         kinds = ("odd polygon", "point pairs", "polygon numbers", "short polygon", "code counts", "no mask")
@@ -309,7 +309,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
     Raises:
         NoCategory: no category is usable.
     """
-    names = {}
+    names: dict[int, str] = {}
     for number, category in enumerate(categories):
         try:
             key = natural(category["id"])
@@ -385,12 +385,12 @@ def reason_of(error: Exception, entry: Any) -> str:
     return str(error) if isinstance(error, ValueError) else f"has a value of the wrong type ({error})"
 
 
-def whole(number: float) -> float:
+def whole(number: Any) -> Any:
     """Turn an id that a tool wrote as 7.0 back into an int."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-def int64(number: float) -> int:
+def int64(number: Any) -> int:
     """Convert a number of a JSON file to a whole number.
 
     Raises:
@@ -404,7 +404,7 @@ def int64(number: float) -> int:
     return number
 
 
-def natural(number: float) -> int:
+def natural(number: Any) -> int:
     """Convert like `int64`, to 0 or above: COCO's readers accept no other ids of images and categories."""
     if int64(number) < 0:
         raise ValueError(f"has the id {number}, which is below 0")

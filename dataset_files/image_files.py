@@ -24,7 +24,7 @@ SPLIT_ORDER = ("train", "val", "test")
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """The sub-folders of `folder` that are named like a split: "train", "val" or "test" -> folder."""
-    found = {}
+    found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
         split = SPLIT_NAMES.get(name.lower())
         if split and (folder / name).is_dir():

@@ -1,6 +1,6 @@
 """Whole numbers for ids of any form: numbers written as text are read, other texts are numbered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LARGEST = 2**63 - 1
@@ -16,14 +16,22 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
     values = {text: value_of(text) for text in texts}
     taken: dict[int, str] = {}
     for text in sorted(texts, key=lambda text: (str(values[text]) != text, text)):  # "7" before "007"
-        if values[text] is not None and taken.setdefault(values[text], text) != text:
+        value = values[text]
+        if value is not None and taken.setdefault(value, text) != text:
             values[text] = None
     following = max(taken, default=0) + 1
+    numbers: dict[str, int] = {}
     for text, value in values.items():
         if value is None:
-            values[text] = following
-            following += 1
-    return values
+            value, following = following, following + 1
+        numbers[text] = value
+    return numbers
+
+
+def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
+    """The whole number of an id in the result of `whole_ids`; None if it was left out."""
+    text = text_of(value)
+    return None if text is None else numbers.get(text)
 
 
 def text_of(value: Any) -> str | None:

@@ -69,8 +69,8 @@ class AnchorGenerator(nn.Module):
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
     """Anchors centred on the origin: [len(aspect_ratios) * len(sizes), 4], x1y1x2y2, all sizes of a ratio together."""
-    sizes = torch.tensor(sizes, dtype=torch.float32)
+    lengths = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
-    widths = ((1 / height_ratios)[:, None] * sizes).flatten()
-    heights = (height_ratios[:, None] * sizes).flatten()
+    widths = ((1 / height_ratios)[:, None] * lengths).flatten()
+    heights = (height_ratios[:, None] * lengths).flatten()
     return torch.stack((-widths, -heights, widths, heights), dim=1) / 2

@@ -53,6 +53,12 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
 
 
+def size_of(image: Tensor) -> tuple[int, int]:
+    """Height and width of an image or of masks, [..., H, W]."""
+    height, width = image.shape[-2:]
+    return height, width
+
+
 def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Scale boxes [N, 4] from an image of `from_size` (height, width) to one of `to_size`."""
     y_ratio, x_ratio = (

@@ -5,6 +5,7 @@ Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; the level by equation 1 of
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,17 @@ from torchvision.ops import roi_align
 
 CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
+
+
+class RoIPool(Protocol):
+    """A module: levels, boxes [R_b, 4] and size of each image -> [sum of R_b, C, *output_size]."""
+
+    @property
+    def output_size(self) -> Sequence[int]: ...
+
+    def __call__(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], /
+    ) -> Tensor: ...
 
 
 class PyramidRoIAlign(nn.Module):
@@ -34,7 +46,9 @@ class PyramidRoIAlign(nn.Module):
     ):
         super().__init__()
         self.featmap_names = tuple(featmap_names)
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = (
+            (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
+        )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 

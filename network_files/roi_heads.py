@@ -15,6 +15,7 @@ from network_files.heads import MaskRCNNPredictor
 from network_files.instance_masks import InstanceMasks
 from network_files.mask_targets import project_masks_on_boxes
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+from network_files.roi_align import RoIPool
 
 
 class RoIHeads(nn.Module):
@@ -36,10 +37,10 @@ class RoIHeads(nn.Module):
 
     def __init__(
         self,
-        box_roi_pool: nn.Module,
+        box_roi_pool: RoIPool,
         box_head: nn.Module,
         box_predictor: nn.Module,
-        mask_roi_pool: nn.Module,
+        mask_roi_pool: RoIPool,
         mask_head: nn.Module,
         mask_predictor: nn.Module,
         fg_iou_thresh: float,
@@ -177,15 +178,15 @@ class RoIHeads(nn.Module):
             positive = torch.where(image_labels > 0)[0]
             objects = target["boxes"][image_matched[positive]].to(image_boxes.dtype)
             regression_targets.append(self.box_coder.encode(objects, image_boxes[positive]))
-        labels = torch.cat(labels)
-        positive = torch.where(labels > 0)[0]
-        if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
+        classes = torch.cat(list(labels))
+        positive = torch.where(classes > 0)[0]
+        if len(classes) == 0:  # an image without objects, of which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
-        loss_classifier = F.cross_entropy(class_logits, labels)
+        loss_classifier = F.cross_entropy(class_logits, classes)
         loss_box_reg = F.smooth_l1_loss(
-            deltas[positive, labels[positive]], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
+            deltas[positive, classes[positive]], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
         )
-        return loss_classifier, loss_box_reg / len(labels)
+        return loss_classifier, loss_box_reg / len(classes)
 
     def select_detections(
         self, class_logits: Tensor, deltas: Tensor, proposals: Tensor, image_size: tuple[int, int]

@@ -12,7 +12,6 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_sm
 
 from network_files.anchors import AnchorGenerator
 from network_files.boxes import BoxCoder
-from network_files.heads import RPNHead
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 
 
@@ -36,7 +35,7 @@ class RegionProposalNetwork(nn.Module):
     def __init__(
         self,
         anchor_generator: AnchorGenerator,
-        head: RPNHead,
+        head: nn.Module,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
         batch_size_per_image: int,
@@ -84,6 +83,8 @@ class RegionProposalNetwork(nn.Module):
             proposals = self.propose(objectness, deltas, anchors, image_sizes)
         if not self.training:
             return proposals, {}
+        if gt_boxes is None:
+            raise ValueError("training requires gt_boxes")
         return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), gt_boxes)
 
     def propose(
@@ -134,12 +135,12 @@ class RegionProposalNetwork(nn.Module):
             regression_targets.append(self.box_coder.encode(matched_boxes, anchors[chosen_positive]))
             positive.append(chosen_positive + i * len(anchors))
             negative.append(chosen_negative + i * len(anchors))
-        positive, negative = torch.cat(positive), torch.cat(negative)
-        sampled = torch.cat((positive, negative))
+        positives = torch.cat(positive)
+        sampled = torch.cat((positives, *negative))
         labels = torch.zeros(len(sampled), device=sampled.device)
-        labels[: len(positive)] = 1
+        labels[: len(positives)] = 1
         loss_box = F.smooth_l1_loss(
-            deltas.flatten(0, 1)[positive], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
+            deltas.flatten(0, 1)[positives], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
         )
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], labels),

@@ -3,7 +3,6 @@
 Reached by `python my_dataset_coco.py --data-path DIR` and `python my_dataset_voc.py --data-path DIR`, for any layout.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from dataset_files.problems import KINDS, Problems
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.open_data import choose_splits, divide, in_words, layout_of, open_dataset, outcome_of
 from train_utils.options import DataSettings, natural, option
-from train_utils.visual.drawing import draw_instances
+from train_utils.visual.sheets import contact_sheet, draw_target
 
-TILE = 320  # pixels, the side of an image on the contact sheet
 MOST_CLASSES = 100  # that are listed
 
 
@@ -99,27 +97,12 @@ def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
     tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
     if not tiles:
         raise InputError(f"{dataset.source}: no image to show")
-    columns = min(len(tiles), 6)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * TILE), (32, 32, 32))
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        left, top = column * TILE + (TILE - tile.width) // 2, row * TILE + (TILE - tile.height) // 2
-        sheet.paste(tile, (left, top))
     with reading_input():
-        sheet.save(path)
+        contact_sheet(tiles, columns=6).save(path)
     print(f"\n{len(tiles)} images drawn in {path}")
 
 
 def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
     with reading_input():
         image, target = dataset[i]
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    names = [dataset.class_names[label] for label in target["labels"].tolist()]
-    drawn = draw_instances(picture, target["boxes"].numpy(), names, None, crops_of(target["masks"].all_crops()))
-    drawn.thumbnail((TILE - 8, TILE - 8))
-    return drawn
-
-
-def crops_of(crops: Sequence[tuple[int, int, np.ndarray]]) -> list[tuple[int, int, np.ndarray]]:
-    return [(left, top, crop.astype(bool)) for left, top, crop in crops]
+    return draw_target(image, target, dataset.class_names)

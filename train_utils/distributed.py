@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError
-from train_utils.options import TrainSettings
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
@@ -45,8 +44,17 @@ def barrier() -> None:
         dist.barrier()
 
 
+class GroupSettings(Protocol):
+    """The options that describe a process group."""
+
+    device: str
+    world_size: int
+    dist_url: str
+    timeout: int
+
+
 @contextmanager
-def process_group(settings: TrainSettings) -> Iterator[None]:
+def process_group(settings: GroupSettings) -> Iterator[None]:
     """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
 
     The backend is nccl on CUDA and gloo on the CPU; each process takes the GPU of its local rank.
@@ -138,7 +146,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
         return model
     device_ids = [device.index] if device.type == "cuda" else None
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    apart = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    apart: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=fixed_buckets, **apart)
 
 

@@ -17,7 +17,7 @@ from train_utils.classes import ClassTable
 from train_utils.device import Precision
 from train_utils.distributed import barrier, is_main, rank, report_activity, sum_over_processes, world_size
 from train_utils.errors import NOT_FINITE, InputError, RunEnded, warn
-from train_utils.loaders import mix_seed
+from train_utils.loaders import TrainingLoader, mix_seed
 from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
@@ -30,7 +30,7 @@ from train_utils.weight_files.weights import not_finite
 
 def train_one_epoch(
     training: Training,
-    loader: DataLoader,
+    loader: TrainingLoader,
     epoch: int,
     last_step: int,
     settings: TrainSettings,
@@ -238,7 +238,7 @@ def to_device(target: dict, device: torch.device) -> dict:
 def evaluate(
     model: MaskRCNN,
     loader: DataLoader,
-    ground_truth,
+    ground_truth: Any,
     classes: ClassTable,
     device: torch.device,
     precision: Precision,

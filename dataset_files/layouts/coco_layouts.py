@@ -125,7 +125,7 @@ def split_of(path: Path, root: Path) -> str:
 
 def split_in(name: str) -> str:
     found = SPLIT.search(name.lower())
-    return SPLIT_ORDER[found.lastindex - 1] if found else ""
+    return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:

@@ -221,4 +221,4 @@ def decode_mask(text: object) -> np.ndarray:
             pixels = np.array(picture)
     except Exception as error:  # a broken file makes Pillow raise anything
         raise ValueError(f"a mask that is no PNG in base64 ({error})") from error
-    return pixels.reshape(*pixels.shape[:2], -1)[:, :, :3].any(axis=2)
+    return np.any(pixels.reshape(*pixels.shape[:2], -1)[:, :, :3], axis=2)

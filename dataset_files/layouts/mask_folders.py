@@ -79,7 +79,8 @@ def read_masks(folders: MaskFolders) -> Converted:
     """All images that have masks."""
     names = folders.class_names()
     builder = CocoBuilder(folders.images, names or [folders.only_class()])
-    singles, any_masks = [], False
+    singles: list[str] = []
+    any_masks = False
     for path in images_below(folders.images):
         relative = path.relative_to(folders.images)
         masks = masks_of(folders, relative, names)

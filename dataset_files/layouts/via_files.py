@@ -90,8 +90,9 @@ def image_entries(content: object, source: Path) -> list[dict]:
     """The entries of all images: dicts with `filename` and `regions`."""
     metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     entries = list(metadata.values()) if isinstance(metadata, dict) else metadata
-    named = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    if not named or not all(isinstance(entry.get("filename"), str) for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in entries
+    ):
         raise ValueError(f'{source}: expected VIA\'s {{"NAME": {{"filename": ..., "regions": [...]}}}}')
     for entry in entries:
         if not isinstance(entry.get("regions") or [], (list, dict)):
@@ -196,6 +197,8 @@ def shape_polygon(shape: dict) -> list[float]:
         x, y, width, height = numbers
         return rectangle_polygon(x, y, x + width, y + height)
     if kind == "circle":
-        return ellipse_polygon(*numbers, numbers[2])
+        cx, cy, radius = numbers
+        return ellipse_polygon(cx, cy, radius, radius)
     (angle,) = image_coordinates([shape.get("theta", 0)])
-    return ellipse_polygon(*numbers, angle)
+    cx, cy, rx, ry = numbers
+    return ellipse_polygon(cx, cy, rx, ry, angle)

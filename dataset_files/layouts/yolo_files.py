@@ -214,7 +214,8 @@ def read_yolo(split: YoloSplit) -> Converted:
     """All images of a split and the objects of their label files."""
     builder = CocoBuilder(split.base, split.class_names)
     builder.problems.add_all("no split", split.missing, lambda entry: f"{entry} in {split.yaml.name}")
-    any_labels, folders = False, {}
+    any_labels = False
+    folders: dict[Path, Path] = {}
     images = listed_images(split)
     for path, name in images:
         if not path.is_relative_to(split.base) or not path.is_file():
@@ -228,7 +229,7 @@ def read_yolo(split: YoloSplit) -> Converted:
             if image is not None:
                 add_label_file(builder, image, labels, split)
     if images and not any_labels:
-        expected = next((folder / f"{path.stem}.txt" for path, _ in images if (folder := folders.get(path.parent))), "")
+        expected = next((folders[p.parent] / f"{p.stem}.txt" for p, _ in images if p.parent in folders), "")
         raise ValueError(f"{split.yaml}: no image has a label file; expected e.g. {expected}")
     note_lonely_labels(builder, images, folders)
     return builder.converted()

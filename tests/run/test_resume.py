@@ -91,7 +91,9 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     assert differences(folder, straight) == []
 
 
-MODES = {"one": (1, []), "two": (2, ["--amp"])}  # number of processes, further options
+AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
+# Number of processes, further options.
+MODES = {"one": (1, []), "two": (2, ["--amp"]), "augmented": (1, AUGMENTED), "sizes": (1, ["--min-size", "24", "32"])}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,8 @@ KILLS = {
         DieIn(RESULTS, after=True),
     ],
     "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.engine:evaluate")],
+    "augmented": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
+    "sizes": [DieAtStep(3), DieAtStep(2)],
 }
 
 

@@ -100,7 +100,8 @@ def draw_instances(
     plates = place_plates(boxes, [plate_size(text, font) for text, font in labels], canvas.size)
     draw = ImageDraw.Draw(canvas)
     for i in big_first:
-        draw_label(draw, *labels[i], plates[i], colours[i])
+        text, font = labels[i]
+        draw_label(draw, text, font, plates[i], colours[i])
     return canvas
 
 

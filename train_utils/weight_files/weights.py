@@ -75,7 +75,7 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
 
 def download(published: PublishedFile) -> None:
     """Download a published file into the working folder, with a progress bar; keep it only if its hash matches."""
-    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", published.url).group(1)
+    prefix = published.url.rpartition("-")[2].removesuffix(".pth")
     print(f"downloading {published.url} to {published.name}", flush=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)
