@@ -64,3 +64,12 @@ def reading_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Context for writing results: turn an OSError, such as a full disk, into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or 'the output'}: {error.strerror or error}") from error

@@ -120,5 +120,3 @@ def partners(found: Detection, reference: Detection) -> list[int]:
 def pasted(detection: Detection, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> np.ndarray:
     masks, boxes = (torch.from_numpy(np.array(each)) for each in (detection["masks"], boxes))
     return paste_masks(masks, boxes, size, continuous).numpy() > 0.5
-
-

@@ -54,11 +54,12 @@ def draw_instances(
     scores: np.ndarray | None = None,
     masks: Sequence[MaskCrop] | None = None,
     line_width: int | None = None,
+    enlarge: bool = True,
 ) -> Image.Image:
     """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
     An image whose short side is at most 320 pixels is first enlarged by an integer factor, to a short side of about 480
-    (`readable_scale`), to make room for lines and text. All other images keep their size.
+    (`readable_scale`), to make room for lines and text, unless `enlarge` is False. All other images keep their size.
 
     Args:
         image: in RGB; other modes are converted. It is not modified.
@@ -71,12 +72,12 @@ def draw_instances(
         line_width: width of boxes and contours in pixels of the returned image; None: derived from its size.
 
     Returns:
-        An RGB image of `readable_scale(*image.size)` times the size.
+        An RGB image of `readable_scale(*image.size)` times the size, or of the same size without `enlarge`.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
     check_lengths(len(boxes), names=names, scores=scores, masks=masks)
 
-    scale = readable_scale(*image.size)
+    scale = readable_scale(*image.size) if enlarge else 1
     canvas = image.convert("RGB")
     if scale > 1:
         canvas = canvas.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
