@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset_files.image_reading import PICTURE_FORMATS, orientation_of
+from dataset_files.rgb_images import PICTURE_FORMATS, orientation_of
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()

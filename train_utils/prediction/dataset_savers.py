@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from dataset_files.atomic_files import link_atomically, write_atomically
 from dataset_files.image_files import is_image_name
-from dataset_files.image_reading import orientation_of
+from dataset_files.rgb_images import orientation_of
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.prediction.loading import open_any_size

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset_files.image_reading import PICTURE_FORMATS, as_rgb
+from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb
 from network_files.rle import MOST_PIXELS
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray

@@ -5,7 +5,6 @@ A saver gets every image's prediction as soon as it is there, in any order and f
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.prediction.dataset_savers import CocoSaver, LabelmeSaver
 from train_utils.prediction.prediction import Prediction
+from train_utils.prediction.results_saver import ResultsSaver
 from train_utils.prediction.sources import Source
 
 MOST_INSTANCES = 65535  # values of a 16-bit mask
@@ -57,23 +57,6 @@ def open_savers(
         else:
             raise InputError(f"--save {name}: not one of the formats")
     return list(savers.values())
-
-
-class ResultsSaver:
-    """One file in COCO's results format, with box and mask of an object in one entry, and the name of its image."""
-
-    def __init__(self, path: Path, ids: Sequence[int]):
-        self.path, self.ids = path, ids
-        self.entries: dict[int, list[dict]] = {}
-
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
-        entries = prediction.to_coco(self.ids[number])
-        self.entries[number] = [entry | {"file_name": source.file_name} for entry in entries]
-
-    def close(self) -> str:
-        in_order = sorted(self.entries, key=lambda number: self.ids[number])
-        write_atomically(self.path, json.dumps([entry for number in in_order for entry in self.entries[number]]))
-        return f"detections of {len(self.entries)} images in {self.path}"
 
 
 class TableSaver:

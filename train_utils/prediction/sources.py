@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dataset_files.coco_index import open_index
 from dataset_files.image_files import images_below, is_image_name
 from train_utils.errors import InputError, reading_input
 
@@ -144,6 +143,9 @@ def image_ids(sources: Sequence[Source], annotation_file: str | None = None) -> 
 
 
 def ids_by_name(annotation_file: str) -> dict[str, set[int]]:
+    # Imported only here: it needs pycocotools, which programs that run exported networks do without.
+    from dataset_files.coco_index import open_index
+
     with reading_input():
         index = open_index(Path(annotation_file))
     by_name: dict[str, set[int]] = {}
