@@ -130,6 +130,9 @@ class ImageTransform(nn.Module):
         )[0]
 
     def resize_to(self, image: Tensor, height: int, width: int) -> Tensor:
+        if self.antialias and image.shape[-1] == width == 1:
+            # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
+            return self.resize_to(image.transpose(1, 2), width, height).transpose(1, 2)
         return F.interpolate(
             image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
