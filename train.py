@@ -67,6 +67,7 @@ def main(settings: TrainSettings) -> None:
     train_loader = training_loader(
         train_set, settings.batch_size, settings.aspect_ratio_group_factor, settings.workers, settings.seed,
         pin_memory=device.type == "cuda", mix=batch_transform(settings),
+        repeat_threshold=settings.repeat_threshold,
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=1, workers=settings.workers)
     steps_per_epoch = len(train_loader)

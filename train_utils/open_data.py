@@ -142,10 +142,13 @@ def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSetting
             if getattr(settings, name):
                 raise InputError(f"--{name.replace('_', '-')} is not for Pascal VOC's layout; leave it out")
         txt_name = "train.txt" if training else "val.txt"
-        return VOCInstances(settings.data_path, txt_name=txt_name, skip_bad=True, exif=settings.exif)
+        return VOCInstances(
+            settings.data_path, txt_name=txt_name, skip_bad=True, keep_empty=settings.keep_empty,
+            exif=settings.exif,
+        )  # fmt: skip
     return CocoDetection.of_split(
         split, training, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
-        key=settings.class_attribute or "", exif=settings.exif,
+        keep_empty=settings.keep_empty, key=settings.class_attribute or "", exif=settings.exif,
     )  # fmt: skip
 
 
@@ -258,7 +261,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
             f"{dataset.source}: {counts.crowds} of {counts.objects} objects are crowds (iscrowd: 1), which are not "
             "trained on; if each is a single object, as in exports of brush masks, give --crowds-are-objects"
         )
-    if dataset.training and left_out == len(dataset):
+    if dataset.training and len(dataset) in (left_out, counts.empty_images):
         without_mask = dataset.problems.counts.get("no mask", 0)
         raise InputError(
             f"{dataset.source}: holds no image with a usable object to train on ({counts.objects} objects, "
@@ -275,6 +278,7 @@ def report_contents(dataset: InstanceDataset, left_out: int) -> None:
     if dataset.training:
         line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
         line += f"; {counts.images_without_objects} images without objects are left out"
+        line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
     else:
         line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
     print(line, flush=True)

@@ -119,7 +119,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def strength(text: str) -> float:
+def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
@@ -206,6 +206,10 @@ class DataSettings(Settings):
         False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
         inherited=True,
     )  # fmt: skip
+    keep_empty: bool = option(
+        False, "also train on images without annotations, which teach what background is", changes_result=True,
+        inherited=True,
+    )  # fmt: skip
     boxes_from_masks: bool = option(
         False, "take the box of each object that has a mask from the mask", changes_result=True, inherited=True
     )
@@ -265,6 +269,10 @@ class TrainSettings(DataSettings):
         3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
         inherited=True,
     )  # fmt: skip
+    repeat_threshold: float = option(
+        0.0, "show images of rare classes more often: a class in a share f of the images sqrt(T / f) times, if f is "
+        "below T (LVIS: 0.001; {default}: never)", type=share, metavar="T", changes_result=True, inherited=True,
+    )  # fmt: skip
     pretrain: bool | str = option(
         True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
         "from a file ({default})", type=boolean_or_path, nargs="?", const=True, metavar="True|False|FILE", demo=False,
@@ -303,7 +311,7 @@ class TrainSettings(DataSettings):
         changes_result=True, inherited=True,
     )  # fmt: skip
     color_jitter: float = option(
-        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=strength,
+        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=share,
         metavar="X", changes_result=True, inherited=True,
     )  # fmt: skip
     show_batch: bool = option(
