@@ -60,7 +60,7 @@ def main(settings: TrainSettings) -> None:
         settings.data_path = DEMO_FOLDER
         with reading_input():
             run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
-    train_set, val_set = open_training_data(settings, settings.seed)
+    train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, settings.num_classes)
@@ -152,7 +152,14 @@ def main(settings: TrainSettings) -> None:
 
 def summary(epoch: int, metrics: dict) -> str:
     box, mask = metrics["bbox"].stats, metrics["segm"].stats
-    return f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
+    line = f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
+    box_all, mask_all = metrics["bbox"].of_all, metrics["segm"].of_all
+    if box_all is not None and mask_all is not None:
+        line += (
+            f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall {box_all.recall:.4f}, "
+            f"mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
+        )
+    return line
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(settings: ValidationSettings) -> None:
     path, classes = trained.path, trained.classes
 
     # Data
-    dataset = open_validation_data(settings, trained.trained_with)
+    dataset = open_validation_data(settings, trained.trained_with, trained.config.detections)
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:

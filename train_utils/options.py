@@ -325,6 +325,10 @@ class TrainSettings(DataSettings):
         None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
         type=positive, demo=300, changes_result=True, inherited=True,
     )  # fmt: skip
+    detections: int = option(
+        100, "most detections per image in the evaluation and of the finished network ({default})", type=positive,
+        inherited=True,
+    )  # fmt: skip
     checkpoint_every: int | None = option(
         None, "also write a checkpoint after every so many steps", type=positive, inherited=True
     )
@@ -402,6 +406,9 @@ class InferenceSettings(Settings):
     amp: bool | None = option(None, "mixed precision (default: as in training)")
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
+    detections: int | None = option(
+        None, "most detections per image (default: as in training, else 100)", type=positive
+    )
 
 
 @dataclass
