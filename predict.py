@@ -27,6 +27,7 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import coco_results
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
+from train_utils.test_time_augmentation import TestTimeAugmentation
 from train_utils.trained_model import open_trained_model
 from train_utils.visual.drawing import draw_instances
 
@@ -37,7 +38,8 @@ def main(settings: PredictSettings) -> None:
     # Weights
     trained = open_trained_model(settings)
     classes, device, precision = trained.classes, trained.device, trained.precision
-    model = ready_for_inference(trained.model, precision)
+    model = TestTimeAugmentation(trained.model) if settings.tta else trained.model
+    model = ready_for_inference(model, precision)
 
     # Pictures
     pictures = find_pictures(settings.img_path or [example_picture(trained.path, trained.trained_with)])

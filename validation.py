@@ -19,6 +19,7 @@ from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
+from train_utils.test_time_augmentation import TestTimeAugmentation
 from train_utils.trained_model import open_trained_model
 
 
@@ -48,7 +49,8 @@ def main(settings: ValidationSettings) -> None:
     # Metrics
     unreadable = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
-    metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
+    model = TestTimeAugmentation(trained.model) if settings.tta else trained.model
+    metrics = evaluate(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     if is_main():
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"

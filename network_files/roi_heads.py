@@ -109,18 +109,24 @@ class RoIHeads(nn.Module):
             Per image `boxes` float [D, 4], x1y1x2y2 in pixels of the resized image, `labels` int64 [D], `scores`
             float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
         """
-        class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
-        counts = [len(p) for p in proposals]
-        detections = [
-            self.select_detections(*per_image)
-            for per_image in zip(class_logits.split(counts), deltas.split(counts), proposals, image_sizes)
-        ]
+        detections = self.detect_boxes(features, proposals, image_sizes)
         boxes = [d["boxes"] for d in detections]
         labels = torch.cat([d["labels"] for d in detections])
         probs = self.predict_masks(features, boxes, image_sizes, labels).sigmoid()[:, None]
         for detection, masks in zip(detections, probs.split([len(b) for b in boxes])):
             detection["masks"] = masks
         return detections
+
+    def detect_boxes(
+        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """`detect` without the masks."""
+        class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
+        counts = [len(p) for p in proposals]
+        return [
+            self.select_detections(*per_image)
+            for per_image in zip(class_logits.split(counts), deltas.split(counts), proposals, image_sizes)
+        ]
 
     def predict_boxes(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]

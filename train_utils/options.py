@@ -406,6 +406,10 @@ class InferenceSettings(Settings):
     amp: bool | None = option(None, "mixed precision (default: as in training)")
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
+    tta: bool = option(
+        False, "test-time augmentation: look at each image at three sizes, as it is and mirrored, and merge what is "
+        "found; six times as slow",
+    )  # fmt: skip
     detections: int | None = option(
         None, "most detections per image (default: as in training, else 100)", type=positive
     )
