@@ -133,7 +133,7 @@ def choose_splits(
                 f"{training.source}: only a {training.name} split was found; give --train-json FILE for the training "
                 "images, or --val-fraction to divide this one"
             )
-    if training is not validation and "val_fraction" in settings.given:
+    if training is not validation and "val_fraction" in settings.given - settings.from_file:
         raise InputError(
             f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave "
             "it out"

@@ -11,6 +11,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from train_utils.options_file import options_in_file
+
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
 
@@ -39,6 +41,7 @@ class Option:
     changes_result: bool
     inherited: bool
     multi_gpu: bool
+    one_start: bool
 
 
 def option(
@@ -49,6 +52,7 @@ def option(
     changes_result: bool = False,
     inherited: bool = False,
     multi_gpu: bool = False,
+    one_start: bool = False,
     **argparse_arguments: Any,
 ) -> Any:
     """A dataclass field that is an option of the command line.
@@ -61,9 +65,10 @@ def option(
         changes_result: whether another value makes another run, which a resume refuses without --force.
         inherited: whether a resumed run takes the checkpoint's value where the option is not given.
         multi_gpu: an option of train_multi_GPU.py only.
+        one_start: whether it is about one start of the script and not about the run, so that --config does not set it.
         argparse_arguments: type, choices, nargs and so on; a field without them is a flag, bare or with True or False.
     """
-    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu)
+    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu, one_start)
     return field(default=default, metadata={"option": described})
 
 
@@ -133,11 +138,21 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: boo
 
 @dataclass
 class Settings:
-    """Options of a script. `given` names those that stood on the command line."""
+    """Options of a script.
+
+    Attributes:
+        given: the names of those that stood on the command line or in a file of options.
+        from_file: those of them that only the file had.
+    """
 
     @classmethod
     def parser(cls, description: str | None, multi_gpu: bool = False) -> Parser:
         parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        cls.add_options(parser, multi_gpu)
+        return parser
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser, multi_gpu: bool) -> None:
         for each in cls.options(multi_gpu):
             described: Option = each.metadata["option"]
             flags = described.flags or (f"--{each.name.replace('_', '-')}",)
@@ -146,7 +161,6 @@ class Settings:
                 arguments = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
             help = described.help.replace("{default}", f"default: {default_in_words(each)}")
             parser.add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
-        return parser
 
     @classmethod
     def options(cls, multi_gpu: bool = True) -> list[Field]:
@@ -158,11 +172,18 @@ class Settings:
     ) -> T:
         """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
         given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
-        settings = cls(**given)
-        settings.given = set(given)
+        in_file = {}
+        if given.get("config"):
+            one_start = {each.name for each in cls.options() if each.metadata["option"].one_start}
+            in_file = options_in_file(given["config"], lambda other: cls.add_options(other, multi_gpu=True), one_start)
+        settings = cls(**(in_file | given))
+        settings.given = {*in_file, *given}
+        settings.from_file = set(in_file) - set(given)
         return settings
 
-    given = frozenset()  # type: ignore[var-annotated]  # no field: it is not an option
+    # No fields: they are not options.
+    given = frozenset()  # type: ignore[var-annotated]
+    from_file = frozenset()  # type: ignore[var-annotated]
 
     def to_plain(self) -> dict[str, Any]:
         """Name -> value, as args.json and checkpoints hold them."""
@@ -238,9 +259,17 @@ class TrainSettings(DataSettings):
         None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, inherited=True
     )
     output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str)
-    resume: str = option("", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str)
-    force: bool = option(False, "resume although settings differ that make it another run")
-    overwrite: bool = option(False, "start anew in an --output-dir that holds a run, whose files are deleted")
+    config: str | None = option(
+        None, "JSON file of options, as args.json of an earlier run, for those that are not given; --resume, --force, "
+        "--overwrite, --test-only and --show-batch are not taken from it", type=str, metavar="FILE", one_start=True,
+    )  # fmt: skip
+    resume: str = option(
+        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, one_start=True
+    )
+    force: bool = option(False, "resume although settings differ that make it another run", one_start=True)
+    overwrite: bool = option(
+        False, "start anew in an --output-dir that holds a run, whose files are deleted", one_start=True
+    )
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
     epochs: int = option(26, "({default})", type=positive, demo=6, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
@@ -315,8 +344,9 @@ class TrainSettings(DataSettings):
         metavar="X", changes_result=True, inherited=True,
     )  # fmt: skip
     show_batch: bool = option(
-        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end"
-    )
+        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end",
+        one_start=True,
+    )  # fmt: skip
     rois_per_image: int = option(
         512, "proposals per image that the heads learn from ({default})", type=positive, demo=32, changes_result=True,
         inherited=True,
@@ -347,7 +377,7 @@ class TrainSettings(DataSettings):
         100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
         type=natural,
     )  # fmt: skip
-    test_only: bool = option(False, "only evaluate what --resume or --pretrain names")
+    test_only: bool = option(False, "only evaluate what --resume or --pretrain names", one_start=True)
     lr_step_size: int | None = option(
         None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive, multi_gpu=True
     )
