@@ -39,7 +39,7 @@ from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import learning_rate_schedule, set_schedule
 from train_utils.training_state import Progress, Training
-from train_utils.visual.sheets import write_batch_sheet
+from train_utils.visual.sheets import draw_predictions, write_batch_sheet
 
 
 def main(settings: TrainSettings) -> None:
@@ -127,6 +127,7 @@ def main(settings: TrainSettings) -> None:
         with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
             metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
         if metrics is not None:
+            run.write_predictions(epoch, lambda: draw_predictions(model, val_set, classes, device, precision))
             run.write_results(epoch, metrics, progress.mean_loss(), progress.lr)
             run.draw_curves()
             print(summary(epoch, metrics), flush=True)
