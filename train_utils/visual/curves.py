@@ -58,7 +58,7 @@ def plot_loss_and_lr(
     right = axes.twinx()
     right.set_ylabel("learning rate")
     (lines["learning rate"],) = right.plot(numbers, rate, color=RATE_COLOUR, linewidth=1.2, marker=point_marker(rate))
-    right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    right.yaxis.set_major_formatter("{x:.3g}")
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     if epoch_ends:
