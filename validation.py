@@ -19,7 +19,7 @@ from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
-from train_utils.test_time_augmentation import TestTimeAugmentation
+from train_utils.test_time_augmentation import look_several_times
 from train_utils.trained_model import open_trained_model
 
 
@@ -47,11 +47,11 @@ def main(settings: ValidationSettings) -> None:
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
 
     # Metrics
-    unreadable = [] if settings.skip_bad else None
+    unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
-    model = TestTimeAugmentation(trained.model) if settings.tta else trained.model
+    model = look_several_times(trained.model) if settings.tta else trained.model
     metrics = evaluate(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
-    if is_main():
+    if metrics is not None:
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
         print(text, end="")

@@ -38,19 +38,27 @@ def batch_transform(settings: TrainSettings) -> Callable[[Sequence], tuple] | No
 def training_sizes(settings: TrainSettings) -> int | list[int]:
     """The short sides that the network resizes images to; of several, evaluation uses the last."""
     if settings.data_augmentation == "multiscale":
-        return [round(size * settings.min_size) for size in SIZES]
+        return [round(size * the_one_size(settings)) for size in SIZES]
     return settings.min_size
 
 
 def lsj_side(settings: TrainSettings) -> int:
-    return max(1, round(LSJ_SIDE * settings.min_size / STRIDE)) * STRIDE
+    return max(1, round(LSJ_SIDE * the_one_size(settings) / STRIDE)) * STRIDE
+
+
+def the_one_size(settings: TrainSettings) -> int:
+    """The short side, where an augmentation draws sizes of its own around it."""
+    if isinstance(settings.min_size, list):
+        sizes = " ".join(map(str, settings.min_size))
+        augmentation = settings.data_augmentation
+        raise InputError(f"--min-size {sizes}: --data-augmentation {augmentation} draws its own sizes; give one")
+    return settings.min_size
 
 
 def check(settings: TrainSettings) -> None:
     augmentation = settings.data_augmentation
-    if augmentation in ("multiscale", "lsj") and isinstance(settings.min_size, list):
-        sizes = " ".join(map(str, settings.min_size))
-        raise InputError(f"--min-size {sizes}: --data-augmentation {augmentation} draws its own sizes; give one")
+    if augmentation in ("multiscale", "lsj"):
+        the_one_size(settings)
     if settings.use_copypaste and augmentation != "lsj":
         raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
     if settings.use_copypaste and settings.batch_size < 2:

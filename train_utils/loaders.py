@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.dataset import InstanceDataset
@@ -35,7 +36,7 @@ def training_loader(
     pin_memory: bool,
     mix: Callable[[Sequence], tuple] | None = None,
     repeat_threshold: float = 0.0,
-) -> DataLoader:
+) -> "TrainingLoader":
     """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
 
     Args:
@@ -51,7 +52,7 @@ def training_loader(
             flush=True,
         )
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
-    return DataLoader(
+    return TrainingLoader(
         SeededItems(dataset, seed, keep_seeds=mix is not None),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
@@ -83,6 +84,12 @@ def default_workers() -> int:
     return max(1, min(8, cores // world_size()))
 
 
+class TrainingLoader(DataLoader):
+    """A loader of training batches, whose sampler says where in which epoch it begins."""
+
+    batch_sampler: "AspectRatioBatchSampler"
+
+
 class CheckedItems(Dataset):
     """Items of a dataset; an unreadable one raises InputError, also in a loader worker."""
 
@@ -92,7 +99,7 @@ class CheckedItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def item(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         with reading_input():
             return self.dataset[index]
 
@@ -100,9 +107,9 @@ class CheckedItems(Dataset):
 class MarkedItems(CheckedItems):
     """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
         try:
-            return super().__getitem__(index)
+            return self.item(index)
         except InputError as error:
             return None, {"unreadable": [str(error)]}
 
@@ -122,7 +129,7 @@ class SeededItems(CheckedItems):
         self.seed = seed
         self.keep_seeds = keep_seeds
 
-    def __getitem__(self, key: tuple[int, ...]):
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
         """Load the item for (epoch, index), or (epoch, index, n) for an image that the epoch shows again."""
         epoch, index, *again = key
         unreadable = []
@@ -131,7 +138,7 @@ class SeededItems(CheckedItems):
                 seed = mix_seed(self.seed, epoch, chosen, *again)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    image, target = super().__getitem__(chosen)
+                    image, target = self.item(chosen)
             except InputError as error:
                 unreadable.append(str(error))
             else:
@@ -201,7 +208,7 @@ class AspectRatioBatchSampler:
     ):
         if not ratios:
             raise InputError("the training set has no image with a usable object")
-        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else []
+        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else np.zeros(0)
         self.groups = np.digitize(ratios, edges)
         self.batch_size = batch_size
         self.seed = seed

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from backbone import resnet50_fpn_backbone
+from backbone import BackboneWithFPN, resnet50_fpn_backbone
 from backbone.resnet50_fpn import load_classification_weights
 from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
@@ -78,6 +78,13 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         stride_in_1x1=config.arch == "detectron2",
     )
     kept = ("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test")
+    parts: dict[str, Any] = {}
+    if config.proposals is not None:
+        parts |= dict.fromkeys(kept, config.proposals)
+    if config.arch == "v2":
+        parts |= v2_heads(backbone.out_channels)
+    if config.arch == "detectron2":
+        parts |= detectron2_parts()
     return MaskRCNN(
         backbone,
         config.num_classes,
@@ -85,9 +92,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
-        **({name: config.proposals for name in kept} if config.proposals is not None else {}),
-        **(v2_heads(backbone.out_channels) if config.arch == "v2" else {}),
-        **(detectron2_parts() if config.arch == "detectron2" else {}),
+        **parts,
     )
 
 
@@ -153,7 +158,7 @@ def build_training_model(
         proposals=args.proposals,
         detections=args.detections,
     )
-    state, path = {}, None
+    state: dict[str, Tensor] = {}
     if args.pretrain:
         path = find_pretrained(args.pretrain, config.arch)
         content = read_weight_file(path)
@@ -177,6 +182,8 @@ def build_training_model(
         config.trainable_layers = args.trainable_backbone_layers
     model = build_model(config)
     if is_classifier(state):
+        if not isinstance(model.backbone, BackboneWithFPN):
+            raise InputError(f"{path}: the weights of a ResNet-50 do not fit this backbone; give --pretrain False")
         with reading_input():
             load_classification_weights(model.backbone.body, path)
     elif state:

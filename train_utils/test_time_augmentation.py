@@ -7,18 +7,24 @@ the probabilities averaged.
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import paste_masks
+from network_files.on_device import nms_per_group
+from network_files.roi_align import SharedPyramid
 
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
+
+
+def look_several_times(model: MaskRCNN) -> MaskRCNN:
+    """`TestTimeAugmentation` of a network, in evaluation a stand-in for the network itself."""
+    return cast(MaskRCNN, TestTimeAugmentation(model))
 
 
 class Version(NamedTuple):
@@ -27,13 +33,13 @@ class Version(NamedTuple):
     Attributes:
         size: height and width there, without the padding.
         padded_size: with it.
-        features: level name -> [1, C, H_i, W_i].
+        features: [1, C, H_i, W_i] per level.
     """
 
     is_mirrored: bool
     size: tuple[int, int]
     padded_size: tuple[int, int]
-    features: dict[str, Tensor]
+    features: SharedPyramid
 
 
 class TestTimeAugmentation(nn.Module):
@@ -77,7 +83,7 @@ class TestTimeAugmentation(nn.Module):
             found.append(boxes | {"boxes": from_version(boxes["boxes"], version, size)})
             versions.append(version)
         boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
-        keep = batched_nms(boxes, scores, labels, heads.nms_thresh)[: heads.detections_per_img]
+        keep = nms_per_group(boxes, scores, labels, heads.nms_thresh)[: heads.detections_per_img]
         boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
         masks = torch.stack([self.mask_probabilities(version, boxes, labels, size) for version in versions]).mean(0)
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
@@ -89,7 +95,7 @@ class TestTimeAugmentation(nn.Module):
             for is_mirrored in (False, True) if self.mirrored else (False,):
                 batch, _ = transform([image.flip(-1) if is_mirrored else image])
                 height, width = batch.tensors.shape[-2:]
-                features = self.model.backbone(batch.tensors)
+                features = SharedPyramid(self.model.backbone(batch.tensors))
                 yield Version(is_mirrored, batch.image_sizes[0], (height, width), features)
 
     def detect_boxes(self, version: Version) -> dict[str, Tensor]:

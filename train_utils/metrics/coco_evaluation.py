@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -88,7 +89,7 @@ class CocoEvaluator:
         continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
 
-    def __init__(self, ground_truth, classes: ClassTable, continuous_paste: bool = False):
+    def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth = ground_truth
         self.classes = classes
         self.continuous_paste = continuous_paste
@@ -143,7 +144,7 @@ def coco_results(
     return {"bbox": boxes, "segm": masks}
 
 
-def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes: ClassTable) -> Metrics:
+def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, classes: ClassTable) -> Metrics:
     """Score results in COCO's format against the ground truth."""
     evaluation = run_cocoeval(ground_truth, list(results), iou_type)
     precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, max detections]
@@ -164,14 +165,14 @@ def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes:
     return Metrics([float(s) for s in evaluation.stats], by_class)
 
 
-def score_all(ground_truth, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
+def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
     """Compute AP and recall with up to `most` detections per image and class."""
     evaluation = run_cocoeval(ground_truth, list(results), iou_type, most)
     ap, recall = (np.asarray(evaluation.eval[name])[..., 0, -1] for name in ("precision", "recall"))
     return MetricsOfAll(most, mean_of_valid(ap), mean_of_valid(recall))
 
 
-def run_cocoeval(ground_truth, results: list[dict], iou_type: str, most: int | None = None):
+def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
     """Run the COCOeval of the ground truth's library without its output, and return it.
 
     Args:
@@ -199,7 +200,7 @@ def run_cocoeval(ground_truth, results: list[dict], iou_type: str, most: int | N
     return evaluation
 
 
-def count_objects(ground_truth) -> dict[int, int]:
+def count_objects(ground_truth: Any) -> dict[int, int]:
     """Count the objects per category id, without crowds."""
     counts: dict[int, int] = {}
     for annotation in ground_truth.loadAnns(ground_truth.getAnnIds()):
