@@ -19,6 +19,7 @@ from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
+from train_utils.test_time_augmentation import look_several_times
 from train_utils.trained_model import open_trained_model
 
 
@@ -35,7 +36,7 @@ def main(settings: ValidationSettings) -> None:
     path, classes = trained.path, trained.classes
 
     # Data
-    dataset = open_validation_data(settings, trained.trained_with)
+    dataset = open_validation_data(settings, trained.trained_with, trained.config.detections)
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
@@ -48,7 +49,8 @@ def main(settings: ValidationSettings) -> None:
     # Metrics
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
-    metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
+    model = look_several_times(trained.model) if settings.tta else trained.model
+    metrics = evaluate(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     if metrics is not None:
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"

@@ -13,7 +13,7 @@ from train_utils.run.run_folder import checkpoints
 RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
 # Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
 IGNORED_SETTINGS = (
-    "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
+    "config", "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
 )  # fmt: skip
 
 
