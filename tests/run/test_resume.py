@@ -103,12 +103,23 @@ MODES = {
 }
 
 
+class StraightRuns(dict[str, Path]):
+    """Runs that were never stopped, by mode; each is made when it is first asked for."""
+
+    def __init__(self, lab: Path):
+        super().__init__()
+        self.lab = lab
+
+    def __missing__(self, mode: str) -> Path:
+        processes, options = MODES[mode]
+        self[mode] = self.lab / f"straight_{mode}"
+        run(self[mode], *options, processes=processes)
+        return self[mode]
+
+
 @pytest.fixture(scope="module")
-def straight_runs(lab: Path) -> dict[str, Path]:
-    """Runs that were never stopped."""
-    for mode, (processes, options) in MODES.items():
-        run(lab / f"straight_{mode}", *options, processes=processes)
-    return {mode: lab / f"straight_{mode}" for mode in MODES}
+def straight_runs(lab: Path) -> StraightRuns:
+    return StraightRuns(lab)
 
 
 # ------------------------------------------------------------------------------------------------ killed and stopped
@@ -285,10 +296,11 @@ def test_other_settings_are_listed_and_those_that_change_the_meaning_need_force(
 def test_other_number_of_epochs_needs_force_under_a_cosine_and_the_optimizer_stays(folder, lab):
     run(folder, *RECIPE, "--max-steps", "1")
     told = "with other settings, which change the result: epochs 2 -> 3; "
-    run(folder, "--resume", "auto", "--epochs", "3", status=2, told=told)
+    again = [*RECIPE, "--resume", "auto", "--epochs", "3"]
+    run(folder, *again, status=2, told=told)
     told = "was trained with --opt adamw, which a resumed run cannot change"
-    run(folder, "--resume", "auto", "--opt", "sgd", "--force", status=2, told=told)
-    run(folder, "--resume", "auto", "--epochs", "3", "--force", "--max-steps", "5")
+    run(folder, *again, "--opt", "sgd", "--force", status=2, told=told)
+    run(folder, *again, "--force", "--max-steps", "5")
     assert content(folder / "model_1.pth")["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.00075)  # of 0.001
 
 
