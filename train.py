@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
+from train_utils.applying import create_momentum
 from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision, choose_device, use_deterministic_algorithms
 from train_utils.distributed import (
     barrier,
+    broadcast_from_main,
     in_parallel,
     is_main,
     report_activity,
@@ -26,7 +28,7 @@ from train_utils.distributed import (
     share_buffers,
     world_size,
 )
-from train_utils.engine import evaluate, require_finite_weights, train_one_epoch
+from train_utils.engine import evaluate, train_one_epoch
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
@@ -39,6 +41,7 @@ from train_utils.run.resuming import check_settings, checkpoint_to_resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
+from train_utils.step_record import require_finite_weights
 from train_utils.training_state import Progress, Training
 from train_utils.visual.sheets import write_batch_sheet
 
@@ -99,6 +102,7 @@ def main(settings: TrainSettings) -> None:
         if not settings.test_only:
             check_settings(checkpoint, settings, facts)
         restore(checkpoint, training, steps_per_epoch, settings.force or settings.test_only)
+    create_momentum(optimizer)
 
     if settings.test_only:
         metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
@@ -117,6 +121,7 @@ def main(settings: TrainSettings) -> None:
         if run.writes:
             content = make_checkpoint(training, steps_per_epoch, settings, config, classes, facts)
             run.save_checkpoint(content, last=progress.step == last_step, keep=settings.keep)
+        run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
 
     def evaluate_epoch(epoch: int) -> None:
         share_buffers(model)

@@ -13,13 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from dataset_files.coco_file import NoCategory, int64
+from dataset_files.coco_file import NoCategory
 from dataset_files.file_names import resolve
-from dataset_files.image_reading import PICTURE_FORMATS
 from dataset_files.layouts.conversion import Converted
 from dataset_files.mask_measures import area_of_mask, box_of_mask
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.whole_ids import number_of, text_of, whole_ids
+from dataset_files.rgb_images import PICTURE_FORMATS
+from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
 # Kinds of problems that a repair may mend; "missing" is found by the check of the images.
 REPAIRABLE = {

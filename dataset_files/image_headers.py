@@ -18,8 +18,8 @@ from tqdm import tqdm
 from dataset_files.coco_index import storage_places, store_columns, stored_columns
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_reading import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 from dataset_files.problems import Problems
+from dataset_files.rgb_images import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 
 KEPT_FROM = 5000  # images: the headers of fewer are read in a second
 READERS = 8  # threads: on a network file system most of the time is waiting

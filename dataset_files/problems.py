@@ -73,6 +73,7 @@ KINDS = {
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
     "no label image": Kind("label files without an image, which are left out", wrong=False, stays=True),
+    "no mask image": Kind("masks without an image, which are left out", wrong=False, stays=True),
     "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),
     "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
     "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),

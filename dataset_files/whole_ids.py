@@ -1,7 +1,9 @@
-"""Whole numbers for ids of any form: numbers written as text are read, other texts are numbered."""
+"""Whole numbers in JSON files: checked ones, and ids of any form, where text is read as a number or numbered."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from dataset_files.problems import shown
 
 LARGEST = 2**63 - 1
 
@@ -54,3 +56,29 @@ def value_of(text: str) -> int | None:
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
         return None
     return int(text) if abs(int(text)) <= LARGEST else None
+
+
+def whole(number: Any) -> Any:
+    """Turn an id that a tool wrote as 7.0 back into an int."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def int64(number: Any) -> int:
+    """Convert a number of a JSON file to a whole number.
+
+    Raises:
+        ValueError, OverflowError: it is not whole, or too large.
+    """
+    number = whole(number)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"has {shown(number)} instead of a whole number")
+    if not -(2**63) <= number < 2**63:
+        raise OverflowError(f"has the number {shown(number)}, which is too large")
+    return number
+
+
+def natural(number: Any) -> int:
+    """Convert like `int64`, to 0 or above: COCO's readers accept no other ids of images and categories."""
+    if int64(number) < 0:
+        raise ValueError(f"has the id {number}, which is below 0")
+    return int64(number)

@@ -56,6 +56,9 @@ class ImageTransform(nn.Module):
             False uses no antialiasing filter and rounds sizes down, as in torchvision.
     """
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(
         self,
         min_size: int | Sequence[int],
@@ -69,8 +72,9 @@ class ImageTransform(nn.Module):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        # Buffers move to the device with the network; without being stored, as torchvision's state dict lacks them.
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
         self.antialias = antialias
@@ -105,11 +109,7 @@ class ImageTransform(nn.Module):
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
             raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
-        mean, std = (
-            torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
-            for values in (self.image_mean, self.image_std)
-        )
-        return (image - mean) / std
+        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
         """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""
@@ -130,6 +130,9 @@ class ImageTransform(nn.Module):
         )[0]
 
     def resize_to(self, image: Tensor, height: int, width: int) -> Tensor:
+        if self.antialias and image.shape[-1] == width == 1:
+            # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
+            return self.resize_to(image.transpose(1, 2), width, height).transpose(1, 2)
         return F.interpolate(
             image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]

@@ -62,6 +62,10 @@ class InstanceMasks:
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
         return cls.from_crops(crops, size_of(masks))
 
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
     def __len__(self) -> int:
         return len(self.crops)
 
@@ -72,6 +76,16 @@ class InstanceMasks:
         parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
         pixels = torch.cat(parts) if parts else self.pixels[:0]
         return InstanceMasks(pixels, self.crops[chosen], self.source_size, self.size, self.content_size)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "InstanceMasks":
+        """The same masks on another device."""
+        pixels, crops = (t.to(device, non_blocking=non_blocking) for t in (self.pixels, self.crops))
+        return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
+
+    def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":
+        """The same masks in memory from which a GPU copies without a wait; a loader with `pin_memory` calls this."""
+        pixels, crops = self.pixels.pin_memory(), self.crops.pin_memory()
+        return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
     def __repr__(self) -> str:
         return f"InstanceMasks({len(self)} in {self.size[0]}x{self.size[1]}, {self.pixels.numel()} bytes)"
@@ -181,21 +195,26 @@ class InstanceMasks:
         return masks
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each row and each column of the current frame, the nearest row and column of the source image.
+        """`source_indices` as arrays."""
+        rows, columns = (indices.numpy() for indices in self.source_indices(torch.device("cpu")))
+        return rows, columns
+
+    def source_indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each row and each column of the current frame, the nearest row and column of the source image, int64.
 
         Rows and columns of the padding have the number after the source's last one.
         """
         rows, columns = (
-            np.concatenate((nearest_indices(source, content), np.full(frame - content, source)))
+            F.pad(nearest_indices(source, content, device), (0, frame - content), value=source)
             for source, content, frame in zip(self.source_size, self.content_size, self.size)
         )
         return rows, columns
 
 
-def nearest_indices(source: int, target: int) -> np.ndarray:
+def nearest_indices(source: int, target: int, device: torch.device | None = None) -> Tensor:
     """int64 [target]: the source indices of nearest-neighbour interpolation, read from `F.interpolate` itself."""
-    ramp = torch.arange(source, dtype=torch.float32)[None, None]
-    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64).numpy()
+    ramp = torch.arange(source, dtype=torch.float32, device=device)[None, None]
+    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64)
 
 
 def paint(

@@ -11,6 +11,7 @@ from network_files.boxes import resize_boxes, size_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, RPNHead, TwoMLPHead
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import paste_masks
+from network_files.on_device import upload
 from network_files.roi_align import PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
@@ -141,7 +142,8 @@ class MaskRCNN(nn.Module):
         Args:
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
             targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
-                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W].
+                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; best on the
+                CPU, from where they are moved to the images' device without a wait.
 
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
@@ -161,6 +163,7 @@ class MaskRCNN(nn.Module):
         """The five losses; arguments as in `forward`."""
         check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
+        targets = upload_targets(targets, batch.tensors.device)
         features = self.backbone(batch.tensors)
         proposals, rpn_losses = self.rpn(
             list(features.values()), batch.tensors.shape[-2:], batch.image_sizes, [t["boxes"] for t in targets]
@@ -178,8 +181,16 @@ class MaskRCNN(nn.Module):
         return detections
 
 
+def upload_targets(targets: Sequence[dict], device: torch.device) -> list[dict]:
+    """The boxes, labels and masks of a batch on the images' device, without waiting for it."""
+    counts = [len(target["labels"]) for target in targets]
+    boxes, labels = (upload(torch.cat([t[key] for t in targets]), device).split(counts) for key in ("boxes", "labels"))
+    masks = [upload(target["masks"], device) for target in targets]
+    return [dict(zip(("boxes", "labels", "masks"), values)) for values in zip(boxes, labels, masks)]
+
+
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError for targets that are invalid for training."""
+    """Raise ValueError or TypeError for targets that are invalid for training; on the CPU nothing waits for a GPU."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):
@@ -204,7 +215,7 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
     usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (labels >= 1)
     if num_classes is not None:
         usable &= labels < num_classes
-    if bool(usable.all()):  # the only wait for the device
+    if bool(usable.all()):
         return
     owners = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(t["boxes"]) for t in targets]))
     bad = int(torch.where(~usable)[0][0])

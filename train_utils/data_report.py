@@ -13,7 +13,16 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
 from dataset_files.problems import KINDS, Problems
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.open_data import choose_splits, divide, in_words, layout_of, open_dataset, outcome_of
+from train_utils.open_data import (
+    choose_splits,
+    divide,
+    in_words,
+    layout_of,
+    open_dataset,
+    outcome_of,
+    require_objects,
+    warn_of_unused,
+)
 from train_utils.options import DataSettings, natural, option
 from train_utils.visual.sheets import contact_sheet, draw_target
 
@@ -48,6 +57,7 @@ def report(settings: ReportSettings) -> None:
         val_set = open_dataset(layout, val_split, settings, training=False)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, settings.seed)
+    warn_of_unused(layout)
     print(f"layout: {layout.name}, {in_words(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):
         problems, items = check_images(dataset)
@@ -56,7 +66,7 @@ def report(settings: ReportSettings) -> None:
         found = Problems()
         found.update(dataset.problems)
         found.update(problems)
-        print_problems(found, dataset, len(items))
+        print_problems(found, dataset, items)
         dataset.drop_items(items)
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
@@ -80,16 +90,21 @@ def print_contents(dataset: InstanceDataset) -> None:
         print(f"    ... and {len(per_class) - MOST_CLASSES} more classes")
 
 
-def print_problems(problems: Problems, dataset: InstanceDataset, images_with_problems: int) -> None:
-    if not problems.counts:
-        print("  nothing is wrong")
+def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int]) -> None:
+    """What is wrong, with the items that cannot be used."""
+    try:
+        require_objects(dataset, len(unusable))
+        if not problems.counts:
+            print("  nothing is wrong")
+    except InputError as error:
+        print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
     for kind in problems.wrong():
         remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
         print(f"  wrong ({remedy}): {problems.in_words(kind)}")
     for kind in problems.harmless():
         print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
-    if images_with_problems:
-        print(f"  images that cannot be used: {images_with_problems}")
+    if unusable:
+        print(f"  images that cannot be used: {len(unusable)}")
 
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:

@@ -41,6 +41,7 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
         if is_main():
             where = settings.data_path or settings.train_json
             print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
+            warn_of_unused(layout)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
             val_set.problems = Problems()  # those of the one file are reported once
@@ -115,6 +116,14 @@ def data_folder(settings: DataSettings) -> Path:
     if settings.data_path is None:
         raise InputError("give --data-path, the folder of the data")
     return Path(settings.data_path)
+
+
+def warn_of_unused(layout: Layout) -> None:
+    """Name annotation files of a folder that none of its splits is read from."""
+    unused = [path for split in layout.splits for path in split.passed_over]
+    if unused:
+        named = ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
+        warn(f"COCO files that are not used: {named}; to choose others give --train-json FILE and --val-json FILE")
 
 
 def choose_splits(

@@ -120,6 +120,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 0.9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 0.9")
+    return value
+
+
 def strength(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -434,20 +441,57 @@ class ValidationSettings(DataSettings, InferenceSettings):
 
 
 @dataclass
-class PredictSettings(InferenceSettings):
-    img_path: list[str] | None = option(
-        None, "image or folder of images, any number (default: one of the validation set that the checkpoint was "
-        "trained with)", type=str, nargs="+", action="extend",
-    )  # fmt: skip
-    output_dir: str = option("predictions", "drawn images and JSON ({default})", type=str)
+class PredictorSettings(InferenceSettings):
+    """How images are predicted: the options that predict.py and `Predictor` share."""
+
+    batch_size: int | None = option(
+        None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
+    )
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
-    save_json: bool = option(False, "also write the detections as predictions.json, in COCO's results format")
-    annotation_file: str | None = option(
-        None, "COCO file whose image ids predictions.json takes, by file name (default: the numbers in the file names, "
-        "else 1, 2, 3, ...)", type=str,
-    )  # fmt: skip
     exif: str | None = option(
         None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training, "
         "else apply)", choices=("apply", "ignore"),
     )  # fmt: skip
+    tile: int | None = option(
+        None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",
+        type=positive,
+    )  # fmt: skip
+    overlap: float | None = option(
+        None, "with --tile: share of a tile's side that the next tile sees too (default: 0.2); objects up to that size "
+        "are always whole in a tile", type=share,
+    )  # fmt: skip
+
+
+SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
+
+
+@dataclass
+class PredictSettings(PredictorSettings):
+    """Options of predict.py."""
+
+    img_path: list[str] | None = option(
+        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
+        "of the validation set that the checkpoint was trained with)", type=str, nargs="+", action="extend",
+    )  # fmt: skip
+    output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str)
+    save: list[str] = option(
+        (), "also write the detections: COCO results (json), a COCO dataset to train on (coco), a table (csv), 16-bit "
+        "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)", choices=SAVE_FORMATS,
+        nargs="+", action="extend",
+    )  # fmt: skip
+    save_json: bool = option(False, "the same as --save json")
+    annotation_file: str | None = option(
+        None, "COCO file whose image ids saved detections take, by file name (default: the numbers in the file names, "
+        "else 1, 2, 3, ...)", type=str,
+    )  # fmt: skip
+    every: int = option(1, "predict and write only every so many frames of a video ({default})", type=positive)
+    webcam: int | None = option(
+        None, "predict what this camera sees, show it and record it, until q, Esc or Ctrl-C (default: 0)", type=natural,
+        nargs="?", const=0, metavar="N",
+    )  # fmt: skip
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of --save and --save-json, each once."""
+        return list(dict.fromkeys([*self.save, *(["json"] if self.save_json else [])]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.coco_file import LARGEST_COORDINATE, LARGEST_PICTURE
+from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE
 from dataset_files.image_files import read_size
 from dataset_files.layouts.conversion import Converted
 from dataset_files.problems import Problems, shown

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dataset_files.image_files import ImageFinder, names_in, split_folders
+from dataset_files.file_names import ImageFinder
+from dataset_files.image_files import names_in, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
 from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.labelme_files import read_json

@@ -22,7 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the two files that the example reads."""
     folder = tmp_path_factory.mktemp("snippet")
     config = ModelConfig(num_classes=3, min_size=64, max_size=96)
-    content = {"model": build_model(config).state_dict(), "model_config": config.to_plain(), "class_names": NAMES}
+    model = build_model(config)
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[1:2], 3.0)  # sees apples everywhere
+    content = {"model": model.state_dict(), "model_config": config.to_plain(), "class_names": NAMES}
     (folder / "save_weights").mkdir()
     torch.save(content | {"args": {}}, folder / "save_weights" / "model_25.pth")
     Image.effect_noise((80, 60), 90).convert("RGB").save(folder / "photo.jpg")
@@ -37,6 +39,8 @@ def test_the_example_prints_a_line_per_detection(readme: str, folder: Path, monk
     exec(block, {"__name__": "snippet"})
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.split()[0] in NAMES.values() and line.endswith("pixels") for line in lines)
+    with Image.open("drawn.png") as drawn:
+        assert drawn.size == (640, 480)
 
 
 @pytest.mark.parametrize("readme", READMES)

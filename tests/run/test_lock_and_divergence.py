@@ -47,7 +47,7 @@ def begin(lab: Path, output: str, *arguments: str, fault=None, name: str = "out"
 
 @pytest.mark.slow
 def test_a_second_run_in_a_folder_ends_in_one_line_and_a_killed_one_leaves_no_lock(lab: Path, output: str):
-    first = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=HangAtStep(2), name="first")
+    first = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=HangAtStep(1), name="first")
     wait_until(lambda: any((lab / output).glob("model_*.pth")))
     before = {file: file.stat().st_mtime_ns for file in (lab / output).iterdir()}
     for words in (["--resume", "auto"], ["--overwrite"]):

@@ -424,7 +424,7 @@ def test_killed_process_is_named_by_the_others_which_end_too(folder, lab):
 
 def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab):
     words = ["--timeout", "3"]
-    run(folder, *words, fault=HangAtStep(3), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
+    run(folder, *words, fault=HangAtStep(1), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
     said = (folder.parent / "out0.txt").read_text()
     assert re.search(r"by process 1 \(pid \d+ on \S+, loading images, step 1\);", said), said
 

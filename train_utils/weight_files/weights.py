@@ -230,7 +230,11 @@ def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
     """List the keys of tensors that contain an infinity or a NaN."""
-    return [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    keys = [key for key, value in state.items() if value.is_floating_point()]
+    if not keys:
+        return []
+    finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one wait for a device
+    return [key for key, good in zip(keys, finite) if not good]
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
