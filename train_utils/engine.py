@@ -234,7 +234,6 @@ def to_device(target: dict, device: torch.device) -> dict:
     }
 
 
-@torch.inference_mode()
 def evaluate(
     model: MaskRCNN,
     loader: DataLoader,
@@ -244,7 +243,21 @@ def evaluate(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> dict[str, Metrics] | None:
-    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others.
+    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others; see `detect_all`."""
+    return detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+
+
+@torch.inference_mode()
+def detect_all(
+    model: MaskRCNN,
+    loader: DataLoader,
+    ground_truth,
+    classes: ClassTable,
+    device: torch.device,
+    precision: Precision,
+    unreadable: list[str] | None = None,
+) -> CocoEvaluator:
+    """Detect in all images of this process; the evaluator holds the detections.
 
     Args:
         loader: this process's share of the images.
@@ -270,7 +283,7 @@ def evaluate(
         for image, target, detection in zip(images, targets, detections):
             evaluator.update(target["image_id"], tuple(image.shape[-2:]), detection)
     report_activity("gathering")
-    return evaluator.metrics()
+    return evaluator
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:

@@ -83,11 +83,19 @@ class CocoEvaluator:
 
     def metrics(self) -> dict[str, Metrics] | None:
         """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
+        results = self.results()
+        return None if results is None else self.score(results)
+
+    def results(self) -> dict[str, list[dict]] | None:
+        """The detections of all processes as `coco_results`, on the main process; None on the others."""
         shards = gather_objects(self.detections)
         if shards is None:
             return None
         detections = {image_id: d for shard in shards for image_id, d in shard.items()}
-        results = coco_results(detections, self.classes.category_ids)
+        return coco_results(detections, self.classes.category_ids)
+
+    def score(self, results: Mapping[str, list[dict]]) -> dict[str, Metrics]:
+        """The metrics of results, by IoU type."""
         return {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
 
 

@@ -149,4 +149,3 @@ def mean_ap50(
         curve = interpolated_precision(right[None, chosen], counted[None, chosen], int(to_find[k]))
         aps.append(float(curve.mean()))
     return float(np.mean(aps)) if aps else 0.0
-

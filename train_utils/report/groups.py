@@ -40,7 +40,7 @@ def by_size(scene: Scene, matching: Matching, kind: str) -> list[Group]:
     own = scene.detections.boxes[:, 2] * scene.detections.boxes[:, 3]
     if kind == "segm":  # one by one: of a list pycocotools 2.0.11 returns no areas above 255 with numpy 2
         own = np.array([coco_mask.area(code) for code in scene.detections.codes], dtype=np.float64)
-    names = range_names(SIZE_EDGES, " px")
+    names = range_names(SIZE_EDGES)
     return groups(scene, matching, np.sqrt(scene.objects.areas), np.sqrt(own), SIZE_EDGES, names)
 
 
@@ -104,6 +104,6 @@ def groups(
     return result
 
 
-def range_names(edges: Sequence[int], unit: str) -> list[str]:
-    names = [f"{low}-{high}{unit}" for low, high in zip(edges[:-1], edges[1:])]
-    return [f"under {edges[1]}{unit}", *names[1:], f"over {edges[-1]}{unit}"]
+def range_names(edges: Sequence[int]) -> list[str]:
+    names = [f"{low}-{high}" for low, high in zip(edges[:-1], edges[1:])]
+    return [f"under {edges[1]}", *names[1:], f"over {edges[-1]}"]

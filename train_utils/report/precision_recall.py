@@ -131,4 +131,3 @@ def best_overall(scene: Scene, matching: Matching) -> BestScore:
     right, counted = matching.objects[AT_50, order] >= 0, ~matching.ignored[AT_50, order]
     objects = int(object_counts(scene).sum())
     return best_f1(scene.detections.scores[order], right, counted, objects) if objects else NONE
-
