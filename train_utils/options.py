@@ -383,8 +383,8 @@ class ValidationSettings(DataSettings, InferenceSettings):
         None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
     )
     report: str | None = option(
-        None, "also write report.html, a page on classes, errors, images and suspect labels, and its numbers as CSV and JSON "
-        "into this folder; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
+        None, "also write report.html into this folder, a page on classes, errors, images and suspect labels, and its "
+        "numbers as CSV and JSON; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
     )  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"

@@ -56,21 +56,27 @@ function canvas(image, view, source, place) {
   return made;
 }
 
-function drawEntry(made, entry, css, label, view) {
+function outlineOf(entry, css) {
   const [x, y, width, height] = entry[2];
-  const outline = entry[5];
-  for (const layer of made.querySelector("image") ? ["halo", css] : [css]) {
-    made.append(outline ? shape("path", { d: outline, class: layer })
-                        : shape("rect", { x, y, width, height, class: layer + " box" }));
-  }
-  if (!label) return;
+  return entry[5] ? shape("path", { d: entry[5], class: css })
+                  : shape("rect", { x, y, width, height, class: css + " box" });
+}
+
+function labelOf(entry, label, view) {
+  const [x, y, width] = entry[2];
   const size = Math.max(view[2], view[3]) / 24;
   const right = x + label.length * size * 0.6 > view[0] + view[2];
-  const end = Math.min(x + width, view[0] + view[2]);
-  made.append(shape("text", {
-    x: right ? end : Math.max(x, view[0]), y: Math.max(y - size / 4, view[1] + size),
+  return shape("text", {
+    x: right ? Math.min(x + width, view[0] + view[2]) : Math.max(x, view[0]), y: Math.max(y - size / 4, view[1] + size),
     "font-size": size, "text-anchor": right ? "end" : "start",
-  }, label));
+  }, label);
+}
+
+// Draw entries [entry, css, label]: first a pale line below each on a photo, then all outlines, then all labels.
+function drawEntries(made, entries, view) {
+  if (made.querySelector("image")) made.append(...entries.map(([entry]) => outlineOf(entry, "halo")));
+  made.append(...entries.map(([entry, css]) => outlineOf(entry, css)));
+  made.append(...entries.filter(([, , label]) => label).map(([entry, , label]) => labelOf(entry, label, view)));
 }
 
 function truthLabel(entry) { return names[entry[1]]; }
@@ -82,15 +88,13 @@ function fillPair(figure, image) {
   const view = [0, 0, ...image.size];
   const found = image.found.filter(entry => entry[3] >= 0);
   const left = canvas(image, view, image.src, view), right = canvas(image, view, image.src, view);
-  for (const entry of image.truth) {
-    const css = entry[4] ? "crowd" : entry[3] ? "right" : "wrong";
-    const label = entry[4] ? "" : entry[3] ? (image.truth.length > MOST_LABELS ? "" : truthLabel(entry)) : "✗ " + truthLabel(entry);
-    drawEntry(left, entry, css, label, view);
-  }
-  for (const entry of found) {
-    const label = entry[3] ? (found.length > MOST_LABELS ? "" : foundLabel(entry)) : "✗ " + foundLabel(entry);
-    drawEntry(right, entry, entry[3] ? "right" : "wrong", label, view);
-  }
+  drawEntries(left, image.truth.map(entry => {
+    if (entry[4]) return [entry, "crowd", ""];
+    if (!entry[3]) return [entry, "wrong", "✗ " + truthLabel(entry)];
+    return [entry, "right", image.truth.length > MOST_LABELS ? "" : truthLabel(entry)];
+  }), view);
+  drawEntries(right, found.map(entry => entry[3] ? [entry, "right", found.length > MOST_LABELS ? "" : foundLabel(entry)]
+                                                 : [entry, "wrong", "✗ " + foundLabel(entry)]), view);
   const sides = element("div", { class: "sides" });
   sides.append(left, right);
   figure.prepend(sides);
@@ -102,8 +106,10 @@ function fillZoom(figure, image, object, detection) {
   const [view, source, place] = number >= 0 ? [data.crops[number][0], data.crops[number][1], data.crops[number][0]]
     : [boundsOf(image, object, detection), image.src, whole];
   const made = canvas(image, view, source, place);
-  for (const entry of image.truth) if (entry[0] === object) drawEntry(made, entry, "truth", "", view);
-  for (const entry of image.found) if (entry[0] === detection) drawEntry(made, entry, "found", "", view);
+  drawEntries(made, [
+    ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
+    ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
+  ], view);
   figure.prepend(made);
 }
 
