@@ -5,6 +5,7 @@ light and a dark page. No figure contains a class or file name.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +34,10 @@ SETTINGS = {
     "axes.spines.right": False,
     "legend.framealpha": 0,
 }
-UNUSED_IDS = re.compile(r'(<g|<path|<rect|<text)( id="[a-z]+[0-9]*[a-z]*_\d+")')
+FAMILY = re.compile(r"""font-family: [^;"]*;? ?|(?<=font)(: [\d.]+px) '[^;"]*""")
+UNUSED_IDS = re.compile(r'<g id="[^"]*"')
+IDS = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
+NUMBERS = itertools.count(1)
 
 
 def precision_recall_figure(curves: np.ndarray) -> str:
@@ -165,7 +169,9 @@ def figure(draw) -> str:  # type: ignore[no-untyped-def]  # a function of Axes
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     head, _, rest = text.partition(">")
     head = re.sub(r' (?:width|height|version|xmlns:xlink)="[^"]*"', "", head)
-    text = UNUSED_IDS.sub(r"\1", f'{head} role="img">{rest}'.replace("xlink:href", "href"))
+    text = UNUSED_IDS.sub("<g", f'{head} role="img">{rest}'.replace("xlink:href", "href"))
+    text = IDS.sub(f"figure{next(NUMBERS)}-", text)  # those that are used; the page has many figures
+    text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # the page's font instead
     for stand_in, colour in PAGE_COLOURS.items():
         text = text.replace(stand_in, colour)
     return text

@@ -1,5 +1,6 @@
 """The page's sections on the results: head, classes, curves, confusion, costs, groups."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,11 +134,11 @@ def curves_section(scene: Scene, analyses: list[Analysis]) -> str:
 
 
 def small_curves(curves: np.ndarray) -> str:
-    """Curves [3, 101] as steps in a frame of 101 x 100 units, y downwards."""
+    """Curves [3, 101] as steps in a frame of 101 x 100 units, y downwards; each value is a step of one unit."""
     paths = []
     for n, curve in enumerate(curves, start=1):
-        heights = [f"{100 * (1 - value):.4g}" for value in curve.tolist()]
-        steps = "".join(f"V{y}h1" for y in heights)
+        heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]
+        steps = "".join(f"V{height}h{len(list(run))}" for height, run in itertools.groupby(heights))
         paths.append(f'<path class="line-{n}" d="M0,{heights[0]}{steps}"/>')
     return '<svg viewBox="-1 -2 103 104" role="img"><path class="frame" d="M0,0V100H101"/>' + "".join(paths) + "</svg>"
 
@@ -211,15 +212,15 @@ def costs_section(scene: Scene, analyses: list[Analysis], gallery: Gallery) -> s
     """TIDE's kinds of error: their number, what they cost, and examples."""
     columns = (
         Column("kind", "text", "TIDE's kinds"),
-        Column("what it is", "text", ""),
         Column("number", "count", "of all detections, whatever their score, or of objects"),
         Column("AP50 to be gained", "share", "how much AP50 rises if all errors of this kind are repaired"),
+        Column("what it is", "text"),
     )
     parts = []
     for analysis in analyses:
         errors = analysis.errors
         counts = errors.counts()
-        rows = [(name, MEANINGS[name], counts[name], max(errors.costs[name], 0.0)) for name in errors.costs]
+        rows = [(name, counts[name], max(errors.costs[name], 0.0), MEANINGS[name]) for name in errors.costs]
         figure = plot(
             cost_figure(errors.costs),
             f"What costs AP, {KIND_NAMES[analysis.kind]}",

@@ -62,9 +62,10 @@ function outlineOf(entry, css) {
                   : shape("rect", { x, y, width, height, class: css + " box" });
 }
 
-function labelOf(entry, label, view) {
+const LABEL = 11;  // height of a label's letters, in pixels of the screen
+
+function labelOf(entry, label, view, size) {
   const [x, y, width] = entry[2];
-  const size = Math.max(view[2], view[3]) / 24;
   const right = x + label.length * size * 0.6 > view[0] + view[2];
   return shape("text", {
     x: right ? Math.min(x + width, view[0] + view[2]) : Math.max(x, view[0]), y: Math.max(y - size / 4, view[1] + size),
@@ -73,10 +74,12 @@ function labelOf(entry, label, view) {
 }
 
 // Draw entries [entry, css, label]: first a pale line below each on a photo, then all outlines, then all labels.
-function drawEntries(made, entries, view) {
+function drawEntries(made, entries, view, width) {
+  const size = LABEL * Math.max(view[2] / width, view[3] / 420);  // 420: the style's largest height
+
   if (made.querySelector("image")) made.append(...entries.map(([entry]) => outlineOf(entry, "halo")));
   made.append(...entries.map(([entry, css]) => outlineOf(entry, css)));
-  made.append(...entries.filter(([, , label]) => label).map(([entry, , label]) => labelOf(entry, label, view)));
+  made.append(...entries.filter(([, , label]) => label).map(([entry, , label]) => labelOf(entry, label, view, size)));
 }
 
 function truthLabel(entry) { return names[entry[1]]; }
@@ -87,14 +90,15 @@ const MOST_LABELS = 12;  // in an image; where there are more entries, only the 
 function fillPair(figure, image) {
   const view = [0, 0, ...image.size];
   const found = image.found.filter(entry => entry[3] >= 0);
+  const width = Math.max(figure.clientWidth / 2, 100);
   const left = canvas(image, view, image.src, view), right = canvas(image, view, image.src, view);
   drawEntries(left, image.truth.map(entry => {
     if (entry[4]) return [entry, "crowd", ""];
     if (!entry[3]) return [entry, "wrong", "✗ " + truthLabel(entry)];
     return [entry, "right", image.truth.length > MOST_LABELS ? "" : truthLabel(entry)];
-  }), view);
+  }), view, width);
   drawEntries(right, found.map(entry => entry[3] ? [entry, "right", found.length > MOST_LABELS ? "" : foundLabel(entry)]
-                                                 : [entry, "wrong", "✗ " + foundLabel(entry)]), view);
+                                                 : [entry, "wrong", "✗ " + foundLabel(entry)]), view, width);
   const sides = element("div", { class: "sides" });
   sides.append(left, right);
   figure.prepend(sides);
@@ -109,7 +113,7 @@ function fillZoom(figure, image, object, detection) {
   drawEntries(made, [
     ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
     ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
-  ], view);
+  ], view, 100);
   figure.prepend(made);
 }
 
