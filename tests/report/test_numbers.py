@@ -10,6 +10,8 @@ import pytest
 
 from my_dataset_coco import coco_object
 from tests.helpers.report_cases import CAT, DOG, OBJECTS, every_kind_of_error, random_truth_and_results, scene_of
+from tests.helpers.wrong_labels import KINDS as WRONG_KINDS
+from tests.helpers.wrong_labels import make_wrong, named
 from train_utils.metrics.coco_evaluation import run_cocoeval
 from train_utils.report.analysis import Analysis, analyse
 from train_utils.report.confusion import confusion
@@ -237,3 +239,44 @@ def test_an_evaluation_without_detections_or_objects_has_numbers():
     assert math.isnan(nothing_there.classes[0].ap) and nothing_there.errors.counts()["background"] == 8
     empty = analyse(scene_of(truth | {"annotations": []}, {"bbox": []}), "bbox")
     assert empty.pairs.matrix.sum() == 0
+
+
+# ------------------------------------------------------------------------------------- the program that counts suspects
+
+
+def test_labels_are_made_wrong_and_recognised():
+    truth, _ = every_kind_of_error()
+    template = truth["annotations"]
+    content = {
+        "images": [truth["images"][0] | {"id": i} for i in range(20)],
+        "categories": truth["categories"],
+        "annotations": [a | {"id": 10 * i + a["id"], "image_id": i} for i in range(20) for a in template],
+    }
+    before = json.dumps(content)
+    changed, wrong = make_wrong(content, share=5 / 120, seed=0)
+    assert json.dumps(content) == before and [w.kind for w in wrong] == list(WRONG_KINDS)
+    assert len(changed["annotations"]) == 120 - 1 + 2
+    by_id = {a["id"]: a for a in changed["annotations"]}
+    originals = {a["id"]: a for a in content["annotations"]}
+    of_class, removed, moved, added, doubled = wrong
+    original = originals[of_class.annotation]
+    assert (
+        by_id[of_class.annotation] == original | {"category_id": by_id[of_class.annotation]["category_id"]} != original
+    )
+    assert removed.annotation is None and len([a for a in by_id.values() if a["image_id"] == removed.image]) == 5
+    assert abs(by_id[moved.annotation]["bbox"][0] - moved.box[0]) == 28  # 0.7 of 40
+    assert by_id[added.annotation]["image_id"] == added.image and added.annotation not in originals
+    assert by_id[doubled.annotation]["bbox"][:2] != by_id[doubled.annotation - 1]["bbox"][:2]
+
+    def suspect(annotation: object, image: int, box: list[float]) -> dict[str, str]:
+        sides = dict(zip(("x", "y", "width", "height"), map(str, box)))
+        return {"annotation_id": str(annotation), "image_id": str(image)} | sides
+
+    suspects = [
+        suspect(of_class.annotation, of_class.image, of_class.box),
+        suspect("", removed.image, removed.box),
+        suspect("", removed.image, [0, 150, 10, 10]),
+        suspect("", removed.image + 100, removed.box),
+        suspect(originals[of_class.annotation]["id"] + 1000, of_class.image, of_class.box),
+    ]
+    assert named(suspects, wrong) == [0, 1, -1, -1, -1]
