@@ -486,6 +486,10 @@ class ValidationSettings(DataSettings, InferenceSettings):
     iou_type: str | None = option(
         None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
     )
+    report: str | None = option(
+        None, "also write report.html into this folder, a page on classes, errors, images and suspect labels, and its "
+        "numbers as CSV and JSON; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
+    )  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
     timeout: int = 1800

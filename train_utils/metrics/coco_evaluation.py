@@ -132,11 +132,21 @@ class CocoEvaluator:
 
     def metrics(self) -> dict[str, Metrics] | None:
         """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
+        detections = self.gathered()
+        return None if detections is None else self.score(detections)
+
+    def gathered(self) -> dict[int, dict] | None:
+        """The detections of all processes by image id, on the main process; None on the others."""
         shards = gather_objects(self.detections)
-        if shards is None:
-            return None
-        detections = {image_id: d for shard in shards for image_id, d in shard.items()}
-        results = coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
+        return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
+
+    def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
+        """Those of the detections that COCO's metrics count, as `coco_results`."""
+        return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
+
+    def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
+        """The metrics of detections by image id, by IoU type."""
+        results = self.results(detections)
         metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
         most = max((len(d["labels"]) for d in detections.values()), default=0)
         if most > MOST_DETECTIONS:
