@@ -1,6 +1,6 @@
 # make demo   set up, draw the demo dataset, train on it, validate, and predict one picture
 # make test   set up, and run the tests
-# make lint   ruff (check and format) over all of the code
+# make lint   ruff (check and format) over all of the code, mypy over all but the tests and benchmarks
 # make test-fast   the tests but the slow ones, in a minute or two
 # make test-oldest   the same on the oldest supported versions (requirements-oldest.txt), in an environment of its own
 # All can be stopped and started again; VENV=/some/folder shares one environment between clones.
@@ -27,6 +27,7 @@ test: $(VENV)/.ready-test
 lint: $(VENV)/.ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test-fast: $(VENV)/.ready-test
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"

@@ -7,10 +7,12 @@ COCO's million costs no worker a Python object.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +120,7 @@ class CocoDetection(Dataset):
         skip_bad: bool,
     ) -> None:
         self.source, self.image_folder = split.source, split.image_folder
-        self.index, self.problems = opened
+        self.index, self.problems = opened.index, opened.problems
         self.reading = reading
         self.problems.require_none_wrong(self.source, skip_bad)
         self.category_ids = labels_of_categories(list(self.index.categories))
@@ -266,7 +268,7 @@ class CocoDetection(Dataset):
         return self.__dict__ | {"_coco": None}
 
     @property
-    def coco(self):
+    def coco(self) -> Any:
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
         if self._coco is None and self.is_whole and has_hotcoco():
             with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
@@ -318,16 +320,16 @@ def box_code(box: Sequence[float], height: int, width: int) -> dict:
     return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)[0]
 
 
-def coco_object(source: str | dict):
+def coco_object(source: str | dict) -> Any:
     """A COCO object for an annotation file or its content, quietly; hotcoco's if it is installed."""
     try:
-        from hotcoco import COCO
+        library = importlib.import_module("hotcoco")
     except ImportError:
-        from pycocotools.coco import COCO
+        library = importlib.import_module("pycocotools.coco")
     with contextlib.redirect_stdout(io.StringIO()):
         if isinstance(source, str):
-            return COCO(source)
-        coco = COCO()
+            return library.COCO(source)
+        coco = library.COCO()
         coco.dataset = source
         coco.createIndex()
         return coco

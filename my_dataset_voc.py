@@ -6,6 +6,7 @@ python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,9 +75,10 @@ class VOCInstances(Dataset):
         skip_bad: bool = False,
         exif: str | None = None,
     ):
-        self.folder = find_voc_folder(voc_root, year)
-        if self.folder is None:
+        folder = find_voc_folder(voc_root, year)
+        if folder is None:
             raise FileNotFoundError(f"{voc_root}: no VOCdevkit/VOC{year} in it")
+        self.folder = folder
         self.image_folder = self.folder / "JPEGImages"
         self.transforms = transforms
         self.exif = exif
@@ -87,8 +89,8 @@ class VOCInstances(Dataset):
         self.source = self.folder / "ImageSets" / "Segmentation" / txt_name
         self.problems = Problems()
         names = read_list(self.source, self.problems)
-        pictures = {number: read_annotation(self.folder, name, self.problems) for number, name in names.items()}
-        pictures = {number: picture for number, picture in pictures.items() if picture is not None}
+        read = {number: read_annotation(self.folder, name, self.problems) for number, name in names.items()}
+        pictures = {number: picture for number, picture in read.items() if picture is not None}
         kept = self.check_masks(list(pictures.values()))
         if not skip_bad:
             self.problems.require_none_wrong(self.source)
@@ -182,9 +184,9 @@ class VOCInstances(Dataset):
         overlap = ious(np.array([thing.box for thing in picture.objects])[:, None], boxes)
         same_class = np.array([[thing.label == label for label in labels] for thing in picture.objects], dtype=bool)
         overlap *= same_class.reshape(overlap.shape)
-        matched = [None] * len(picture.objects)
+        matched: list[tuple[int, int, np.ndarray] | None] = [None] * len(picture.objects)
         while overlap.size and overlap.max() >= SMALLEST_OVERLAP:
-            row, column = np.unravel_index(overlap.argmax(), overlap.shape)
+            row, column = map(int, np.unravel_index(overlap.argmax(), overlap.shape))
             matched[row] = crops[column]
             overlap[row, :] = overlap[:, column] = 0
         return matched
@@ -256,7 +258,7 @@ class VOCInstances(Dataset):
         return self.__dict__ | {"_coco": None}
 
     @property
-    def coco(self):
+    def coco(self) -> Any:
         """Ground truth for the evaluation in COCO's form, made on first use from every picture's PNGs."""
         if self._coco is None:
             self._coco = coco_object(self.coco_content())
@@ -264,7 +266,8 @@ class VOCInstances(Dataset):
 
     def coco_content(self) -> dict:
         """The split as the content of a COCO file: masks as run-length codes, difficult objects as crowds."""
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for i, picture in enumerate(self.pictures):
             height, width = picture.size
             images.append(

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import torch
 
+from train_utils.applying import create_momentum
+from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision, choose_device, use_deterministic_algorithms
 from train_utils.distributed import (
     barrier,
+    broadcast_from_main,
     in_parallel,
     is_main,
     report_activity,
@@ -25,7 +28,7 @@ from train_utils.distributed import (
     share_buffers,
     world_size,
 )
-from train_utils.engine import evaluate, require_finite_weights, train_one_epoch
+from train_utils.engine import evaluate, train_one_epoch
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
@@ -37,12 +40,15 @@ from train_utils.run.resuming import check_settings, checkpoint_to_resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import learning_rate_schedule, set_schedule
+from train_utils.step_record import require_finite_weights
 from train_utils.training_state import Progress, Training
+from train_utils.visual.sheets import write_batch_sheet
 
 
 def main(settings: TrainSettings) -> None:
     # Settings
-    lock = None if settings.test_only else run_on_main(lambda: FolderLock.of_existing(Path(settings.output_dir)))
+    only_looks = settings.test_only or settings.show_batch
+    lock = None if only_looks else run_on_main(lambda: FolderLock.of_existing(Path(settings.output_dir)))
     checkpoint = checkpoint_to_resume(settings)
     settings.resolve(world_size(), checkpoint.content["args"] if checkpoint else None)
     device = choose_device(settings.device)
@@ -50,6 +56,7 @@ def main(settings: TrainSettings) -> None:
     if settings.deterministic:
         use_deterministic_algorithms()
     torch.manual_seed(settings.seed)
+    augmentation = training_transforms(settings)
 
     # Data
     if settings.is_demo():
@@ -57,15 +64,20 @@ def main(settings: TrainSettings) -> None:
         with reading_input():
             run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
     train_set, val_set = open_training_data(settings, settings.seed)
+    train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, settings.num_classes)
     train_loader = training_loader(
         train_set, settings.batch_size, settings.aspect_ratio_group_factor, settings.workers, settings.seed,
-        pin_memory=device.type == "cuda",
+        pin_memory=device.type == "cuda", mix=batch_transform(settings),
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=1, workers=settings.workers)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size()}
+
+    if settings.show_batch:
+        write_batch_sheet(train_loader, settings, classes.names)
+        return
 
     # Model
     with reading_input():
@@ -74,7 +86,7 @@ def main(settings: TrainSettings) -> None:
         if device.type != "cuda":
             raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
 
     # Optimizer
     optimizer = torch.optim.SGD(
@@ -92,6 +104,7 @@ def main(settings: TrainSettings) -> None:
         if not settings.test_only:
             check_settings(checkpoint, settings, facts)
         restore(checkpoint, training, steps_per_epoch, settings.force or settings.test_only)
+    create_momentum(optimizer)
 
     if settings.test_only:
         metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
@@ -110,6 +123,7 @@ def main(settings: TrainSettings) -> None:
         if run.writes:
             content = make_checkpoint(training, steps_per_epoch, settings, config, classes, facts)
             run.save_checkpoint(content, last=progress.step == last_step, keep=settings.keep)
+        run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
 
     def evaluate_epoch(epoch: int) -> None:
         share_buffers(model)

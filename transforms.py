@@ -1,6 +1,8 @@
 """Transform an image and its target between file and batch: (image, target) -> (image, target).
 
-Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame.
+Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame. All draws come
+from torch's RNG, which `SeededItems` seeds per item. Nothing here resamples an image, but for `CopyPaste`: what changes
+the scale notes a `View` in the target, and the network's own resize does the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,7 +10,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from network_files import InstanceMasks
+from network_files.boxes import resize_boxes
+from network_files.image_transform import View, resize_to_view
+from network_files.mask_rcnn import IMAGENET_MEAN
+
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
+Item = tuple[Tensor, dict]
+PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
 
 
 class Compose:
@@ -38,7 +47,172 @@ class RandomHorizontalFlip:
         return image.flip(-1), dict(target, boxes=boxes, masks=target["masks"].flip_horizontal())
 
 
-def collate_fn(batch: Sequence[tuple[Tensor, dict]]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
+class RandomVerticalFlip:
+    """Turn the image, its boxes and its masks upside down with probability `prob`."""
+
+    def __init__(self, prob: float = 0.5):
+        self.prob = prob
+
+    def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
+        if torch.rand(1).item() >= self.prob:
+            return image, target
+        height = image.shape[-2]
+        boxes = target["boxes"].clone()
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+        return image.flip(-2), dict(target, boxes=boxes, masks=target["masks"].flip_vertical())
+
+
+class ColorJitter:
+    """Change brightness, contrast and saturation by factors between 1 - strength and 1 + strength.
+
+    The factors mean the same as in torchvision's ColorJitter. As all three are linear in the colours, they are applied
+    as one matrix, with values rounded and clipped once, which takes a tenth of the time.
+    """
+
+    grey = torch.tensor([[0.299, 0.587, 0.114]])  # luma of red, green, blue (ITU-R BT.601)
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
+        low = max(0.0, 1 - self.strength)
+        factors = low + (1 + self.strength - low) * torch.rand(3, dtype=torch.float64)
+        return self.change(image, *factors.tolist()), target
+
+    def change(self, image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+        pixels = image.flatten(1).float()
+        to_grey = self.grey.expand(3, 3)
+        matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * to_grey)
+        middle = brightness * (1 - contrast) * (to_grey @ pixels.mean(dim=1, keepdim=True))
+        changed = torch.addmm(middle, matrix, pixels)
+        return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
+
+
+class ScaleJitter:
+    """Large-scale jitter (Ghiasi et al., arXiv:2012.07177, section 3): a random scale, then a square cropped or padded.
+
+    At scale 1 the image just fits into the square. What the square cuts off is cropped here, in pixels of the image;
+    the scale and the padding are left to the network's resize, as a `View` in the target.
+
+    Args:
+        side: of the square that the network sees, in pixels.
+        scale_range: limits of the scale, drawn uniformly.
+    """
+
+    def __init__(self, side: int, scale_range: tuple[float, float] = (0.1, 2.0)):
+        self.side = side
+        self.scale_range = scale_range
+
+    def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
+        low, high = self.scale_range
+        scale, place = torch.rand(2, dtype=torch.float64).tolist()
+        sizes = image.shape[-2:]
+        ratio = self.side / max(sizes) * (low + (high - low) * scale)
+        scaled = [max(1, int(length * ratio)) for length in sizes]
+        seen = [
+            length if new <= self.side else max(1, min(length, round(self.side / ratio)))
+            for length, new in zip(sizes, scaled)
+        ]
+        top, left = (int((length - part) * place) for length, part in zip(sizes, seen))
+        image, target = crop(image, target, top, left, *seen)
+        height, width = (min(new, self.side) for new in scaled)
+        masks, view = target["masks"], View(height, width, (self.side, self.side))
+        sides = resize_boxes(target["boxes"], masks.size, (height, width)).reshape(-1, 2, 2).diff(dim=1)
+        return image, select_objects(dict(target, view=view), (sides >= 1).flatten(1).all(1))
+
+
+def crop(
+    image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
+) -> tuple[Tensor, dict]:
+    """A window of the image, in whole pixels, and the objects that it shows.
+
+    Objects that the window cuts get the box and area of the mask that remains; the others keep theirs.
+
+    Args:
+        least: an object of which a smaller share of its pixels remains is dropped.
+    """
+    if (top, left, height, width) == (0, 0, *image.shape[-2:]):
+        return image, target
+    masks = target["masks"].window(top, left, height, width)
+    before, after = target["masks"].areas(), masks.areas()
+    limits = torch.tensor([width, height, width, height])
+    boxes = (target["boxes"] - torch.tensor([left, top, left, top])).clamp(min=0).minimum(limits)
+    target = dict(target, boxes=boxes, masks=masks)
+    image = image[:, top : top + height, left : left + width].contiguous()
+    return image, select_objects(measure_cut(target, before), (after > 0) & (after >= least * before))
+
+
+def measure_cut(target: dict, before: Tensor) -> dict:
+    """Take box and area of the objects that have lost pixels from their masks.
+
+    Args:
+        before: int64 [N], the areas of the whole masks.
+    """
+    areas = target["masks"].areas()
+    cut = areas < before
+    target = dict(target, boxes=torch.where(cut[:, None], target["masks"].extents(), target["boxes"]))
+    if "area" in target:
+        target["area"] = torch.where(cut, areas.float(), target["area"])
+    return target
+
+
+def select_objects(target: dict, kept: Tensor) -> dict:
+    """The target with the objects that `kept`, bool [N], selects."""
+    if bool(kept.all()):
+        return target
+    return {key: value[kept] if key in PER_OBJECT else value for key, value in target.items()}
+
+
+class CopyPaste:
+    """Make a batch in which each image has random objects of another one pasted in (arXiv:2012.07177).
+
+    As in torchvision's reference scripts: image i gets objects of image i - 1 of the batch, as many draws with
+    replacement as that has objects. They keep size and place, cover what is there, and are not blended. Images come
+    from `ScaleJitter`. Each is resampled once, here instead of in the network.
+
+    Args:
+        batch: images and targets; draws come from torch's RNG, which the loader seeds per batch.
+    """
+
+    def __call__(self, batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
+        items = [in_frame(*item) for item in batch]
+        return collate_fn([paste(*item, *source) for item, source in zip(items, items[-1:] + items[:-1])])
+
+
+def in_frame(image: Tensor, target: dict) -> Item:
+    """Carry out the view of an item: resize the image and pad it with ImageNet's mean colour."""
+    view: View = target["view"]
+    frame = torch.tensor(IMAGENET_MEAN).mul(255).round().to(torch.uint8)[:, None, None].repeat(1, *view.frame)
+    frame[:, : view.height, : view.width] = resize_to_view(image, view)
+    boxes = resize_boxes(target["boxes"], target["masks"].size, (view.height, view.width))
+    masks = target["masks"].resize(view.height, view.width, view.frame).in_current_frame()
+    target = dict(target, boxes=boxes, masks=masks, view=View(*view.frame, view.frame))
+    if "area" in target:
+        target["area"] = masks.areas().float()
+    return frame, select_objects(target, masks.areas() > 0)
+
+
+def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
+    """Paste a random part of the objects of `source` over an image of the same size.
+
+    Objects that are covered get the box and area of what remains visible; those that are covered wholly are dropped.
+    """
+    count = len(source_target["masks"])
+    if count == 0:
+        return image, target
+    chosen = torch.randint(0, count, (count,)).unique()
+    pasted = {key: source_target[key][chosen] for key in PER_OBJECT if key in source_target}
+    covered = pasted["masks"].union()
+    before = target["masks"].areas()
+    target = measure_cut(dict(target, masks=target["masks"].without(covered)), before)
+    target = select_objects(target, target["masks"].areas() > 0)
+    for key, value in pasted.items():
+        together = InstanceMasks.concatenated if key == "masks" else lambda *both: torch.cat(both)
+        target[key] = together(target[key], value)
+    return torch.where(torch.from_numpy(covered), source, image), target
+
+
+def collate_fn(batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
     """Collate items to (images, targets): images of different sizes are not stacked until the network pads them."""
     images, targets = zip(*batch)
     return images, targets

@@ -56,7 +56,7 @@ def main(settings: ValidationSettings) -> None:
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
 
     # Metrics
-    unreadable = [] if settings.skip_bad else None
+    unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
     evaluator = detect_all(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     results = evaluator.results()

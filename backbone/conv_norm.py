@@ -4,6 +4,8 @@ A frozen normalisation is a fixed scale and shift per channel. The convolution's
 saves one pass over the feature map forward and another backward.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,18 +19,73 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     In mixed precision a frozen normalisation is folded into the weights: run by itself, it would turn the feature map
     into float32. In float32 the two stay separate, which rounds exactly as torchvision does.
     """
-    frozen = isinstance(norm, FrozenBatchNorm2d) and conv.bias is None
-    if not frozen or not torch.is_autocast_enabled(x.device.type):
+    if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
-    scale, shift = scale_and_shift(norm)
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or conv.bias is not None:
+        scale, shift, _ = frozen_parts(conv, norm, None)
+        return conv(x) * scale + shift
+    scale, shift, weight = frozen_parts(conv, norm, torch.get_autocast_dtype(device))
+    if weight is None:
+        weight = conv.weight * scale[..., None]
+    return F.conv2d(x, weight, shift.flatten(), conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class FrozenParts(NamedTuple):
+    """What stays the same from step to step.
+
+    Attributes:
+        scale, shift: [C_out, 1, 1] each; in mixed precision the shift in low precision.
+        weight: of a frozen convolution in mixed precision, with the scale in it and cast; else None.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight: Tensor | None
+
+
+def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
+    """Compute what is frozen once, and again when a buffer or frozen weight has been changed or replaced.
+
+    Args:
+        dtype: of mixed precision; None without.
+    """
+    sources = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    folds = dtype is not None and not conv.weight.requires_grad
+    sources += [conv.weight] if folds else []
+    if any(source.is_inference() for source in sources):  # changes of such tensors are not counted
+        return compute_parts(conv, norm, dtype, folds)
+    state = [dtype, *(source._version for source in sources)]
+    known = norm.__dict__.get("frozen_parts")
+    if known is None or known[0] != state or any(a is not b for a, b in zip(known[1], sources)):
+        with torch.inference_mode(False):  # what is made in it could not be used in training
+            known = state, sources, compute_parts(conv, norm, dtype, folds)
+        norm.__dict__["frozen_parts"] = known
+    return known[2]
+
+
+@torch.no_grad()
+def compute_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None, folds: bool) -> FrozenParts:
+    scale, shift = (values[:, None, None] for values in scale_and_shift(norm))
+    if dtype is None:
+        return FrozenParts(scale, shift, None)
+    return FrozenParts(scale, shift.to(dtype), (conv.weight * scale[..., None]).to(dtype) if folds else None)
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
     """The scale and shift per channel, [C] each, of a normalisation by running statistics."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError("a normalisation without running statistics cannot be folded into a convolution")
+    scale = norm.weight * (var + norm.eps).rsqrt()
+    return scale, norm.bias - mean * scale
+
+
+def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The bias of a convolution that was built with one."""
+    if layer.bias is None:
+        raise ValueError(f"{layer} has no bias")
+    return layer.bias
 
 
 @torch.no_grad()

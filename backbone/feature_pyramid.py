@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.conv_norm import bias_of
 from backbone.resnet import NormLayer
 
 
@@ -54,7 +55,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer:
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if norm_layer is not None:
         return nn.Sequential(conv, norm_layer(out_channels))
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(bias_of(conv))
     return nn.Sequential(conv)
 
 

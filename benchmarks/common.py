@@ -64,6 +64,20 @@ def as_in_torchvisions_reference(images: Sequence[Tensor], targets: Targets) -> 
     return [image / 255 for image in images], [dict(target, masks=target["masks"].dense()) for target in targets]
 
 
+def on_device(
+    network: nn.Module, images: Sequence[Tensor], targets: Targets, device: torch.device
+) -> tuple[list[Tensor], Targets]:
+    """Move a batch as the network's own training script does: all of it, or for this project's network the images."""
+    images = [image.to(device, non_blocking=True) for image in images]
+    if isinstance(network, MaskRCNN):
+        return images, targets
+    moved = [
+        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in t.items()}
+        for t in targets
+    ]
+    return images, moved
+
+
 def describe(images: Sequence[Tensor], targets: Targets) -> str:
     """'000000008193 640x427 with 3 objects, ...'"""
     return ", ".join(
@@ -151,14 +165,23 @@ def synchronize() -> None:
 
 
 def build_pair(
-    images: Sequence[Tensor], min_size: int, max_size: int, weights: str | None = None, num_classes: int = 91
+    images: Sequence[Tensor],
+    min_size: int,
+    max_size: int,
+    weights: str | None = None,
+    num_classes: int = 91,
+    proposals: int | None = None,
+    rois_per_image: int = 512,
 ) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
     """Build this project's network and torchvision's with the same weights and settings, by default for COCO's classes.
 
     As in fine-tuning, BatchNorm is frozen, and stem and first stage are not trained. The weights come from a file or
-    from `random_weights`.
+    from `random_weights`; `proposals` and `rois_per_image` are those of `ModelConfig`.
     """
-    config = ModelConfig(num_classes, norm="frozen", min_size=min_size, max_size=max_size)
+    config = ModelConfig(
+        num_classes, norm="frozen", min_size=min_size, max_size=max_size, proposals=proposals,
+        rois_per_image=rois_per_image,
+    )  # fmt: skip
     if weights is None:
         ours = build_model(config)
         ours.load_state_dict(random_weights(config, images), strict=True)
@@ -190,6 +213,7 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
         min_size=config.min_size,
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
+        **({name: config.proposals for name in PROPOSALS} if config.proposals is not None else {}),
     )
 
 
@@ -216,4 +240,5 @@ def random_weights(config: ModelConfig, images: Sequence[Tensor]) -> dict[str, T
     return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
+PROPOSALS = tuple(f"rpn_{when}_nms_top_n_{mode}" for when in ("pre", "post") for mode in ("train", "test"))
 RPN_STD, CLASS_STD, BACKGROUND_BIAS, MASK_STD = 0.1, 0.1, 7.0, 0.03

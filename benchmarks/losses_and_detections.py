@@ -11,11 +11,10 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
 import torch
-from common import as_in_torchvisions_reference, build_pair, describe, machine, parser, training_photos
+from common import as_in_torchvisions_reference, build_pair, describe, machine, on_device, parser, training_photos
 from torch import Tensor, nn
 
 from train_utils.device import choose_device
-from train_utils.engine import to_device
 from train_utils.errors import one_line_errors
 from train_utils.options import positive
 
@@ -46,8 +45,7 @@ def outcome_of(
     network: nn.Module, images: Sequence[Tensor], targets: Sequence[dict], device: torch.device, seed: int
 ) -> Outcome:
     """Compute everything that is compared, on the CPU."""
-    images = [image.to(device) for image in images]
-    targets = [to_device(target, device) for target in targets]
+    images, targets = on_device(network, images, targets, device)
     network.train()
     network.zero_grad(set_to_none=True)
     torch.manual_seed(seed)

@@ -25,18 +25,18 @@ from torch.optim import SGD
 from torchvision.ops import box_convert, box_iou
 
 from my_dataset_coco import CocoDetection
-from network_files import MaskRCNN
-from predict import detect, draw
+from predict import Predictor
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
-from train_utils.engine import evaluate, to_device
+from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.open_data import num_classes_for
-from train_utils.options import add_flag, positive
+from train_utils.options import PredictorSettings, add_flag, positive
 from train_utils.schedule import learning_rate_schedule
+from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances
 
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "overfit"
@@ -61,7 +61,6 @@ def main(args: Namespace) -> None:
     classes = ClassTable.of_dataset(dataset)
     images, targets = dataset.collate_fn([dataset[i] for i in range(len(dataset))])
     images = [image.to(device) for image in images]
-    targets = [to_device(target, device) for target in targets]
     loader = evaluation_loader(dataset, batch_size=1, workers=0)
     for target in targets:
         print(f"{target['image_id']:012d}: {', '.join(dataset.class_names[i] for i in target['labels'].tolist())}")
@@ -106,7 +105,8 @@ def main(args: Namespace) -> None:
 
     # Results
     print_classes(metrics)
-    draw_all(model, dataset, classes, device, precision, folder)
+    trained = TrainedModel(folder, model, config, {}, classes, device, precision, {})
+    draw_all(Predictor.of_trained(trained, PredictorSettings()), dataset, folder)
     print(f"predictions (left) beside the ground truth (right): {folder}/*.png")
     if mask_ap < REQUIRED_MASK_AP:
         print(f"mask AP {mask_ap:.4f} is below {REQUIRED_MASK_AP}", file=sys.stderr)
@@ -142,21 +142,13 @@ def write_subset(source: Path, folder: Path, content: dict, image_ids: list[int]
     (folder / ANNOTATIONS).write_text(json.dumps(dict(content, images=photos, annotations=annotations)))
 
 
-def draw_all(
-    model: MaskRCNN,
-    dataset: CocoDetection,
-    classes: ClassTable,
-    device: torch.device,
-    precision: Precision,
-    folder: Path,
-) -> None:
+def draw_all(predictor: Predictor, dataset: CocoDetection, folder: Path) -> None:
     """Draw an image per photo: detections with a score of at least 0.5 on the left, ground truth on the right."""
-    model.eval()
     for i in range(len(dataset)):
         image, target = dataset[i]
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        found = draw(photo, detect(model, image, device, precision, box_thresh=0.5), classes, mask_thresh=0.5)
-        names = [classes.names[label] for label in target["labels"].tolist()]
+        found = predictor(photo).draw()
+        names = [dataset.class_names[label] for label in target["labels"].tolist()]
         masks = [target["masks"].crop(k) for k in range(len(names))]
         truth = draw_instances(photo, target["boxes"].numpy(), names, masks=masks)
         both = Image.new("RGB", (found.width + truth.width, found.height))

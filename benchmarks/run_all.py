@@ -34,6 +34,7 @@ BENCHMARKS = {
     "network_growth": ["network_growth.py", "--device", "cpu", "--rounds", "1"],
     "crowded_photo": ["crowded_photo.py"],
     "dataset_item": ["dataset_item.py"],
+    "augmentation": ["augmentation.py"],
     "mask_codes": ["mask_codes.py"],
     "whole_evaluation": ["whole_evaluation.py"],
     "start": ["start.py"],
@@ -43,7 +44,7 @@ BENCHMARKS = {
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 LAST_COLUMN = ("reached", "held")
 SUMMARY = ("part", "goal", "figure", "command", "held")
-QUICK = ("two_processes", "crowded_photo", "dataset_item", "mask_codes", "whole_evaluation", "start")
+QUICK = ("two_processes", "crowded_photo", "dataset_item", "augmentation", "mask_codes", "whole_evaluation", "start")
 
 
 def main(args: Namespace) -> int:

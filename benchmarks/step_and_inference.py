@@ -18,7 +18,16 @@ from functools import partial
 from statistics import median
 
 import torch
-from common import as_in_torchvisions_reference, build_pair, compare, describe, machine, parser, training_photos
+from common import (
+    as_in_torchvisions_reference,
+    build_pair,
+    compare,
+    describe,
+    machine,
+    on_device,
+    parser,
+    training_photos,
+)
 from limit import against_limit, matrix_rate, operations
 from report import compared, milliseconds, table
 from torch import Tensor, nn
@@ -26,7 +35,7 @@ from torch.optim import SGD, Optimizer
 
 from network_files import MaskRCNN
 from train_utils.device import Precision, choose_device
-from train_utils.engine import ready_for_inference, to_device
+from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors
 from train_utils.options import add_flag, positive
 
@@ -138,8 +147,7 @@ def training_step(
     network.train()
     torch.manual_seed(0)
     scaler = precision.scaler()
-    images = [image.to(device, non_blocking=True) for image in images]
-    targets = [to_device(target, device) for target in targets]
+    images, targets = on_device(network, images, targets, device)
     with precision.autocast():
         losses = network(images, targets)
         loss = sum(losses.values())

@@ -108,7 +108,7 @@ def work(args: Namespace) -> None:
             training.model.train()
             for i in range(count):
                 first = (i * PROCESSES + rank() * batch) % len(items)
-                train_step(training, Batch(*dataset.collate_fn(items[first : first + batch])), StopSignals())
+                train_step(training, Batch(*dataset.collate_fn(items[first : first + batch])), StopSignals(), 1).read()
 
         def evaluation(model: MaskRCNN = model, precision: Precision = precision) -> None:
             evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision)

@@ -1,6 +1,6 @@
 """Tell what the four numbers of a file's boxes mean, by how well each reading fits the masks."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +13,8 @@ MUCH_BETTER = 0.2  # by which another reading's median IoU has to exceed that of
 FRACTION = 1.5  # no coordinate of a file of fractions is above, or below -0.5: outlines may reach a little outside
 
 
-class BoxFit(NamedTuple):
+@dataclass
+class BoxFit:
     """Median IoU of a file's boxes with the extents of their masks, by reading, and of how many objects."""
 
     medians: dict[str, float]

@@ -8,12 +8,12 @@ file or in the user's cache folder, and read from there at the next start as lon
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from dataset_files.unused_categories import unused_categories
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
 VERSION = 4  # of the stored index; another one is not read
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
@@ -183,8 +183,8 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
     store_columns(columns, storage_places(index.path, suffix))
 
 
-def store_columns(columns: dict[str, np.ndarray], places: list[Path]) -> None:
-    """Write columns, preceded by their digest, to the first writable place; there may be none."""
+def store_columns(columns: Mapping[str, Any], places: list[Path]) -> None:
+    """Write columns (arrays), preceded by their digest, to the first writable place; there may be none."""
     content = io.BytesIO()
     np.savez(content, **columns)
     for place in places:
@@ -238,8 +238,8 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     used = np.unique(np.array(annotations.category_ids, dtype=np.int64)).tolist()
-    for key in unused_categories(content["categories"], used):
-        problems.add("unused category", f"category {key}, '{categories.pop(key)}'")
+    for unused in unused_categories(content["categories"], used):
+        problems.add("unused category", f"category {unused}, '{categories.pop(unused)}'")
     pictures = read_pictures(content["images"], problems)
     problems.update(annotations.problems)
     found = check_annotations(annotations, pictures, categories, problems, text, reading.boxes_from_masks)
@@ -271,4 +271,5 @@ def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()
     sizes = [len(text[a:b].encode()) for a, b in zip([0, *places], places)]
-    return tuple(np.cumsum(sizes, dtype=np.int64).reshape(-1, 2).T)
+    positions = np.cumsum(sizes, dtype=np.int64).reshape(-1, 2)
+    return positions[:, 0], positions[:, 1]

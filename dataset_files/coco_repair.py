@@ -13,13 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from dataset_files.coco_file import NoCategory, int64
+from dataset_files.coco_file import NoCategory
 from dataset_files.file_names import resolve
-from dataset_files.image_reading import PICTURE_FORMATS
 from dataset_files.layouts.conversion import Converted
 from dataset_files.mask_measures import area_of_mask, box_of_mask
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.whole_ids import text_of, whole_ids
+from dataset_files.rgb_images import PICTURE_FORMATS
+from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
 # Kinds of problems that a repair may mend; "missing" is found by the check of the images.
 REPAIRABLE = {
@@ -119,7 +119,7 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
     users = [a for a in annotations if isinstance(a, dict) and field in a]
     changed = []
     for entry, name in [(entry, "id") for entry in owners] + [(user, field) for user in users]:
-        number = numbers.get(text_of(entry[name]))
+        number = number_of(entry[name], numbers)
         if number is not None and type(entry[name]) is not int:
             if type(entry[name]) is not float:  # 7.0 is read as it stands, too
                 changed.append(f"{key} {shown(entry[name])} -> {number}")
@@ -129,7 +129,8 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
     """The annotations without those that repeat another one, id and all: these are one object, written twice."""
-    kept, groups, dropped = [], {}, []
+    kept, dropped = [], []
+    groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:
         if isinstance(annotation, dict) and "id" in annotation:
             key = text_of(annotation["id"]), repr(annotation.get("image_id")), repr(annotation.get("bbox"))
@@ -149,10 +150,10 @@ def number_annotations(annotations: list, problems: Problems) -> None:
     values = [entry.get("id") for entry in entries]
     numbers = whole_ids(values)
     if len(numbers) == len(entries) and all(type(value) in (int, float) or is_digits(value) for value in values):
-        wrong = [entry for entry in entries if isinstance(entry["id"], str)]
-        problems.add_all("renumbered", wrong, lambda e: f"id {shown(e['id'])} -> {numbers[text_of(e['id'])]}")
+        wrong = [value for value in values if isinstance(value, str)]
+        problems.add_all("renumbered", wrong, lambda text: f"id {shown(text)} -> {number_of(text, numbers)}")
         for entry in entries:
-            entry["id"] = numbers[text_of(entry["id"])]
+            entry["id"] = number_of(entry["id"], numbers)
         return
     pairs = zip(values, range(1, len(values) + 1))
     problems.add_all("renumbered", pairs, lambda pair: f"id {shown(pair[0])} -> {pair[1]}")
@@ -197,7 +198,8 @@ def has_size(image: Any) -> bool:
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
     """Height and width as numbers where they are text, else as the image is stored, whatever its EXIF tag."""
-    name, given = image["file_name"], [image.get("height"), image.get("width")]
+    name: str = image["file_name"]
+    given: list[Any] = [image.get("height"), image.get("width")]
     if all(map(is_digits, given)):
         size = tuple(map(int, given))
     elif leaves_folder(name) or not any(value is None or value == 0 or isinstance(value, str) for value in given):
@@ -217,7 +219,8 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
     """Mend the mask first, since box and area may have to come from it."""
-    size = sizes.get(annotation.get("image_id")) if type(annotation.get("image_id")) is int else None
+    image_id: Any = annotation.get("image_id")
+    size = sizes.get(image_id) if type(image_id) is int else None
     if annotation.get("segmentation") is None:
         annotation["segmentation"] = []
         problems.add("no segmentation", name_of(annotation))

@@ -6,11 +6,11 @@ file that it was read from changes.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
@@ -21,7 +21,8 @@ from dataset_files.problems import Problems
 VERSION = 1  # of stored conversions
 
 
-class OpenedSplit(NamedTuple):
+@dataclass
+class OpenedSplit:
     """The index of a split's COCO file, and the problems of the conversion and of the file together."""
 
     index: CocoIndex
@@ -39,24 +40,28 @@ def open_split_index(split: SplitFiles, reading: Reading, key: str = "") -> Open
     """
     if split.convert is not None:
         return open_converted(split, split.convert, split.inputs(), reading, key)
-    problems, error = None, None
     try:
         index = open_index(split.source, reading)
-        problems = index.problems
-    except ValueError as caught:
-        error = caught
-    if coco_repair.worth_repairing(problems, error):
-        repaired = open_converted(
-            split, lambda: coco_repair.repair(split.source, split.image_folder), [split.source], reading, "repair"
-        )
-        if error is not None or repaired.problems.counts != problems.counts:
+    except ValueError as error:
+        if not coco_repair.worth_repairing(None, error):
+            raise
+        return open_repaired(split, reading)
+    if coco_repair.worth_repairing(index.problems, None):
+        repaired = open_repaired(split, reading)
+        if repaired.problems.counts != index.problems.counts:
             return repaired
-    if error is not None:
-        raise error
-    return OpenedSplit(index, problems)
+    return OpenedSplit(index, index.problems)
 
 
-def open_converted(split: SplitFiles, convert: Any, inputs: Iterable[Path], reading: Reading, key: str) -> OpenedSplit:
+def open_repaired(split: SplitFiles, reading: Reading) -> OpenedSplit:
+    return open_converted(
+        split, lambda: coco_repair.repair(split.source, split.image_folder), [split.source], reading, "repair"
+    )
+
+
+def open_converted(
+    split: SplitFiles, convert: Callable[[], Converted], inputs: Iterable[Path], reading: Reading, key: str
+) -> OpenedSplit:
     place = storage_folder() / f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}.json"
     stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *inputs})))
     problems = stored_problems(place, stamp)

@@ -46,7 +46,9 @@ class InstanceDataset(Protocol):
     exif: str | None
     transforms: Callable | None
     kept_in_evaluation: str
-    collate_fn: Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]
+
+    @property
+    def collate_fn(self) -> Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]: ...
 
     @property
     def coco(self) -> Any: ...

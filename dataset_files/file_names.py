@@ -5,13 +5,14 @@ name, whatever its folder, case or image suffix; nothing outside of that folder 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from dataset_files.image_files import IMAGE_SUFFIXES
-from dataset_files.problems import Problems, leaves_folder, shown
+from dataset_files.image_files import IMAGE_SUFFIXES, images_below
+from dataset_files.problems import Problems, is_file_name, leaves_folder, shown
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes, as Git LFS has it
@@ -35,9 +36,9 @@ def resolve(names: Sequence[str], folder: Path) -> Resolved:
     absent = set(missing_names(names, folder))
     if not absent:
         return Resolved(list(names), Problems())
-    files, found, ambiguous = FilesBelow(folder), {}, {}
+    finder, found, ambiguous = ImageFinder(folder), {}, {}
     for name in absent:
-        fitting = files.fitting(name)
+        fitting = finder.fitting(name)
         if len(fitting) == 1:
             found[name] = fitting[0]
         elif fitting:
@@ -86,19 +87,62 @@ def is_lfs_pointer(path: str | Path) -> bool:
     return start.startswith(LFS_START) and len(start) <= LARGEST_POINTER
 
 
-class FilesBelow:
-    """The images below a folder by their base name and stem, in lower case."""
+class ImageFinder:
+    """Finds images below `root` by the names that annotations have for them; the folder is listed on first use."""
 
-    def __init__(self, folder: Path):
-        self.by_base: dict[str, list[str]] = {}
-        self.by_stem: dict[str, list[str]] = {}
-        for name in images_below(folder):
-            base = name.rpartition("/")[2].lower()
-            self.by_base.setdefault(base, []).append(name)
-            self.by_stem.setdefault(os.path.splitext(base)[0], []).append(name)
+    def __init__(self, root: Path):
+        self.root = root
+
+    @cached_property
+    def by_base(self) -> dict[str, list[str]]:
+        """Base name in lower case -> images relative to `root` with forward slashes; no links that lead outside."""
+        groups: dict[str, list[str]] = {}
+        root = os.path.realpath(self.root)
+        for path in images_below(self.root):
+            if not path.is_symlink() or is_below(os.path.realpath(path), root, os.path.realpath(path.parent)):
+                groups.setdefault(path.name.lower(), []).append(path.relative_to(self.root).as_posix())
+        return groups
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """The same by base name without suffix."""
+        groups: dict[str, list[str]] = {}
+        for base, names in self.by_base.items():
+            groups.setdefault(os.path.splitext(base)[0], []).extend(names)
+        return groups
+
+    def at(self, folder: Path, name: str) -> str | None:
+        """The image `name` as seen from `folder`, relative to `root`; None if it is missing or outside `root`."""
+        if not name or "\0" in name or not is_file_name(name):
+            return None
+        path = Path(os.path.normpath(folder / name))
+        if not path.is_relative_to(self.root) or ".." in path.relative_to(self.root).parts or not path.is_file():
+            return None
+        return path.relative_to(self.root).as_posix()
+
+    def find(self, name: str, *folders: Path) -> str | None:
+        """The image called `name`, relative to `root` with forward slashes.
+
+        Args:
+            folders: where to look for it as it stands, and for its base name, in this order.
+
+        Returns:
+            What was found there, else the one image that fits best, see `fitting`; None if none does, or several.
+        """
+        name = name.replace("\\", "/")
+        for wanted in dict.fromkeys((name, name.rpartition("/")[2])):
+            for folder in folders:
+                if (found := self.at(folder, wanted)) is not None:
+                    return found
+        fitting = self.fitting(name)
+        near = [one for one in fitting if (self.root / one).parent in folders]
+        return next((group[0] for group in (fitting, near) if len(group) == 1), None)
 
     def fitting(self, name: str) -> list[str]:
-        """The files that `name` fits best: most folders in common, then the same case; several if they fit equally."""
+        """The images that `name` fits best: most folders in common, then the same case; several if they fit equally.
+
+        Those of the same base name, whatever its folder and case; else those with another image suffix.
+        """
         plain = name.replace("\\", "/").partition("?d=")[2] or name.replace("\\", "/")  # Label Studio's local files
         for wanted in dict.fromkeys((plain, unquote(plain))):
             base = wanted.rpartition("/")[2].lower()
@@ -119,29 +163,6 @@ def likeness_of(name: str, file: str) -> tuple[int, bool]:
     while same < min(len(folders), len(others)) and folders[same].lower() == others[same].lower():
         same += 1
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """The images below a folder, relative to it with forward slashes, sorted by folder; hidden ones are passed over.
-
-    Linked folders are entered, each real folder once. A linked file is passed over if it lies outside.
-    """
-    root, entered = os.path.realpath(folder), set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inner = os.path.relpath(place, folder).replace(os.sep, "/")
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES or name.startswith("."):
-                continue
-            path = os.path.join(place, name)
-            if os.path.islink(path) and not is_below(os.path.realpath(path), root, real):
-                continue
-            yield name if inner == "." else f"{inner}/{name}"
 
 
 def is_below(path: str, *folders: str) -> bool:

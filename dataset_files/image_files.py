@@ -1,14 +1,13 @@
-"""Image files of a data set: list them, find the one that an annotation names, read a size from the header."""
+"""Image files of a data set: list them, tell splits by the names of folders, read a size from the header."""
 
 import os
-from collections.abc import Callable, Iterator
-from functools import cached_property
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from dataset_files.image_reading import PICTURE_FORMATS, orientation_of
-from dataset_files.problems import is_file_name
+from dataset_files.rgb_images import PICTURE_FORMATS, orientation_of
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
@@ -20,16 +19,23 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLIT_ORDER = ("train", "val", "test")
+SPLIT_WORD = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """The sub-folders of `folder` that are named like a split: "train", "val" or "test" -> folder."""
-    found = {}
+    found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
         split = SPLIT_NAMES.get(name.lower())
         if split and (folder / name).is_dir():
             found.setdefault(split, folder / name)
     return {split: found[split] for split in SPLIT_ORDER if split in found}
+
+
+def split_in(name: str) -> str:
+    """The split that a name says anywhere: "train" for stage1_train, but not for trains; "" if it says none."""
+    found = SPLIT_WORD.search(name.lower())
+    return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
 
 def names_in(folder: Path) -> list[str]:
@@ -46,12 +52,18 @@ def is_image_name(name: str) -> bool:
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """All files in a folder and its sub-folders, sorted, hidden ones left out; links to folders are not followed.
+    """All files in a folder and its sub-folders, sorted, hidden ones left out; linked folders are entered once each.
 
     Args:
         depth: levels of sub-folders to enter; None for all.
     """
-    for place, folders, names in os.walk(folder):
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         level = len(Path(place).relative_to(folder).parts)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if depth is None or level < depth else []
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
@@ -59,66 +71,6 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     return [path for path in files_below(folder) if is_image_name(path.name)]
-
-
-class ImageFinder:
-    """Finds images below `root` by the names that annotations have for them; the folder is listed on first use."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    @cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        """File name in lower case -> the images of that name, relative to `root` with forward slashes."""
-        return self.group(lambda path: path.name.lower())
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        """The same by name without suffix."""
-        return self.group(lambda path: path.stem.lower())
-
-    @cached_property
-    def images(self) -> list[Path]:
-        return images_below(self.root)
-
-    def group(self, key: Callable[[Path], str]) -> dict[str, list[str]]:
-        groups: dict[str, list[str]] = {}
-        for path in self.images:
-            groups.setdefault(key(path), []).append(path.relative_to(self.root).as_posix())
-        return groups
-
-    def at(self, folder: Path, name: str) -> str | None:
-        """The image `name` as seen from `folder`, relative to `root`; None if it is missing or outside `root`."""
-        if not name or "\0" in name or not is_file_name(name):
-            return None
-        path = Path(os.path.normpath(folder / name))
-        if not path.is_relative_to(self.root) or ".." in path.relative_to(self.root).parts or not path.is_file():
-            return None
-        return path.relative_to(self.root).as_posix()
-
-    def find(self, name: str, *folders: Path) -> str | None:
-        """The image called `name`, which may have backslashes, a foreign folder, another case or another suffix.
-
-        Args:
-            folders: where to look first, in this order.
-
-        Returns:
-            Its path relative to `root` with forward slashes. Outside of `folders` only an image whose base name (else
-            its stem) is unique below `root` is taken, since any other choice would be a guess. None if there is none.
-        """
-        name = name.replace("\\", "/")
-        base = name.rpartition("/")[2]
-        for wanted in dict.fromkeys((name, base)):
-            for folder in folders:
-                if (found := self.at(folder, wanted)) is not None:
-                    return found
-        for group in (self.by_name.get(base.lower(), []), self.by_stem.get(Path(base).stem.lower(), [])):
-            if len(group) == 1:
-                return group[0]
-            near = [one for one in group if (self.root / one).parent in folders]
-            if len(near) == 1:
-                return near[0]
-        return None
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -16,9 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_files.coco_index import storage_places, store_columns, stored_columns
+from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_reading import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 from dataset_files.problems import Problems
+from dataset_files.rgb_images import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
 
 KEPT_FROM = 5000  # images: the headers of fewer are read in a second
 READERS = 8  # threads: on a network file system most of the time is waiting
@@ -29,7 +30,7 @@ FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER = range(5)
 FAULTS = ("", "no picture", "bomb", "unreadable", "lfs")
 
 
-def check_images(dataset) -> tuple[Problems, list[int]]:
+def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     """Return the problems of a dataset's images, and the indices of the affected items."""
     folder, names = dataset.image_folder, dataset.image_names()
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
@@ -102,7 +103,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         places: where to store the headers of large datasets.
     """
     headers = np.zeros((len(names), 4), dtype=np.int64)
-    unread = files[:, 0] > 0
+    is_unread = files[:, 0] > 0
     kept = next(stored_columns(list(places)), None) if len(names) >= KEPT_FROM else None
     if kept is not None:
         rows = dict(zip(kept["names"].tolist(), range(len(kept["names"]))))
@@ -110,8 +111,8 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         known = np.flatnonzero(row >= 0)
         known = known[(kept["files"][row[known]] == files[known]).all(axis=1)]
         headers[known] = kept["headers"][row[known]]
-        unread[known] = False
-    unread = np.flatnonzero(unread).tolist()
+        is_unread[known] = False
+    unread = np.flatnonzero(is_unread).tolist()
     if unread:
         paths = [os.path.join(folder, names[i]) for i in unread]
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:

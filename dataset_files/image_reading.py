@@ -7,14 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-EXIF_ORIENTATION = 0x0112
-# Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
-Image.init()
-PICTURE_FORMATS = tuple(
-    name
-    for name in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
-    if name in Image.OPEN  # AVIF came with Pillow 11.3
-)
+from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
@@ -41,46 +34,6 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if there is none."""
-    return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
-
-
-def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
-    """Whether annotations mean an image as its EXIF orientation turns it, not as it is stored.
-
-    COCO's mean it as it is stored. Those of other tools may not; that shows where width and height are exchanged.
-
-    Args:
-        stored: width and height, as in Pillow.
-        orientation: the EXIF tag; from 5 on it turns by a quarter.
-        annotated: height and width.
-        exif: see `read_image`.
-    """
-    if exif is not None:
-        return exif == "apply" and orientation != 1
-    width, height = stored
-    return 5 <= orientation <= 8 and tuple(annotated) == (width, height) and width != height
-
-
-def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether the annotated size cannot tell if annotations mean an image as its EXIF orientation turns it."""
-    return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
-
-
 def picture_to_tensor(picture: Image.Image) -> Tensor:
     """Convert a Pillow image of any mode to uint8 [3, H, W]."""
     return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1).contiguous()
-
-
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to 8-bit RGB.
-
-    Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
-    while Pillow's own `convert` would clip them at 255.
-    """
-    values = np.array(picture) if picture.mode.startswith("I") else np.zeros(1)
-    if picture.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
-        values = values.clip(0, 65535).astype(np.uint32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return picture.convert("RGB")

@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.coco_file import LARGEST_COORDINATE, LARGEST_PICTURE, extents_of_runs
+from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE, extents_of_runs
 from network_files.rle import unpack_counts
 
 

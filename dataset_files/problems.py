@@ -6,10 +6,11 @@ Readers note problems here instead of stopping at the first one, so that a user 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 NAMED = 3  # described problems per kind
 LONGEST = 120  # characters of a value in a message
+Found = TypeVar("Found")
 
 
 class Kind(NamedTuple):
@@ -72,6 +73,7 @@ KINDS = {
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
     "no label image": Kind("label files without an image, which are left out", wrong=False, stays=True),
+    "no mask image": Kind("masks without an image, which are left out", wrong=False, stays=True),
     "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),
     "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
     "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),
@@ -125,13 +127,13 @@ class Problems:
     def add(self, kind: str, example: str) -> None:
         self.add_all(kind, [example], lambda text: text)
 
-    def add_all(self, kind: str, found: Iterable, describe: Callable[[object], str]) -> None:
+    def add_all(self, kind: str, found: Iterable[Found], describe: Callable[[Found], str]) -> None:
         """Add all of `found`; only the first few are described."""
-        found = list(found)
-        if found:
-            self.counts[kind] = self.counts.get(kind, 0) + len(found)
+        all_found = list(found)
+        if all_found:
+            self.counts[kind] = self.counts.get(kind, 0) + len(all_found)
             examples = self.examples.setdefault(kind, [])
-            examples += [printable(describe(one)) for one in found[: NAMED - len(examples)]]
+            examples += [printable(describe(one)) for one in all_found[: NAMED - len(examples)]]
 
     def update(self, other: "Problems") -> None:
         for kind, count in other.counts.items():

@@ -102,7 +102,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise ValueError(f"not readable as XML (unknown encoding: {error})") from error
 
 
-def refuse_document_type(*_) -> None:
+def refuse_document_type(*_: object) -> None:
     raise ValueError("refused, as it declares a document type, which may define entities")
 
 
@@ -133,8 +133,8 @@ def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObjec
 def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Read the box of the object `name`, 0-based x1y1x2y2, clipped to an image of `size` (height, width)."""
     try:
-        x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-    except (TypeError, ValueError):
+        x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
         raise UnusableObject("box numbers", f"'{name}' has no bndbox of four numbers") from None
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
         raise UnusableObject("box numbers", f"'{name}' has the box {x1} {y1} {x2} {y2}")
@@ -148,7 +148,7 @@ def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> 
 def count_instances(path: Path, size: tuple[int, int]) -> int:
     """Count the instances in a PNG of masks without making an array of it."""
     with open_masks(path, size) as picture:
-        return sum(index not in (0, VOID_LABEL) for _, index in picture.getcolors())
+        return sum(count > 0 for index, count in enumerate(picture.histogram()) if index not in (0, VOID_LABEL))
 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Whole numbers for ids of any form: numbers written as text are read, other texts are numbered."""
+"""Whole numbers in JSON files: checked ones, and ids of any form, where text is read as a number or numbered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from dataset_files.problems import shown
 
 LARGEST = 2**63 - 1
 
@@ -16,14 +18,22 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
     values = {text: value_of(text) for text in texts}
     taken: dict[int, str] = {}
     for text in sorted(texts, key=lambda text: (str(values[text]) != text, text)):  # "7" before "007"
-        if values[text] is not None and taken.setdefault(values[text], text) != text:
+        value = values[text]
+        if value is not None and taken.setdefault(value, text) != text:
             values[text] = None
     following = max(taken, default=0) + 1
+    numbers: dict[str, int] = {}
     for text, value in values.items():
         if value is None:
-            values[text] = following
-            following += 1
-    return values
+            value, following = following, following + 1
+        numbers[text] = value
+    return numbers
+
+
+def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
+    """The whole number of an id in the result of `whole_ids`; None if it was left out."""
+    text = text_of(value)
+    return None if text is None else numbers.get(text)
 
 
 def text_of(value: Any) -> str | None:
@@ -46,3 +56,29 @@ def value_of(text: str) -> int | None:
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
         return None
     return int(text) if abs(int(text)) <= LARGEST else None
+
+
+def whole(number: Any) -> Any:
+    """Turn an id that a tool wrote as 7.0 back into an int."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def int64(number: Any) -> int:
+    """Convert a number of a JSON file to a whole number.
+
+    Raises:
+        ValueError, OverflowError: it is not whole, or too large.
+    """
+    number = whole(number)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"has {shown(number)} instead of a whole number")
+    if not -(2**63) <= number < 2**63:
+        raise OverflowError(f"has the number {shown(number)}, which is too large")
+    return number
+
+
+def natural(number: Any) -> int:
+    """Convert like `int64`, to 0 or above: COCO's readers accept no other ids of images and categories."""
+    if int64(number) < 0:
+        raise ValueError(f"has the id {number}, which is below 0")
+    return int64(number)

@@ -1,6 +1,22 @@
 """Mask R-CNN (He et al., arXiv:1703.06870), hand-written: feature pyramid -> losses or detections."""
 
-from network_files.instance_masks import InstanceMasks
-from network_files.mask_rcnn import MaskRCNN
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from network_files.instance_masks import InstanceMasks
+    from network_files.mask_rcnn import MaskRCNN
 
 __all__ = ["InstanceMasks", "MaskRCNN"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the two classes on first use: the modules of run-length codes also serve programs without torch."""
+    if name == "InstanceMasks":
+        from network_files.instance_masks import InstanceMasks
+
+        return InstanceMasks
+    if name == "MaskRCNN":
+        from network_files.mask_rcnn import MaskRCNN
+
+        return MaskRCNN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

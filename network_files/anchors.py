@@ -34,8 +34,15 @@ class AnchorGenerator(nn.Module):
         self.sizes = tuple(tuple(s) for s in sizes)
         self.aspect_ratios = tuple(tuple(r) for r in aspect_ratios)
         self.rounded = rounded
-        cells = [cell_anchors(s, r) for s, r in zip(self.sizes, self.aspect_ratios)]
-        self.cell_anchors = [cell.round() if rounded else cell for cell in cells]
+        for i, (level_sizes, level_ratios) in enumerate(zip(self.sizes, self.aspect_ratios)):
+            cell = cell_anchors(level_sizes, level_ratios)
+            # A buffer, so that it moves to the device with the network and not at every step.
+            self.register_buffer(f"cell_{i}", cell.round() if rounded else cell, persistent=False)
+
+    @property
+    def cell_anchors(self) -> list[Tensor]:
+        """Per level, the anchors of a cell centred on the origin: float32 [A, 4], x1y1x2y2."""
+        return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
 
     def num_anchors_per_location(self) -> list[int]:
         return [len(cell) for cell in self.cell_anchors]
@@ -50,8 +57,8 @@ class AnchorGenerator(nn.Module):
         Returns:
             Per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
         """
-        if len(levels) != len(self.cell_anchors):
-            raise ValueError(f"anchors are defined for {len(self.cell_anchors)} levels, the pyramid has {len(levels)}")
+        if len(levels) != len(self.sizes):
+            raise ValueError(f"anchors are defined for {len(self.sizes)} levels, the pyramid has {len(levels)}")
         anchors = []
         for level, cell in zip(levels, self.cell_anchors):
             height, width = level.shape[-2:]
@@ -59,7 +66,7 @@ class AnchorGenerator(nn.Module):
             x = torch.arange(width, device=level.device) * self.stride(batch_size[1], width)
             y, x = (grid.reshape(-1) for grid in torch.meshgrid(y, x, indexing="ij"))
             shifts = torch.stack((x, y, x, y), dim=1)
-            anchors.append((shifts[:, None] + cell.to(level.device)).reshape(-1, 4))
+            anchors.append((shifts[:, None] + cell).reshape(-1, 4))
         return anchors
 
     def stride(self, batch_side: int, level_side: int) -> int:
@@ -69,8 +76,8 @@ class AnchorGenerator(nn.Module):
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
     """Anchors centred on the origin: [len(aspect_ratios) * len(sizes), 4], x1y1x2y2, all sizes of a ratio together."""
-    sizes = torch.tensor(sizes, dtype=torch.float32)
+    lengths = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
-    widths = ((1 / height_ratios)[:, None] * sizes).flatten()
-    heights = (height_ratios[:, None] * sizes).flatten()
+    widths = ((1 / height_ratios)[:, None] * lengths).flatten()
+    heights = (height_ratios[:, None] * lengths).flatten()
     return torch.stack((-widths, -heights, widths, heights), dim=1) / 2

@@ -53,10 +53,18 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
 
 
+def size_of(image: Tensor) -> tuple[int, int]:
+    """Height and width of an image or of masks, [..., H, W]."""
+    height, width = image.shape[-2:]
+    return height, width
+
+
 def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Scale boxes [N, 4] from an image of `from_size` (height, width) to one of `to_size`."""
+    # As numbers: a tensor of ratios would have to be copied to the device.
     y_ratio, x_ratio = (
-        torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)
+        (torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)).item()
         for frm, to in zip(from_size, to_size)
     )
-    return boxes * torch.stack((x_ratio, y_ratio, x_ratio, y_ratio)).to(boxes.device)
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    return torch.stack((boxes[:, 0::2] * x_ratio, boxes[:, 1::2] * y_ratio), dim=2).flatten(1)

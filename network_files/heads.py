@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.conv_norm import bias_of
 from backbone.resnet import NormLayer
 
 
@@ -32,7 +33,7 @@ class RPNHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(bias_of(module))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """[B, C, H_i, W_i] per level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
@@ -113,6 +114,10 @@ class MaskRCNNHeads(nn.Sequential):
 class MaskRCNNPredictor(nn.Sequential):
     """Double the resolution and predict a mask per class: [R, C, 14, 14] -> logits [R, K, 28, 28]."""
 
+    conv5_mask: nn.ConvTranspose2d
+    relu: nn.ReLU
+    mask_fcn_logits: nn.Conv2d
+
     def __init__(self, in_channels: int, dim_reduced: int, num_classes: int):
         super().__init__(
             OrderedDict(
@@ -124,7 +129,7 @@ class MaskRCNNPredictor(nn.Sequential):
         nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
         # Not He's: its fan-out would be the number of classes, so few classes would give initial logits in the tens.
         nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
-        nn.init.zeros_(self.mask_fcn_logits.bias)
+        nn.init.zeros_(bias_of(self.mask_fcn_logits))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.linear(self.upsample(x), self.mask_fcn_logits.weight.flatten(1), self.mask_fcn_logits.bias)
@@ -139,7 +144,7 @@ class MaskRCNNPredictor(nn.Sequential):
         x = self.upsample(x)
         # The backward of weight[classes] would add up gradients in the order in which threads arrive.
         weight = F.embedding(classes, self.mask_fcn_logits.weight.flatten(1))
-        bias = F.embedding(classes, self.mask_fcn_logits.bias[:, None])
+        bias = F.embedding(classes, bias_of(self.mask_fcn_logits)[:, None])
         logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + bias[:, :, None]
         return self.scatter_subpixels(logits.view(*x.shape[:-1], 1))[:, 0]
 
@@ -155,7 +160,7 @@ class MaskRCNNPredictor(nn.Sequential):
         x = F.linear(
             x.permute(0, 2, 3, 1),
             weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]),
-            self.conv5_mask.bias.repeat(k * k),
+            bias_of(self.conv5_mask).repeat(k * k),
         )
         return self.relu(x).view(rois, height, width, k, k, weight.shape[1])
 
@@ -166,14 +171,18 @@ class MaskRCNNPredictor(nn.Sequential):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, channels, height * k, width * k)
 
 
-def conv_stack(in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1) -> list:
+def conv_stack(
+    in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1
+) -> list[nn.Module]:
     """3x3 convolutions with ReLU, He-initialised by fan-out (arXiv:1502.01852, section 2.2)."""
-    stack = []
+    stack: list[nn.Module] = []
     for channels in layers:
         block = conv3x3_relu(in_channels, channels, norm_layer, dilation)
-        nn.init.kaiming_normal_(block[0].weight, mode="fan_out", nonlinearity="relu")
-        if block[0].bias is not None:
-            nn.init.zeros_(block[0].bias)
+        for layer in block:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         stack.append(block)
         in_channels = channels
     return stack

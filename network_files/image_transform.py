@@ -6,13 +6,28 @@ section 3.1).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network_files.boxes import resize_boxes
+from network_files.boxes import resize_boxes, size_of
 from network_files.instance_masks import InstanceMasks
+
+
+class View(NamedTuple):
+    """How large an augmentation wants the network to see an image, in place of its own sizes.
+
+    Attributes:
+        height, width: the size that the image is resized to.
+        frame: height and width of the frame whose upper left the image fills; the rest is padding, and counts as part
+            of the image.
+    """
+
+    height: int
+    width: int
+    frame: tuple[int, int]
 
 
 @dataclass
@@ -41,6 +56,9 @@ class ImageTransform(nn.Module):
             False uses no antialiasing filter and rounds sizes down, as in torchvision.
     """
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(
         self,
         min_size: int | Sequence[int],
@@ -54,8 +72,9 @@ class ImageTransform(nn.Module):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        # Buffers move to the device with the network; without being stored, as torchvision's state dict lacks them.
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
         self.antialias = antialias
@@ -68,19 +87,20 @@ class ImageTransform(nn.Module):
         Args:
             images: [3, H, W] each, float in 0..1 or uint8.
             targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
-                tensor [N, H, W]; or None.
+                tensor [N, H, W], and if an augmentation chose the size `view`, a View; or None.
 
         Returns:
             The batch, and the targets in the frames of the resized images.
         """
-        resized = [self.resize(self.normalize(image)) for image in images]
-        sizes = [tuple(image.shape[-2:]) for image in resized]
+        views = [target.get("view") for target in targets or [{}] * len(images)]
+        resized = [self.resize(self.normalize(image), view) for image, view in zip(images, views)]
+        sizes = [view.frame if view else size_of(image) for image, view in zip(resized, views)]
         if targets is not None:
             targets = [
-                resize_target(target, tuple(image.shape[-2:]), size)
-                for target, image, size in zip(targets, images, sizes)
+                resize_target(target, size_of(image), size_of(new), size)
+                for target, image, new, size in zip(targets, images, resized, sizes)
             ]
-        return ImageBatch(self.pad(resized), sizes), targets
+        return ImageBatch(self.pad(resized, sizes), sizes), targets
 
     def normalize(self, image: Tensor) -> Tensor:
         if image.ndim != 3:
@@ -89,14 +109,12 @@ class ImageTransform(nn.Module):
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
             raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
-        mean, std = (
-            torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
-            for values in (self.image_mean, self.image_std)
-        )
-        return (image - mean) / std
+        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
 
-    def resize(self, image: Tensor) -> Tensor:
-        """[3, H, W] -> [3, H', W'] by bilinear interpolation."""
+    def resize(self, image: Tensor, view: View | None = None) -> Tensor:
+        """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""
+        if view is not None:
+            return resize_to_view(image, view)
         side = self.choose_size() if self.training else self.min_size[-1]
         if self.fixed_size is not None:
             return self.resize_to(image, *reversed(self.fixed_size))
@@ -112,6 +130,9 @@ class ImageTransform(nn.Module):
         )[0]
 
     def resize_to(self, image: Tensor, height: int, width: int) -> Tensor:
+        if self.antialias and image.shape[-1] == width == 1:
+            # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
+            return self.resize_to(image.transpose(1, 2), width, height).transpose(1, 2)
         return F.interpolate(
             image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
@@ -120,12 +141,9 @@ class ImageTransform(nn.Module):
         """Draw one of the training sizes, even if there is only one: this keeps the RNG in step with torchvision's."""
         return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
 
-    def pad(self, images: Sequence[Tensor]) -> Tensor:
-        """[3, H_b, W_b] each -> [B, 3, H, W], channels last in memory."""
-        height, width = (
-            -(-max(image.shape[axis] for image in images) // self.size_divisible) * self.size_divisible
-            for axis in (-2, -1)
-        )
+    def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of `sizes`."""
+        height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
         batch = torch.zeros(
             (len(images), images[0].shape[0], height, width), dtype=images[0].dtype, device=images[0].device
         )
@@ -134,12 +152,23 @@ class ImageTransform(nn.Module):
         return batch
 
 
-def resize_target(target: dict, from_size: tuple[int, int], to_size: tuple[int, int]) -> dict:
-    """A copy of a target with `boxes` and `masks` in the frame of the resized image."""
+def resize_to_view(image: Tensor, view: View) -> Tensor:
+    """[3, H, W], float or uint8 -> [3, view.height, view.width]; with an antialiasing filter where it shrinks."""
+    size, own = (view.height, view.width), tuple(image.shape[-2:])
+    if size == own:
+        return image
+    shrinks = size[0] < own[0] or size[1] < own[1]
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)[0]
+
+
+def resize_target(
+    target: dict, from_size: tuple[int, int], to_size: tuple[int, int], frame: tuple[int, int] | None = None
+) -> dict:
+    """A copy of a target with `boxes` and `masks` in the frame of the resized image, padded to `frame` if given."""
     target = dict(target, boxes=resize_boxes(target["boxes"], from_size, to_size))
     if "masks" in target:
         masks = target["masks"]
         if isinstance(masks, Tensor):
             masks = InstanceMasks.from_dense(masks)
-        target["masks"] = masks.resize(*to_size)
+        target["masks"] = masks.resize(*to_size, frame)
     return target

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.boxes import size_of
+
 
 class InstanceMasks:
     """N binary masks in the frame of one image.
@@ -22,17 +24,24 @@ class InstanceMasks:
         crops: int64 [N, 4], left, top, width, height of each crop in pixels of the source image.
         source_size: height and width of the image that the crops were made for.
         size: height and width of the current frame.
+        content_size: height and width of the image within the frame, at its upper left; the rest is padding.
     """
 
     def __init__(
-        self, pixels: Tensor, crops: Tensor, source_size: tuple[int, int], size: tuple[int, int] | None = None
+        self,
+        pixels: Tensor,
+        crops: Tensor,
+        source_size: tuple[int, int],
+        size: tuple[int, int] | None = None,
+        content_size: tuple[int, int] | None = None,
     ):
         if crops.ndim != 2 or crops.shape[1] != 4:
             raise ValueError(f"crops must be [N, 4] (left, top, width, height), got {list(crops.shape)}")
         self.pixels = pixels
         self.crops = crops
-        self.source_size = tuple(source_size)
-        self.size = self.source_size if size is None else tuple(size)
+        self.source_size = (source_size[0], source_size[1])
+        self.size = self.source_size if size is None else (size[0], size[1])
+        self.content_size = self.size if content_size is None else (content_size[0], content_size[1])
 
     @classmethod
     def from_crops(cls, crops: Sequence[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> "InstanceMasks":
@@ -51,7 +60,11 @@ class InstanceMasks:
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
-        return cls.from_crops(crops, tuple(masks.shape[1:]))
+        return cls.from_crops(crops, size_of(masks))
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -62,7 +75,17 @@ class InstanceMasks:
         starts = self.starts().tolist()
         parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
         pixels = torch.cat(parts) if parts else self.pixels[:0]
-        return InstanceMasks(pixels, self.crops[chosen], self.source_size, self.size)
+        return InstanceMasks(pixels, self.crops[chosen], self.source_size, self.size, self.content_size)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "InstanceMasks":
+        """The same masks on another device."""
+        pixels, crops = (t.to(device, non_blocking=non_blocking) for t in (self.pixels, self.crops))
+        return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
+
+    def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":
+        """The same masks in memory from which a GPU copies without a wait; a loader with `pin_memory` calls this."""
+        pixels, crops = self.pixels.pin_memory(), self.crops.pin_memory()
+        return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
     def __repr__(self) -> str:
         return f"InstanceMasks({len(self)} in {self.size[0]}x{self.size[1]}, {self.pixels.numel()} bytes)"
@@ -86,17 +109,76 @@ class InstanceMasks:
             for start, (left, top, width, height) in zip(starts, self.crops.tolist())
         ]
 
-    def resize(self, height: int, width: int) -> "InstanceMasks":
-        """The same masks in a frame of another size (nearest neighbour)."""
-        return InstanceMasks(self.pixels, self.crops, self.source_size, (height, width))
+    def resize(self, height: int, width: int, frame: tuple[int, int] | None = None) -> "InstanceMasks":
+        """The same masks at another size (nearest neighbour), padded right and below to `frame` if given."""
+        return InstanceMasks(self.pixels, self.crops, self.source_size, frame or (height, width), (height, width))
 
     def flip_horizontal(self) -> "InstanceMasks":
         """Mirror left and right; possible only in the source frame, before any `resize`."""
-        if self.size != self.source_size:
-            raise ValueError(f"flip before resize: the masks are {self.source_size}, their frame is {self.size}")
+        self.require_source_frame("flip")
         width = self.size[1]
         mirrored = [(width - left - crop.shape[1], top, crop[:, ::-1]) for left, top, crop in self.all_crops()]
         return InstanceMasks.from_crops(mirrored, self.size)
+
+    def flip_vertical(self) -> "InstanceMasks":
+        """Mirror top and bottom; possible only in the source frame, before any `resize`."""
+        self.require_source_frame("flip")
+        height = self.size[0]
+        mirrored = [(left, height - top - crop.shape[0], crop[::-1]) for left, top, crop in self.all_crops()]
+        return InstanceMasks.from_crops(mirrored, self.size)
+
+    def window(self, top: int, left: int, height: int, width: int) -> "InstanceMasks":
+        """What a window of the image shows of the masks, in its frame; only in the source frame, before any `resize`.
+
+        Objects outside the window become empty.
+        """
+        self.require_source_frame("crop")
+        shown = [shown_part(crop, top, left, height, width) for crop in self.all_crops()]
+        return InstanceMasks.from_crops(shown, (height, width))
+
+    def in_current_frame(self) -> "InstanceMasks":
+        """The same masks, with their pixels stored at the current size instead of the source's."""
+        places = (*self.source_pixels(), (0, 0, *self.size))
+        return InstanceMasks.from_crops([resampled(crop, *places) for crop in self.all_crops()], self.size)
+
+    def without(self, covered: np.ndarray) -> "InstanceMasks":
+        """The parts of the masks that a plane, bool [H, W] in the source frame, does not cover."""
+        self.require_source_frame("cut")
+        left_over = []
+        for left, top, crop in self.all_crops():
+            above = covered[top : top + crop.shape[0], left : left + crop.shape[1]]
+            x, y, rest = crop_to_content(crop * ~above) if above.any() else (0, 0, crop)
+            left_over.append((left + x, top + y, rest))
+        return InstanceMasks.from_crops(left_over, self.size)
+
+    def union(self) -> np.ndarray:
+        """bool [H, W]: the pixels of the source frame that any of the masks has."""
+        plane = np.zeros(self.source_size, dtype=np.uint8)
+        for left, top, crop in self.all_crops():
+            plane[top : top + crop.shape[0], left : left + crop.shape[1]] |= crop
+        return plane.astype(bool)
+
+    @classmethod
+    def concatenated(cls, first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
+        """The masks of both, which have the same frames."""
+        frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
+        if frames[0] != frames[1]:
+            raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
+        pixels, crops = (torch.cat((getattr(first, name), getattr(second, name))) for name in ("pixels", "crops"))
+        return cls(pixels, crops, first.source_size, first.size, first.content_size)
+
+    def require_source_frame(self, what: str) -> None:
+        if self.size != self.source_size or self.content_size != self.size:
+            raise ValueError(f"{what} before resize: the masks are {self.source_size}, their frame is {self.size}")
+
+    def extents(self) -> Tensor:
+        """float32 [N, 4]: the boxes x1y1x2y2 around the objects' pixels in the source frame; zeros for empty masks."""
+        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        for box, (left, top, crop) in zip(boxes, self.all_crops()):
+            x, y, content = crop_to_content(crop)
+            if content.size:
+                box[:] = left + x, top + y, left + x + content.shape[1], top + y + content.shape[0]
+        return torch.from_numpy(boxes)
 
     def areas(self) -> Tensor:
         """int64 [N]: area of each object in pixels of the source frame."""
@@ -113,15 +195,26 @@ class InstanceMasks:
         return masks
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each row and each column of the current frame, the nearest row and column of the source image."""
-        rows, columns = (nearest_indices(s, t) for s, t in zip(self.source_size, self.size))
+        """`source_indices` as arrays."""
+        rows, columns = (indices.numpy() for indices in self.source_indices(torch.device("cpu")))
+        return rows, columns
+
+    def source_indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each row and each column of the current frame, the nearest row and column of the source image, int64.
+
+        Rows and columns of the padding have the number after the source's last one.
+        """
+        rows, columns = (
+            F.pad(nearest_indices(source, content, device), (0, frame - content), value=source)
+            for source, content, frame in zip(self.source_size, self.content_size, self.size)
+        )
         return rows, columns
 
 
-def nearest_indices(source: int, target: int) -> np.ndarray:
+def nearest_indices(source: int, target: int, device: torch.device | None = None) -> Tensor:
     """int64 [target]: the source indices of nearest-neighbour interpolation, read from `F.interpolate` itself."""
-    ramp = torch.arange(source, dtype=torch.float32)[None, None]
-    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64).numpy()
+    ramp = torch.arange(source, dtype=torch.float32, device=device)[None, None]
+    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64)
 
 
 def paint(
@@ -135,12 +228,31 @@ def paint(
 
     `rows` and `columns` give the source row and column for each row and column of the plane.
     """
+    x1, y1, pixels = resampled(crop, rows, columns, window)
+    plane[y1 : y1 + pixels.shape[0], x1 : x1 + pixels.shape[1]] = pixels
+
+
+def resampled(
+    crop: tuple[int, int, np.ndarray], rows: np.ndarray, columns: np.ndarray, window: tuple[int, int, int, int]
+) -> tuple[int, int, np.ndarray]:
+    """The crop that `paint` writes: left, top and pixels [h, w] in the current frame; arguments as there."""
     left, top, pixels = crop
     height, width = pixels.shape
-    y1, y2 = np.searchsorted(rows, (top, top + height)).clip(window[0], window[2])
-    x1, x2 = np.searchsorted(columns, (left, left + width)).clip(window[1], window[3])
-    if y1 < y2 and x1 < x2:
-        plane[y1:y2, x1:x2] = pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]
+    y1, y2 = np.searchsorted(rows, (top, top + height)).clip(window[0], window[2]).tolist()
+    x1, x2 = np.searchsorted(columns, (left, left + width)).clip(window[1], window[3]).tolist()
+    return x1, y1, pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]
+
+
+def shown_part(
+    crop: tuple[int, int, np.ndarray], top: int, left: int, height: int, width: int
+) -> tuple[int, int, np.ndarray]:
+    """The part of a mask inside a window of the image, as left, top and pixels [h, w] in the window's frame."""
+    x, y, pixels = crop[0] - left, crop[1] - top, crop[2]
+    if min(x, y) >= 0 and x + pixels.shape[1] <= width and y + pixels.shape[0] <= height:
+        return x, y, pixels
+    inside = pixels[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    dx, dy, content = crop_to_content(inside)
+    return (max(x, 0) + dx, max(y, 0) + dy, content) if content.size else (0, 0, content)
 
 
 def crop_to_content(mask: np.ndarray) -> tuple[int, int, np.ndarray]:

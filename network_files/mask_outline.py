@@ -4,11 +4,13 @@ Bilinear interpolation is linear between two source rows, so a column crosses th
 at a position that one division gives. Only the M source rows of a column are examined instead of all its pixels.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+
+# Source and target length of an axis -> for each target position the lower source position, int64, and the weight of
+# the upper one, float32.
+Resampling = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 # Bounds on the float32 rounding error of a value of at most 1: with the exact interpolation weights, and with the
 # position from a division.
@@ -16,7 +18,7 @@ ROUNDING, MISPLACED = 5e-7, 2e-5
 
 
 def column_changes(
-    probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float
+    probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float, resampling: Resampling
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The threshold crossings of all masks of an image.
 
@@ -25,12 +27,13 @@ def column_changes(
         corners: int64 [N, 4], x1y1x2y2: first and last column and row of each mask in the image's frame.
         size: the image's height and width.
         threshold: values above it are inside the mask.
+        resampling: the weights of the bilinear interpolation that pastes the masks.
 
     Returns:
         positions: int64 [S], ascending within a mask: index of the first pixel after the crossing, counted down the
             columns of the image from left to right. Two equal positions cancel.
         owners: int64 [S], ascending: the mask of each position.
-        unsure: bool [N], masks whose crossings depend on how `F.interpolate` rounds; do not use their positions.
+        unsure: bool [N], masks whose crossings depend on how the interpolation rounds; do not use their positions.
     """
     height, width = size
     knots = probs.shape[-1]
@@ -43,7 +46,7 @@ def column_changes(
     visible = np.where(bottom > top, right - left, 0)
     owner = np.repeat(np.arange(len(probs)), visible)
     x = ranges(left, visible)
-    below, share = lookup(knots, widths, left - x1, visible)
+    below, share = lookup(resampling, knots, widths, left - x1, visible)
     lines = np.ascontiguousarray(probs.transpose(0, 2, 1)).reshape(-1, knots)
     values = lines.take(owner * knots + below, axis=0)
     above = lines.take(owner * knots + np.minimum(below + 1, knots - 1), axis=0)
@@ -72,7 +75,7 @@ def column_changes(
     nearest = np.rint(crossing)
     close = np.flatnonzero(np.abs((nearest - crossing) * step) * (knots / heights)[n] <= scale * MISPLACED)
     n, k, before, nearest = n[close], k[close], before[close], nearest[close].astype(np.int64)
-    below, share = lookup(knots, heights, np.zeros_like(heights), heights)
+    below, share = lookup(resampling, knots, heights, np.zeros_like(heights), heights)
     at = (heights.cumsum() - heights)[n] + nearest.clip(0, heights[n] - 1)
     value = values[before - k + below[at]] * (1.0 - share[at])
     value += values[before - k + np.minimum(below[at] + 1, knots - 1)] * share[at]
@@ -87,21 +90,11 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
 
 
-def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lookup(
+    resampling: Resampling, knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Concatenate lengths[i] entries of `resampling(knots, targets[i])`, from starts[i] on."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
     return np.concatenate(below), np.concatenate(share)
-
-
-@lru_cache(maxsize=4096)
-def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each target position, the lower source position, int64, and the weight of the upper one, float32.
-
-    Read from `F.interpolate` on one-hot inputs, so that they match it bit for bit.
-    """
-    ones = torch.eye(source)[:, None, :, None]
-    weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()
-    below = (weights != 0).argmax(axis=0)
-    return below, weights[np.minimum(below + 1, source - 1), np.arange(target)]

@@ -5,14 +5,14 @@ Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to 
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network_files.mask_outline import column_changes
-from network_files.rle import compress, encode_crop, pack_counts
+from network_files.mask_codes import Crop, encode_crops, encode_outlines
 
 
 def mask_crops(
@@ -113,34 +113,26 @@ def encode_masks(
         return []
     mask_probs, boxes = mask_probs.cpu(), boxes.cpu()
     if continuous:
-        return encode_crops(sampled_crops(mask_probs, boxes, size), size, threshold)
+        return encode_crops(as_arrays(sampled_crops(mask_probs, boxes, size)), size, threshold)
     padded, corners = frame(mask_probs, boxes)
-    positions, owners, unsure = column_changes(padded[:, 0].numpy(), corners.numpy(), size, threshold)
-    counts = pack_counts(*run_lengths(positions, owners, len(boxes), size[0] * size[1]))
-    codes = [{"size": list(size), "counts": packed} for packed in counts]
-    again = np.flatnonzero(unsure)
-    exact = encode_crops(whole_pixel_crops(mask_probs[again], boxes[again], size), size, threshold)
-    for i, code in zip(again.tolist(), exact):
-        codes[i] = code
-    return codes
+
+    def crops(chosen: np.ndarray) -> Iterator[Crop]:
+        return as_arrays(whole_pixel_crops(mask_probs[chosen], boxes[chosen], size))
+
+    return encode_outlines(padded[:, 0].numpy(), corners.numpy(), size, threshold, resampling, crops)
 
 
-def encode_crops(crops: Iterable[tuple[int, int, Tensor]], size: tuple[int, int], threshold: float) -> list[dict]:
-    """Run-length codes of crops, each given as left, top and float [h, w]."""
-    return compress([encode_crop((crop > threshold).numpy(), left, top, *size) for left, top, crop in crops])
+def as_arrays(crops: Iterable[tuple[int, int, Tensor]]) -> Iterator[Crop]:
+    return ((left, top, crop.numpy()) for left, top, crop in crops)
 
 
-def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crossings from `column_changes` -> the concatenated run lengths of all masks, and their number per mask."""
-    first = np.ones(len(positions), dtype=bool)
-    first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
-    starts = np.flatnonzero(first)
-    kept = starts[(np.diff(starts, append=len(positions)) % 2 == 1) & (positions[starts] < pixels)]
-    positions, owners = positions[kept], owners[kept]
-    lengths = np.bincount(owners, minlength=masks) + 1
-    ends = np.full(len(positions) + masks, pixels)
-    ends[np.arange(len(positions)) + owners] = positions
-    counts = np.diff(ends, prepend=0)
-    starts = lengths.cumsum() - lengths
-    counts[starts] = ends[starts]
-    return counts, lengths
+@lru_cache(maxsize=4096)
+def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each target position, the lower source position, int64, and the weight of the upper one, float32.
+
+    Read from `F.interpolate` on one-hot inputs, so that they match it bit for bit.
+    """
+    ones = torch.eye(source)[:, None, :, None]
+    weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()
+    below = (weights != 0).argmax(axis=0)
+    return below, weights[np.minimum(below + 1, source - 1), np.arange(target)]

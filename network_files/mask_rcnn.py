@@ -1,22 +1,32 @@
 """Mask R-CNN (He et al., arXiv:1703.06870) assembled from its parts: images and targets -> losses or detections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from network_files.anchors import AnchorGenerator
-from network_files.boxes import resize_boxes
+from network_files.boxes import resize_boxes, size_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, RPNHead, TwoMLPHead
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import paste_masks
-from network_files.roi_align import PyramidRoIAlign
+from network_files.on_device import upload
+from network_files.roi_align import PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
 from network_files.state_dicts import rename_old_keys
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(Protocol):
+    """A module: images [B, 3, H, W] -> levels by name, [B, out_channels, H_i, W_i] each, finest first."""
+
+    out_channels: int
+
+    def __call__(self, images: Tensor, /) -> Mapping[str, Tensor]: ...
 
 
 class MaskRCNN(nn.Module):
@@ -33,7 +43,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         num_classes: int | None = None,
         min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
@@ -51,7 +61,7 @@ class MaskRCNN(nn.Module):
         rpn_batch_size_per_image: int = 256,
         rpn_positive_fraction: float = 0.5,
         rpn_score_thresh: float = 0.0,
-        box_roi_pool: nn.Module | None = None,
+        box_roi_pool: RoIPool | None = None,
         box_head: nn.Module | None = None,
         box_predictor: nn.Module | None = None,
         box_score_thresh: float = 0.05,
@@ -62,7 +72,7 @@ class MaskRCNN(nn.Module):
         box_batch_size_per_image: int = 512,
         box_positive_fraction: float = 0.25,
         bbox_reg_weights: tuple[float, float, float, float] | None = None,
-        mask_roi_pool: nn.Module | None = None,
+        mask_roi_pool: RoIPool | None = None,
         mask_head: nn.Module | None = None,
         mask_predictor: nn.Module | None = None,
         size_divisible: int = 32,
@@ -103,14 +113,15 @@ class MaskRCNN(nn.Module):
             rpn_score_thresh,
         )
 
+        classes = num_classes or 0  # 0 is never used: both predictors are given
         box_roi_pool = box_roi_pool or PyramidRoIAlign(output_size=7)
         self.roi_heads = RoIHeads(
             box_roi_pool,
             box_head or TwoMLPHead(channels * box_roi_pool.output_size[0] * box_roi_pool.output_size[1], 1024),
-            box_predictor or FastRCNNPredictor(1024, num_classes),
+            box_predictor or FastRCNNPredictor(1024, classes),
             mask_roi_pool or PyramidRoIAlign(output_size=14),
             mask_head or MaskRCNNHeads(channels, (256, 256, 256, 256)),
-            mask_predictor or MaskRCNNPredictor(256, 256, num_classes),
+            mask_predictor or MaskRCNNPredictor(256, 256, classes),
             box_fg_iou_thresh,
             box_bg_iou_thresh,
             box_batch_size_per_image,
@@ -123,13 +134,16 @@ class MaskRCNN(nn.Module):
         # Without the underscore it is new in torch 2.5.
         self._register_load_state_dict_pre_hook(lambda state_dict, *_: rename_old_keys(state_dict))
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[dict] | None = None):
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Compute the losses in training mode, the detections in evaluation mode.
 
         Args:
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
             targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
-                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W].
+                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; best on the
+                CPU, from where they are moved to the images' device without a wait.
 
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
@@ -140,14 +154,16 @@ class MaskRCNN(nn.Module):
             return self.losses(images, targets)
         detections = self.detect(images)
         for detection, image in zip(detections, images):
-            size = tuple(image.shape[-2:])
-            detection["masks"] = paste_masks(detection["masks"], detection["boxes"], size, self.continuous_paste)
+            detection["masks"] = paste_masks(
+                detection["masks"], detection["boxes"], size_of(image), self.continuous_paste
+            )
         return detections
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:
         """The five losses; arguments as in `forward`."""
         check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
+        targets = upload_targets(targets, batch.tensors.device)
         features = self.backbone(batch.tensors)
         proposals, rpn_losses = self.rpn(
             list(features.values()), batch.tensors.shape[-2:], batch.image_sizes, [t["boxes"] for t in targets]
@@ -161,12 +177,20 @@ class MaskRCNN(nn.Module):
         proposals, _ = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes)
         detections = self.roi_heads.detect(features, proposals, batch.image_sizes)
         for detection, image, size in zip(detections, images, batch.image_sizes):
-            detection["boxes"] = resize_boxes(detection["boxes"], size, tuple(image.shape[-2:]))
+            detection["boxes"] = resize_boxes(detection["boxes"], size, size_of(image))
         return detections
 
 
+def upload_targets(targets: Sequence[dict], device: torch.device) -> list[dict]:
+    """The boxes, labels and masks of a batch on the images' device, without waiting for it."""
+    counts = [len(target["labels"]) for target in targets]
+    boxes, labels = (upload(torch.cat([t[key] for t in targets]), device).split(counts) for key in ("boxes", "labels"))
+    masks = [upload(target["masks"], device) for target in targets]
+    return [dict(zip(("boxes", "labels", "masks"), values)) for values in zip(boxes, labels, masks)]
+
+
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError for targets that are invalid for training."""
+    """Raise ValueError or TypeError for targets that are invalid for training; on the CPU nothing waits for a GPU."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):
@@ -191,7 +215,7 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
     usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (labels >= 1)
     if num_classes is not None:
         usable &= labels < num_classes
-    if bool(usable.all()):  # the only wait for the device
+    if bool(usable.all()):
         return
     owners = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(t["boxes"]) for t in targets]))
     bad = int(torch.where(~usable)[0][0])

@@ -13,15 +13,15 @@ from torchvision.ops import roi_align
 
 from network_files.instance_masks import InstanceMasks, paint
 
+OBJECTS_AT_ONCE = 16  # painted planes; one of 800x1333 takes 4 MB, and its indices as much for a moment
+
 
 def project_masks_on_boxes(
     masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool = False
 ) -> Tensor:
-    """Crop the mask of each proposal's object to the proposal and resample it.
+    """Crop the mask of each proposal's object to the proposal and resample it, as torchvision does with dense masks.
 
-    One full-size plane is reused for all objects. It holds only the part of an object that its proposals cover, and
-    several objects at once if those parts do not overlap. RoIAlign reads the same coordinates and pixels as in a dense
-    mask, so the targets are bitwise equal. The operator runs in one thread, so each thread gets a plane of its own.
+    RoIAlign reads the same coordinates and pixels as in a dense mask, so the targets are bitwise equal.
 
     Args:
         masks: the objects of one image, in the frame of the boxes.
@@ -33,9 +33,56 @@ def project_masks_on_boxes(
     Returns:
         float32 [P, M, M] in 0..1, on the boxes' device.
     """
-    rois = boxes.detach().float().cpu()
+    boxes = boxes.detach().float()
+    if boxes.device.type == "cpu":
+        return targets_on_cpu(masks, boxes, matched, size, aligned)
+    return targets_on_device(masks.to(boxes.device, non_blocking=True), boxes, matched, size, aligned)
+
+
+def targets_on_device(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
+    """Paint full-size planes of some objects at a time and read all boxes from them, without waiting for the device."""
+    targets = boxes.new_zeros((len(boxes), size, size))
+    if len(masks) == 0 or len(masks.pixels) == 0:
+        return targets
+    rows, columns = masks.source_indices(boxes.device)
+    starts = masks.starts()
+    for first in range(0, len(masks), OBJECTS_AT_ONCE):
+        crops = masks.crops[first : first + OBJECTS_AT_ONCE]
+        planes = paint_planes(masks.pixels, crops, starts[first : first + len(crops)], rows, columns)
+        plane_ids = matched - first
+        of_these = (plane_ids >= 0) & (plane_ids < len(crops))
+        rois = torch.cat((plane_ids[:, None].to(boxes.dtype), boxes), dim=1)
+        # The other boxes read a single pixel, and their values are dropped.
+        rois = torch.where(of_these[:, None], rois, 0.0)
+        # Not torchvision.ops.roi_align: with deterministic algorithms that would compile another one.
+        read = torch.ops.torchvision.roi_align(planes, rois, 1.0, size, size, -1, aligned)[:, 0]
+        targets = torch.where(of_these[:, None, None], read, targets)
+    return targets
+
+
+def paint_planes(pixels: Tensor, crops: Tensor, starts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Dense masks float32 [n, 1, H, W] of n objects, resized by nearest neighbour.
+
+    Args:
+        pixels, crops: as in `InstanceMasks`; starts: int64 [n], where each crop begins in `pixels`.
+        rows, columns: int64 [H] and [W], the source row and column of each row and column of the planes.
+    """
+    left, top, width, height = crops[..., None].unbind(dim=1)
+    y, x = rows - top, columns - left
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
+    at = (starts[:, None] + y * width).int()[:, :, None] + x.int()[:, None]
+    return (pixels[at.clamp_(0, len(pixels) - 1)] * inside).to(torch.float32)[:, None]
+
+
+def targets_on_cpu(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
+    """Paint only the parts that are read, into one plane per thread.
+
+    A plane is reused for all objects. It holds only the part of an object that its proposals cover, and several objects
+    at once if those parts do not overlap. The operator runs in one thread, so each thread gets a plane of its own.
+    """
+    rois = boxes
     targets = torch.zeros((len(boxes), size, size))
-    objects, owner = np.unique(matched.cpu().numpy(), return_inverse=True)
+    objects, owner = np.unique(matched.numpy(), return_inverse=True)
     windows = covered_windows(rois.numpy() - (0.5 if aligned else 0.0), owner, len(objects), masks.size)
     rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
     crops, (rows, columns) = masks.all_crops(), masks.source_pixels()
@@ -55,7 +102,7 @@ def project_masks_on_boxes(
     threads = max(1, min(torch.get_num_threads(), len(groups)))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill_targets, [groups[i::threads] for i in range(threads)]))
-    return targets.to(boxes.device)
+    return targets
 
 
 def covered_windows(boxes: np.ndarray, owner: np.ndarray, objects: int, size: tuple[int, int]) -> np.ndarray:

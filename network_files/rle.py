@@ -7,7 +7,6 @@ All codes of an image are packed and unpacked together, since most are too short
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 TOGETHER = 16  # codes decoded at once: more would save little time and cost memory
 MOST_PIXELS = 1 << 28  # per image: a crop may be as large, and a code of a few characters can claim it
@@ -34,7 +33,11 @@ def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) 
 
 def compress(codes: list[dict]) -> list[dict]:
     """Uncompressed codes -> codes whose counts are COCO's packed bytes."""
-    return [coco_mask.frPyObjects(code, *code["size"]) for code in codes]
+    if not codes:
+        return []
+    counts = [np.array(code["counts"], dtype=np.int64) for code in codes]
+    packed = pack_counts(np.concatenate(counts), np.array([len(each) for each in counts], dtype=np.int64))
+    return [{"size": list(code["size"]), "counts": each} for code, each in zip(codes, packed)]
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
@@ -152,7 +155,7 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
         raise ValueError(f"has run lengths that do not add up to its image, {height} x {width}")
 
     # Only the crop's columns of each mask are laid out, at full height, one mask after the other.
-    boxes = coco_mask.toBbox(list(codes)).astype(np.int64)
+    boxes = boxes_of_runs(counts, lengths, height, width)
     first = np.arange(len(codes)) * (height * width) + boxes[:, 0] * height
     areas = boxes[:, 2] * height
     shift = areas.cumsum() - areas - first
@@ -165,3 +168,27 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
         strip = columns[start : start + crop_width * height].reshape(crop_width, height)
         crops.append((left, top, np.ascontiguousarray(strip[:, top : top + crop_height].T)))
     return crops
+
+
+def boxes_of_runs(counts: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Left, top, width and height of the smallest box with every set pixel: int64 [N, 4]; zeros where there is none.
+
+    Args:
+        counts, lengths: as `unpack_all` returns them; the runs of each code add up to `height * width`.
+    """
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    is_object = (np.arange(len(counts)) - np.repeat(lengths.cumsum() - lengths, lengths)) % 2 == 1
+    chosen = np.flatnonzero(is_object & (counts > 0))
+    boxes = np.zeros((len(lengths), 4), dtype=np.int64)
+    if len(chosen) == 0:
+        return boxes
+    owners = owners[chosen]
+    ends = counts.cumsum()[chosen] - owners * (height * width)
+    (left, top), (right, bottom) = np.divmod(ends - counts[chosen], height), np.divmod(ends - 1, height)
+    several = left < right  # a run over several columns touches the first and the last row
+    top, bottom = np.where(several, 0, top), np.where(several, height - 1, bottom)
+    firsts = np.flatnonzero(np.diff(owners, prepend=-1))
+    left, top = (np.minimum.reduceat(values, firsts) for values in (left, top))
+    right, bottom = (np.maximum.reduceat(values, firsts) for values in (right, bottom))
+    boxes[owners[firsts]] = np.stack((left, top, right - left + 1, bottom - top + 1), axis=1)
+    return boxes

@@ -5,14 +5,30 @@ Mask R-CNN (arXiv:1703.06870), section 3, "RoIAlign"; the level by equation 1 of
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from network_files.on_device import upload
+
+OUTSIDE = -1e5  # pixels; the operator reads nothing there
+Rows = Sequence[Tensor]  # the pixels of each level, float32 [S_i, C]
 CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
+
+
+class RoIPool(Protocol):
+    """A module: levels, boxes [R_b, 4] and size of each image -> [sum of R_b, C, *output_size]."""
+
+    @property
+    def output_size(self) -> Sequence[int]: ...
+
+    def __call__(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], /
+    ) -> Tensor: ...
 
 
 class PyramidRoIAlign(nn.Module):
@@ -34,7 +50,9 @@ class PyramidRoIAlign(nn.Module):
     ):
         super().__init__()
         self.featmap_names = tuple(featmap_names)
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = (
+            (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
+        )
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
@@ -51,24 +69,68 @@ class PyramidRoIAlign(nn.Module):
         Returns:
             [sum of R_b, C, *output_size] in the features' dtype, image by image.
         """
-        levels = [features[name] for name in self.featmap_names if name in features]
+        names = [name for name in self.featmap_names if name in features]
+        if self.sampling_ratio == 0 and boxes[0].is_cuda and torch.are_deterministic_algorithms_enabled():
+            # There the operator adds up gradients in the order in which they arrive.
+            on_cpu = {name: features[name].cpu() for name in names}
+            return self(on_cpu, [b.cpu() for b in boxes], image_sizes).to(boxes[0].device)
+        levels = [features[name] for name in names]
         strides = [stride_of(level, image_sizes) for level in levels]
         image_ids = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat((image_ids, torch.cat(list(boxes))), dim=1)
-        if len(levels) == 1:
-            return self.read(levels[0], rois, strides[0])
         level_ids = assign_levels(rois[:, 1:], round(math.log2(strides[0])), round(math.log2(strides[-1])))
-        output = levels[0].new_zeros((len(rois), levels[0].shape[1], *self.output_size))
-        for i, (level, stride) in enumerate(zip(levels, strides)):
+        grids = [LevelGrid(level.shape[-2], level.shape[-1], 1.0 / stride) for level, stride in zip(levels, strides)]
+        if self.sampling_ratio == 0:
+            read = self.operate_by_level if rois.device.type == "cpu" else self.operate_on_all
+            return read(levels, grids, rois, level_ids)
+        rows = [rows_of(features, name) for name in names]
+        gather = self.gather_by_level if rois.device.type == "cpu" else self.gather_from_all
+        return gather(rows, grids, rois, level_ids).to(levels[0].dtype)
+
+    def gather_by_level(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+        """Read each level's RoIs by themselves: on the CPU, where the levels need not be copied into one table for it.
+
+        Returns:
+            float32 [R, C, *output_size].
+        """
+        output = rows[0].new_zeros((len(rois), rows[0].shape[1], *self.output_size))
+        for i, (level_rows, grid) in enumerate(zip(rows, grids)):
             chosen = torch.where(level_ids == i)[0]
-            output[chosen] = self.read(level, rois[chosen], stride).to(output.dtype)
+            places = RoIPlaces.of_levels([grid], [0], torch.zeros_like(chosen[:1]))
+            output[chosen] = self.gather(level_rows, rois[chosen], places)
         return output
 
-    def read(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
-        """One level [B, C, H, W] and its RoIs [r, 5] (image, x1y1x2y2) -> [r, C, *output_size]."""
-        if level.device.type == "cpu" and self.sampling_ratio > 0:
-            return weighted_gather(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
-        return roi_align(level, rois, self.output_size, 1.0 / stride, self.sampling_ratio, self.aligned)
+    def gather_from_all(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+        """Read all RoIs from one table of all levels: on a device, where the host need not know which level has which.
+
+        Returns:
+            float32 [R, C, *output_size], channels last in memory.
+        """
+        places = RoIPlaces.of_levels(grids, [len(level_rows) for level_rows in rows], level_ids)
+        return self.gather(torch.cat(list(rows)), rois, places)
+
+    def gather(self, table: Tensor, rois: Tensor, places: "RoIPlaces") -> Tensor:
+        return weighted_gather(table, rois, places, self.output_size, self.sampling_ratio, self.aligned)
+
+    def operate_by_level(self, levels: Sequence[Tensor], grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+        """`operate_on_all` on the CPU, where it costs less to select each level's RoIs: [R, C, *output_size]."""
+        output = levels[0].new_zeros((len(rois), levels[0].shape[1], *self.output_size))
+        for i, (level, grid) in enumerate(zip(levels, grids)):
+            chosen = torch.where(level_ids == i)[0]
+            output[chosen] = self.operate(level, rois[chosen], grid).to(output.dtype)
+        return output
+
+    def operate_on_all(self, levels: Sequence[Tensor], grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+        """Read with torchvision's operator, which adapts the number of samples to each box: [R, C, *output_size]."""
+        parts = []
+        for i, (level, grid) in enumerate(zip(levels, grids)):
+            # The boxes of other levels are moved outside, where the operator reads nothing and returns zeros.
+            boxes = torch.where((level_ids == i)[:, None], rois[:, 1:], OUTSIDE)
+            parts.append(self.operate(level, torch.cat((rois[:, :1], boxes), dim=1), grid))
+        return torch.stack(parts).sum(dim=0)
+
+    def operate(self, level: Tensor, rois: Tensor, grid: "LevelGrid") -> Tensor:
+        return roi_align(level, rois, self.output_size, grid.scale, self.sampling_ratio, self.aligned)
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
@@ -80,37 +142,103 @@ def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
 
 
+def rows_of(features: Mapping[str, Tensor], name: str) -> Tensor:
+    """The pixels of a level [B, C, H, W] as rows: float32 [B * H * W, C]; without a copy where memory is so already."""
+    if isinstance(features, SharedPyramid):
+        return features.rows(name)
+    return features[name].permute(0, 2, 3, 1).reshape(-1, features[name].shape[1]).float()
+
+
+class SharedPyramid(dict[str, Tensor]):
+    """Level name -> [B, C, H, W]; both RoIAligns read the same float32 rows, which the first one makes."""
+
+    def __init__(self, features: Mapping[str, Tensor]):
+        super().__init__(features)
+        self.made: dict[str, Tensor] = {}
+
+    def rows(self, name: str) -> Tensor:
+        if name not in self.made:
+            self.made[name] = rows_of(dict(self), name)
+        return self.made[name]
+
+
+class LevelGrid(NamedTuple):
+    """Height and width of a level in cells, and cells per pixel of the resized images."""
+
+    height: int
+    width: int
+    scale: float
+
+
+Grids = Sequence[LevelGrid]
+
+
+class RoIPlaces(NamedTuple):
+    """Where each RoI's level lies in a table of pixels, all [R], or [1] if all RoIs have the same.
+
+    Attributes:
+        offset: int64, the row of the level's first pixel.
+        height, width: int64, the level's.
+        scale: float32, cells per pixel of the resized images.
+    """
+
+    offset: Tensor
+    height: Tensor
+    width: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of_levels(cls, grids: "Grids", sizes: Sequence[int], level_ids: Tensor) -> "RoIPlaces":
+        """From the levels' grids, their numbers of rows in the table, and the level of each RoI."""
+        offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        facts = torch.tensor([(o, *grid) for o, grid in zip(offsets, grids)], dtype=torch.float64)
+        offset, height, width, scale = upload(facts, level_ids.device)[level_ids].unbind(dim=1)
+        return cls(offset.long(), height.long(), width.long(), scale.float())
+
+
 def weighted_gather(
-    level: Tensor, rois: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
+    table: Tensor,
+    rois: Tensor,
+    places: RoIPlaces,
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     """RoIAlign as a weighted embedding_bag: on the CPU 20 times faster forward and 10 times backward than the operator.
 
-    With a fixed number of samples each bin reads 4 * sampling_ratio^2 pixels. In channels-last memory the features of a
-    pixel are one contiguous row; the operator goes channel by channel, backward in a single thread.
+    With a fixed number of samples each bin reads 4 * sampling_ratio^2 pixels. The features of a pixel are one row of
+    the table; the operator goes channel by channel, backward in a single thread, and on a GPU in any order.
+
+    Args:
+        table: float32 [S, C], the pixels of one level or several, image by image, row by row.
+        rois: float [R, 5], image and x1y1x2y2 in pixels of the resized images.
+
+    Returns:
+        float32 [R, C, *output_size], channels last in memory.
     """
-    batch, channels, height, width = level.shape
-    offset = 0.5 if aligned else 0.0
-    x1, y1, x2, y2 = (rois[:, 1:] * scale - offset).unbind(dim=1)
+    if len(rois) == 0 and table.device.type != "cpu":
+        return table.new_zeros((0, table.shape[1], *output_size))
+    x1, y1, x2, y2 = (rois[:, 1:] * places.scale[:, None] - (0.5 if aligned else 0.0)).unbind(dim=1)
     roi_width, roi_height = x2 - x1, y2 - y1
     if not aligned:
         roi_width, roi_height = roi_width.clamp(min=1), roi_height.clamp(min=1)
-    rows, row_weights = bilinear_taps(y1, roi_height, height, output_size[0], sampling_ratio)
-    columns, column_weights = bilinear_taps(x1, roi_width, width, output_size[1], sampling_ratio)
-    image = rois[:, 0].to(torch.int64)[:, None, None, None, None]
-    pixels = (image * height + rows[:, :, None, :, None]) * width + columns[:, None, :, None, :]
+    rows, row_weights = bilinear_taps(y1, roi_height, places.height, output_size[0], sampling_ratio)
+    columns, column_weights = bilinear_taps(x1, roi_width, places.width, output_size[1], sampling_ratio)
+    first = places.offset + rois[:, 0].to(torch.int64) * places.height * places.width
+    rows = rows * places.width[:, None, None] + first[:, None, None]
+    pixels = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
     taps = pixels.shape[-2] * pixels.shape[-1]
-    table = level.permute(0, 2, 3, 1).reshape(batch * height * width, channels).float()
     bins = F.embedding_bag(pixels.view(-1, taps), table, per_sample_weights=weights.view(-1, taps), mode="sum")
-    return bins.view(len(rois), *output_size, channels).permute(0, 3, 1, 2).to(level.dtype)
+    return bins.view(len(rois), *output_size, table.shape[1]).permute(0, 3, 1, 2)
 
 
-def bilinear_taps(start: Tensor, length: Tensor, size: int, bins: int, samples: int) -> tuple[Tensor, Tensor]:
+def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, samples: int) -> tuple[Tensor, Tensor]:
     """The pixels that each bin reads along one axis, and their weights (Mask R-CNN, figure 3).
 
     Args:
         start, length: of each RoI along the axis, in pixels of the level, [r].
-        size: of the level along the axis.
+        size: of each RoI's level along the axis, [r] or [1].
         bins, samples: bins per RoI, and samples per bin.
 
     Returns:
@@ -120,11 +248,12 @@ def bilinear_taps(start: Tensor, length: Tensor, size: int, bins: int, samples: 
     bin_ids = torch.arange(bins, device=start.device)[:, None]
     sample_ids = torch.arange(samples, device=start.device)
     position = start[:, None, None] + bin_ids * bin_size + (sample_ids + 0.5) * bin_size / samples
-    inside = (position >= -1) & (position <= size)
-    position = position.clamp(0, size - 1)
+    end = size[:, None, None].to(position.dtype)
+    inside = (position >= -1) & (position <= end)
+    position = torch.minimum(position.clamp(min=0), end - 1)
     low = position.floor()
     high_weight = position - low
-    indices = torch.stack((low, (low + 1).clamp(max=size - 1)), dim=-1).to(torch.int64)
+    indices = torch.stack((low, torch.minimum(low + 1, end - 1)), dim=-1).to(torch.int64)
     weights = torch.stack((1 - high_weight, high_weight), dim=-1) * inside[..., None] / samples
     return indices.flatten(2), weights.flatten(2)
 

@@ -4,17 +4,38 @@ Fast R-CNN (arXiv:1504.08083), section 2, and Mask R-CNN (arXiv:1703.06870), sec
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from network_files.boxes import BoxCoder
 from network_files.heads import MaskRCNNPredictor
 from network_files.instance_masks import InstanceMasks
 from network_files.mask_targets import project_masks_on_boxes
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+from network_files.on_device import nms_per_group, true_indices
+from network_files.roi_align import RoIPool, SharedPyramid
+
+
+class RoISample(NamedTuple):
+    """The proposals of one image that the heads learn from.
+
+    Attributes:
+        boxes: float [S, 4], x1y1x2y2 in pixels of the resized image.
+        labels: int64 [S], 0 is background.
+        matched: int64 [S], the object of each; valid where its label is not 0.
+        positive: int64 [P], the indices of those whose label is not 0, ascending.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
+    positive: Tensor
 
 
 class RoIHeads(nn.Module):
@@ -36,10 +57,10 @@ class RoIHeads(nn.Module):
 
     def __init__(
         self,
-        box_roi_pool: nn.Module,
+        box_roi_pool: RoIPool,
         box_head: nn.Module,
         box_predictor: nn.Module,
-        mask_roi_pool: nn.Module,
+        mask_roi_pool: RoIPool,
         mask_head: nn.Module,
         mask_predictor: nn.Module,
         fg_iou_thresh: float,
@@ -83,16 +104,15 @@ class RoIHeads(nn.Module):
         Returns:
             `loss_classifier`, `loss_box_reg`, `loss_mask`.
         """
-        samples = [self.sample_proposals(p, t["boxes"], t["labels"]) for p, t in zip(proposals, targets)]
-        boxes, labels, matched = (list(column) for column in zip(*samples))
-        class_logits, deltas = self.predict_boxes(features, boxes, image_sizes)
-        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, boxes, labels, matched, targets)
+        features = SharedPyramid(features)
+        samples = self.sample_proposals(proposals, targets)
+        class_logits, deltas = self.predict_boxes(features, [s.boxes for s in samples], image_sizes)
+        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, samples, targets)
 
-        positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
-        mask_boxes, mask_labels, mask_matched = (
-            [values[chosen] for values, chosen in zip(column, positive)] for column in (boxes, labels, matched)
-        )
-        mask_logits = self.predict_masks(features, mask_boxes, image_sizes, torch.cat(mask_labels))
+        mask_boxes = [s.boxes[s.positive] for s in samples]
+        mask_labels = torch.cat([s.labels[s.positive] for s in samples])
+        mask_matched = [s.matched[s.positive] for s in samples]
+        mask_logits = self.predict_masks(features, mask_boxes, image_sizes, mask_labels)
         masks = [t["masks"] for t in targets]
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
         loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_matched, masks, aligned)
@@ -109,12 +129,9 @@ class RoIHeads(nn.Module):
             Per image `boxes` float [D, 4], x1y1x2y2 in pixels of the resized image, `labels` int64 [D], `scores`
             float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
         """
+        features = SharedPyramid(features)
         class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
-        counts = [len(p) for p in proposals]
-        detections = [
-            self.select_detections(*per_image)
-            for per_image in zip(class_logits.split(counts), deltas.split(counts), proposals, image_sizes)
-        ]
+        detections = self.select_detections(class_logits, deltas, proposals, image_sizes)
         boxes = [d["boxes"] for d in detections]
         labels = torch.cat([d["labels"] for d in detections])
         probs = self.predict_masks(features, boxes, image_sizes, labels).sigmoid()[:, None]
@@ -145,60 +162,74 @@ class RoIHeads(nn.Module):
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     @torch.no_grad()
-    def sample_proposals(self, proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Match the proposals of one image and its ground-truth boxes to its objects, and draw a sample.
-
-        Returns:
-            Boxes [S, 4], labels int64 [S] (0 is background) and matched objects int64 [S] (valid where label > 0).
-        """
-        proposals = torch.cat((proposals, gt_boxes.to(proposals.dtype)))
-        matches = self.matcher(box_iou(gt_boxes.to(proposals.dtype), proposals))
-        if len(gt_boxes) == 0:
-            labels = torch.zeros_like(matches)
-        else:
-            labels = gt_labels[matches.clamp(min=0)]
-            labels[matches == BELOW_THRESHOLD] = 0
-            labels[matches == BETWEEN_THRESHOLDS] = -1
-        sampled = torch.cat(self.sampler(labels)).sort().values
-        return proposals[sampled], labels[sampled], matches[sampled]
+    def sample_proposals(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> list[RoISample]:
+        """Match the proposals of each image and its ground-truth boxes to its objects, and draw a sample."""
+        candidates = [torch.cat((p, t["boxes"].to(p.dtype))) for p, t in zip(proposals, targets)]
+        matched, labels = [], []
+        for boxes, target in zip(candidates, targets):
+            matches = self.matcher(box_iou(target["boxes"].to(boxes.dtype), boxes))
+            if len(target["labels"]) == 0:
+                image_labels = torch.zeros_like(matches)
+            else:
+                image_labels = target["labels"][matches.clamp(min=0)].masked_fill(matches == BELOW_THRESHOLD, 0)
+            labels.append(image_labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1))
+            matched.append(matches)
+        samples = []
+        for i, (positive, negative) in enumerate(self.sampler(labels)):
+            sampled = torch.cat((positive, negative)).sort().values
+            boxes, image_labels, matches = (values[i][sampled] for values in (candidates, labels, matched))
+            samples.append(RoISample(boxes, image_labels, matches, torch.searchsorted(sampled, positive)))
+        return samples
 
     def fast_rcnn_losses(
         self,
         class_logits: Tensor,
         deltas: Tensor,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        matched: Sequence[Tensor],
+        samples: Sequence[RoISample],
         targets: Sequence[dict],
     ) -> tuple[Tensor, Tensor]:
         """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas."""
-        regression_targets = []
-        for image_boxes, image_labels, image_matched, target in zip(boxes, labels, matched, targets):
-            positive = torch.where(image_labels > 0)[0]
-            objects = target["boxes"][image_matched[positive]].to(image_boxes.dtype)
-            regression_targets.append(self.box_coder.encode(objects, image_boxes[positive]))
-        labels = torch.cat(labels)
-        positive = torch.where(labels > 0)[0]
+        boxes, labels = torch.cat([s.boxes for s in samples]), torch.cat([s.labels for s in samples])
         if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
+        firsts = accumulate((len(s.boxes) for s in samples), initial=0)
+        positive = torch.cat([s.positive + first for s, first in zip(samples, firsts)])
+        objects = torch.cat([t["boxes"][s.matched[s.positive]] for s, t in zip(samples, targets)]).to(boxes.dtype)
+        regression_targets = self.box_coder.encode(objects, boxes[positive])
         loss_classifier = F.cross_entropy(class_logits, labels)
         loss_box_reg = F.smooth_l1_loss(
-            deltas[positive, labels[positive]], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
+            deltas[positive, labels[positive]], regression_targets, beta=1 / 9, reduction="sum"
         )
         return loss_classifier, loss_box_reg / len(labels)
 
     def select_detections(
-        self, class_logits: Tensor, deltas: Tensor, proposals: Tensor, image_size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Class logits [P, K], deltas [P, K, 4] and proposals [P, 4] of one image -> its detections."""
+        self,
+        class_logits: Tensor,
+        deltas: Tensor,
+        proposals: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Class logits [P, K], deltas [P, K, 4] and proposals of all images -> each image's detections, best first."""
+        counts = [len(p) for p in proposals]
         probs = class_logits.softmax(dim=1)[:, 1:]
-        rows, columns = torch.where(probs > self.score_thresh)
+        likely = [scores.flatten() > self.score_thresh for scores in probs.split(counts)]
+        chosen = true_indices(pad_sequence(likely, batch_first=True))
+        firsts = accumulate(counts, initial=0)
+        rows = torch.cat([c // probs.shape[1] + first for c, first in zip(chosen, firsts)])
+        columns = torch.cat(chosen) % probs.shape[1]
         scores, labels = probs[rows, columns], columns + 1
-        boxes = clip_boxes_to_image(self.box_coder.decode(deltas[rows, labels], proposals[rows]), image_size)
-        keep = remove_small_boxes(boxes, self.smallest_side)
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
-        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]}
+        decoded = self.box_coder.decode(deltas[rows, labels], torch.cat(list(proposals))[rows])
+
+        counts = [len(c) for c in chosen]
+        boxes = [clip_boxes_to_image(b, size) for b, size in zip(decoded.split(counts), image_sizes)]
+        large = [(b[:, 2:] - b[:, :2] >= self.smallest_side).all(dim=1) for b in boxes]
+        usable = true_indices(pad_sequence(large, batch_first=True))
+        detections = []
+        for b, s, label, keep in zip(boxes, scores.split(counts), labels.split(counts), usable):
+            b, s, label = b[keep], s[keep], label[keep]
+            best = nms_per_group(b, s, label, self.nms_thresh)[: self.detections_per_img]
+            detections.append({"boxes": b[best], "labels": label[best], "scores": s[best]})
+        return detections
 
 
 def mask_rcnn_loss(

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from network_files.anchors import AnchorGenerator
 from network_files.boxes import BoxCoder
-from network_files.heads import RPNHead
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+from network_files.on_device import nms_per_group, true_indices
 
 
 class RegionProposalNetwork(nn.Module):
@@ -36,7 +36,7 @@ class RegionProposalNetwork(nn.Module):
     def __init__(
         self,
         anchor_generator: AnchorGenerator,
-        head: RPNHead,
+        head: nn.Module,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
         batch_size_per_image: int,
@@ -84,6 +84,8 @@ class RegionProposalNetwork(nn.Module):
             proposals = self.propose(objectness, deltas, anchors, image_sizes)
         if not self.training:
             return proposals, {}
+        if gt_boxes is None:
+            raise ValueError("training requires gt_boxes")
         return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), gt_boxes)
 
     def propose(
@@ -106,17 +108,23 @@ class RegionProposalNetwork(nn.Module):
             decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), level_anchors[top.indices].flatten(0, 1))
             scores.append(top.values.sigmoid())
             boxes.append(decoded.view_as(chosen_deltas))
-            level_ids.append(torch.full_like(top.indices, i))
-        candidates = zip(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(level_ids, 1), image_sizes)
-        return [self.suppress(*candidate)[: self.post_nms_top_n[mode]] for candidate in candidates]
+            level_ids.append(torch.full_like(top.indices[0], i))
+        clipped = [clip_boxes_to_image(b, size) for b, size in zip(torch.cat(boxes, 1), image_sizes)]
+        kept = self.suppress(torch.stack(clipped), torch.cat(scores, 1), torch.cat(level_ids))
+        return [image_boxes[: self.post_nms_top_n[mode]] for image_boxes in kept]
 
-    def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Clip the boxes [n, 4] of one image, drop those too small or with low scores, apply NMS; best first."""
-        boxes = clip_boxes_to_image(boxes, image_size)
-        keep = remove_small_boxes(boxes, self.smallest_side)
-        keep = keep[scores[keep] >= self.score_thresh]
-        boxes, scores, level_ids = boxes[keep], scores[keep], level_ids[keep]
-        return boxes[batched_nms(boxes, scores, level_ids, self.nms_thresh)]
+    def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor) -> list[Tensor]:
+        """Drop boxes [B, n, 4] that are too small or have low scores [B, n], apply NMS per image and level [n].
+
+        Returns:
+            The kept boxes of each image, best first.
+        """
+        large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
+        kept = []
+        for b, s, usable in zip(boxes, scores, true_indices(large & (scores >= self.score_thresh))):
+            b, s = b[usable], s[usable]
+            kept.append(b[nms_per_group(b, s, level_ids[usable], self.nms_thresh)])
+        return kept
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Sequence[Tensor]
@@ -126,23 +134,22 @@ class RegionProposalNetwork(nn.Module):
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
         """
-        positive, negative, regression_targets = [], [], []
-        for i, boxes in enumerate(gt_boxes):
-            labels, matches = self.assign_targets(boxes, anchors)
-            chosen_positive, chosen_negative = self.sampler(labels)
-            matched_boxes = boxes[matches[chosen_positive]]
-            regression_targets.append(self.box_coder.encode(matched_boxes, anchors[chosen_positive]))
+        # One image after another: the IoU of all anchors and objects of a batch would take gigabytes.
+        labels, matches = zip(*(self.assign_targets(boxes, anchors) for boxes in gt_boxes))
+        positive, negative, matched_boxes, matched_anchors = [], [], [], []
+        for i, (chosen_positive, chosen_negative) in enumerate(self.sampler(labels)):
+            matched_boxes.append(gt_boxes[i][matches[i][chosen_positive]])
+            matched_anchors.append(anchors[chosen_positive])
             positive.append(chosen_positive + i * len(anchors))
             negative.append(chosen_negative + i * len(anchors))
-        positive, negative = torch.cat(positive), torch.cat(negative)
-        sampled = torch.cat((positive, negative))
-        labels = torch.zeros(len(sampled), device=sampled.device)
-        labels[: len(positive)] = 1
-        loss_box = F.smooth_l1_loss(
-            deltas.flatten(0, 1)[positive], torch.cat(regression_targets), beta=1 / 9, reduction="sum"
-        )
+        positives = torch.cat(positive)
+        regression_targets = self.box_coder.encode(torch.cat(matched_boxes), torch.cat(matched_anchors))
+        sampled = torch.cat((positives, *negative))
+        is_object = torch.zeros(len(sampled), device=sampled.device)
+        is_object[: len(positives)] = 1
+        loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positives], regression_targets, beta=1 / 9, reduction="sum")
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], labels),
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], is_object),
             "loss_rpn_box_reg": loss_box / len(sampled),
         }
 
@@ -150,8 +157,7 @@ class RegionProposalNetwork(nn.Module):
         """Labels [A] (1 object, 0 background, -1 ignored) and matched objects [A] (valid where the label is 1)."""
         matches = self.matcher(box_iou(gt_boxes, anchors))
         labels = (matches >= 0).to(torch.int64)
-        labels[matches == BETWEEN_THRESHOLDS] = -1
-        return labels, matches
+        return labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches
 
 
 def per_anchor(prediction: Tensor, values: int) -> Tensor:

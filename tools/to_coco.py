@@ -9,6 +9,7 @@ objects as crowds. One split gives out.json, several give out_train.json, out_va
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -53,10 +54,14 @@ def voc_splits(source: Path) -> list[SplitFiles]:
         splits.append(
             SplitFiles(
                 name, dataset.source, dataset.image_folder,
-                lambda dataset=dataset: Converted(dataset.coco_content(), dataset.problems),
+                partial(converted_voc, dataset),
             )
         )  # fmt: skip
     return splits
+
+
+def converted_voc(dataset: VOCInstances) -> Converted:
+    return Converted(dataset.coco_content(), dataset.problems)
 
 
 def convert(split: SplitFiles) -> Converted:

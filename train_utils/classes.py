@@ -25,7 +25,7 @@ class ClassTable:
     category_ids: dict[int, int]
 
     @classmethod
-    def of_dataset(cls, dataset) -> "ClassTable":
+    def of_dataset(cls, dataset: InstanceDataset) -> "ClassTable":
         return cls(dict(dataset.class_names), dict(dataset.category_ids))
 
     @classmethod

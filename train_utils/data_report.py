@@ -3,7 +3,6 @@
 Reached by `python my_dataset_coco.py --data-path DIR` and `python my_dataset_voc.py --data-path DIR`, for any layout.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,19 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
 from dataset_files.problems import KINDS, Problems
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.open_data import choose_splits, divide, in_words, layout_of, open_dataset, outcome_of
+from train_utils.open_data import (
+    choose_splits,
+    divide,
+    in_words,
+    layout_of,
+    open_dataset,
+    outcome_of,
+    require_objects,
+    warn_of_unused,
+)
 from train_utils.options import DataSettings, natural, option
-from train_utils.visual.drawing import draw_instances
+from train_utils.visual.sheets import contact_sheet, draw_target
 
-TILE = 320  # pixels, the side of an image on the contact sheet
 MOST_CLASSES = 100  # that are listed
 
 
@@ -50,6 +57,7 @@ def report(settings: ReportSettings) -> None:
         val_set = open_dataset(layout, val_split, settings, training=False)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, settings.seed)
+    warn_of_unused(layout)
     print(f"layout: {layout.name}, {in_words(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):
         problems, items = check_images(dataset)
@@ -58,7 +66,7 @@ def report(settings: ReportSettings) -> None:
         found = Problems()
         found.update(dataset.problems)
         found.update(problems)
-        print_problems(found, dataset, len(items))
+        print_problems(found, dataset, items)
         dataset.drop_items(items)
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
@@ -82,16 +90,21 @@ def print_contents(dataset: InstanceDataset) -> None:
         print(f"    ... and {len(per_class) - MOST_CLASSES} more classes")
 
 
-def print_problems(problems: Problems, dataset: InstanceDataset, images_with_problems: int) -> None:
-    if not problems.counts:
-        print("  nothing is wrong")
+def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int]) -> None:
+    """What is wrong, with the items that cannot be used."""
+    try:
+        require_objects(dataset, len(unusable))
+        if not problems.counts:
+            print("  nothing is wrong")
+    except InputError as error:
+        print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
     for kind in problems.wrong():
         remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
         print(f"  wrong ({remedy}): {problems.in_words(kind)}")
     for kind in problems.harmless():
         print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
-    if images_with_problems:
-        print(f"  images that cannot be used: {images_with_problems}")
+    if unusable:
+        print(f"  images that cannot be used: {len(unusable)}")
 
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
@@ -99,27 +112,12 @@ def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
     tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
     if not tiles:
         raise InputError(f"{dataset.source}: no image to show")
-    columns = min(len(tiles), 6)
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * TILE), (32, 32, 32))
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        left, top = column * TILE + (TILE - tile.width) // 2, row * TILE + (TILE - tile.height) // 2
-        sheet.paste(tile, (left, top))
     with reading_input():
-        sheet.save(path)
+        contact_sheet(tiles, columns=6).save(path)
     print(f"\n{len(tiles)} images drawn in {path}")
 
 
 def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
     with reading_input():
         image, target = dataset[i]
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    names = [dataset.class_names[label] for label in target["labels"].tolist()]
-    drawn = draw_instances(picture, target["boxes"].numpy(), names, None, crops_of(target["masks"].all_crops()))
-    drawn.thumbnail((TILE - 8, TILE - 8))
-    return drawn
-
-
-def crops_of(crops: Sequence[tuple[int, int, np.ndarray]]) -> list[tuple[int, int, np.ndarray]]:
-    return [(left, top, crop.astype(bool)) for left, top, crop in crops]
+    return draw_target(image, target, dataset.class_names)

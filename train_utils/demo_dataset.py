@@ -135,7 +135,7 @@ class Shape:
     def is_recognisable(self, visible: np.ndarray) -> bool:
         """Whether the pixels `visible`, bool [H, W], are enough to see what the object is."""
         whole = polygon_area(self.outline) - (0 if self.hole is None else polygon_area(self.hole))
-        return visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole)
+        return bool(visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole))
 
 
 def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
@@ -214,7 +214,8 @@ def polygon_area(points: np.ndarray) -> float:
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Return a canvas, float [H, W, 3] in 0..255: a soft pattern of two similar, muted colours, with grain."""
     colour = mixed_colour(rng, rng.random(), rng.uniform(0.0, 0.3))
-    pattern = 0.5 * rng.choice([gradient, stripes, noise])(rng, height, width) + 0.5 * noise(rng, height, width)
+    patterns = np.array([gradient, stripes, noise])
+    pattern = 0.5 * rng.choice(patterns)(rng, height, width) + 0.5 * noise(rng, height, width)
     return two_tone(colour, colour + rng.uniform(-30, 30, size=3), pattern) + rng.normal(0, 4, size=(height, width, 3))
 
 
@@ -226,7 +227,7 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
     hue = CLASS_HUES[shape.category_id - 1] if rng.random() >= EXCEPTION_CHANCE else rng.random()
     candidates = [mixed_colour(rng, rng.normal(hue, HUE_SPREAD), rng.uniform(0.5, 0.95)) for _ in range(6)]
     colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
-    pattern = rng.choice([gradient, stripes, checks, noise])(rng, *alpha.shape)
+    pattern = rng.choice(np.array([gradient, stripes, checks, noise]))(rng, *alpha.shape)
     surface = two_tone(colour, colour + rng.uniform(-40, 40, size=3), pattern)
     surface *= 1 + rng.choice([-0.45, 0.35]) * rim[..., None]
     canvas[window] += (surface.clip(0, 255) - beneath) * alpha[..., None]
@@ -287,7 +288,7 @@ def coco_annotation(shape: Shape, image_id: int, number: int) -> dict:
     """Return the COCO entry: a polygon, or run lengths if the object has a hole or is partly occluded."""
     height, width = shape.visible.shape
     if shape.hole is None and np.array_equal(shape.visible, shape.coverage >= 0.5):
-        segmentation = [clip_to_image(shape.outline, height, width).round(2).ravel().tolist()]
+        segmentation: list | dict = [clip_to_image(shape.outline, height, width).round(2).ravel().tolist()]
         rle = mask_codec.merge(mask_codec.frPyObjects(segmentation, height, width))
     else:
         rle = mask_codec.encode(np.asfortranarray(shape.visible, dtype=np.uint8))

@@ -41,7 +41,10 @@ class Precision:
 def choose_device(name: str) -> torch.device:
     """The device that is asked for, or the CPU with a warning where there is no CUDA.
 
-    On the CPU the process keeps the memory that it frees, see `keep_freed_memory`.
+    On the CPU the process keeps the memory that it frees, see `keep_freed_memory`; a CUDA device becomes the current.
+
+    Raises:
+        InputError: there is no such device.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         if is_main():
@@ -53,6 +56,11 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"--device {name}: no such device; give cuda, cuda:N or cpu") from None
     if device.type == "cpu":
         keep_freed_memory()
+    elif device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: this machine has only {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device)  # before anything asks for the current one
     return device
 
 
@@ -60,4 +68,6 @@ def use_deterministic_algorithms() -> None:
     """The same bits in every run on CUDA too; to be called before the first use of the device."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError
-from train_utils.options import TrainSettings
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
@@ -45,11 +44,20 @@ def barrier() -> None:
         dist.barrier()
 
 
+class GroupSettings(Protocol):
+    """The options that describe a process group."""
+
+    device: str
+    world_size: int
+    dist_url: str
+    timeout: int
+
+
 @contextmanager
-def process_group(settings: TrainSettings) -> Iterator[None]:
+def process_group(settings: GroupSettings) -> Iterator[None]:
     """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
 
-    The backend is nccl on CUDA and gloo on the CPU; each process takes the GPU of its local rank.
+    The backend is gloo, and nccl for what is on a GPU; each process takes the GPU of its local rank.
     """
     if "WORLD_SIZE" in os.environ:
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -63,7 +71,7 @@ def process_group(settings: TrainSettings) -> Iterator[None]:
             "--world-size without torchrun requires --dist-url tcp://HOST:PORT and the variable RANK in each process; "
             "simpler: torchrun --nproc_per_node=N train_multi_GPU.py"
         )
-    backend = "gloo"
+    backend, bound = "gloo", dict[str, Any]()
     if settings.device.startswith("cuda") and torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", my_rank % torch.cuda.device_count()))
         if local_rank >= torch.cuda.device_count():
@@ -72,12 +80,14 @@ def process_group(settings: TrainSettings) -> Iterator[None]:
                 "lower --nproc_per_node"
             )
         torch.cuda.set_device(local_rank)
-        settings.device, backend = f"cuda:{local_rank}", "nccl"
+        settings.device, backend = f"cuda:{local_rank}", "cpu:gloo,cuda:nccl"
+        if "device_id" in inspect.signature(dist.init_process_group).parameters:
+            bound["device_id"] = torch.device(settings.device)
     # Collectives wait longer than the watchdog, which can name the missing process.
     patience = timedelta(seconds=settings.timeout + 60)
     store, my_rank, world = next(dist.rendezvous(settings.dist_url, my_rank, world, timeout=patience))
     store = fresh_namespace(store, my_rank, world)
-    dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience)
+    dist.init_process_group(backend, store=store, world_size=world, rank=my_rank, timeout=patience, **bound)
     watchdog = Watchdog(store, my_rank, world, settings.timeout)
     watchdogs.append(watchdog)
     watchdog.start()
@@ -136,10 +146,10 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     """
     if world_size() == 1:
         return model
-    device_ids = [device.index] if device.type == "cuda" else None
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    apart = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=fixed_buckets, **apart)
+    apart: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    # Without device_ids, which would copy the targets to the device one by one, and wait for each.
+    return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
 
 
 @torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode
@@ -187,8 +197,22 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def sum_over_processes(values: Tensor) -> list[float]:
-    """Sum float [N] over all processes; reading the N sums is the only time that a step waits for the device."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum float [N] over all processes in place, without waiting for the device."""
     if dist.is_initialized():
         dist.all_reduce(values)
-    return values.tolist()
+    return values
+
+
+class HostSums:
+    """Sums over all processes of numbers that their hosts know; a GPU neither computes them nor is it waited for."""
+
+    def __init__(self, *numbers: int):
+        self.sums = torch.tensor(numbers)
+        self.work = dist.all_reduce(self.sums, async_op=True) if dist.is_initialized() else None
+
+    def read(self) -> list[int]:
+        """Wait until all processes have given theirs, and return the sums."""
+        if self.work is not None:
+            self.work.wait()
+        return self.sums.tolist()

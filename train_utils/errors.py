@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 WRONG_INPUT = 2
 STOPPED = 3  # by a signal; a checkpoint was written
 NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before them was written
@@ -49,7 +47,13 @@ def leave(message: str, status: int) -> None:
 
 def warn(message: str) -> None:
     """Print a warning on stderr, past a progress bar."""
-    tqdm.write(f"warning: {' '.join(message.split())}", file=sys.stderr)
+    line = f"warning: {' '.join(message.split())}"
+    if "tqdm" in sys.modules:  # else there is no bar, and programs that run exported networks may lack the package
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -60,3 +64,12 @@ def reading_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Context for writing results: turn an OSError, such as a full disk, into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or 'the output'}: {error.strerror or error}") from error

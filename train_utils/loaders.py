@@ -2,11 +2,13 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.dataset import InstanceDataset
@@ -24,16 +26,26 @@ def fingerprint(dataset: InstanceDataset) -> str:
 
 
 def training_loader(
-    dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool
-) -> DataLoader:
-    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch."""
+    dataset: InstanceDataset,
+    batch_size: int,
+    group_factor: int,
+    workers: int | None,
+    seed: int,
+    pin_memory: bool,
+    mix: Callable[[Sequence], tuple] | None = None,
+) -> "TrainingLoader":
+    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
+
+    Args:
+        mix: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
+    """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
-    return DataLoader(
-        SeededItems(dataset, seed),
+    return TrainingLoader(
+        SeededItems(dataset, seed, keep_seeds=mix is not None),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn,
+        collate_fn=dataset.collate_fn if mix is None else SeededMix(mix),
         pin_memory=pin_memory,
         worker_init_fn=leave_signals_to_the_main_process,
     )
@@ -61,6 +73,12 @@ def default_workers() -> int:
     return max(1, min(8, cores // world_size()))
 
 
+class TrainingLoader(DataLoader):
+    """A loader of training batches, whose sampler says where in which epoch it begins."""
+
+    batch_sampler: "AspectRatioBatchSampler"
+
+
 class CheckedItems(Dataset):
     """Items of a dataset; an unreadable one raises InputError, also in a loader worker."""
 
@@ -70,7 +88,7 @@ class CheckedItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
+    def item(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         with reading_input():
             return self.dataset[index]
 
@@ -78,9 +96,9 @@ class CheckedItems(Dataset):
 class MarkedItems(CheckedItems):
     """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
         try:
-            return super().__getitem__(index)
+            return self.item(index)
         except InputError as error:
             return None, {"unreadable": [str(error)]}
 
@@ -94,24 +112,41 @@ class SeededItems(CheckedItems):
 
     tries = 20
 
-    def __init__(self, dataset: InstanceDataset, seed: int):
+    def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
+        """Args: keep_seeds: store the seed of each item's draws in its target, for `SeededMix`."""
         super().__init__(dataset)
         self.seed = seed
+        self.keep_seeds = keep_seeds
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
         """Load the item for (epoch, index)."""
         epoch, index = key
         unreadable = []
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
             try:
+                seed = mix_seed(self.seed, epoch, chosen)
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(mix_seed(self.seed, epoch, chosen))
-                    image, target = super().__getitem__(chosen)
+                    torch.manual_seed(seed)
+                    image, target = self.item(chosen)
             except InputError as error:
                 unreadable.append(str(error))
             else:
-                return image, target | {"unreadable": unreadable} if unreadable else target
+                notes: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
+                return image, target | notes | ({"seed": seed} if self.keep_seeds else {})
         raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} images after it be read")
+
+
+class SeededMix:
+    """A transform of whole batches whose draws depend on the seeds of the batch's items, not on the worker."""
+
+    def __init__(self, mix: Callable[[Sequence], tuple]):
+        self.mix = mix
+
+    def __call__(self, batch: Sequence[tuple[torch.Tensor, dict]]) -> tuple:
+        seeds = [target.pop("seed") for _, target in batch]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(*seeds))
+            return self.mix(batch)
 
 
 def mix_seed(*numbers: int) -> int:
@@ -136,7 +171,7 @@ class AspectRatioBatchSampler:
     ):
         if not ratios:
             raise InputError("the training set has no image with a usable object")
-        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else []
+        edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else np.zeros(0)
         self.groups = np.digitize(ratios, edges)
         self.batch_size = batch_size
         self.seed = seed

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from backbone import resnet50_fpn_backbone
+from backbone import BackboneWithFPN, resnet50_fpn_backbone
 from backbone.resnet50_fpn import load_classification_weights
 from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
+from train_utils.augmentation import training_sizes
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.weights import (
@@ -52,7 +53,7 @@ class ModelConfig:
     norm: str = "batch"
     norm_eps: float = 1e-5
     trainable_layers: int = 3
-    min_size: int = 800
+    min_size: int | list[int] = 800
     max_size: int = 1333
     rois_per_image: int = 512
     proposals: int | None = None
@@ -75,15 +76,20 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         stride_in_1x1=config.arch == "detectron2",
     )
     kept = ("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test")
+    parts: dict[str, Any] = {}
+    if config.proposals is not None:
+        parts |= dict.fromkeys(kept, config.proposals)
+    if config.arch == "v2":
+        parts |= v2_heads(backbone.out_channels)
+    if config.arch == "detectron2":
+        parts |= detectron2_parts()
     return MaskRCNN(
         backbone,
         config.num_classes,
         min_size=config.min_size,
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
-        **({name: config.proposals for name in kept} if config.proposals is not None else {}),
-        **(v2_heads(backbone.out_channels) if config.arch == "v2" else {}),
-        **(detectron2_parts() if config.arch == "detectron2" else {}),
+        **parts,
     )
 
 
@@ -135,19 +141,20 @@ def build_training_model(
             raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
         if args.arch not in (None, config.arch):
             raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
-        for name in ("min_size", "max_size", "rois_per_image", "proposals"):
+        config.min_size = training_sizes(args)
+        for name in ("max_size", "rois_per_image", "proposals"):
             setattr(config, name, getattr(args, name))
         return build_model(config), config
     config = ModelConfig(
         num_classes,
         args.arch or "v1",
         trainable_layers=5,
-        min_size=args.min_size,
+        min_size=training_sizes(args),
         max_size=args.max_size,
         rois_per_image=args.rois_per_image,
         proposals=args.proposals,
     )
-    state, path = {}, None
+    state: dict[str, Tensor] = {}
     if args.pretrain:
         path = find_pretrained(args.pretrain, config.arch)
         content = read_weight_file(path)
@@ -171,6 +178,8 @@ def build_training_model(
         config.trainable_layers = args.trainable_backbone_layers
     model = build_model(config)
     if is_classifier(state):
+        if not isinstance(model.backbone, BackboneWithFPN):
+            raise InputError(f"{path}: the weights of a ResNet-50 do not fit this backbone; give --pretrain False")
         with reading_input():
             load_classification_weights(model.backbone.body, path)
     elif state:

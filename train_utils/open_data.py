@@ -5,17 +5,16 @@ training can do without is left out with a warning. What would make results wron
 left out as well, unless it puts all of a file in doubt. The evaluation loses nothing but what `--skip-bad` leaves out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-import transforms
 from dataset_files.coco_index import Reading
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
 from dataset_files.layouts.conversion import SplitFiles
-from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
+from dataset_files.layouts.find import Layout, find_layout, named_files
 from dataset_files.problems import KINDS, Problems
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
@@ -42,6 +41,7 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
         if is_main():
             where = settings.data_path or settings.train_json
             print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
+            warn_of_unused(layout)
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
             val_set.problems = Problems()  # those of the one file are reported once
@@ -122,15 +122,30 @@ def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) ->
 
 
 def layout_of(settings: DataSettings) -> Layout:
-    if settings.train_json or settings.val_json:
+    first_json = settings.train_json or settings.val_json
+    if first_json:
         if "data_path" in settings.given:
             raise InputError("--train-json and --val-json stand in place of --data-path; leave that out")
-        train, val = settings.train_json or settings.val_json, settings.val_json if settings.train_json else None
+        val = settings.val_json if settings.train_json else None
         folder = Path(settings.image_folder) if settings.image_folder else None
-        return named_files(Path(train), Path(val) if val else None, folder)
+        return named_files(Path(first_json), Path(val) if val else None, folder)
     if settings.image_folder is not None:
         raise InputError("--image-folder belongs to --train-json and --val-json; give these, or leave it out")
-    return find_layout(Path(settings.data_path), settings.class_attribute)
+    return find_layout(data_folder(settings), settings.class_attribute)
+
+
+def data_folder(settings: DataSettings) -> Path:
+    if settings.data_path is None:
+        raise InputError("give --data-path, the folder of the data")
+    return Path(settings.data_path)
+
+
+def warn_of_unused(layout: Layout) -> None:
+    """Name annotation files of a folder that none of its splits is read from."""
+    unused = [path for split in layout.splits for path in split.passed_over]
+    if unused:
+        named = ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
+        warn(f"COCO files that are not used: {named}; to choose others give --train-json FILE and --val-json FILE")
 
 
 def choose_splits(
@@ -154,27 +169,29 @@ def choose_splits(
             f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave "
             "it out"
         )
-    if training is not validation and validation.name == "test" and is_main():
+    if training is not validation and validation is not None and validation.name == "test" and is_main():
         print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
     return training, validation
 
 
 def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool) -> InstanceDataset:
-    flip = transforms.Compose([transforms.RandomHorizontalFlip()]) if training else None
-    if layout.name == VOC:
+    if split is None:  # Pascal VOC, whose dataset finds its lists itself
         for name in ("boxes_from_masks", "crowds_are_objects"):
             if getattr(settings, name):
-                raise InputError(f"--{name.replace('_', '-')} is not for Pascal VOC's layout; leave it out")
+                raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
         txt_name = "train.txt" if training else "val.txt"
-        return VOCInstances(settings.data_path, txt_name=txt_name, transforms=flip, skip_bad=True, exif=settings.exif)
+        folder = data_folder(settings)
+        return VOCInstances(folder, txt_name=txt_name, skip_bad=True, exif=settings.exif)
     return CocoDetection.of_split(
-        split, training, flip, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
+        split, training, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
         key=settings.class_attribute or "", exif=settings.exif,
     )  # fmt: skip
 
 
-def divide(train_set: CocoDetection, val_set: CocoDetection, fraction: float, seed: int) -> None:
+def divide(train_set: InstanceDataset, val_set: InstanceDataset, fraction: float, seed: int) -> None:
     """Part the images of one annotation file, which both datasets hold, between them."""
+    if not isinstance(train_set, CocoDetection) or not isinstance(val_set, CocoDetection):
+        raise TypeError("only datasets of one COCO file can be divided")
     names, classes = val_set.image_names(), val_set.classes_of_images()
     for_validation, one_sided = choose_validation(names, classes, fraction, seed)
     val_set.drop_items(np.flatnonzero(~for_validation).tolist())
@@ -221,9 +238,9 @@ def in_words(dataset: InstanceDataset) -> str:
     return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {shown}"
 
 
-def listed(names: Sequence[str] | set[str]) -> str:
-    names = sorted(names)
-    return ", ".join(f"'{name}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+def listed(names: Iterable[str]) -> str:
+    in_order = sorted(names)
+    return ", ".join(f"'{name}'" for name in in_order[:5]) + (", ..." if len(in_order) > 5 else "")
 
 
 # ----------------------------------------------------------------------------------------------------------- the check

@@ -119,6 +119,20 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 0.9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 0.9")
+    return value
+
+
+def strength(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
+    return value
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """An option that is given bare or with True or False."""
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
@@ -152,10 +166,10 @@ class Settings:
         """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
         given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
         settings = cls(**given)
-        settings.given = set(given)
+        settings.given = frozenset(given)
         return settings
 
-    given = frozenset()  # type: ignore[var-annotated]  # no field: it is not an option
+    given = frozenset[str]()  # no annotation, so no field: it is not an option
 
     def to_plain(self) -> dict[str, Any]:
         """Name -> value, as args.json and checkpoints hold them."""
@@ -275,12 +289,32 @@ class TrainSettings(DataSettings):
         False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, changes_result=True,
         inherited=True,
     )  # fmt: skip
-    min_size: int = option(
-        800, "short side of the network's input ({default})", type=positive, demo=128, changes_result=True,
-        inherited=True,
+    min_size: int | list[int] = option(
+        800, "short side of the network's input ({default}); of several, training draws one per image, and evaluation "
+        "uses the last", type=positive, nargs="+", demo=128, changes_result=True, inherited=True,
     )  # fmt: skip
     max_size: int = option(
         1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
+    )
+    data_augmentation: str = option(
+        "hflip", "hflip: flips; multiscale: also six sizes from 0.8 times --min-size to --min-size (640 to 800); lsj: "
+        "flips and large-scale jitter, 0.1 to 2 times a square of 1.28 times --min-size (1024), for long schedules; "
+        "none ({default})", choices=("hflip", "multiscale", "lsj", "none"), changes_result=True, inherited=True,
+    )  # fmt: skip
+    use_copypaste: bool = option(
+        False, "with lsj: paste objects of another image of the batch into each; published gains are for schedules of "
+        "100 epochs and more", changes_result=True, inherited=True,
+    )  # fmt: skip
+    vflip: bool = option(
+        False, "also turn half of the images upside down, for aerial, medical and industrial images",
+        changes_result=True, inherited=True,
+    )  # fmt: skip
+    color_jitter: float = option(
+        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=strength,
+        metavar="X", changes_result=True, inherited=True,
+    )  # fmt: skip
+    show_batch: bool = option(
+        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end"
     )
     rois_per_image: int = option(
         512, "proposals per image that the heads learn from ({default})", type=positive, demo=32, changes_result=True,
@@ -345,6 +379,8 @@ class TrainSettings(DataSettings):
         if self.lr_step_size and "lr_steps" not in self.given:
             self.lr_steps = list(range(self.lr_step_size, self.epochs, self.lr_step_size))
         self.lr_steps = list(self.lr_steps)
+        if isinstance(self.min_size, list) and len(self.min_size) == 1:
+            self.min_size = self.min_size[0]
 
 
 # Options of a run whose change makes it another run.
@@ -392,20 +428,57 @@ class ValidationSettings(DataSettings, InferenceSettings):
 
 
 @dataclass
-class PredictSettings(InferenceSettings):
-    img_path: list[str] | None = option(
-        None, "image or folder of images, any number (default: one of the validation set that the checkpoint was "
-        "trained with)", type=str, nargs="+", action="extend",
-    )  # fmt: skip
-    output_dir: str = option("predictions", "drawn images and JSON ({default})", type=str)
+class PredictorSettings(InferenceSettings):
+    """How images are predicted: the options that predict.py and `Predictor` share."""
+
+    batch_size: int | None = option(
+        None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
+    )
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
-    save_json: bool = option(False, "also write the detections as predictions.json, in COCO's results format")
-    annotation_file: str | None = option(
-        None, "COCO file whose image ids predictions.json takes, by file name (default: the numbers in the file names, "
-        "else 1, 2, 3, ...)", type=str,
-    )  # fmt: skip
     exif: str | None = option(
         None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training, "
         "else apply)", choices=("apply", "ignore"),
     )  # fmt: skip
+    tile: int | None = option(
+        None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",
+        type=positive,
+    )  # fmt: skip
+    overlap: float | None = option(
+        None, "with --tile: share of a tile's side that the next tile sees too (default: 0.2); objects up to that size "
+        "are always whole in a tile", type=share,
+    )  # fmt: skip
+
+
+SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
+
+
+@dataclass
+class PredictSettings(PredictorSettings):
+    """Options of predict.py."""
+
+    img_path: list[str] | None = option(
+        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
+        "of the validation set that the checkpoint was trained with)", type=str, nargs="+", action="extend",
+    )  # fmt: skip
+    output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str)
+    save: list[str] = option(
+        (), "also write the detections: COCO results (json), a COCO dataset to train on (coco), a table (csv), 16-bit "
+        "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)", choices=SAVE_FORMATS,
+        nargs="+", action="extend",
+    )  # fmt: skip
+    save_json: bool = option(False, "the same as --save json")
+    annotation_file: str | None = option(
+        None, "COCO file whose image ids saved detections take, by file name (default: the numbers in the file names, "
+        "else 1, 2, 3, ...)", type=str,
+    )  # fmt: skip
+    every: int = option(1, "predict and write only every so many frames of a video ({default})", type=positive)
+    webcam: int | None = option(
+        None, "predict what this camera sees, show it and record it, until q, Esc or Ctrl-C (default: 0)", type=natural,
+        nargs="?", const=0, metavar="N",
+    )  # fmt: skip
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of --save and --save-json, each once."""
+        return list(dict.fromkeys([*self.save, *(["json"] if self.save_json else [])]))

@@ -42,4 +42,6 @@ class StepPrinter:
         if is_main() and progress.bad_pictures:
             warn(f"epoch {self.epoch}: {progress.bad_pictures} images could not be read and were replaced by others")
         if is_main() and progress.not_applied:
-            warn(f"epoch {self.epoch}: {progress.not_applied} steps were not applied because their loss was not finite")
+            warn(
+                f"epoch {self.epoch}: {progress.not_applied} steps were not applied: loss or gradients were not finite"
+            )

@@ -50,5 +50,5 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     return TrainedModel(Path(path), model, config, content, classes, device, precision, trained_with)

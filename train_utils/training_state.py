@@ -1,5 +1,6 @@
 """State that a training step changes, and the result of one."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from network_files import MaskRCNN
+from network_files.on_device import Download
 from train_utils.device import Precision
+from train_utils.distributed import rank
+from train_utils.errors import warn
 
 
 @dataclass
@@ -16,20 +20,56 @@ class StepResult:
     """The outcome of a step, the same on every process.
 
     Attributes:
+        number: steps of the run with this one.
         losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
-        applied: whether the weights were changed; they are not where the loss of any process is not finite.
-        stop: whether any process received a signal to stop.
-        loading_failed: whether loading failed on any process; such a step is not applied either.
+        applied: whether the weights were changed; they are not where the loss of any process is not finite, nor where
+            gradients exceed fp16.
         bad_pictures: number of images, over all processes, that could not be read and were replaced.
     """
 
+    number: int
     losses: dict[str, float]
     lr: float
     applied: bool
+    bad_pictures: int
+
+
+@dataclass
+class PendingStep:
+    """A step that the device may still be computing: what the host knows of it, and on the way what it does not.
+
+    Attributes:
+        number: steps of the run with this one.
+        lr: the learning rate.
+        stop: whether any process received a signal to stop.
+        loading_failed: whether loading failed on any process; such a step is not applied.
+        bad_pictures: number of images, over all processes, that could not be read and were replaced.
+        names: "loss" and its parts.
+        values: means of the losses over the processes, the losses of this process, and whether the step was applied.
+        image_ids: of this process.
+    """
+
+    number: int
+    lr: float
     stop: bool
     loading_failed: bool
     bad_pictures: int
+    names: tuple[str, ...]
+    values: Download
+    image_ids: list[int]
+
+    def read(self) -> StepResult:
+        """Wait for the result; warn if the loss of this process is not finite."""
+        *losses, applied = self.values.read().tolist()
+        means, own = (dict(zip(self.names, part)) for part in (losses, losses[len(self.names) :]))
+        if not math.isfinite(means["loss"]) and not math.isfinite(own["loss"]):
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
+            warn(
+                f"step {self.number} is not applied: the loss is {own['loss']} on process {rank()}, "
+                f"images {self.image_ids}, {parts}, learning rate {self.lr:.6g}"
+            )
+        return StepResult(self.number, means, self.lr, bool(applied), self.bad_pictures)
 
 
 @dataclass
@@ -41,7 +81,7 @@ class Progress:
         lr: learning rate of the last step.
         epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
         epoch_steps: number of applied steps in the current epoch.
-        not_applied: number of steps in the current epoch whose loss was not finite.
+        not_applied: number of steps in the current epoch whose loss, or fp16 gradients, were not finite.
         in_a_row: number of such steps since the last applied one.
         bad_pictures: number of images of the current epoch that could not be read.
     """
@@ -61,7 +101,7 @@ class Progress:
         self.epoch_loss, self.epoch_steps, self.not_applied, self.bad_pictures = 0.0, 0, 0, 0
 
     def count(self, step: StepResult) -> None:
-        self.step += 1
+        self.step = step.number
         self.lr = step.lr
         self.bad_pictures += step.bad_pictures
         if step.applied:

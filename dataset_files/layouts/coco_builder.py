@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.coco_file import LARGEST_COORDINATE, LARGEST_PICTURE
+from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE
 from dataset_files.image_files import read_size
 from dataset_files.layouts.conversion import Converted
 from dataset_files.problems import Problems, shown
@@ -101,9 +101,11 @@ class CocoBuilder:
             segmentation = [[float(v) for v in polygon] for polygon in polygons]
             extent = clipped_extent(segmentation, size)
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))))
-        else:
+        elif box is not None:
             segmentation, extent = [], box
             area = (box[2] - box[0]) * (box[3] - box[1])
+        else:
+            raise ValueError("an object needs polygons, crops or a box")
         x1, y1, x2, y2 = extent if box is None else box
         self.objects.append((
             class_name,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_files import IMAGE_SUFFIXES
+from dataset_files.image_files import IMAGE_SUFFIXES, split_in
 from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.problems import leaves_folder
 
@@ -25,7 +25,6 @@ ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
 # COCO's files of other tasks, beside the instances.
 ROBOFLOW = "_annotations.coco.json"
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
-SPLIT = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
 SPLIT_ORDER = ("train", "val", "test", "")
 KEY = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key) for key in (b"file_name", b"(?:coco_url|path)")]
@@ -56,7 +55,10 @@ def find(root: Path) -> list[SplitFiles]:
             f"{root}: {named(chosen.values(), root)} do not say which one is for training; give --train-json FILE and "
             "--val-json FILE"
         )
-    return [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
+    splits = [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
+    if splits:
+        splits[0].passed_over = [path for path in files if path not in chosen.values()]
+    return splits
 
 
 # ------------------------------------------------------------------------------------------------------ COCO files
@@ -121,11 +123,6 @@ def is_in(path: Path, text: bytes) -> bool:
 def split_of(path: Path, root: Path) -> str:
     """ "train", "val" or "test" if the name of a file says so, else that of the nearest folder that does; else ""."""
     return split_in(path.stem) or next(filter(None, map(split_in, reversed(path.relative_to(root).parts[:-1]))), "")
-
-
-def split_in(name: str) -> str:
-    found = SPLIT.search(name.lower())
-    return SPLIT_ORDER[found.lastindex - 1] if found else ""
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:

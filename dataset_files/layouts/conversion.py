@@ -39,6 +39,7 @@ class SplitFiles:
         convert: reads annotations that are no COCO file; None where `source` is one.
         inputs: the files that `convert` reads, as far as they are known without reading; a change makes the conversion
             stale. Images need not be listed.
+        passed_over: annotation files of the folder that none of its splits is read from.
     """
 
     name: str
@@ -46,3 +47,4 @@ class SplitFiles:
     image_folder: Path
     convert: Callable[[], Converted] | None = None
     inputs: Callable[[], list[Path]] = list
+    passed_over: list[Path] = field(default_factory=list)

@@ -1,13 +1,24 @@
 """Detect the layout of a folder, or of an annotation file, and find its splits."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dataset_files.image_files import names_in
 from dataset_files.layouts import coco_layouts, labelme_files, mask_folders, via_files, voc_variants, yolo_files
 from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.layouts.folder_description import describe
 
 VOC = "Pascal VOC"
+MOST_FOLDERS = 20  # sub-folders in which a layout is looked for
+# By name, in the order in which they are asked; VIA's and the devkit's own are asked before.
+READERS = {
+    "COCO": coco_layouts,
+    "YOLO": yolo_files,
+    "VOC-like": voc_variants,
+    "labelme": labelme_files,
+    "mask images": mask_folders,
+}
 
 
 class Layout(NamedTuple):
@@ -29,19 +40,36 @@ def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; --data-path takes a folder of data or its annotation file")
+    layout = layout_at(path, class_attribute)
+    if layout is not None:
+        return layout
+    raise ValueError(describe(path) + inner_layouts(path))
+
+
+def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
+    """The layout of an existing folder or file; None if no reader knows it."""
     via = via_files.find(path, class_attribute)
     if class_attribute is not None and not via:
         raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")
     if path.is_dir() and voc_variants.is_standard(path):
         return Layout(VOC, [])
-    for name, splits in (("VIA", via), ("COCO", coco_layouts.find(path)), ("YOLO", yolo_files.find(path))):
-        if splits:
+    if via:
+        return Layout("VIA", via)
+    for name, reader in READERS.items():
+        if splits := reader.find(path):
             return Layout(name, splits)
-    if path.is_dir():
-        for name, reader in (("VOC-like", voc_variants), ("labelme", labelme_files), ("mask images", mask_folders)):
-            if splits := reader.find(path):
-                return Layout(name, splits)
-    raise ValueError(describe(path))
+    return None
+
+
+def inner_layouts(root: Path) -> str:
+    """The sub-folders of a folder that have a layout, in words: archives are often unpacked into one."""
+    found = []
+    for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
+        with suppress(ValueError, OSError):
+            layout = layout_at(place) if place.is_dir() else None
+            if layout is not None:
+                found.append(f"{place} ({layout.name})")
+    return f"; give --data-path the folder inside: {' or '.join(found[:3])}" if found else ""
 
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:

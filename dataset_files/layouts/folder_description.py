@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from dataset_files.layouts.coco_layouts import SMALL, is_image, json_files
+from dataset_files.layouts.mask_folders import MASK_FOLDERS
 from dataset_files.problems import printable
 
 MOST_ENTRIES = 20_000  # files that are counted
@@ -28,7 +29,8 @@ def describe(root: Path) -> str:
 
 def contents_of(root: Path) -> tuple[Counter, set[str]]:
     """How many files of each suffix are below a folder, and the names of its folders, all in lower case."""
-    suffixes, all_folders = Counter(), set()
+    suffixes: Counter[str] = Counter()
+    all_folders: set[str] = set()
     for _, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         all_folders.update(folder.lower() for folder in folders)
@@ -72,8 +74,14 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
     if ".xml" in suffixes:
         return "closest to Pascal VOC, without SegmentationObject/ or ImageSets/Segmentation/"
     if ".txt" in suffixes and ("labels" in folders or ".yaml" in suffixes or ".yml" in suffixes):
-        absent = "" if {".yaml", ".yml"} & set(suffixes) else ", without its data.yaml (names, train, val)"
-        return "closest to YOLO's" + absent + without(has_images)
+        has_yaml = {".yaml", ".yml"} & set(suffixes)
+        no_yaml = "" if has_yaml else ", without its data.yaml (names, train, val) or classes.txt"
+        return "closest to YOLO's" + no_yaml + without(has_images)
+    if has_images and {name.lower() for name in MASK_FOLDERS} & folders:
+        return (
+            "closest to images with masks as images: images/ and masks/ with files of the same names, the masks as "
+            "PNG, TIFF or BMP (JPEG blurs their values)"
+        )
     if has_images:
         return f"images without annotations; expected {LAYOUTS}"
     return f"none of the layouts that can be read: {LAYOUTS}"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset_files.image_files import ImageFinder, files_below, images_below, split_folders
+from dataset_files.file_names import ImageFinder
+from dataset_files.image_files import files_below, images_below, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
 from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
@@ -83,8 +84,10 @@ def read_json(path: Path) -> Any:
 
 
 def input_files(folder: Path, root: Path) -> list[Path]:
-    """The files of a split that decide what is read; images without a JSON are among what is reported."""
-    return [*label_lists(folder, root), *(p for p in files_below(folder) if p.suffix.lower() == ".json")]
+    """The files of a split that decide what is read, and its folders, for images without a JSON are reported, too."""
+    files = list(files_below(folder))
+    folders = dict.fromkeys(path.parent for path in files)
+    return [*label_lists(folder, root), *folders, *(p for p in files if p.suffix.lower() == ".json")]
 
 
 def label_lists(folder: Path, root: Path) -> list[Path]:
@@ -221,4 +224,4 @@ def decode_mask(text: object) -> np.ndarray:
             pixels = np.array(picture)
     except Exception as error:  # a broken file makes Pillow raise anything
         raise ValueError(f"a mask that is no PNG in base64 ({error})") from error
-    return pixels.reshape(*pixels.shape[:2], -1)[:, :, :3].any(axis=2)
+    return np.any(pixels.reshape(*pixels.shape[:2], -1)[:, :, :3], axis=2)

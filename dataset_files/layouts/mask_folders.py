@@ -1,16 +1,17 @@
 """Read folders of images beside folders of masks with an instance per value: Penn-Fudan's kind.
 
-The masks of an image are one file, or one per class in masks/CLASS/, or one per object in masks/IMAGE/.
+The masks of an image are one file, or one per class in masks/CLASS/, or one per object in masks/IMAGE/. Each image may
+also have a folder of its own with images/ and masks/ in it, as in the Data Science Bowl 2018.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders
+from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
 from dataset_files.layouts.coco_builder import CocoBuilder
 from dataset_files.layouts.conversion import Converted, SplitFiles
-from dataset_files.layouts.mask_images import MASK_SUFFIXES, MaskImage, find_mask, instance_crops, read_mask_image
+from dataset_files.layouts.mask_images import MASK_SUFFIXES, MaskImage, instance_crops, read_mask_image
 
 PENN_FUDAN = ("PNGImages", "PedMasks")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "PNGImages")
@@ -21,113 +22,226 @@ ONLY_CLASS = "object"
 
 @dataclass
 class MaskFolders:
-    """Where the images and the masks of one split are."""
+    """A folder of images and the folder of their masks.
+
+    Attributes:
+        one_image: all masks are those of the only image, whatever they are called.
+    """
 
     images: Path
     masks: Path
+    one_image: bool = False
 
+    @cached_property
+    def image_paths(self) -> list[Path]:
+        return images_below(self.images)
+
+    @cached_property
+    def masks_by_stem(self) -> dict[Path, dict[str, Path]]:
+        """Folder -> stem -> mask; whatever else lies in a folder of masks is ignored."""
+        found: dict[Path, dict[str, Path]] = {}
+        for path in files_below(self.masks):
+            if path.suffix.lower() in MASK_SUFFIXES:
+                found.setdefault(path.parent, {}).setdefault(path.stem, path)
+        return found
+
+    @cached_property
     def class_names(self) -> list[str]:
-        """The classes that have folders of their own in `masks`; none where the folders are those of images."""
-        stems = {path.stem for path in images_below(self.images)}
-        folders = [name for name in sorted(names_in(self.masks)) if (self.masks / name).is_dir()]
-        return [name for name in folders if name not in stems and not name.startswith(".")]
+        """The classes that have folders of their own; none where more images have masks of another form."""
+        stems = {path.stem for path in self.image_paths}
+        folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
+        names = [name for name in folders if name not in stems]
+        used = [{name for name in names if self.mask_of(path, Path(name))} for path in self.image_paths]
+        own = sum(bool(self.own_masks(path)) for path in self.image_paths)
+        return [name for name in names if any(name in of_one for of_one in used)] if sum(map(bool, used)) > own else []
 
     def only_class(self) -> str:
         return "pedestrian" if self.masks.name == PENN_FUDAN[1] else ONLY_CLASS
 
+    def masks_of(self, image: Path) -> list[tuple[Path, str]]:
+        """The mask files of an image with their classes."""
+        if self.class_names:
+            found = [(self.mask_of(image, Path(name)), name) for name in self.class_names]
+            return [(path, name) for path, name in found if path is not None]
+        return [(path, self.only_class()) for path in self.own_masks(image)]
+
+    def own_masks(self, image: Path) -> list[Path]:
+        """The one mask that is called like the image, else one per object in a folder that is."""
+        one = self.mask_of(image)
+        if one is not None:
+            return [one]
+        own = self.masks if self.one_image else self.masks / self.inner(image) / image.stem
+        return list(self.masks_by_stem.get(own, {}).values())
+
+    def mask_of(self, image: Path, folder: Path | None = None) -> Path | None:
+        """The mask that is called like an image, in a folder of `masks`; without `folder` in the image's own."""
+        masks = self.masks_by_stem.get(self.masks / (self.inner(image) if folder is None else folder), {})
+        return next((masks[image.stem + ending] for ending in ENDINGS if image.stem + ending in masks), None)
+
+    def has_file_per_object(self, image: Path) -> bool:
+        return not self.class_names and self.mask_of(image) is None
+
+    def inner(self, image: Path) -> Path:
+        return image.parent.relative_to(self.images)
+
+
+@dataclass
+class MaskSplit:
+    """One split.
+
+    Attributes:
+        source: the folder that messages name, and that the names of masks are relative to.
+        image_folder: the folder that the file names of images are relative to.
+    """
+
+    source: Path
+    image_folder: Path
+    parts: list[MaskFolders]
+
+    def seems_right(self) -> bool:
+        """Whether there is an image and a mask, from the first of the parts that is complete."""
+        return any(
+            any(name.lower().endswith(MASK_SUFFIXES) for name in first_names(part.masks))
+            and any(map(is_image_name, first_names(part.images)))
+            for part in self.parts
+        )
+
 
 def find(root: Path) -> list[SplitFiles]:
-    """The splits of a folder of images and masks; [] if it is of another layout."""
+    """The splits of a folder of images and masks; [] if it is of another layout.
+
+    Raises:
+        ValueError: several folders may be meant for one split.
+    """
+    found: dict[str, MaskSplit]
     whole = folders_in(root)
-    if whole is None:
-        found = {split: folders_in(folder) for split, folder in split_folders(root).items()}
-    else:
+    if whole is not None:
         of_images, of_masks = split_folders(whole.images), split_folders(whole.masks)
-        found = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
-        found = found or {"": whole}
+        parts = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
+        found = {name: of_one(part) for name, part in (parts or {"": whole}).items()}
+    else:
+        found = splits_below(root)
+        if not found and (everything := of_folder(root)) is not None:
+            found = {"": everything}
     return [
-        SplitFiles(split, folders.masks, folders.images, partial(read_masks, folders), partial(input_files, folders))
-        for split, folders in found.items()
-        if folders is not None and has_masks(folders.masks) and any(map(is_image_name, first_names(folders.images)))
+        SplitFiles(name, split.source, split.image_folder, partial(read_masks, split), partial(input_files, split))
+        for name, split in found.items()
+        if split.seems_right()
     ]
 
 
 def folders_in(root: Path) -> MaskFolders | None:
     """The folder of images and the folder of masks in `root`, whatever the case of their names."""
-    names = {name.lower(): name for name in names_in(root) if (root / name).is_dir()}
-    images, masks = (
-        next((root / names[name.lower()] for name in usual if name.lower() in names), None)
-        for usual in (IMAGE_FOLDERS, MASK_FOLDERS)
-    )
+    images, masks = (sub_folder(root, usual) for usual in (IMAGE_FOLDERS, MASK_FOLDERS))
     return MaskFolders(images, masks) if images and masks else None
+
+
+def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
+    names = {name.lower(): name for name in names_in(root)}
+    present = [root / names[name.lower()] for name in usual if name.lower() in names]
+    return next((folder for folder in present if folder.is_dir()), None)
+
+
+def splits_below(root: Path) -> dict[str, MaskSplit]:
+    """The splits that have a folder of their own, named like it, or with it in the name (stage1_train)."""
+    exact = {name: of_folder(folder) for name, folder in split_folders(root).items()}
+    found = {name: split for name, split in exact.items() if split is not None}
+    if found:
+        return found
+    for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name)):
+        name, split = split_in(folder.name), of_folder(folder)
+        if split is not None and split.seems_right():
+            if name in found:
+                both = f"{found[name].source.name} and {folder.name}"
+                raise ValueError(f"{root}: {both} are both named like a {name} split; rename one, e.g. to 'old'")
+            found[name] = split
+    return found
+
+
+def of_one(part: MaskFolders) -> MaskSplit:
+    return MaskSplit(part.masks, part.images, [part])
+
+
+def of_folder(folder: Path) -> MaskSplit | None:
+    """The split that a folder holds: in images/ and masks/, or in those of each of its sub-folders; else None."""
+    whole = folders_in(folder)
+    if whole is not None:
+        return of_one(whole)
+    parts, complete = [], False
+    for place in sorted(folder / name for name in names_in(folder) if not name.startswith(".")):
+        images, masks = (sub_folder(place, usual) for usual in (IMAGE_FOLDERS, MASK_FOLDERS))
+        if images is not None:
+            one_image = sum(map(is_image_name, names_in(images))) == 1
+            parts.append(MaskFolders(images, masks or place / MASK_FOLDERS[0], one_image))
+            complete = complete or masks is not None
+    return MaskSplit(folder, folder, parts) if complete else None
 
 
 def first_names(folder: Path) -> list[str]:
     return [path.name for path, _ in zip(files_below(folder, 2), range(20))]
 
 
-def has_masks(folder: Path) -> bool:
-    return any(name.lower().endswith(MASK_SUFFIXES) for name in first_names(folder))
+def input_files(split: MaskSplit) -> list[Path]:
+    """The folders of images, for their listings, and all masks."""
+    folders = {split.source: None, split.image_folder: None}
+    files: list[Path] = []
+    for part in split.parts:
+        folders |= {path.parent: None for path in part.image_paths}
+        files += files_below(part.masks)
+    return [*folders, *files]
 
 
-def input_files(folders: MaskFolders) -> list[Path]:
-    """The folder of images, for its listing, and all masks."""
-    return [folders.images, *files_below(folders.masks)]
-
-
-def read_masks(folders: MaskFolders) -> Converted:
+def read_masks(split: MaskSplit) -> Converted:
     """All images that have masks."""
-    names = folders.class_names()
-    builder = CocoBuilder(folders.images, names or [folders.only_class()])
-    singles, any_masks = [], False
-    for path in images_below(folders.images):
-        relative = path.relative_to(folders.images)
-        masks = masks_of(folders, relative, names)
-        if not masks:
-            builder.problems.add("unlabelled", relative.as_posix())
-            continue
-        any_masks = True
-        add_masks(builder, relative.as_posix(), masks, folders, singles)
+    names = dict.fromkeys(name for part in split.parts for name in part.class_names or [part.only_class()])
+    builder = CocoBuilder(split.image_folder, list(names))
+    singles: list[str] = []
+    any_masks = False
+    for part in split.parts:
+        unused = {path for masks in part.masks_by_stem.values() for path in masks.values()}
+        for path in part.image_paths:
+            masks = part.masks_of(path)
+            unused -= {mask for mask, _ in masks}
+            any_masks = any_masks or bool(masks)
+            if masks:
+                singles += add_masks(builder, path, masks, part, split)
+            else:
+                builder.problems.add("unlabelled", path.relative_to(split.image_folder).as_posix())
+        builder.problems.add_all("no mask image", sorted(unused), lambda p: p.relative_to(split.source).as_posix())
     if not any_masks:
-        raise ValueError(f"{folders.masks}: no mask is named like an image; expected a.png or a_mask.png for a.jpg")
+        raise ValueError(f"{split.source}: no mask is named like an image; expected a.png or a_mask.png for a.jpg")
     builder.problems.add_all("single value", singles, str)
     return builder.converted()
 
 
-def masks_of(folders: MaskFolders, image: Path, classes: list[str]) -> list[tuple[Path, str]]:
-    """The mask files of an image, given relative to the folder of images, with their classes."""
-    if classes:
-        found = [(find_mask(folders.masks / name, image.stem, ENDINGS), name) for name in classes]
-        return [(path, name) for path, name in found if path is not None]
-    one = find_mask(folders.masks / image.parent, image.stem, ENDINGS)
-    if one is not None:
-        return [(one, folders.only_class())]
-    own = folders.masks / image.parent / image.stem
-    return [(own / n, folders.only_class()) for n in sorted(names_in(own)) if n.lower().endswith(MASK_SUFFIXES)]
-
-
 def add_masks(
-    builder: CocoBuilder, file_name: str, masks: list[tuple[Path, str]], folders: MaskFolders, singles: list[str]
-) -> None:
-    """Add an image and an object per value of its masks; the names of masks with a single value go to `singles`."""
+    builder: CocoBuilder, path: Path, masks: list[tuple[Path, str]], part: MaskFolders, split: MaskSplit
+) -> list[str]:
+    """Add an image and an object per value of its masks.
+
+    Returns:
+        The names of masks with a single value, where that may be several objects.
+    """
+    file_name = path.relative_to(split.image_folder).as_posix()
     read: list[tuple[MaskImage, str, str]] = []
-    for path, class_name in masks:
-        name = path.relative_to(folders.masks).as_posix()
+    for mask_path, class_name in masks:
+        name = mask_path.relative_to(split.source).as_posix()
         try:
-            read.append((read_mask_image(path), class_name, name))
+            read.append((read_mask_image(mask_path), class_name, name))
         except (ValueError, OSError) as error:
             builder.problems.add("masks", f"{name}: {error}")
-            return
+            return []
     if len({mask.size for mask, _, _ in read}) > 1:
         builder.problems.add("masks", f"{file_name}: its masks differ in size")
-        return
+        return []
     image = builder.add_image(file_name, read[0][0].size)
     if image is None:
-        return
-    own_file_each = masks[0][0].parent.name == Path(file_name).stem
+        return []
+    singles = []
     for mask, class_name, name in read:
         crops = instance_crops(mask.values)
-        if len(crops) == 1 and not own_file_each:
+        if len(crops) == 1 and not part.has_file_per_object(path):
             singles.append(name)
         for crop in crops.values():
             builder.add_object(image, class_name, crops=[crop])
+    return singles

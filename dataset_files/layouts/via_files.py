@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dataset_files.image_files import ImageFinder, names_in, split_folders
+from dataset_files.file_names import ImageFinder
+from dataset_files.image_files import names_in, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
 from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.labelme_files import read_json
@@ -90,8 +91,9 @@ def image_entries(content: object, source: Path) -> list[dict]:
     """The entries of all images: dicts with `filename` and `regions`."""
     metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     entries = list(metadata.values()) if isinstance(metadata, dict) else metadata
-    named = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    if not named or not all(isinstance(entry.get("filename"), str) for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in entries
+    ):
         raise ValueError(f'{source}: expected VIA\'s {{"NAME": {{"filename": ..., "regions": [...]}}}}')
     for entry in entries:
         if not isinstance(entry.get("regions") or [], (list, dict)):
@@ -196,6 +198,8 @@ def shape_polygon(shape: dict) -> list[float]:
         x, y, width, height = numbers
         return rectangle_polygon(x, y, x + width, y + height)
     if kind == "circle":
-        return ellipse_polygon(*numbers, numbers[2])
+        cx, cy, radius = numbers
+        return ellipse_polygon(cx, cy, radius, radius)
     (angle,) = image_coordinates([shape.get("theta", 0)])
-    return ellipse_polygon(*numbers, angle)
+    cx, cy, rx, ry = numbers
+    return ellipse_polygon(cx, cy, rx, ry, angle)

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.boxes import ious
-from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, ImageFinder, files_below, names_in
+from dataset_files.file_names import ImageFinder
+from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, files_below, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.mask_images import (
@@ -85,7 +86,7 @@ def find(root: Path) -> list[SplitFiles]:
     images = image_folder(folder)
     lists = find_lists(folder)
     if not lists:
-        masks = masks_folder(folder, "SegmentationObject")
+        masks = instances_folder(folder)
         return [SplitFiles("", masks, images, partial(read_split, folder, None), partial(input_files, folder, None))]
     return [
         SplitFiles(name, path, images, partial(read_split, folder, path), partial(input_files, folder, path))
@@ -98,6 +99,11 @@ def variant_folder(root: Path) -> Path | None:
     places = (root, root / "VOCdevkit")
     years = [place / name for place in places for name in sorted(names_in(place)) if name.startswith("VOC")]
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
+
+
+def instances_folder(folder: Path) -> Path:
+    """SegmentationObject in a folder that `variant_folder` returned."""
+    return masks_folder(folder, "SegmentationObject") or folder / "SegmentationObject"
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
@@ -235,7 +241,7 @@ def read_split(folder: Path, listed: Path | None) -> Converted:
     if listed is not None:
         names = list(read_list(listed, builder.problems).values())
     else:
-        masks = masks_folder(folder, "SegmentationObject")
+        masks = instances_folder(folder)
         names = [p.relative_to(masks).with_suffix("").as_posix() for p in files_below(masks) if is_mask_name(p.name)]
     for name in dict.fromkeys(names):
         file_name = finder.find(f"{name}.jpg", finder.root)
@@ -291,7 +297,7 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
 def read_masks(builder: CocoBuilder, folder: Path | None, name: str) -> MaskImage | None:
     """One mask image; None if there is none or it cannot be used, which is noted."""
     path = find_mask(folder, name) if folder else None
-    if path is None:
+    if folder is None or path is None:
         return None
     try:
         return read_mask_image(path)

@@ -180,10 +180,10 @@ class YamlReader:
         if text[0] in "[{":
             return self.flow(number, text, level + 1)
         if text[0] in "\"'":
-            end = closing_quote(text)
-            if end is None:
+            quote = closing_quote(text)
+            if quote is None:
                 raise IndexError
-            return self.scalar(number, text[: end + 1]), text[end + 1 :]
+            return self.scalar(number, text[: quote + 1]), text[quote + 1 :]
         end = re.search(r"[,\]}]", text)
         if end is None:
             raise IndexError

@@ -8,8 +8,8 @@ import pytest
 from dataset_files.layouts.find import find_layout
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import COCO_WRITERS
+from tests.helpers.commands import run_thin
 from tests.helpers.layout_writers import ONE_CLASS, SAMPLES, WITH_CROWDS, WRITERS, Sample
-from tests.programs.bad_inputs import run_script
 from train_utils.classes import ClassTable
 from train_utils.metrics.coco_evaluation import coco_results, score_results
 
@@ -114,7 +114,7 @@ def test_the_scripts_run_on_every_layout_without_further_options(layout: str, tm
         ("validation.py", small),
         ("predict.py", ["--device", "cpu", "--save-json"]),
     ):
-        outcome = run_script(script, words, tmp_path)
-        assert outcome.status == 0, outcome.said
+        outcome = run_thin(tmp_path, script, *words)
+        assert outcome.code == 0, outcome.said
         assert "Traceback" not in outcome.said
     assert (tmp_path / "predictions" / "predictions.json").is_file()

@@ -14,8 +14,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from dataset_files import coco_index
-from dataset_files.coco_file import MaskColumns
 from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of, storage_places
+from dataset_files.coco_masks import MaskColumns
 from dataset_files.problems import leaves_folder
 from dataset_files.unused_categories import unused_categories
 from my_dataset_coco import CocoDetection

@@ -162,6 +162,14 @@ def test_other_encodings_and_broken_files_are_found_too(tmp_path):
         assert [name for name, *_ in found(tmp_path)] == [""]
 
 
+def test_files_that_no_split_uses_are_known(tmp_path):
+    for name in ("train.json", "val.json", "default.json"):
+        write_coco(tmp_path / name, ["1.jpg"])
+    splits = find(tmp_path)
+    assert [path.name for split in splits for path in split.passed_over] == ["default.json"]
+    assert find(tmp_path / "train.json")[0].passed_over == []
+
+
 @pytest.mark.parametrize("padding", [0, 1 << 20], ids=["small", "large"])
 def test_files_of_other_tasks_are_passed_over(tmp_path, padding):
     write_coco(tmp_path / "annotations" / "instances_val2017.json", ["1.jpg"], padding)
@@ -236,6 +244,7 @@ def touch(root: Path, names: list[str]) -> None:
         (["a.jpg"], {"a.json": "{"}, "invalid JSON"),
         (["images/a.jpg", "labels/a.txt"], {}, "closest to YOLO's, without its data.yaml"),
         (["a.jpg", "a.xml"], {}, "closest to Pascal VOC"),
+        (["images/a.jpg", "Masks/a.jpg"], {}, "closest to images with masks as images.*JPEG blurs"),
         (["a.mp4"], {}, r"found 1 \.mp4; none of the layouts"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts.find import find_layout
 from tests.helpers.layout_checks import check_same, mask_of
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 
@@ -14,7 +15,7 @@ MODULES = {
     "labelme": labelme_files, "labelme in split folders": labelme_files, "YOLO": yolo_files,
     "YOLO by Roboflow": yolo_files, "VIA 1": via_files, "VIA 2": via_files, "labelme2voc": voc_variants,
     "CVAT segmentation mask": voc_variants, "VOC with own classes": voc_variants, "Penn-Fudan": mask_folders,
-    "masks per class": mask_folders, "masks per object": mask_folders,
+    "masks per class": mask_folders, "masks per object": mask_folders, "Data Science Bowl 2018": mask_folders,
 }  # fmt: skip
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -52,6 +53,14 @@ def test_no_reader_claims_coco_or_an_empty_folder(tmp_path: Path) -> None:
     for module in set(MODULES.values()):
         for folder in ("empty", "coco", "roboflow", "missing"):
             assert module.find(tmp_path / folder) == []
+
+
+def test_data_in_a_folder_inside_are_pointed_to(tmp_path: Path) -> None:
+    WRITERS["YOLO"](tmp_path / "inside", SAMPLES)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError) as raised:
+        find_layout(tmp_path)
+    assert str(raised.value).endswith(f"; give --data-path the folder inside: {tmp_path / 'inside'} (YOLO)")
 
 
 def test_outlines_cover_the_same_pixels_as_masks() -> None:

@@ -200,3 +200,48 @@ def test_masks_in_jpeg_are_no_masks(tmp_path: Path) -> None:
     path = tmp_path / "PedMasks" / "a_mask.png"
     Image.open(path).save(path, "JPEG")
     assert only(mask_folders, tmp_path).problems.wrong() == ["masks"]
+
+
+@pytest.mark.parametrize("layout", ["Penn-Fudan", "masks per class", "masks per object", "Data Science Bowl 2018"])
+def test_strays_in_folders_of_masks_are_left_out_and_counted(layout: str, tmp_path: Path) -> None:
+    WRITERS[layout](tmp_path, SAMPLES)
+    masks = sorted(path for path in tmp_path.rglob("*") if path.is_dir() and path.name in ("masks", "PedMasks"))
+    for folder in masks:
+        for name in ("Thumbs.db", ".DS_Store", "notes.txt", "old/readme.txt", "empty/Thumbs.db"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"x")
+        Image.new("L", (9, 9), 1).save(folder / "old" / "x.png")
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.counts.pop("no mask image") == len(masks)
+    assert "old/x.png" in converted.problems.examples["no mask image"][0]
+    converted.problems.counts.pop("single value", None)
+    assert not converted.problems.counts
+    (split,) = mask_folders.find(tmp_path)
+    check_same(converted, split.image_folder, SAMPLES, layout)
+
+
+def test_masks_of_images_in_sub_folders_are_no_classes(tmp_path: Path) -> None:
+    WRITERS["Penn-Fudan"](tmp_path / "scene", SAMPLES)
+    for name in ("PNGImages", "PedMasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "scene" / name).rename(tmp_path / name / "scene")
+    check_same(only(mask_folders, tmp_path), tmp_path / "PNGImages", SAMPLES, "Penn-Fudan")
+
+
+def test_data_science_bowl_with_its_stages(tmp_path: Path) -> None:
+    WRITERS["Data Science Bowl 2018"](tmp_path / "stage1_train", SAMPLES)
+    (tmp_path / "stage1_train_labels.csv").write_text("ImageId,EncodedPixels\n")
+    for sample in SAMPLES:
+        write_image(tmp_path / "stage1_test" / sample.stem / "images" / sample.name, sample)
+    (tmp_path / "stage1_train" / "a" / "masks" / "0.png").rename(tmp_path / "0.png")
+    (split,) = mask_folders.find(tmp_path)
+    assert split.name == "train"
+    converted = split.convert()
+    assert len(converted.content["images"]) == 6 and len(converted.content["annotations"]) == 7
+    for path in (tmp_path / "stage1_train" / "a" / "masks").iterdir():
+        path.unlink()
+    assert only(mask_folders, tmp_path).problems.counts == {"unlabelled": 1}
+    (tmp_path / "stage1_train").rename(tmp_path / "train_1")
+    WRITERS["Data Science Bowl 2018"](tmp_path / "train_2", SAMPLES)
+    with pytest.raises(ValueError, match="train_1 and train_2 are both named like a train split"):
+        mask_folders.find(tmp_path)

@@ -13,10 +13,11 @@ from PIL import Image
 import my_dataset_coco
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import content, write_coco_2017, write_cvat
+from tests.helpers.commands import run_thin
 from tests.helpers.layout_writers import SAMPLES, Sample, Thing, write_image, write_json
 from tests.helpers.project import ROOT
-from tests.programs.bad_inputs import run_script
 from train_utils.classes import ClassTable
+from train_utils.data_report import ReportSettings, report
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import coco_results, score_results
 from train_utils.open_data import open_training_data
@@ -109,11 +110,27 @@ def test_crowds_are_counted_and_mostly_crowds_stop_with_the_option(tmp_path: Pat
     )
     assert "1 of 5 objects are crowds and are not trained on; 1 images without objects are left out" in some.stdout
     edit(train_file, lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
-    stopped = run_script("train.py", TRAIN, tmp_path)
-    assert stopped.status == 2
+    stopped = run_thin(tmp_path, "train.py", *TRAIN)
+    assert stopped.code == 2
     assert "5 of 5 objects are crowds (iscrowd: 1), which are not trained on" in stopped.said
     assert stopped.said.endswith("give --crowds-are-objects")
-    assert run_script("train.py", [*TRAIN, "--crowds-are-objects"], tmp_path).status == 0
+    assert run_thin(tmp_path, "train.py", *TRAIN, "--crowds-are-objects").code == 0
+
+
+def test_the_report_says_what_would_stop_the_training(tmp_path: Path, capsys):
+    write_cvat(tmp_path, SAMPLES)
+    edit(tmp_path / "annotations" / "instances_default.json", lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
+    report(ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
+    training, validation = capsys.readouterr().out.split("validation:")
+    assert "wrong (stops the training): 4 of 4 objects are crowds" in training and "nothing is wrong" not in training
+    assert "nothing is wrong" in validation
+
+
+def test_coco_files_that_no_split_uses_are_named(tmp_path: Path, capsys):
+    write_coco_2017(tmp_path, SAMPLES)
+    write_json(tmp_path / "annotations" / "instances_default.json", content(SAMPLES[:1]))
+    open_training_data(settings(tmp_path), seed=0)
+    assert "COCO files that are not used: " in (said := capsys.readouterr().err) and "instances_default.json;" in said
 
 
 def test_objects_without_a_mask_are_crowds_in_the_ground_truth(tmp_path: Path):
@@ -184,17 +201,17 @@ def test_more_objects_than_can_be_found_are_named(tmp_path: Path, capsys):
 def test_predictions_take_ids_from_an_annotation_file_by_name(tmp_path: Path):
     write_cvat(tmp_path / "data", SAMPLES)
     train = [*TRAIN, "--val-fraction", "0.4"]
-    assert run_script("train.py", train, tmp_path).status == 0
+    assert run_thin(tmp_path, "train.py", *train).code == 0
     file = tmp_path / "data" / "annotations" / "instances_default.json"
     words = ["--device", "cpu", "--save-json", "--box-thresh", "0", "--img-path", "data/images/default"]
-    outcome = run_script("predict.py", [*words, "--annotation-file", str(file)], tmp_path)
-    assert outcome.status == 0, outcome.said
+    outcome = run_thin(tmp_path, "predict.py", *words, "--annotation-file", str(file))
+    assert outcome.code == 0, outcome.said
     ids = {image["file_name"]: image["id"] for image in json.loads(file.read_text())["images"]}
     found = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
     assert found and all(ids[entry["file_name"]] == entry["image_id"] for entry in found)
     edit(file, lambda w: w["images"].pop(0))
-    outcome = run_script("predict.py", [*words, "--annotation-file", str(file)], tmp_path)
-    assert outcome.status == 2 and "is not in" in outcome.said
+    outcome = run_thin(tmp_path, "predict.py", *words, "--annotation-file", str(file))
+    assert outcome.code == 2 and "is not in" in outcome.said
 
 
 def test_data_without_a_split_are_divided_by_name_the_same_way_for_all(tmp_path: Path):
@@ -234,9 +251,9 @@ def test_named_files_are_scored_whole_and_remembered(tmp_path: Path):
     write_coco_2017(tmp_path / "data", SAMPLES)
     files = {name: str(tmp_path / "data" / "annotations" / f"instances_{name}2017.json") for name in ("train", "val")}
     words = [*TRAIN[2:], "--train-json", files["train"], "--val-json", files["val"]]
-    assert run_script("train.py", words, tmp_path).status == 0
+    assert run_thin(tmp_path, "train.py", *words).code == 0
     for given in ([], ["--val-json", files["val"]]):
-        outcome = run_script("validation.py", ["--device", "cpu", "--workers", "0", *given], tmp_path)
-        assert outcome.status == 0, outcome.said
+        outcome = run_thin(tmp_path, "validation.py", "--device", "cpu", "--workers", "0", *given)
+        assert outcome.code == 0, outcome.said
         assert "2 images" in (tmp_path / "save_weights" / "record_mAP.txt").read_text()
-    assert run_script("predict.py", ["--device", "cpu"], tmp_path).status == 0
+    assert run_thin(tmp_path, "predict.py", "--device", "cpu").code == 0

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from dataset_files.layouts import yolo_files
-from tests.helpers.layout_checks import contents, objects_of, only
+from dataset_files.layouts.find import READERS
+from tests.helpers.layout_checks import classes_of, contents, objects_of, only
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -79,6 +80,7 @@ def test_yolo_bad_lines_are_named(line: str, kind: str, said: str, tmp_path: Pat
         "train:\n  - images\nnames:\n  1: dog\n  0: cat",
         "train: [images]\nnames: [cat,\n  dog]  # two\ndownload: |\n  import os\n  x = [1:\n",
         "train: ../images\nnames: ['cat', \"dog\"]",
+        "train: mine-1/images\nnames: [cat, dog]",
         "train: list.txt\nnames: [cat, dog]",
         "train: C:\\data\\ds\\images\nnames: [cat, dog]",
     ],
@@ -147,3 +149,78 @@ def test_yolo_folder_without_any_label_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels" / "b.txt").unlink()
     with pytest.raises(ValueError, match=r"data.yaml: no image has a label file; expected .*labels/a.txt"):
         only(yolo_files, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------- a list of classes, no YAML
+
+LINE = "1 0.1 0.1 0.2 0.1 0.2 0.2\n"
+
+
+def write_pairs(root: Path, *pairs: str) -> None:
+    """Images with label files, given as "folder of images:folder of labels/stem"."""
+    for pair in pairs:
+        images, _, labels = pair.partition(":")
+        stem = Path(labels).name
+        for folder in (images, Path(labels).parent):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 40)).save(root / images / f"{stem}.jpg")
+        (root / f"{labels}.txt").write_text(LINE)
+
+
+@pytest.mark.parametrize(
+    "class_list, pairs, expected",
+    [
+        ("classes.txt", ["images:labels/a"], {"": ["images/a.jpg"]}),  # Label Studio
+        ("labels/classes.txt", ["images:labels/a"], {"": ["images/a.jpg"]}),
+        ("classes.txt", [".:a"], {"": ["a.jpg"]}),  # labelImg
+        ("classes.txt", ["images:images/a"], {"": ["images/a.jpg"]}),
+        ("classes.txt", ["images/train:labels/train/a", "images/val:labels/val/b"],
+         {"train": ["images/train/a.jpg"], "val": ["images/val/b.jpg"]}),
+        ("obj.names", ["train/images:train/labels/a", "valid/images:valid/labels/b"],
+         {"train": ["train/images/a.jpg"], "val": ["valid/images/b.jpg"]}),
+        ("classes.txt", ["train:train/a", "test:test/b"], {"train": ["train/a.jpg"], "test": ["test/b.jpg"]}),
+        ("data/obj.names", ["data/obj_train_data:data/obj_train_data/a"], {"": ["data/obj_train_data/a.jpg"]}),
+    ],
+)  # fmt: skip
+def test_yolo_classes_may_be_listed_without_a_yaml(
+    class_list: str, pairs: list[str], expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    write_pairs(tmp_path, *pairs)
+    (tmp_path / class_list).parent.mkdir(exist_ok=True)
+    (tmp_path / class_list).write_text("cat\ndog\n\n")
+    assert {module.__name__ for module in READERS.values() if module.find(tmp_path)} == {yolo_files.__name__}
+    found = contents(yolo_files.find(tmp_path))
+    assert {name: [i["file_name"] for i in c.content["images"]] for name, c in found.items()} == expected
+    for converted in found.values():
+        assert converted.problems.counts == {} and classes_of(converted) == ["dog"]
+
+
+def test_yolo_lists_of_images_beside_a_list_of_classes(tmp_path: Path) -> None:
+    """As CVAT writes them."""
+    write_pairs(tmp_path, "obj_train_data:obj_train_data/a", "obj_train_data:obj_train_data/b")
+    (tmp_path / "obj.names").write_text("cat\ndog\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.jpg\n")
+    (tmp_path / "valid.txt").write_text("data/obj_train_data/b.jpg\n")
+    found = contents(yolo_files.find(tmp_path))
+    assert [c.content["images"][0]["file_name"] for c in found.values()] == [f"obj_train_data/{n}.jpg" for n in "ab"]
+    assert list(found) == ["train", "val"] and all(c.problems.counts == {} for c in found.values())
+
+
+def test_yolo_lists_of_classes_may_grow_but_not_differ(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "images/train:labels/train/a", "images/val:labels/val/b")
+    (tmp_path / "labels" / "train" / "classes.txt").write_text("cat\n")
+    (tmp_path / "labels" / "val" / "classes.txt").write_text("cat\ndog\n")
+    assert [classes_of(c) for c in contents(yolo_files.find(tmp_path)).values()] == [["dog"], ["dog"]]
+    (tmp_path / "labels" / "train" / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(ValueError, match="classes.txt: numbers the classes differently"):
+        yolo_files.find(tmp_path)
+    (tmp_path / "labels" / "train" / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match="expected one class name per line"):
+        yolo_files.find(tmp_path)
+
+
+def test_list_of_classes_beside_another_layout_is_not_yolo(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "images:images/a")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "images" / "a.txt").write_text("a note on this image\n")
+    assert yolo_files.find(tmp_path) == []

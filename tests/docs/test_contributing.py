@@ -84,7 +84,8 @@ def test_the_files_that_the_page_names_exist() -> None:
 def test_the_functions_that_the_journeys_name_exist() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name, file in {
-        "open_dataset": "train_utils/open_data.py",
+        "training_transforms": "train_utils/augmentation.py",
+        "ScaleJitter": "transforms.py",
         "build_model": "train_utils/models.py",
         "predict_masks": "network_files/roi_heads.py",
         "mask_rcnn_loss": "network_files/roi_heads.py",

@@ -7,11 +7,14 @@ import runpy
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from tests.helpers import faults
 from tests.helpers.project import ROOT
 
 
@@ -20,6 +23,11 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    @property
+    def said(self) -> str:
+        """Warnings and the error."""
+        return self.err.strip()
 
 
 def started(command: list[str], folder: Path, **environment: str) -> Outcome:
@@ -56,6 +64,25 @@ def run(folder: Path, script: str, *arguments: str | Path) -> Outcome:
         sys.argv = argv
         torch.set_num_threads(threads)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run_thin(folder: Path, script: str, *arguments: str | Path) -> Outcome:
+    """The same with a network of a hundredth of the weights."""
+    with thin_network():
+        return run(folder, script, *arguments)
+
+
+@contextlib.contextmanager
+def thin_network() -> Iterator[None]:
+    from backbone import resnet
+
+    with contextlib.ExitStack() as stack:
+        for name in ("STAGE_BLOCKS", "STAGE_WIDTHS"):  # a thin network sets these
+            stack.enter_context(mock.patch.object(resnet, name, getattr(resnet, name)))
+        stack.enter_context(mock.patch("train_utils.models.build_model", faults.thin_model))
+        for name in ("plot_loss_and_lr", "plot_map"):
+            stack.enter_context(mock.patch(f"train_utils.run.run_folder.{name}", faults.numbers_instead))
+        yield
 
 
 def succeeded(outcome: Outcome) -> Outcome:

@@ -157,7 +157,7 @@ def stage_rows(model: MaskRCNN, reference: Reference) -> list[Row]:
         counted("proposals", "at another rank", ~found | (nearest == torch.arange(len(nearest)))),
     ]
     class_logits, deltas = model.roi_heads.predict_boxes(pyramid, [reference["proposals"]], batch.image_sizes)
-    detections = model.roi_heads.select_detections(class_logits, deltas, reference["proposals"], batch.image_sizes[0])
+    (detections,) = model.roi_heads.select_detections(class_logits, deltas, [reference["proposals"]], batch.image_sizes)
     rows += [
         counted("detections", "of another class", detections["labels"] == reference.labels),
         difference("detections", "scores", detections["scores"], reference["scores"]),

@@ -101,7 +101,7 @@ def proposal_checks(
     torch.manual_seed(seed)
     positive, negative = ([torch.where(mask)[0] for mask in masks] for masks in reference.rpn.fg_bg_sampler(labels))
     torch.manual_seed(seed)
-    own_positive, own_negative = zip(*(own.rpn.sampler(image_labels) for image_labels in own_labels))
+    own_positive, own_negative = zip(*own.rpn.sampler(own_labels))
     checks += [
         absolute("RPN", "labels of anchors", own_labels, labels, 0),
         absolute("RPN", "sampled positive anchors", own_positive, positive, 0),
@@ -124,8 +124,8 @@ def sample_checks(
     torch.manual_seed(seed)
     rois, matched, labels, regression = reference.roi_heads.select_training_samples(list(proposals), targets)
     torch.manual_seed(seed)
-    samples = [own.roi_heads.sample_proposals(p, t["boxes"], t["labels"]) for p, t in zip(proposals, own_targets)]
-    own_rois, own_labels, own_matched = zip(*samples)
+    samples = own.roi_heads.sample_proposals(proposals, own_targets)
+    own_rois, own_labels, own_matched, _ = zip(*samples)
     positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
     own_regression = [
         own.roi_heads.box_coder.encode(target["boxes"][objects[chosen]], boxes[chosen])
@@ -171,13 +171,9 @@ def detection_checks(
 ) -> tuple[list[Check], tuple[list[Tensor], list[Tensor]]]:
     """Rows for the box head and its detections, and torchvision's boxes and labels."""
     checks, logits, deltas = box_head_checks(reference, own, padded, levels, proposals, "evaluation")
-    counts = [len(boxes) for boxes in proposals]
     boxes, scores, labels = reference.roi_heads.postprocess_detections(logits, deltas, proposals, padded.image_sizes)
     by_class = deltas.reshape(len(deltas), -1, 4)
-    found = [
-        own.roi_heads.select_detections(*per_image)
-        for per_image in zip(logits.split(counts), by_class.split(counts), proposals, padded.image_sizes)
-    ]
+    found = own.roi_heads.select_detections(logits, by_class, proposals, padded.image_sizes)
     checks += [
         absolute("detections", "labels", [d["labels"] for d in found], labels, 0),
         absolute("detections", "scores", [d["scores"] for d in found], scores, PROBABILITIES),

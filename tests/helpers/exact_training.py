@@ -240,7 +240,7 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
         for i in chosen:
             torch.manual_seed(mix_seed(seed, step, i))
             items.append(flip(images[i], targets[i]))
-        done = train_step(training, engine.Batch(*zip(*items)), StopSignals())
+        done = train_step(training, engine.Batch(*zip(*items)), StopSignals(), step + 1).read()
         if not done.applied:
             raise ValueError(f"step {step} was not applied: {done.losses}")
         training.progress.count(done)

@@ -333,6 +333,18 @@ def write_object_masks(root: Path, samples: Sequence[Sample]) -> None:
             Image.fromarray(np.zeros(sample.size, np.uint8)).save(root / "masks" / sample.stem / "none.png")
 
 
+def write_image_folders(root: Path, samples: Sequence[Sample]) -> None:
+    """A folder per image with images/ and masks/ in it, as in the Data Science Bowl 2018, the masks named at random."""
+    write_object_masks(root / "flat", samples)
+    for sample in samples:
+        for kind, old in (("images", f"images/{sample.name}"), ("masks", f"masks/{sample.stem}")):
+            new = root / sample.stem / kind / (sample.name if kind == "images" else "")
+            new.parent.mkdir(parents=True, exist_ok=True)
+            (root / "flat" / old).rename(new)
+    for name in ("images", "masks", "."):
+        (root / "flat" / name).rmdir()
+
+
 WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "labelme": write_labelme,
     "labelme in split folders": write_labelme_split,
@@ -346,8 +358,9 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "Penn-Fudan": write_penn_fudan,
     "masks per class": write_class_masks,
     "masks per object": write_object_masks,
+    "Data Science Bowl 2018": write_image_folders,
 }
 # What a layout cannot hold.
 SPLIT = ("labelme in split folders", "YOLO", "YOLO by Roboflow", "VIA 1", "VOC with own classes")
-ONE_CLASS = {"Penn-Fudan": "pedestrian", "masks per object": "object"}
+ONE_CLASS = {"Penn-Fudan": "pedestrian", "masks per object": "object", "Data Science Bowl 2018": "object"}
 WITH_CROWDS = ("VOC with own classes",)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from backbone import conv_norm as conv_norm_module
 from backbone.conv_norm import conv_norm
 from network_files import MaskRCNN
 from tests.helpers.parity import enliven_norms
@@ -77,3 +78,35 @@ def test_in_float32_convolution_and_normalisation_stay_apart(make):
     conv, norm = nn.Conv2d(4, 6, 1, bias=False), make(6)
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(conv_norm(x, conv, norm), norm(conv(x)))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("amp", [False, True])
+def test_what_is_frozen_is_computed_once_and_again_after_a_change(trained: bool, amp: bool, monkeypatch):
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False).requires_grad_(trained), FrozenBatchNorm2d(6)
+    x, calls = torch.randn(2, 4, 9, 9), []
+    compute = conv_norm_module.compute_parts
+    monkeypatch.setattr(conv_norm_module, "compute_parts", lambda *a: calls.append(a) or compute(*a))
+
+    def close() -> bool:
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            found = conv_norm(x, conv, norm)
+        exact = norm(conv(x))
+        return torch.allclose(found.float(), exact, rtol=0, atol=0.02 * exact.abs().max().item() if amp else 0)
+
+    with torch.inference_mode():
+        assert close()
+    assert close() and close() and len(calls) == 1
+    enliven_norms(nn.ModuleDict({"bn": norm}))
+    assert close() and close() and len(calls) == 2
+    norm.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
+    assert close() and len(calls) == 3
+    with torch.no_grad():
+        conv.weight.mul_(3)
+    assert close() and len(calls) == (4 if amp and not trained else 3)
+    norm.weight = norm.weight * 2
+    assert close() and close() and len(calls) == (5 if amp and not trained else 4)
+    if trained:
+        conv_norm(x, conv, norm).sum().backward()
+        assert conv.weight.grad is not None
+    assert set(norm.state_dict()) == {"weight", "bias", "running_mean", "running_var"}

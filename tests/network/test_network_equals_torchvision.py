@@ -268,6 +268,7 @@ def test_either_the_number_of_classes_or_both_predictors_are_given():
 @pytest.fixture(scope="module")
 def published_pair() -> tuple[nn.Module, MaskRCNN]:
     """What `maskrcnn_resnet50_fpn` builds and what we build with nothing but defaults: BatchNorm2d, 91 classes."""
+    torch.manual_seed(13)
     reference = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **SMALL)
     enliven_norms(reference.backbone)
     missing, unexpected = reference.load_state_dict(without_norms(lively_state()), strict=False)
@@ -328,13 +329,14 @@ def test_detections_with_batch_norm_equal_torchvision(published_pair):
 @pytest.mark.slow
 @torch.no_grad()
 def test_sync_batch_norm_takes_the_place_of_batch_norm(published_pair):
-    _, own = published_pair
+    reference, own = published_pair
+    own.load_state_dict(reference.state_dict(), strict=True)
     images = synthetic_batch()[0][:1]
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(own))
     norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 53 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
     assert list(converted.state_dict()) == list(own.state_dict())
-    assert_same_detections(detections_of(converted, images), detections_of(own, images))
+    assert_same_detections(detections_of(converted, images), detections_of(own, images), least=5)
 
 
 def test_state_dicts_of_the_published_files_older_style_load(default_pair):

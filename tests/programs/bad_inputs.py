@@ -6,24 +6,16 @@ Each case breaks a tiny dataset of its own, a weight file or an argument, and sa
 must say. The network is a thin one, since nothing here depends on it.
 """
 
-import contextlib
 import functools
-import io
-import os
 import re
-import runpy
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
-import torch
 from PIL import Image
 
-from tests.helpers import faults
 from tests.helpers.broken_data import (
     BOX_POLYGON,
     LAUGHS,
@@ -57,7 +49,7 @@ from tests.helpers.broken_data import (
     without_the_first,
     xml,
 )
-from tests.helpers.project import ROOT
+from tests.helpers.commands import Outcome, run_thin
 
 TRAIN = ["--device", "cpu", "--min-size", "64", "--max-size", "64", "--rois-per-image", "8", "--proposals", "20"]
 TRAIN += ["--batch-size", "4", "--workers", "0", "--pretrain", "False", "--max-steps", "1", "--data-path", "data"]
@@ -86,22 +78,17 @@ class Case:
     voc: bool = False
 
 
-@dataclass
-class Outcome:
-    status: int
-    said: str
-
-    def faults(self, case: Case) -> list[str]:
-        """In what the run did not end as it should."""
-        found = [] if self.status == case.status else [f"exit status {self.status} instead of {case.status}"]
-        found += ["a traceback"] if "Traceback" in self.said else []
-        lines = self.said.splitlines()
-        if case.status == 2:
-            found += [] if lines and lines[-1].startswith("error: ") else ["no error on the last line"]
-            lines = lines[:-1]
-        found += [f"not a warning: {line}" for line in lines if not line.startswith("warning: ")]
-        found += [f"does not say: {words}" for words in case.says if not re.search(words, self.said)]
-        return found + ([f"says: {self.said}"] if self.said and not case.says else [])
+def faults_of(outcome: Outcome, case: Case) -> list[str]:
+    """In what a run did not end as its case says."""
+    found = [] if outcome.code == case.status else [f"exit status {outcome.code} instead of {case.status}"]
+    found += ["a traceback"] if "Traceback" in outcome.said else []
+    lines = outcome.said.splitlines()
+    if case.status == 2:
+        found += [] if lines and lines[-1].startswith("error: ") else ["no error on the last line"]
+        lines = lines[:-1]
+    found += [f"not a warning: {line}" for line in lines if not line.startswith("warning: ")]
+    found += [f"does not say: {words}" for words in case.says if not re.search(words, outcome.said)]
+    return found + ([f"says: {outcome.said}"] if outcome.said and not case.says else [])
 
 
 # -------------------------------------------------------------------------------------------------------------- cases
@@ -390,9 +377,9 @@ def run(case: Case, folder: Path) -> Outcome:
         (folder / WEIGHTS).write_bytes(good_weights())
     case.spoil(folder)
     common = {"train.py": TRAIN, "validation.py": [*VALIDATE, WEIGHTS], "predict.py": [*PREDICT, WEIGHTS]}[case.script]
-    outcome = run_script(case.script, [*common, *case.arguments], folder)
+    outcome = run_thin(folder, case.script, *common, *case.arguments)
     if (folder / "sprung").exists():
-        outcome.said += "\nthe trap was sprung"
+        outcome.err += "\nthe trap was sprung"
     return outcome
 
 
@@ -401,46 +388,10 @@ def good_weights() -> bytes:
     """A checkpoint of the thin network, trained for a step on the good dataset."""
     with tempfile.TemporaryDirectory() as folder:
         make_coco(Path(folder) / "data")
-        outcome = run_script("train.py", TRAIN, Path(folder))
-        if outcome.status:
+        outcome = run_thin(Path(folder), "train.py", *TRAIN)
+        if outcome.code:
             raise RuntimeError(outcome.said)
         return (Path(folder) / "save_weights" / "model_0.pth").read_bytes()
-
-
-def run_script(script: str, arguments: Sequence[str], folder: Path) -> Outcome:
-    """The script's file in this process, as python would run it, with a thin network."""
-    said, status = io.StringIO(), 0
-    here, argv, threads = os.getcwd(), sys.argv, torch.get_num_threads()
-    os.chdir(folder)
-    sys.argv = [script, *arguments]
-    torch.set_num_threads(1)
-    try:
-        with thin_network(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            try:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except Exception:
-                traceback.print_exc()
-                status = 1
-    finally:
-        os.chdir(here)
-        sys.argv = argv
-        torch.set_num_threads(threads)
-    return Outcome(status, said.getvalue().strip())
-
-
-@contextlib.contextmanager
-def thin_network() -> Iterator[None]:
-    from backbone import resnet
-
-    with contextlib.ExitStack() as stack:
-        for name in ("STAGE_BLOCKS", "STAGE_WIDTHS"):  # a thin network sets these
-            stack.enter_context(mock.patch.object(resnet, name, getattr(resnet, name)))
-        stack.enter_context(mock.patch("train_utils.models.build_model", faults.thin_model))
-        for name in ("plot_loss_and_lr", "plot_map"):
-            stack.enter_context(mock.patch(f"train_utils.run.run_folder.{name}", faults.numbers_instead))
-        yield
 
 
 def main() -> int:
@@ -451,8 +402,8 @@ def main() -> int:
             outcome = run(case, Path(folder).resolve())
         said = outcome.said.replace(str(Path(folder).resolve()), "").replace("|", "\\|").replace("<", "&lt;")
         lines = [line if len(line) < 400 else f"{line[:400]}..." for line in said.splitlines()]
-        print(f"| {case.name} | {outcome.status} | {'<br>'.join(lines) or 'nothing'} |", flush=True)
-        for fault in outcome.faults(case):
+        print(f"| {case.name} | {outcome.code} | {'<br>'.join(lines) or 'nothing'} |", flush=True)
+        for fault in faults_of(outcome, case):
             failed += 1
             print(f"FAILED: {case.name}: {fault}", file=sys.stderr)
     print(f"{len(CASES)} cases, {failed} faults", file=sys.stderr)

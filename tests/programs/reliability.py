@@ -275,11 +275,11 @@ def show_exports(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
         place = folder / str(number)
         place.mkdir()
         outcome = bad_inputs.run(case, place.resolve())
-        held &= not outcome.faults(case)
+        held &= not bad_inputs.faults_of(outcome, case)
         said = outcome.said.replace(f"{place.resolve()}/", "")
         said = said.replace("data/annotations/instances_train2017.json: ", "")
         name = case.name.removeprefix("export: ")
-        cells = [name, before[name], f"exit {outcome.status}: {said[:200] or 'nothing is said'}"]
+        cells = [name, before[name], f"exit {outcome.code}: {said[:200] or 'nothing is said'}"]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines), held
 

@@ -47,7 +47,7 @@ def begin(lab: Path, output: str, *arguments: str, fault=None, name: str = "out"
 
 @pytest.mark.slow
 def test_a_second_run_in_a_folder_ends_in_one_line_and_a_killed_one_leaves_no_lock(lab: Path, output: str):
-    first = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=HangAtStep(2), name="first")
+    first = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=HangAtStep(1), name="first")
     wait_until(lambda: any((lab / output).glob("model_*.pth")))
     before = {file: file.stat().st_mtime_ns for file in (lab / output).iterdir()}
     for words in (["--resume", "auto"], ["--overwrite"]):
@@ -173,7 +173,7 @@ def strip_the_data(file: Path, folder: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--threads", "2"], ["--threads", "4", "--networks", "v1"]])
 def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[str]):
     """In short; `python -m tests.programs.determinism` compares every network with 20 repetitions and six steps."""
-    command = [sys.executable, "-m", "tests.programs.determinism", "--repeats", "2", "--steps", "1", *arguments]
+    command = [sys.executable, "-m", "tests.programs.determinism", "--repeats", "4", "--steps", "2", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "DIFFER" not in done.stdout, done.stdout + done.stderr
 

@@ -91,7 +91,9 @@ def assert_same_run(folder: Path, straight: Path) -> None:
     assert differences(folder, straight) == []
 
 
-MODES = {"one": (1, []), "two": (2, ["--amp"])}  # number of processes, further options
+AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
+# Number of processes, further options.
+MODES = {"one": (1, []), "two": (2, ["--amp"]), "augmented": (1, AUGMENTED), "sizes": (1, ["--min-size", "24", "32"])}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,8 @@ KILLS = {
         DieIn(RESULTS, after=True),
     ],
     "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.engine:evaluate")],
+    "augmented": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
+    "sizes": [DieAtStep(3), DieAtStep(2)],
 }
 
 
@@ -387,7 +391,7 @@ def test_killed_process_is_named_by_the_others_which_end_too(folder, lab):
 
 def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab):
     words = ["--timeout", "3"]
-    run(folder, *words, fault=HangAtStep(3), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
+    run(folder, *words, fault=HangAtStep(1), processes=2, status=LOST_PROCESS, told="no progress for 3 s")
     said = (folder.parent / "out0.txt").read_text()
     assert re.search(r"by process 1 \(pid \d+ on \S+, loading images, step 1\);", said), said
 

@@ -16,22 +16,24 @@ from PIL import Image, ImageOps
 
 from dataset_files import image_headers
 from dataset_files.image_headers import check_images
-from dataset_files.image_reading import as_rgb, is_turned, read_image
+from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
+from dataset_files.rgb_images import as_rgb, is_turned
 from dataset_files.voc_files import parse_xml
-from predict import drawn_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
+from tests.helpers.commands import Outcome
 from tests.helpers.project import ROOT
 from tests.programs import bad_inputs
-from tests.programs.bad_inputs import CASES, Case
+from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.errors import InputError
 from train_utils.open_data import check, check_and_drop, open_split
 from train_utils.options import DataSettings
+from train_utils.prediction.sources import unique_names
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])
 def test_case_ends_as_the_list_says(tmp_path, case):
-    assert bad_inputs.run(case, tmp_path).faults(case) == []
+    assert faults_of(bad_inputs.run(case, tmp_path), case) == []
 
 
 def open_checked(data_path: str, splits, skip_bad: bool):
@@ -49,8 +51,9 @@ def test_list_has_every_case_once():
     [(1, "error: x"), (0, "x"), (2, "error: y"), (2, "x"), (2, "x\nerror: x"), (2, "Traceback\nerror: x"), (2, "")],
 )
 def test_cases_can_fail(status, said):
-    assert bad_inputs.Outcome(2, "warning: y\nerror: x").faults(Case("", nothing, 2, ["x"])) == []
-    assert bad_inputs.Outcome(status, said).faults(Case("", nothing, 2, ["x"])) != []
+    case = Case("", nothing, 2, ["x"])
+    assert faults_of(Outcome(2, "", "warning: y\nerror: x"), case) == []
+    assert faults_of(Outcome(status, "", said), case) != []
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -269,7 +272,7 @@ def test_xml_that_is_far_too_long_is_not_read(tmp_path):
     "names", [["a.jpg", "b/a.jpg"], ["..jpg", "...png", "../x.png"], ["/etc/a b.png", "图.jpg", ".png", "-x.png"]]
 )
 def test_drawn_pictures_stay_in_the_output_folder(tmp_path, names):
-    drawn = drawn_names([Path(name) for name in names], tmp_path / "out")
+    drawn = [tmp_path / "out" / f"{name}.png" for name in unique_names(Path(name).name for name in names)]
     assert len(set(drawn)) == len(names)
     assert all(path.resolve().parent == (tmp_path / "out").resolve() and path.suffix == ".png" for path in drawn)
 

@@ -28,7 +28,7 @@ from tests.helpers.project import ROOT
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
-from train_utils.options import PredictSettings, TrainSettings, ValidationSettings, boolean
+from train_utils.options import PredictSettings, TrainSettings, ValidationSettings, boolean, fraction, share, strength
 from train_utils.run.folder_lock import LOCK
 from train_utils.weight_files import weights
 from train_utils.weight_files.weights import PublishedFile
@@ -116,7 +116,7 @@ def sample_values(action: argparse.Action) -> list[str]:
     if action.type is boolean:
         return ["True"]
     is_text = action.type in (None, str) or action.dest == "pretrain"
-    if action.dest == "val_fraction":
+    if action.type in (fraction, share, strength):
         return ["0.375"]
     return ["some_place-a"] if is_text else ["0.375"] if action.type is float else ["7"]
 
@@ -146,7 +146,8 @@ OPTIONS = {
     "validation.py": """--device --num-classes --data-path --weights-path --batch-size --label-json-path --min-size
         --max-size -j --workers -b --output-dir --amp""".split(),
     "predict.py": """--device --num-classes --weights-path --img-path --output-dir --box-thresh --mask-thresh
-        --save-json --label-json-path --min-size --max-size --amp""".split(),
+        --save-json --save --batch-size -b --exif --annotation-file --tile --overlap --every --webcam --label-json-path
+        --min-size --max-size --amp""".split(),
 }
 
 

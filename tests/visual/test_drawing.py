@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontEntry, fontManager
 from PIL import Image
 
 from dataset_files.boxes import intersections
-from train_utils.visual import drawing
+from train_utils.visual import fonts
 from train_utils.visual.curves import plot_loss_and_lr, plot_map, smooth
 from train_utils.visual.drawing import (
     draw_instances,
@@ -220,12 +220,12 @@ def test_chinese_names_are_written_with_an_installed_chinese_font(tmp_path, monk
         "ttflist",
         [*fontManager.ttflist, FontEntry(fname=str(path), name="WenQuanYi Test", style="normal", weight=400)],
     )
-    caches = (drawing.font_for, drawing.installed_cjk_fonts)
+    caches = (fonts.font_for, fonts.installed_cjk_fonts)
     for cached in caches:
         cached.cache_clear()
     try:
-        assert drawing.font_for(name) == str(path)
-        assert drawing.font_for("cat é").startswith(matplotlib.get_data_path())
+        assert fonts.font_for(name) == str(path)
+        assert fonts.font_for("cat é").startswith(matplotlib.get_data_path())
     finally:
         for cached in caches:
             cached.cache_clear()

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -66,7 +67,7 @@ class CocoEvaluator:
         continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
 
-    def __init__(self, ground_truth, classes: ClassTable, continuous_paste: bool = False):
+    def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth = ground_truth
         self.classes = classes
         self.continuous_paste = continuous_paste
@@ -118,7 +119,7 @@ def coco_results(detections: Mapping[int, dict], category_ids: Mapping[int, int]
     return {"bbox": boxes, "segm": masks}
 
 
-def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes: ClassTable) -> Metrics:
+def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, classes: ClassTable) -> Metrics:
     """Score results in COCO's format against the ground truth."""
     evaluation = run_cocoeval(ground_truth, list(results), iou_type)
     precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, max detections]
@@ -139,7 +140,7 @@ def score_results(ground_truth, results: Sequence[dict], iou_type: str, classes:
     return Metrics([float(s) for s in evaluation.stats], by_class)
 
 
-def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
+def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str) -> Any:
     """Run the COCOeval of the ground truth's library without its output, and return it."""
     if type(ground_truth).__module__.startswith("pycocotools"):
         from pycocotools.coco import COCO
@@ -160,7 +161,7 @@ def run_cocoeval(ground_truth, results: list[dict], iou_type: str):
     return evaluation
 
 
-def count_objects(ground_truth) -> dict[int, int]:
+def count_objects(ground_truth: Any) -> dict[int, int]:
     """Count the objects per category id, without crowds."""
     counts: dict[int, int] = {}
     for annotation in ground_truth.loadAnns(ground_truth.getAnnIds()):

@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from my_dataset_coco import coco_object
 from network_files.rle import unpack_all
@@ -134,7 +134,7 @@ def covers(counts: str | list, pixels: int) -> bool:
     return bool((runs >= 0).all()) and int(runs.sum()) == pixels
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

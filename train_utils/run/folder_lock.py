@@ -13,7 +13,7 @@ from train_utils.errors import InputError, warn
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
 LOCK = ".lock"
 PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed, may hold its lock for a moment

@@ -44,13 +44,13 @@ def newest_usable(folder: Path) -> Path | None:
         except InputError as error:
             refused.append((path, error))
             continue
-        for broken, error in refused:
+        for broken, reason in refused:
             aside = broken.with_name(broken.name + ".broken")
             broken.rename(aside)
-            warn(f"{error}; set aside as {aside.name}, resuming from {path}")
+            warn(f"{reason}; set aside as {aside.name}, resuming from {path}")
         return path
     if refused:
-        names = "; ".join(str(error) for _, error in refused)
+        names = "; ".join(str(reason) for _, reason in refused)
         raise InputError(f"--resume auto: no checkpoint in {folder} can be used ({names}); start over with --overwrite")
     return None
 

@@ -273,7 +273,8 @@ def trying_again_later(path: Path) -> Iterator[None]:
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """Return a run's newest checkpoint; None if there is none."""
-    return (checkpoints(folder) or [None])[-1]
+    found = checkpoints(folder)
+    return found[-1] if found else None
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -285,7 +286,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 def age(path: Path) -> tuple[int, float]:
     """Sort key of checkpoints: the epoch, then the step; infinity at the epoch's end."""
-    epoch, step = CHECKPOINT.match(path.name).groups()
+    match = CHECKPOINT.match(path.name)
+    if match is None:
+        raise ValueError(f"{path}: not the name of a checkpoint")
+    epoch, step = match.groups()
     return int(epoch), math.inf if step is None else int(step)
 
 

@@ -41,6 +41,7 @@ class LineFile:
 
 def reason_of_full_disk(error: BaseException) -> OSError | None:
     """Return the OSError behind an error, as torch.save raises a RuntimeError of its own; None if there is none."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

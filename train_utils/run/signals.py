@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from train_utils.errors import STOPPED, RunEnded
 
@@ -20,7 +21,7 @@ class StopSignals:
         requested: the name of the received signal, else "".
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = ""
         self.received_at = 0.0
         self.nothing_to_save = False
@@ -29,11 +30,11 @@ class StopSignals:
         self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def receive(self, number: int, _frame) -> None:
+    def receive(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.requested and number == signal.SIGINT and now - self.received_at > FORWARDED_WITHIN:
             raise KeyboardInterrupt

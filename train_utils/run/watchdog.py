@@ -1,8 +1,9 @@
 """Watchdog for multi-process runs: detects a dead or stalled process, names it, and ends the run.
 
 Each process writes a heartbeat with its current activity into the process group's store, once per second, from a thread
-of its own. A process that ends with an error reports so there. The main process detects one that makes no progress, and
-the processes whose connection broke detect one that is gone. Those that wait for it then end too, and name it.
+of its own. A process that ends with an error reports so there. The first two processes detect one that makes no
+progress. Every process detects one that is gone, whatever the main thread is waiting for: one of its own machine by its
+process id, another one by its heartbeats; so does a process whose connection broke. All then end, and name it.
 """
 
 import json
@@ -11,6 +12,8 @@ import socket
 import sys
 import threading
 import time
+import uuid
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -20,6 +23,8 @@ from train_utils.errors import LOST_PROCESS
 ACTIVITIES = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading images", "forward", "backward")
 INTERVAL = 1.0  # seconds between two heartbeats
 HEARTBEAT_TIMEOUT = 5.0  # seconds without a heartbeat, after a connection broke, that mean a dead process
+LOST_TIMEOUT = 7.0  # the same while no connection broke; between machines, as process ids tell sooner
+WORKING = ACTIVITIES[4:] + ("evaluating",)  # in the others one long call may keep the heartbeat from being sent
 GRACE = 3.0  # seconds in which a process may still end with an error of its own
 STORE_LOST = "the store of the run is gone, and with it the process or machine that held it"
 
@@ -40,7 +45,8 @@ class Watchdog(threading.Thread):
         self.interval = INTERVAL * max(1, world_size / 200)
         self.step, self.activity, self.changes, self.heartbeats = 0, "starting", 0, 0
         self.leaving = threading.Event()
-        self.last_states: list[list] = [[None] * 7] * world_size
+        self.namespace = process_namespace()
+        self.last_states: list[list] = [[None] * 8] * world_size
         self.last_change = [time.monotonic()] * world_size
         self.last_heartbeat = [time.monotonic()] * world_size
         self.send_heartbeat()
@@ -53,7 +59,8 @@ class Watchdog(threading.Thread):
     def send_heartbeat(self, finished: bool = False) -> None:
         self.heartbeats += 1
         state = [
-            self.heartbeats, self.changes, self.step, self.activity, finished, socket.gethostname(), os.getpid()
+            self.heartbeats, self.changes, self.step, self.activity, finished, socket.gethostname(), os.getpid(),
+            self.namespace,
         ]  # fmt: skip
         self.store.set(str(self.rank), json.dumps(state))
 
@@ -64,6 +71,8 @@ class Watchdog(threading.Thread):
         try:
             while not self.leaving.wait(self.interval):
                 self.send_heartbeat()
+                self.update_states()
+                self.find_lost()
                 if self.rank < 2:  # one is enough, unless it is the stalled one
                     self.find_stalled()
                 if self.store.check(["verdict"]) and not self.leaving.wait(GRACE):
@@ -72,11 +81,8 @@ class Watchdog(threading.Thread):
             if not self.leaving.wait(HEARTBEAT_TIMEOUT):
                 self.end(STORE_LOST)
 
-    def find_stalled(self) -> None:
-        """Once a process has made no progress for the timeout, blame the processes furthest behind.
-
-        The others wait for them. Among those, processes without a heartbeat are preferred.
-        """
+    def update_states(self) -> None:
+        """Read all heartbeats, and note whose are new."""
         now, states = time.monotonic(), self.read_all()
         for r, (old, new) in enumerate(zip(self.last_states, states)):
             if new[0] != old[0]:
@@ -84,6 +90,25 @@ class Watchdog(threading.Thread):
             if new[1] != old[1]:
                 self.last_change[r] = now
         self.last_states = states
+
+    def find_lost(self) -> None:
+        """Blame processes that ended without a report: of this machine those that are gone, of others silent ones."""
+        now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
+        lost = []
+        for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):
+            running = is_running(pid) if namespace == self.namespace else None
+            silent = activity in WORKING and now - self.last_heartbeat[r] > patience
+            if not finished and (running is False or running is None and silent):
+                lost.append(describe(r, self.last_states[r]))
+        if lost:
+            self.blame(f"lost the connection to {' and '.join(lost)}")
+
+    def find_stalled(self) -> None:
+        """Once a process has made no progress for the timeout, blame the processes furthest behind.
+
+        The others wait for them. Among those, processes without a heartbeat are preferred.
+        """
+        now, states = time.monotonic(), self.last_states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
         if any(now - self.last_change[r] > self.timeout for r in running):
             position = {
@@ -128,8 +153,26 @@ class Watchdog(threading.Thread):
         os._exit(LOST_PROCESS)
 
 
+def process_namespace() -> str:
+    """Name what process ids are unique in: a started machine, and in it the namespace of a container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {uuid.getnode()}"
+
+
+def is_running(pid: int) -> bool | None:
+    """Whether a process of this namespace is running, and not a zombie; None where the system cannot tell."""
+    if not Path("/proc/self/stat").exists():
+        return None  # os.kill(pid, 0) is no question on Windows
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def describe(rank: int, state: list) -> str:
-    _, _, step, activity, _, host, pid = state
+    _, _, step, activity, _, host, pid, _ = state
     return f"process {rank} (pid {pid} on {host}, {activity}, step {step})"
 
 

@@ -86,9 +86,9 @@ def plot_map(
             continue
         if len(values) != len(epochs):
             raise ValueError(f"{len(epochs)} epochs need as many values of {label}, got {len(values)}")
-        values = with_gaps(values)
+        known = with_gaps(values)
         axes.plot(
-            epochs, np.where(values < 0, np.nan, values), style, color=colour, label=label, marker="o", markersize=4
+            epochs, np.where(known < 0, np.nan, known), style, color=colour, label=label, marker="o", markersize=4
         )
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
@@ -126,8 +126,8 @@ def with_gaps(values: Sequence[float]) -> np.ndarray:
 
     matplotlib leaves a gap at NaN, while an infinity would spoil the axis.
     """
-    values = np.asarray(values, dtype=np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
 
 
 def point_marker(values: np.ndarray) -> str | None:

@@ -6,18 +6,15 @@ all labels stay readable.
 
 import colorsys
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache, reduce
-from pathlib import Path
+from functools import reduce
 
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset_files.boxes import areas, intersections
+from train_utils.visual.fonts import font_for, load_font
 
 MaskCrop = tuple[int, int, np.ndarray]
 Colour = tuple[int, int, int]
@@ -49,30 +46,6 @@ PALETTE: tuple[Colour, ...] = (
 # Chosen by trying values: with this one, COCO classes that often occur together seldom share a colour.
 PALETTE_SEED = 23660
 
-# Font families with Chinese, Japanese and Korean characters on Linux, Windows and macOS, in order of preference.
-CJK_FAMILIES = (
-    "Noto Sans CJK",
-    "Noto Sans SC",
-    "Source Han Sans",
-    "WenQuanYi",
-    "Microsoft YaHei",
-    "SimHei",
-    "SimSun",
-    "PingFang",
-    "Hiragino Sans",
-    "Heiti",
-    "Songti",
-    "Arial Unicode",
-    "Droid Sans Fallback",
-    "Malgun Gothic",
-    "Nanum",
-    "Yu Gothic",
-    "MS Gothic",
-    "Noto Serif CJK",
-)
-
-logger = logging.getLogger(__name__)
-
 
 def draw_instances(
     image: Image.Image,
@@ -81,11 +54,12 @@ def draw_instances(
     scores: np.ndarray | None = None,
     masks: Sequence[MaskCrop] | None = None,
     line_width: int | None = None,
+    enlarge: bool = True,
 ) -> Image.Image:
     """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
     An image whose short side is at most 320 pixels is first enlarged by an integer factor, to a short side of about 480
-    (`readable_scale`), to make room for lines and text. All other images keep their size.
+    (`readable_scale`), to make room for lines and text, unless `enlarge` is False. All other images keep their size.
 
     Args:
         image: in RGB; other modes are converted. It is not modified.
@@ -98,12 +72,12 @@ def draw_instances(
         line_width: width of boxes and contours in pixels of the returned image; None: derived from its size.
 
     Returns:
-        An RGB image of `readable_scale(*image.size)` times the size.
+        An RGB image of `readable_scale(*image.size)` times the size, or of the same size without `enlarge`.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
     check_lengths(len(boxes), names=names, scores=scores, masks=masks)
 
-    scale = readable_scale(*image.size)
+    scale = readable_scale(*image.size) if enlarge else 1
     canvas = image.convert("RGB")
     if scale > 1:
         canvas = canvas.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
@@ -127,7 +101,8 @@ def draw_instances(
     plates = place_plates(boxes, [plate_size(text, font) for text, font in labels], canvas.size)
     draw = ImageDraw.Draw(canvas)
     for i in big_first:
-        draw_label(draw, *labels[i], plates[i], colours[i])
+        text, font = labels[i]
+        draw_label(draw, text, font, plates[i], colours[i])
     return canvas
 
 
@@ -314,56 +289,3 @@ def draw_label(
     red, green, blue = colour
     luminance = 0.299 * red + 0.587 * green + 0.114 * blue
     draw.text((x1 + plate_padding(font), y1), text, fill="black" if luminance > 125 else "white", font=font)
-
-
-@lru_cache(maxsize=1024)
-def font_for(name: str) -> str:
-    """Return the path of a font for a name.
-
-    DejaVu Sans, which comes with matplotlib, if it has all characters; else the installed CJK font with most of them.
-    """
-    default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
-    if name.isascii() or not missing_characters(default, name):
-        return default
-    best = min((default, *installed_cjk_fonts()), key=lambda path: missing_characters(path, name))
-    if missing_characters(best, name):
-        warn_of_missing_characters()
-    return best
-
-
-@lru_cache(maxsize=1)
-def warn_of_missing_characters() -> None:
-    logger.warning(
-        "No installed font has all characters of the class names; some will be drawn as empty boxes. "
-        "Install a font that has them, such as Noto Sans CJK."
-    )
-
-
-def missing_characters(font_path: str, text: str) -> int:
-    """Count the characters of a text that a font lacks; all of them if the font cannot be read."""
-    try:
-        face = FT2Font(font_path)
-    except (OSError, RuntimeError):
-        return len(text)
-    return sum(face.get_char_index(ord(c)) == 0 for c in text)
-
-
-@lru_cache(maxsize=1)
-def installed_cjk_fonts() -> tuple[str, ...]:
-    # Imported only here: on its first import matplotlib searches all installed fonts, which takes seconds.
-    from matplotlib.font_manager import FontEntry, fontManager
-
-    def rank(entry: FontEntry) -> tuple:
-        return (
-            next(i for i, family in enumerate(CJK_FAMILIES) if entry.name.startswith(family)),
-            entry.style != "normal",
-            abs(int(entry.weight) - 400),
-        )
-
-    found = [entry for entry in fontManager.ttflist if entry.name.startswith(CJK_FAMILIES)]
-    return tuple(dict.fromkeys(entry.fname for entry in sorted(found, key=rank)))
-
-
-@lru_cache(maxsize=64)
-def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

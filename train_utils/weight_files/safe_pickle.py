@@ -6,6 +6,7 @@ including those of torch, `check_opcodes` checks its opcodes against an allow-li
 """
 
 import io
+import mmap
 import pickle
 import pickletools
 import re
@@ -73,7 +74,7 @@ class Refused(Exception):
     """A pickle names something that neither an array nor a file of torch.save needs."""
 
 
-def check_opcodes(file: BinaryIO, names: re.Pattern | None = None) -> None:
+def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -> None:
     """Check one pickle, from the file's position to the pickle's end, without running it.
 
     Args:
@@ -84,7 +85,9 @@ def check_opcodes(file: BinaryIO, names: re.Pattern | None = None) -> None:
         ValueError: it is broken, or has opcodes that no file of tensors or arrays needs.
     """
     stored = 0
-    for opcode, argument, _ in pickletools.genops(file):
+    argument: Any
+    # pickletools only reads and seeks; its stubs know no mmap.
+    for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
         if opcode.name == "GLOBAL" and names is not None and not names.fullmatch(argument):
             raise Refused(argument.replace(" ", ".", 1))
         if opcode.name not in ALLOWED_OPCODES or (opcode.name == "STACK_GLOBAL" and names is not None):
@@ -114,13 +117,13 @@ class ArrayUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise Refused(f"a persistent object {pid!r}")
 
-    def new_array(self, *_) -> "PickledArray":
+    def new_array(self, *_: object) -> "PickledArray":
         return PickledArray()
 
-    def new_dtype(self, code: str, *_) -> "PickledDtype":
+    def new_dtype(self, code: str, *_: object) -> "PickledDtype":
         return PickledDtype(code)
 
-    def new_dict(self, *pairs) -> dict:
+    def new_dict(self, *pairs: Any) -> dict:
         return dict(*pairs)
 
     def encode(self, text: str, encoding: str) -> bytes:

@@ -75,7 +75,7 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
 
 def download(published: PublishedFile) -> None:
     """Download a published file into the working folder, with a progress bar; keep it only if its hash matches."""
-    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", published.url).group(1)
+    prefix = published.url.rpartition("-")[2].removesuffix(".pth")
     print(f"downloading {published.url} to {published.name}", flush=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)
@@ -230,7 +230,11 @@ def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
     """List the keys of tensors that contain an infinity or a NaN."""
-    return [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    keys = [key for key, value in state.items() if value.is_floating_point()]
+    if not keys:
+        return []
+    finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one wait for a device
+    return [key for key, good in zip(keys, finite) if not good]
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:

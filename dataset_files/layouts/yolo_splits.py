@@ -1,0 +1,199 @@
+"""Find the splits of YOLO's layout: from its YAML file, or from a list of classes and the names of folders."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, names_in, split_folders
+from dataset_files.layouts.yaml_subset import parse_yaml
+from dataset_files.problems import shown
+
+USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # taken before others
+LARGEST_YAML = 4 << 20  # bytes
+SPLIT_KEY = re.compile(r"^(train|val|valid|validation|test)\s*:", re.MULTILINE)
+CLASS_LISTS = ("classes.txt", "obj.names")
+NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
+
+
+@dataclass
+class YoloSplit:
+    """One split.
+
+    Attributes:
+        source: the YAML, or the list of classes.
+        base: the folder that file names are relative to.
+        class_names: by class number.
+        entries: image folders and lists of images.
+        missing: what the YAML names for any split without its being there.
+    """
+
+    source: Path
+    base: Path
+    class_names: list[str]
+    entries: list[Path]
+    missing: list[str] = field(default_factory=list)
+
+
+def find_yaml(root: Path) -> Path | None:
+    """The YAML file with `names` and splits; the usual name first, then the alphabet."""
+    if root.is_file():
+        return root if root.suffix.lower() in (".yaml", ".yml") else None
+    names = sorted(name for name in names_in(root) if name.lower().endswith((".yaml", ".yml")))
+    for name in sorted(names, key=lambda name: name.lower() not in USUAL_NAMES):
+        path = root / name
+        if path.is_file() and path.stat().st_size <= LARGEST_YAML:
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            if NAMES_KEY.search(text) and SPLIT_KEY.search(text):
+                return path
+    return None
+
+
+def read_splits(yaml: Path) -> dict[str, YoloSplit]:
+    """The splits that a YAML names and that exist."""
+    try:
+        content = parse_yaml(yaml.read_text(encoding="utf-8-sig"), yaml)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{yaml}: expected text in UTF-8 ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{yaml}: expected lines such as 'train: images/train', not {shown(content)}")
+    class_names, base = read_class_names(content.get("names"), yaml), base_folder(content.get("path"), yaml)
+    splits: dict[str, YoloSplit] = {}
+    missing: list[str] = []
+    taken: dict[Path, str] = {}
+    for key, value in content.items():
+        name = SPLIT_NAMES.get(key)
+        wanted = [one for one in (value if isinstance(value, list) else [value]) if one]
+        if name is None or not wanted:
+            continue
+        if not all(isinstance(one, str) for one in wanted):
+            raise ValueError(f"{yaml}: expected '{key}: folder' or a list of folders, not {shown(value)}")
+        entries = {one: resolve(one, base, yaml.parent) for one in wanted}
+        for one, path in entries.items():
+            if path is not None and taken.setdefault(path, one) != one:
+                both = f"{taken[path]!r} and {one!r}"
+                raise ValueError(f"{yaml}: {both} both lead to {path}; write where each of them is, e.g. images/val")
+        missing += [f"{key}: {one}" for one, path in entries.items() if path is None]
+        there = [path for path in entries.values() if path is not None]
+        if there:
+            splits[name] = YoloSplit(yaml, common_base(base, there), class_names, there, missing)
+    if not splits:
+        raise ValueError(f"{yaml}: names no folder that exists ({shown(missing)}, looked for in {base})")
+    return {name: splits[name] for name in SPLIT_ORDER if name in splits}
+
+
+def read_class_names(names: object, yaml: Path) -> list[str]:
+    """Class names by number, from a list or from a mapping of numbers 0, 1, 2, ..."""
+    if isinstance(names, dict) and names and all(key.isdecimal() for key in names):
+        by_number = {int(key): name for key, name in names.items()}
+        if sorted(by_number) == list(range(len(names))):
+            names = [by_number[number] for number in sorted(by_number)]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{yaml}: expected names such as [cat, dog] or {{0: cat, 1: dog}}, not {shown(names)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{yaml}: names has {shown(next(n for n in names if names.count(n) > 1))} more than once")
+    return names
+
+
+def base_folder(path: object, yaml: Path) -> Path:
+    """The folder of the data: `path` if it exists, relative to the YAML or absolute, else the YAML's folder."""
+    if isinstance(path, str) and path:
+        named = yaml.parent / path.replace("\\", "/")
+        if named.is_dir():
+            return named
+    return yaml.parent
+
+
+def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
+    """The folder or list that an entry of the YAML means; None if there is none.
+
+    Roboflow writes ../train/images or NAME-1/train/images for train/images beside the YAML; an absolute path of another
+    machine is recognised by its last parts. All are looked for before a path that leaves the folder.
+    """
+    parts = PurePosixPath(entry.replace("\\", "/")).parts
+    inner = [part for part in parts if part not in ("..", ".", "/")]
+    foreign = entry.startswith(("/", "\\")) or ":" in parts[0] if parts else False
+    tails = [inner[k:] for k in range(len(inner) if foreign else min(len(inner), 2))]
+    candidates = [folder.joinpath(*tail) for tail in tails if tail for folder in (base, yaml_folder)]
+    as_named = base / entry.replace("\\", "/")
+    candidates = [as_named, *candidates] if foreign else [*candidates, as_named]
+    return next((path for path in candidates if path.is_dir() or (path.suffix == ".txt" and path.is_file())), None)
+
+
+def common_base(base: Path, entries: list[Path]) -> Path:
+    """The folder that file names are relative to: `base` if all entries lie in it, else what they share."""
+    base = Path(base)
+    if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
+        return base
+    resolved = [entry.resolve() for entry in entries]
+    shared = resolved[0] if resolved[0].is_dir() else resolved[0].parent
+    while not all(entry.is_relative_to(shared) for entry in resolved):
+        shared = shared.parent
+    # One level up, labels beside images are below it too.
+    return shared.parent
+
+
+# --------------------------------------------------------------------------------------------------- without a YAML
+
+
+def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
+    """The splits of a folder that has a list of classes instead of a YAML; {} if it has none.
+
+    Raises:
+        ValueError: lists of classes contradict each other.
+    """
+    found = find_class_list(root)
+    if found is None:
+        return {}
+    source, class_names = found
+    lists = {split_name: path for folder in (source.parent, root) for split_name, path in lists_in(folder).items()}
+    images = root / "images" if (root / "images").is_dir() else root
+    entries = lists or split_folders(images) or split_folders(root) or {"": images}
+    return {name: YoloSplit(source, root, class_names, [path]) for name, path in entries.items()}
+
+
+def lists_in(folder: Path) -> dict[str, Path]:
+    """The lists of images in a folder, such as train.txt, by split."""
+    found = {SPLIT_NAMES.get(Path(name).stem.lower()): folder / name for name in names_in(folder) if is_text(name)}
+    return {name: found[name] for name in SPLIT_ORDER if name in found}
+
+
+def is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
+
+
+def find_class_list(root: Path) -> tuple[Path, list[str]] | None:
+    """The list of classes in a folder, or beside its label files, and the names in it.
+
+    labelImg writes one into every folder of labels, and adds new classes at the end of only one.
+
+    Raises:
+        ValueError: a list is not readable, or one is not the beginning of the other.
+    """
+    labels, splits = root / "labels", split_folders(root).values()
+    places = [root, root / "data", labels, *split_folders(labels).values(), root / "images"]
+    places += [place for split in splits for place in (split, split / "labels")]
+    lists = {
+        path: read_class_list(path) for place in places for name in CLASS_LISTS if (path := place / name).is_file()
+    }
+    if not lists:
+        return None
+    longest = max(lists, key=lambda path: len(lists[path]))
+    for path, names in lists.items():
+        if names != lists[longest][: len(names)]:
+            raise ValueError(f"{path}: numbers the classes differently from {longest}; keep the right one")
+    return longest, lists[longest]
+
+
+def read_class_list(path: Path) -> list[str]:
+    """One class name per line.
+
+    Raises:
+        ValueError: the text is not in UTF-8, or has empty or repeated lines.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected one class name per line in UTF-8 ({error})") from error
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}: expected one class name per line, none empty or repeated, not {shown(names)}")
+    return names

@@ -1,0 +1,64 @@
+"""`mask_paste_numpy` against `mask_paste`: the same crops and codes, byte for byte."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from network_files import mask_paste, mask_paste_numpy
+from tests.helpers.drawn_masks import detections
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="torch rounds otherwise on this processor, see mask_paste_numpy",
+)
+
+IMAGES = [(97, 33, 300), (60, 80, 300), (1, 50, 50), (50, 1, 50), (240, 320, 60), (800, 1333, 20)]
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["whole pixels", "continuous"])
+@pytest.mark.parametrize(("height", "width", "count"), IMAGES)
+def test_codes_and_crops_equal_those_with_torch_byte_for_byte(height, width, count, continuous):
+    probs, boxes = detections(height, width, count)
+    for threshold in (0.5, 0.25, 0.7):
+        expected = mask_paste.encode_masks(probs, boxes, (height, width), threshold, continuous)
+        found = mask_paste_numpy.encode_masks(probs.numpy(), boxes.numpy(), (height, width), threshold, continuous)
+        assert found == expected
+    ours = mask_paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
+    for crop, reference in zip(ours, mask_paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):
+        assert crop[:2] == reference[:2] and np.array_equal(crop[2], reference[2].numpy())
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    side=st.sampled_from([28, 14, 7]),
+    levels=st.sampled_from([0, 1, 2, 4, 64]),
+    threshold=st.sampled_from([0.5, 0.25, 0.0]),
+    continuous=st.booleans(),
+)
+def test_codes_equal_those_with_torch_for_any_masks_and_boxes(seed, size, side, levels, threshold, continuous):
+    """Also probabilities in few steps, of which many equal the threshold, and boxes far outside of the image."""
+    numbers = np.random.default_rng(seed)
+    probs = numbers.random((6, 1, side, side), dtype=np.float32)
+    if levels:
+        probs = np.round(probs * np.float32(levels)) / np.float32(levels)
+    low = numbers.uniform(-0.5, 1, (6, 2)) * size[::-1]
+    high = low + numbers.uniform(0, 1, (6, 2)) ** 3 * size[::-1]
+    boxes = np.concatenate((low, high), axis=1).astype(np.float32)
+    expected = mask_paste.encode_masks(torch.from_numpy(probs), torch.from_numpy(boxes), size, threshold, continuous)
+    assert mask_paste_numpy.encode_masks(probs, boxes, size, threshold, continuous) == expected
+
+
+@pytest.mark.parametrize("source", [30, 16, 9])
+def test_tables_of_weights_equal_those_of_interpolate(source):
+    for target in [*range(1, 400), 1000, 1333, 4999]:
+        for ours, reference in zip(mask_paste_numpy.resampling(source, target), mask_paste.resampling(source, target)):
+            assert np.array_equal(ours, reference)
+
+
+def test_no_detections_make_no_codes():
+    probs, boxes = np.zeros((0, 1, 28, 28), np.float32), np.zeros((0, 4), np.float32)
+    assert mask_paste_numpy.encode_masks(probs, boxes, (5, 5)) == []

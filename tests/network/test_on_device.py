@@ -1,0 +1,107 @@
+"""What runs on a device without waits gives what the ways of the CPU give, and torchvision."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+from network_files import InstanceMasks
+from network_files.mask_targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
+from network_files.matching import BalancedSampler
+from network_files.on_device import true_indices, upload
+from network_files.roi_align import PyramidRoIAlign, SharedPyramid
+from tests.helpers.drawn_masks import blobs, boxes_of_every_kind
+
+
+def test_true_indices_are_those_of_where():
+    for share in (0.0, 0.01, 0.5, 1.0):
+        masks = torch.rand(5, 300) < share
+        masks[1] = False
+        for row, indices in zip(masks, true_indices(masks)):
+            assert indices.dtype == torch.int64 and torch.equal(indices, torch.where(row)[0])
+    assert [len(indices) for indices in true_indices(torch.zeros(2, 0, dtype=torch.bool))] == [0, 0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
+def test_a_batch_of_images_is_sampled_as_by_torchvision_with_the_same_draws(share: float):
+    labels = [torch.where(torch.rand(n) < share, 7, torch.randint(-1, 1, (n,))) for n in (900, 1000, 40)]
+    torch.manual_seed(4)
+    positive, negative = BalancedPositiveNegativeSampler(128, 0.25)(labels)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(4)
+    samples = BalancedSampler(128, 0.25)(labels)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for sample, expected in zip(samples, zip(positive, negative)):
+        for own, mask in zip(sample, expected):
+            assert own.dtype == torch.int64 and torch.equal(own, torch.where(mask)[0])
+
+
+@pytest.fixture
+def levels() -> dict[str, Tensor]:
+    return {str(i): torch.randn(2, 6, 64 >> i, 80 >> i, requires_grad=True) for i in range(4)}
+
+
+@pytest.fixture
+def boxes() -> list[Tensor]:
+    sides = torch.tensor([56.0, 112, 224, 448, 111.9, 224.1])[:, None]
+    corner = torch.rand(6, 2) * 20
+    both = boxes_of_every_kind(256, 300, count=12), boxes_of_every_kind(200, 320, count=12)
+    return [torch.cat((b, torch.cat((corner, corner + sides), 1))) for b in both]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [2, 0])
+def test_reading_all_levels_at_once_equals_reading_each_forward_and_backward(levels, boxes, sampling_ratio, aligned):
+    pool = PyramidRoIAlign(output_size=(7, 5), sampling_ratio=sampling_ratio, aligned=aligned)
+    by_level = pool(levels, boxes, [(256, 300), (200, 320)])
+    names = ("gather_by_level", "gather_from_all") if sampling_ratio else ("operate_by_level", "operate_on_all")
+    setattr(pool, names[0], getattr(pool, names[1]))
+    at_once = pool(levels, boxes, [(256, 300), (200, 320)])
+    assert torch.equal(at_once, by_level)
+    weights = torch.randn_like(by_level)
+    expected = torch.autograd.grad((by_level * weights).sum(), list(levels.values()))
+    for own, gradient in zip(torch.autograd.grad((at_once * weights).sum(), list(levels.values())), expected):
+        assert gradient.abs().max() > 0.1
+        torch.testing.assert_close(own, gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
+
+
+def test_both_roi_aligns_read_the_same_rows_of_a_shared_pyramid(levels, boxes):
+    shared = SharedPyramid(levels)
+    for pool in (PyramidRoIAlign(output_size=7), PyramidRoIAlign(("0", "1"), output_size=14)):
+        before = dict(shared.made)
+        sizes = [(256, 300), (200, 320)]
+        assert torch.equal(pool(shared, boxes, sizes), pool(levels, boxes, sizes))
+        assert all(shared.made[name] is rows for name, rows in before.items())
+    assert list(shared.made) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(
+    ("size", "frame"), [((37, 53), None), ((74, 106), None), ((50, 61), None), ((20, 30), (37, 53))], ids=str
+)
+def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size, frame, aligned: bool):
+    masks = InstanceMasks.from_dense(torch.cat((blobs(2 * OBJECTS_AT_ONCE + 3), torch.zeros(1, 37, 53).bool())))
+    masks = masks.resize(*size, frame)
+    rois = boxes_of_every_kind(*size)
+    matched = torch.randint(len(masks), (len(rois),))
+    expected = targets_on_cpu(masks, rois, matched, 28, aligned)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(targets_on_device(masks, rois, matched, 28, aligned), expected)
+
+
+def test_images_without_objects_or_pixels_make_no_mask_targets_on_a_device():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    none = InstanceMasks.from_crops([], (20, 30))
+    assert targets_on_device(none, torch.zeros(0, 4), nothing, 28, False).shape == (0, 28, 28)
+    empty = InstanceMasks.from_dense(torch.zeros(2, 20, 30, dtype=torch.uint8))
+    rois = torch.tensor([[1.0, 2.0, 9.0, 8.0]])
+    assert torch.equal(targets_on_device(empty, rois, nothing.new_ones(1), 28, False), torch.zeros(1, 28, 28))
+
+
+def test_masks_move_as_a_whole():
+    masks = InstanceMasks.from_dense(blobs(3)).resize(60, 70, frame=(80, 90))
+    moved = upload(masks, torch.device("cpu"))
+    assert torch.equal(moved.dense(), masks.dense()) and moved.device.type == "cpu"
+    away = masks.to("meta")
+    assert away.device.type == "meta" and away.pixels.device == away.crops.device
+    assert (away.size, away.content_size, away.source_size) == ((80, 90), (60, 70), (37, 53))

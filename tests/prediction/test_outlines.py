@@ -1,0 +1,75 @@
+"""Outlines of masks: exact where nothing is simplified, similar where it is, and holes are noticed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pycocotools import mask as coco_mask
+
+from network_files.instance_masks import crop_to_content
+from train_utils.prediction import outlines
+from train_utils.prediction.outlines import SIMILAR, boundaries, has_hole, outlines_of, signed_area, similarity
+
+MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
+
+
+def holes_by_flooding(pixels: np.ndarray) -> bool:
+    """Whether background, joined over sides and corners, does not reach the border."""
+    free = np.pad(~pixels, 1, constant_values=True)
+    reached = np.zeros_like(free)
+    reached[0, 0] = True
+    while True:
+        spread = reached.copy()
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                spread |= np.roll(reached, (dy, dx), axis=(0, 1))
+        spread &= free
+        if (spread == reached).all():
+            return bool((free & ~reached).any())
+        reached = spread
+
+
+@settings(max_examples=100, deadline=None)
+@given(MASKS)
+def test_boundaries_enclose_exactly_the_mask(pixels: np.ndarray) -> None:
+    loops = boundaries(pixels)
+    assert sum(signed_area(corners) for corners in loops) == 2 * pixels.sum()
+    assert has_hole(pixels) == holes_by_flooding(pixels)
+    if pixels.any() and not has_hole(pixels):
+        assert similarity([corners for corners in loops], pixels) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS, st.integers(0, 50), st.integers(0, 50))
+def test_outlines_cover_the_mask_but_for_a_small_share(pixels: np.ndarray, left: int, top: int) -> None:
+    if not pixels.any() or has_hole(pixels):
+        return
+    polygons = [np.ravel(points).tolist() for points in outlines_of((left, top, pixels))]
+    size = (top + pixels.shape[0], left + pixels.shape[1])
+    covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)
+    mask = np.zeros(size, dtype=bool)
+    mask[top:, left:] = pixels
+    assert (covered & mask).sum() / (covered | mask).sum() >= SIMILAR
+
+
+def test_a_large_smooth_mask_gets_few_corners() -> None:
+    y, x = np.indices((200, 300))
+    disc = ((y - 100) / 90) ** 2 + ((x - 150) / 140) ** 2 < 1
+    (points,) = outlines_of(crop_to_content(disc))
+    assert 8 <= len(points) <= 40 < len(boundaries(disc)[0])
+    assert np.min(points, axis=0) == pytest.approx([10, 10], abs=2)
+
+
+def test_pixels_that_touch_at_a_corner_are_two_parts() -> None:
+    assert len(outlines_of((0, 0, np.eye(2, dtype=bool)))) == 2
+    assert not has_hole(np.eye(2, dtype=bool))
+
+
+def test_without_a_similar_simplification_the_outline_is_exact(monkeypatch) -> None:
+    monkeypatch.setattr(outlines, "SIMILAR", 1.1)
+    stairs = np.tri(12, dtype=bool)
+    (points,) = outlines_of((5, 7, stairs))
+    assert len(points) == len(boundaries(stairs)[0]) and points[0] == [
+        float(v) for v in boundaries(stairs)[0][0] + (5, 7)
+    ]

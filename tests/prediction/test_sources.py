@@ -1,0 +1,89 @@
+"""Which files are predicted and how their outputs are called: files, folders, patterns, equal names, image ids."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from train_utils.errors import InputError
+from train_utils.prediction.sources import find_sources, image_ids, unique_names
+
+FILES = ("b.jpg", "a.PNG", "notes.txt", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp", ".hidden/x.jpg", "out/b.png")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in FILES:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def found(*given: str, output: str = "photos/out") -> list[tuple[str, str]]:
+    return [(source.file_name, source.name) for source in find_sources(given, Path(output))]
+
+
+def test_a_folder_gives_its_images_and_those_of_its_sub_folders(folder: Path) -> None:
+    expected = ["a.PNG", "b.jpg", "day 1/b.jpg", "day 1/deep/c.webp"]
+    assert found("photos") == [(name, os.path.splitext(name)[0]) for name in expected]
+    assert [source.path for source in find_sources(["photos"], Path("photos/out"))] == [
+        Path("photos") / name for name in expected
+    ]
+
+
+def test_the_output_folder_is_passed_over_unless_it_is_given_itself(folder: Path) -> None:
+    assert len(found("photos", output="elsewhere")) == 5
+    assert found("photos/out") == found("photos/out/") == [("b.png", "b")]
+
+
+def test_files_are_taken_as_they_are_given(folder: Path) -> None:
+    sources = find_sources(["photos/notes.txt", "photos/clip.mp4", "photos/day 1/b.jpg"], Path("out"))
+    assert [source.file_name for source in sources] == ["notes.txt", "clip.mp4", "b.jpg"]
+    assert [source.is_video() for source in sources] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "pattern, expected",
+    [
+        ("photos/*.jpg", ["b.jpg"]),
+        ("photos/**/*.jpg", ["b.jpg", "day 1/b.jpg"]),
+        ("photos/*.*", ["a.PNG", "b.jpg", "clip.mp4"]),
+        ("photos/d*", ["day 1/b.jpg", "day 1/deep/c.webp"]),
+        ("photos/**", ["a.PNG", "b.jpg", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp"]),
+        ("photos/day ?/*.jpg", ["day 1/b.jpg"]),
+    ],
+)
+def test_a_pattern_gives_what_fits_below_its_first_wildcard(folder: Path, pattern: str, expected: list[str]) -> None:
+    assert sorted(name for name, _ in found(pattern)) == expected
+
+
+def test_a_file_whose_name_has_brackets_is_no_pattern(folder: Path) -> None:
+    (folder / "a[1].jpg").touch()
+    assert found("a[1].jpg") == [("a[1].jpg", "a[1]")]
+
+
+def test_nothing_to_predict_is_refused_by_name(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    for given, words in (
+        ("empty", "empty: no image in this folder"),
+        ("gone", "gone: no such file or folder"),
+        ("photos/*.tif", "photos/\\*.tif: no image or video fits"),
+    ):
+        with pytest.raises(InputError, match=words):
+            found(given)
+
+
+def test_equal_names_are_numbered_whatever_case_and_suffix() -> None:
+    names = unique_names(["a.jpg", "A.png", "b/a.jpg", "a.jpg", "a_2.jpg", "Masks/a.jpg", "coco/x.png"])
+    assert names == ["a", "A_2", "b/a", "a_3", "a_2_2", "Masks_images/a", "coco_images/x"]
+
+
+def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path) -> None:
+    sources = find_sources(["photos"], Path("photos/out"))
+    assert image_ids(sources) == [1, 2, 3, 4]
+    for name in ("7.jpg", "00012.jpg", "sub/7.png"):
+        (folder / "n" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "n" / name).touch()
+    numbered = find_sources(["n"], Path("out"))
+    assert image_ids(numbered[:2]) == [12, 7] and image_ids(numbered) == [1, 2, 3]

@@ -1,0 +1,65 @@
+"""Write trained weights as an ONNX file, which runs without torch.
+
+    python tools/export_onnx.py save_weights/model_25.pth model.onnx
+    python tools/export_onnx.py maskrcnn_resnet50_fpn_coco.pth model.onnx --uint8
+
+Takes all weights that validation.py takes: of this project, of torchvision (v1 and v2) and of Detectron2. The file has
+the input `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes, which it normalises and
+resizes itself; and the outputs `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best
+first, and `masks` [N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the
+network's settings are in its metadata. tools/predict_onnx.py runs it; docs/ONNX.md says more.
+
+The graph is written operator by operator from the network's modules, not traced by an exporter of torch: it is exact,
+its sizes stay free, Detectron2's variant is possible, and it depends on nothing but the ONNX standard (opset 17).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
+from train_utils.options import InferenceSettings, positive  # noqa: E402
+from train_utils.trained_model import open_trained_model  # noqa: E402
+
+
+def main(args: argparse.Namespace) -> None:
+    try:
+        from train_utils.onnx_files.export import export
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise InputError("the package onnx is missing; install it with: pip install onnx") from None
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: its folder does not exist")
+    if output.resolve() == Path(args.weights).resolve():
+        raise InputError(f"{output}: is the file of the weights; give another name")
+    trained = open_trained_model(
+        InferenceSettings(
+            weights_path=args.weights,
+            device="cpu",
+            label_json_path=args.label_json_path,
+            min_size=args.min_size,
+            max_size=args.max_size,
+        )
+    )
+    with reading_input():
+        description = export(trained, output, "uint8" if args.uint8 else "float32")
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {size:.0f} MB, {description.network['arch']}, {len(description.names)} classes")
+    print(f"run it with: python tools/predict_onnx.py {output} photo.jpg")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", help="a checkpoint of train.py, or other weights that validation.py accepts")
+    parser.add_argument("output", help="the file to write")
+    parser.add_argument("--uint8", action="store_true", help="the image is uint8 in 0..255, not float32 in 0..1")
+    parser.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
+    parser.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
+    parser.add_argument("--max-size", type=positive, help="limit of the long side (default: as in training)")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        main(arguments)

@@ -1,0 +1,65 @@
+"""Choose the transforms of training images, and the sizes that the network resizes them to, from the options."""
+
+from collections.abc import Callable, Sequence
+
+import transforms
+from train_utils.errors import InputError
+from train_utils.options import TrainSettings
+
+LSJ_SIDE = 1.28  # times --min-size: 1024 pixels at 800
+STRIDE = 32  # the side is a multiple of it
+SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of multiscale, times --min-size: 640, 672, ..., 800
+
+
+def training_transforms(settings: TrainSettings) -> transforms.Compose:
+    """The transforms of training items, in the order in which they are applied; geometry first, on fewer pixels.
+
+    Raises:
+        InputError: the options contradict one another.
+    """
+    check(settings)
+    chosen: list[transforms.Transform] = []
+    if settings.data_augmentation == "lsj":
+        chosen.append(transforms.ScaleJitter(lsj_side(settings)))
+    if settings.data_augmentation != "none":
+        chosen.append(transforms.RandomHorizontalFlip())
+    if settings.vflip:
+        chosen.append(transforms.RandomVerticalFlip())
+    if settings.color_jitter:
+        chosen.append(transforms.ColorJitter(settings.color_jitter))
+    return transforms.Compose(chosen)
+
+
+def batch_transform(settings: TrainSettings) -> Callable[[Sequence], tuple] | None:
+    """The transform of whole batches; None if there is none."""
+    return transforms.CopyPaste() if settings.use_copypaste else None
+
+
+def training_sizes(settings: TrainSettings) -> int | list[int]:
+    """The short sides that the network resizes images to; of several, evaluation uses the last."""
+    if settings.data_augmentation == "multiscale":
+        return [round(size * the_one_size(settings)) for size in SIZES]
+    return settings.min_size
+
+
+def lsj_side(settings: TrainSettings) -> int:
+    return max(1, round(LSJ_SIDE * the_one_size(settings) / STRIDE)) * STRIDE
+
+
+def the_one_size(settings: TrainSettings) -> int:
+    """The short side, where an augmentation draws sizes of its own around it."""
+    if isinstance(settings.min_size, list):
+        sizes = " ".join(map(str, settings.min_size))
+        augmentation = settings.data_augmentation
+        raise InputError(f"--min-size {sizes}: --data-augmentation {augmentation} draws its own sizes; give one")
+    return settings.min_size
+
+
+def check(settings: TrainSettings) -> None:
+    augmentation = settings.data_augmentation
+    if augmentation in ("multiscale", "lsj"):
+        the_one_size(settings)
+    if settings.use_copypaste and augmentation != "lsj":
+        raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
+    if settings.use_copypaste and settings.batch_size < 2:
+        raise InputError("--use-copypaste takes objects from another image of the batch; give --batch-size 2 or more")

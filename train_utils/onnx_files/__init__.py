@@ -1,0 +1,1 @@
+"""Write the network as an ONNX graph, and run such files without torch."""

@@ -1,0 +1,50 @@
+"""Describe an exported network in its file's metadata: classes, thresholds, recipe. Needs neither torch nor onnx."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class Description:
+    """What a program must know about an exported network beside its graph.
+
+    Attributes:
+        names: label -> class name.
+        category_ids: label -> category id in written results.
+        network: the network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on.
+        thresholds: `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
+        continuous_paste: how masks are pasted, see `mask_crops`.
+        exif: whether training images were turned by their EXIF tag: "apply" or "ignore".
+    """
+
+    names: dict[int, str]
+    category_ids: dict[int, int]
+    network: dict[str, Any]
+    thresholds: dict[str, float]
+    continuous_paste: bool
+    exif: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Each attribute as JSON, and the version of this form."""
+        return {"format": str(FORMAT)} | {name: json.dumps(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Description":
+        """The inverse of `to_metadata`.
+
+        Raises:
+            ValueError: the file was not written by tools/export_onnx.py, or by a newer one.
+        """
+        if metadata.get("format") != str(FORMAT):
+            raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")
+        try:
+            values = {name: json.loads(metadata[name]) for name in cls.__dataclass_fields__}
+            for name in ("names", "category_ids"):
+                values[name] = {int(label): value for label, value in values[name].items()}
+        except (KeyError, ValueError, AttributeError) as error:
+            raise ValueError(f"has invalid metadata ({error})") from error
+        return cls(**values)

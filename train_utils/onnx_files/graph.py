@@ -1,0 +1,156 @@
+"""Build an ONNX graph one operator at a time: values are names, constants are stored once, weights keep their names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+IR_VERSION = 8  # that of ONNX 1.12, the first with opset 17; a newer one would shut out older runtimes
+PRODUCER = "mask-rcnn-resnet50-fpn"
+DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+}
+
+
+class Graph:
+    """A graph under construction.
+
+    Args:
+        opset: version of the operators.
+    """
+
+    def __init__(self, opset: int):
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, onnx.TensorProto] = {}
+        self.stage = ""
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add an operator with one output, and return the output's name; an empty input is left out."""
+        return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        """`op` for an operator with several outputs."""
+        name = f"{self.stage}/{kind}_{len(self.nodes)}"
+        names = [name if i == 0 else f"{name}:{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name, **attributes))
+        return names
+
+    def constant(self, values: Any, dtype: str) -> str:
+        """Return the name of a constant; equal ones are stored once."""
+        array = np.asarray(values, dtype=dtype)
+        name = f"{dtype}{list(array.shape)}:{array.tobytes().hex()}"
+        if array.size > 8:
+            name = f"{self.stage}/constant_{len(self.weights)}"
+        return self.store(name, array)
+
+    def floats(self, values: float | Sequence[Any]) -> str:
+        return self.constant(values, "float32")
+
+    def integers(self, values: int | Sequence[int]) -> str:
+        return self.constant(values, "int64")
+
+    def weight(self, name: str, tensor: Tensor) -> str:
+        """Store a weight, float32, under its name in the state dict."""
+        return self.store(name, tensor.detach().cpu().float().numpy())
+
+    def store(self, name: str, array: np.ndarray) -> str:
+        if name not in self.weights:
+            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def cast(self, x: str, dtype: str) -> str:
+        return self.op("Cast", x, to=DTYPES[dtype])
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """Reshape; 0 keeps a dimension, -1 is computed."""
+        return self.op("Reshape", x, self.integers(shape))
+
+    def columns(self, x: str, start: int, end: int, axis: int = -1) -> str:
+        """x[..., start:end]."""
+        return self.op("Slice", x, *(self.integers([value]) for value in (start, end, axis)))
+
+    def length(self, x: str, axis: int) -> str:
+        """The size of `x` along an axis, int64 [1]."""
+        return self.columns(self.op("Shape", x), axis, axis + 1, 0)
+
+    def conv(self, x: str, module: nn.Conv2d, name: str) -> str:
+        """[B, C_in, H, W] -> [B, C_out, H', W']."""
+        attributes = dict(
+            kernel_shape=module.kernel_size,
+            strides=module.stride,
+            pads=[*module.padding, *module.padding],
+            dilations=module.dilation,
+            group=module.groups,
+        )
+        return self.op("Conv", x, *self.parameters(module, name), **attributes)
+
+    def linear(self, x: str, module: nn.Linear, name: str) -> str:
+        """[R, in_features] -> [R, out_features]."""
+        return self.op("Gemm", x, *self.parameters(module, name), transB=1)
+
+    def parameters(self, module: nn.Module, name: str) -> list[str]:
+        """A module's weight and, if it has one, its bias."""
+        return [self.weight(f"{name}.{kind}", value) for kind, value in module.named_parameters(recurse=False)]
+
+    def sequence(self, x: str, modules: nn.Module, name: str) -> str:
+        """A sequence, also of sequences, of convolutions, linear layers, ReLU, flattening and what does nothing.
+
+        Raises:
+            ValueError: it has another module.
+        """
+        for key, module in modules.named_children():
+            where = f"{name}.{key}"
+            if isinstance(module, nn.Sequential):
+                x = self.sequence(x, module, where)
+            elif isinstance(module, nn.Conv2d):
+                x = self.conv(x, module, where)
+            elif isinstance(module, nn.Linear):
+                x = self.linear(x, module, where)
+            elif isinstance(module, nn.ReLU):
+                x = self.op("Relu", x)
+            elif isinstance(module, nn.Flatten):
+                x = self.op("Flatten", x, axis=1)
+            elif not isinstance(module, nn.Identity):
+                raise ValueError(f"{where} is a {type(module).__name__}, which the ONNX exporter does not know")
+        return x
+
+    def model(
+        self,
+        inputs: dict[str, tuple[str, Sequence[int | str]]],
+        outputs: dict[str, tuple[str, str, Sequence[int | str]]],
+        metadata: dict[str, str],
+        description: str,
+    ) -> onnx.ModelProto:
+        """The finished model, checked.
+
+        Args:
+            inputs: name -> type and shape, in which a name stands for any length.
+            outputs: name -> value, type and shape.
+            metadata: stored as text.
+        """
+        for name, (value, _, _) in outputs.items():
+            self.nodes.append(helper.make_node("Identity", [value], [name], name))
+        graph = helper.make_graph(
+            self.nodes,
+            "mask_rcnn",
+            [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (dtype, shape) in inputs.items()],
+            [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (_, dtype, shape) in outputs.items()],
+            list(self.weights.values()),
+        )
+        model = helper.make_model(
+            graph,
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            producer_name=PRODUCER,
+            doc_string=description,
+        )
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        return model

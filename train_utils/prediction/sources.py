@@ -1,0 +1,162 @@
+"""Find what to predict: files, folders and patterns in, images and videos with a unique name for their outputs out."""
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dataset_files.image_files import images_below, is_image_name
+from train_utils.errors import InputError, reading_input
+
+VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
+# Folders of --output-dir that saved detections go to; an input's folder of that name gets another one.
+RESERVED = frozenset(("coco", "crops", "labelme", "masks"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video to predict.
+
+    Attributes:
+        path: its file.
+        file_name: below the folder that was given, with forward slashes, such as "day 1/cat.jpg".
+        name: the same without suffix, and unique also where case does not count: outputs are called so.
+    """
+
+    path: Path
+    file_name: str
+    name: str
+
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Source]:
+    """List files as they are given, the images in folders and their sub-folders, and what fits a pattern, by name.
+
+    Args:
+        output_folder: is passed over where it lies in a given folder.
+
+    Raises:
+        InputError: a file or folder is missing, or there is no image in it.
+    """
+    found = [pair for text in given for pair in files_of(str(text), output_folder.resolve())]
+    names = unique_names(file_name for _, file_name in found)
+    return [Source(path, file_name, name) for (path, file_name), name in zip(found, names)]
+
+
+def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that an argument means, and its name below the argument's folder."""
+    path = Path(text)
+    if path.is_file():
+        yield path, path.name
+    elif path.is_dir():
+        inside = images_in(path, output_folder)
+        if not inside:
+            raise InputError(f"{path}: no image in this folder (--img-path; give videos by name or pattern)")
+        yield from ((file, below(path, file)) for file in inside)
+    elif glob.has_magic(text):
+        fitting = files_that_fit(text, output_folder)
+        if not fitting:
+            raise InputError(f"{text}: no image or video fits this pattern (--img-path)")
+        yield from ((file, below(fixed_part(text), file)) for file in fitting)
+    else:
+        raise InputError(f"{path}: no such file or folder (--img-path)")
+
+
+def images_in(folder: Path, output_folder: Path) -> list[Path]:
+    images = images_below(folder)
+    if output_folder != folder.resolve() and output_folder.is_relative_to(folder.resolve()):
+        images = [image for image in images if not image.resolve().is_relative_to(output_folder)]
+    return images
+
+
+def files_that_fit(pattern: str, output_folder: Path) -> list[Path]:
+    """The images and videos that a pattern fits, and the images in folders that it fits, each once."""
+    files: dict[Path, None] = {}
+    for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
+        if path.is_dir():
+            files |= dict.fromkeys(images_in(path, output_folder))
+        elif is_image_name(path.name) or path.suffix.lower() in VIDEO_SUFFIXES:
+            files[path] = None
+    within = fixed_part(pattern).resolve()
+    if output_folder != within and output_folder.is_relative_to(within):
+        return [path for path in files if not path.resolve().is_relative_to(output_folder)]
+    return list(files)
+
+
+def fixed_part(pattern: str) -> Path:
+    """The folder that a pattern names before its first wildcard."""
+    fixed: list[str] = []
+    for part in Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def below(folder: Path, file: Path) -> str:
+    """The name of a file below a folder, with forward slashes; its base name if it lies elsewhere."""
+    try:
+        inner = file.relative_to(folder)
+    except ValueError:
+        return file.name
+    return file.name if ".." in inner.parts else inner.as_posix()
+
+
+def unique_names(file_names: Iterable[str]) -> list[str]:
+    """Names without suffix, numbered where several are the same but for case and suffix."""
+    names, taken = [], set()
+    for file_name in file_names:
+        path = PurePosixPath(file_name)
+        folders = list(path.parts[:-1])
+        if folders and folders[0].lower() in RESERVED:
+            folders[0] = f"{folders[0]}_images"
+        wanted = "/".join([*folders, path.stem])
+        name, number = wanted, 2
+        while name.lower() in taken:
+            name, number = f"{wanted}_{number}", number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def image_ids(sources: Sequence[Source], annotation_file: str | None = None) -> list[int]:
+    """Choose the ids of images in written results.
+
+    Without a file: COCO's image ids if every file name is a number of its own, as COCO's are; else 1, 2, 3, ...
+
+    Args:
+        annotation_file: a COCO file in which the ids are looked up, by the base names of the files.
+
+    Raises:
+        InputError: an image is not in the file, or several have its name.
+    """
+    if annotation_file is not None:
+        return [
+            id_in_file(source, annotation_file, known) for known in [ids_by_name(annotation_file)] for source in sources
+        ]
+    stems = [source.path.stem for source in sources]
+    if all(stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(sources) + 1))
+
+
+def ids_by_name(annotation_file: str) -> dict[str, set[int]]:
+    # Imported only here: it needs pycocotools, which programs that run exported networks do without.
+    from dataset_files.coco_index import open_index
+
+    with reading_input():
+        index = open_index(Path(annotation_file))
+    by_name: dict[str, set[int]] = {}
+    for name, image_id in zip(index.file_names.tolist(), index.image_ids.tolist()):
+        by_name.setdefault(name.replace("\\", "/").rpartition("/")[2], set()).add(image_id)
+    return by_name
+
+
+def id_in_file(source: Source, annotation_file: str, known: dict[str, set[int]]) -> int:
+    ids = known.get(source.path.name, set())
+    if len(ids) != 1:
+        reason = "is not in" if not ids else "is the name of several images in"
+        raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")
+    return next(iter(ids))
