@@ -123,7 +123,8 @@ def weighted_sum(
 
 def fused(a: np.ndarray, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
     """a * b + c of float32 numbers, rounded once."""
-    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)
+    a, b, c = (np.asarray(value, dtype=np.float64) for value in (a, b, c))
+    return (a * b + c).astype(np.float32)
 
 
 @lru_cache(maxsize=4096)
@@ -132,7 +133,7 @@ def interpolation(source: int, target: int, small: bool) -> tuple[np.ndarray, np
     scale = np.float32(source) / np.float32(target)
     centres = np.arange(target, dtype=np.float32) + np.float32(0.5)
     half = np.float32(0.5)
-    places = fused(scale, centres, -half) if small else scale * centres - half
+    places = fused(centres, scale, -half) if small else scale * centres - half
     places = np.maximum(places, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)
     return below, np.clip(places - below.astype(np.float32), 0, 1)
