@@ -30,7 +30,7 @@ from train_utils.errors import one_line_errors
 from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.options import add_flag, positive
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training
 
 HEADER = ("", "waits", "torchvision", "operations", "torchvision", "copies that nothing waits for")
@@ -138,7 +138,7 @@ def training_of(model: MaskRCNN, precision: Precision, device: torch.device, gpu
     optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.register_step_pre_hook(lambda *_: setattr(gpu, "part", "optimizer"))
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, [1], 0.1)
+    schedule = learning_rate_schedule(optimizer, 1000, step_decay([1], 0.1))
     return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, 0)
 
 

@@ -130,14 +130,20 @@ class RoIHeads(nn.Module):
             float [D] and `masks` float [D, 1, 28, 28], the probabilities for the detected class.
         """
         features = SharedPyramid(features)
-        class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
-        detections = self.select_detections(class_logits, deltas, proposals, image_sizes)
+        detections = self.detect_boxes(features, proposals, image_sizes)
         boxes = [d["boxes"] for d in detections]
         labels = torch.cat([d["labels"] for d in detections])
         probs = self.predict_masks(features, boxes, image_sizes, labels).sigmoid()[:, None]
         for detection, masks in zip(detections, probs.split([len(b) for b in boxes])):
             detection["masks"] = masks
         return detections
+
+    def detect_boxes(
+        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """`detect` without the masks."""
+        class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
+        return self.select_detections(class_logits, deltas, proposals, image_sizes)
 
     def predict_boxes(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]

@@ -148,7 +148,6 @@ def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [image.to(device, non_blocking=True) for image in images]
 
 
-@torch.inference_mode()
 def evaluate(
     model: MaskRCNN,
     loader: DataLoader,
@@ -158,7 +157,21 @@ def evaluate(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> dict[str, Metrics] | None:
-    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others.
+    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others; see `detect_all`."""
+    return detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+
+
+@torch.inference_mode()
+def detect_all(
+    model: MaskRCNN,
+    loader: DataLoader,
+    ground_truth: Any,
+    classes: ClassTable,
+    device: torch.device,
+    precision: Precision,
+    unreadable: list[str] | None = None,
+) -> CocoEvaluator:
+    """Detect in all images of this process; the evaluator holds the detections.
 
     Args:
         loader: this process's share of the images.
@@ -189,7 +202,7 @@ def evaluate(
         if coding is not None:
             coding.result()
     report_activity("gathering")
-    return evaluator.metrics()
+    return evaluator
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
