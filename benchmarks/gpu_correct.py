@@ -28,10 +28,11 @@ from train_utils.device import Precision
 from train_utils.distributed import HostSums, barrier, gather_objects, share_buffers
 from train_utils.engine import Batch, train_step
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training
 
 Gradients = dict[str, Tensor]
+SMALLEST_FLOOR = 5e-6  # of gradients: what another order of float32 sums changes
 FIRST_SCALE, STEPS = 2.0**24, 20  # each step beyond fp16 halves the scale
 
 
@@ -42,8 +43,8 @@ def facts(setup: Setup) -> list[Row]:
             command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
             rows.append(Row("facts", "driver, memory", subprocess.check_output(command, text=True).splitlines()[0]))
     for dtype in (torch.bfloat16, torch.float32):
-        rate = matrix_rate(dtype, setup.device) / 1e12 if not setup.small else float("nan")
-        rows.append(Row("facts", f"matrix rate, {str(dtype).removeprefix('torch.')}", f"{rate:.1f} TFLOP/s"))
+        rate = "not measured" if setup.small else f"{matrix_rate(dtype, setup.device) / 1e12:.1f} TFLOP/s"
+        rows.append(Row("facts", f"matrix rate, {str(dtype).removeprefix('torch.')}", rate))
     return rows
 
 
@@ -120,7 +121,7 @@ def parity(setup: Setup) -> list[Row]:
     (own_losses, own_gradients, own_samples), (losses, gradients, samples) = own, expected
     same = len(own_samples) == len(samples) and all(torch.equal(a, b) for a, b in zip(own_samples, samples))
     loss = max(abs(own_losses[k] - v) / max(abs(v), 1e-6) for k, v in losses.items())
-    floor = max(largest_difference(again[1], gradients), 1e-6)
+    floor = max(largest_difference(again[1], gradients), SMALLEST_FLOOR)
     apart = largest_difference(own_gradients, gradients)
     rows = [
         Row("parity", "sampled anchors and proposals", "the same" if same else "others", "the same", same),
@@ -237,7 +238,7 @@ def training_of(
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = SGD(trainable, lr=lr, momentum=0.9, weight_decay=1e-4, fused=True)
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1, [10**6], 0.1)
+    schedule = learning_rate_schedule(optimizer, 1, step_decay([], 0.1))
     scaler = how.scaler() if scaler is None else scaler
     return Training(network, network, optimizer, schedule, scaler, Progress(), how, setup.device, seed=0)
 
