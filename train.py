@@ -33,13 +33,14 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
 from train_utils.open_data import num_classes_for, open_training_data
+from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import make_checkpoint, restore
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.resuming import check_settings, checkpoint_to_resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, set_schedule
+from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
 from train_utils.step_record import require_finite_weights
 from train_utils.training_state import Progress, Training
 from train_utils.visual.sheets import draw_predictions, write_batch_sheet
@@ -72,7 +73,7 @@ def main(settings: TrainSettings) -> None:
         pin_memory=device.type == "cuda", mix=batch_transform(settings),
         repeat_threshold=settings.repeat_threshold,
     )  # fmt: skip
-    val_loader = evaluation_loader(val_set, batch_size=1, workers=settings.workers)
+    val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size()}
 
@@ -90,11 +91,8 @@ def main(settings: TrainSettings) -> None:
     model.to(device).to(memory_format=torch.channels_last)
 
     # Optimizer
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.lr, momentum=settings.momentum,
-        weight_decay=settings.weight_decay, fused=True,
-    )  # fmt: skip
-    schedule = learning_rate_schedule(optimizer, steps_per_epoch, settings.lr_steps, settings.lr_gamma)
+    optimizer = build_optimizer(model, settings)
+    schedule = learning_rate_schedule(optimizer, steps_per_epoch, decay_of(settings))
     progress = Progress(step=settings.start_epoch * steps_per_epoch)
     set_schedule(schedule, progress.step)
     training = Training(

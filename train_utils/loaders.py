@@ -18,6 +18,9 @@ from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError, reading_input
 from train_utils.run.signals import leave_signals_to_the_main_process
 
+CPU = torch.device("cpu")
+GPU_BATCH = 8  # images per step of an evaluation
+
 
 def fingerprint(dataset: InstanceDataset) -> str:
     """Summarise a training set in a string that changes with its images or classes."""
@@ -62,18 +65,32 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | None) -> DataLoader:
+def evaluation_loader(
+    dataset: InstanceDataset, batch_size: int | None, workers: int | None, device: torch.device = CPU
+) -> DataLoader:
     """Load this process's share of the images; each image is in one process only.
 
-    The batches do not depend on the number of processes, and so neither do the metrics: an image's padding, and with
-    it the last digits of its detections, depend on the other images of its batch.
+    A batch has images of one size, so that none is padded for another, which would change its detections: metrics
+    depend on the batch size no more than on how sums are rounded. Nor do they depend on the number of processes, as the
+    batches do not.
+
+    Args:
+        batch_size: None: 8 on a GPU, else 1.
+        device: that the images go to; for CUDA they are loaded into pinned memory.
     """
-    batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
+    if batch_size is None:
+        batch_size = 1 if device.type == "cpu" else GPU_BATCH
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(dataset)):
+        by_size.setdefault(dataset.get_height_and_width(i), []).append(i)
+    batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+    batches.sort()
     return DataLoader(
         MarkedItems(dataset),
         batch_sampler=batches[rank() :: world_size()],
         num_workers=default_workers() if workers is None else workers,
         collate_fn=dataset.collate_fn,
+        pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
 

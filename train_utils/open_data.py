@@ -90,6 +90,28 @@ def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceData
     return dataset
 
 
+def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
+    """The training split that belongs to a validation split, unchecked, with its classes; None if there is none.
+
+    Args:
+        settings: as `open_held_out` left them.
+        held_out: what that returned; its images are left out where both are of one file.
+    """
+    layout = layout_of(settings)
+    split, val_split = choose_splits(layout, settings, for_training=False)
+    try:
+        dataset = open_dataset(layout, split, settings, training=True)
+    except (ValueError, OSError) as error:
+        warn(f"the training split is not compared: {error}")
+        return None
+    dataset.transforms = None
+    if split is not None and split is val_split:
+        seen = set(held_out.image_names())
+        dataset.drop_items([i for i, name in enumerate(dataset.image_names()) if name in seen])
+    dataset.adopt_classes(held_out.class_names, held_out.category_ids)
+    return dataset if len(dataset) else None
+
+
 def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) -> InstanceDataset:
     """The training or validation split of a folder in any layout, unchecked.
 

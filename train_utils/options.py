@@ -15,6 +15,7 @@ from train_utils.options_file import options_in_file
 
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
+ADAMW_RATE = 1e-4  # whatever the batch: Adam's steps do not grow with the gradient
 
 T = TypeVar("T", bound="Settings")
 SAME = object()  # the demo's default is that of all other data
@@ -286,14 +287,27 @@ class TrainSettings(DataSettings):
     )  # fmt: skip
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
-    lr: float = option(
-        PerImage(0.001), "learning rate ({default})", type=float, demo=PerImage(0.004), changes_result=True,
+    opt: str = option(
+        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), changes_result=True,
         inherited=True,
+    )  # fmt: skip
+    lr: float = option(
+        PerImage(0.001), f"learning rate ({{default}}; with adamw {ADAMW_RATE:g})", type=float, demo=PerImage(0.004),
+        changes_result=True, inherited=True,
     )  # fmt: skip
     momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
     weight_decay: float = option(
         1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
     )
+    norm_weight_decay: float | None = option(
+        None, "weight decay of normalisation layers (default: as --weight-decay)", type=float, changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    lr_scheduler: str = option(
+        "multisteplr", "after the warm-up: multisteplr drops the rate at --lr-steps; cosineannealinglr lowers it after "
+        "each epoch by a cosine that reaches 0 after --epochs ({default})", type=str.lower,
+        choices=("multisteplr", "cosineannealinglr"), changes_result=True, inherited=True,
+    )  # fmt: skip
     lr_steps: list[int] = option(
         (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(4, 5), changes_result=True,
         inherited=True,
@@ -417,7 +431,7 @@ class TrainSettings(DataSettings):
             if demo and described.demo is not SAME and not (described.inherited and name in kept):
                 setattr(self, name, described.demo)
         if isinstance(self.lr, PerImage):
-            self.lr = self.lr.rate * self.batch_size * processes
+            self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.batch_size * processes
         if self.lr_step_size and "lr_steps" not in self.given:
             self.lr_steps = list(range(self.lr_step_size, self.epochs, self.lr_step_size))
         self.lr_steps = list(self.lr_steps)
@@ -425,8 +439,11 @@ class TrainSettings(DataSettings):
             self.min_size = self.min_size[0]
 
 
-# Options of a run whose change makes it another run.
-RESULT_SETTINGS = tuple(f.name for f in TrainSettings.options() if f.metadata["option"].changes_result)
+def result_settings(settings: TrainSettings) -> set[str]:
+    """Names of the options whose change makes a run another run."""
+    names = {each.name for each in settings.options() if each.metadata["option"].changes_result}
+    return names | ({"epochs"} if settings.lr_scheduler == "cosineannealinglr" else set())
+
 
 HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: newest in {OUTPUT_FOLDER}/)"
 
@@ -454,7 +471,9 @@ class InferenceSettings(Settings):
 
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
-    batch_size: int = option(1, "images per step ({default})", "-b", "--batch-size", type=positive)
+    batch_size: int | None = option(
+        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive
+    )
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str)
@@ -467,6 +486,10 @@ class ValidationSettings(DataSettings, InferenceSettings):
     iou_type: str | None = option(
         None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
     )
+    report: str | None = option(
+        None, "also write report.html into this folder, a page on classes, errors, images and suspect labels, and its "
+        "numbers as CSV and JSON; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
+    )  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
     timeout: int = 1800

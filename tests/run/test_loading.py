@@ -1,6 +1,7 @@
 """Which pictures a process sees, in which order, and that nothing but seed, epoch and picture decides it."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,13 +257,25 @@ def test_evaluation_shares_every_picture_out_once_in_the_same_batches(monkeypatc
         shares.append([tuple(t["image_id"] for t in targets) for _, targets in loader])
     batches = [batch for share in shares for batch in share]
     assert sorted(index for batch in batches for index in batch) == list(range(60))
-    assert sorted(batches) == [tuple(range(i, i + batch_size)) for i in range(0, 60, batch_size)]
+    assert all(len({RATIOS[index] for index in batch}) == 1 for batch in batches)
+    if batch_size == 1:
+        assert sorted(batches) == [(i,) for i in range(60)]
+    else:
+        assert len(batches) == sum(-(-count // batch_size) for count in (11, 17, 9, 16, 7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_evaluation_keeps_a_last_batch_that_is_not_full(monkeypatch):
     loader = evaluation_loader(RandomPictures(), 7, workers=0)
-    assert [len(images) for images, _ in loader] == [7] * 8 + [4]
+    assert sorted(len(images) for images, _ in loader) == [2, 2, 3, 4, 7, 7, 7, 7, 7, 7, 7]
+
+
+def test_evaluation_takes_batches_on_a_gpu_unless_it_is_told():
+    sizes = []
+    for batch_size, device in ((None, "cpu"), (None, "pretended"), (4, "cpu")):
+        loader = evaluation_loader(RandomPictures(), batch_size, 0, SimpleNamespace(type=device))
+        sizes.append(max(map(len, loader.batch_sampler)))
+    assert sizes == [1, 8, 4]
 
 
 @pytest.mark.parametrize("cores, world, workers", [(2, 1, 2), (2, 4, 1), (64, 1, 8), (64, 4, 8), (16, 4, 4)])

@@ -495,6 +495,22 @@ def test_validation_writes_where_it_is_told(lab, first, validated, scratch):
     assert state_of(first[0]) == before
 
 
+@pytest.mark.slow
+def test_validation_writes_a_report_of_boxes_masks_run_and_data(lab, first, validated, scratch):
+    arguments = ["--weights-path", "first/model_0.pth", "--report", scratch / "report", "--output-dir", scratch]
+    outcome = succeeded(run(lab, "validation.py", *ON_CPU, *arguments))
+    assert outcome.out.splitlines()[-1] == f"report in {scratch / 'report' / 'report.html'}"
+    report = json.loads((scratch / "report" / "report.json").read_text())
+    for kind, title in (("bbox", "boxes"), ("segm", "masks")):
+        assert [f"{value:.4f}" for value in report["metrics"][kind].values()] == validated[0][title]
+        aps = [each["ap"] for each in report[kind]["classes"] if each["objects"]]
+        assert f"{sum(aps) / len(aps):.4f}" == validated[0][title][0]
+    page = (scratch / "report" / "report.html").read_text()
+    for words in ("AP over the epochs", "Training loss", f"training: {NUM_TRAIN} images", "first/model_0.pth"):
+        assert words in page
+    assert page.count("data:image/jpeg;base64,") >= NUM_VAL
+
+
 # ------------------------------------------------------------------------------------------------------- predict.py
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from network_files.mask_paste import encode_masks
+from network_files.on_device import Download
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
@@ -80,6 +82,23 @@ class Metrics:
         return "\n".join(lines)
 
 
+class PendingDetections:
+    """The detections of a batch on their way from the device, which nothing waits for until they are read.
+
+    Args:
+        detections: as `MaskRCNN.detect` returns them.
+    """
+
+    def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
+        self.counts = [len(detection["labels"]) for detection in detections]
+        self.columns = {key: Download(torch.cat([d[key] for d in detections])) for key in detections[0]}
+
+    def read(self) -> list[dict[str, Tensor]]:
+        """Return them on the CPU, per image."""
+        columns = {key: column.read().split(self.counts) for key, column in self.columns.items()}
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
 class CocoEvaluator:
     """Collect the detections of one process, and score those of all processes.
 
@@ -95,6 +114,13 @@ class CocoEvaluator:
         self.continuous_paste = continuous_paste
         self.detections: dict[int, dict] = {}
 
+    def update_batch(
+        self, image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], detections: PendingDetections
+    ) -> None:
+        """Add the detections of several images, given with their heights and widths."""
+        for image_id, size, detection in zip(image_ids, sizes, detections.read()):
+            self.update(image_id, size, detection)
+
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
         """Add the detections of one image as `MaskRCNN.detect` returns them; `size` is its height and width."""
         self.detections[image_id] = {
@@ -106,11 +132,21 @@ class CocoEvaluator:
 
     def metrics(self) -> dict[str, Metrics] | None:
         """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
+        detections = self.gathered()
+        return None if detections is None else self.score(detections)
+
+    def gathered(self) -> dict[int, dict] | None:
+        """The detections of all processes by image id, on the main process; None on the others."""
         shards = gather_objects(self.detections)
-        if shards is None:
-            return None
-        detections = {image_id: d for shard in shards for image_id, d in shard.items()}
-        results = coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
+        return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
+
+    def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
+        """Those of the detections that COCO's metrics count, as `coco_results`."""
+        return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
+
+    def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
+        """The metrics of detections by image id, by IoU type."""
+        results = self.results(detections)
         metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
         most = max((len(d["labels"]) for d in detections.values()), default=0)
         if most > MOST_DETECTIONS:

@@ -84,7 +84,7 @@ def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> 
     image_size = g.columns(g.op("Shape", image), 1, 3, 0)
     if input_type == "uint8":
         image = g.op("Div", g.cast(image, "float32"), g.floats(255))
-    mean, std = (g.floats([[[value]] for value in values]) for values in (module.image_mean, module.image_std))
+    mean, std = (g.floats(values.tolist()) for values in (module.image_mean, module.image_std))
     x = g.op("Unsqueeze", g.op("Div", g.op("Sub", image, mean), std), g.integers([0]))
 
     # In double precision, as Python's: float32 would round some sizes to another pixel.

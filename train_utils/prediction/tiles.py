@@ -159,9 +159,10 @@ def is_in_strip(box: np.ndarray, tile: Tile, size: tuple[int, int]) -> bool:
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """A tile without the strips along its borders; where that is the image's border, without end."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
-    low = (-math.inf if start == 0 else start + strip for start in tile[:2])
-    high = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))
-    return *low, *high
+    height, width = size
+    left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
+    right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], (width, height)))
+    return left, top, right, bottom
 
 
 def groups_of(parts: Sequence[Part], by_tile: Sequence[Sequence[Part]], tiles: Sequence[Tile]) -> list[list[int]]:
