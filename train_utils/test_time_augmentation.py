@@ -66,9 +66,8 @@ class TestTimeAugmentation(nn.Module):
         """Detections with full-size masks, as `MaskRCNN.forward` returns them in evaluation mode."""
         detections = self.detect(images)
         for detection, image in zip(detections, images):
-            detection["masks"] = paste_masks(
-                detection["masks"], detection["boxes"], size_of(image), self.continuous_paste
-            )
+            boxes, size = detection["boxes"], size_of(image)
+            detection["masks"] = paste_masks(detection["masks"], boxes, size, self.continuous_paste)
         return detections
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -95,8 +94,9 @@ class TestTimeAugmentation(nn.Module):
             transform = scaled(self.model.transform, scale)
             for is_mirrored in (False, True) if self.mirrored else (False,):
                 batch, _ = transform([image.flip(-1) if is_mirrored else image])
+                height, width = batch.tensors.shape[-2:]
                 features = SharedPyramid(self.model.backbone(batch.tensors))
-                yield Version(is_mirrored, batch.image_sizes[0], size_of(batch.tensors), features)
+                yield Version(is_mirrored, batch.image_sizes[0], (height, width), features)
 
     def detect_boxes(self, version: Version) -> dict[str, Tensor]:
         """`boxes`, `labels` and `scores` in the frame of the version."""
