@@ -206,10 +206,12 @@ def whole(setup: Setup) -> list[Row]:
         return started(*arguments)
 
     engine.train_step = timed
+    train.evaluate = lambda *_, **__: None  # the validation set may be large
     words = ["--data-path", str(setup.photos), "--device", str(setup.device), "--amp", "--batch-size", str(batch)]
     words += ["--pretrain", "False", "--norm", "frozen", "--trainable-backbone-layers", "3", "--max-steps", str(steps)]
     words += ["--min-size", str(setup.sides[0]), "--max-size", str(setup.sides[1]), "--overwrite", "--lr", "1e-5"]
     words += ["--output-dir", str(setup.out / "whole"), "--epochs", "1"]
+    words += ["--proposals", "100", "--rois-per-image", "32"] if setup.small else []
     train.main(TrainSettings.parse("", words))
     warm = len(ends) // 4
     own = batch * (len(ends) - 1 - warm) / (ends[-1] - ends[warm])
