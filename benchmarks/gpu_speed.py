@@ -156,7 +156,7 @@ def infer(setup: Setup, network: Callable, images: list[torch.Tensor]) -> object
 
 def evaluation_row(setup: Setup) -> Row:
     """`evaluate` on the validation photos, loading and metrics included."""
-    dataset = CocoDetection(setup.photos, "val", training=False)
+    dataset = CocoDetection(setup.photos, "val")
     model, _ = setup.networks(setup.load(1))
     loader = evaluation_loader(dataset, setup.batches[1], 0 if setup.small else 4, setup.device)
     arguments = (dataset.coco, ClassTable.of_dataset(dataset), setup.device, setup.mixed())
