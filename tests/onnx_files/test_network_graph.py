@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import MultiScaleRoIAlign
 
 pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
@@ -30,7 +31,6 @@ def exported(request):
     return model, session_of(model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
 def test_drawn_images_of_every_size_give_the_same_detections(exported, size):
     model, session = exported
@@ -40,7 +40,6 @@ def test_drawn_images_of_every_size_give_the_same_detections(exported, size):
     assert_same_detections(run_session(session, image), reference, size, model.continuous_paste)
 
 
-@pytest.mark.slow
 def test_photos_give_the_same_detections(exported, data_folder):
     model, session = exported
     images, _ = load_photos(data_folder / "coco_tiny", "val", THREE_PHOTOS)
@@ -59,7 +58,6 @@ def test_the_masks_that_are_compared_have_edges(exported):
     assert ((shares > 0.05) & (shares < 0.95)).mean() > 0.5
 
 
-@pytest.mark.slow
 def test_the_hundred_best_of_many_candidates_are_kept():
     model = lively_network("v1", classes=90, min_size=96, max_size=160)
     image = drawn_image(120, 160)
@@ -71,7 +69,6 @@ def test_the_hundred_best_of_many_candidates_are_kept():
     assert_same_detections(found, run_torch(model, image), (120, 160), False)
 
 
-@pytest.mark.slow
 def test_nothing_is_found_where_torch_finds_nothing():
     model = lively_network("v2", classes=2, **SMALL)
     nn.init.zeros_(model.roi_heads.box_predictor.cls_score.weight)
@@ -87,7 +84,6 @@ def test_nothing_is_found_where_torch_finds_nothing():
         }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("side", [17, 33, 45, 65])
 def test_strides_of_images_smaller_than_the_coarsest_cells_are_those_of_the_network(side):
     """In a network's input of 65 x 65 px the coarsest level has three cells a side, of 22 px each."""
@@ -98,7 +94,6 @@ def test_strides_of_images_smaller_than_the_coarsest_cells_are_those_of_the_netw
         assert_same_detections(run_session(session, image), run_torch(model, image), size, False)
 
 
-@pytest.mark.slow
 def test_bytes_give_what_fractions_give():
     model = lively_network("v1", classes=2, **SMALL)
     image = drawn_image(97, 131)
@@ -107,11 +102,23 @@ def test_bytes_give_what_fractions_give():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["v1", "v2", "detectron2"])
+def test_networks_of_full_size_give_the_same_detections(arch):
+    """Those that `build_model` makes, with the thin one's number of proposals."""
+    model = lively_network(arch, classes=3, thin=False, **SMALL)
+    image = drawn_image(240, 320)
+    found, reference = run_session(session_of(model), image), run_torch(model, image)
+    assert len(reference["labels"]) > 3
+    assert_same_detections(found, reference, (240, 320), model.continuous_paste)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["v1", "detectron2"])
-def test_the_full_input_size_gives_the_same_detections(arch):
+def test_the_usual_input_size_gives_the_same_detections(arch):
+    """800 to 1333 px, 1000 proposals."""
     model = lively_network(arch, classes=3)
     session = session_of(model)
-    for size in ((480, 640), (1200, 900)):
+    for size in ((480, 640), (1333, 800)):
         image = drawn_image(*size)
         assert_same_detections(run_session(session, image), run_torch(model, image), size, model.continuous_paste)
 
@@ -120,6 +127,12 @@ def test_a_part_that_the_exporter_does_not_know_is_named():
     model = lively_network("v1", classes=2, **SMALL)
     model.roi_heads.mask_head = nn.Sequential(nn.GELU())
     with pytest.raises(ValueError, match=r"roi_heads.mask_head.0 is a GELU"):
+        network_graph(model, "float32", {})
+    model.roi_heads.mask_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+    with pytest.raises(ValueError, match=r"roi_heads.mask_roi_pool is a MultiScaleRoIAlign; .* only PyramidRoIAlign"):
+        network_graph(model, "float32", {})
+    model.rpn.head = nn.Identity()
+    with pytest.raises(ValueError, match="rpn.head is a Identity; .* only RPNHead"):
         network_graph(model, "float32", {})
     model.backbone = nn.Identity()
     with pytest.raises(ValueError, match="backbone is a Identity"):

@@ -1,6 +1,5 @@
 """Find a font for a class name: matplotlib's DejaVu Sans, an installed Chinese one, or Pillow's own."""
 
-import importlib.util
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +8,13 @@ from PIL import ImageFont
 
 from train_utils.errors import InputError
 
-# Programs that run exported networks can do without it; all others require it.
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+try:
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    HAS_MATPLOTLIB = True
+except ModuleNotFoundError:  # programs that run exported networks can do without it
+    HAS_MATPLOTLIB = False
 
 # Font families with Chinese, Japanese and Korean characters on Linux, Windows and macOS, in order of preference.
 CJK_FAMILIES = (
@@ -48,8 +52,6 @@ def font_for(name: str) -> str:
         if not name.isascii():
             warn_of_missing_characters()
         return ""
-    import matplotlib
-
     default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
     if name.isascii() or not missing_characters(default, name):
         return default
@@ -69,8 +71,6 @@ def warn_of_missing_characters() -> None:
 
 def missing_characters(font_path: str, text: str) -> int:
     """Count the characters of a text that a font lacks; all of them if the font cannot be read."""
-    from matplotlib.ft2font import FT2Font
-
     try:
         face = FT2Font(font_path)
     except (OSError, RuntimeError):
