@@ -25,7 +25,7 @@ from train_utils.engine import Batch, to_device, train_step
 from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.models import ModelConfig
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -121,7 +121,7 @@ def training_of(model: MaskRCNN, device: torch.device, amp: bool) -> Training:
     precision = Precision(device.type, torch.bfloat16 if amp else None)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, [1], 0.1)
+    schedule = learning_rate_schedule(optimizer, 1000, step_decay([1], 0.1))
     return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, seed=0)
 
 

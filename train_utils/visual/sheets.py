@@ -22,6 +22,7 @@ from train_utils.device import Precision
 from train_utils.distributed import is_main, rank
 from train_utils.engine import ready_for_inference
 from train_utils.errors import reading_input
+from train_utils.hooks import RunState
 from train_utils.loaders import mix_seed
 from train_utils.options import TrainSettings
 from train_utils.visual.drawing import draw_instances
@@ -69,6 +70,26 @@ def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
 
 
 @torch.inference_mode()
+class PredictionSheets:
+    """Hook that draws predictions_{epoch}.png once an epoch has been evaluated."""
+
+    def __init__(self, dataset: InstanceDataset, classes: ClassTable):
+        self.dataset, self.classes = dataset, classes
+
+    def before_step(self, state: RunState) -> None:
+        self.draw(state)
+
+    def after_train(self, state: RunState) -> None:
+        self.draw(state)
+
+    def draw(self, state: RunState) -> None:
+        if state.ends_epoch(state.number):
+            t, epoch = state.training, state.epoch_of(state.number)
+            state.run.write_predictions(
+                epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
+            )
+
+
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
