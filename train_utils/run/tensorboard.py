@@ -16,7 +16,6 @@ from train_utils.metrics.coco_evaluation import METRIC_NAMES
 from train_utils.run.run_folder import EVENTS, LOG, RunFolder, epoch_of
 from train_utils.run.safe_files import reason_of_full_disk
 
-IN_RESULTS = (*METRIC_NAMES, "mean training loss", "learning rate")
 GROUPS = {"bbox": "box", "segm": "mask"}
 
 
@@ -89,10 +88,10 @@ class TensorBoard:
         self.read += len(whole)
         for line in whole.splitlines():
             entry = json.loads(line)
-            for name in entry.keys() - {"epoch", "step"}:
+            for name, value in entry.items():
                 group = "validation" if name.startswith("val_") else "training"
-                if entry[name] is not None:
-                    self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", entry[name], entry["step"])
+                if name not in ("epoch", "step") and value is not None:
+                    self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, entry["step"])
 
     def copy_results(self, state: RunState) -> None:
         for kind, lines in state.run.results.items():
@@ -100,9 +99,12 @@ class TensorBoard:
                 if (key := f"{kind} {line}") in self.shown:
                     continue
                 self.shown.add(key)
-                for name, value in zip(IN_RESULTS, line.split()[1:]):
-                    tag = f"{GROUPS[kind]}/{name.replace(' ', '_')}"
-                    self.writer.add_scalar(tag, float(value), end_of(epoch_of(line), state))
+                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
+                for name, value in zip(METRIC_NAMES, values):
+                    if value >= 0:  # else the images have no such objects
+                        self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
+                if kind == "bbox":  # the other file has the same
+                    self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
 
     def copy_sheets(self, state: RunState) -> None:
         for epoch, path in state.run.sheets().items():

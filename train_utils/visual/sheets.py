@@ -69,7 +69,6 @@ def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
     return chosen
 
 
-@torch.inference_mode()
 class PredictionSheets:
     """Hook that draws predictions_{epoch}.png once an epoch has been evaluated."""
 
@@ -90,6 +89,7 @@ class PredictionSheets:
             )
 
 
+@torch.inference_mode()
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
