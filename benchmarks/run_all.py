@@ -41,6 +41,8 @@ BENCHMARKS = {
     "start": ["start.py"],
     "scaling": ["scaling.py"],
     "amp_detections": ["amp_detections.py"],
+    "device_waits": ["device_waits.py", "--batch", "1,2,4,8"],
+    "device_waits_amp": ["device_waits.py", "--batch", "1,2,4,8", "--amp"],
 }
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 LAST_COLUMN = ("reached", "held")

@@ -13,6 +13,7 @@ import numpy as np
 
 from network_files.mask_codes import Crop, encode_crops, encode_outlines
 
+Numbers = np.ndarray | np.float32
 SMALL = 128  # height + width up to which torch interpolates with the kernel that weights four pixels at once
 
 
@@ -121,17 +122,17 @@ def weighted_sum(
     return total
 
 
-def fused(a: np.ndarray, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
+def fused(a: Numbers, b: Numbers, c: Numbers) -> np.ndarray:
     """a * b + c of float32 numbers, rounded once."""
-    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)
+    a, b, c = (np.asarray(each, dtype=np.float64) for each in (a, b, c))
+    return (a * b + c).astype(np.float32)
 
 
 @lru_cache(maxsize=4096)
 def interpolation(source: int, target: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
     """For each target position, the lower source position, int64, and the weight of the upper one, float32."""
-    scale = np.float32(source) / np.float32(target)
-    centres = np.arange(target, dtype=np.float32) + np.float32(0.5)
-    half = np.float32(0.5)
+    half, scale = np.float32(0.5), np.float32(np.float32(source) / np.float32(target))
+    centres = np.arange(target, dtype=np.float32) + half
     places = fused(scale, centres, -half) if small else scale * centres - half
     places = np.maximum(places, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)

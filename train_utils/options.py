@@ -287,7 +287,7 @@ class TrainSettings(DataSettings):
         False, "start anew in an --output-dir that holds a run, whose files are deleted", one_start=True
     )
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
-    epochs: int = option(26, "({default})", type=positive, demo=6, inherited=True)
+    epochs: int = option(26, "({default})", type=positive, demo=5, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
     batch_size: int = option(
         4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
@@ -300,16 +300,16 @@ class TrainSettings(DataSettings):
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     opt: str = option(
-        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), changes_result=True,
+        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
         inherited=True,
     )  # fmt: skip
     lr: float = option(
-        PerImage(0.001), f"learning rate ({{default}}; with adamw {ADAMW_RATE:g})", type=float, demo=PerImage(0.004),
+        PerImage(0.001), f"learning rate ({{default}}; with adamw {ADAMW_RATE:g})", type=float, demo=5e-4,
         changes_result=True, inherited=True,
     )  # fmt: skip
     momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
     weight_decay: float = option(
-        1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
+        1e-4, "({default})", "--wd", "--weight-decay", type=float, demo=0.02, changes_result=True, inherited=True
     )
     norm_weight_decay: float | None = option(
         None, "weight decay of normalisation layers (default: as --weight-decay)", type=float, changes_result=True,
@@ -322,15 +322,13 @@ class TrainSettings(DataSettings):
     lr_scheduler: str = option(
         "multisteplr", "after the warm-up: multisteplr drops the rate at --lr-steps; cosineannealinglr lowers it after "
         "each epoch by a cosine that reaches 0 after --epochs ({default})", type=str.lower,
-        choices=("multisteplr", "cosineannealinglr"), changes_result=True, inherited=True,
+        choices=("multisteplr", "cosineannealinglr"), demo="cosineannealinglr", changes_result=True, inherited=True,
     )  # fmt: skip
     lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(4, 5), changes_result=True,
+        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", changes_result=True,
         inherited=True,
     )  # fmt: skip
-    lr_gamma: float = option(
-        0.1, "factor of a drop ({default})", type=float, demo=0.3, changes_result=True, inherited=True
-    )
+    lr_gamma: float = option(0.1, "factor of a drop ({default})", type=float, changes_result=True, inherited=True)
     aspect_ratio_group_factor: int = option(
         3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
         inherited=True,
@@ -401,12 +399,12 @@ class TrainSettings(DataSettings):
         one_start=True,
     )  # fmt: skip
     rois_per_image: int = option(
-        512, "proposals per image that the heads learn from ({default})", type=positive, demo=32, changes_result=True,
+        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, changes_result=True,
         inherited=True,
     )  # fmt: skip
     proposals: int | None = option(
-        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
-        type=positive, demo=300, changes_result=True, inherited=True,
+        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
+        type=positive, demo=100, changes_result=True, inherited=True,
     )  # fmt: skip
     detections: int = option(
         100, "most detections per image in the evaluation and of the finished network ({default})", type=positive,

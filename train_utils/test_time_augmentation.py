@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from network_files import MaskRCNN
-from network_files.boxes import resize_boxes
+from network_files.boxes import resize_boxes, size_of
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import paste_masks
 from network_files.on_device import nms_per_group
@@ -66,8 +66,8 @@ class TestTimeAugmentation(nn.Module):
         """Detections with full-size masks, as `MaskRCNN.forward` returns them in evaluation mode."""
         detections = self.detect(images)
         for detection, image in zip(detections, images):
-            size = tuple(image.shape[-2:])
-            detection["masks"] = paste_masks(detection["masks"], detection["boxes"], size, self.continuous_paste)
+            boxes, size = detection["boxes"], size_of(image)
+            detection["masks"] = paste_masks(detection["masks"], boxes, size, self.continuous_paste)
         return detections
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -76,11 +76,11 @@ class TestTimeAugmentation(nn.Module):
 
     def detect_in(self, image: Tensor) -> dict[str, Tensor]:
         """The merged detections of one image [3, H, W]."""
-        heads, size = self.model.roi_heads, tuple(image.shape[-2:])
+        heads, size = self.model.roi_heads, size_of(image)
         versions, found = [], []
         for version in self.versions(image):
-            boxes = self.detect_boxes(version)
-            found.append(boxes | {"boxes": from_version(boxes["boxes"], version, size)})
+            seen = self.detect_boxes(version)
+            found.append(seen | {"boxes": from_version(seen["boxes"], version, size)})
             versions.append(version)
         boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
         keep = nms_per_group(boxes, scores, labels, heads.nms_thresh)[: heads.detections_per_img]

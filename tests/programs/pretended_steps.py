@@ -121,7 +121,7 @@ def training_of(model: MaskRCNN, device: torch.device, amp: bool) -> Training:
     precision = Precision(device.type, torch.bfloat16 if amp else None)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, step_decay([1], 0.1))
+    schedule = learning_rate_schedule(optimizer, 1000, step_decay([], 0.1))
     return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, seed=0)
 
 

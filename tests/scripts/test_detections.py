@@ -12,6 +12,7 @@ from my_dataset_coco import coco_object
 from tests.helpers.commands import run, succeeded
 from tests.helpers.square_finder import SQUARES, corners, write_square_finder, write_squares
 from train_utils.metrics.coco_evaluation import MetricsOfAll, coco_results, score_all
+from train_utils.test_time_augmentation import TestTimeAugmentation
 
 ON_CPU = ["--device", "cpu", "--workers", "0"]
 WARNING = f"up to {SQUARES} objects in an image; the network stops at 100 detections per image; --detections allows"
@@ -83,3 +84,26 @@ def test_metrics_of_all_detections_are_the_same_from_both_libraries(lab):
     found = [score_all(truth, results, "bbox", 240) for truth in (coco_object(file), PycocotoolsCOCO(file))]
     assert isinstance(found[0], MetricsOfAll) and 0.1 < found[0].ap < found[0].recall < 0.95
     assert vars(found[0]) == pytest.approx(vars(found[1]), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_tta_looks_at_each_image_in_several_versions_and_finds_the_same_squares(lab, monkeypatch):
+    """The network finds them at one of three sizes, there also mirrored; NMS makes one box of both."""
+    seen = []
+    versions = TestTimeAugmentation.versions
+
+    def counted(self, image):
+        for version in versions(self, image):
+            seen.append((version.is_mirrored, version.size))
+            yield version
+
+    monkeypatch.setattr(TestTimeAugmentation, "versions", counted)
+    words = ["--weights-path", "finder.pth", "--device", "cpu", "--detections", "300", "--tta"]
+    more = succeeded(run(lab, "validation.py", *words, "--workers", "0"))
+    assert seen == [
+        (is_mirrored, size) for size in ((360, 600), (480, 800), (600, 1000)) for is_mirrored in (False, True)
+    ]
+    assert numbers(more.out)["AR all"][0] == 1.0 and f"of up to {SQUARES} detections" in more.out
+    succeeded(run(lab, "predict.py", *words, "--img-path", "data/val2017/1.png", "--save-json"))
+    assert len(seen) == 12
+    assert len(json.loads((lab / "predictions" / "predictions.json").read_text())) == SQUARES

@@ -76,7 +76,7 @@ FLAWED = {
     "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; is 'epochs' meant?"),
     "nothing like it": ({"zzz": 3}, "there is no option 'zzz'"),
     "type": ({"epochs": "many"}, "argument --epochs: invalid positive value: 'many'"),
-    "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 1"),
+    "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 0.9"),
     "choice": ({"data_augmentation": "cutout"}, "argument --data-augmentation: invalid choice"),
     "list": ({"epochs": [1, 2]}, "argument|unrecognized"),
     "object": ({"epochs": {"a": 1}}, "argument --epochs"),

@@ -3,22 +3,27 @@
 import math
 from collections.abc import Sequence
 
+from backbone.conv_norm import bias_of
 from network_files.heads import MaskRCNNPredictor, TwoMLPHead
 from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign
 from network_files.roi_heads import RoIHeads
 from train_utils.onnx_files.box_graph import clip, decode, unless_small
 from train_utils.onnx_files.graph import Graph
+from train_utils.onnx_files.parts import Parts
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
 
 
-def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads) -> dict[str, str]:
+def detections(
+    g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads, parts: Parts
+) -> dict[str, str]:
     """`RoIHeads.detect` for one image.
 
     Args:
         levels: [1, C, H_i, W_i], finest first.
         proposals: float32 [P, 4].
         image_size: int64 [2], height and width of the resized image.
+        parts: those of the network of `heads`.
 
     Returns:
         `boxes` [D, 4] in the resized image, `labels` [D], `scores` [D] and `masks` [D, 1, 28, 28], best first.
@@ -28,18 +33,19 @@ def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str,
     exponents = [stride_exponent(g, level, image_size) for level in levels]
 
     g.stage = "roi_heads.box"
-    features, order = pool(g, levels, exponents, proposals, heads.box_roi_pool)
+    features, order = pool(g, levels, exponents, proposals, parts.box_roi_pool)
     x, restore = box_head(g, features, heads), inverse(g, order)
     logits, deltas = (
-        g.op("Gather", g.linear(x, getattr(heads.box_predictor, key), f"roi_heads.box_predictor.{key}"), restore)
+        g.op("Gather", g.linear(x, getattr(parts.box_predictor, key), f"roi_heads.box_predictor.{key}"), restore)
         for key in ("cls_score", "bbox_pred")
     )
-    found = select_detections(g, logits, deltas, proposals, image_size, heads)
+    classes = parts.box_predictor.cls_score.out_features - 1
+    found = select_detections(g, logits, deltas, proposals, image_size, heads, classes)
 
     g.stage = "roi_heads.mask"
-    features, order = pool(g, levels, exponents, found["boxes"], heads.mask_roi_pool)
+    features, order = pool(g, levels, exponents, found["boxes"], parts.mask_roi_pool)
     x = g.sequence(features, heads.mask_head, "roi_heads.mask_head")
-    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), heads.mask_predictor)
+    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), parts.mask_predictor)
     return found | {"masks": g.op("Gather", masks, inverse(g, order))}
 
 
@@ -106,10 +112,9 @@ def box_head(g: Graph, features: str, heads: RoIHeads) -> str:
 
 
 def select_detections(
-    g: Graph, logits: str, deltas: str, proposals: str, image_size: str, heads: RoIHeads
+    g: Graph, logits: str, deltas: str, proposals: str, image_size: str, heads: RoIHeads, classes: int
 ) -> dict[str, str]:
     """`RoIHeads.select_detections`: logits [P, K], deltas [P, 4 * K], proposals [P, 4] -> `boxes, labels, scores`."""
-    classes = heads.box_predictor.cls_score.out_features - 1
     probs = g.columns(g.op("Softmax", logits, axis=1), 1, classes + 1)
     deltas = g.columns(g.reshape(deltas, -1, classes + 1, 4), 1, classes + 1, 1)
     boxes = decode(g, deltas, g.op("Unsqueeze", proposals, g.integers([1])), heads.box_coder)
@@ -148,7 +153,7 @@ def masks_of_classes(g: Graph, x: str, labels: str, predictor: MaskRCNNPredictor
     )  # fmt: skip
     x = g.op("Relu", x)
     weight = g.weight(f"{name}.mask_fcn_logits.weight", last.weight.flatten(1))
-    bias = g.weight(f"{name}.mask_fcn_logits.bias", last.bias[:, None, None])
+    bias = g.weight(f"{name}.mask_fcn_logits.bias", bias_of(last)[:, None, None])
     channels = last.in_channels
     weights = g.op("Unsqueeze", g.op("Gather", weight, labels), g.integers([1]))
     logits = g.op("MatMul", weights, g.reshape(x, 0, channels, 784))

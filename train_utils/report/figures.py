@@ -7,7 +7,8 @@ light and a dark page. No figure contains a class or file name.
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ INK = "#010203"
 SERIES = ("#010204", "#010205", "#010206")
 PAGE_COLOURS = {INK: "currentColor"} | {stand_in: f"var(--series-{n})" for n, stand_in in enumerate(SERIES, start=1)}
 STYLES = ("-", "--", ":")
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -81,9 +82,9 @@ def group_figure(groups: Sequence[Group], label: str) -> str:
         places = np.arange(len(groups))
         values = np.array([group.ap for group in groups])
         axes.bar(places, np.nan_to_num(values), color=SERIES[0])
-        for place, group in zip(places, groups):
-            text = "–" if np.isnan(group.ap) else f"{group.ap:.2f}"
-            axes.text(place, np.nan_to_num(group.ap) + 0.02, text, ha="center")
+        for place, group in enumerate(groups):
+            height, words = (0.0, "–") if np.isnan(group.ap) else (group.ap, f"{group.ap:.2f}")
+            axes.text(place, height + 0.02, words, ha="center")
         names = [f"{tick_name(group.name)}\nn={short(group.objects)}" for group in groups]
         axes.set_xticks(places, names, fontsize=7.5)
         axes.set(xlabel=label, ylabel="AP", ylim=(0, 1.1))
@@ -153,7 +154,7 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> str:
     return figure(draw)
 
 
-def figure(draw) -> str:  # type: ignore[no-untyped-def]  # a function of Axes
+def figure(draw: Callable[[Axes], None]) -> str:
     """Draw on new axes and return the SVG element, without a fixed size and without an XML head."""
     with matplotlib.rc_context(SETTINGS):
         made = Figure(figsize=(4.8, 3.2), layout="constrained")

@@ -197,7 +197,7 @@ def outline(left: int, top: int, mask: np.ndarray) -> str:
     )
     values = np.pad(np.asarray(small, dtype=np.float64) / 255, 1)
     step_x, step_y = width / small.width, height / small.height
-    lines = contourpy.contour_generator(z=values).lines(0.5)
+    lines: Any = contourpy.contour_generator(z=values, line_type="Separate").lines(0.5)  # each float64 [P, 2], x and y
     parts = []
     for line in lines:
         points = np.rint((line - 0.5) * (step_x, step_y) + (left, top)).astype(int)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train_utils.report.error_kinds import BACKGROUND, BOTH, CLASS, LOCATION, Errors
+from train_utils.report.error_kinds import BACKGROUND, BOTH, CLASS, LOCATION, RIGHT, Errors
 from train_utils.report.overlaps import LEAST_OVERLAP, Overlaps
 from train_utils.report.records import Scene
 
@@ -66,7 +66,7 @@ def contradicted(scene: Scene, errors: Errors) -> list[Suspect]:
     The confidence is the detection's score, less so the better a detection agrees with the annotation after all.
     """
     agreeing = np.zeros(len(scene.objects))  # the score of the detection that each object is matched to
-    right = np.flatnonzero(errors.found[errors.targets] & (errors.kinds == 0)) if len(scene.objects) else []
+    right = np.flatnonzero(errors.kinds == RIGHT)
     agreeing[errors.targets[right]] = scene.detections.scores[right]
     suspects = []
     for d in np.flatnonzero(np.isin(errors.kinds, (CLASS, LOCATION, BOTH, BACKGROUND))).tolist():

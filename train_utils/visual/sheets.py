@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from dataset_files.atomic_files import replacing
 from dataset_files.dataset import InstanceDataset
 from network_files import MaskRCNN
+from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from network_files.mask_paste import mask_crops
 from network_files.mask_rcnn import IMAGENET_MEAN, IMAGENET_STD
@@ -107,7 +108,7 @@ def draw_predictions(
             (found,) = network.detect([image.to(device)])
         shown = found["scores"] >= LEAST_SCORE
         found = {name: value[shown].float().cpu() for name, value in found.items()}
-        crops = mask_crops(found["masks"], found["boxes"], tuple(image.shape[-2:]), model.continuous_paste)
+        crops = mask_crops(found["masks"], found["boxes"], size_of(image), model.continuous_paste)
         masks = [(left, top, (crop > 0.5).numpy()) for left, top, crop in crops]
         names = [classes.names.get(int(label), f"class {int(label)}") for label in found["labels"]]
         scores = found["scores"].numpy()

@@ -1,0 +1,203 @@
+"""tools/export_onnx.py and tools/predict_onnx.py as a user meets them; the second without torch in the process."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
+
+from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded  # noqa: E402
+from tests.helpers.exported import opened, run_session, run_torch  # noqa: E402
+from tests.helpers.project import ROOT, importing_tests  # noqa: E402
+from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights  # noqa: E402
+from train_utils.onnx_files.description import Description  # noqa: E402
+from train_utils.onnx_files.onnx_model import OnnxModel  # noqa: E402
+
+NEEDED = ["numpy", "PIL", "onnxruntime"]
+ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"
+BOX_TOLERANCE, SCORE_TOLERANCE, LEAST_IOU = 0.05, 1e-4, 0.999
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A thin network's weights, both exported files, and a folder of images, one of them turned and one broken."""
+    folder = tmp_path_factory.mktemp("onnx")
+    for k in range(4):
+        path = folder / "photos" / f"day {k % 2}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        if k == 3:
+            exif[0x0112] = 6
+        noise_image(k, (90 + 17 * k, 70)).save(path, exif=exif)
+    (folder / "photos" / "broken.jpg").write_text("no image")
+    with thin_networks():
+        write_thin_weights(folder / "thin.pth")
+        succeeded(run(folder, "tools/export_onnx.py", "thin.pth", "thin.onnx"))
+        succeeded(run(folder, "tools/export_onnx.py", "thin.pth", "bytes.onnx", "--uint8"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def with_torch(lab: Path) -> list[dict]:
+    """What predict.py writes."""
+    words = ["--weights-path", "thin.pth", "--device", "cpu", "--img-path", "photos", "--save", "json"]
+    outcome = run(lab, "predict.py", *words, "--box-thresh", "0.3", "--output-dir", "torch")
+    assert outcome.code == 2 and "broken.jpg" in outcome.err
+    return json.loads((lab / "torch" / "predictions.json").read_text())
+
+
+def without(packages: str, lab: Path, *arguments: str) -> Outcome:
+    """tools/predict_onnx.py in a process in which these packages cannot be imported."""
+    command = [sys.executable, "-m", "tests.helpers.without_packages", packages, str(ROOT / "tools/predict_onnx.py")]
+    return started([*command, *arguments], lab, **importing_tests({}))
+
+
+def assert_same_results(found: list[dict], reference: list[dict]) -> None:
+    assert len(found) == len(reference) > 10
+    for one, other in zip(found, reference):
+        assert list(one) == list(other)
+        for key in ("image_id", "category_id", "file_name"):
+            assert one[key] == other[key]
+        assert one["segmentation"]["size"] == other["segmentation"]["size"]
+        assert one["score"] == pytest.approx(other["score"], abs=SCORE_TOLERANCE)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=BOX_TOLERANCE)
+        mask, expected = (coco_mask.decode(each["segmentation"]) for each in (one, other))
+        assert (mask & expected).sum() >= LEAST_IOU * (mask | expected).sum()
+
+
+@pytest.mark.parametrize("model", ["thin.onnx", "bytes.onnx"])
+def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model):
+    arguments = [model, "photos", "--save-json", "--box-thresh", "0.3", "--output-dir", "bare"]
+    outcome = without(ALL_OTHERS, lab, *arguments)
+    assert outcome.out.splitlines()[-1] == "imported:"
+    assert outcome.code == 2 and "broken.jpg" in outcome.err
+    assert_same_results(json.loads((lab / "bare" / "predictions.json").read_text()), with_torch)
+    assert {path.relative_to(lab / "bare") for path in (lab / "bare").rglob("*.png")} == {
+        path.relative_to(lab / "torch") for path in (lab / "torch").rglob("*.png")
+    }
+
+
+def test_with_matplotlib_the_drawn_images_are_those_of_predict(lab, with_torch):
+    outcome = without("torch,torchvision", lab, "thin.onnx", "photos", "--box-thresh", "0.3", "--output-dir", "drawn")
+    assert outcome.out.splitlines()[-1] == "imported:"
+    drawn = sorted((lab / "torch").rglob("*.png"))
+    assert len(drawn) == 4
+    for path in drawn:
+        ours = np.asarray(Image.open(lab / "drawn" / path.relative_to(lab / "torch"))).astype(int)
+        assert (np.abs(ours - np.asarray(Image.open(path))).max(axis=2) > 0).mean() < 0.002
+
+
+def test_metadata_describe_the_network(lab):
+    metadata = {entry.key: entry.value for entry in onnx.load(str(lab / "thin.onnx")).metadata_props}
+    description = Description.from_metadata(metadata)
+    assert description == OnnxModel(lab / "thin.onnx").description
+    assert (description.names, description.category_ids) == (NAMES, CATEGORY_IDS)
+    assert description.network["arch"] == "v1" and description.network["max_size"] == 96
+    assert description.thresholds == {"score": 0.05, "nms": 0.5, "detections": 100, "mask": 0.5}
+    assert (description.continuous_paste, description.exif) == (False, "apply")
+    assert json.loads(metadata["names"]) == {str(label): name for label, name in NAMES.items()}
+
+
+def test_the_input_size_can_be_chosen(lab):
+    outcome = succeeded(run(lab, "tools/export_onnx.py", "thin.pth", "larger.onnx", "--min-size", "100"))
+    assert "tools/predict_onnx.py larger.onnx" in outcome.out
+    assert OnnxModel(lab / "larger.onnx").description.network["min_size"] == 100
+
+
+# ------------------------------------------------------------------------------------------------- every kind of file
+
+
+def write_weights(folder: Path, kind: str) -> Path:
+    """Weights with random numbers in the form of each publisher."""
+    from tests.helpers import published_weights as published
+    from tests.helpers.exported import lively_network
+
+    path = folder / f"{kind}.pth"
+    sizes = dict(min_size=96, max_size=128)
+    if kind == "torchvision v1, older keys":
+        torch.save(published.in_older_style(published.published_v1().state_dict()), path)
+    elif kind == "torchvision v2":
+        torch.save({"model": published.published_v2().state_dict()}, path)
+    else:
+        model = lively_network("v1", 2, thin=False, **sizes)
+        config = {"num_classes": 3, "arch": "v1", "norm": "frozen"}
+        torch.save({"model": model.state_dict(), "model_config": config, "class_names": {1: "a", 2: "b"}}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torchvision v1, older keys", "torchvision v2", "own classes"])
+def test_all_weights_that_the_project_reads_are_exported(tmp_path, kind):
+    from train_utils.options import InferenceSettings
+    from train_utils.trained_model import open_trained_model
+
+    path = write_weights(tmp_path, kind)
+    sizes = ["--min-size", "96", "--max-size", "128"]
+    succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", *sizes))
+    trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
+    image = np.asarray(noise_image(1, (150, 120)))
+    reference = run_torch(trained.model, image)
+    found = run_session(opened(tmp_path / "model.onnx"), image)
+    np.testing.assert_array_equal(found["labels"], reference["labels"])
+    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
+    np.testing.assert_allclose(found["scores"], reference["scores"], atol=SCORE_TOLERANCE)
+    assert OnnxModel(tmp_path / "model.onnx").description.names == trained.classes.names
+
+
+@pytest.mark.slow
+def test_files_of_detectron2_are_exported(tmp_path, real_data_folder):
+    from tests.helpers.detectron2_rows import draw_weights, write_zoo_file
+
+    zoo = real_data_folder / "detectron2_zoo"
+    if not zoo.is_dir():
+        pytest.skip(f"no {zoo}")
+    from train_utils.options import InferenceSettings
+    from train_utils.trained_model import open_trained_model
+
+    path = write_zoo_file(tmp_path / "model_final_f10217.pkl", draw_weights(zoo))
+    succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", "--min-size", "96", "--max-size", "128"))
+    trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
+    image = np.asarray(noise_image(1, (150, 120)))
+    found, reference = run_session(opened(tmp_path / "model.onnx"), image), run_torch(trained.model, image)
+    np.testing.assert_array_equal(found["labels"], reference["labels"])
+    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
+    assert OnnxModel(tmp_path / "model.onnx").description.continuous_paste
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_wrong_input_of_the_exporter_is_named(lab, monkeypatch):
+    assert_refused(run(lab, "tools/export_onnx.py", "none.pth", "x.onnx"), "none.pth: no such weight file")
+    assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "no/x.onnx"), "its folder does not exist")
+    assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "thin.pth"), "is the file of the weights")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for name in [name for name in sys.modules if name.startswith("train_utils.onnx_files.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "x.onnx"), "pip install onnx")
+    assert not (lab / "x.onnx").exists()
+
+
+def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
+    tool = "tools/predict_onnx.py"
+    photo = str(lab / "photos" / "day 0" / "0.png")
+    assert_refused(run(tmp_path, tool, "none.onnx", photo), "none.onnx: no such file")
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    assert_refused(run(tmp_path, tool, "broken.onnx", photo), "broken.onnx", "onnxruntime cannot open it")
+    foreign = onnx.load(str(lab / "thin.onnx"))
+    del foreign.metadata_props[:]
+    onnx.save(foreign, str(tmp_path / "foreign.onnx"))
+    assert_refused(run(tmp_path, tool, "foreign.onnx", photo), "foreign.onnx", "tools/export_onnx.py")
+    assert_refused(run(tmp_path, tool, lab / "thin.onnx", "none.jpg"), "none.jpg: no such file or folder")
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    assert_refused(run(tmp_path, tool, lab / "thin.onnx", "clip.mp4"), "clip.mp4", "predict.py")
+    missing = without("onnxruntime", lab, "thin.onnx", photo)
+    assert missing.code == 2 and "pip install onnxruntime" in missing.err and "Traceback" not in missing.err
