@@ -14,7 +14,7 @@ from backbone.resnet import Bottleneck, ResNet
 from backbone.resnet50_fpn import BackboneWithFPN
 from network_files import MaskRCNN
 from network_files.image_transform import ImageTransform
-from train_utils.onnx_files.graph import Graph
+from train_utils.onnx_files.graph import Graph, part
 from train_utils.onnx_files.roi_graph import detections
 from train_utils.onnx_files.rpn_graph import proposals
 
@@ -38,19 +38,24 @@ def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) ->
     Raises:
         ValueError: the network has a part that this exporter does not know; the message names it.
     """
-    check_parts(model)
+    check_sizes(model.transform)
     model = copy.deepcopy(model).eval()
     fold_norms(model)
     g = Graph(OPSET)
     batch, image_size, resized_size = transform(g, "image", model.transform, input_type)
-    levels = backbone(g, batch, model.backbone)
+    levels = backbone(g, batch, model)
     boxes = proposals(g, levels, batch, resized_size, model.rpn)
-    found = detections(g, levels, boxes, resized_size, model.roi_heads)
+    found = detections(g, levels, boxes, resized_size, model)
     g.stage = "resize_boxes"
     ratio = g.op("Div", g.cast(image_size, "float32"), g.cast(resized_size, "float32"))
     found["boxes"] = g.op("Mul", found["boxes"], g.op("Gather", ratio, g.integers([1, 0, 1, 0])))
     side = 2 * model.roi_heads.mask_roi_pool.output_size[0]
-    shapes = {"boxes": ["N", 4], "labels": ["N"], "scores": ["N"], "masks": ["N", 1, side, side]}
+    shapes: dict[str, list[int | str]] = {
+        "boxes": ["N", 4],
+        "labels": ["N"],
+        "scores": ["N"],
+        "masks": ["N", 1, side, side],
+    }
     return g.model(
         {"image": (input_type, [3, "height", "width"])},
         {name: (found[name], "int64" if name == "labels" else "float32", shape) for name, shape in shapes.items()},
@@ -59,19 +64,9 @@ def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) ->
     )
 
 
-def check_parts(model: MaskRCNN) -> None:
-    """Raise ValueError for a network with parts other than `build_model` gives it."""
-    known = {
-        "backbone": (model.backbone, BackboneWithFPN),
-        "backbone.body": (getattr(model.backbone, "body", None), ResNet),
-        "backbone.fpn": (getattr(model.backbone, "fpn", None), FeaturePyramidNetwork),
-        "backbone.fpn.extra_blocks": (getattr(getattr(model.backbone, "fpn", None), "extra_blocks", None),
-                                      LastLevelMaxPool),
-    }  # fmt: skip
-    for name, (module, kind) in known.items():
-        if not isinstance(module, kind):
-            raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter knows only {kind.__name__}")
-    if model.transform.fixed_size is not None or model.transform.size_divisible != PADDED_TO:
+def check_sizes(module: ImageTransform) -> None:
+    """Raise ValueError for an image transform other than `build_model` makes it."""
+    if module.fixed_size is not None or module.size_divisible != PADDED_TO:
         raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
 
 
@@ -128,16 +123,18 @@ def steps(g: Graph, count: str) -> str:
     return g.op("Range", g.integers(0), count, g.integers(1))
 
 
-def backbone(g: Graph, x: str, module: nn.Module) -> list[str]:
+def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
     """[1, 3, H, W] -> five levels [1, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
     g.stage = "backbone.body"
-    body, fpn = module.body, module.fpn
+    part(model, "backbone", BackboneWithFPN)
+    body, fpn = part(model, "backbone.body", ResNet), part(model, "backbone.fpn", FeaturePyramidNetwork)
+    part(fpn, "extra_blocks", LastLevelMaxPool)
     x = g.op("Relu", g.conv(x, body.conv1, "backbone.body.conv1"))
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     stages = []
     for stage in range(1, body.returned_layers[-1] + 1):
-        for i, block in enumerate(getattr(body, f"layer{stage}")):
-            x = bottleneck(g, x, block, f"backbone.body.layer{stage}.{i}")
+        for i in range(len(part(body, f"layer{stage}", nn.Sequential))):
+            x = bottleneck(g, x, part(body, f"layer{stage}.{i}", Bottleneck), f"backbone.body.layer{stage}.{i}")
         if stage in body.returned_layers:
             stages.append(x)
 
