@@ -44,6 +44,7 @@ class CocoDetection(Dataset):
 
     Args:
         skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
+        keep_empty: train on images that have no annotation at all, too: all that they show is background.
         boxes_from_masks, crowds_are_objects: see `Reading`.
 
     Attributes:
@@ -69,6 +70,7 @@ class CocoDetection(Dataset):
         years: str = "2017",
         *,
         skip_bad: bool = False,
+        keep_empty: bool = False,
         boxes_from_masks: bool = False,
         crowds_are_objects: bool = False,
     ):
@@ -81,7 +83,8 @@ class CocoDetection(Dataset):
                 raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
         reading = Reading(boxes_from_masks, crowds_are_objects)
         index = open_index(split.source, reading)
-        self.begin(split, OpenedSplit(index, index.problems), reading, dataset == "train", transforms, skip_bad)
+        opened = OpenedSplit(index, index.problems)
+        self.begin(split, opened, reading, dataset == "train", transforms, skip_bad, keep_empty)
 
     @classmethod
     def of_split(
@@ -92,6 +95,7 @@ class CocoDetection(Dataset):
         *,
         reading: Reading = AS_WRITTEN,
         skip_bad: bool = False,
+        keep_empty: bool = False,
         key: str = "",
         exif: str | None = None,
     ) -> "CocoDetection":
@@ -106,7 +110,7 @@ class CocoDetection(Dataset):
         opened.problems.update(resolved.problems)
         if resolved.problems.counts:
             opened.index.file_names = np.array(resolved.names, dtype=np.str_)
-        self.begin(split, opened, reading, training, transforms, skip_bad)
+        self.begin(split, opened, reading, training, transforms, skip_bad, keep_empty)
         self.exif = exif
         return self
 
@@ -118,6 +122,7 @@ class CocoDetection(Dataset):
         training: bool,
         transforms: Transform | None,
         skip_bad: bool,
+        keep_empty: bool,
     ) -> None:
         self.source, self.image_folder = split.source, split.image_folder
         self.index, self.problems = opened.index, opened.problems
@@ -133,7 +138,7 @@ class CocoDetection(Dataset):
         self.own_images = self.pictures  # with those that training leaves out
         self.without_objects = 0
         if training:
-            self.pictures = np.flatnonzero(self.index.usable_counts())
+            self.pictures = np.flatnonzero((self.index.usable_counts() > 0) | (keep_empty & self.index.bare))
             self.without_objects = len(self.index.image_ids) - len(self.pictures)
         # Whether the ground truth is the file as it stands.
         self.is_whole = not self.problems.counts and reading == AS_WRITTEN and self.index.path == self.source
@@ -238,7 +243,9 @@ class CocoDetection(Dataset):
         chosen = np.isin(self.index.owners(), self.own_images if self.training else self.pictures)
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
-        return ObjectCounts(len(crowds), int(crowds.sum()), int(per_image.max(initial=0)), self.without_objects)
+        empty = int(self.index.bare[self.pictures].sum()) if self.training else 0
+        most = int(per_image.max(initial=0))
+        return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty)
 
     def restrict_to(self, names: set[str]) -> None:
         """Count only images of these names as this split's own, of a file that holds another split as well."""
@@ -257,9 +264,10 @@ class CocoDetection(Dataset):
         return table
 
     def classes_of_images(self) -> list[list[int]]:
-        """The category ids of the objects of each item."""
+        """The category ids of the objects of each item, in training of those that are trained on."""
+        chosen = self.index.usable if self.training else np.ones(len(self.index.usable), dtype=bool)
         return [
-            np.unique(self.index.category_ids[first:end]).tolist()
+            np.unique(self.index.category_ids[first:end][chosen[first:end]]).tolist()
             for first, end in zip(self.index.first[self.pictures], self.index.first[self.pictures + 1])
         ]
 

@@ -50,6 +50,7 @@ class VOCInstances(Dataset):
         txt_name: a list in ImageSets/Segmentation.
         transforms: applied to each item.
         skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
+        keep_empty: train on images whose XML has no object, too: all that they show is background.
 
     Attributes:
         class_names: label (1..20, the devkit's order) -> name.
@@ -73,6 +74,7 @@ class VOCInstances(Dataset):
         transforms: Transform | None = None,
         *,
         skip_bad: bool = False,
+        keep_empty: bool = False,
         exif: str | None = None,
     ):
         folder = find_voc_folder(voc_root, year)
@@ -86,6 +88,7 @@ class VOCInstances(Dataset):
         self.category_ids = {label: label for label in self.class_names}
         self.label_of = {label: label for label in self.class_names}  # of the devkit's labels
         self.training = txt_name.startswith("train")
+        self.keep_empty = keep_empty
         self.source = self.folder / "ImageSets" / "Segmentation" / txt_name
         self.problems = Problems()
         names = read_list(self.source, self.problems)
@@ -151,7 +154,7 @@ class VOCInstances(Dataset):
                     name = self.class_names[thing.label]
                     self.problems.add("no mask", f"Annotations/{picture.name}.xml, object {number}, '{name}'")
             usable = any(has_mask and not thing.difficult for thing, has_mask in zip(picture.objects, matches))
-            kept.append(usable or not self.training)
+            kept.append(usable or not self.training or (self.keep_empty and picture.is_bare))
         return kept
 
     def look_at_masks(self, picture: VOCPicture) -> list[bool] | str:
@@ -228,7 +231,15 @@ class VOCInstances(Dataset):
         """Difficult objects count as crowds."""
         per_image = [len(picture.objects) for picture in self.pictures]
         crowds = sum(thing.difficult for picture in self.pictures for thing in picture.objects)
-        return ObjectCounts(sum(per_image), crowds, max(per_image, default=0), self.without_objects)
+        empty = sum(picture.is_bare for picture in self.pictures) if self.training else 0
+        return ObjectCounts(sum(per_image), crowds, max(per_image, default=0), self.without_objects, empty)
+
+    def classes_of_images(self) -> list[list[int]]:
+        """The devkit's labels of the objects of each item, in training without difficult ones."""
+        return [
+            sorted({thing.label for thing in picture.objects if not (self.training and thing.difficult)})
+            for picture in self.pictures
+        ]
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are not difficult, and difficult ones."""

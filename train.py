@@ -33,16 +33,17 @@ from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
 from train_utils.open_data import num_classes_for, open_training_data
+from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import make_checkpoint, restore
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.resuming import check_settings, checkpoint_to_resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, set_schedule
+from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
 from train_utils.step_record import require_finite_weights
 from train_utils.training_state import Progress, Training
-from train_utils.visual.sheets import write_batch_sheet
+from train_utils.visual.sheets import draw_predictions, write_batch_sheet
 
 
 def main(settings: TrainSettings) -> None:
@@ -63,15 +64,16 @@ def main(settings: TrainSettings) -> None:
         settings.data_path = DEMO_FOLDER
         with reading_input():
             run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
-    train_set, val_set = open_training_data(settings, settings.seed)
+    train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, settings.num_classes)
     train_loader = training_loader(
         train_set, settings.batch_size, settings.aspect_ratio_group_factor, settings.workers, settings.seed,
         pin_memory=device.type == "cuda", mix=batch_transform(settings),
+        repeat_threshold=settings.repeat_threshold,
     )  # fmt: skip
-    val_loader = evaluation_loader(val_set, batch_size=1, workers=settings.workers)
+    val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size()}
 
@@ -89,11 +91,8 @@ def main(settings: TrainSettings) -> None:
     model.to(device).to(memory_format=torch.channels_last)
 
     # Optimizer
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.lr, momentum=settings.momentum,
-        weight_decay=settings.weight_decay, fused=True,
-    )  # fmt: skip
-    schedule = learning_rate_schedule(optimizer, steps_per_epoch, settings.lr_steps, settings.lr_gamma)
+    optimizer = build_optimizer(model, settings)
+    schedule = learning_rate_schedule(optimizer, steps_per_epoch, decay_of(settings))
     progress = Progress(step=settings.start_epoch * steps_per_epoch)
     set_schedule(schedule, progress.step)
     training = Training(
@@ -131,6 +130,7 @@ def main(settings: TrainSettings) -> None:
         with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
             metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
         if metrics is not None:
+            run.write_predictions(epoch, lambda: draw_predictions(model, val_set, classes, device, precision))
             run.write_results(epoch, metrics, progress.mean_loss(), progress.lr)
             run.draw_curves()
             print(summary(epoch, metrics), flush=True)
@@ -156,7 +156,14 @@ def main(settings: TrainSettings) -> None:
 
 def summary(epoch: int, metrics: dict) -> str:
     box, mask = metrics["bbox"].stats, metrics["segm"].stats
-    return f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
+    line = f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
+    box_all, mask_all = metrics["bbox"].of_all, metrics["segm"].of_all
+    if box_all is not None and mask_all is not None:
+        line += (
+            f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall {box_all.recall:.4f}, "
+            f"mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
+        )
+    return line
 
 
 if __name__ == "__main__":

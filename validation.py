@@ -3,22 +3,26 @@
     python validation.py                                                       # what the last train.py left
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
+    python validation.py --report report                                       # and a page on what was learned
     python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
+    python validation.py --results-json ... --annotation-file val.json --image-folder images --report report
 
-Prints both tables and writes them to record_mAP.txt beside the weights. The last line scores detections that any
-detector wrote, and prints COCO's official table.
+Prints both tables and writes them to record_mAP.txt beside the weights. The last two score detections that any
+detector wrote, and print COCO's official table. --report DIR also writes DIR/report.html, and its numbers beside it.
 """
 
 from pathlib import Path
 
 from dataset_files.atomic_files import write_atomically
 from train_utils.distributed import is_main, process_group
-from train_utils.engine import evaluate
+from train_utils.engine import detect_all
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader
-from train_utils.metrics.results_file import score_results_file
+from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
+from train_utils.report.sources import report_folder, report_of_network, report_of_results
+from train_utils.test_time_augmentation import look_several_times
 from train_utils.trained_model import open_trained_model
 
 
@@ -26,16 +30,23 @@ def main(settings: ValidationSettings) -> None:
     if settings.results_json or settings.annotation_file or settings.iou_type:
         if not (settings.results_json and settings.annotation_file):
             raise InputError("--results-json and --annotation-file go together, --iou-type with both")
+        if settings.image_folder and not settings.report:
+            raise InputError("with --results-json, --image-folder has the images for --report; give both, or neither")
         if is_main():
-            print(score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox"))
+            scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
+            print(official_table(scored.stats))
+            if settings.report:
+                print(f"report in {report_of_results(settings, scored)}")
         return
 
     # Weights
+    if settings.report and is_main():
+        report_folder(settings)  # before the evaluation, which takes long
     trained = open_trained_model(settings)
     path, classes = trained.path, trained.classes
 
     # Data
-    dataset = open_validation_data(settings, trained.trained_with)
+    dataset = open_validation_data(settings, trained.trained_with, trained.config.detections)
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
@@ -43,13 +54,16 @@ def main(settings: ValidationSettings) -> None:
             adopt_classes(dataset, classes.names, classes.category_ids, str(path))
         else:
             classes.require_labels_of(dataset, path)
-    loader = evaluation_loader(dataset, settings.batch_size, settings.workers)
+    loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
 
     # Metrics
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
-    metrics = evaluate(trained.model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
-    if metrics is not None:
+    model = look_several_times(trained.model) if settings.tta else trained.model
+    evaluator = detect_all(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
+    detections = evaluator.gathered()
+    if detections is not None:  # on the main process
+        metrics = evaluator.score(detections)
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
         print(text, end="")
@@ -58,6 +72,8 @@ def main(settings: ValidationSettings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "record_mAP.txt", text)
         print(f"written to {folder / 'record_mAP.txt'}")
+        if settings.report:
+            print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     p.add_argument("--data-path", help="(default: the data of its run)")
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
     p.add_argument("-j", "--workers", type=int, default=0, help="(default: %(default)s)")
-    p.set_defaults(label_json_path=None, num_classes=None, arch=None, min_size=None, max_size=None)
+    p.set_defaults(label_json_path=None, num_classes=None, arch=None, min_size=None, max_size=None, detections=None)
     return p.parse_args(arguments)
 
 

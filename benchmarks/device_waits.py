@@ -25,12 +25,12 @@ from network_files import MaskRCNN
 from train_utils import engine
 from train_utils.applying import create_momentum
 from train_utils.device import Precision
-from train_utils.engine import Batch, ready_for_inference, train_step
+from train_utils.engine import Batch, ready_for_inference, to_device, train_step
 from train_utils.errors import one_line_errors
-from train_utils.metrics.coco_evaluation import CocoEvaluator
+from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.options import add_flag, positive
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training
 
 HEADER = ("", "waits", "torchvision", "operations", "torchvision", "copies that nothing waits for")
@@ -114,15 +114,13 @@ class Counting:
 
     @torch.no_grad()  # inference_mode would make tensors that torchvision keeps for training steps
     def own_inference(self) -> None:
-        """From images to run-length codes, as `evaluate` does it."""
+        """From images to detections on the host, as `evaluate` does it; it makes codes of them in another thread."""
         if not hasattr(self, "network"):
             self.network = ready_for_inference(self.ours, self.precision)
-        evaluator = CocoEvaluator(None, None)
         self.gpu.reset()
         with self.precision.autocast():
-            detections = self.network.detect([image.to(self.device, non_blocking=True) for image in self.photos[0]])
-        for i, (image, detection) in enumerate(zip(self.photos[0], detections)):
-            evaluator.update(i, tuple(image.shape[-2:]), detection)
+            detections = self.network.detect(to_device(self.photos[0], self.device))
+        PendingDetections(detections).read()
 
     @torch.no_grad()
     def torchvisions_inference(self) -> None:
@@ -140,7 +138,7 @@ def training_of(model: MaskRCNN, precision: Precision, device: torch.device, gpu
     optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.register_step_pre_hook(lambda *_: setattr(gpu, "part", "optimizer"))
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, [1], 0.1)
+    schedule = learning_rate_schedule(optimizer, 1000, step_decay([1], 0.1))
     return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, 0)
 
 

@@ -35,7 +35,7 @@ from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.open_data import num_classes_for
 from train_utils.options import PredictorSettings, add_flag, positive
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances
 
@@ -79,7 +79,7 @@ def main(args: Namespace) -> None:
     optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
     warm_up = min(args.warm_up, args.steps)
     drops = [share * args.steps / warm_up for share in args.lr_drops]
-    schedule = learning_rate_schedule(optimizer, warm_up, drops, gamma=0.1)
+    schedule = learning_rate_schedule(optimizer, warm_up, step_decay(drops, gamma=0.1))
     scaler = precision.scaler()
 
     # Steps

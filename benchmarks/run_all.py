@@ -37,14 +37,20 @@ BENCHMARKS = {
     "augmentation": ["augmentation.py"],
     "mask_codes": ["mask_codes.py"],
     "whole_evaluation": ["whole_evaluation.py"],
+    "predict_folder": ["predict_folder.py", "--amp"],
     "start": ["start.py"],
     "scaling": ["scaling.py"],
     "amp_detections": ["amp_detections.py"],
+    "device_waits": ["device_waits.py", "--batch", "1,2,4,8"],
+    "device_waits_amp": ["device_waits.py", "--batch", "1,2,4,8", "--amp"],
 }
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 LAST_COLUMN = ("reached", "held")
 SUMMARY = ("part", "goal", "figure", "command", "held")
-QUICK = ("two_processes", "crowded_photo", "dataset_item", "augmentation", "mask_codes", "whole_evaluation", "start")
+QUICK = (
+    "two_processes", "crowded_photo", "dataset_item", "augmentation", "mask_codes", "whole_evaluation",
+    "predict_folder", "start",
+)  # fmt: skip
 
 
 def main(args: Namespace) -> int:

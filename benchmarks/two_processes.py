@@ -37,7 +37,7 @@ from train_utils.loaders import evaluation_loader
 from train_utils.models import ModelConfig, build_model
 from train_utils.options import add_flag, positive
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule
+from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training
 
 PROCESSES = 2
@@ -98,7 +98,7 @@ def work(args: Namespace) -> None:
         model.to(memory_format=torch.channels_last)
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = SGD(trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
-        schedule = learning_rate_schedule(optimizer, 1000, [], 0.1)
+        schedule = learning_rate_schedule(optimizer, 1000, step_decay([], 0.1))
         training = Training(
             model, in_parallel(model, device, fixed_buckets=False), optimizer, schedule, precision.scaler(), Progress(),
             precision, device, seed=0,

@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
-VERSION = 4  # of the stored index; another one is not read
+VERSION = 5  # of the stored index; another one is not read
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
 
@@ -63,6 +63,7 @@ class CocoIndex:
         image_ids: int64 [P].
         sizes: int64 [P, 2], height and width.
         file_names: str [P].
+        bare: bool [P], images of which the file has no annotation at all, not even one that is invalid.
         first: int64 [P + 1]; image p has the objects first[p] .. first[p + 1] - 1.
         starts: int64 [A], the byte offset of each in the file.
         lengths: int64 [A], in bytes.
@@ -78,6 +79,7 @@ class CocoIndex:
     image_ids: np.ndarray
     sizes: np.ndarray
     file_names: np.ndarray
+    bare: np.ndarray
     first: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
@@ -255,6 +257,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
         pictures.ids[pictures.valid],
         pictures.sizes[pictures.valid],
         pictures.file_names[pictures.valid],
+        bare=~np.isin(pictures.ids[pictures.valid], np.array(annotations.image_ids, dtype=np.int64)),
         first=np.searchsorted(place[found.owners[order]], np.arange(pictures.valid.sum() + 1)),
         starts=starts[order],
         lengths=(ends - starts)[order],

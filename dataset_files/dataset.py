@@ -10,12 +10,18 @@ from dataset_files.problems import Problems
 
 
 class ObjectCounts(NamedTuple):
-    """Objects of a split: all, crowds, the most in one image; and images that training leaves out, having no object."""
+    """Objects of a split: all, crowds, the most in one image; and its images without an object to train on.
+
+    Attributes:
+        images_without_objects: how many of these training leaves out.
+        empty_images: how many are kept to train on as background.
+    """
 
     objects: int
     crowds: int
     most_in_an_image: int
     images_without_objects: int
+    empty_images: int = 0
 
 
 class InstanceDataset(Protocol):
@@ -71,6 +77,9 @@ class InstanceDataset(Protocol):
         """Of image i, from the annotations, without opening it."""
 
     def counts(self) -> ObjectCounts: ...
+
+    def classes_of_images(self) -> list[list[int]]:
+        """The category ids of the objects of each item, in training of those that are trained on."""
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are no crowds, and crowds."""

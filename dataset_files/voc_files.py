@@ -36,6 +36,7 @@ class VOCPicture:
     name: str
     size: tuple[int, int]  # height, width
     objects: list[VOCObject]
+    is_bare: bool = False  # its XML has no object, not even an invalid one
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
@@ -74,7 +75,7 @@ def read_annotation(folder: Path, name: str, problems: Problems) -> VOCPicture |
             if objects[-1].box[0] >= objects[-1].box[2] or objects[-1].box[1] >= objects[-1].box[3]:
                 problems.add("box outside", f"Annotations/{name}.xml, object {number} in {size[1]}x{size[0]}")
                 objects[-1].difficult = True  # so that it is neither trained on nor scored
-    return VOCPicture(name, size, objects)
+    return VOCPicture(name, size, objects, is_bare=root.find("object") is None)
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

@@ -62,11 +62,12 @@ class AnchorGenerator(nn.Module):
         anchors = []
         for level, cell in zip(levels, self.cell_anchors):
             height, width = level.shape[-2:]
-            y = torch.arange(height, device=level.device) * self.stride(batch_size[0], height)
-            x = torch.arange(width, device=level.device) * self.stride(batch_size[1], width)
-            y, x = (grid.reshape(-1) for grid in torch.meshgrid(y, x, indexing="ij"))
-            shifts = torch.stack((x, y, x, y), dim=1)
-            anchors.append((shifts[:, None] + cell).reshape(-1, 4))
+            y_stride, x_stride = self.stride(batch_size[0], height), self.stride(batch_size[1], width)
+            y = torch.arange(0, height * y_stride, y_stride, device=level.device)
+            x = torch.arange(0, width * x_stride, x_stride, device=level.device)
+            corners_y = (y[:, None, None] + cell[:, 1::2])[:, None].expand(-1, width, -1, -1)  # [H, W, A, 2]
+            corners_x = (x[:, None, None] + cell[:, 0::2])[None].expand(height, -1, -1, -1)
+            anchors.append(torch.stack((corners_x, corners_y), dim=-1).view(-1, 4))
         return anchors
 
     def stride(self, batch_side: int, level_side: int) -> int:

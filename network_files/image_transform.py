@@ -56,8 +56,8 @@ class ImageTransform(nn.Module):
             False uses no antialiasing filter and rounds sizes down, as in torchvision.
     """
 
-    image_mean: Tensor
-    image_std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -72,8 +72,10 @@ class ImageTransform(nn.Module):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
-        # Buffers move to the device with the network; without being stored, as torchvision's state dict lacks them.
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        # Buffers move to the device with the network; they are not stored, as torchvision's state dict lacks them.
+        for name, values in (("pixel_mean", image_mean), ("pixel_std", image_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
         self.size_divisible = size_divisible
         self.fixed_size = fixed_size
@@ -109,7 +111,7 @@ class ImageTransform(nn.Module):
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
             raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
-        return (image - self.image_mean.to(image.dtype)) / self.image_std.to(image.dtype)
+        return (image - self.pixel_mean.to(image.dtype)) / self.pixel_std.to(image.dtype)
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
         """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""

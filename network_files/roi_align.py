@@ -15,7 +15,6 @@ from torchvision.ops import roi_align
 from network_files.on_device import upload
 
 OUTSIDE = -1e5  # pixels; the operator reads nothing there
-Rows = Sequence[Tensor]  # the pixels of each level, float32 [S_i, C]
 CANONICAL_SIZE = 224  # FPN, section 4.2: a box of ImageNet's crop size reads P4, as single-scale Faster R-CNN reads C4
 CANONICAL_LEVEL = 4
 
@@ -83,31 +82,35 @@ class PyramidRoIAlign(nn.Module):
         if self.sampling_ratio == 0:
             read = self.operate_by_level if rois.device.type == "cpu" else self.operate_on_all
             return read(levels, grids, rois, level_ids)
-        rows = [rows_of(features, name) for name in names]
         gather = self.gather_by_level if rois.device.type == "cpu" else self.gather_from_all
-        return gather(rows, grids, rois, level_ids).to(levels[0].dtype)
+        return gather(SharedPyramid.of(features), names, grids, rois, level_ids).to(levels[0].dtype)
 
-    def gather_by_level(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+    def gather_by_level(
+        self, pyramid: "SharedPyramid", names: Sequence[str], grids: "Grids", rois: Tensor, level_ids: Tensor
+    ) -> Tensor:
         """Read each level's RoIs by themselves: on the CPU, where the levels need not be copied into one table for it.
 
         Returns:
             float32 [R, C, *output_size].
         """
-        output = rows[0].new_zeros((len(rois), rows[0].shape[1], *self.output_size))
-        for i, (level_rows, grid) in enumerate(zip(rows, grids)):
+        tables = [pyramid.table((name,)) for name in names]
+        output = tables[0].new_zeros((len(rois), tables[0].shape[1], *self.output_size))
+        for i, (table, grid) in enumerate(zip(tables, grids)):
             chosen = torch.where(level_ids == i)[0]
             places = RoIPlaces.of_levels([grid], [0], torch.zeros_like(chosen[:1]))
-            output[chosen] = self.gather(level_rows, rois[chosen], places)
+            output[chosen] = self.gather(table, rois[chosen], places)
         return output
 
-    def gather_from_all(self, rows: Rows, grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
+    def gather_from_all(
+        self, pyramid: "SharedPyramid", names: Sequence[str], grids: "Grids", rois: Tensor, level_ids: Tensor
+    ) -> Tensor:
         """Read all RoIs from one table of all levels: on a device, where the host need not know which level has which.
 
         Returns:
             float32 [R, C, *output_size], channels last in memory.
         """
-        places = RoIPlaces.of_levels(grids, [len(level_rows) for level_rows in rows], level_ids)
-        return self.gather(torch.cat(list(rows)), rois, places)
+        sizes = [pyramid[name][:, 0].numel() for name in names]
+        return self.gather(pyramid.table(tuple(names)), rois, RoIPlaces.of_levels(grids, sizes, level_ids))
 
     def gather(self, table: Tensor, rois: Tensor, places: "RoIPlaces") -> Tensor:
         return weighted_gather(table, rois, places, self.output_size, self.sampling_ratio, self.aligned)
@@ -142,24 +145,23 @@ def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
 
 
-def rows_of(features: Mapping[str, Tensor], name: str) -> Tensor:
-    """The pixels of a level [B, C, H, W] as rows: float32 [B * H * W, C]; without a copy where memory is so already."""
-    if isinstance(features, SharedPyramid):
-        return features.rows(name)
-    return features[name].permute(0, 2, 3, 1).reshape(-1, features[name].shape[1]).float()
-
-
 class SharedPyramid(dict[str, Tensor]):
-    """Level name -> [B, C, H, W]; both RoIAligns read the same float32 rows, which the first one makes."""
+    """Level name -> [B, C, H, W]; both RoIAligns read the same tables of pixels, which the first one makes."""
 
     def __init__(self, features: Mapping[str, Tensor]):
         super().__init__(features)
-        self.made: dict[str, Tensor] = {}
+        self.tables: dict[tuple[str, ...], Tensor] = {}
 
-    def rows(self, name: str) -> Tensor:
-        if name not in self.made:
-            self.made[name] = rows_of(dict(self), name)
-        return self.made[name]
+    @classmethod
+    def of(cls, features: Mapping[str, Tensor]) -> "SharedPyramid":
+        return features if isinstance(features, cls) else cls(features)
+
+    def table(self, names: tuple[str, ...]) -> Tensor:
+        """The pixels of levels as rows: float32 [sum of B * H_i * W_i, C]; a view of one float32 level if it can be."""
+        if names not in self.tables:
+            rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
+            self.tables[names] = (rows[0] if len(rows) == 1 else torch.cat(rows)).float()
+        return self.tables[names]
 
 
 class LevelGrid(NamedTuple):

@@ -4,6 +4,7 @@ Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -76,41 +77,45 @@ class RegionProposalNetwork(nn.Module):
             Proposals, float32 [P, 4] per image, x1y1x2y2 in pixels of the resized image, best first; and in training
             the losses `loss_objectness` and `loss_rpn_box_reg`, otherwise an empty dict.
         """
-        objectness, deltas = self.head(levels)
+        level_logits, level_deltas = self.head(levels)
+        objectness = torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1).float()
+        deltas = torch.cat([per_anchor(x, 4) for x in level_deltas], dim=1).float()
         anchors = self.anchor_generator(batch_size, levels)
-        objectness = [per_anchor(x, 1).squeeze(-1).float() for x in objectness]
-        deltas = [per_anchor(x, 4).float() for x in deltas]
         with torch.no_grad():
             proposals = self.propose(objectness, deltas, anchors, image_sizes)
         if not self.training:
             return proposals, {}
         if gt_boxes is None:
             raise ValueError("training requires gt_boxes")
-        return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors), gt_boxes)
+        return proposals, self.losses(objectness, deltas, torch.cat(anchors), gt_boxes)
 
     def propose(
         self,
-        objectness: Sequence[Tensor],
-        deltas: Sequence[Tensor],
+        objectness: Tensor,
+        deltas: Tensor,
         anchors: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
         """The best boxes of each image: top n per level, decoded, clipped, NMS per level, top n in all.
 
         Args:
-            objectness: per level [B, A_i]; deltas: per level [B, A_i, 4]; anchors: per level [A_i, 4].
+            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: per level [A_i, 4], A in all.
         """
         mode = "training" if self.training else "testing"
-        scores, boxes, level_ids = [], [], []
-        for i, (logits, level_deltas, level_anchors) in enumerate(zip(objectness, deltas, anchors)):
-            top = logits.topk(min(self.pre_nms_top_n[mode], logits.shape[1]), dim=1)
-            chosen_deltas = level_deltas.gather(1, top.indices[..., None].expand(-1, -1, 4))
-            decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), level_anchors[top.indices].flatten(0, 1))
-            scores.append(top.values.sigmoid())
-            boxes.append(decoded.view_as(chosen_deltas))
-            level_ids.append(torch.full_like(top.indices[0], i))
-        clipped = [clip_boxes_to_image(b, size) for b, size in zip(torch.cat(boxes, 1), image_sizes)]
-        kept = self.suppress(torch.stack(clipped), torch.cat(scores, 1), torch.cat(level_ids))
+        counts = [len(level_anchors) for level_anchors in anchors]
+        firsts = accumulate(counts, initial=0)
+        best, level_ids = [], []
+        for i, (logits, first) in enumerate(zip(objectness.split(counts, dim=1), firsts)):
+            top = logits.topk(min(self.pre_nms_top_n[mode], logits.shape[1]), dim=1).indices
+            best.append(top + first)
+            level_ids.append(torch.full_like(top[0], i))
+        chosen = torch.cat(best, dim=1)
+        chosen_deltas = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
+        chosen_anchors = torch.cat(list(anchors))[chosen]
+        decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), chosen_anchors.flatten(0, 1))
+        boxes = [clip_boxes_to_image(b, size) for b, size in zip(decoded.view_as(chosen_deltas), image_sizes)]
+        scores = objectness.gather(1, chosen).sigmoid()
+        kept = self.suppress(torch.stack(boxes), scores, torch.cat(level_ids))
         return [image_boxes[: self.post_nms_top_n[mode]] for image_boxes in kept]
 
     def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor) -> list[Tensor]:

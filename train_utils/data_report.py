@@ -78,6 +78,8 @@ def print_contents(dataset: InstanceDataset) -> None:
     print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds")
     if dataset.training:
         print(f"  not trained on: crowds, and {counts.images_without_objects} images without objects")
+        if counts.empty_images:
+            print(f"  trained on as background: {counts.empty_images} images without objects")
     if len(sizes):
         (low_h, low_w), (mid_h, mid_w), (high_h, high_w) = (way(sizes, axis=0) for way in (np.min, np.median, np.max))
         print(f"  width {low_w}..{high_w} (median {mid_w:.0f}), height {low_h}..{high_h} (median {mid_h:.0f})")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from backbone.conv_norm import fold_norms
 from network_files import MaskRCNN
+from network_files.boxes import size_of
 from network_files.on_device import Download
 from train_utils.applying import RunningStatistics, apply_gradients, backward
 from train_utils.classes import ClassTable
@@ -18,7 +20,7 @@ from train_utils.device import Precision
 from train_utils.distributed import HostSums, is_main, rank, report_activity, sum_over_processes, world_size
 from train_utils.errors import InputError, warn
 from train_utils.loaders import TrainingLoader, mix_seed
-from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics
+from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics, PendingDetections
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
@@ -146,7 +148,6 @@ def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [image.to(device, non_blocking=True) for image in images]
 
 
-@torch.inference_mode()
 def evaluate(
     model: MaskRCNN,
     loader: DataLoader,
@@ -156,7 +157,21 @@ def evaluate(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> dict[str, Metrics] | None:
-    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others.
+    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others; see `detect_all`."""
+    return detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+
+
+@torch.inference_mode()
+def detect_all(
+    model: MaskRCNN,
+    loader: DataLoader,
+    ground_truth: Any,
+    classes: ClassTable,
+    device: torch.device,
+    precision: Precision,
+    unreadable: list[str] | None = None,
+) -> CocoEvaluator:
+    """Detect in all images of this process; the evaluator holds the detections.
 
     Args:
         loader: this process's share of the images.
@@ -166,23 +181,28 @@ def evaluate(
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
-    for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
-        report_activity("evaluating")
-        for message in [message for target in targets for message in target.get("unreadable", ())]:
-            if unreadable is None:
-                raise InputError(message)
-            unreadable.append(message)
-            warn(f"{message}; it counts as an image without detections")
-        images = [image for image in images if image is not None]
-        targets = [target for target in targets if "unreadable" not in target]
-        if not images:
-            continue
-        with precision.autocast():
-            detections = network.detect(to_device(images, device))
-        for image, target, detection in zip(images, targets, detections):
-            evaluator.update(target["image_id"], tuple(image.shape[-2:]), detection)
+    with ThreadPoolExecutor(max_workers=1) as coder:
+        coding: Future | None = None
+        for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
+            report_activity("evaluating")
+            for message in [message for target in targets for message in target.get("unreadable", ())]:
+                if unreadable is None:
+                    raise InputError(message)
+                unreadable.append(message)
+                warn(f"{message}; it counts as an image without detections")
+            images = [image for image in images if image is not None]
+            ids = [target["image_id"] for target in targets if "unreadable" not in target]
+            if not images:
+                continue
+            with precision.autocast():
+                found = PendingDetections(network.detect(to_device(images, device)))
+            if coding is not None:
+                coding.result()  # at most one batch of detections waits
+            coding = coder.submit(evaluator.update_batch, ids, [size_of(image) for image in images], found)
+        if coding is not None:
+            coding.result()
     report_activity("gathering")
-    return evaluator.metrics()
+    return evaluator
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:

@@ -1,7 +1,9 @@
 """Data loaders whose order of items depends on seed and epoch alone."""
 
+import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -12,9 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.dataset import InstanceDataset
-from train_utils.distributed import rank, world_size
+from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError, reading_input
 from train_utils.run.signals import leave_signals_to_the_main_process
+
+CPU = torch.device("cpu")
+GPU_BATCH = 8  # images per step of an evaluation
 
 
 def fingerprint(dataset: InstanceDataset) -> str:
@@ -33,14 +38,23 @@ def training_loader(
     seed: int,
     pin_memory: bool,
     mix: Callable[[Sequence], tuple] | None = None,
+    repeat_threshold: float = 0.0,
 ) -> "TrainingLoader":
     """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
 
     Args:
+        repeat_threshold: see `repeat_factors`; 0 for none.
         mix: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
     """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
-    sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size())
+    repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
+    if repeats is not None and is_main():
+        print(
+            f"--repeat-threshold {repeat_threshold:g}: {(repeats > 1).sum()} images with rare classes are shown more "
+            f"often; an epoch has {math.ceil(repeats.sum())} images instead of {len(repeats)}",
+            flush=True,
+        )
+    sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
     return TrainingLoader(
         SeededItems(dataset, seed, keep_seeds=mix is not None),
         batch_sampler=sampler,
@@ -51,18 +65,32 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: InstanceDataset, batch_size: int, workers: int | None) -> DataLoader:
+def evaluation_loader(
+    dataset: InstanceDataset, batch_size: int | None, workers: int | None, device: torch.device = CPU
+) -> DataLoader:
     """Load this process's share of the images; each image is in one process only.
 
-    The batches do not depend on the number of processes, and so neither do the metrics: an image's padding, and with
-    it the last digits of its detections, depend on the other images of its batch.
+    A batch has images of one size, so that none is padded for another, which would change its detections: metrics
+    depend on the batch size no more than on how sums are rounded. Nor do they depend on the number of processes, as the
+    batches do not.
+
+    Args:
+        batch_size: None: 8 on a GPU, else 1.
+        device: that the images go to; for CUDA they are loaded into pinned memory.
     """
-    batches = [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
+    if batch_size is None:
+        batch_size = 1 if device.type == "cpu" else GPU_BATCH
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(dataset)):
+        by_size.setdefault(dataset.get_height_and_width(i), []).append(i)
+    batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+    batches.sort()
     return DataLoader(
         MarkedItems(dataset),
         batch_sampler=batches[rank() :: world_size()],
         num_workers=default_workers() if workers is None else workers,
         collate_fn=dataset.collate_fn,
+        pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
 
@@ -118,13 +146,13 @@ class SeededItems(CheckedItems):
         self.seed = seed
         self.keep_seeds = keep_seeds
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
-        """Load the item for (epoch, index)."""
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
+        """Load the item for (epoch, index), or (epoch, index, n) for an image that the epoch shows again."""
+        epoch, index, *again = key
         unreadable = []
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
             try:
-                seed = mix_seed(self.seed, epoch, chosen)
+                seed = mix_seed(self.seed, epoch, chosen, *again)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     image, target = self.item(chosen)
@@ -154,6 +182,23 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
+def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
+    """How often an epoch shows each image on average, so that rare classes are seen more often.
+
+    Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class that occurs in a share f of
+    the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes.
+
+    Args:
+        classes: the classes of the objects of each image.
+
+    Returns:
+        float64 [number of images]; 1 for images without objects.
+    """
+    images_with = Counter(c for found in classes for c in set(found))
+    factors = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in images_with.items()}
+    return np.array([max((factors[c] for c in found), default=1.0) for found in classes])
+
+
 class AspectRatioBatchSampler:
     """Batches of (epoch, index) of images with similar aspect ratios, so that little is lost to padding.
 
@@ -164,10 +209,19 @@ class AspectRatioBatchSampler:
     Args:
         ratios: width / height of each image.
         group_factor: number of groups per factor of 2 in the ratio, from 1/2 to 2; below 1 there is one group.
+        repeats: how often an epoch shows each image on average, at least once; None: once. Its second time in an epoch
+            an image is (epoch, index, 1), so that it is augmented in another way.
     """
 
     def __init__(
-        self, ratios: list[float], batch_size: int, group_factor: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        ratios: list[float],
+        batch_size: int,
+        group_factor: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: np.ndarray | None = None,
     ):
         if not ratios:
             raise InputError("the training set has no image with a usable object")
@@ -177,12 +231,13 @@ class AspectRatioBatchSampler:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.repeats = np.ones(len(ratios)) if repeats is None else repeats
         self.epoch = 0
         self.first_batch = 0
 
     def __len__(self) -> int:
         """Number of this process's batches in a whole epoch."""
-        batches = -(-len(self.groups) // self.batch_size)
+        batches = -(-math.ceil(self.repeats.sum()) // self.batch_size)
         return -(-batches // self.world_size)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
@@ -190,22 +245,39 @@ class AspectRatioBatchSampler:
         self.epoch = epoch
         self.first_batch = batch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         batches = self.batches()[self.rank :: self.world_size]
-        yield from ([(self.epoch, int(i)) for i in batch] for batch in batches[self.first_batch :])
+        yield from ([(self.epoch, *key) for key in batch] for batch in batches[self.first_batch :])
 
-    def batches(self) -> list[list[int]]:
+    def order(self) -> list[tuple[int, ...]]:
+        """Draw the epoch's images in a random order: (index,), or (index, n) for the n-th repetition.
+
+        The draws are systematic: each image comes as often as its factor, rounded up or down, and on average exactly as
+        often; their sum is the sum of the factors, rounded up or down.
+        """
+        rng = np.random.default_rng([self.seed, self.epoch])
+        shuffled = rng.permutation(len(self.groups))
+        if (self.repeats == 1).all():
+            return [(i,) for i in shuffled.tolist()]
+        ends = np.floor(self.repeats[shuffled].cumsum() + rng.random()).astype(int)
+        counts = np.diff(ends, prepend=0)
+        keys = [(i, n) if n else (i,) for i, count in zip(shuffled.tolist(), counts.tolist()) for n in range(count)]
+        return [keys[i] for i in rng.permutation(len(keys)).tolist()]
+
+    def batches(self) -> list[list[tuple[int, ...]]]:
         """Draw the batches of all processes for the epoch."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.groups)).tolist()
-        waiting: dict[int, list[int]] = {}
+        order = self.order()
+        waiting: dict[int, list[tuple[int, ...]]] = {}
         batches = []
-        for i in order:
-            group = waiting.setdefault(int(self.groups[i]), [])
-            group.append(i)
+        for key in order:
+            group = waiting.setdefault(int(self.groups[key[0]]), [])
+            group.append(key)
             if len(group) == self.batch_size:
                 batches.append(group.copy())
                 group.clear()
-        left = [i for group in sorted(waiting) for i in waiting[group]]
+        left = [key for group in sorted(waiting) for key in waiting[group]]
         left += islice(cycle(order), -len(left) % self.batch_size)
         batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
+        # Where the sum of the factors was rounded down, this may be a batch less than in other epochs.
+        batches = list(islice(cycle(batches), -(-math.ceil(self.repeats.sum()) // self.batch_size)))
         return batches + list(islice(cycle(batches), -len(batches) % self.world_size))

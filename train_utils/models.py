@@ -46,6 +46,7 @@ class ModelConfig:
         rois_per_image: number of proposals per image that the heads are trained on.
         proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
             training, 1000 in evaluation.
+        detections: the most detections kept per image.
     """
 
     num_classes: int
@@ -57,6 +58,7 @@ class ModelConfig:
     max_size: int = 1333
     rois_per_image: int = 512
     proposals: int | None = None
+    detections: int = 100
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -89,6 +91,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         min_size=config.min_size,
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
+        box_detections_per_img=config.detections,
         **parts,
     )
 
@@ -142,7 +145,7 @@ def build_training_model(
         if args.arch not in (None, config.arch):
             raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
         config.min_size = training_sizes(args)
-        for name in ("max_size", "rois_per_image", "proposals"):
+        for name in ("max_size", "rois_per_image", "proposals", "detections"):
             setattr(config, name, getattr(args, name))
         return build_model(config), config
     config = ModelConfig(
@@ -153,6 +156,7 @@ def build_training_model(
         max_size=args.max_size,
         rois_per_image=args.rois_per_image,
         proposals=args.proposals,
+        detections=args.detections,
     )
     state: dict[str, Tensor] = {}
     if args.pretrain:
@@ -191,8 +195,8 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     """Load a network for evaluation from a checkpoint, or from weights of torchvision or Detectron2.
 
     Args:
-        args: num_classes (without background) and arch, if given, must match the file; min_size and max_size, if
-            given, override the file's; label_json_path names the classes of a Detectron2 file.
+        args: num_classes (without background) and arch, if given, must match the file; min_size, max_size and
+            detections, if given, override the file's; label_json_path names the classes of a Detectron2 file.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without weights and optimizer.
@@ -213,6 +217,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
         )
     config.min_size = args.min_size or config.min_size
     config.max_size = args.max_size or config.max_size
+    config.detections = args.detections or config.detections
     model = build_model(config)
     load_weights(model, state, path)
     return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "optimizer")}

@@ -21,14 +21,19 @@ from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
+from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
-MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 MOSTLY_CROWDS = 0.5
 
 
-def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDataset, InstanceDataset]:
+def open_training_data(
+    settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS
+) -> tuple[InstanceDataset, InstanceDataset]:
     """The training and the validation split, checked, the latter with the former's classes.
+
+    Args:
+        detections: how many the network returns per image at most; a warning names images with more objects.
 
     Raises:
         InputError: a split cannot be used; one line that says all.
@@ -45,15 +50,17 @@ def open_training_data(settings: DataSettings, seed: int) -> tuple[InstanceDatas
         if train_split is not None and train_split is val_split:
             divide(train_set, val_set, settings.val_fraction, seed)
             val_set.problems = Problems()  # those of the one file are reported once
-    check_and_drop([train_set, val_set], settings)
+    check_and_drop([train_set, val_set], settings, detections)
     adopt_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
     return train_set, val_set
 
 
-def open_validation_data(settings: DataSettings, trained_with: Mapping) -> InstanceDataset:
-    """The validation split, checked; see `open_held_out`."""
+def open_validation_data(
+    settings: DataSettings, trained_with: Mapping, detections: int = MOST_DETECTIONS
+) -> InstanceDataset:
+    """The validation split, checked; see `open_held_out` and `open_training_data`."""
     dataset = open_held_out(settings, trained_with)
-    check_and_drop([dataset], settings)
+    check_and_drop([dataset], settings, detections)
     return dataset
 
 
@@ -81,6 +88,28 @@ def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceData
             everything = open_dataset(layout, split, settings, training=True)
             divide(everything, dataset, settings.val_fraction, int(trained_with.get("seed") or 0))
     return dataset
+
+
+def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
+    """The training split that belongs to a validation split, unchecked, with its classes; None if there is none.
+
+    Args:
+        settings: as `open_held_out` left them.
+        held_out: what that returned; its images are left out where both are of one file.
+    """
+    layout = layout_of(settings)
+    split, val_split = choose_splits(layout, settings, for_training=False)
+    try:
+        dataset = open_dataset(layout, split, settings, training=True)
+    except (ValueError, OSError) as error:
+        warn(f"the training split is not compared: {error}")
+        return None
+    dataset.transforms = None
+    if split is not None and split is val_split:
+        seen = set(held_out.image_names())
+        dataset.drop_items([i for i, name in enumerate(dataset.image_names()) if name in seen])
+    dataset.adopt_classes(held_out.class_names, held_out.category_ids)
+    return dataset if len(dataset) else None
 
 
 def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) -> InstanceDataset:
@@ -142,7 +171,7 @@ def choose_splits(
                 f"{training.source}: only a {training.name} split was found; give --train-json FILE for the training "
                 "images, or --val-fraction to divide this one"
             )
-    if training is not validation and "val_fraction" in settings.given:
+    if training is not validation and "val_fraction" in settings.given - settings.from_file:
         raise InputError(
             f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave "
             "it out"
@@ -159,10 +188,12 @@ def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSetting
                 raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
         txt_name = "train.txt" if training else "val.txt"
         folder = data_folder(settings)
-        return VOCInstances(folder, txt_name=txt_name, skip_bad=True, exif=settings.exif)
+        return VOCInstances(
+            folder, txt_name=txt_name, skip_bad=True, keep_empty=settings.keep_empty, exif=settings.exif
+        )
     return CocoDetection.of_split(
         split, training, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
-        key=settings.class_attribute or "", exif=settings.exif,
+        keep_empty=settings.keep_empty, key=settings.class_attribute or "", exif=settings.exif,
     )  # fmt: skip
 
 
@@ -224,7 +255,9 @@ def listed(names: Iterable[str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the check
 
 
-def check_and_drop(datasets: Sequence[InstanceDataset], settings: DataSettings) -> None:
+def check_and_drop(
+    datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
+) -> None:
     """Check datasets on the main process; all processes leave out the same."""
     with reading_input():
         left_out = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
@@ -232,7 +265,7 @@ def check_and_drop(datasets: Sequence[InstanceDataset], settings: DataSettings) 
         dataset.drop_items(items)
     if is_main():
         for dataset, items in zip(datasets, left_out):
-            report_contents(dataset, len(items))
+            report_contents(dataset, len(items), detections)
 
 
 def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]]:
@@ -277,7 +310,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
             f"{dataset.source}: {counts.crowds} of {counts.objects} objects are crowds (iscrowd: 1), which are not "
             "trained on; if each is a single object, as in exports of brush masks, give --crowds-are-objects"
         )
-    if dataset.training and left_out == len(dataset):
+    if dataset.training and len(dataset) in (left_out, counts.empty_images):
         without_mask = dataset.problems.counts.get("no mask", 0)
         raise InputError(
             f"{dataset.source}: holds no image with a usable object to train on ({counts.objects} objects, "
@@ -287,20 +320,21 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
         raise InputError(f"{dataset.source}: no image is left to evaluate")
 
 
-def report_contents(dataset: InstanceDataset, left_out: int) -> None:
+def report_contents(dataset: InstanceDataset, left_out: int, detections: int) -> None:
     """One line on what a split holds, and a warning of images with more objects than can be found."""
     counts = dataset.counts()
     line = f"{dataset.source}: {len(dataset)} images"
     if dataset.training:
         line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
         line += f"; {counts.images_without_objects} images without objects are left out"
+        line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
     else:
         line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
     print(line, flush=True)
-    if counts.most_in_an_image > MOST_DETECTIONS:
+    if counts.most_in_an_image > detections:
         warn(
-            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network and COCO's metrics "
-            f"stop at {MOST_DETECTIONS} detections per image"
+            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "
+            "detections per image; --detections allows more"
         )
 
 

@@ -11,8 +11,11 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from train_utils.options_file import options_in_file
+
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
+ADAMW_RATE = 1e-4  # whatever the batch: Adam's steps do not grow with the gradient
 
 T = TypeVar("T", bound="Settings")
 SAME = object()  # the demo's default is that of all other data
@@ -39,6 +42,7 @@ class Option:
     changes_result: bool
     inherited: bool
     multi_gpu: bool
+    one_start: bool
 
 
 def option(
@@ -49,6 +53,7 @@ def option(
     changes_result: bool = False,
     inherited: bool = False,
     multi_gpu: bool = False,
+    one_start: bool = False,
     **argparse_arguments: Any,
 ) -> Any:
     """A dataclass field that is an option of the command line.
@@ -61,9 +66,10 @@ def option(
         changes_result: whether another value makes another run, which a resume refuses without --force.
         inherited: whether a resumed run takes the checkpoint's value where the option is not given.
         multi_gpu: an option of train_multi_GPU.py only.
+        one_start: whether it is about one start of the script and not about the run, so that --config does not set it.
         argparse_arguments: type, choices, nargs and so on; a field without them is a flag, bare or with True or False.
     """
-    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu)
+    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu, one_start)
     return field(default=default, metadata={"option": described})
 
 
@@ -140,11 +146,21 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: boo
 
 @dataclass
 class Settings:
-    """Options of a script. `given` names those that stood on the command line."""
+    """Options of a script.
+
+    Attributes:
+        given: the names of those that stood on the command line or in a file of options.
+        from_file: those of them that only the file had.
+    """
 
     @classmethod
     def parser(cls, description: str | None, multi_gpu: bool = False) -> Parser:
         parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        cls.add_options(parser, multi_gpu)
+        return parser
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser, multi_gpu: bool) -> None:
         for each in cls.options(multi_gpu):
             described: Option = each.metadata["option"]
             flags = described.flags or (f"--{each.name.replace('_', '-')}",)
@@ -153,7 +169,6 @@ class Settings:
                 arguments = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
             help = described.help.replace("{default}", f"default: {default_in_words(each)}")
             parser.add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
-        return parser
 
     @classmethod
     def options(cls, multi_gpu: bool = True) -> list[Field]:
@@ -165,11 +180,18 @@ class Settings:
     ) -> T:
         """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
         given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
-        settings = cls(**given)
-        settings.given = frozenset(given)
+        in_file: dict[str, Any] = {}
+        if given.get("config"):
+            one_start = {each.name for each in cls.options() if each.metadata["option"].one_start}
+            in_file = options_in_file(given["config"], lambda other: cls.add_options(other, multi_gpu=True), one_start)
+        settings = cls(**(in_file | given))
+        settings.given = frozenset(in_file) | frozenset(given)
+        settings.from_file = frozenset(in_file) - frozenset(given)
         return settings
 
-    given = frozenset[str]()  # no annotation, so no field: it is not an option
+    # No annotations, so no fields: they are not options.
+    given = frozenset[str]()
+    from_file = frozenset[str]()
 
     def to_plain(self) -> dict[str, Any]:
         """Name -> value, as args.json and checkpoints hold them."""
@@ -213,6 +235,10 @@ class DataSettings(Settings):
         False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
         inherited=True,
     )  # fmt: skip
+    keep_empty: bool = option(
+        False, "also train on images without annotations, which teach what background is", changes_result=True,
+        inherited=True,
+    )  # fmt: skip
     boxes_from_masks: bool = option(
         False, "take the box of each object that has a mask from the mask", changes_result=True, inherited=True
     )
@@ -241,11 +267,19 @@ class TrainSettings(DataSettings):
         None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, inherited=True
     )
     output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str)
-    resume: str = option("", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str)
-    force: bool = option(False, "resume although settings differ that make it another run")
-    overwrite: bool = option(False, "start anew in an --output-dir that holds a run, whose files are deleted")
+    config: str | None = option(
+        None, "JSON file of options, as args.json of an earlier run, for those that are not given; --resume, --force, "
+        "--overwrite, --test-only and --show-batch are not taken from it", type=str, metavar="FILE", one_start=True,
+    )  # fmt: skip
+    resume: str = option(
+        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, one_start=True
+    )
+    force: bool = option(False, "resume although settings differ that make it another run", one_start=True)
+    overwrite: bool = option(
+        False, "start anew in an --output-dir that holds a run, whose files are deleted", one_start=True
+    )
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
-    epochs: int = option(26, "({default})", type=positive, demo=6, inherited=True)
+    epochs: int = option(26, "({default})", type=positive, demo=5, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
     batch_size: int = option(
         4, "images per step and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
@@ -253,24 +287,39 @@ class TrainSettings(DataSettings):
     )  # fmt: skip
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
-    lr: float = option(
-        PerImage(0.001), "learning rate ({default})", type=float, demo=PerImage(0.004), changes_result=True,
+    opt: str = option(
+        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
         inherited=True,
+    )  # fmt: skip
+    lr: float = option(
+        PerImage(0.001), f"learning rate ({{default}}; with adamw {ADAMW_RATE:g})", type=float, demo=5e-4,
+        changes_result=True, inherited=True,
     )  # fmt: skip
     momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
     weight_decay: float = option(
-        1e-4, "({default})", "--wd", "--weight-decay", type=float, changes_result=True, inherited=True
+        1e-4, "({default})", "--wd", "--weight-decay", type=float, demo=0.02, changes_result=True, inherited=True
     )
-    lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", demo=(4, 5), changes_result=True,
+    norm_weight_decay: float | None = option(
+        None, "weight decay of normalisation layers (default: as --weight-decay)", type=float, changes_result=True,
         inherited=True,
     )  # fmt: skip
-    lr_gamma: float = option(
-        0.1, "factor of a drop ({default})", type=float, demo=0.3, changes_result=True, inherited=True
-    )
+    lr_scheduler: str = option(
+        "multisteplr", "after the warm-up: multisteplr drops the rate at --lr-steps; cosineannealinglr lowers it after "
+        "each epoch by a cosine that reaches 0 after --epochs ({default})", type=str.lower,
+        choices=("multisteplr", "cosineannealinglr"), demo="cosineannealinglr", changes_result=True, inherited=True,
+    )  # fmt: skip
+    lr_steps: list[int] = option(
+        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", changes_result=True,
+        inherited=True,
+    )  # fmt: skip
+    lr_gamma: float = option(0.1, "factor of a drop ({default})", type=float, changes_result=True, inherited=True)
     aspect_ratio_group_factor: int = option(
         3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
         inherited=True,
+    )  # fmt: skip
+    repeat_threshold: float = option(
+        0.0, "show images of rare classes more often: a class in a share f of the images sqrt(T / f) times, if f is "
+        "below T (LVIS: 0.001; {default}: never)", type=share, metavar="T", changes_result=True, inherited=True,
     )  # fmt: skip
     pretrain: bool | str = option(
         True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
@@ -310,19 +359,24 @@ class TrainSettings(DataSettings):
         changes_result=True, inherited=True,
     )  # fmt: skip
     color_jitter: float = option(
-        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=strength,
+        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=share,
         metavar="X", changes_result=True, inherited=True,
     )  # fmt: skip
     show_batch: bool = option(
-        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end"
-    )
+        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end",
+        one_start=True,
+    )  # fmt: skip
     rois_per_image: int = option(
-        512, "proposals per image that the heads learn from ({default})", type=positive, demo=32, changes_result=True,
+        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, changes_result=True,
         inherited=True,
     )  # fmt: skip
     proposals: int | None = option(
-        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 300)",
-        type=positive, demo=300, changes_result=True, inherited=True,
+        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
+        type=positive, demo=100, changes_result=True, inherited=True,
+    )  # fmt: skip
+    detections: int = option(
+        100, "most detections per image in the evaluation and of the finished network ({default})", type=positive,
+        inherited=True,
     )  # fmt: skip
     checkpoint_every: int | None = option(
         None, "also write a checkpoint after every so many steps", type=positive, inherited=True
@@ -342,7 +396,7 @@ class TrainSettings(DataSettings):
         100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
         type=natural,
     )  # fmt: skip
-    test_only: bool = option(False, "only evaluate what --resume or --pretrain names")
+    test_only: bool = option(False, "only evaluate what --resume or --pretrain names", one_start=True)
     lr_step_size: int | None = option(
         None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive, multi_gpu=True
     )
@@ -375,7 +429,7 @@ class TrainSettings(DataSettings):
             if demo and described.demo is not SAME and not (described.inherited and name in kept):
                 setattr(self, name, described.demo)
         if isinstance(self.lr, PerImage):
-            self.lr = self.lr.rate * self.batch_size * processes
+            self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.batch_size * processes
         if self.lr_step_size and "lr_steps" not in self.given:
             self.lr_steps = list(range(self.lr_step_size, self.epochs, self.lr_step_size))
         self.lr_steps = list(self.lr_steps)
@@ -383,8 +437,11 @@ class TrainSettings(DataSettings):
             self.min_size = self.min_size[0]
 
 
-# Options of a run whose change makes it another run.
-RESULT_SETTINGS = tuple(f.name for f in TrainSettings.options() if f.metadata["option"].changes_result)
+def result_settings(settings: TrainSettings) -> set[str]:
+    """Names of the options whose change makes a run another run."""
+    names = {each.name for each in settings.options() if each.metadata["option"].changes_result}
+    return names | ({"epochs"} if settings.lr_scheduler == "cosineannealinglr" else set())
+
 
 HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: newest in {OUTPUT_FOLDER}/)"
 
@@ -401,11 +458,20 @@ class InferenceSettings(Settings):
     amp: bool | None = option(None, "mixed precision (default: as in training)")
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
+    tta: bool = option(
+        False, "test-time augmentation: look at each image at three sizes, as it is and mirrored, and merge what is "
+        "found; six times as slow",
+    )  # fmt: skip
+    detections: int | None = option(
+        None, "most detections per image (default: as in training, else 100)", type=positive
+    )
 
 
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
-    batch_size: int = option(1, "images per step ({default})", "-b", "--batch-size", type=positive)
+    batch_size: int | None = option(
+        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive
+    )
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str)
@@ -418,6 +484,10 @@ class ValidationSettings(DataSettings, InferenceSettings):
     iou_type: str | None = option(
         None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
     )
+    report: str | None = option(
+        None, "also write report.html into this folder, a page on classes, errors, images and suspect labels, and its "
+        "numbers as CSV and JSON; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
+    )  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
     timeout: int = 1800

@@ -15,6 +15,7 @@ COMMAND = re.compile(r"\b(?:python|torchrun)\b[^\n`]*?\b((?:[a-z_]+/)?\w+\.py)\b
 FOREIGN = {
     "torchrun": "--nproc_per_node --nnodes --max-restarts --rdzv-id --rdzv-backend --rdzv-endpoint --rdzv-conf "
     "--signals-to-handle --shutdown-timeout",
+    "labelme": "--labels --nodata",
     "sbatch": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue --open-mode",
 }
 READMES = ["README.md", "README.zh-CN.md"]

@@ -13,7 +13,8 @@ def differences(folder: Path, other: Path) -> list[str]:
     names = [{file.name for file in each.iterdir()} for each in (folder, other)]
     if names[0] != names[1]:
         return sorted(names[0] ^ names[1])
-    found = [name for name in TEXTS_AND_CURVES if (folder / name).read_bytes() != (other / name).read_bytes()]
+    same_bytes = [*TEXTS_AND_CURVES, *sorted(name for name in names[0] if name.startswith("predictions_"))]
+    found = [name for name in same_bytes if (folder / name).read_bytes() != (other / name).read_bytes()]
     for name in sorted(name for name in names[0] if name.endswith(".pth")):
         one, two = (torch.load(each / name, weights_only=True) for each in (folder, other))
         found += [where for key in OF_A_CHECKPOINT for where in unlike(one.get(key), two.get(key), f"{name}: {key}")]

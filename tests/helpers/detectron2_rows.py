@@ -32,7 +32,7 @@ PHOTOS = ("000000005001", "000000010764", "000000020992")
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 COCO_LABELS = sorted(int(label) for label in json.loads((ROOT / "coco91_indices.json").read_text()))
 SAME_BOX = 0.01  # pixels between two boxes that count as one
-NO_OPTIONS = Namespace(num_classes=None, arch=None, min_size=None, max_size=None, label_json_path=None)
+NO_OPTIONS = Namespace(num_classes=None, arch=None, min_size=None, max_size=None, detections=None, label_json_path=None)
 # What the largest difference of a stage may be, about three times what was measured; scores and boxes in all photos.
 ALLOWED = {
     "pyramid": 6e-6,

@@ -83,7 +83,7 @@ def proposal_checks(
         relative("RPN", "objectness", own_objectness, objectness, MAPS),
         relative("RPN", "deltas", own_deltas, deltas, MAPS),
     ]
-    per_level = ([per_anchor(x, 1).squeeze(-1) for x in objectness], [per_anchor(x, 4) for x in deltas])
+    flat = [torch.cat([per_anchor(x, n) for x in maps], dim=1) for maps, n in ((objectness, 1), (deltas, 4))]
     flat_objectness, flat_deltas = concat_box_prediction_layers(list(objectness), list(deltas))
     decoded = reference.rpn.box_coder.decode(flat_deltas, anchors).view(len(anchors), -1, 4)
     counts = [len(level) for level in own_anchors]
@@ -92,7 +92,7 @@ def proposal_checks(
         for network in (reference, own):
             network.rpn.train(mode)
         proposals[mode], _ = reference.rpn.filter_proposals(decoded, flat_objectness, padded.image_sizes, counts)
-        found = own.rpn.propose(*per_level, own_anchors, padded.image_sizes)
+        found = own.rpn.propose(flat[0].squeeze(-1), flat[1], own_anchors, padded.image_sizes)
         what = f"proposals, {'training' if mode else 'evaluation'}"
         checks.append(absolute("RPN", what, found, proposals[mode], BOXES))
 

@@ -22,7 +22,7 @@ from train_utils.engine import train_step
 from train_utils.loaders import mix_seed
 from train_utils.models import ModelConfig, build_model
 from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, set_schedule
+from train_utils.schedule import learning_rate_schedule, set_schedule, step_decay
 from train_utils.training_state import Progress, Training
 from transforms import RandomHorizontalFlip
 
@@ -228,7 +228,7 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4, fused=True)
-    schedule = learning_rate_schedule(optimizer, steps, [], 0.1)
+    schedule = learning_rate_schedule(optimizer, steps, step_decay([], 0.1))
     precision = Precision("cpu", dtype)
     training = Training(
         model, model, optimizer, schedule, precision.scaler(), Progress(), precision, torch.device("cpu"), seed

@@ -18,7 +18,9 @@ SIZES = dict(min_size=96, max_size=128)
 
 
 def evaluation_args(**given) -> Namespace:
-    return Namespace(**{"num_classes": None, "arch": None, "label_json_path": None, **SIZES, **given})
+    return Namespace(
+        **{"num_classes": None, "arch": None, "label_json_path": None, "detections": None, **SIZES, **given}
+    )
 
 
 def enlivened(model: nn.Module) -> nn.Module:

@@ -25,7 +25,6 @@ class StubDetector(nn.Module):
 
     Args:
         confused_below: side in pixels below which an area is taken for a blot, as networks are confused by fragments.
-        score: of an area by its pixels in the image.
 
     Attributes:
         seen: height and width of all images that it was given.
@@ -74,22 +73,38 @@ def stub_trained(detector: StubDetector) -> TrainedModel:
     return TrainedModel(Path("stub"), detector, ModelConfig(4), {}, classes, cpu, Precision("cpu", None), {})
 
 
-def drawn_shapes(
-    size: tuple[int, int], boxes: Sequence[tuple[int, int, int, int]]
-) -> tuple[Image.Image, list[np.ndarray]]:
-    """Discs and bars in turn, each of a colour of its own, in an image (width, height), and their masks bool [H, W].
+Box = tuple[int, int, int, int]  # x1y1x2y2, the last two excluded
 
-    Args:
-        boxes: x1y1x2y2, the last two excluded; where shapes overlap, the later one covers the earlier one.
-    """
+
+def drawn_shapes(size: tuple[int, int], boxes: Sequence[Box]) -> tuple[Image.Image, list[np.ndarray]]:
+    """An image (width, height) of `draw_shapes`, and the masks of the shapes, bool [H, W]."""
+    image = draw_shapes(size, boxes)
+    pixels = np.asarray(image)
+    return image, [(pixels == colour_of(number)).all(axis=2) for number in range(len(boxes))]
+
+
+def draw_shapes(size: tuple[int, int], boxes: Sequence[Box]) -> Image.Image:
+    """Discs and bars in turn, each of a colour of its own; where they overlap, the later one covers the earlier one."""
     image = Image.new("RGB", size, (GROUND,) * 3)
     draw = ImageDraw.Draw(image)
-    colours = []
     for number, (x1, y1, x2, y2) in enumerate(boxes):
-        label = 1 + number % 2
-        colour = (200 + label, number // 256, number % 256)
-        shape = draw.ellipse if label == 1 else draw.rectangle
-        shape((x1, y1, x2 - 1, y2 - 1), fill=colour)
-        colours.append(colour)
-    pixels = np.asarray(image)
-    return image, [(pixels == colour).all(axis=2) for colour in colours]
+        shape = draw.rectangle if number % 2 else draw.ellipse
+        shape((x1, y1, x2 - 1, y2 - 1), fill=colour_of(number))
+    return image
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Of the shape that is drawn as the so many-th, from 0; the first channel says the class."""
+    return 201 + number % 2, number // 256, number % 256
+
+
+def separate_boxes(number: int, side: int, lengths: tuple[int, int], seed: int) -> list[Box]:
+    """Up to `number` random boxes with sides of the given lengths in a square, at least four pixels apart."""
+    random = np.random.default_rng(seed)
+    boxes: list[Box] = []
+    for _ in range(number):
+        (x, y), (w, h) = random.integers(0, side - lengths[0], 2).tolist(), random.integers(*lengths, 2).tolist()
+        box = (x, y, min(x + w, side), min(y + h, side))
+        if all(box[2] + 4 < b[0] or b[2] + 4 < box[0] or box[3] + 4 < b[1] or b[3] + 4 < box[1] for b in boxes):
+            boxes.append(box)
+    return boxes

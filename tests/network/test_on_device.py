@@ -65,14 +65,15 @@ def test_reading_all_levels_at_once_equals_reading_each_forward_and_backward(lev
         torch.testing.assert_close(own, gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
 
 
-def test_both_roi_aligns_read_the_same_rows_of_a_shared_pyramid(levels, boxes):
-    shared = SharedPyramid(levels)
-    for pool in (PyramidRoIAlign(output_size=7), PyramidRoIAlign(("0", "1"), output_size=14)):
-        before = dict(shared.made)
-        sizes = [(256, 300), (200, 320)]
+@pytest.mark.parametrize("at_once", [False, True])
+def test_both_roi_aligns_read_the_same_tables_of_a_shared_pyramid(levels, boxes, at_once):
+    shared, sizes = SharedPyramid(levels), [(256, 300), (200, 320)]
+    for pool in (PyramidRoIAlign(output_size=7), PyramidRoIAlign(output_size=14)):
+        pool.gather_by_level = pool.gather_from_all if at_once else pool.gather_by_level
+        before = dict(shared.tables)
         assert torch.equal(pool(shared, boxes, sizes), pool(levels, boxes, sizes))
-        assert all(shared.made[name] is rows for name, rows in before.items())
-    assert list(shared.made) == ["0", "1", "2", "3"]
+        assert all(shared.tables[names] is table for names, table in before.items())
+    assert list(shared.tables) == ([("0", "1", "2", "3")] if at_once else [("0",), ("1",), ("2",), ("3",)])
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import MultiScaleRoIAlign
 
 pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
@@ -126,6 +127,12 @@ def test_a_part_that_the_exporter_does_not_know_is_named():
     model = lively_network("v1", classes=2, **SMALL)
     model.roi_heads.mask_head = nn.Sequential(nn.GELU())
     with pytest.raises(ValueError, match=r"roi_heads.mask_head.0 is a GELU"):
+        network_graph(model, "float32", {})
+    model.roi_heads.mask_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
+    with pytest.raises(ValueError, match=r"roi_heads.mask_roi_pool is a MultiScaleRoIAlign; .* only PyramidRoIAlign"):
+        network_graph(model, "float32", {})
+    model.rpn.head = nn.Identity()
+    with pytest.raises(ValueError, match="rpn.head is a Identity; .* only RPNHead"):
         network_graph(model, "float32", {})
     model.backbone = nn.Identity()
     with pytest.raises(ValueError, match="backbone is a Identity"):

@@ -1,12 +1,13 @@
 """Which files are predicted and how their outputs are called: files, folders, patterns, equal names, image ids."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from train_utils.errors import InputError
-from train_utils.prediction.sources import find_sources, image_ids, unique_names
+from train_utils.prediction.sources import Source, find_sources, image_ids, unique_names
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp", ".hidden/x.jpg", "out/b.png")
 
@@ -87,3 +88,21 @@ def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path
         (folder / "n" / name).touch()
     numbered = find_sources(["n"], Path("out"))
     assert image_ids(numbered[:2]) == [12, 7] and image_ids(numbered) == [1, 2, 3]
+
+
+def test_ids_are_looked_up_by_whole_name_and_else_by_base_name(folder: Path) -> None:
+    names = {"day 1\\b.jpg": 31, "b.jpg": 32, "elsewhere/a.PNG": 33, "c.webp": 34}
+    images = [{"id": i, "file_name": name, "height": 4, "width": 4} for name, i in names.items()]
+    file = folder / "ids.json"
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
+    sources = find_sources(["photos"], Path("photos/out"))
+    assert image_ids(sources, str(file)) == [33, 32, 31, 34]
+    with pytest.raises(InputError, match="b.jpg is the name of several images in"):
+        image_ids([renamed(sources[1])], str(file))
+    with pytest.raises(InputError, match="another image has the same id"):
+        image_ids([*sources, sources[0]], str(file))
+
+
+def renamed(source: Source) -> Source:
+    """The same file, as if it had been found in another folder."""
+    return Source(source.path, f"unknown/{source.file_name}", source.name)

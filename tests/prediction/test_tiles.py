@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataset_files.boxes import ious
 from predict import Predictor
-from tests.helpers.stub_detector import BLOT, StubDetector, drawn_shapes, stub_trained
+from tests.helpers.stub_detector import BLOT, StubDetector, draw_shapes, drawn_shapes, separate_boxes, stub_trained
 from train_utils.options import PredictorSettings
 from train_utils.prediction.prediction import Prediction
 from train_utils.prediction.tiles import tiles_of
@@ -91,6 +92,24 @@ def test_a_fragment_of_another_class_belongs_to_the_object_that_another_tile_sho
     assert_found_once(found, masks)
 
 
+def test_a_sliver_at_a_border_is_left_to_the_tile_that_sees_more():
+    image, masks = drawn_shapes((180, 100), [(98, 30, 150, 80), (0, 0, 1, 1), (82, 85, 98, 99)])
+    detector = StubDetector(confused_below=8)
+    assert detector.detect_one(np.asarray(image)[:, :100])["labels"].tolist().count(BLOT) == 2  # the sliver, and a dot
+    found = predictor(100, detector)(image)
+    assert sorted(found.labels.tolist()) == [1, 1, BLOT]
+    assert max((mask & masks[0]).sum() / (mask | masks[0]).sum() for mask in found.masks) > 0.9
+
+
+@pytest.mark.slow
+def test_hundreds_of_shapes_in_a_large_image_are_found_once():
+    boxes = separate_boxes(2500, 3000, (30, 500), seed=0)
+    found = predictor(1024, batch_size=4)(draw_shapes((3000, 3000), boxes))
+    assert len(found) == len(boxes) > 80
+    overlaps = ious(found.boxes[:, None].astype(float), np.array(boxes, dtype=float))
+    assert sorted(overlaps.argmax(axis=1).tolist()) == list(range(len(boxes))) and overlaps.max(axis=1).min() > 0.99
+
+
 def test_small_objects_inside_a_large_one_stay():
     image, masks = drawn_shapes((200, 100), [(20, 10, 180, 90), (85, 40, 110, 60), (88, 63, 112, 87)])
     found = predictor(100)(image)
@@ -102,14 +121,7 @@ def test_small_objects_inside_a_large_one_stay():
 @pytest.mark.parametrize("seed", range(6))
 def test_random_shapes_are_found_once_and_whole(seed: int):
     """Up to twice a tile's side, without overlap but for what rounding to 28x28 makes."""
-    random = np.random.default_rng(seed)
-    boxes: list[tuple[int, int, int, int]] = []
-    for _ in range(300):
-        (x, y), (w, h) = random.integers(0, 380, 2).tolist(), random.integers(12, 130, 2).tolist()
-        box = (x, y, min(x + w, 400), min(y + h, 400))
-        if all(box[2] + 4 < b[0] or b[2] + 4 < box[0] or box[3] + 4 < b[1] or b[3] + 4 < box[1] for b in boxes):
-            boxes.append(box)
-    boxes = [box for box in boxes if min(box[2] - box[0], box[3] - box[1]) >= 12]
+    boxes = separate_boxes(300, 400, (12, 130), seed)
     assert len(boxes) > 12
     image, masks = drawn_shapes((400, 400), boxes)
     assert_found_once(predictor(100, overlap=0.25, batch_size=4)(image), masks, iou=0.8)

@@ -1,6 +1,7 @@
 """Which pictures a process sees, in which order, and that nothing but seed, epoch and picture decides it."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from train_utils.loaders import (
     default_workers,
     evaluation_loader,
     mix_seed,
+    repeat_factors,
     training_loader,
 )
 from transforms import collate_fn
@@ -119,6 +121,65 @@ def test_starting_within_an_epoch_gives_just_its_rest(world, rank):
     assert drawn(batches, epoch=4) != whole and len(drawn(batches, epoch=4)) == len(whole)
 
 
+# --------------------------------------------------------------------------------------------------- rare classes
+
+RARE = {3: [7, 1], 20: [7], 41: [9]}  # image -> classes; all others have class 1 alone
+CLASSES = [RARE.get(i, [1]) for i in range(60)]
+
+
+def test_factors_are_those_of_lvis():
+    """Class 7 is in 2 of 60 images, class 9 in 1; class 1 in 58."""
+    factors = repeat_factors(CLASSES, 0.1)
+    expected = [(0.1 * 60 / 2) ** 0.5 if i in (3, 20) else 6**0.5 if i == 41 else 1 for i in range(60)]
+    assert factors.tolist() == pytest.approx(expected)
+    assert repeat_factors([[], [4], [4, 5]], 0.5).tolist() == pytest.approx([1, 1, 1.5**0.5])
+    assert repeat_factors(CLASSES, 0.01).tolist() == [1] * 60
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+@pytest.mark.parametrize("world", [1, 3])
+def test_images_come_as_often_as_their_factors_say(batch_size, world):
+    factors = np.where(np.arange(60) % 10 == 0, 2.3, 1.0)  # 67.8 in all
+    counts, sizes = Counter(), set()
+    for epoch in range(200):
+        shares = []
+        for rank in range(world):
+            batches = AspectRatioBatchSampler(RATIOS, batch_size, 3, 0, rank, world, factors)
+            batches.start_at(epoch)
+            shares.append(list(batches))
+        assert (
+            {len(share) for share in shares}
+            == {len(batches)}
+            == {-(-68 // batch_size) // world + (-(-68 // batch_size) % world > 0)}
+        )
+        keys = [key[1:] for share in shares for batch in share for key in batch]
+        assert all(len(batch) == batch_size for share in shares for batch in share)
+        sizes.add(len(set(keys)))
+        counts.update(key[0] for key in set(keys))
+        assert all(n in (1, 2) for _, *again in keys for n in again)
+    assert sizes == {67, 68}
+    assert all(counts[i] == 200 for i in range(60) if i % 10)
+    assert all(counts[i] / 200 == pytest.approx(2.3, abs=0.15) for i in range(0, 60, 10))
+
+
+def test_an_epoch_with_repetitions_can_be_entered_anywhere():
+    factors = np.linspace(1, 3, 60)
+    batches = AspectRatioBatchSampler(RATIOS, 4, 3, 0, repeats=factors)
+    batches.start_at(2)
+    whole = list(batches)
+    batches.start_at(2, 5)
+    assert list(batches) == whole[5:]
+    batches.start_at(3)
+    assert list(batches) != whole
+
+
+def test_the_second_time_in_an_epoch_an_image_is_drawn_anew():
+    items = SeededItems(RandomPictures(), 0)
+    first, again, third = (items[key][0] for key in ((4, 7), (4, 7, 1), (4, 7, 2)))
+    assert torch.equal(items[4, 7][0], first) and torch.equal(items[4, 7, 1][0], again)
+    assert not torch.equal(first, again) and not torch.equal(again, third)
+
+
 # ------------------------------------------------------------------------------------------------- items and workers
 
 
@@ -196,13 +257,25 @@ def test_evaluation_shares_every_picture_out_once_in_the_same_batches(monkeypatc
         shares.append([tuple(t["image_id"] for t in targets) for _, targets in loader])
     batches = [batch for share in shares for batch in share]
     assert sorted(index for batch in batches for index in batch) == list(range(60))
-    assert sorted(batches) == [tuple(range(i, i + batch_size)) for i in range(0, 60, batch_size)]
+    assert all(len({RATIOS[index] for index in batch}) == 1 for batch in batches)
+    if batch_size == 1:
+        assert sorted(batches) == [(i,) for i in range(60)]
+    else:
+        assert len(batches) == sum(-(-count // batch_size) for count in (11, 17, 9, 16, 7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_evaluation_keeps_a_last_batch_that_is_not_full(monkeypatch):
     loader = evaluation_loader(RandomPictures(), 7, workers=0)
-    assert [len(images) for images, _ in loader] == [7] * 8 + [4]
+    assert sorted(len(images) for images, _ in loader) == [2, 2, 3, 4, 7, 7, 7, 7, 7, 7, 7]
+
+
+def test_evaluation_takes_batches_on_a_gpu_unless_it_is_told():
+    sizes = []
+    for batch_size, device in ((None, "cpu"), (None, "pretended"), (4, "cpu")):
+        loader = evaluation_loader(RandomPictures(), batch_size, 0, SimpleNamespace(type=device))
+        sizes.append(max(map(len, loader.batch_sampler)))
+    assert sizes == [1, 8, 4]
 
 
 @pytest.mark.parametrize("cores, world, workers", [(2, 1, 2), (2, 4, 1), (64, 1, 8), (64, 4, 8), (16, 4, 4)])

@@ -92,16 +92,34 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 
 AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
+RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
 # Number of processes, further options.
-MODES = {"one": (1, []), "two": (2, ["--amp"]), "augmented": (1, AUGMENTED), "sizes": (1, ["--min-size", "24", "32"])}
+MODES = {
+    "one": (1, []),
+    "two": (2, ["--amp"]),
+    "augmented": (1, AUGMENTED),
+    "sizes": (1, ["--min-size", "24", "32"]),
+    "recipe": (1, RECIPE),
+}
+
+
+class StraightRuns(dict[str, Path]):
+    """Runs that were never stopped, by mode; each is made when it is first asked for."""
+
+    def __init__(self, lab: Path):
+        super().__init__()
+        self.lab = lab
+
+    def __missing__(self, mode: str) -> Path:
+        processes, options = MODES[mode]
+        self[mode] = self.lab / f"straight_{mode}"
+        run(self[mode], *options, processes=processes)
+        return self[mode]
 
 
 @pytest.fixture(scope="module")
-def straight_runs(lab: Path) -> dict[str, Path]:
-    """Runs that were never stopped."""
-    for mode, (processes, options) in MODES.items():
-        run(lab / f"straight_{mode}", *options, processes=processes)
-    return {mode: lab / f"straight_{mode}" for mode in MODES}
+def straight_runs(lab: Path) -> StraightRuns:
+    return StraightRuns(lab)
 
 
 # ------------------------------------------------------------------------------------------------ killed and stopped
@@ -124,6 +142,7 @@ KILLS = {
     "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.engine:evaluate")],
     "augmented": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
     "sizes": [DieAtStep(3), DieAtStep(2)],
+    "recipe": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
 }
 
 
@@ -274,6 +293,17 @@ def test_other_settings_are_listed_and_those_that_change_the_meaning_need_force(
     assert content(stopped / "model_2.pth")["args"]["lr"] == 0.02
 
 
+def test_other_number_of_epochs_needs_force_under_a_cosine_and_the_optimizer_stays(folder, lab):
+    run(folder, *RECIPE, "--max-steps", "1")
+    told = "with other settings, which change the result: epochs 2 -> 3; "
+    again = [*RECIPE, "--resume", "auto", "--epochs", "3"]
+    run(folder, *again, status=2, told=told)
+    told = "was trained with --opt adamw, which a resumed run cannot change"
+    run(folder, *again, "--opt", "sgd", "--force", status=2, told=told)
+    run(folder, *again, "--force", "--max-steps", "5")
+    assert content(folder / "model_1.pth")["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.00075)  # of 0.001
+
+
 def test_other_batch_size_goes_on_at_the_same_part_of_the_epoch_if_forced(stopped):
     run(stopped, "--resume", "auto", "--batch-size", "4", status=2, told="batch_size 2 -> 4")
     run(stopped, "--resume", "auto", "--batch-size", "4", "--force")
@@ -327,9 +357,10 @@ def test_checkpoint_before_stays_where_the_next_one_finds_no_room(folder, straig
 # ------------------------------------------------------------------------------------------------- losses and pictures
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_step_whose_loss_is_not_finite_is_named_and_not_applied(folder, lab, processes):
-    said = run(folder, "--print-freq", "1", fault=LossNotFiniteAt((1, 2)), processes=processes).said
+@pytest.mark.parametrize("processes, opt", [(1, "sgd"), (2, "sgd"), (1, "adamw")])
+def test_step_whose_loss_is_not_finite_is_named_and_not_applied(folder, lab, processes, opt):
+    words = ["--print-freq", "1", "--opt", opt]
+    said = run(folder, *words, fault=LossNotFiniteAt((1, 2)), processes=processes).said
     said += "".join((folder.parent / f"out{rank}.txt").read_text() for rank in range(processes) if processes > 1)
     where = f"on process {processes - 1}"
     named = re.findall(rf"step (\d) is not applied: the loss is nan {where}, images \[[\d, ]+\]", said)
@@ -337,7 +368,9 @@ def test_step_whose_loss_is_not_finite_is_named_and_not_applied(folder, lab, pro
     assert "steps were not applied" in said
     after = content(folder / "model_1.pth")
     assert all(t.isfinite().all() for t in after["model"].values() if t.is_floating_point())
-    assert after["model"]["backbone.body.bn1.num_batches_tracked"] == NUM_TRAIN // 2 * EPOCHS // processes - 2
+    applied = NUM_TRAIN // 2 * EPOCHS // processes - 2
+    assert after["model"]["backbone.body.bn1.num_batches_tracked"] == applied
+    assert all(state["step"] == applied for state in after["optimizer"]["state"].values() if opt == "adamw")
     logged = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [loss is None for loss in logged[:4]] == [False, True, True, False]
 
@@ -387,6 +420,16 @@ def test_killed_process_is_named_by_the_others_which_end_too(folder, lab):
     assert pids[0] == pids[1]
     # Its loader worker, which nobody ends, notices it by itself.
     wait_until(lambda: not processes_of_group(int(pids[0])), seconds=30)
+
+
+def test_killed_process_is_named_by_one_whose_main_thread_waits_for_something_else(folder, lab):
+    """As with nccl, where a process that waits for its device notices no broken connection."""
+    words = [*OPTIONS, "--output-dir", folder.name]
+    faults = {0: All((THIN, HangAtStep(1))), 1: All((THIN, DieAtStep(1)))}
+    waiting, killed = start_group(2, "train_multi_GPU.py", words, folder.parent, faults)
+    assert killed.wait() == -signal.SIGKILL
+    assert waiting.wait(seconds=60) == LOST_PROCESS  # --timeout is 600
+    assert f"lost the connection to process 1 (pid {killed.pid} on " in waiting.said, waiting.said
 
 
 def test_process_that_hangs_is_named_and_all_end_within_the_timeout(folder, lab):

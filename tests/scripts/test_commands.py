@@ -116,9 +116,9 @@ def sample_values(action: argparse.Action) -> list[str]:
     if action.type is boolean:
         return ["True"]
     is_text = action.type in (None, str) or action.dest == "pretrain"
-    if action.type in (fraction, share, strength):
+    if action.type in (float, fraction, share, strength):
         return ["0.375"]
-    return ["some_place-a"] if is_text else ["0.375"] if action.type is float else ["7"]
+    return ["some_place-a"] if is_text else ["7"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -212,7 +212,7 @@ def test_run_leaves_exactly_the_promised_files(first):
     assert {f.name for f in folder.iterdir()} == {
         LOCK,
         "model_0.pth", "model_best.pth", "det_results.txt", "seg_results.txt", "args.json", "log.jsonl",
-        "loss_and_lr.png", "mAP.png",
+        "loss_and_lr.png", "mAP.png", "predictions_0.png",
     }  # fmt: skip
     assert "model_0.pth" in outcome.out and outcome.err == ""
 
@@ -266,8 +266,8 @@ def test_arguments_are_kept_as_json(first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loss_and_lr.png", "mAP.png"])
-def test_curves_are_pictures(first, name):
+@pytest.mark.parametrize("name", ["loss_and_lr.png", "mAP.png", "predictions_0.png"])
+def test_curves_and_sheets_are_pictures(first, name):
     with Image.open(first[0] / name) as picture:
         assert picture.format == "PNG" and min(picture.size) >= 200
         colours = picture.convert("RGB").getcolors(1 << 24)
@@ -493,6 +493,22 @@ def test_validation_writes_where_it_is_told(lab, first, validated, scratch):
     succeeded(run(lab, "validation.py", *ON_CPU, *arguments))
     assert len(recorded(scratch / "a" / "b" / "record_mAP.txt")["masks"]) == 12
     assert state_of(first[0]) == before
+
+
+@pytest.mark.slow
+def test_validation_writes_a_report_of_boxes_masks_run_and_data(lab, first, validated, scratch):
+    arguments = ["--weights-path", "first/model_0.pth", "--report", scratch / "report", "--output-dir", scratch]
+    outcome = succeeded(run(lab, "validation.py", *ON_CPU, *arguments))
+    assert outcome.out.splitlines()[-1] == f"report in {scratch / 'report' / 'report.html'}"
+    report = json.loads((scratch / "report" / "report.json").read_text())
+    for kind, title in (("bbox", "boxes"), ("segm", "masks")):
+        assert [f"{value:.4f}" for value in report["metrics"][kind].values()] == validated[0][title]
+        aps = [each["ap"] for each in report[kind]["classes"] if each["objects"]]
+        assert f"{sum(aps) / len(aps):.4f}" == validated[0][title][0]
+    page = (scratch / "report" / "report.html").read_text()
+    for words in ("AP over the epochs", "Training loss", f"training: {NUM_TRAIN} images", "first/model_0.pth"):
+        assert words in page
+    assert page.count("data:image/jpeg;base64,") >= NUM_VAL
 
 
 # ------------------------------------------------------------------------------------------------------- predict.py

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontEntry, fontManager
 from PIL import Image
 
 from dataset_files.boxes import intersections
-from train_utils.visual import fonts
+from train_utils.visual import curves, fonts
 from train_utils.visual.curves import plot_loss_and_lr, plot_map, smooth
 from train_utils.visual.drawing import (
     draw_instances,
@@ -320,6 +320,23 @@ def test_the_loss_curve_is_written_for_any_history(tmp_path, losses, ink_without
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_steps_and_epochs_have_their_own_numbers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(curves, "write_png", lambda figure, path: figures.append(figure))
+    steps, ends = [20, 40, 50, 70, 90, 100], {2: 50, 3: 100}
+    plot_loss_and_lr([3, 2, 2, 1, 1, 1], [0.1] * 6, tmp_path / "loss.png", steps, ends)
+    axes = figures[0].axes[0]
+    assert axes.get_xlabel() == "step" and list(axes.lines[0].get_xdata()) == steps
+    (top,) = axes.child_axes
+    assert top.get_xlabel() == "end of epoch"
+    assert list(top.get_xticks()) == [50, 100] and [t.get_text() for t in top.get_xticklabels()] == ["2", "3"]
+
+    plot_loss_and_lr([1] * 400, [0.1] * 400, tmp_path / "loss.png", None, {e: e + 1 for e in range(400)})
+    assert 10 <= len(figures[1].axes[0].child_axes[0].get_xticks()) <= 14
+    with pytest.raises(ValueError, match="1 losses, 1 learning rates and 2 steps"):
+        plot_loss_and_lr([1.0], [0.1], tmp_path / "loss.png", [1, 2])
+
+
 @pytest.mark.parametrize("count", [1, 26])
 def test_the_map_curve_is_written_for_any_number_of_epochs(tmp_path, count, ink_without_points):
     path, ap = tmp_path / "map.png", np.linspace(0.1, 0.4, count)
@@ -340,7 +357,7 @@ def test_smoothing_is_a_mean_over_the_finite_neighbours():
 
 
 def test_curves_of_unequal_length_are_named(tmp_path):
-    with pytest.raises(ValueError, match="2 losses and 1 learning rates"):
+    with pytest.raises(ValueError, match="got 2 losses, 1 learning rates and 2 steps"):
         plot_loss_and_lr([1.0, 2.0], [0.1], tmp_path / "loss.png")
     with pytest.raises(ValueError, match="2 epochs need as many values of mask AP, got 1"):
         plot_map([0, 1], [0.1, 0.2], [0.1], tmp_path / "map.png")

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from network_files.mask_paste import encode_masks
+from network_files.on_device import Download
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
 IOU_TYPES = ("bbox", "segm")
+MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 METRIC_NAMES = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
     "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
@@ -37,25 +40,63 @@ class ClassMetrics:
 
 
 @dataclass
+class MetricsOfAll:
+    """What COCO's metrics do not show: AP and recall of all detections, where an image has more than 100.
+
+    Attributes:
+        most: number of detections of the image that has the most.
+        ap, recall: AP and AR over IoU 0.50 to 0.95, all areas.
+    """
+
+    most: int
+    ap: float
+    recall: float
+
+
+@dataclass
 class Metrics:
     """COCO metrics.
 
     Attributes:
-        stats: COCO's 12 numbers in the official order; -1 where the data has no such objects.
-        classes: the metrics per class.
+        stats: COCO's 12 numbers in the official order, of the best 100 detections of each image; -1 where the data has
+            no such objects.
+        classes: the metrics per class, of the same detections.
+        of_all: the metrics of all detections; None where no image has more than 100.
     """
 
     stats: list[float]
     classes: list[ClassMetrics]
+    of_all: MetricsOfAll | None = None
 
     def table(self, title: str) -> str:
         """Format both as text, ready to print."""
         lines = [title]
         lines += [f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats)]
+        if self.of_all is not None:
+            values = (("AP all", self.of_all.ap), ("AR all", self.of_all.recall))
+            note = f"of up to {self.of_all.most} detections per image"
+            lines += [f"  {name:<10} {value:7.4f}  {note}" for name, value in values]
         width = max([len(c.name) for c in self.classes], default=0)
         lines.append(f"  {'class':<{width}}  objects       AP     AP50")
         lines += [f"  {c.name:<{width}}  {c.objects:7d}  {c.ap:7.4f}  {c.ap50:7.4f}" for c in self.classes]
         return "\n".join(lines)
+
+
+class PendingDetections:
+    """The detections of a batch on their way from the device, which nothing waits for until they are read.
+
+    Args:
+        detections: as `MaskRCNN.detect` returns them.
+    """
+
+    def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
+        self.counts = [len(detection["labels"]) for detection in detections]
+        self.columns = {key: Download(torch.cat([d[key] for d in detections])) for key in detections[0]}
+
+    def read(self) -> list[dict[str, Tensor]]:
+        """Return them on the CPU, per image."""
+        columns = {key: column.read().split(self.counts) for key, column in self.columns.items()}
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
 class CocoEvaluator:
@@ -73,6 +114,13 @@ class CocoEvaluator:
         self.continuous_paste = continuous_paste
         self.detections: dict[int, dict] = {}
 
+    def update_batch(
+        self, image_ids: Sequence[int], sizes: Sequence[tuple[int, int]], detections: PendingDetections
+    ) -> None:
+        """Add the detections of several images, given with their heights and widths."""
+        for image_id, size, detection in zip(image_ids, sizes, detections.read()):
+            self.update(image_id, size, detection)
+
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
         """Add the detections of one image as `MaskRCNN.detect` returns them; `size` is its height and width."""
         self.detections[image_id] = {
@@ -84,23 +132,44 @@ class CocoEvaluator:
 
     def metrics(self) -> dict[str, Metrics] | None:
         """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
+        detections = self.gathered()
+        return None if detections is None else self.score(detections)
+
+    def gathered(self) -> dict[int, dict] | None:
+        """The detections of all processes by image id, on the main process; None on the others."""
         shards = gather_objects(self.detections)
-        if shards is None:
-            return None
-        detections = {image_id: d for shard in shards for image_id, d in shard.items()}
-        results = coco_results(detections, self.classes.category_ids)
-        return {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
+        return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
+
+    def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
+        """Those of the detections that COCO's metrics count, as `coco_results`."""
+        return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
+
+    def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
+        """The metrics of detections by image id, by IoU type."""
+        results = self.results(detections)
+        metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
+        most = max((len(d["labels"]) for d in detections.values()), default=0)
+        if most > MOST_DETECTIONS:
+            results = coco_results(detections, self.classes.category_ids)
+            for kind in IOU_TYPES:
+                metrics[kind].of_all = score_all(self.ground_truth, results[kind], kind, most)
+        return metrics
 
 
-def coco_results(detections: Mapping[int, dict], category_ids: Mapping[int, int]) -> dict[str, list[dict]]:
+def coco_results(
+    detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
+) -> dict[str, list[dict]]:
     """Convert detections by image id to COCO's results format per IoU type; labels become category ids.
 
     Boxes and masks are separate entries, as in official results files, so that mask detections have their masks' areas.
     Detections of labels without a category (gaps in COCO's ids) are dropped.
+
+    Args:
+        most: convert only so many detections of each image, the first, which are the best; None: all.
     """
     boxes, masks = [], []
     for image_id in sorted(detections):
-        d = detections[image_id]
+        d = {name: values[:most] for name, values in detections[image_id].items()}
         xywh = d["boxes"].astype(np.float64)
         xywh[:, 2:] -= xywh[:, :2]
         for label, score, box, code in zip(d["labels"].tolist(), d["scores"].tolist(), xywh.tolist(), d["codes"]):
@@ -132,8 +201,19 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
     return Metrics([float(s) for s in evaluation.stats], by_class)
 
 
-def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str) -> Any:
-    """Run the COCOeval of the ground truth's library without its output, and return it."""
+def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
+    """Compute AP and recall with up to `most` detections per image and class."""
+    evaluation = run_cocoeval(ground_truth, list(results), iou_type, most)
+    ap, recall = (np.asarray(evaluation.eval[name])[..., 0, -1] for name in ("precision", "recall"))
+    return MetricsOfAll(most, mean_of_valid(ap), mean_of_valid(recall))
+
+
+def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
+    """Run the COCOeval of the ground truth's library without its output, and return it.
+
+    Args:
+        most: detections per image and class, in place of COCO's 1, 10 and 100; then `stats` is not computed.
+    """
     if type(ground_truth).__module__.startswith("pycocotools"):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -147,9 +227,12 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str) -> Any:
             detections.dataset = {**ground_truth.dataset, "annotations": []}
             detections.createIndex()
         evaluation = COCOeval(ground_truth, detections, iou_type)
+        if most is not None:
+            evaluation.params.maxDets = [most]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if most is None:
+            evaluation.summarize()
     return evaluation
 
 

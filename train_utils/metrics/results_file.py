@@ -6,6 +6,7 @@ a COCO annotation file.
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,8 +26,24 @@ OFFICIAL_LINES = [
 ]
 
 
-def score_results_file(results_path: str, annotation_path: str, iou_type: str) -> str:
-    """Return the official table of the 12 metrics.
+@dataclass
+class ScoredResults:
+    """A results file and the metrics of what is in it.
+
+    Attributes:
+        truth: the content of the annotation file.
+        results: entries with `image_id`, `category_id`, `score` and `bbox` or `segmentation`, as `iou_type` says.
+        stats: COCO's 12 numbers.
+    """
+
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+    iou_type: str
+    stats: list[float]
+
+
+def score_results_file(results_path: str, annotation_path: str, iou_type: str) -> ScoredResults:
+    """Compute the 12 metrics; `official_table` prints them.
 
     For masks a `bbox` in the same entry is ignored, so that small, medium and large depend on the mask's area.
 
@@ -38,9 +55,10 @@ def score_results_file(results_path: str, annotation_path: str, iou_type: str) -
     shape = "segmentation" if iou_type == "segm" else "bbox"
     results = [{key: entry[key] for key in ("image_id", "category_id", "score", shape)} for entry in results]
     try:
-        return official_table(run_cocoeval(coco_object(truth), results, iou_type).stats)
+        stats = run_cocoeval(coco_object(truth), results, iou_type).stats
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{results_path}, {annotation_path}: cannot be scored ({error})") from error
+    return ScoredResults(truth, results, iou_type, [float(value) for value in stats])
 
 
 def read_annotations(path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Build an ONNX graph one operator at a time: values are names, constants are stored once, weights keep their names."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,18 +16,6 @@ DTYPES = {
     "int64": TensorProto.INT64,
     "uint8": TensorProto.UINT8,
 }
-
-M = TypeVar("M")
-
-
-def part(owner: nn.Module, path: str, kind: type[M]) -> M:
-    """A module's part by its path, such as "backbone.body"; ValueError if it is not of the kind that is known."""
-    found: Any = owner
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    if not isinstance(found, kind):
-        raise ValueError(f"{path} is a {type(found).__name__}; the ONNX exporter knows only {kind.__name__}")
-    return found
 
 
 class Graph:

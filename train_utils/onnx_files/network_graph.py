@@ -4,17 +4,17 @@ Each function here repeats the `forward` of the module that it is named after, o
 """
 
 import copy
+from collections.abc import Sequence
 
 import onnx
-from torch import nn
 
 from backbone.conv_norm import fold_norms
-from backbone.feature_pyramid import FeaturePyramidNetwork, LastLevelMaxPool
+from backbone.feature_pyramid import FeaturePyramidNetwork
 from backbone.resnet import Bottleneck, ResNet
-from backbone.resnet50_fpn import BackboneWithFPN
 from network_files import MaskRCNN
 from network_files.image_transform import ImageTransform
-from train_utils.onnx_files.graph import Graph, part
+from train_utils.onnx_files.graph import Graph
+from train_utils.onnx_files.parts import Parts
 from train_utils.onnx_files.roi_graph import detections
 from train_utils.onnx_files.rpn_graph import proposals
 
@@ -38,24 +38,21 @@ def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) ->
     Raises:
         ValueError: the network has a part that this exporter does not know; the message names it.
     """
-    check_sizes(model.transform)
     model = copy.deepcopy(model).eval()
+    parts = Parts.of(model)
     fold_norms(model)
     g = Graph(OPSET)
     batch, image_size, resized_size = transform(g, "image", model.transform, input_type)
-    levels = backbone(g, batch, model)
-    boxes = proposals(g, levels, batch, resized_size, model.rpn)
-    found = detections(g, levels, boxes, resized_size, model)
+    levels = backbone(g, batch, parts.body, parts.fpn)
+    boxes = proposals(g, levels, batch, resized_size, model.rpn, parts.rpn_head)
+    found = detections(g, levels, boxes, resized_size, model.roi_heads, parts)
     g.stage = "resize_boxes"
     ratio = g.op("Div", g.cast(image_size, "float32"), g.cast(resized_size, "float32"))
     found["boxes"] = g.op("Mul", found["boxes"], g.op("Gather", ratio, g.integers([1, 0, 1, 0])))
-    side = 2 * model.roi_heads.mask_roi_pool.output_size[0]
-    shapes: dict[str, list[int | str]] = {
-        "boxes": ["N", 4],
-        "labels": ["N"],
-        "scores": ["N"],
-        "masks": ["N", 1, side, side],
-    }
+    side = 2 * parts.mask_roi_pool.output_size[0]
+    shapes: dict[str, Sequence[int | str]] = {
+        "boxes": ["N", 4], "labels": ["N"], "scores": ["N"], "masks": ["N", 1, side, side],
+    }  # fmt: skip
     return g.model(
         {"image": (input_type, [3, "height", "width"])},
         {name: (found[name], "int64" if name == "labels" else "float32", shape) for name, shape in shapes.items()},
@@ -64,22 +61,21 @@ def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) ->
     )
 
 
-def check_sizes(module: ImageTransform) -> None:
-    """Raise ValueError for an image transform other than `build_model` makes it."""
-    if module.fixed_size is not None or module.size_divisible != PADDED_TO:
-        raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
-
-
 def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> tuple[str, str, str]:
     """Normalise, resize, pad: [3, H, W] -> [1, 3, H', W'], and the sizes of the image and of the resized image.
 
     Both sizes are int64 [2], height and width.
+
+    Raises:
+        ValueError: the module pads in another way than to multiples of `PADDED_TO`.
     """
+    if module.fixed_size is not None or module.size_divisible != PADDED_TO:
+        raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
     g.stage = "transform"
     image_size = g.columns(g.op("Shape", image), 1, 3, 0)
     if input_type == "uint8":
         image = g.op("Div", g.cast(image, "float32"), g.floats(255))
-    mean, std = (g.floats(values.tolist()) for values in (module.image_mean, module.image_std))
+    mean, std = (g.floats(values.tolist()) for values in (module.pixel_mean, module.pixel_std))
     x = g.op("Unsqueeze", g.op("Div", g.op("Sub", image, mean), std), g.integers([0]))
 
     # In double precision, as Python's: float32 would round some sizes to another pixel.
@@ -123,18 +119,15 @@ def steps(g: Graph, count: str) -> str:
     return g.op("Range", g.integers(0), count, g.integers(1))
 
 
-def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
+def backbone(g: Graph, x: str, body: ResNet, fpn: FeaturePyramidNetwork) -> list[str]:
     """[1, 3, H, W] -> five levels [1, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
     g.stage = "backbone.body"
-    part(model, "backbone", BackboneWithFPN)
-    body, fpn = part(model, "backbone.body", ResNet), part(model, "backbone.fpn", FeaturePyramidNetwork)
-    part(fpn, "extra_blocks", LastLevelMaxPool)
     x = g.op("Relu", g.conv(x, body.conv1, "backbone.body.conv1"))
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     stages = []
     for stage in range(1, body.returned_layers[-1] + 1):
-        for i in range(len(part(body, f"layer{stage}", nn.Sequential))):
-            x = bottleneck(g, x, part(body, f"layer{stage}.{i}", Bottleneck), f"backbone.body.layer{stage}.{i}")
+        for i, block in enumerate(getattr(body, f"layer{stage}")):
+            x = bottleneck(g, x, block, f"backbone.body.layer{stage}.{i}")
         if stage in body.returned_layers:
             stages.append(x)
 

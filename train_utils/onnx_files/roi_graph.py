@@ -3,45 +3,49 @@
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-
-from network_files import MaskRCNN
+from backbone.conv_norm import bias_of
 from network_files.heads import MaskRCNNPredictor, TwoMLPHead
 from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign
 from network_files.roi_heads import RoIHeads
 from train_utils.onnx_files.box_graph import clip, decode, unless_small
-from train_utils.onnx_files.graph import Graph, part
+from train_utils.onnx_files.graph import Graph
+from train_utils.onnx_files.parts import Parts
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
 
 
-def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, model: MaskRCNN) -> dict[str, str]:
+def detections(
+    g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads, parts: Parts
+) -> dict[str, str]:
     """`RoIHeads.detect` for one image.
 
     Args:
         levels: [1, C, H_i, W_i], finest first.
         proposals: float32 [P, 4].
         image_size: int64 [2], height and width of the resized image.
+        parts: those of the network of `heads`.
 
     Returns:
         `boxes` [D, 4] in the resized image, `labels` [D], `scores` [D] and `masks` [D, 1, 28, 28], best first.
     """
-    heads, levels = model.roi_heads, levels[:ROI_LEVELS]
-    box_roi_pool, mask_roi_pool = (part(model, f"roi_heads.{key}_roi_pool", PyramidRoIAlign) for key in ("box", "mask"))
+    levels = levels[:ROI_LEVELS]
     g.stage = "roi_heads"
     exponents = [stride_exponent(g, level, image_size) for level in levels]
 
     g.stage = "roi_heads.box"
-    features, order = pool(g, levels, exponents, proposals, box_roi_pool)
-    x, restore = box_head(g, features, model), inverse(g, order)
-    layers = [f"roi_heads.box_predictor.{key}" for key in ("cls_score", "bbox_pred")]
-    logits, deltas = (g.op("Gather", g.linear(x, part(model, key, nn.Linear), key), restore) for key in layers)
-    found = select_detections(g, logits, deltas, proposals, image_size, heads)
+    features, order = pool(g, levels, exponents, proposals, parts.box_roi_pool)
+    x, restore = box_head(g, features, heads), inverse(g, order)
+    logits, deltas = (
+        g.op("Gather", g.linear(x, getattr(parts.box_predictor, key), f"roi_heads.box_predictor.{key}"), restore)
+        for key in ("cls_score", "bbox_pred")
+    )
+    classes = parts.box_predictor.cls_score.out_features - 1
+    found = select_detections(g, logits, deltas, proposals, image_size, heads, classes)
 
     g.stage = "roi_heads.mask"
-    features, order = pool(g, levels, exponents, found["boxes"], mask_roi_pool)
+    features, order = pool(g, levels, exponents, found["boxes"], parts.mask_roi_pool)
     x = g.sequence(features, heads.mask_head, "roi_heads.mask_head")
-    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), model)
+    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), parts.mask_predictor)
     return found | {"masks": g.op("Gather", masks, inverse(g, order))}
 
 
@@ -97,22 +101,20 @@ def inverse(g: Graph, order: str) -> str:
     return g.op("ScatterElements", g.op("Mul", order, g.integers([0])), order, places, axis=0)
 
 
-def box_head(g: Graph, features: str, model: MaskRCNN) -> str:
+def box_head(g: Graph, features: str, heads: RoIHeads) -> str:
     """RoI features [R, C, h, w] -> vectors [R, F]."""
-    head = model.roi_heads.box_head
-    if not isinstance(head, TwoMLPHead):
-        return g.sequence(features, head, "roi_heads.box_head")
+    if not isinstance(heads.box_head, TwoMLPHead):
+        return g.sequence(features, heads.box_head, "roi_heads.box_head")
     x = g.op("Flatten", features, axis=1)
     for key in ("fc6", "fc7"):
-        x = g.op("Relu", g.linear(x, part(head, key, nn.Linear), f"roi_heads.box_head.{key}"))
+        x = g.op("Relu", g.linear(x, getattr(heads.box_head, key), f"roi_heads.box_head.{key}"))
     return x
 
 
 def select_detections(
-    g: Graph, logits: str, deltas: str, proposals: str, image_size: str, heads: RoIHeads
+    g: Graph, logits: str, deltas: str, proposals: str, image_size: str, heads: RoIHeads, classes: int
 ) -> dict[str, str]:
     """`RoIHeads.select_detections`: logits [P, K], deltas [P, 4 * K], proposals [P, 4] -> `boxes, labels, scores`."""
-    classes = part(heads, "box_predictor.cls_score", nn.Linear).out_features - 1
     probs = g.columns(g.op("Softmax", logits, axis=1), 1, classes + 1)
     deltas = g.columns(g.reshape(deltas, -1, classes + 1, 4), 1, classes + 1, 1)
     boxes = decode(g, deltas, g.op("Unsqueeze", proposals, g.integers([1])), heads.box_coder)
@@ -141,10 +143,9 @@ def select_detections(
     return {"boxes": g.op("Gather", g.reshape(boxes, -1, 4), best), "labels": labels, "scores": scores}
 
 
-def masks_of_classes(g: Graph, x: str, labels: str, model: MaskRCNN) -> str:
+def masks_of_classes(g: Graph, x: str, labels: str, predictor: MaskRCNNPredictor) -> str:
     """[R, C, 14, 14] and the label of each, int64 [R] -> probabilities of that class [R, 1, 28, 28]."""
     name = "roi_heads.mask_predictor"
-    predictor = part(model, name, MaskRCNNPredictor)
     upsample, last = predictor.conv5_mask, predictor.mask_fcn_logits
     x = g.op(
         "ConvTranspose", x, *g.parameters(upsample, f"{name}.conv5_mask"),
@@ -152,8 +153,8 @@ def masks_of_classes(g: Graph, x: str, labels: str, model: MaskRCNN) -> str:
     )  # fmt: skip
     x = g.op("Relu", x)
     weight = g.weight(f"{name}.mask_fcn_logits.weight", last.weight.flatten(1))
-    bias = g.weight(f"{name}.mask_fcn_logits.bias", part(last, "bias", Tensor)[:, None, None])
+    bias = g.weight(f"{name}.mask_fcn_logits.bias", bias_of(last)[:, None, None])
+    channels = last.in_channels
     weights = g.op("Unsqueeze", g.op("Gather", weight, labels), g.integers([1]))
-    side = 2 * part(model, "roi_heads.mask_roi_pool", PyramidRoIAlign).output_size[0]
-    logits = g.op("MatMul", weights, g.reshape(x, 0, last.in_channels, side * side))
-    return g.op("Sigmoid", g.reshape(g.op("Add", logits, g.op("Gather", bias, labels)), 0, 1, side, side))
+    logits = g.op("MatMul", weights, g.reshape(x, 0, channels, 784))
+    return g.op("Sigmoid", g.reshape(g.op("Add", logits, g.op("Gather", bias, labels)), 0, 1, 28, 28))

@@ -2,33 +2,33 @@
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from network_files.anchors import AnchorGenerator
 from network_files.heads import RPNHead
 from network_files.rpn import RegionProposalNetwork
 from train_utils.onnx_files.box_graph import at_most, clip, decode, unless_small
-from train_utils.onnx_files.graph import Graph, part
+from train_utils.onnx_files.graph import Graph
 
 FINEST_STRIDE = 4
 
 
-def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork) -> str:
+def proposals(
+    g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork, head: RPNHead
+) -> str:
     """The best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
 
     Args:
         levels: [1, C, H_i, W_i], finest first.
         batch: [1, 3, H, W], the padded image.
         image_size: int64 [2], height and width without the padding.
+        head: that of `rpn`.
     """
-    head = part(rpn, "head", RPNHead)
     post_nms_top_n = rpn.post_nms_top_n["testing"]
     boxes, scores = [], []
     for i, level in enumerate(levels):
         g.stage = f"rpn.{i}"
         hidden = g.sequence(level, head.conv, "rpn.head.conv")
         logits, deltas = (
-            g.op("Transpose", g.conv(hidden, part(head, key, nn.Conv2d), f"rpn.head.{key}"), perm=[0, 2, 3, 1])
+            g.op("Transpose", g.conv(hidden, getattr(head, key), f"rpn.head.{key}"), perm=[0, 2, 3, 1])
             for key in ("cls_logits", "bbox_pred")
         )
         logits = g.reshape(logits, -1)

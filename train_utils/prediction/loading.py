@@ -41,7 +41,10 @@ def open_image(source: ImageLike, exif: str = "apply", large: bool = False) -> I
 def read_file(path: Path, exif: str, large: bool) -> Image.Image:
     try:
         with open_any_size(path) if large else Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return as_rgb(ImageOps.exif_transpose(picture) if exif == "apply" else picture)
+            if exif == "apply":
+                ImageOps.exif_transpose(picture, in_place=True)
+            picture.load()
+            return picture if picture.mode == "RGB" else as_rgb(picture)  # without a copy, which may be large
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:

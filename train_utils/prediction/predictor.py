@@ -22,6 +22,7 @@ from train_utils.options import PredictorSettings
 from train_utils.prediction.loading import ImageLike, open_image
 from train_utils.prediction.prediction import Prediction
 from train_utils.prediction.tiles import Tile, TileDetections, merge_tiles, tiles_of
+from train_utils.test_time_augmentation import look_several_times
 from train_utils.trained_model import TrainedModel, open_trained_model
 
 DEFAULT_OVERLAP = 0.2
@@ -62,7 +63,7 @@ class Predictor:
     Args:
         weights_path: a checkpoint, or weights of torchvision or Detectron2; by default the newest in save_weights/.
         options: those of predict.py that concern the network and the image, with underscores: `device`, `box_thresh`,
-            `mask_thresh`, `batch_size`, `exif`, `tile`, `overlap`, `min_size`, `max_size`, `amp`, ...
+            `mask_thresh`, `batch_size`, `exif`, `tile`, `overlap`, `min_size`, `max_size`, `tta`, `amp`, ...
 
     Raises:
         InputError: there are no such weights, or they or the options cannot be used.
@@ -91,7 +92,8 @@ class Predictor:
         self.trained = trained
         self.classes = trained.classes
         self.device, self.precision = trained.device, trained.precision
-        self.network = ready_for_inference(trained.model, trained.precision)
+        model = look_several_times(trained.model) if settings.tta else trained.model
+        self.network = ready_for_inference(model, trained.precision)
         self.continuous_paste = trained.model.continuous_paste
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
         self.exif = settings.exif or trained.trained_with.get("exif") or "apply"

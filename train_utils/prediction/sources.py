@@ -127,15 +127,19 @@ def image_ids(sources: Sequence[Source], annotation_file: str | None = None) -> 
     Without a file: COCO's image ids if every file name is a number of its own, as COCO's are; else 1, 2, 3, ...
 
     Args:
-        annotation_file: a COCO file in which the ids are looked up, by the base names of the files.
+        annotation_file: a COCO file in which the ids are looked up, by the names of the files below the folders that
+            were given, and where that is not there, by their base names.
 
     Raises:
-        InputError: an image is not in the file, or several have its name.
+        InputError: an image is not in the file, or several have its name or its id.
     """
     if annotation_file is not None:
-        return [
-            id_in_file(source, annotation_file, known) for known in [ids_by_name(annotation_file)] for source in sources
-        ]
+        known = ids_by_name(annotation_file)
+        ids = [id_in_file(source, annotation_file, known) for source in sources]
+        if len(set(ids)) < len(ids):
+            twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
+            raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
+        return ids
     stems = [source.path.stem for source in sources]
     if all(stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
         return [int(stem) for stem in stems]
@@ -143,6 +147,7 @@ def image_ids(sources: Sequence[Source], annotation_file: str | None = None) -> 
 
 
 def ids_by_name(annotation_file: str) -> dict[str, set[int]]:
+    """Image ids by whole file name, and by "./" and base name."""
     # Imported only here: it needs pycocotools, which programs that run exported networks do without.
     from dataset_files.coco_index import open_index
 
@@ -150,12 +155,14 @@ def ids_by_name(annotation_file: str) -> dict[str, set[int]]:
         index = open_index(Path(annotation_file))
     by_name: dict[str, set[int]] = {}
     for name, image_id in zip(index.file_names.tolist(), index.image_ids.tolist()):
-        by_name.setdefault(name.replace("\\", "/").rpartition("/")[2], set()).add(image_id)
+        name = name.replace("\\", "/")
+        for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
+            by_name.setdefault(form, set()).add(image_id)
     return by_name
 
 
 def id_in_file(source: Source, annotation_file: str, known: dict[str, set[int]]) -> int:
-    ids = known.get(source.path.name, set())
+    ids = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
     if len(ids) != 1:
         reason = "is not in" if not ids else "is the name of several images in"
         raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")

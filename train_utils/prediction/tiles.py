@@ -1,8 +1,10 @@
 """Predict images that are too large for the network in overlapping tiles, and merge what the tiles show.
 
 The rule for merging: two detections in different tiles show one object if their masks agree in the area that both
-tiles see. An object that some tile shows whole is taken from there; of one that no tile shows whole, the mask is the
-union of its parts. Two detections in one tile are never merged, since the network took them for two objects.
+tiles see, or if one of them is cut off by its tile's border and the other covers it. An object that some tile shows
+whole is taken from there; of one that no tile shows whole, the mask is the union of its parts. Two detections in one
+tile are never merged, since the network took them for two objects. What lies in the outermost strip of a tile is left
+to the neighbour, which sees it further inside.
 """
 
 import math
@@ -21,7 +23,7 @@ Window = tuple[int, int, int, int]  # the same of any rectangle
 
 AGREE = 0.5  # IoU of the masks of one object within the area that two tiles see
 COVERED = 0.7  # share of an object's part, cut off by its tile's border, that the other tile's mask of it covers
-BORDER = 1 / 50  # of the tile's side: an object that ends so close to a border may continue beyond it
+BORDER = 1 / 50  # of the tile's side, the width of the strip: an object that ends in it may continue beyond the tile
 
 
 @dataclass
@@ -104,9 +106,11 @@ def merge_tiles(
     Returns:
         `boxes` float32 [N, 4] and `labels` int64 [N], `scores` float32 [N], N run-length codes; best first.
     """
+    tiles = [one.tile for one in found]
     by_tile = [parts_of(number, one, size, mask_thresh, continuous_paste) for number, one in enumerate(found)]
+    by_tile = [[part for part in parts if not is_left_to_another(part, tiles, size)] for parts in by_tile]
     parts = [part for parts in by_tile for part in parts]
-    objects = [merged([parts[i] for i in group]) for group in groups_of(parts, by_tile, [one.tile for one in found])]
+    objects = [merged([parts[i] for i in group]) for group in groups_of(parts, by_tile, tiles)]
     objects.sort(key=lambda part: -part.score)
     codes = compress([encode_crop(part.crop, part.left, part.top, *size) for part in objects])
     return (
@@ -133,11 +137,32 @@ def parts_of(
 
 
 def may_continue(box: np.ndarray, tile: Tile, size: tuple[int, int]) -> bool:
-    """Whether a box ends at a border of its tile that is not the image's."""
-    margin = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
-    ends = (0, 0, size[1], size[0])
-    near = (box[0] - tile[0], box[1] - tile[1], tile[2] - box[2], tile[3] - box[3])
-    return any(distance <= margin and tile[k] != ends[k] for k, distance in enumerate(near))
+    """Whether a box reaches into the strip along a border of its tile that is not the image's."""
+    x1, y1, x2, y2 = inside_of(tile, size)
+    return bool(box[0] <= x1 or box[1] <= y1 or box[2] >= x2 or box[3] >= y2)
+
+
+def is_left_to_another(part: Part, tiles: Sequence[Tile], size: tuple[int, int]) -> bool:
+    """Whether a part lies in the strip along a border of its tile, and wholly in another tile without its strips."""
+    if not is_in_strip(part.box, tiles[part.tile], size):
+        return False
+    x1, y1, x2, y2 = part.box
+    insides = np.array([inside_of(tile, size) for tile in tiles])
+    return bool(((insides[:, :2] <= (x1, y1)) & (insides[:, 2:] >= (x2, y2))).all(axis=1).any())
+
+
+def is_in_strip(box: np.ndarray, tile: Tile, size: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = inside_of(tile, size)
+    return bool(box[2] <= x1 or box[3] <= y1 or box[0] >= x2 or box[1] >= y2)
+
+
+def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """A tile without the strips along its borders; where that is the image's border, without end."""
+    strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
+    height, width = size
+    left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
+    right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], (width, height)))
+    return left, top, right, bottom
 
 
 def groups_of(parts: Sequence[Part], by_tile: Sequence[Sequence[Part]], tiles: Sequence[Tile]) -> list[list[int]]:

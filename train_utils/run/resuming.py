@@ -6,14 +6,14 @@ from typing import Any
 from train_utils.device import choose_device
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
-from train_utils.options import RESULT_SETTINGS, TrainSettings
+from train_utils.options import TrainSettings, result_settings
 from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint
 from train_utils.run.run_folder import checkpoints
 
 RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
 # Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
 IGNORED_SETTINGS = (
-    "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
+    "config", "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
 )  # fmt: skip
 
 
@@ -62,10 +62,16 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
         facts: `data`, the fingerprint of the training set, and `processes`, the number of processes.
 
     Raises:
-        InputError: a setting that changes the result differs, and `--force` was not given.
+        InputError: a setting that changes the result differs, and `--force` was not given; or the optimizer does.
     """
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
+    opt = before.get("opt", "sgd")
+    if settings.opt != opt:
+        raise InputError(
+            f"{path}: was trained with --opt {opt}, which a resumed run cannot change; leave --opt out, or start a new "
+            "run from its weights with --pretrain"
+        )
     now = settings.to_plain() | facts
     differences = {
         name: f"{name} {before[name]} -> {now[name]}"
@@ -73,7 +79,8 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
         if name in before and comparable(name, before[name]) != comparable(name, now[name])
         and name not in IGNORED_SETTINGS
     }  # fmt: skip
-    serious = [text for name, text in differences.items() if name in RESULT_SETTINGS or name in RESULT_FACTS]
+    changing_result = {*result_settings(settings), *RESULT_FACTS}
+    serious = [text for name, text in differences.items() if name in changing_result]
     if serious and not settings.force:
         raise InputError(
             f"{path}: was written with other settings, which change the result: {', '.join(serious)}; "

@@ -7,12 +7,13 @@ checkpoint that the run resumes from, so that nothing is lost or written twice. 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dataset_files.atomic_files import link_atomically, remove_leftovers, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
@@ -27,6 +28,7 @@ from train_utils.weight_files.weights import read_weight_file
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, SETTINGS = "log.jsonl", "args.json"
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
+PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
 BEST = "model_best.pth"
 # model_7.pth: at the end of epoch 7, or of a run within it; model_7_step1234.pth: after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
@@ -108,7 +110,8 @@ class RunFolder:
 
     def files_of_a_run(self) -> list[Path]:
         names = [*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST]
-        return [f for f in sorted(self.path.iterdir()) if f.name in names or CHECKPOINT.match(f.name)]
+        patterns = (CHECKPOINT, PREDICTIONS)
+        return [f for f in sorted(self.path.iterdir()) if f.name in names or any(p.match(f.name) for p in patterns)]
 
     def lines(self, name: str) -> list[str]:
         """Return the complete lines of a file; a power failure may leave a partial one at the end."""
@@ -130,8 +133,13 @@ class RunFolder:
             if age(file) > age(self.path / own_name):
                 file.unlink()
 
+        evaluated = epoch + (not inside)  # epochs before this one keep their results
         for name in RESULTS.values():
-            self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < epoch + (not inside)])
+            self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < evaluated])
+        for file in list(self.path.iterdir()):
+            match = PREDICTIONS.match(file.name)
+            if match and int(match[1]) >= evaluated:
+                file.unlink()
         logged = [(json.loads(line)["step"], line) for line in self.lines(LOG)]
         stays = step if inside and step % print_freq else step + 1  # a stopped run logs its last step out of turn
         self.rewrite(LOG, [line for at, line in logged if at < stays])
@@ -171,6 +179,15 @@ class RunFolder:
             with trying_again_later(self.path / name):
                 self.rewrite(name, self.results[kind])
 
+    def write_predictions(self, epoch: int, draw: Callable[[], Image.Image | None]) -> None:
+        """Write the sheet that `draw` returns as predictions_{epoch}.png; to be called before `write_results`."""
+        path = self.path / f"predictions_{epoch}.png"
+        with trying_again_later(path):
+            sheet = draw() if self.writes else None
+            if sheet is not None:
+                with replacing(path) as file:
+                    sheet.save(file, format="PNG")
+
     def mark_best(self, epoch: int | None) -> None:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
         if of_epoch:
@@ -183,8 +200,10 @@ class RunFolder:
         steps = [json.loads(line) for line in self.lines(LOG)]
         box, mask = ({epoch_of(line): line.split() for line in lines} for lines in self.results.values())
         epochs = [epoch for epoch in box if epoch in mask]  # a killed run may have written only one file's line
+        ends = {s["epoch"]: s["step"] for s in steps if s["epoch"] in epochs}
+        losses, rates, numbers = ([s[name] for s in steps] for name in ("loss", "lr", "step"))
         with trying_again_later(self.path / LOSS_CURVE):
-            plot_loss_and_lr([s["loss"] for s in steps], [s["lr"] for s in steps], self.path / LOSS_CURVE)
+            plot_loss_and_lr(losses, rates, self.path / LOSS_CURVE, numbers, ends)
             plot_map(
                 epochs,
                 [float(box[epoch][1]) for epoch in epochs],

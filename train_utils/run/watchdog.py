@@ -2,8 +2,9 @@
 
 Each process writes a heartbeat with its current activity into the process group's store, once per second, from a thread
 of its own. A process that ends with an error reports so there. The first two processes detect one that makes no
-progress. Every process detects one that is gone, whatever the main thread is waiting for: one of its own machine by its
-process id, another one by its heartbeats; so does a process whose connection broke. All then end, and name it.
+progress. The first two of each machine detect one that is gone, whatever their main threads wait for: on their own
+machine by its process id, elsewhere by its heartbeats. So does a process whose connection broke. All then end, and name
+it.
 """
 
 import json
@@ -49,6 +50,7 @@ class Watchdog(threading.Thread):
         self.last_states: list[list] = [[None] * 8] * world_size
         self.last_change = [time.monotonic()] * world_size
         self.last_heartbeat = [time.monotonic()] * world_size
+        self.watches = True  # until the first look at all heartbeats
         self.send_heartbeat()
 
     def report_activity(self, activity: str, step: int | None) -> None:
@@ -71,8 +73,9 @@ class Watchdog(threading.Thread):
         try:
             while not self.leaving.wait(self.interval):
                 self.send_heartbeat()
-                self.update_states()
-                self.find_lost()
+                if self.watches:
+                    self.update_states()
+                    self.find_lost()
                 if self.rank < 2:  # one is enough, unless it is the stalled one
                     self.find_stalled()
                 if self.store.check(["verdict"]) and not self.leaving.wait(GRACE):
@@ -90,6 +93,8 @@ class Watchdog(threading.Thread):
             if new[1] != old[1]:
                 self.last_change[r] = now
         self.last_states = states
+        neighbours = [r for r, state in enumerate(states) if state[7] == self.namespace]
+        self.watches = self.rank < 2 or self.rank in neighbours[:2]  # one is enough, unless it is the one that is gone
 
     def find_lost(self) -> None:
         """Blame processes that ended without a report: of this machine those that are gone, of others silent ones."""

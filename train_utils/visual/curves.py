@@ -1,10 +1,10 @@
-"""Plot the history of a run: loss and learning rate over the logged steps, AP over the epochs.
+"""Plot the history of a run: loss and learning rate over the steps, AP over the epochs.
 
 The figures use matplotlib's objects on the Agg canvas: no window, no display, and no global pyplot state.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,18 @@ from matplotlib.ticker import MaxNLocator
 
 from dataset_files.atomic_files import replacing
 
+MOST_TICKS = 14
 LOSS_COLOUR, RATE_COLOUR = "tab:red", "tab:blue"
 BOX_COLOUR, MASK_COLOUR = "tab:blue", "tab:orange"
 
 
-def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], path: str | os.PathLike) -> None:
+def plot_loss_and_lr(
+    losses: Sequence[float],
+    learning_rates: Sequence[float],
+    path: str | os.PathLike,
+    steps: Sequence[int] | None = None,
+    epoch_ends: Mapping[int, int] | None = None,
+) -> None:
     """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
     Args:
@@ -27,30 +34,35 @@ def plot_loss_and_lr(losses: Sequence[float], learning_rates: Sequence[float], p
             axis a mark.
         learning_rates: S learning rates of the same steps.
         path: the PNG to write; an existing one is replaced atomically.
+        steps: S numbers of the steps; None: 1, 2, 3, ...
+        epoch_ends: epoch -> its last step, for the axis at the top.
     """
-    if len(losses) != len(learning_rates):
+    numbers = np.arange(1, len(losses) + 1) if steps is None else np.asarray(steps)
+    if not len(losses) == len(learning_rates) == len(numbers):
         raise ValueError(
-            f"each loss needs its learning rate: got {len(losses)} losses and {len(learning_rates)} learning rates"
+            f"each loss needs its learning rate and step: got {len(losses)} losses, {len(learning_rates)} learning "
+            f"rates and {len(numbers)} steps"
         )
-    steps = np.arange(1, len(losses) + 1)
     loss, rate = with_gaps(losses), with_gaps(learning_rates)
     smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
 
-    figure, axes = new_figure("logged step", "loss", points=len(steps))
-    (raw,) = axes.plot(steps, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=point_marker(loss))
-    (trend,) = axes.plot(steps, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=point_marker(smoothed))
+    figure, axes = new_figure("step", "loss", points=len(numbers))
+    (raw,) = axes.plot(numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=point_marker(loss))
+    (trend,) = axes.plot(numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=point_marker(smoothed))
     lines = {"loss": raw, "loss, smoothed": trend}
-    broken = steps[np.isnan(loss)]
+    broken = numbers[np.isnan(loss)]
     if len(broken):
         (marks,) = axes.plot(broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False)
         lines["loss not finite"] = marks
 
     right = axes.twinx()
     right.set_ylabel("learning rate")
-    (lines["learning rate"],) = right.plot(steps, rate, color=RATE_COLOUR, linewidth=1.2, marker=point_marker(rate))
-    right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    (lines["learning rate"],) = right.plot(numbers, rate, color=RATE_COLOUR, linewidth=1.2, marker=point_marker(rate))
+    right.yaxis.set_major_formatter("{x:.3g}")
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
+    if epoch_ends:
+        add_epoch_axis(axes, epoch_ends)
     # On the right axis, which is drawn last: no line runs over the legend.
     right.legend(lines.values(), lines.keys(), loc="upper right")
     write_png(figure, path)
@@ -93,6 +105,15 @@ def plot_map(
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     write_png(figure, path)
+
+
+def add_epoch_axis(axes: Axes, epoch_ends: Mapping[int, int]) -> None:
+    """Mark the last steps of some epochs at the top, at most about MOST_TICKS of them."""
+    ends = sorted(epoch_ends.items())
+    chosen = ends[:: -(-len(ends) // MOST_TICKS)]
+    top = axes.secondary_xaxis("top")
+    top.set_xlabel("end of epoch")
+    top.set_xticks([step for _, step in chosen], [str(epoch) for epoch, _ in chosen])
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

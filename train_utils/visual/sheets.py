@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -10,16 +11,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset_files.atomic_files import replacing
+from dataset_files.dataset import InstanceDataset
+from network_files import MaskRCNN
+from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
+from network_files.mask_paste import mask_crops
 from network_files.mask_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from train_utils.augmentation import training_sizes
+from train_utils.classes import ClassTable
+from train_utils.device import Precision
 from train_utils.distributed import is_main, rank
+from train_utils.engine import ready_for_inference
 from train_utils.errors import reading_input
 from train_utils.loaders import mix_seed
 from train_utils.options import TrainSettings
 from train_utils.visual.drawing import draw_instances
 
 BATCH = "batch.png"
+SHOWN, LOOK_AHEAD = 8, 20  # images on a sheet of predictions; how far to look for one with objects
+LEAST_SCORE = 0.5
 TILE, BATCH_TILE = 320, 640  # pixels, the side of a tile
 MARGIN = 8
 GREY = (32, 32, 32)
@@ -44,10 +54,51 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) 
 
 def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str]) -> Image.Image:
     """Draw the objects of a target on their image, uint8 [3, H, W]; `masks` are InstanceMasks in its frame."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].in_current_frame().all_crops()]
     classes = [names.get(label, f"class {label}") for label in target["labels"].tolist()]
-    return draw_instances(picture, target["boxes"].numpy(), classes, None, masks)
+    return draw_instances(as_picture(image), target["boxes"].numpy(), classes, None, masks)
+
+
+def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
+    """Items to show of a dataset, the same every time: spread evenly, where it is not far to one with objects."""
+    chosen = []
+    for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
+        near = range(first, min(end, first + LOOK_AHEAD))
+        if near:
+            chosen.append(next((i for i in near if len(dataset.target(i)["labels"])), first))
+    return chosen
+
+
+@torch.inference_mode()
+def draw_predictions(
+    model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
+) -> Image.Image | None:
+    """Draw some images of a dataset, each with its objects on the left and what the model finds on the right.
+
+    Shown are detections with a score of at least 0.5, and images that can be read; None if there are none.
+    """
+    network, tiles = ready_for_inference(model, precision), []
+    for i in chosen_items(dataset):
+        try:
+            image, target = dataset[i]
+        except (ValueError, OSError):  # the evaluation has named it
+            continue
+        with precision.autocast():
+            (found,) = network.detect([image.to(device)])
+        shown = found["scores"] >= LEAST_SCORE
+        found = {name: value[shown].float().cpu() for name, value in found.items()}
+        crops = mask_crops(found["masks"], found["boxes"], size_of(image), model.continuous_paste)
+        masks = [(left, top, (crop > 0.5).numpy()) for left, top, crop in crops]
+        names = [classes.names.get(int(label), f"class {int(label)}") for label in found["labels"]]
+        scores = found["scores"].numpy()
+        predicted = draw_instances(as_picture(image), found["boxes"].numpy(), names, scores, masks)
+        tiles += [draw_target(image, target, classes.names), predicted]
+    return contact_sheet(tiles, columns=4) if tiles else None
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """uint8 [3, H, W] -> an image in RGB."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def write_batch_sheet(loader: DataLoader, settings: TrainSettings, names: Mapping[int, str]) -> None:

@@ -1,0 +1,30 @@
+"""Reports that several test files look at."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
+from train_utils.report.write_report import ReportInput, write_report
+
+EVIL = '</script><script>alert("x")</script>'
+EVIL_NAMES = {CAT: "猫 <b>&'\"", DOG: EVIL, BIRD: "bird"}
+EVIL_FILE = '<img src=x onerror=alert(1)>&".jpg'
+
+
+@pytest.fixture(scope="session")
+def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of boxes and masks, with class and file names that try to become markup."""
+    folder = tmp_path_factory.mktemp("report")
+    truth, results = every_kind_of_error(EVIL_NAMES, EVIL_FILE)
+    given = ReportInput(
+        title=f"{EVIL} on 数据",
+        facts={"weights": EVIL, "data": EVIL_FILE},
+        content=json.loads(json.dumps(truth)),
+        results=results,
+        stats={kind: [0.5] * 12 for kind in results},
+        paths={IMAGE: draw_image(folder / "image.jpg")},
+    )
+    write_report(folder / "out", given)
+    return folder / "out"

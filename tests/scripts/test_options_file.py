@@ -1,0 +1,105 @@
+"""--config: the options of an earlier run, or of a JSON by hand, for all that the command line does not give."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import assert_refused, run
+from train_utils.errors import InputError
+from train_utils.options import DataSettings, TrainSettings
+
+
+def parsed(folder: Path, content: object, *words: str, multi_gpu: bool = False) -> TrainSettings:
+    file = folder / "options.json"
+    file.write_text(json.dumps(content))
+    return TrainSettings.parse("", ["--config", str(file), *words], multi_gpu)
+
+
+def args_json(words: list[str]) -> dict:
+    """What a run with these options leaves as args.json."""
+    settings = TrainSettings.parse("", words)
+    settings.resolve(processes=2)
+    return settings.to_plain()
+
+
+RUNS = {
+    "the demo": [],
+    "the demo with the usual epochs": ["--epochs", "26", "--lr", "0.01", "--amp", "False"],
+    "own data": ["--data-path", "data", "--lr-steps", "3", "5", "--pretrain", "weights.pth", "--color-jitter", "0.25"],
+    "sizes": ["--data-path", "data", "--min-size", "640", "800", "--wd", "0.05", "--amp", "--proposals", "1500"],
+    "one size": ["--data-path", "data", "--min-size", "512", "--pretrain", "False", "--output-dir", "a b/c"],
+}
+
+
+@pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
+def test_args_json_of_a_run_gives_the_options_of_that_run(tmp_path, words):
+    before = args_json(words)
+    settings = parsed(tmp_path, before)
+    settings.resolve(processes=1)  # the learning rate is that of the run, whatever the number of processes
+    assert settings.to_plain() == before | {"config": str(tmp_path / "options.json")}
+
+
+def test_the_command_line_goes_before_the_file(tmp_path):
+    settings = parsed(tmp_path, {"epochs": 3, "lr": 0.5, "min_size": [640, 800]}, "--epochs", "4", "--min_size=96")
+    assert (settings.epochs, settings.lr, settings.min_size) == (4, 0.5, [96])
+    assert settings.given == {"config", "epochs", "lr", "min_size"} and settings.from_file == {"lr"}
+
+
+def test_names_are_those_of_the_command_line_too(tmp_path):
+    content = {"batch-size": 7, "wd": 0.25, "lr_steps": [1, 2], "b": 3, "skip-bad": True, "val_json": None}
+    settings = parsed(tmp_path, content)
+    assert (settings.batch_size, settings.weight_decay, settings.lr_steps, settings.skip_bad) == (3, 0.25, [1, 2], True)
+    assert "val_json" not in settings.given
+
+
+def test_options_of_one_start_are_not_taken(tmp_path):
+    """A run that was started with --overwrite must not make another one delete its folder."""
+    content = {"overwrite": True, "force": True, "resume": "auto", "test_only": True, "show_batch": True, "epochs": 2}
+    settings = parsed(tmp_path, content | {"config": "other.json"})
+    assert settings.given == {"config", "epochs"}
+    assert not (settings.overwrite or settings.force or settings.resume or settings.test_only or settings.show_batch)
+
+
+def test_options_of_several_gpus_are_known_to_both_scripts(tmp_path):
+    for multi_gpu in (False, True):
+        assert parsed(tmp_path, {"timeout": 9, "sync_bn": False}, multi_gpu=multi_gpu).timeout == 9
+
+
+def test_a_share_that_the_run_had_by_default_is_not_asked_for(tmp_path):
+    """--val-fraction is refused for data that are split; args.json names it all the same."""
+    settings = parsed(tmp_path, args_json(["--data-path", "data"]))
+    assert settings.val_fraction == DataSettings().val_fraction and "val_fraction" in settings.from_file
+
+
+FLAWED = {
+    "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; is 'epochs' meant?"),
+    "nothing like it": ({"zzz": 3}, "there is no option 'zzz'"),
+    "type": ({"epochs": "many"}, "argument --epochs: invalid positive value: 'many'"),
+    "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 0.9"),
+    "choice": ({"data_augmentation": "cutout"}, "argument --data-augmentation: invalid choice"),
+    "list": ({"epochs": [1, 2]}, "argument|unrecognized"),
+    "object": ({"epochs": {"a": 1}}, "argument --epochs"),
+    "empty list": ({"lr_steps": []}, "argument --lr-steps: expected at least one argument"),
+    "no object": ([1], "not an object of options and values"),
+}
+
+
+@pytest.mark.parametrize("content, message", FLAWED.values(), ids=FLAWED)
+def test_what_is_wrong_in_the_file_is_named_with_the_file(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parsed(tmp_path, content)
+    assert str(caught.value).startswith(f"{tmp_path / 'options.json'}: ")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(InputError, match="missing.json: no such file"):
+        TrainSettings.parse("", ["--config", str(tmp_path / "missing.json")])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match="broken.json: cannot be read as JSON"):
+        TrainSettings.parse("", ["--config", str(tmp_path / "broken.json")])
+
+
+def test_the_script_ends_in_one_line(tmp_path):
+    (tmp_path / "o.json").write_text('{"learning_rate": 1}')
+    assert_refused(run(tmp_path, "train.py", "--config", "o.json"), "o.json: there is no option 'learning_rate'")

@@ -1,0 +1,189 @@
+"""Hold images, objects and detections of one evaluation as flat arrays, sorted by image.
+
+Ground truth and results come in COCO's format; the rest of this room works on these arrays. Image and class numbers
+are positions in `Scene.image_ids` and `Scene.category_ids`, which are sorted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from my_dataset_coco import packed_code
+
+DETECTIONS_PER_CLASS = 100  # that COCO's metrics look at in an image
+
+
+@dataclass
+class Objects:
+    """G annotated objects.
+
+    Attributes:
+        ids: int64 [G], annotation ids.
+        images, classes: int64 [G], numbers.
+        boxes: float64 [G, 4], x, y, width, height in pixels of the image.
+        areas: float64 [G], the annotations' `area`.
+        crowds: bool [G].
+        codes: run-length codes of the masks; empty if boxes alone are compared.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    classes: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+    codes: list[dict]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Detections:
+    """D detections, in each image by falling score; at most 100 per image and class.
+
+    Attributes:
+        images, classes: int64 [D], numbers.
+        scores: float64 [D].
+        boxes: float64 [D, 4], x, y, width, height.
+        codes: as in `Objects`.
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    codes: list[dict]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass
+class Scene:
+    """All that an evaluation compared.
+
+    Attributes:
+        image_ids: int64 [I], sorted.
+        sizes: int64 [I, 2], height and width.
+        file_names: I names as the annotations have them.
+        paths: I image files; None where there is none to show.
+        category_ids: int64 [K], sorted.
+        class_names: K names.
+    """
+
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    file_names: list[str]
+    paths: list[Path | None]
+    category_ids: np.ndarray
+    class_names: list[str]
+    objects: Objects
+    detections: Detections
+
+
+def make_scene(
+    content: Mapping[str, Sequence[Mapping[str, Any]]],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    paths: Mapping[int, Path],
+) -> Scene:
+    """Put ground truth and results into arrays.
+
+    Args:
+        content: `images`, `annotations` and `categories` of a COCO file.
+        results: results in COCO's format for "bbox", "segm" or both, whose entries then are the same detections.
+        paths: image id -> file.
+    """
+    images = sorted(content["images"], key=lambda image: int(image["id"]))
+    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+    image_ids = np.array([image["id"] for image in images], dtype=np.int64)
+    category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
+    sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
+    with_masks = "segm" in results
+    return Scene(
+        image_ids,
+        sizes,
+        [str(image.get("file_name", image["id"])) for image in images],
+        [paths.get(int(image["id"])) for image in images],
+        category_ids,
+        [str(category.get("name", category["id"])) for category in categories],
+        read_objects(content["annotations"], image_ids, category_ids, sizes, with_masks),
+        read_detections(results, image_ids, category_ids),
+    )
+
+
+def read_objects(
+    annotations: Sequence[Mapping[str, Any]],
+    image_ids: np.ndarray,
+    category_ids: np.ndarray,
+    sizes: np.ndarray,
+    with_masks: bool,
+) -> Objects:
+    known = [a for a in annotations if is_in(a["image_id"], image_ids) and is_in(a["category_id"], category_ids)]
+    owners = numbers_of(known, "image_id", image_ids)
+    order = np.argsort(owners, kind="stable")
+    chosen = [dict(known[i]) for i in order.tolist()]
+    images = owners[order]
+    boxes = np.array([a["bbox"] for a in chosen], dtype=np.float64).reshape(-1, 4)
+    codes = [packed_code(a, *sizes[image].tolist()) for a, image in zip(chosen, images)] if with_masks else []
+    areas = [a["area"] if "area" in a else own for a, own in zip(chosen, boxes[:, 2] * boxes[:, 3])]
+    return Objects(
+        np.array([a["id"] for a in chosen], dtype=np.int64),
+        images,
+        numbers_of(chosen, "category_id", category_ids),
+        boxes,
+        np.array(areas, dtype=np.float64),
+        np.array([bool(a.get("iscrowd", 0)) for a in chosen], dtype=bool),
+        codes,
+    )
+
+
+def read_detections(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], image_ids: np.ndarray, category_ids: np.ndarray
+) -> Detections:
+    leading = results["bbox"] if "bbox" in results else results["segm"]
+    places = [i for i, entry in enumerate(leading) if is_in(entry["category_id"], category_ids)]
+    entries = [leading[i] for i in places]
+    images = numbers_of(entries, "image_id", image_ids)
+    classes = numbers_of(entries, "category_id", category_ids)
+    scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
+    order = best_per_image(images, classes, scores, len(category_ids))
+    codes = [packed(results["segm"][places[i]]["segmentation"]) for i in order.tolist()] if "segm" in results else []
+    if "bbox" in results:
+        boxes = np.array([entries[i]["bbox"] for i in order.tolist()], dtype=np.float64).reshape(-1, 4)
+    else:
+        boxes = np.asarray(coco_mask.toBbox(codes), dtype=np.float64).reshape(-1, 4)
+    return Detections(images[order], classes[order], scores[order], boxes, codes)
+
+
+def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the order by image and falling score, ties as given, without what is beyond 100 of a class per image."""
+    order = np.lexsort((-scores, images))
+    groups = (images * num_classes + classes)[order]
+    by_group = np.argsort(groups, kind="stable")
+    sorted_groups = groups[by_group]
+    begins = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[by_group] = np.arange(len(groups)) - np.repeat(begins, np.diff(begins, append=len(groups)))
+    return order[ranks < DETECTIONS_PER_CLASS]
+
+
+def packed(code: Mapping[str, Any]) -> dict:
+    """A run-length code with packed bytes, from one with text or a list."""
+    counts, size = code["counts"], list(code["size"])
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def is_in(value: int, sorted_ids: np.ndarray) -> bool:
+    place = int(np.searchsorted(sorted_ids, value))
+    return place < len(sorted_ids) and int(sorted_ids[place]) == value
+
+
+def numbers_of(entries: Sequence[Mapping[str, Any]], key: str, sorted_ids: np.ndarray) -> np.ndarray:
+    return np.searchsorted(sorted_ids, np.array([entry[key] for entry in entries], dtype=np.int64))

@@ -1,0 +1,86 @@
+"""Read what a run folder says about the run, and which version of the code is at work."""
+
+import json
+import math
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+RESULTS = {"box AP": "det_results.txt", "mask AP": "seg_results.txt"}
+LOG = "log.jsonl"
+MOST_POINTS = 2000  # of the curve of the loss
+
+
+@dataclass
+class History:
+    """Attributes:
+    epochs: E numbers.
+    ap: "box AP" and "mask AP" -> E values.
+    steps: S logged steps.
+    losses: S training losses.
+    """
+
+    epochs: list[int]
+    ap: dict[str, list[float]]
+    steps: list[int]
+    losses: list[float]
+
+
+def read_history(folder: Path) -> History | None:
+    """The history of the run in a folder; None if the folder holds none. Lines that cannot be read are left out."""
+    per_kind = {name: results_of(folder / file) for name, file in RESULTS.items()}
+    epochs = sorted(set.intersection(*(set(results) for results in per_kind.values())))
+    steps, losses = logged_losses(folder / LOG)
+    if not epochs and not steps:
+        return None
+    return History(epochs, {name: [of[e] for e in epochs] for name, of in per_kind.items()}, steps, losses)
+
+
+def results_of(file: Path) -> dict[int, float]:
+    """Epoch -> AP, of a results file."""
+    found = {}
+    for line in lines_of(file):
+        first, *values = line.split()
+        try:
+            found[int(first.removeprefix("epoch:"))] = float(values[0])
+        except (ValueError, IndexError):
+            continue
+    return found
+
+
+def logged_losses(file: Path) -> tuple[list[int], list[float]]:
+    steps, losses = [], []
+    for line in lines_of(file):
+        try:
+            entry = json.loads(line)
+            step, loss = int(entry["step"]), entry["loss"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        steps.append(step)
+        losses.append(math.nan if loss is None else float(loss))
+    every = max(1, len(steps) // MOST_POINTS)
+    return steps[::every], losses[::every]
+
+
+def lines_of(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return []
+
+
+def code_version() -> str:
+    """The commit of this project's code, with "changed" if files differ from it; "unknown" outside of git."""
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "unknown"
+    return commit + (", changed" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
