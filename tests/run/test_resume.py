@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,12 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
 RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
+RECIPE += ["--batch-size", "1", "--accumulate", "2", "--clip-grad-norm", "0.5", "--val-loss"]
+RECIPE += ["--tensorboard"] if find_spec("tensorboard") else []
 # Number of processes, further options.
 MODES = {
     "one": (1, []),
-    "two": (2, ["--amp"]),
+    "two": (2, ["--amp", "--batch-size", "1", "--accumulate", "2"]),
     "augmented": (1, AUGMENTED),
     "sizes": (1, ["--min-size", "24", "32"]),
     "recipe": (1, RECIPE),

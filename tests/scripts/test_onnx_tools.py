@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
@@ -21,8 +22,8 @@ from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_ne
 from train_utils.onnx_files.description import Description  # noqa: E402
 from train_utils.onnx_files.onnx_model import OnnxModel  # noqa: E402
 
-NEEDED = ["numpy", "PIL", "onnxruntime"]
 ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"
+PILLOW = tuple(int(number) for number in PIL.__version__.split(".")[:2])
 BOX_TOLERANCE, SCORE_TOLERANCE, LEAST_IOU = 0.05, 1e-4, 0.999
 
 
@@ -73,6 +74,7 @@ def assert_same_results(found: list[dict], reference: list[dict]) -> None:
         assert (mask & expected).sum() >= LEAST_IOU * (mask | expected).sum()
 
 
+@pytest.mark.skipif(not features.check("freetype2") or PILLOW < (10, 1), reason="Pillow has no font of its own")
 @pytest.mark.parametrize("model", ["thin.onnx", "bytes.onnx"])
 def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model):
     arguments = [model, "photos", "--save-json", "--box-thresh", "0.3", "--output-dir", "bare"]
