@@ -156,7 +156,7 @@ def infer(setup: Setup, network: Callable, images: list[torch.Tensor]) -> object
 
 def evaluation_row(setup: Setup) -> Row:
     """`evaluate` on the validation photos, loading and metrics included."""
-    dataset = CocoDetection(setup.photos, "val", training=False)
+    dataset = CocoDetection(setup.photos, "val")
     model, _ = setup.networks(setup.load(1))
     loader = evaluation_loader(dataset, setup.batches[1], 0 if setup.small else 4, setup.device)
     arguments = (dataset.coco, ClassTable.of_dataset(dataset), setup.device, setup.mixed())
@@ -206,10 +206,12 @@ def whole(setup: Setup) -> list[Row]:
         return started(*arguments)
 
     engine.train_step = timed
+    train.evaluate = lambda *_, **__: None  # the validation set may be large
     words = ["--data-path", str(setup.photos), "--device", str(setup.device), "--amp", "--batch-size", str(batch)]
     words += ["--pretrain", "False", "--norm", "frozen", "--trainable-backbone-layers", "3", "--max-steps", str(steps)]
     words += ["--min-size", str(setup.sides[0]), "--max-size", str(setup.sides[1]), "--overwrite", "--lr", "1e-5"]
     words += ["--output-dir", str(setup.out / "whole"), "--epochs", "1"]
+    words += ["--proposals", "100", "--rois-per-image", "32"] if setup.small else []
     train.main(TrainSettings.parse("", words))
     warm = len(ends) // 4
     own = batch * (len(ends) - 1 - warm) / (ends[-1] - ends[warm])

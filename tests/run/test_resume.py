@@ -42,7 +42,7 @@ from train_utils.run.run_folder import CHECKPOINT
 pytestmark = pytest.mark.slow
 
 NUM_TRAIN, NUM_VAL, EPOCHS = 8, 2, 2
-OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
+OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "40", "--max-size", "56", "--rois-per-image", "8"]
 OPTIONS += ["--batch-size", "2", "--workers", "0", "--print-freq", "3", "--pretrain", "False", "--lr", "0.01"]
 OPTIONS += ["--epochs", str(EPOCHS)]
 THIN = All((ThinNetwork(), ImpatientWatchdog()))
