@@ -462,7 +462,7 @@ class TrainSettings(DataSettings):
                 setattr(self, name, kept[name])
         demo = self.is_demo()
         for name, described in missing.items():
-            if demo and described.demo is not SAME and not (described.inherited and name in kept):
+            if demo and described.demo is not SAME and not (described.inherited and stopped_run is not None):
                 setattr(self, name, described.demo)
         if isinstance(self.lr, PerImage):
             self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.images_per_step() * processes

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from network_files import MaskRCNN
+from tests.helpers.commands import thin_network
 from tests.helpers.faults import thin_model
 from tests.helpers.parity import enliven_norms, synthetic_batch
 from tests.helpers.photos import with_compact_masks
@@ -28,9 +29,14 @@ LOSSES = ("loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectne
 
 @pytest.fixture(scope="module")
 def model() -> MaskRCNN:
+    return model_without_draws()
+
+
+def model_without_draws() -> MaskRCNN:
     """A thin network with frozen BatchNorm that samples every anchor and proposal, so that nothing is drawn."""
     torch.manual_seed(0)
-    network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000))
+    with thin_network():
+        network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000))
     network.rpn.sampler.batch_size_per_image = 100_000
     enliven_norms(network)
     return network.train()
@@ -102,15 +108,16 @@ def test_gradients_of_all_parts_are_clipped_together(model: MaskRCNN, photos: li
 def test_several_processes_exchange_the_gradients_of_all_parts(model: MaskRCNN, photos: list, tmp_path: Path) -> None:
     """Two processes with two parts each come to the same weights as one process with four."""
     shares = [[photos[0], photos[1]], [photos[2], photos[0]]]
-    spawn(step_in_group, (tmp_path, model, shares), nprocs=2)
+    spawn(step_in_group, (tmp_path, shares), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     _, alone = one_step(model, [*shares[0], *shares[1]], 4)
     assert_equal_within_rounding(found[0], alone.model.state_dict())
 
 
-def step_in_group(rank: int, folder: Path, model: MaskRCNN, shares: list[list]) -> None:
+def step_in_group(rank: int, folder: Path, shares: list[list]) -> None:
     torch.set_num_threads(1)
+    model = model_without_draws()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     _, training = one_step(model, shares[rank], 2)
     torch.save(training.model.state_dict(), folder / f"{rank}.pth")

@@ -94,12 +94,13 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
 RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
-RECIPE += ["--batch-size", "1", "--accumulate", "2", "--clip-grad-norm", "0.5", "--val-loss"]
+IN_PARTS = ["--batch-size", "1", "--accumulate", "2", "--min-size", "64", "--max-size", "96"]  # for BatchNorm of one
+RECIPE += [*IN_PARTS, "--clip-grad-norm", "0.5", "--val-loss"]
 RECIPE += ["--tensorboard"] if find_spec("tensorboard") else []
 # Number of processes, further options.
 MODES = {
     "one": (1, []),
-    "two": (2, ["--amp", "--batch-size", "1", "--accumulate", "2"]),
+    "two": (2, ["--amp", *IN_PARTS]),
     "augmented": (1, AUGMENTED),
     "sizes": (1, ["--min-size", "24", "32"]),
     "recipe": (1, RECIPE),

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.helpers.commands import Outcome, assert_refused, run, run_thin, succeeded
+from tests.helpers.commands import Outcome, assert_refused, run, run_thin, succeeded, thin_network
 from tests.helpers.comparing import scalars, unlike
 from tests.helpers.fenced_blocks import python_blocks
 from tests.helpers.project import ROOT
@@ -70,7 +70,6 @@ def test_validation_loss_leaves_the_bits_of_the_run_as_they_are(lab, plain):
 
 @pytest.mark.slow
 def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_running_statistics(lab, plain):
-    from backbone import resnet
     from tests.helpers.faults import thin_model
     from train_utils.device import Precision
     from train_utils.loaders import evaluation_loader
@@ -82,7 +81,7 @@ def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_run
     settings = TrainSettings.parse("", ["--data-path", str(lab / "data")])
     _, dataset = open_training_data(settings, 0)
     content = torch.load(plain / "model_1.pth", weights_only=True)
-    with mock.patch.object(resnet, "STAGE_BLOCKS", ()), mock.patch.object(resnet, "STAGE_WIDTHS", ()):
+    with thin_network():
         model = thin_model(ModelConfig.from_plain(content["model_config"]))
     model.load_state_dict(content["model"])
     loader = evaluation_loader(dataset, None, 0)
