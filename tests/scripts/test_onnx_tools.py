@@ -72,6 +72,7 @@ def assert_same_results(found: list[dict], reference: list[dict]) -> None:
         assert (mask & expected).sum() >= LEAST_IOU * (mask | expected).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not features.check("freetype2") or PILLOW < (10, 1), reason="Pillow has no font of its own")
 @pytest.mark.parametrize("model", ["thin.onnx", "bytes.onnx"])
 def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model):
@@ -85,6 +86,7 @@ def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_t
     }
 
 
+@pytest.mark.slow
 def test_with_matplotlib_the_drawn_images_are_those_of_predict(lab, with_torch):
     outcome = without("torch,torchvision", lab, "thin.onnx", "photos", "--box-thresh", "0.3", "--output-dir", "drawn")
     assert outcome.out.splitlines()[-1] == "imported:"
@@ -139,5 +141,9 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", "none.jpg"), "none.jpg: no such file or folder")
     (tmp_path / "clip.mp4").write_bytes(b"")
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", "clip.mp4"), "clip.mp4", "predict.py")
-    missing = without("onnxruntime", lab, "thin.onnx", photo)
+
+
+@pytest.mark.slow
+def test_a_missing_onnxruntime_is_named(lab):
+    missing = without("onnxruntime", lab, "thin.onnx", str(lab / "photos" / "day 0" / "0.png"))
     assert missing.code == 2 and "pip install onnxruntime" in missing.err and "Traceback" not in missing.err
