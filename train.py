@@ -30,6 +30,7 @@ from train_utils.distributed import (
 )
 from train_utils.engine import evaluate, train_one_epoch
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.hooks import Hooks, RunState, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
 from train_utils.open_data import num_classes_for, open_training_data
@@ -40,10 +41,13 @@ from train_utils.run.folder_lock import FolderLock
 from train_utils.run.resuming import check_settings, checkpoint_to_resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
+from train_utils.run.tensorboard import TensorBoard, require_tensorboard
 from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
+from train_utils.step_log import StepLog
 from train_utils.step_record import require_finite_weights
 from train_utils.training_state import Progress, Training
-from train_utils.visual.sheets import draw_predictions, write_batch_sheet
+from train_utils.validation_loss import validation_losses
+from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
 
 
 def main(settings: TrainSettings) -> None:
@@ -58,6 +62,9 @@ def main(settings: TrainSettings) -> None:
         use_deterministic_algorithms()
     torch.manual_seed(settings.seed)
     augmentation = training_transforms(settings)
+    own_hooks = [load_hooks(settings.hooks)] if settings.hooks else []
+    if settings.tensorboard:
+        require_tensorboard()
 
     # Data
     if settings.is_demo():
@@ -69,7 +76,7 @@ def main(settings: TrainSettings) -> None:
     classes = ClassTable.of_dataset(train_set)
     num_classes = num_classes_for(train_set, settings.num_classes)
     train_loader = training_loader(
-        train_set, settings.batch_size, settings.aspect_ratio_group_factor, settings.workers, settings.seed,
+        train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, settings.workers, settings.seed,
         pin_memory=device.type == "cuda", mix=batch_transform(settings),
         repeat_threshold=settings.repeat_threshold,
     )  # fmt: skip
@@ -97,7 +104,7 @@ def main(settings: TrainSettings) -> None:
     set_schedule(schedule, progress.step)
     training = Training(
         model, in_parallel(model, device, settings.deterministic), optimizer, schedule, precision.scaler(), progress,
-        precision, device, settings.seed,
+        precision, device, settings.seed, settings.accumulate, settings.clip_grad_norm,
     )  # fmt: skip
     if checkpoint is not None:
         if not settings.test_only:
@@ -115,6 +122,9 @@ def main(settings: TrainSettings) -> None:
     last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     run = RunFolder.open(settings, checkpoint, continues=progress.step < last_step, lock=lock)
     stop = StopSignals()
+    state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
+    boards = [TensorBoard()] if settings.tensorboard else []
+    hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *boards, *own_hooks)
 
     def save_checkpoint() -> None:
         report_activity("writing a checkpoint", progress.step)
@@ -129,20 +139,24 @@ def main(settings: TrainSettings) -> None:
         ground_truth = val_set.coco if is_main() else None
         with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
             metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
+            losses = dict[str, float]()
+            if settings.val_loss:
+                losses = validation_losses(model, val_loader, device, precision, settings.seed, settings.keep_empty)
         if metrics is not None:
-            run.write_predictions(epoch, lambda: draw_predictions(model, val_set, classes, device, precision))
+            run.log_validation(epoch, progress.step, losses)
             run.write_results(epoch, metrics, progress.mean_loss(), progress.lr)
             run.draw_curves()
-            print(summary(epoch, metrics), flush=True)
+            print(summary(epoch, metrics, losses), flush=True)
 
     # Epochs
     with stop:
+        hooks.call("before_train", state)
         if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
             if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before it came to that
                 evaluate_epoch(checkpoint.content["epoch"])
-        while progress.step < last_step:
+        while progress.step < last_step and not run.has_stalled(settings.patience):
             epoch = progress.step // steps_per_epoch
-            stopped = train_one_epoch(training, train_loader, epoch, last_step, settings, run, save_checkpoint, stop)
+            stopped = train_one_epoch(state, train_loader, hooks, save_checkpoint, stop)
             save_checkpoint()
             if stopped:
                 barrier()  # no process leaves while the main one writes
@@ -151,10 +165,13 @@ def main(settings: TrainSettings) -> None:
             evaluate_epoch(epoch)
     if run.unsaved_since is not None:
         save_checkpoint()
+    if progress.step < last_step and is_main():
+        print(f"ended before its last epoch: mask AP has not risen for {settings.patience} epochs (--patience)")
+    hooks.call("after_train", state)
     run.finish()
 
 
-def summary(epoch: int, metrics: dict) -> str:
+def summary(epoch: int, metrics: dict, losses: dict[str, float]) -> str:
     box, mask = metrics["bbox"].stats, metrics["segm"].stats
     line = f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
     box_all, mask_all = metrics["bbox"].of_all, metrics["segm"].of_all
@@ -163,7 +180,7 @@ def summary(epoch: int, metrics: dict) -> str:
             f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall {box_all.recall:.4f}, "
             f"mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
         )
-    return line
+    return line + (f"; validation loss {losses['loss']:.4f}" if losses else "")
 
 
 if __name__ == "__main__":

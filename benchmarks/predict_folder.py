@@ -1,6 +1,6 @@
 """Rate of predict.py over a folder of photos, beside that of its network alone on the same photos in memory.
 
-    python benchmarks/predict_folder.py                          # CPU, 8 photos of COCO at 800/1333
+    python benchmarks/predict_folder.py                          # CPU, 6 photos of COCO at 800/1333
     python benchmarks/predict_folder.py --amp
     python benchmarks/predict_folder.py --device cuda --photos 80 --rounds 5
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from common import coco_tiny, machine, parser, random_weights
-from report import HEADER, table, timed
+from report import HEADER, progress, table, timed
 
 from predict import Predictor, predict_images
 from train_utils.classes import ClassTable
@@ -31,7 +31,7 @@ from train_utils.trained_model import TrainedModel
 
 GOAL = 0.9
 OBJECTS = 10  # drawn per photo
-FORMATS = {"drawn": [], "drawn, --save json": ["json"], "drawn, all formats": ["json", "coco", "csv", "masks", "crops"]}
+FORMATS = {"drawn": [], "drawn, --save json coco csv masks crops": ["json", "coco", "csv", "masks", "crops"]}
 
 
 def main(args: Namespace) -> None:
@@ -62,6 +62,7 @@ def main(args: Namespace) -> None:
                     predict_images(predictor, find_sources([f"{folder}/photos"], Path(chosen.output_dir)), chosen)
 
             rows.append(timed(f"{name}{', --amp' if args.amp else ''}", whole_script, network_alone, args.rounds, GOAL))
+            progress(f"  {' | '.join(map(str, rows[-1][1:]))}")
     print(f"\n{table(what, rows, ('', 'predict.py', 'network alone', *HEADER[3:]))}")
 
 
@@ -101,7 +102,7 @@ def threshold_for(predictor: Predictor, loaded: list, objects: int) -> float:
 def parse_arguments() -> Namespace:
     p = parser(__doc__)
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
-    p.add_argument("--photos", type=positive, default=8, help="(default: %(default)s)")
+    p.add_argument("--photos", type=positive, default=6, help="(default: %(default)s)")
     p.add_argument("-b", "--batch-size", type=positive, help="images per step (default: predict.py's)")
     p.add_argument("--min-size", type=positive, default=800, help="short side of the input (default: %(default)s)")
     p.add_argument("--rounds", type=positive, default=2, help="(default: %(default)s)")

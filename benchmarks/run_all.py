@@ -6,8 +6,8 @@
 
 A script's section is enclosed in two comments with its name, and is replaced as a whole; other text stays.
 The section is the script's output: tables unchanged, other lines as preformatted text. The section "summary" has the
-rows of all sections that have a goal. amp_detections needs a trained network, such as that of `make demo` in
-save_weights/; without it its section is not changed.
+rows of all sections that have a goal. amp_detections and onnx_parity need a trained network, such as that of
+`make demo` in save_weights/; without it their sections are not changed.
 """
 
 import re
@@ -41,6 +41,7 @@ BENCHMARKS = {
     "start": ["start.py"],
     "scaling": ["scaling.py"],
     "amp_detections": ["amp_detections.py"],
+    "onnx_parity": ["onnx_parity.py"],
     "device_waits": ["device_waits.py", "--batch", "1,2,4,8"],
     "device_waits_amp": ["device_waits.py", "--batch", "1,2,4,8", "--amp"],
 }

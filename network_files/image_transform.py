@@ -111,7 +111,10 @@ class ImageTransform(nn.Module):
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
             raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
-        return (image - self.pixel_mean.to(image.dtype)) / self.pixel_std.to(image.dtype)
+        mean, std = self.pixel_mean.to(image.dtype), self.pixel_std.to(image.dtype)
+        if image.dtype == torch.float64:  # the buffers have only float32's digits
+            mean, std = (image.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return (image - mean) / std
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
         """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""

@@ -1,6 +1,7 @@
 """Apply a step's gradients, or leave everything as it was, as the device decides: the host does not wait to know which.
 
-A step is not applied where its loss is not finite, or where a GradScaler finds gradients beyond fp16.
+A step is not applied where its loss is not finite, where a GradScaler finds gradients beyond fp16, or where gradients
+are to be clipped and their norm is not finite.
 """
 
 import torch
@@ -27,16 +28,23 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
     scaler.scale(loss).backward()
 
 
-def apply_gradients(optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor) -> Tensor:
-    """Update the weights, unless the loss is not finite or a GradScaler finds infinite gradients.
+def apply_gradients(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
+) -> Tensor:
+    """Update the weights, unless the loss is not finite or infinite gradients are found.
 
     Args:
         optimizer: a fused one, which reads on the device whether to do anything.
         finite: bool scalar on the device; the same on all processes.
+        clip_grad_norm: scale the gradients so that their norm, over all weights, is at most this.
 
     Returns:
         bool scalar on the device, whether the weights were updated.
     """
+    if clip_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        finite = finite & nn.utils.clip_grad_norm_(parameters, clip_grad_norm).isfinite()
     if not scaler.is_enabled():
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         optimizer.step()

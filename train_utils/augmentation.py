@@ -61,5 +61,5 @@ def check(settings: TrainSettings) -> None:
         the_one_size(settings)
     if settings.use_copypaste and augmentation != "lsj":
         raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
-    if settings.use_copypaste and settings.batch_size < 2:
+    if settings.use_copypaste and settings.images_per_step() < 2:
         raise InputError("--use-copypaste takes objects from another image of the batch; give --batch-size 2 or more")

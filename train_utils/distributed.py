@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -150,6 +150,11 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     apart: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     # Without device_ids, which would copy the targets to the device one by one, and wait for each.
     return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
+
+
+def without_exchange(parallel: nn.Module) -> AbstractContextManager:
+    """Context in which a backward pass only adds to a process's own gradients; the next one outside exchanges all."""
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
 
 
 @torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode

@@ -17,12 +17,19 @@ from network_files.on_device import Download
 from train_utils.applying import RunningStatistics, apply_gradients, backward
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
-from train_utils.distributed import HostSums, is_main, rank, report_activity, sum_over_processes, world_size
+from train_utils.distributed import (
+    HostSums,
+    is_main,
+    rank,
+    report_activity,
+    sum_over_processes,
+    without_exchange,
+    world_size,
+)
 from train_utils.errors import InputError, warn
+from train_utils.hooks import Hooks, RunState
 from train_utils.loaders import TrainingLoader, mix_seed
 from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics, PendingDetections
-from train_utils.options import TrainSettings
-from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import set_schedule
 from train_utils.step_record import FailureGuard, StepRecord
@@ -30,12 +37,9 @@ from train_utils.training_state import PendingStep, Training
 
 
 def train_one_epoch(
-    training: Training,
+    state: RunState,
     loader: TrainingLoader,
-    epoch: int,
-    last_step: int,
-    settings: TrainSettings,
-    run: RunFolder,
+    hooks: Hooks,
     save_checkpoint: Callable[[], None],
     stop: StopSignals,
 ) -> bool:
@@ -50,30 +54,32 @@ def train_one_epoch(
     Raises:
         RunEnded, InputError: see `FailureGuard`; a checkpoint was written first.
     """
+    training, settings = state.training, state.settings
     training.parallel.train()
     progress = training.progress
-    begin = epoch * len(loader)
-    end = min(begin + len(loader), last_step)
-    if progress.step == begin:
+    epoch, done = divmod(progress.step, state.steps_per_epoch)
+    steps = min(state.steps_per_epoch - done, state.last_step - progress.step)
+    if not done:
         progress.begin_epoch()
-    loader.batch_sampler.start_at(epoch, progress.step - begin)
+    loader.batch_sampler.start_at(epoch, done)
     guard = FailureGuard(training, settings, save_checkpoint)
-    record = StepRecord(training, settings, run, guard, epoch, len(loader), end)
-    stopped = False
-    for number, batch in enumerate(batches_of(loader, end - progress.step, progress.step), start=progress.step + 1):
-        step = train_step(training, batch, stop, number)
+    record = StepRecord(state, hooks, guard)
+    for batch in batches_of(loader, steps, progress.step):
+        hooks.call("before_step", state)
+        state.number += 1
+        step = train_step(training, batch, stop, state.number)
         record.read()  # the step before, while the device computes this one
         guard.check_loading(batch, step)
-        set_schedule(training.schedule, number)
+        set_schedule(training.schedule, state.number)
         record.add(step)
-        due = settings.checkpoint_every and number % settings.checkpoint_every == 0
-        if (due or run.retry_is_due(number)) and not step.stop and number < end and record.read():
+        due = settings.checkpoint_every and state.number % settings.checkpoint_every == 0
+        within = not (step.stop or state.ends_epoch(state.number))
+        if (due or state.run.retry_is_due(state.number)) and within and record.read():
             save_checkpoint()
         if step.stop:
-            stopped = True
             break
-    record.close()
-    return stopped
+    record.read()
+    return state.stopping
 
 
 class Batch(NamedTuple):
@@ -109,7 +115,8 @@ def train_step(training: Training, batch: Batch, stop: StopSignals, number: int)
     """Start one step of all processes, the run's `number`-th; none applies it where the loss of any is not finite.
 
     The device decides by itself whether it applies the step. What the host is to know of that is read later, so that
-    it need not wait.
+    it need not wait. With `training.accumulate`, the batch goes through the network in that many parts, as if each part
+    had a process of its own.
     """
     optimizer = training.optimizer
     torch.manual_seed(mix_seed(training.seed, number - 1, rank()))
@@ -119,16 +126,13 @@ def train_step(training: Training, batch: Batch, stop: StopSignals, number: int)
     host_sums = HostSums(bool(stop.requested), batch.error is not None, len(unreadable))
     statistics = RunningStatistics(training.model)
 
-    images = to_device(batch.images, training.device)
-    report_activity("forward")
-    with training.precision.autocast():
-        losses = training.parallel(images, batch.targets)
-        loss = sum(losses.values())
-    report_activity("backward")
     optimizer.zero_grad(set_to_none=True)
-    backward(loss, training.scaler)
-
-    own = torch.stack([loss, *losses.values()]).detach().float()
+    *parts, last = parts_of(batch, training.accumulate)
+    with without_exchange(training.parallel):
+        found = [add_gradients(training, part, 1 / (len(parts) + 1)) for part in parts]
+    found.append(add_gradients(training, last, 1 / (len(parts) + 1)))
+    names = found[0].names
+    own = torch.stack([losses.values for losses in found]).mean(dim=0)
     means = sum_over_processes(own.clone()) / world_size()
     stopping, loading_failed, bad_pictures = host_sums.read()
     lr = optimizer.param_groups[0]["lr"]
@@ -136,11 +140,37 @@ def train_step(training: Training, batch: Batch, stop: StopSignals, number: int)
     if loading_failed:
         applied = torch.zeros_like(applied)
     else:
-        applied = apply_gradients(optimizer, training.scaler, applied)
+        applied = apply_gradients(optimizer, training.scaler, applied, training.clip_grad_norm)
     statistics.restore_unless(applied)
     values = Download(torch.cat((means, own, applied[None])))
     ids = [target["image_id"] for target in batch.targets]
-    return PendingStep(number, lr, bool(stopping), bool(loading_failed), bad_pictures, ("loss", *losses), values, ids)
+    return PendingStep(number, lr, bool(stopping), bool(loading_failed), bad_pictures, names, values, ids)
+
+
+def parts_of(batch: Batch, number: int) -> list[Batch]:
+    """Divide a batch into parts of equal size."""
+    size = -(-len(batch.images) // number)
+    starts = range(0, len(batch.images), size)
+    return [batch._replace(images=batch.images[i : i + size], targets=batch.targets[i : i + size]) for i in starts]
+
+
+class Losses(NamedTuple):
+    """The names "loss" and its parts, and their values, float [6]."""
+
+    names: tuple[str, ...]
+    values: Tensor
+
+
+def add_gradients(training: Training, part: Batch, share: float) -> Losses:
+    """Add the gradients of a part's loss, times its share of the step."""
+    images = to_device(part.images, training.device)
+    report_activity("forward")
+    with training.precision.autocast():
+        losses = training.parallel(images, part.targets)
+        loss = sum(losses.values())
+    report_activity("backward")
+    backward(loss * share if share < 1 else loss, training.scaler)
+    return Losses(("loss", *losses), torch.stack([loss, *losses.values()]).detach().float())
 
 
 def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -5,6 +5,7 @@ resumed run takes from its checkpoint, and which differences make it another run
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -107,6 +108,13 @@ def boolean_or_path(text: str) -> bool | str:
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return value
 
@@ -282,8 +290,12 @@ class TrainSettings(DataSettings):
     epochs: int = option(26, "({default})", type=positive, demo=5, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
     batch_size: int = option(
-        4, "images per step and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
+        4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
         inherited=True,
+    )  # fmt: skip
+    accumulate: int = option(
+        1, "batches per step: their gradients are added up, so that a batch of N times the images fits into memory "
+        "({default})", type=positive, metavar="N", changes_result=True, inherited=True,
     )  # fmt: skip
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
@@ -302,6 +314,10 @@ class TrainSettings(DataSettings):
     norm_weight_decay: float | None = option(
         None, "weight decay of normalisation layers (default: as --weight-decay)", type=float, changes_result=True,
         inherited=True,
+    )  # fmt: skip
+    clip_grad_norm: float | None = option(
+        None, "scale gradients down to this norm, over all weights, where theirs is larger (default: never)",
+        type=positive_number, metavar="X", changes_result=True, inherited=True,
     )  # fmt: skip
     lr_scheduler: str = option(
         "multisteplr", "after the warm-up: multisteplr drops the rate at --lr-steps; cosineannealinglr lowers it after "
@@ -362,6 +378,22 @@ class TrainSettings(DataSettings):
         0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=share,
         metavar="X", changes_result=True, inherited=True,
     )  # fmt: skip
+    val_loss: bool = option(
+        False, "also compute the losses on the validation images after each epoch, for log.jsonl and the curves",
+        inherited=True,
+    )  # fmt: skip
+    patience: int | None = option(
+        None, "end the run when mask AP has not risen for so many epochs (default: never)", type=positive, metavar="N",
+        inherited=True,
+    )  # fmt: skip
+    tensorboard: bool = option(
+        False, "also write the log, the results and predictions_{epoch}.png for TensorBoard, into "
+        "--output-dir/tensorboard", inherited=True,
+    )  # fmt: skip
+    hooks: str | None = option(
+        None, "Python file with functions before_train, after_train, before_step or after_step, which are called with "
+        "the state of the run; to be given again on resume", type=str, metavar="FILE",
+    )  # fmt: skip
     show_batch: bool = option(
         False, "write the first batch as batch.png into --output-dir, as the network will see it, and end",
         one_start=True,
@@ -410,11 +442,15 @@ class TrainSettings(DataSettings):
         multi_gpu=True,
     )  # fmt: skip
 
+    def images_per_step(self) -> int:
+        """Number of images that a process trains on in each step."""
+        return self.batch_size * self.accumulate
+
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
         """Fill in what was not given: from the run that is resumed, else from the recipe for this data.
 
         Args:
-            processes: their number; the default learning rate is per image of the total batch.
+            processes: their number; the default learning rate is per image of a step, over all processes.
             stopped_run: the settings in the checkpoint to resume from, if any.
         """
         kept = {} if stopped_run is None else dict(stopped_run)
@@ -426,10 +462,10 @@ class TrainSettings(DataSettings):
                 setattr(self, name, kept[name])
         demo = self.is_demo()
         for name, described in missing.items():
-            if demo and described.demo is not SAME and not (described.inherited and name in kept):
+            if demo and described.demo is not SAME and not (described.inherited and stopped_run is not None):
                 setattr(self, name, described.demo)
         if isinstance(self.lr, PerImage):
-            self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.batch_size * processes
+            self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.images_per_step() * processes
         if self.lr_step_size and "lr_steps" not in self.given:
             self.lr_steps = list(range(self.lr_step_size, self.epochs, self.lr_step_size))
         self.lr_steps = list(self.lr_steps)

@@ -1,7 +1,6 @@
-"""What becomes of a step's result: it is counted, checked, printed and logged, one step after it was started."""
+"""Read, count and check the result of a step, one step after it was started; then the hooks get it."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
@@ -10,10 +9,9 @@ from torch import nn
 
 from train_utils.distributed import barrier, sum_over_processes
 from train_utils.errors import NOT_FINITE, InputError, RunEnded
+from train_utils.hooks import Hooks, RunState
 from train_utils.options import TrainSettings
-from train_utils.run.run_folder import RunFolder
 from train_utils.schedule import set_schedule
-from train_utils.step_printer import StepPrinter
 from train_utils.training_state import PendingStep, StepResult, Training
 from train_utils.weight_files.weights import not_finite
 
@@ -22,24 +20,12 @@ class StepRecord:
     """The results of an epoch's steps. Progress counts the steps that have been read.
 
     Args:
+        hooks: called after each step, once its result is known.
         guard: ends the run where it cannot continue.
-        steps_per_epoch: of the whole epoch.
-        end: the last step of this epoch in this run, counted from the run's first.
     """
 
-    def __init__(
-        self,
-        training: Training,
-        settings: TrainSettings,
-        run: RunFolder,
-        guard: "FailureGuard",
-        epoch: int,
-        steps_per_epoch: int,
-        end: int,
-    ):
-        self.progress, self.settings, self.run, self.guard = training.progress, settings, run, guard
-        self.epoch, self.begin, self.end = epoch, epoch * steps_per_epoch, end
-        self.printer = StepPrinter(epoch, self.progress.step - self.begin, steps_per_epoch)
+    def __init__(self, state: RunState, hooks: Hooks, guard: "FailureGuard"):
+        self.state, self.hooks, self.guard = state, hooks, guard
         self.pending: PendingStep | None = None
         self.applied = False
 
@@ -49,7 +35,7 @@ class StepRecord:
         What is saved then must not contain a further step.
         """
         self.pending = step
-        if self.progress.in_a_row + 1 >= self.settings.max_bad_steps or step.bad_pictures:
+        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.bad_pictures:
             self.read()
 
     def read(self) -> bool:
@@ -59,24 +45,14 @@ class StepRecord:
             RunEnded, InputError: see `FailureGuard`.
         """
         if self.pending is not None:
-            step, self.pending = self.pending.read(), None
+            pending, self.pending = self.pending, None
+            step = pending.read()
             self.applied = step.applied
-            self.progress.count(step)
-            self.guard.check_step(step, self.epoch)
-            self.show(step)
+            self.state.training.progress.count(step)
+            self.guard.check_step(step, self.state.epoch_of(step.number))
+            self.state.step, self.state.stopping = step, pending.stop
+            self.hooks.call("after_step", self.state)
         return self.applied
-
-    def show(self, step: StepResult) -> None:
-        printed = step.number % self.settings.print_freq == 0 or step.number == self.end
-        self.printer.step(step, step.number - self.begin, printed)
-        if printed:
-            values = {name: round(v, 7) if math.isfinite(v) else None for name, v in step.losses.items()}
-            self.run.log({"epoch": self.epoch, "step": step.number, "lr": round(step.lr, 7)} | values)
-
-    def close(self) -> None:
-        """Read what is left, and end the epoch's display."""
-        self.read()
-        self.printer.close(self.progress)
 
 
 class FailureGuard:

@@ -24,7 +24,7 @@ class StepResult:
         losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
         applied: whether the weights were changed; they are not where the loss of any process is not finite, nor where
-            gradients exceed fp16.
+            gradients exceed fp16, or with --clip-grad-norm their norm is not finite.
         bad_pictures: number of images, over all processes, that could not be read and were replaced.
     """
 
@@ -81,7 +81,8 @@ class Progress:
         lr: learning rate of the last step.
         epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
         epoch_steps: number of applied steps in the current epoch.
-        not_applied: number of steps in the current epoch whose loss, or fp16 gradients, were not finite.
+        not_applied: number of steps in the current epoch whose loss, or whose gradients where they are looked at, were
+            not finite.
         in_a_row: number of such steps since the last applied one.
         bad_pictures: number of images of the current epoch that could not be read.
     """
@@ -119,6 +120,8 @@ class Training:
 
     Attributes:
         parallel: the model as a step calls it: in DistributedDataParallel, or with one process the model itself.
+        accumulate: into how many passes a step divides its batch, to add up their gradients.
+        clip_grad_norm: the norm that gradients are reduced to where theirs is larger; None: they stay.
     """
 
     model: MaskRCNN
@@ -130,3 +133,5 @@ class Training:
     precision: Precision
     device: torch.device
     seed: int
+    accumulate: int = 1
+    clip_grad_norm: float | None = None

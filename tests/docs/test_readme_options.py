@@ -16,6 +16,7 @@ FOREIGN = {
     "torchrun": "--nproc_per_node --nnodes --max-restarts --rdzv-id --rdzv-backend --rdzv-endpoint --rdzv-conf "
     "--signals-to-handle --shutdown-timeout",
     "labelme": "--labels --nodata",
+    "tensorboard": "--logdir",
     "sbatch": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue --open-mode",
 }
 READMES = ["README.md", "README.zh-CN.md"]

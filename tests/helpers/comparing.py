@@ -15,9 +15,24 @@ def differences(folder: Path, other: Path) -> list[str]:
         return sorted(names[0] ^ names[1])
     same_bytes = [*TEXTS_AND_CURVES, *sorted(name for name in names[0] if name.startswith("predictions_"))]
     found = [name for name in same_bytes if (folder / name).read_bytes() != (other / name).read_bytes()]
+    if "tensorboard" in names[0] and scalars(folder) != scalars(other):
+        found.append("tensorboard")
     for name in sorted(name for name in names[0] if name.endswith(".pth")):
         one, two = (torch.load(each / name, weights_only=True) for each in (folder, other))
         found += [where for key in OF_A_CHECKPOINT for where in unlike(one.get(key), two.get(key), f"{name}: {key}")]
+    return found
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard's files in a run's folder hold: tag -> steps and values, in the order in which they stand."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted((folder / "tensorboard").iterdir()):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                number = value.tensor.float_val[0] if value.tensor.float_val else float(value.image.width)
+                found.setdefault(value.tag, []).append((event.step, number))
     return found
 
 

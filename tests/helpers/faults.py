@@ -48,12 +48,12 @@ class ThinNetwork:
             patch(f"train_utils.run.run_folder:{name}", lambda _: numbers_instead)
 
 
-def numbers_instead(*columns) -> None:
-    *columns, ends = (*columns, {}) if not isinstance(columns[-1], dict) else columns
-    (path,) = (column for column in columns if isinstance(column, Path))
-    if len({len(column) for column in columns if column is not path}) > 1:
+def numbers_instead(*arguments) -> None:
+    columns = [each for each in arguments if not isinstance(each, (Path, dict))]
+    (path,) = (each for each in arguments if isinstance(each, Path))
+    if len({len(column) for column in columns}) > 1:
         raise ValueError("curves of different lengths")  # as the real ones do
-    path.write_text(repr([*(column for column in columns if column is not path), ends]))
+    path.write_text(repr([*columns, *(each for each in arguments if isinstance(each, dict))]))
 
 
 class ImpatientWatchdog:

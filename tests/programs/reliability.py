@@ -6,6 +6,7 @@
 
 Parts: `bits` (equal steps and runs, each network, two threads and four), `kills` (SIGKILL at random steps, during
 saves, between, and at any moment, in four modes; the real network), `thin` (the same, more often, with a thin one),
+`recipes` (the same with large-scale jitter, copy-paste, several batches per step and a cosine schedule),
 `hosts` (two hosts, one of which is cut off and killed), `inputs` (what is said to bad input), `fuzz` (readers of files,
 given altered and made-up ones), `soak` (memory over many steps). A part that is not run keeps its text in
 docs/RELIABILITY.md.
@@ -73,6 +74,13 @@ of the weights. Not measured here: runs on GPUs, real networks between hosts, an
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
+RECIPE = ["--data-augmentation", "lsj", "--use-copypaste", "--batch-size", "1", "--accumulate", "2"]
+RECIPE += ["--lr-scheduler", "cosineannealinglr"]
+TABLE_OF_KILLS = (
+    "| mode | killed at a step | while saving | between | at any moment | starts | in the end |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
+PROCESSES = {1: "one process", 2: "two processes"}
 BETWEEN = [  # what comes in every epoch, so that none is waited for in vain
     DieIn("dataset_files.atomic_files:os.replace", number=1),
     DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
@@ -159,24 +167,47 @@ def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
         "one that was never killed: weights, momentum, running means, progress, results files, log and curves, to the "
         f"last bit. {torch.get_num_threads()} threads in each process; the runs of `--amp` have a loader worker.",
         "",
-        "| mode | killed at a step | while saving | between | at any moment | starts | in the end |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *TABLE_OF_KILLS,
     ]
     held = True
     for processes in (1, 2):
         for amp in (False, True):
-            name = f"{'--amp' if amp else 'float32'}, {'one process' if processes == 1 else 'two processes'}"
-            words = [*OPTIONS, "--epochs", epochs, "--batch-size", str(2 // processes), *(["--amp"] if amp else [])]
-            words += ["--workers", str(int(amp)), "--checkpoint-every", "2"]
-            counts, starts, unlike = killed_run(folder, words, processes, args, kills)
-            held &= not unlike and sum(counts.values()) == kills
-            end = "bit-identical" if not unlike else f"DIFFERS in {', '.join(unlike[:3])}"
-            columns = [name, *(counts[kind] for kind in ("step", "save", "between", "any")), starts, end]
-            lines.append(f"| {' | '.join(map(str, columns))} |")
-            print(lines[-1], flush=True)
-            for run in ("straight", "killed"):
-                shutil.rmtree(folder / run)
+            name = f"{'--amp' if amp else 'float32'}, {PROCESSES[processes]}"
+            words = ["--epochs", epochs, "--batch-size", str(2 // processes), *(["--amp"] if amp else [])]
+            line, equal = row_of_kills(folder, name, [*words, "--workers", str(int(amp))], processes, args, kills)
+            lines.append(line)
+            held &= equal
     return "\n".join(lines), held
+
+
+def show_recipe_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    kills = args.kills or 30
+    network = "the thin network" if args.thin else "the network with a ResNet-50"
+    lines = [f"The same with {network} and `{' '.join(RECIPE)}`.", "", *TABLE_OF_KILLS]
+    held = True
+    for processes in (1, 2):
+        place = folder / str(processes)
+        make_demo_dataset(place / "data", num_train=8 * processes, num_val=2)  # four steps an epoch
+        words = [*RECIPE, "--epochs", str(4 + kills), "--workers", str(2 - processes)]
+        line, equal = row_of_kills(place, PROCESSES[processes], words, processes, args, kills)
+        lines.append(line)
+        held &= equal
+    return "\n".join(lines), held
+
+
+def row_of_kills(
+    folder: Path, name: str, words: list[str], processes: int, args: argparse.Namespace, kills: int
+) -> tuple[str, bool]:
+    """A line of the table; and whether the run was killed as often as asked for, and ended as if it had not been."""
+    words = [*OPTIONS, *words, "--checkpoint-every", "2"]
+    counts, starts, unlike = killed_run(folder, words, processes, args, kills)
+    end = "bit-identical" if not unlike else f"DIFFERS in {', '.join(unlike[:3])}"
+    columns = [name, *(counts[kind] for kind in ("step", "save", "between", "any")), starts, end]
+    line = f"| {' | '.join(map(str, columns))} |"
+    print(line, flush=True)
+    for run in ("straight", "killed"):
+        shutil.rmtree(folder / run)
+    return line, not unlike and sum(counts.values()) == kills
 
 
 def killed_run(
@@ -382,6 +413,7 @@ PARTS = {
     "bits": ("Equal bits", show_bits),
     "kills": ("Killed and resumed", show_kills),
     "thin": ("Killed and resumed, more often", show_thin_kills),
+    "recipes": ("Killed and resumed, with other options", show_recipe_kills),
     "hosts": ("Two hosts, one lost", show_hosts),
     "inputs": ("Bad input", show_inputs),
     "exports": ("Exports of labelling tools, before and after", show_exports),

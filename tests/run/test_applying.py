@@ -103,3 +103,32 @@ def test_without_momentum_or_normalisation_there_is_nothing_to_keep():
     create_momentum(optimizer)
     assert not optimizer.state
     RunningStatistics(model).restore_unless(torch.tensor(False))
+
+
+@pytest.mark.parametrize("scaler", [False, True], indirect=True)
+def test_gradients_are_clipped_after_they_are_unscaled_as_torchvision_does(scaler):
+    model, x = Small(), torch.randn(8, 4)
+    scaler.scale(torch.zeros(1))  # makes its factor exist, 2**24
+    reference = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, fused=True) for m in (model, reference)]
+    reference(x).backward()
+    norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.01)
+    assert norm > 0.01
+    optimizers[1].step()
+    backward(model(x), scaler)
+    assert apply_gradients(optimizers[0], scaler, torch.tensor(True), clip_grad_norm=0.01)
+    assert all(torch.allclose(p, q, atol=1e-7) for p, q in zip(model.parameters(), reference.parameters()))
+
+
+@pytest.mark.parametrize("scaler", [False, True], indirect=True)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("opt", [torch.optim.SGD, torch.optim.AdamW])
+def test_gradients_whose_norm_is_not_finite_are_not_clipped_but_not_applied(scaler, bad, opt):
+    model, x = Small(), torch.randn(8, 4)
+    optimizer = opt(model.parameters(), lr=0.1, fused=True)
+    before = state_of(model)
+    model.linear.weight.register_hook(lambda grad: grad * bad)
+    backward(model(x), scaler)
+    assert not apply_gradients(optimizer, scaler, torch.tensor(True), clip_grad_norm=1.0)
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(parameters[name], before[name]) for name in parameters)

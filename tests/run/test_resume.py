@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ from train_utils.run.run_folder import CHECKPOINT
 pytestmark = pytest.mark.slow
 
 NUM_TRAIN, NUM_VAL, EPOCHS = 8, 2, 2
-OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--rois-per-image", "8"]
+OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "40", "--max-size", "56", "--rois-per-image", "8"]
 OPTIONS += ["--batch-size", "2", "--workers", "0", "--print-freq", "3", "--pretrain", "False", "--lr", "0.01"]
 OPTIONS += ["--epochs", str(EPOCHS)]
 THIN = All((ThinNetwork(), ImpatientWatchdog()))
@@ -93,10 +94,13 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 
 AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
 RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
+IN_PARTS = ["--batch-size", "1", "--accumulate", "2", "--min-size", "64", "--max-size", "96"]  # for BatchNorm of one
+RECIPE += [*IN_PARTS, "--clip-grad-norm", "0.5", "--val-loss"]
+RECIPE += ["--tensorboard"] if find_spec("tensorboard") else []
 # Number of processes, further options.
 MODES = {
     "one": (1, []),
-    "two": (2, ["--amp"]),
+    "two": (2, ["--amp", *IN_PARTS]),
     "augmented": (1, AUGMENTED),
     "sizes": (1, ["--min-size", "24", "32"]),
     "recipe": (1, RECIPE),

@@ -156,7 +156,7 @@ def test_no_object_is_a_fragment():
 def test_all_classes_and_sizes_occur(coco):
     assert {annotation["category_id"] for annotation in coco.anns.values()} == {1, 2, 3}
     sizes = np.sqrt([annotation["bbox"][2] * annotation["bbox"][3] for annotation in coco.anns.values()])
-    assert sizes.min() < 30 and 68 < sizes.max() < 100
+    assert sizes.min() < 36 and 68 < sizes.max() < 100
     assert 20 < np.median(sizes) < 60
 
 

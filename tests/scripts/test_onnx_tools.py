@@ -6,23 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
-import torch
-from PIL import Image
+from PIL import Image, features
 from pycocotools import mask as coco_mask
 
 onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded  # noqa: E402
-from tests.helpers.exported import opened, run_session, run_torch  # noqa: E402
 from tests.helpers.project import ROOT, importing_tests  # noqa: E402
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights  # noqa: E402
 from train_utils.onnx_files.description import Description  # noqa: E402
 from train_utils.onnx_files.onnx_model import OnnxModel  # noqa: E402
 
-NEEDED = ["numpy", "PIL", "onnxruntime"]
 ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"
+PILLOW = tuple(int(number) for number in PIL.__version__.split(".")[:2])
 BOX_TOLERANCE, SCORE_TOLERANCE, LEAST_IOU = 0.05, 1e-4, 0.999
 
 
@@ -73,6 +72,8 @@ def assert_same_results(found: list[dict], reference: list[dict]) -> None:
         assert (mask & expected).sum() >= LEAST_IOU * (mask | expected).sum()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not features.check("freetype2") or PILLOW < (10, 1), reason="Pillow has no font of its own")
 @pytest.mark.parametrize("model", ["thin.onnx", "bytes.onnx"])
 def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model):
     arguments = [model, "photos", "--save-json", "--box-thresh", "0.3", "--output-dir", "bare"]
@@ -85,6 +86,7 @@ def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_t
     }
 
 
+@pytest.mark.slow
 def test_with_matplotlib_the_drawn_images_are_those_of_predict(lab, with_torch):
     outcome = without("torch,torchvision", lab, "thin.onnx", "photos", "--box-thresh", "0.3", "--output-dir", "drawn")
     assert outcome.out.splitlines()[-1] == "imported:"
@@ -110,66 +112,6 @@ def test_the_input_size_can_be_chosen(lab):
     outcome = succeeded(run(lab, "tools/export_onnx.py", "thin.pth", "larger.onnx", "--min-size", "100"))
     assert "tools/predict_onnx.py larger.onnx" in outcome.out
     assert OnnxModel(lab / "larger.onnx").description.network["min_size"] == 100
-
-
-# ------------------------------------------------------------------------------------------------- every kind of file
-
-
-def write_weights(folder: Path, kind: str) -> Path:
-    """Weights with random numbers in the form of each publisher."""
-    from tests.helpers import published_weights as published
-    from tests.helpers.exported import lively_network
-
-    path = folder / f"{kind}.pth"
-    sizes = dict(min_size=96, max_size=128)
-    if kind == "torchvision v1, older keys":
-        torch.save(published.in_older_style(published.published_v1().state_dict()), path)
-    elif kind == "torchvision v2":
-        torch.save({"model": published.published_v2().state_dict()}, path)
-    else:
-        model = lively_network("v1", 2, thin=False, **sizes)
-        config = {"num_classes": 3, "arch": "v1", "norm": "frozen"}
-        torch.save({"model": model.state_dict(), "model_config": config, "class_names": {1: "a", 2: "b"}}, path)
-    return path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["torchvision v1, older keys", "torchvision v2", "own classes"])
-def test_all_weights_that_the_project_reads_are_exported(tmp_path, kind):
-    from train_utils.options import InferenceSettings
-    from train_utils.trained_model import open_trained_model
-
-    path = write_weights(tmp_path, kind)
-    sizes = ["--min-size", "96", "--max-size", "128"]
-    succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", *sizes))
-    trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
-    image = np.asarray(noise_image(1, (150, 120)))
-    reference = run_torch(trained.model, image)
-    found = run_session(opened(tmp_path / "model.onnx"), image)
-    np.testing.assert_array_equal(found["labels"], reference["labels"])
-    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
-    np.testing.assert_allclose(found["scores"], reference["scores"], atol=SCORE_TOLERANCE)
-    assert OnnxModel(tmp_path / "model.onnx").description.names == trained.classes.names
-
-
-@pytest.mark.slow
-def test_files_of_detectron2_are_exported(tmp_path, real_data_folder):
-    from tests.helpers.detectron2_rows import draw_weights, write_zoo_file
-
-    zoo = real_data_folder / "detectron2_zoo"
-    if not zoo.is_dir():
-        pytest.skip(f"no {zoo}")
-    from train_utils.options import InferenceSettings
-    from train_utils.trained_model import open_trained_model
-
-    path = write_zoo_file(tmp_path / "model_final_f10217.pkl", draw_weights(zoo))
-    succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", "--min-size", "96", "--max-size", "128"))
-    trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
-    image = np.asarray(noise_image(1, (150, 120)))
-    found, reference = run_session(opened(tmp_path / "model.onnx"), image), run_torch(trained.model, image)
-    np.testing.assert_array_equal(found["labels"], reference["labels"])
-    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
-    assert OnnxModel(tmp_path / "model.onnx").description.continuous_paste
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -199,5 +141,9 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", "none.jpg"), "none.jpg: no such file or folder")
     (tmp_path / "clip.mp4").write_bytes(b"")
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", "clip.mp4"), "clip.mp4", "predict.py")
-    missing = without("onnxruntime", lab, "thin.onnx", photo)
+
+
+@pytest.mark.slow
+def test_a_missing_onnxruntime_is_named(lab):
+    missing = without("onnxruntime", lab, "thin.onnx", str(lab / "photos" / "day 0" / "0.png"))
     assert missing.code == 2 and "pip install onnxruntime" in missing.err and "Traceback" not in missing.err

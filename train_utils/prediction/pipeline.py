@@ -40,16 +40,11 @@ class Found(Generic[Item]):
 
 @dataclass
 class Outcome(Generic[Item, Result]):
-    """What `finish` made of an item; None, and the reason, if its image could not be read.
-
-    Attributes:
-        seconds: that the network took.
-    """
+    """What `finish` made of an item; None, and the reason, if its image could not be read."""
 
     item: Item
     result: Result | None
     error: str
-    seconds: float
 
 
 def predict_all(
@@ -78,9 +73,8 @@ def predict_all(
     def finished(found: Found[Item]) -> Outcome[Item, Result]:
         item, image = found.loaded.item, found.loaded.image
         if image is None:
-            return Outcome(item, None, found.loaded.error, 0.0)
-        result = finish(item, predictor.describe(image, found.tiles), found.seconds)
-        return Outcome(item, result, "", found.seconds)
+            return Outcome(item, None, found.loaded.error)
+        return Outcome(item, finish(item, predictor.describe(image, found.tiles), found.seconds), "")
 
     waiting = in_threads(loaded, items, ahead)
     return in_threads(finished, through_network(predictor, waiting, step), ahead)

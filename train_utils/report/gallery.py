@@ -140,7 +140,7 @@ class Gallery:
         outlines = outlines_of([found.codes[d] for d in chosen]) if found.codes else [""] * len(chosen)
         return [
             [d, int(found.classes[d]), rounded(found.boxes[d]), int(d in right) if above[d] else -1,
-             round(float(found.scores[d]), 3), outline]
+             round(float(found.scores[d]), 4), outline]
             for d, outline in zip(chosen, outlines)
         ]  # fmt: skip
 

@@ -27,6 +27,8 @@ from train_utils.weight_files.weights import read_weight_file
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, SETTINGS = "log.jsonl", "args.json"
+LOSS = "loss"  # is in the log's lines of training steps; those of the validation loss have others
+EVENTS = "tensorboard"  # TensorBoard's folder
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
 PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
 BEST = "model_best.pth"
@@ -94,7 +96,7 @@ class RunFolder:
             if resumed is not None and resumed[0].resolve().parent == folder.path.resolve():
                 folder.roll_back_to(*resumed, continues)
             elif settings.overwrite or never_began:
-                for file in others:
+                for file in [*others, *folder.event_files()]:
                     file.unlink()
             elif others:
                 raise InputError(
@@ -112,6 +114,14 @@ class RunFolder:
         names = [*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST]
         patterns = (CHECKPOINT, PREDICTIONS)
         return [f for f in sorted(self.path.iterdir()) if f.name in names or any(p.match(f.name) for p in patterns)]
+
+    def sheets(self) -> dict[int, Path]:
+        """Epoch -> its sheet of predictions, in the order of epochs."""
+        matches = [(PREDICTIONS.match(file.name), file) for file in self.path.iterdir()]
+        return dict(sorted((int(match[1]), file) for match, file in matches if match))
+
+    def event_files(self) -> list[Path]:
+        return sorted((self.path / EVENTS).glob("events.out.tfevents.*"))
 
     def lines(self, name: str) -> list[str]:
         """Return the complete lines of a file; a power failure may leave a partial one at the end."""
@@ -136,13 +146,13 @@ class RunFolder:
         evaluated = epoch + (not inside)  # epochs before this one keep their results
         for name in RESULTS.values():
             self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < evaluated])
-        for file in list(self.path.iterdir()):
-            match = PREDICTIONS.match(file.name)
-            if match and int(match[1]) >= evaluated:
+        for drawn, file in self.sheets().items():
+            if drawn >= evaluated:
                 file.unlink()
-        logged = [(json.loads(line)["step"], line) for line in self.lines(LOG)]
+        logged = [(json.loads(line), line) for line in self.lines(LOG)]
         stays = step if inside and step % print_freq else step + 1  # a stopped run logs its last step out of turn
-        self.rewrite(LOG, [line for at, line in logged if at < stays])
+        logged = [(entry, line) for entry, line in logged if LOSS in entry or entry["epoch"] < evaluated]
+        self.rewrite(LOG, [line for entry, line in logged if entry["step"] < stays])
 
         best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
         if best_file.exists() and epoch_in(best_file) != best:
@@ -159,6 +169,24 @@ class RunFolder:
             return
         with trying_again_later(self.log_file.path):
             self.log_file.add(json.dumps(dict(entry)))
+
+    def log_validation(self, epoch: int, step: int, losses: Mapping[str, float]) -> None:
+        """Append an epoch's validation losses to the log, in place of those that a killed run may have left."""
+        if not self.writes or not losses:
+            return
+        lines = self.lines(LOG)
+        others = [line for line in lines if LOSS in (entry := json.loads(line)) or entry["epoch"] != epoch]
+        if len(others) < len(lines):
+            self.rewrite(LOG, others)
+        self.log({"epoch": epoch, "step": step} | {f"val_{name}": round(value, 7) for name, value in losses.items()})
+
+    def has_stalled(self, epochs: int | None) -> bool:
+        """Whether the best mask AP is that many epochs old, or older; the same on every process. None: never."""
+        if epochs is None:
+            return False
+        lines = self.results["segm"]
+        best = best_epoch(lines)
+        return broadcast_from_main(best is not None and epoch_of(lines[-1]) - best >= epochs)
 
     def lacks_results(self, epoch: int) -> bool:
         """Whether an epoch has no line in a results file; the same on every process."""
@@ -180,10 +208,12 @@ class RunFolder:
                 self.rewrite(name, self.results[kind])
 
     def write_predictions(self, epoch: int, draw: Callable[[], Image.Image | None]) -> None:
-        """Write the sheet that `draw` returns as predictions_{epoch}.png; to be called before `write_results`."""
+        """Write the sheet that `draw` returns as predictions_{epoch}.png, if the epoch has results and no sheet yet."""
         path = self.path / f"predictions_{epoch}.png"
+        if not self.writes or path.exists() or epoch not in map(epoch_of, self.results["segm"]):
+            return
         with trying_again_later(path):
-            sheet = draw() if self.writes else None
+            sheet = draw()
             if sheet is not None:
                 with replacing(path) as file:
                     sheet.save(file, format="PNG")
@@ -197,13 +227,15 @@ class RunFolder:
     def draw_curves(self) -> None:
         if not self.writes:
             return
-        steps = [json.loads(line) for line in self.lines(LOG)]
+        entries = [json.loads(line) for line in self.lines(LOG)]
+        steps = [entry for entry in entries if LOSS in entry]
+        validation = {entry["step"]: entry["val_loss"] for entry in entries if "val_loss" in entry}
         box, mask = ({epoch_of(line): line.split() for line in lines} for lines in self.results.values())
         epochs = [epoch for epoch in box if epoch in mask]  # a killed run may have written only one file's line
         ends = {s["epoch"]: s["step"] for s in steps if s["epoch"] in epochs}
         losses, rates, numbers = ([s[name] for s in steps] for name in ("loss", "lr", "step"))
         with trying_again_later(self.path / LOSS_CURVE):
-            plot_loss_and_lr(losses, rates, self.path / LOSS_CURVE, numbers, ends)
+            plot_loss_and_lr(losses, rates, self.path / LOSS_CURVE, numbers, ends, validation)
             plot_map(
                 epochs,
                 [float(box[epoch][1]) for epoch in epochs],

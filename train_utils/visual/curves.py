@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from dataset_files.atomic_files import replacing
 
 MOST_TICKS = 14
-LOSS_COLOUR, RATE_COLOUR = "tab:red", "tab:blue"
+LOSS_COLOUR, VALIDATION_COLOUR, RATE_COLOUR = "tab:red", "tab:green", "tab:blue"
 BOX_COLOUR, MASK_COLOUR = "tab:blue", "tab:orange"
 
 
@@ -26,6 +26,7 @@ def plot_loss_and_lr(
     path: str | os.PathLike,
     steps: Sequence[int] | None = None,
     epoch_ends: Mapping[int, int] | None = None,
+    validation: Mapping[int, float] | None = None,
 ) -> None:
     """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
@@ -36,6 +37,7 @@ def plot_loss_and_lr(
         path: the PNG to write; an existing one is replaced atomically.
         steps: S numbers of the steps; None: 1, 2, 3, ...
         epoch_ends: epoch -> its last step, for the axis at the top.
+        validation: step -> validation loss after it.
     """
     numbers = np.arange(1, len(losses) + 1) if steps is None else np.asarray(steps)
     if not len(losses) == len(learning_rates) == len(numbers):
@@ -50,6 +52,9 @@ def plot_loss_and_lr(
     (raw,) = axes.plot(numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=point_marker(loss))
     (trend,) = axes.plot(numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=point_marker(smoothed))
     lines = {"loss": raw, "loss, smoothed": trend}
+    if validation:
+        measured = with_gaps(list(validation.values()))
+        (lines["validation loss"],) = axes.plot(list(validation), measured, color=VALIDATION_COLOUR, marker="o")
     broken = numbers[np.isnan(loss)]
     if len(broken):
         (marks,) = axes.plot(broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False)

@@ -23,6 +23,7 @@ from train_utils.device import Precision
 from train_utils.distributed import is_main, rank
 from train_utils.engine import ready_for_inference
 from train_utils.errors import reading_input
+from train_utils.hooks import RunState
 from train_utils.loaders import mix_seed
 from train_utils.options import TrainSettings
 from train_utils.visual.drawing import draw_instances
@@ -67,6 +68,26 @@ def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
         if near:
             chosen.append(next((i for i in near if len(dataset.target(i)["labels"])), first))
     return chosen
+
+
+class PredictionSheets:
+    """Hook that draws predictions_{epoch}.png once an epoch has been evaluated."""
+
+    def __init__(self, dataset: InstanceDataset, classes: ClassTable):
+        self.dataset, self.classes = dataset, classes
+
+    def before_step(self, state: RunState) -> None:
+        self.draw(state)
+
+    def after_train(self, state: RunState) -> None:
+        self.draw(state)
+
+    def draw(self, state: RunState) -> None:
+        if state.ends_epoch(state.number):
+            t, epoch = state.training, state.epoch_of(state.number)
+            state.run.write_predictions(
+                epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
+            )
 
 
 @torch.inference_mode()

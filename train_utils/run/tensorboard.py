@@ -1,0 +1,127 @@
+"""Hook that shows a run in TensorBoard: what log, results files and sheets of predictions in its folder hold.
+
+TensorBoard's files are written anew when the run starts or is resumed, from the run's own files, so that they hold each
+step once, and those before a resume as well.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from train_utils.errors import InputError, warn
+from train_utils.hooks import RunState
+from train_utils.metrics.coco_evaluation import METRIC_NAMES
+from train_utils.run.run_folder import EVENTS, LOG, RunFolder, epoch_of
+from train_utils.run.safe_files import reason_of_full_disk
+
+GROUPS = {"bbox": "box", "segm": "mask"}
+
+
+def require_tensorboard() -> None:
+    """Raise InputError where the package is missing."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "--tensorboard needs a package that is not installed: pip install tensorboard, or leave --tensorboard out"
+        ) from None
+
+
+class TensorBoard:
+    """Scalars over steps; results and sheets at the last step of their epoch. Only the main process writes."""
+
+    def __init__(self) -> None:
+        self.writer: Any = None
+        self.read = 0  # bytes of the log
+        self.shown: set[Path | str] = set()  # sheets, and lines of results files
+
+    def before_train(self, state: RunState) -> None:
+        if not state.run.writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        for file in state.run.event_files():
+            file.unlink()
+        # purge_step: a TensorBoard that is looking at the folder forgets what it has read.
+        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=0)
+        self.copy(state)
+
+    def before_step(self, state: RunState) -> None:
+        if state.ends_epoch(state.number):  # and is evaluated
+            self.copy(state)
+
+    def after_step(self, state: RunState) -> None:
+        if state.step and (state.step.number % state.settings.print_freq == 0 or state.ends_epoch(state.step.number)):
+            self.copy(state)
+
+    def after_train(self, state: RunState) -> None:
+        self.copy(state)
+        if self.writer is not None:
+            self.writer.close()
+
+    def copy(self, state: RunState) -> None:
+        """Copy what is new. On a full disk warn, and write no more."""
+        if self.writer is None:
+            return
+        try:
+            self.copy_log(state.run)
+            self.copy_results(state)
+            self.copy_sheets(state)
+            self.writer.flush()
+        except (OSError, RuntimeError) as error:
+            reason = reason_of_full_disk(error)
+            if reason is None:
+                raise
+            self.writer = None
+            warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); --resume auto writes it anew")
+
+    def copy_log(self, run: RunFolder) -> None:
+        log = run.path / LOG
+        if not log.is_file():
+            return
+        with open(log, "rb") as file:
+            file.seek(self.read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self.read += len(whole)
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            for name, value in entry.items():
+                group = "validation" if name.startswith("val_") else "training"
+                if name not in ("epoch", "step") and value is not None:
+                    self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, entry["step"])
+
+    def copy_results(self, state: RunState) -> None:
+        for kind, lines in state.run.results.items():
+            for line in lines:
+                if (key := f"{kind} {line}") in self.shown:
+                    continue
+                self.shown.add(key)
+                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
+                for name, value in zip(METRIC_NAMES, values):
+                    if value >= 0:  # else the images have no such objects
+                        self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
+                if kind == "bbox":  # the other file has the same
+                    self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
+
+    def copy_sheets(self, state: RunState) -> None:
+        for epoch, path in state.run.sheets().items():
+            if path not in self.shown:
+                self.shown.add(path)
+                self.add_png("predictions", path, end_of(epoch, state))
+
+    def add_png(self, tag: str, path: Path, step: int) -> None:
+        """Add an image file as it is."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as image:
+            width, height = image.size
+        content = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
+
+
+def end_of(epoch: int, state: RunState) -> int:
+    """The last step of an epoch."""
+    return min((epoch + 1) * state.steps_per_epoch, state.last_step)
