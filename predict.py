@@ -26,7 +26,7 @@ from train_utils.prediction.pipeline import predict_all
 from train_utils.prediction.prediction import Prediction
 from train_utils.prediction.predictor import LoadedImage, Predictor
 from train_utils.prediction.savers import open_savers
-from train_utils.prediction.sources import Source, find_sources, image_ids
+from train_utils.prediction.sources import Source, find_sources, result_images
 from train_utils.prediction.video import predict_video
 from train_utils.prediction.webcam import predict_webcam
 from train_utils.trained_model import TrainedModel
@@ -72,11 +72,12 @@ def predict_images(predictor: Predictor, images: Sequence[Source], settings: Pre
     if not images:
         return []
     output = Path(settings.output_dir)
-    ids = image_ids(images, settings.annotation_file)
-    savers = open_savers(settings.formats, output, images, ids, predictor.classes)
+    known = result_images(images, settings.annotation_file)
+    savers = open_savers(settings.formats, output, images, [image.id for image in known], predictor.classes)
 
     def load(numbered: tuple[int, Source]) -> LoadedImage:
-        return predictor.load(numbered[1].path)
+        number, source = numbered
+        return predictor.load(source.path, known[number].size)
 
     def finish(numbered: tuple[int, Source], found: Prediction, seconds: float) -> str:
         number, source = numbered

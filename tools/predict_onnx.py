@@ -25,7 +25,7 @@ from train_utils.options import positive  # noqa: E402
 from train_utils.prediction.loading import open_image  # noqa: E402
 from train_utils.prediction.prediction import Prediction  # noqa: E402
 from train_utils.prediction.results_saver import ResultsSaver  # noqa: E402
-from train_utils.prediction.sources import Source, find_sources, image_ids  # noqa: E402
+from train_utils.prediction.sources import Source, find_sources, result_images  # noqa: E402
 
 if TYPE_CHECKING:
     from train_utils.onnx_files.onnx_model import OnnxModel
@@ -59,7 +59,8 @@ def predict_images(
     model: "OnnxModel", images: Sequence[Source], args: argparse.Namespace, output: Path
 ) -> list[Source]:
     """Draw and save what is found in each image, and print a line for each; return the unreadable ones."""
-    saver = ResultsSaver(output / "predictions.json", image_ids(images)) if args.save_json else None
+    ids = [image.id for image in result_images(images)]
+    saver = ResultsSaver(output / "predictions.json", ids) if args.save_json else None
     skipped = []
     for number, source in enumerate(images):
         try:

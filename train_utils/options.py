@@ -539,8 +539,8 @@ class PredictorSettings(InferenceSettings):
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
     exif: str | None = option(
-        None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training, "
-        "else apply)", choices=("apply", "ignore"),
+        None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training; "
+        "else apply, but with --annotation-file only to images that then have its size)", choices=("apply", "ignore"),
     )  # fmt: skip
     tile: int | None = option(
         None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",

@@ -240,6 +240,7 @@ def touch(root: Path, names: list[str]) -> None:
         ([], {"a.json": '{"shapes": []}'}, "closest to labelme.*without the images"),
         (["a.jpg"], {"a.json": '{"annotations": []}'}, "COCO's JSON, which lacks the list 'images' and 'categories'"),
         (["a.jpg"], {"a.json": '{"_via_settings": {}}'}, "closest to VIA"),
+        (["a.jpg"], {"a.json": '{"project": {}, "config": {}, "attribute": {}, "view": {}}'}, "VIA 3"),
         (["a.jpg"], {"a.json": "[]"}, "a list.*export it as COCO"),
         (["a.jpg"], {"a.json": "{"}, "invalid JSON"),
         (["images/a.jpg", "labels/a.txt"], {}, "closest to YOLO's, without its data.yaml"),

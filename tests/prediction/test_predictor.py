@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from dataset_files.image_reading import read_image
 from predict import Predictor
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights
 from train_utils.errors import InputError
@@ -125,6 +126,20 @@ def test_files_are_turned_by_their_exif_tag_and_images_are_not(predictor: Predic
         assert predictor(image).size == (60, 80)
     as_stored = Predictor.of_trained(predictor.trained, predictor_settings(exif="ignore"))
     assert as_stored(tmp_path / "a.png").size == (60, 80)
+
+
+@pytest.mark.parametrize("annotated, frame", [((60, 80), (60, 80)), ((80, 60), (80, 60)), (None, (80, 60))])
+def test_with_annotations_the_frame_is_that_of_their_sizes_as_in_training(
+    predictor: Predictor, tmp_path: Path, annotated: tuple[int, int] | None, frame: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = tmp_path / "a.png"
+    noise_image(1).save(path, exif=exif)
+    loaded = predictor.load(path, annotated)
+    assert predictor.describe(loaded, predictor.find([loaded])[0]).size == frame
+    if annotated is not None:
+        assert read_image(path, annotated).shape[1:] == frame
 
 
 def test_coco_results_have_boxes_category_ids_and_masks(predictor: Predictor) -> None:

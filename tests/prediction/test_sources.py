@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from train_utils.errors import InputError
-from train_utils.prediction.sources import Source, find_sources, image_ids, unique_names
+from train_utils.prediction.sources import Source, find_sources, result_images, unique_names
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp", ".hidden/x.jpg", "out/b.png")
 
@@ -19,6 +19,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "photos" / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def ids_of(sources: list[Source], annotation_file: str | None = None) -> list[int]:
+    return [image.id for image in result_images(sources, annotation_file)]
 
 
 def found(*given: str, output: str = "photos/out") -> list[tuple[str, str]]:
@@ -82,25 +86,26 @@ def test_equal_names_are_numbered_whatever_case_and_suffix() -> None:
 
 def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path) -> None:
     sources = find_sources(["photos"], Path("photos/out"))
-    assert image_ids(sources) == [1, 2, 3, 4]
+    assert ids_of(sources) == [1, 2, 3, 4]
     for name in ("7.jpg", "00012.jpg", "sub/7.png"):
         (folder / "n" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "n" / name).touch()
     numbered = find_sources(["n"], Path("out"))
-    assert image_ids(numbered[:2]) == [12, 7] and image_ids(numbered) == [1, 2, 3]
+    assert ids_of(numbered[:2]) == [12, 7] and ids_of(numbered) == [1, 2, 3]
 
 
 def test_ids_are_looked_up_by_whole_name_and_else_by_base_name(folder: Path) -> None:
     names = {"day 1\\b.jpg": 31, "b.jpg": 32, "elsewhere/a.PNG": 33, "c.webp": 34}
-    images = [{"id": i, "file_name": name, "height": 4, "width": 4} for name, i in names.items()]
+    images = [{"id": i, "file_name": name, "height": 4, "width": 6} for name, i in names.items()]
     file = folder / "ids.json"
     file.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
     sources = find_sources(["photos"], Path("photos/out"))
-    assert image_ids(sources, str(file)) == [33, 32, 31, 34]
+    assert ids_of(sources, str(file)) == [33, 32, 31, 34]
+    assert all(image.size == (4, 6) for image in result_images(sources, str(file)))
     with pytest.raises(InputError, match="b.jpg is the name of several images in"):
-        image_ids([renamed(sources[1])], str(file))
+        ids_of([renamed(sources[1])], str(file))
     with pytest.raises(InputError, match="another image has the same id"):
-        image_ids([*sources, sources[0]], str(file))
+        ids_of([*sources, sources[0]], str(file))
 
 
 def renamed(source: Source) -> Source:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb
+from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of
 from network_files.rle import MOST_PIXELS
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
@@ -15,13 +15,17 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 raised_limit = threading.Lock()
 
 
-def open_image(source: ImageLike, exif: str = "apply", large: bool = False) -> Image.Image:
+def open_image(
+    source: ImageLike, exif: str | None = None, large: bool = False, size: tuple[int, int] | None = None
+) -> Image.Image:
     """Return an image in RGB.
 
     Args:
         source: a file; or a Pillow image or an RGB array uint8 [H, W, 3], which are taken as they are.
-        exif: of a file: "apply" turns it as its EXIF orientation says, "ignore" reads it as it is stored.
+        exif: of a file: "apply" turns it as its EXIF orientation says, "ignore" reads it as it is stored. None turns it
+            too, but where `size` is given only if it then has that size, as in training.
         large: whether files of more pixels than Pillow permits are meant to be read, up to 268 million.
+        size: height and width that annotations say of a file.
 
     Raises:
         ValueError: the file cannot be read, which the message names, or the array is not an image.
@@ -35,13 +39,14 @@ def open_image(source: ImageLike, exif: str = "apply", large: bool = False) -> I
         return Image.fromarray(source)
     if not isinstance(source, (str, Path)):
         raise TypeError(f"an image is a path, a Pillow image or an array uint8 [H, W, 3], not {type(source).__name__}")
-    return read_file(Path(source), exif, large)
+    return read_file(Path(source), exif, large, size)
 
 
-def read_file(path: Path, exif: str, large: bool) -> Image.Image:
+def read_file(path: Path, exif: str | None, large: bool, size: tuple[int, int] | None) -> Image.Image:
     try:
         with open_any_size(path) if large else Image.open(path, formats=PICTURE_FORMATS) as picture:
-            if exif == "apply":
+            as_annotated = size is None or is_turned(picture.size, orientation_of(picture), size)
+            if exif == "apply" or exif is None and as_annotated:
                 ImageOps.exif_transpose(picture, in_place=True)
             picture.load()
             return picture if picture.mode == "RGB" else as_rgb(picture)  # without a copy, which may be large

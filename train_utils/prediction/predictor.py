@@ -96,7 +96,7 @@ class Predictor:
         self.network = ready_for_inference(model, trained.precision)
         self.continuous_paste = trained.model.continuous_paste
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
-        self.exif = settings.exif or trained.trained_with.get("exif") or "apply"
+        self.exif = settings.exif or trained.trained_with.get("exif")
         self.tile = settings.tile
         self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
         self.batch_size = settings.batch_size or (BATCH_ON_GPU if self.device.type == "cuda" else 1)
@@ -141,9 +141,13 @@ class Predictor:
 
     # The three steps of a prediction: loading and describing may run in other threads beside the network.
 
-    def load(self, image: ImageLike) -> LoadedImage:
-        """Read an image and plan its tiles."""
-        opened = open_image(image, self.exif, large=self.tile is not None)
+    def load(self, image: ImageLike, size: tuple[int, int] | None = None) -> LoadedImage:
+        """Read an image and plan its tiles.
+
+        Args:
+            size: height and width that its annotations say, which decide whether its EXIF orientation is meant.
+        """
+        opened = open_image(image, self.exif, large=self.tile is not None, size=size)
         tiles = tiles_of(opened.size, self.tile, self.overlap)
         return LoadedImage(opened, tiles, to_pixels(opened) if len(tiles) == 1 else None)
 

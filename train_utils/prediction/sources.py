@@ -121,49 +121,63 @@ def unique_names(file_names: Iterable[str]) -> list[str]:
     return names
 
 
-def image_ids(sources: Sequence[Source], annotation_file: str | None = None) -> list[int]:
+@dataclass(frozen=True)
+class ResultImage:
+    """What written results call an image, and the size that its annotations say.
+
+    Attributes:
+        id: the image's id in COCO's formats.
+        size: height and width in pixels; None if no annotations are given.
+    """
+
+    id: int
+    size: tuple[int, int] | None = None
+
+
+def result_images(sources: Sequence[Source], annotation_file: str | None = None) -> list[ResultImage]:
     """Choose the ids of images in written results.
 
     Without a file: COCO's image ids if every file name is a number of its own, as COCO's are; else 1, 2, 3, ...
 
     Args:
-        annotation_file: a COCO file in which the ids are looked up, by the names of the files below the folders that
-            were given, and where that is not there, by their base names.
+        annotation_file: a COCO file in which ids and sizes are looked up, by the names of the files below the folders
+            that were given, and where that is not there, by their base names.
 
     Raises:
         InputError: an image is not in the file, or several have its name or its id.
     """
     if annotation_file is not None:
-        known = ids_by_name(annotation_file)
-        ids = [id_in_file(source, annotation_file, known) for source in sources]
+        known = images_by_name(annotation_file)
+        images = [image_in_file(source, annotation_file, known) for source in sources]
+        ids = [image.id for image in images]
         if len(set(ids)) < len(ids):
             twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
             raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
-        return ids
+        return images
     stems = [source.path.stem for source in sources]
     if all(stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(sources) + 1))
+        return [ResultImage(int(stem)) for stem in stems]
+    return [ResultImage(number) for number in range(1, len(sources) + 1)]
 
 
-def ids_by_name(annotation_file: str) -> dict[str, set[int]]:
-    """Image ids by whole file name, and by "./" and base name."""
+def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
+    """The images of a COCO file by whole file name, and by "./" and base name."""
     # Imported only here: it needs pycocotools, which programs that run exported networks do without.
     from dataset_files.coco_index import open_index
 
     with reading_input():
         index = open_index(Path(annotation_file))
-    by_name: dict[str, set[int]] = {}
-    for name, image_id in zip(index.file_names.tolist(), index.image_ids.tolist()):
-        name = name.replace("\\", "/")
+    by_name: dict[str, set[ResultImage]] = {}
+    for name, image_id, size in zip(index.file_names.tolist(), index.image_ids.tolist(), index.sizes.tolist()):
+        name, image = name.replace("\\", "/"), ResultImage(image_id, tuple(size))
         for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
-            by_name.setdefault(form, set()).add(image_id)
+            by_name.setdefault(form, set()).add(image)
     return by_name
 
 
-def id_in_file(source: Source, annotation_file: str, known: dict[str, set[int]]) -> int:
-    ids = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
-    if len(ids) != 1:
-        reason = "is not in" if not ids else "is the name of several images in"
+def image_in_file(source: Source, annotation_file: str, known: dict[str, set[ResultImage]]) -> ResultImage:
+    images = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
+    if len(images) != 1:
+        reason = "is not in" if not images else "is the name of several images in"
         raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")
-    return next(iter(ids))
+    return next(iter(images))
