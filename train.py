@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
+from dataset_files.dataset import InstanceDataset
 from train_utils.applying import create_momentum
 from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
@@ -134,26 +136,12 @@ def main(settings: TrainSettings) -> None:
             run.save_checkpoint(content, last=progress.step == last_step, keep=settings.keep)
         run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
 
-    def evaluate_epoch(epoch: int) -> None:
-        share_buffers(model)
-        ground_truth = val_set.coco if is_main() else None
-        with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
-            metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
-            losses = dict[str, float]()
-            if settings.val_loss:
-                losses = validation_losses(model, val_loader, device, precision, settings.seed, settings.keep_empty)
-        if metrics is not None:
-            run.log_validation(epoch, progress.step, losses)
-            run.write_results(epoch, metrics, progress.mean_loss(), progress.lr)
-            run.draw_curves()
-            print(summary(epoch, metrics, losses), flush=True)
-
     # Epochs
     with stop:
         hooks.call("before_train", state)
         if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
             if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before it came to that
-                evaluate_epoch(checkpoint.content["epoch"])
+                evaluate_epoch(checkpoint.content["epoch"], state, val_loader, val_set, classes, stop)
         while progress.step < last_step and not run.has_stalled(settings.patience):
             epoch = progress.step // steps_per_epoch
             stopped = train_one_epoch(state, train_loader, hooks, save_checkpoint, stop)
@@ -162,13 +150,38 @@ def main(settings: TrainSettings) -> None:
                 barrier()  # no process leaves while the main one writes
                 run.require_saved()
                 stop.end()
-            evaluate_epoch(epoch)
+            evaluate_epoch(epoch, state, val_loader, val_set, classes, stop)
     if run.unsaved_since is not None:
         save_checkpoint()
     if progress.step < last_step and is_main():
         print(f"ended before its last epoch: mask AP has not risen for {settings.patience} epochs (--patience)")
     hooks.call("after_train", state)
     run.finish()
+
+
+def evaluate_epoch(
+    epoch: int,
+    state: RunState,
+    val_loader: DataLoader,
+    val_set: InstanceDataset,
+    classes: ClassTable,
+    stop: StopSignals,
+) -> None:
+    """Evaluate on the validation set, and write and print the results; a signal ends it at once."""
+    training, settings, run = state.training, state.settings, state.run
+    model, device, precision = training.model, training.device, training.precision
+    share_buffers(model)
+    ground_truth = val_set.coco if is_main() else None
+    with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
+        metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
+        losses = dict[str, float]()
+        if settings.val_loss:
+            losses = validation_losses(model, val_loader, device, precision, settings.seed, settings.keep_empty)
+    if metrics is not None:
+        run.log_validation(epoch, training.progress.step, losses)
+        run.write_results(epoch, metrics, training.progress.mean_loss(), training.progress.lr)
+        run.draw_curves()
+        print(summary(epoch, metrics, losses), flush=True)
 
 
 def summary(epoch: int, metrics: dict, losses: dict[str, float]) -> str:
