@@ -7,8 +7,8 @@
 The photos: those of coco_tiny's training split with 1 to 8 objects, without crowds and without boxes that overlap by
 more than NMS permits (IoU 0.5), whose smallest object covers the largest share of the image. Every step's batch is all
 of them, unflipped, so a network that learns at all gets them almost right. The folder --output-dir then has one image
-per photo with predictions beside ground truth, and the photos in COCO's layout. The exit status is 1 if the mask AP is
-below 0.80.
+per photo with predictions beside ground truth, the weights, and the photos in COCO's layout. The exit status is 1 if
+the mask AP is below 0.80.
 """
 
 import json
@@ -106,7 +106,10 @@ def main(args: Namespace) -> None:
     # Results
     print_classes(metrics)
     trained = TrainedModel(folder, model, config, {}, classes, device, precision, {})
+    own = {"model_config": config.to_plain(), "class_names": classes.names, "category_ids": classes.category_ids}
+    torch.save({"model": model.state_dict(), **own}, folder / "model.pth")
     draw_all(Predictor.of_trained(trained, PredictorSettings()), dataset, folder)
+    print(f"weights, for validation.py --report and predict.py: {folder}/model.pth")
     print(f"predictions (left) beside the ground truth (right): {folder}/*.png")
     if mask_ap < REQUIRED_MASK_AP:
         print(f"mask AP {mask_ap:.4f} is below {REQUIRED_MASK_AP}", file=sys.stderr)
