@@ -53,8 +53,8 @@ class Setup:
         return (96, 160) if self.small else (800, 1333)
 
     @property
-    def batches(self) -> tuple[int, int]:
-        return (1, 2) if self.small else (2, 8)
+    def batches(self) -> tuple[int, ...]:
+        return (2,) if self.small else (2, 8)
 
     @property
     def on_cuda(self) -> bool:

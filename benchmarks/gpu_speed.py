@@ -127,7 +127,7 @@ def torchvisions_step(setup: Setup, network: nn.Module, photos: Photos) -> Calla
 
 def inference(setup: Setup) -> list[Row]:
     rows = []
-    for batch in (1, setup.batches[1]):
+    for batch in (1, setup.batches[-1]):
         photos = setup.load(batch)
         ours, theirs = setup.networks(photos)
         network = ready_for_inference(ours.to(memory_format=torch.channels_last), setup.mixed()).to(setup.device)
@@ -158,7 +158,7 @@ def evaluation_row(setup: Setup) -> Row:
     """`evaluate` on the validation photos, loading and metrics included."""
     dataset = CocoDetection(setup.photos, "val")
     model, _ = setup.networks(setup.load(1))
-    loader = evaluation_loader(dataset, setup.batches[1], 0 if setup.small else 4, setup.device)
+    loader = evaluation_loader(dataset, setup.batches[-1], 0 if setup.small else 4, setup.device)
     arguments = (dataset.coco, ClassTable.of_dataset(dataset), setup.device, setup.mixed())
     start = time.perf_counter()
     evaluate(model.to(setup.device, memory_format=torch.channels_last), loader, *arguments)
@@ -170,7 +170,7 @@ def evaluation_row(setup: Setup) -> Row:
 
 
 def loading(setup: Setup) -> list[Row]:
-    batch, rows = setup.batches[1], []
+    batch, rows = setup.batches[-1], []
     photos = setup.load(batch)
     step = own_step(setup, setup.networks(photos)[0], photos)
     rate = interleaved(setup, {"step": step})["step"].rate(batch)
@@ -195,7 +195,7 @@ def whole(setup: Setup) -> list[Row]:
     """train.py itself, steps of the larger batch: its rate after the first steps, beside the rate of the step alone."""
     import train
 
-    batch, steps, ends = setup.batches[1], 3 if setup.small else 25, []
+    batch, steps, ends = setup.batches[-1], 3 if setup.small else 25, []
     photos = setup.load(batch)
     step = own_step(setup, setup.networks(photos)[0], photos)
     rate = interleaved(setup, {"step": step})["step"].rate(batch)
@@ -224,7 +224,7 @@ def whole(setup: Setup) -> list[Row]:
 
 
 def profiled(setup: Setup) -> list[Row]:
-    batch = setup.batches[1]
+    batch = setup.batches[-1]
     photos = setup.load(batch)
     step = own_step(setup, setup.networks(photos)[0], photos)
     for _ in range(1 if setup.small else 4):

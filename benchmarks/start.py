@@ -12,6 +12,7 @@ separate process that starts with nothing loaded. Memory is that of one training
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import statistics
@@ -73,7 +74,10 @@ def write_instances(path: Path, images: int, objects: int) -> None:
     for _ in range(500):
         x, y = draw.uniform(0, 500), draw.uniform(0, 400)
         count = draw.choice((4, 8, 12, 22, 45, 45))
-        polygon = [round(v + draw.uniform(0, 100), 2) for _ in range(count) for v in (x, y)]
+        angles = sorted(draw.uniform(0, math.tau) for _ in range(count))  # an outline that does not cross itself
+        radii = [draw.uniform(10, 50) for _ in range(count)]
+        points = [(x + 50 + r * math.cos(a), y + 50 + r * math.sin(a)) for a, r in zip(angles, radii)]
+        polygon = [round(value, 2) for point in points for value in point]
         box = [round(x, 2), round(y, 2), 100.0, 100.0]
         shapes.append(json.dumps({"segmentation": [polygon], "area": draw.uniform(9, 9999), "iscrowd": 0, "bbox": box}))
     with open(path, "w") as file:

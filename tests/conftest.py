@@ -15,7 +15,21 @@ from tests.helpers.project import real_data
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, torch.get_num_threads()))
 
 
+# Files that take longest, in seconds on two cores. Parallel processes begin with them, so that none is left at the end.
+LONGEST = {
+    "test_commands.py": 400, "test_gpu_check.py": 250, "test_determinism.py": 250, "test_many_machines.py": 110,
+    "test_detections.py": 100, "test_detectron2.py": 100, "test_resume.py": 90, "test_weights.py": 90,
+    "test_network_equals_torchvision.py": 80, "test_exactness.py": 70,
+}  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # newer versions of pytest-xdist
+        config.option.loadscopereorder = False  # keep the order of the items; its own is by the number of tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: -LONGEST.get(item.path.name, 0))
     if torch.cuda.is_available():
         return
     for item in items:

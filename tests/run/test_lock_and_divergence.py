@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from tests.helpers.faults import All, HangAtStep, ThinNetwork
 from tests.helpers.forked import Run, start, wait_until
-from tests.helpers.project import ROOT
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.models import ModelConfig, build_model
 
@@ -167,15 +164,6 @@ def strip_the_data(file: Path, folder: Path) -> None:
     for a in content["annotations"]:
         a.update(bbox=[100, 0, 900, 2], segmentation=[[100, 0, 1000, 0, 1000, 2, 100, 2]], area=1800)
     file.write_text(json.dumps(content))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--threads", "2"], ["--threads", "4", "--networks", "v1"]])
-def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[str]):
-    """In short; `python -m tests.programs.determinism` compares every network with 20 repetitions and six steps."""
-    command = [sys.executable, "-m", "tests.programs.determinism", "--repeats", "4", "--steps", "2", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "DIFFER" not in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
