@@ -179,7 +179,7 @@ class CocoDetection(Dataset):
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
-                f"{path}: the picture is {image.shape[-1]}x{image.shape[-2]}, "
+                f"{path}: the image is {image.shape[-1]}x{image.shape[-2]}, "
                 f"its annotations in {self.source} say {width}x{height}"
             )
         if self.transforms is not None:
@@ -222,12 +222,12 @@ class CocoDetection(Dataset):
         return int(self.index.image_ids[self.pictures[i]])
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Of picture i, from the annotations, without opening it."""
+        """Of image i, from the annotations, without opening it."""
         height, width = self.index.sizes[self.pictures[i]].tolist()
         return height, width
 
     def image_names(self) -> list[str]:
-        """The file of each picture below `image_folder`."""
+        """The file of each image below `image_folder`."""
         return self.index.file_names[self.pictures].tolist()
 
     def image_path(self, i: int) -> Path:

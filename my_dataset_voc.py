@@ -111,8 +111,7 @@ class VOCInstances(Dataset):
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size
             raise ValueError(
-                f"{self.image_path(i)}: the picture is {image.shape[-1]}x{image.shape[-2]}, "
-                f"its XML says {width}x{height}"
+                f"{self.image_path(i)}: the image is {image.shape[-1]}x{image.shape[-2]}, its XML says {width}x{height}"
             )
         if self.transforms is not None:
             image, target = self.transforms(image, target)
@@ -140,7 +139,7 @@ class VOCInstances(Dataset):
         }
 
     def check_masks(self, pictures: Sequence[VOCPicture]) -> list[bool]:
-        """Look through the masks of pictures, note what is wrong; returns which pictures this split keeps."""
+        """Look through the masks of images, note what is wrong; returns which images this split keeps."""
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(self.look_at_masks, pictures))
         kept = []
@@ -158,7 +157,7 @@ class VOCInstances(Dataset):
         return kept
 
     def look_at_masks(self, picture: VOCPicture) -> list[bool] | str:
-        """Which objects of a picture have a mask, or why its PNGs cannot be used.
+        """Which objects of an image have a mask, or why its PNGs cannot be used.
 
         Where there are as many masks as objects each is taken to have its own; to be sure of that takes ten times as
         long, and would be done at every start.
@@ -195,7 +194,7 @@ class VOCInstances(Dataset):
         return matched
 
     def read_masks(self, picture: VOCPicture) -> tuple[list[tuple[int, int, np.ndarray]], list[int]]:
-        """The instances of a picture's PNGs: their crops, and the class that most of their pixels have."""
+        """The instances of an image's PNGs: their crops, and the class that most of their pixels have."""
         instances = read_palette_png(self.masks_path(picture.name), picture.size)
         classes = read_palette_png(self.classes_path(picture.name), picture.size)
         crops, labels = [], []
@@ -208,14 +207,14 @@ class VOCInstances(Dataset):
         return crops, labels
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Of picture i, from its XML, without opening it."""
+        """Of image i, from its XML, without opening it."""
         return self.pictures[i].size
 
     def image_id(self, i: int) -> int:
         return self.image_ids[i]
 
     def image_names(self) -> list[str]:
-        """The file of each picture below `image_folder`."""
+        """The file of each image below `image_folder`."""
         return [f"{picture.name}.jpg" for picture in self.pictures]
 
     def image_path(self, i: int) -> Path:
@@ -270,7 +269,7 @@ class VOCInstances(Dataset):
 
     @property
     def coco(self) -> Any:
-        """Ground truth for the evaluation in COCO's form, made on first use from every picture's PNGs."""
+        """Ground truth for the evaluation in COCO's form, made on first use from every image's PNGs."""
         if self._coco is None:
             self._coco = coco_object(self.coco_content())
         return self._coco

@@ -54,7 +54,7 @@ def main(settings: PredictSettings) -> None:
     skipped = predict_images(predictor, [source for source in sources if not source.is_video()], settings)
     skipped += predict_videos(predictor, [source for source in sources if source.is_video()], settings)
     if skipped:
-        raise InputError(f"{len(skipped)} of {len(sources)} pictures could not be read, the first: {skipped[0].path}")
+        raise InputError(f"{len(skipped)} of {len(sources)} files could not be read, the first: {skipped[0].path}")
 
 
 def example_image(trained: TrainedModel) -> Path:

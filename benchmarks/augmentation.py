@@ -18,7 +18,7 @@ from report import in_turns, milliseconds, progress, table
 import transforms
 from my_dataset_coco import CocoDetection
 from train_utils.errors import one_line_errors, reading_input
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 FLIP = transforms.RandomHorizontalFlip()
 BATCH = 4

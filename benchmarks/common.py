@@ -29,7 +29,7 @@ from network_files import MaskRCNN  # noqa: E402
 from train_utils.errors import InputError, reading_input  # noqa: E402
 from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
 from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
-from train_utils.options import Parser  # noqa: E402
+from train_utils.option_parsing import Parser  # noqa: E402
 from train_utils.weight_files.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
 
 Targets = Sequence[dict]

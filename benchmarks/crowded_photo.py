@@ -24,7 +24,7 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.mask_targets import project_masks_on_boxes
 from train_utils.errors import one_line_errors
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 PROPOSALS, TARGET_SIZE = 128, 28
 MEAN_AND_STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

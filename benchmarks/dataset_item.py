@@ -31,7 +31,7 @@ from torch import Tensor
 
 from my_dataset_coco import CocoDetection
 from train_utils.errors import one_line_errors, reading_input
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 from transforms import RandomHorizontalFlip
 
 ANNOTATIONS = Path("annotations") / "instances_train2017.json"

@@ -28,7 +28,7 @@ from train_utils.device import Precision
 from train_utils.engine import Batch, ready_for_inference, to_device, train_step
 from train_utils.errors import one_line_errors
 from train_utils.metrics.coco_evaluation import PendingDetections
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training

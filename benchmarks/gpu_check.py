@@ -32,7 +32,7 @@ from report import table  # noqa: E402
 
 from train_utils.device import choose_device  # noqa: E402
 from train_utils.errors import InputError, one_line_errors  # noqa: E402
-from train_utils.options import add_flag  # noqa: E402
+from train_utils.option_parsing import add_flag  # noqa: E402
 
 HEADER = ("part", "check or figure", "found", "bound", "held")
 # Name -> function, and seconds that it may take.

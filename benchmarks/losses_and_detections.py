@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train_utils.device import choose_device
 from train_utils.errors import one_line_errors
-from train_utils.options import positive
+from train_utils.option_parsing import positive
 
 LARGEST_SHIFT = 1.0  # pixels between two boxes that still count as the same detection
 

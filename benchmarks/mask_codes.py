@@ -23,7 +23,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from network_files.mask_paste import encode_masks
 from train_utils.errors import one_line_errors
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 SIZE = (480, 640)
 SIDES = {"small": 24, "as in COCO": 64, "large": 250}  # pixels, around which the boxes' sides vary

@@ -29,7 +29,8 @@ from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.onnx_files.export import export
 from train_utils.onnx_files.onnx_model import OnnxModel
 from train_utils.open_data import open_validation_data
-from train_utils.options import InferenceSettings, ValidationSettings, positive
+from train_utils.option_parsing import positive
+from train_utils.options import InferenceSettings, ValidationSettings
 from train_utils.trained_model import TrainedModel, open_trained_model
 
 MOST_APART = 0.001  # 0.1 points of AP

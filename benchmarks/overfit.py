@@ -34,7 +34,8 @@ from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.open_data import num_classes_for
-from train_utils.options import PredictorSettings, add_flag, positive
+from train_utils.option_parsing import add_flag, positive
+from train_utils.options import PredictorSettings
 from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances

@@ -23,7 +23,7 @@ from common import PROJECT, parser
 from report import table
 
 from train_utils.errors import InputError, one_line_errors
-from train_utils.options import add_flag
+from train_utils.option_parsing import add_flag
 
 RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
 # Section -> script and its arguments, with few rounds where each takes long. Those in QUICK have --quick.

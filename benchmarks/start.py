@@ -30,7 +30,7 @@ from report import compared, in_child, megabytes, progress, table
 
 from dataset_files import coco_index
 from train_utils.errors import one_line_errors
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 LATER_START = 1.0  # seconds
 

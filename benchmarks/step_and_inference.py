@@ -37,7 +37,7 @@ from network_files import MaskRCNN
 from train_utils.device import Precision, choose_device
 from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 WORK = ("train", "inference")
 # Goals, as torchvision's time over ours: in float32; in low precision against torchvision in float32 and under the

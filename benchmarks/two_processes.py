@@ -35,7 +35,7 @@ from train_utils.engine import Batch, evaluate, train_step
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.loaders import evaluation_loader
 from train_utils.models import ModelConfig, build_model
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 from train_utils.run.signals import StopSignals
 from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.training_state import Progress, Training

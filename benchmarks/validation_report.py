@@ -27,7 +27,7 @@ from report import progress, table
 from my_dataset_coco import CocoDetection, coco_object
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import IOU_TYPES, run_cocoeval
-from train_utils.options import positive
+from train_utils.option_parsing import positive
 from train_utils.report.write_report import ReportInput, write_report
 
 CLASSES, OBJECTS = 80, 7

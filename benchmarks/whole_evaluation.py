@@ -28,7 +28,7 @@ from my_dataset_coco import coco_object
 from train_utils.classes import ClassTable
 from train_utils.errors import one_line_errors
 from train_utils.metrics.coco_evaluation import IOU_TYPES, CocoEvaluator
-from train_utils.options import add_flag, positive
+from train_utils.option_parsing import add_flag, positive
 
 DETECTIONS, OBJECTS, COCO_VAL = 100, 7, 5000
 CLASSES = (1, 90, 1203)  # without background

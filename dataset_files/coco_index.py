@@ -111,7 +111,7 @@ class CocoIndex:
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
     def usable_counts(self) -> np.ndarray:
-        """int64 [P]: how many objects of each picture training can learn from."""
+        """int64 [P]: how many objects of each image training can learn from."""
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
 

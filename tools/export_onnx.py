@@ -20,7 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
-from train_utils.options import InferenceSettings, positive  # noqa: E402
+from train_utils.option_parsing import positive  # noqa: E402
+from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import open_trained_model  # noqa: E402
 
 

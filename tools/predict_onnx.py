@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from network_files.mask_paste_numpy import encode_masks  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, writing_output  # noqa: E402
-from train_utils.options import positive  # noqa: E402
+from train_utils.option_parsing import positive  # noqa: E402
 from train_utils.prediction.loading import open_image  # noqa: E402
 from train_utils.prediction.prediction import Prediction  # noqa: E402
 from train_utils.prediction.results_saver import ResultsSaver  # noqa: E402
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         output.mkdir(parents=True, exist_ok=True)
     skipped = predict_images(model, images, args, output)
     if skipped:
-        raise InputError(f"{len(skipped)} of {len(images)} pictures could not be read, the first: {skipped[0].path}")
+        raise InputError(f"{len(skipped)} of {len(images)} files could not be read, the first: {skipped[0].path}")
 
 
 def open_model(path: str, threads: int | None) -> "OnnxModel":

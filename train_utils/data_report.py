@@ -23,7 +23,8 @@ from train_utils.open_data import (
     require_objects,
     warn_of_unused,
 )
-from train_utils.options import DataSettings, natural, option
+from train_utils.option_parsing import natural, option
+from train_utils.options import DataSettings
 from train_utils.visual.sheets import contact_sheet, draw_target
 
 MOST_CLASSES = 100  # that are listed

@@ -78,7 +78,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_the_broken_image_is_named_and_all_others_are_drawn(saved: tuple[Path, Outcome], expected) -> None:
     folder, outcome = saved
-    assert_refused(outcome, "1 of 6 pictures could not be read", "broken.jpg")
+    assert_refused(outcome, "1 of 6 files could not be read", "broken.jpg")
     assert "skipped: photos/broken.jpg: cannot be read" in outcome.out
     for name, prediction in expected.items():
         drawn = Image.open(folder / f"{stem(name)}.png")

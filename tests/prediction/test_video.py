@@ -152,7 +152,7 @@ def test_images_and_videos_are_predicted_together(lab: Path) -> None:
 def test_a_video_that_cannot_be_read_is_named(lab: Path) -> None:
     (lab / "none.mp4").write_text("no video")
     outcome = run(lab, "predict.py", *WORDS, "--img-path", "none.mp4", "clip.mp4", "--every", "20")
-    assert_refused_after_progress(outcome, "1 of 2 pictures could not be read, the first: none.mp4")
+    assert_refused_after_progress(outcome, "1 of 2 files could not be read, the first: none.mp4")
     assert "skipped: none.mp4: cannot be read as a video" in outcome.out and "clip.mp4: " in outcome.out
 
 

@@ -28,7 +28,8 @@ from tests.helpers.project import ROOT
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
-from train_utils.options import PredictSettings, TrainSettings, ValidationSettings, boolean, fraction, share, strength
+from train_utils.option_parsing import boolean, fraction, share, strength
+from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
 from train_utils.run.folder_lock import LOCK
 from train_utils.weight_files import weights
 from train_utils.weight_files.weights import PublishedFile

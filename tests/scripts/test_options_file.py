@@ -103,3 +103,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_the_script_ends_in_one_line(tmp_path):
     (tmp_path / "o.json").write_text('{"learning_rate": 1}')
     assert_refused(run(tmp_path, "train.py", "--config", "o.json"), "o.json: there is no option 'learning_rate'")
+
+
+def test_a_resumed_run_of_an_older_version_has_the_plain_default_of_what_it_did_not_know():
+    settings = TrainSettings.parse(None, ["--resume", "auto"])
+    settings.resolve(1, {"epochs": 7, "lr": 0.02, "data_path": "demo_data"})  # before --opt and --lr-scheduler
+    assert (settings.epochs, settings.lr) == (7, 0.02)
+    assert settings.is_demo() and (settings.opt, settings.lr_scheduler) == ("sgd", "multisteplr")
+    fresh = TrainSettings.parse(None, [])
+    fresh.resolve(1)
+    assert (fresh.opt, fresh.lr_scheduler) == ("adamw", "cosineannealinglr")
