@@ -305,7 +305,7 @@ class RunFolder:
             f"done: results in {self.path / RESULTS['bbox']} and {self.path / RESULTS['segm']}, "
             f"curves in {self.path / MAP_CURVE} and {self.path / LOSS_CURVE}, weights in {checkpoint}\n"
             f"next: python validation.py --weights-path {checkpoint}\n"
-            f"      python predict.py --weights-path {checkpoint} --img-path PICTURE",
+            f"      python predict.py --weights-path {checkpoint} --img-path photo.jpg",
             flush=True,
         )
 
