@@ -131,6 +131,7 @@ def data_section(
         row = [name, int(statistics.class_counts[k]), int(statistics.class_images[k])]
         row += [int(training.class_counts[k]), int(training.class_images[k])] if training else []
         rows.append(row)
+    rows.sort(key=lambda row: not any(row[1:]))  # classes without objects come last
     reading = (
         "Rows and columns are classes, a cell the number of validation images that have both, the stronger the colour, "
         "the larger the share of the images of the row's class."

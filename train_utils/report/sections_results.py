@@ -103,6 +103,7 @@ def classes_section(scene: Scene, analyses: list[Analysis]) -> str:
             (name, r.objects, r.ap, r.ap50, r.ap75, r.precision, r.recall, r.f1, r.threshold)
             for name, r in zip(scene.class_names, analysis.classes)
         ]
+        rows.sort(key=lambda row: row[1] == 0)  # classes without objects come last
         parts.append(of_kind(analysis.kind, table(CLASS_COLUMNS, rows, f"classes-{analysis.kind}", "class")))
     return section("classes", "Classes", *parts)
 
