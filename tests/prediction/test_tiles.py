@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset_files.boxes import ious
 from predict import Predictor
-from tests.helpers.stub_detector import BLOT, StubDetector, draw_shapes, drawn_shapes, separate_boxes, stub_trained
+from tests.helpers.stub_detector import BLOT, Box, StubDetector, draw_shapes, drawn_shapes, separate_boxes, stub_trained
 from train_utils.options import PredictorSettings
 from train_utils.prediction.prediction import Prediction
 from train_utils.prediction.tiles import tiles_of
@@ -33,6 +33,10 @@ def assert_found_once(found: Prediction, masks: list[np.ndarray], iou: float = 0
         assert row[k] >= iou and label == 1 + k % 2
         rows, columns = np.flatnonzero(masks[k].any(1)), np.flatnonzero(masks[k].any(0))
         assert box == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=2)
+
+
+def ious_with(found: Prediction, boxes: list[Box]) -> np.ndarray:
+    return ious(found.boxes[:, None].astype(float), np.array(boxes, dtype=float))
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,11 +106,14 @@ def test_a_sliver_at_a_border_is_left_to_the_tile_that_sees_more():
 
 
 @pytest.mark.slow
-def test_hundreds_of_shapes_in_a_large_image_are_found_once():
-    boxes = separate_boxes(2500, 3000, (30, 500), seed=0)
-    found = predictor(1024, batch_size=4)(draw_shapes((3000, 3000), boxes))
-    assert len(found) == len(boxes) > 80
-    overlaps = ious(found.boxes[:, None].astype(float), np.array(boxes, dtype=float))
+def test_a_thousand_shapes_in_an_image_of_10000_pixels_a_side_are_found_once():
+    boxes = separate_boxes(5000, 10_000, (30, 400), seed=0)
+    detector = StubDetector()
+    found = predictor(1024, detector, batch_size=4)(draw_shapes((10_000, 10_000), boxes))
+    assert set(detector.seen) == {(1024, 1024)} and len(detector.seen) == 144 and max(detector.together) == 4
+    assert len(found) == len(boxes) > 1000
+    assert found.labels.tolist() == [1 + k % 2 for k in ious_with(found, boxes).argmax(axis=1)]
+    overlaps = ious_with(found, boxes)
     assert sorted(overlaps.argmax(axis=1).tolist()) == list(range(len(boxes))) and overlaps.max(axis=1).min() > 0.99
 
 
