@@ -20,7 +20,7 @@ from network_files import InstanceMasks, MaskRCNN
 from train_utils.device import Precision
 from train_utils.models import ModelConfig, build_model
 
-SMALL = ModelConfig(num_classes=91, trainable_layers=5, min_size=128, max_size=192, rois_per_image=150, proposals=600)
+SMALL = ModelConfig(num_classes=91, trainable_layers=5, min_size=96, max_size=160, rois_per_image=84, proposals=600)
 POSITIVE = 0.9  # of the sampled RoIs: the more share a class, the likelier threads meet in a sum
 NETWORKS = {
     "v1": SMALL,
