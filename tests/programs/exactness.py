@@ -153,7 +153,7 @@ def trained_size(args: Namespace) -> dict[str, int]:
 def trained_once(data: Path, seed: int, quick: bool) -> dict:
     """Train until the network detects enough, whatever the photos and the machine's rounding."""
     args = Namespace(data=data, seed=seed, quick=quick)
-    for steps in (15, 30, 60) if quick else (60, 100, 160):
+    for steps in (15, 30, 60, 120) if quick else (60, 100, 160, 260, 400):
         weights = trained_weights(batch_of(args), **trained_size(args), steps=steps, seed=seed)
         found = detections_of(trained_pair(weights, args)[0], batch_of(args)[0])
         if sum(len(detection["boxes"]) for detection in found) >= (20 if quick else FEWEST_DETECTIONS):
