@@ -4,6 +4,7 @@
 `fuzz` of reliability.py at length.
 """
 
+import multiprocessing.synchronize  # noqa: F401 (else tqdm imports it while an import counts as an attack)
 import os
 import resource
 import signal

@@ -7,6 +7,7 @@ import re
 import socket
 import zipfile
 from argparse import Namespace
+from codecs import encode
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ MASK_RCNN_V2_COCO = PublishedFile(
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
 
 # What training scripts save besides: options and milestones. They hold plain values, which `check_values` looks at.
-torch.serialization.add_safe_globals([Namespace, Counter])
+torch.serialization.add_safe_globals([Namespace, Counter, encode, set, complex])  # torch 2.4 lacks the last three
 PREFIXES = ("module.", "model.", "_orig_mod.")
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
