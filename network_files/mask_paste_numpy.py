@@ -1,8 +1,8 @@
 """`mask_paste` without torch, for exported networks: the same codes and crops, byte for byte, with NumPy alone.
 
 torch's kernels for x86 processors multiply and add in one step, with one rounding. Here that is computed in double
-precision, in which a product of two float32 numbers is exact. On processors where torch rounds otherwise, a pixel whose
-probability equals the threshold to the last bit may differ.
+precision, in which a product of two float32 numbers is exact. On processors and in releases where torch rounds
+otherwise (2.11 does), a pixel whose probability equals the threshold to the last bits may differ.
 """
 
 import math
