@@ -9,7 +9,7 @@ VENV ?= .venv
 REQUIREMENTS = requirements.txt
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
-# --no-compile: half a minute less; Python compiles what is imported when it first is.
+# --no-compile saves half a minute: Python compiles only what is imported, on its first import.
 INSTALL = $(RUN) -m pip install --disable-pip-version-check --no-compile -q -r
 VENV_OLDEST ?= .venv-oldest
 PYTHON_OLDEST ?= python3.10

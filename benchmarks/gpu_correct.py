@@ -120,7 +120,7 @@ def parity(setup: Setup) -> list[Row]:
         again = outcome(setup, theirs, setup.dense(photos))
     (own_losses, own_gradients, own_samples), (losses, gradients, samples) = own, expected
     same = len(own_samples) == len(samples) and all(torch.equal(a, b) for a, b in zip(own_samples, samples))
-    loss = max(abs(own_losses[k] - v) / max(abs(v), 1e-6) for k, v in losses.items())
+    loss = largest_relative(own_losses, losses, smallest=1e-6)
     floor = max(largest_difference(again[1], gradients), SMALLEST_FLOOR)
     apart = largest_difference(own_gradients, gradients)
     rows = [
@@ -205,7 +205,7 @@ def precision(setup: Setup) -> list[Row]:
         with torch.no_grad(), torch.autocast(setup.device.type, dtype):
             expected, _ = losses_and_proposals(setup, theirs, setup.dense(photos), proposals)
             found, _ = losses_and_proposals(setup, ours, photos, proposals)
-        apart, floor = largest_relative(found, expected), largest_relative(expected, exact)
+        apart, floor = largest_relative(found, expected, 0.05), largest_relative(expected, exact, 0.05)
         name = str(dtype).removeprefix("torch.")
         figure = f"{apart:.1e}; torchvision's from its own in float32 {floor:.1e}"
         check = f"losses in {name} against torchvision's on the same proposals, relative"
@@ -213,8 +213,9 @@ def precision(setup: Setup) -> list[Row]:
     return [*rows, *overflow_rows(setup, ours, photos)]
 
 
-def largest_relative(losses: dict[str, float], reference: dict[str, float]) -> float:
-    return max(abs(losses[k] - v) / max(abs(v), 0.05) for k, v in reference.items())
+def largest_relative(losses: dict[str, float], reference: dict[str, float], smallest: float) -> float:
+    """Largest difference, relative to the reference's values; those below `smallest` count as that."""
+    return max(abs(losses[k] - v) / max(abs(v), smallest) for k, v in reference.items())
 
 
 def losses_and_proposals(

@@ -36,6 +36,7 @@ from train_utils.models import ModelConfig, build_model
 from train_utils.open_data import num_classes_for
 from train_utils.option_parsing import add_flag, positive
 from train_utils.options import PredictorSettings
+from train_utils.run.checkpoints import weights_with_classes
 from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances
@@ -107,8 +108,7 @@ def main(args: Namespace) -> None:
     # Results
     print_classes(metrics)
     trained = TrainedModel(folder, model, config, {}, classes, device, precision, {})
-    own = {"model_config": config.to_plain(), "class_names": classes.names, "category_ids": classes.category_ids}
-    torch.save({"model": model.state_dict(), **own}, folder / "model.pth")
+    torch.save(weights_with_classes(model, config, classes), folder / "model.pth")
     draw_all(Predictor.of_trained(trained, PredictorSettings()), dataset, folder)
     print(f"weights, for validation.py --report and predict.py: {folder}/model.pth")
     print(f"predictions (left) beside the ground truth (right): {folder}/*.png")

@@ -43,7 +43,7 @@ def test_codes_and_crops_equal_those_with_torch_byte_for_byte(height, width, cou
 
 @pytest.mark.parametrize("continuous", [False, True], ids=["whole pixels", "continuous"])
 @pytest.mark.parametrize(("height", "width", "count"), IMAGES)
-def test_crops_are_equal_within_rounding_whatever_torch_rounds(height, width, count, continuous):
+def test_crops_are_equal_within_rounding_on_every_processor_and_release(height, width, count, continuous):
     probs, boxes = detections(height, width, count)
     ours = mask_paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
     for crop, reference in zip(ours, mask_paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):

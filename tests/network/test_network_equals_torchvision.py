@@ -3,7 +3,6 @@
 import copy
 import re
 from pathlib import Path
-from statistics import median
 
 import pytest
 import torch
@@ -85,15 +84,15 @@ def test_both_draw_the_same_random_numbers(training_step):
 def test_gradients_of_every_parameter_equal_torchvision(training_step):
     (_, reference, _), (_, own, _) = training_step
     assert set(own) == set(reference)
-    differences = {}
     for name, gradient in reference.items():
         largest = gradient.abs().max()
         assert largest > 0, name
-        differences[name] = ((own[name] - gradient).abs().max() / largest).item()
-    worst = max(differences, key=differences.get)
-    assert median(differences.values()) < GRADIENT_TOLERANCE
-    # Where a ReLU's input is within rounding of 0, rounding decides; test_exactness.py compares in float64 too.
-    assert differences[worst] < 50 * GRADIENT_TOLERANCE, f"{worst}: {differences[worst]:.1e} of its largest entry"
+        apart = (own[name] - gradient).abs() / largest
+        # Where a ReLU's input is within rounding of 0, rounding decides about the gradient of a few weights;
+        # test_exactness.py compares in float64 too.
+        few = (apart > GRADIENT_TOLERANCE).float().mean().item()
+        assert few < 0.01, f"{name}: {few:.1%} of its entries differ"
+        assert apart.max() < 50 * GRADIENT_TOLERANCE, f"{name}: {apart.max():.1e} of its largest entry"
 
 
 def test_detections_equal_torchvision(batch, default_pair):

@@ -32,10 +32,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LAUNCHER_FORWARDS = "--signals-to-handle" in get_args_parser().format_help()  # newer torchruns do
+NEW_TORCHRUN = "--signals-to-handle" in get_args_parser().format_help()  # 2.11 has it, 2.4 does not
 
 
-@pytest.mark.skipif(not LAUNCHER_FORWARDS, reason="this release of torchrun does not know --signals-to-handle")
+@pytest.mark.skipif(not NEW_TORCHRUN, reason="this release of torchrun does not know --signals-to-handle")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothing_again(lab, number):
     folder = lab / signal.Signals(number).name
@@ -73,7 +73,9 @@ def test_validation_in_more_processes_than_pictures_and_uneven_shares_gives_the_
     assert f"{pictures} images" in texts[0] and texts[0] == texts[1]
 
 
-@pytest.mark.skipif(not LAUNCHER_FORWARDS, reason="this torchrun reaches a host by its name, and both have one name")
+@pytest.mark.skipif(
+    not NEW_TORCHRUN, reason="this release of torchrun reaches a host by its name, and both have one name"
+)
 def test_run_over_two_hosts_survives_the_loss_of_one_and_ends_as_on_one_host():
     script = [sys.executable, "-m", "tests.programs.two_hosts", "--thin", "--epochs", "2", "--pictures", "8"]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
+from network_files import MaskRCNN
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
@@ -38,7 +39,7 @@ def make_checkpoint(
     """
     progress = training.progress
     content = {
-        "model": training.model.state_dict(),
+        **weights_with_classes(training.model, config, classes),
         "optimizer": training.optimizer.state_dict(),
         "lr_scheduler": training.schedule.state_dict(),
         "epoch": max(progress.step - 1, 0) // steps_per_epoch,
@@ -47,13 +48,20 @@ def make_checkpoint(
         "args": settings.to_plain(),
         "facts": facts,
         "computed_with": arithmetic(training.device),
-        "model_config": config.to_plain(),
-        "class_names": classes.names,
-        "category_ids": classes.category_ids,
     }
     if training.scaler.is_enabled():
         content["scaler"] = training.scaler.state_dict()
     return content
+
+
+def weights_with_classes(model: MaskRCNN, config: ModelConfig, classes: ClassTable) -> dict[str, Any]:
+    """The part of a checkpoint that validation.py and predict.py need."""
+    return {
+        "model": model.state_dict(),
+        "model_config": config.to_plain(),
+        "class_names": classes.names,
+        "category_ids": classes.category_ids,
+    }
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:
