@@ -351,7 +351,8 @@ class PredictorSettings(InferenceSettings):
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
     exif: str | None = option(
         None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training; "
-        "else apply, but with --annotation-file only to images that then have the size in that file)", choices=("apply", "ignore"),
+        "else apply, but with --annotation-file only to images that then have the size in that file)",
+        choices=("apply", "ignore"),
     )  # fmt: skip
     tile: int | None = option(
         None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",
