@@ -65,7 +65,7 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
     if "'shapes'" in text:
         return "closest to labelme: a JSON with 'shapes' and 'imagePath' beside each image" + without(has_images)
     if "'project'" in text and "'attribute'" in text and "'view'" in text:
-        return "a project of VIA 3; of VIA only versions 1 and 2 are read: convert it to COCO's JSON"
+        return "a project of VIA 3; only versions 1 and 2 can be read, so convert it to COCO's JSON"
     if "'_via" in text or "'regions'" in text:
         return "closest to VIA: via_region_data.json or a project with '_via_img_metadata'" + without(has_images)
     if "a list" in text:
