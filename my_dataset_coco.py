@@ -2,8 +2,6 @@
 
 The annotations stay in their file until an item wants them (dataset_files/coco_index.py says where they are), so that
 COCO's million costs no worker a Python object.
-
-    python my_dataset_coco.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
 """
 
 import contextlib
@@ -22,14 +20,14 @@ from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import AS_WRITTEN, Reading, open_index
+from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import ObjectCounts
 from dataset_files.file_names import resolve
 from dataset_files.image_reading import read_image
-from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
-from network_files.rle import decode_crops
+from network_files.masks.rle import decode_crops
 from transforms import Transform, collate_fn
 
 
@@ -372,9 +370,3 @@ def packed_code(annotation: dict, height: int, width: int) -> dict:
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": counts.encode()}
-
-
-if __name__ == "__main__":
-    from train_utils.data_report import main  # the scripts' room is above this one
-
-    main(__doc__)

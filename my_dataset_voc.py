@@ -1,7 +1,4 @@
-"""Pascal VOC's XML files, images and instance PNGs in, (image, target) items out.
-
-python my_dataset_voc.py --data-path DIR [--show 24]     # what a folder of any layout holds, and what is wrong
-"""
+"""Pascal VOC's XML files, images and instance PNGs in, (image, target) items out."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +27,8 @@ from dataset_files.voc_files import (
 )
 from my_dataset_coco import coco_object
 from network_files import InstanceMasks
-from network_files.instance_masks import crop_to_content
-from network_files.rle import compress, encode_crop
+from network_files.masks.instance_masks import crop_to_content
+from network_files.masks.rle import compress, encode_crop
 from transforms import Transform, collate_fn
 
 SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
@@ -313,9 +310,3 @@ def box_crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> t
     """A mask that is the whole box, for an object whose mask nobody drew."""
     x1, y1, x2, y2 = (int(v) for v in box)
     return x1, y1, np.ones((min(y2, size[0]) - y1, min(x2, size[1]) - x1), dtype=np.uint8)
-
-
-if __name__ == "__main__":
-    from train_utils.data_report import main  # the scripts' room is above this one
-
-    main(__doc__)

@@ -19,16 +19,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from prediction.pipeline import predict_all
+from prediction.prediction import Prediction
+from prediction.predictor import LoadedImage, Predictor
+from prediction.savers import open_savers
+from prediction.sources import Source, find_sources, result_images
+from prediction.video import predict_video
+from prediction.webcam import predict_webcam
 from train_utils.errors import INTERRUPTED, InputError, RunEnded, one_line_errors, reading_input, writing_output
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
-from train_utils.prediction.pipeline import predict_all
-from train_utils.prediction.prediction import Prediction
-from train_utils.prediction.predictor import LoadedImage, Predictor
-from train_utils.prediction.savers import open_savers
-from train_utils.prediction.sources import Source, find_sources, result_images
-from train_utils.prediction.video import predict_video
-from train_utils.prediction.webcam import predict_webcam
 from train_utils.trained_model import TrainedModel
 
 FAST = 1  # compression of drawn images: a fifth of the time of the default, files a tenth larger

@@ -3,9 +3,9 @@
     python validation.py                                                       # what the last train.py left
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
-    python validation.py --report report                                       # and a page on what was learned
+    python validation.py --report save_weights/report                    # and a page on what was learned
     python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
-    python validation.py --results-json ... --annotation-file val.json --image-folder images --report report
+    python validation.py --results-json ... --annotation-file val.json --image-folder images --report DIR
 
 Prints both tables and writes them to record_mAP.txt beside the weights. The last two score detections that any
 detector wrote, and print COCO's official table. --report DIR also writes DIR/report.html, and its numbers beside it.
@@ -14,6 +14,8 @@ detector wrote, and print COCO's official table. --report DIR also writes DIR/re
 from pathlib import Path
 
 from dataset_files.atomic_files import write_atomically
+from prediction.test_time_augmentation import look_several_times
+from report.sources import report_folder, report_of_network, report_of_results
 from train_utils.distributed import is_main, process_group
 from train_utils.engine import detect_all
 from train_utils.errors import InputError, one_line_errors, reading_input
@@ -21,8 +23,6 @@ from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
-from train_utils.report.sources import report_folder, report_of_network, report_of_results
-from train_utils.test_time_augmentation import look_several_times
 from train_utils.trained_model import open_trained_model
 
 

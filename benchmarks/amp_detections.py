@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from common import machine, parser
-from report import table
+from measured_rows import table
 
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from common import coco_tiny, machine, parser
-from report import in_turns, milliseconds, progress, table
+from measured_rows import in_turns, milliseconds, progress, table
 
 import transforms
 from my_dataset_coco import CocoDetection

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from common import machine, parser
-from report import compared, megabytes, peak_memory, progress, table, timed
+from measured_rows import compared, megabytes, peak_memory, progress, table, timed
 from torch import Tensor
 from torchvision.models.detection.roi_heads import project_masks_on_boxes as torchvisions_targets
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.targets import project_masks_on_boxes
 from train_utils.errors import one_line_errors
 from train_utils.option_parsing import add_flag, positive
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 import torchvision.transforms.functional as F
 from common import coco_tiny, machine, parser
+from measured_rows import compared, in_turns, megabytes, progress, table, timed
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from report import compared, in_turns, megabytes, progress, table, timed
 from torch import Tensor
 
 from my_dataset_coco import CocoDetection

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from common import PROJECT, as_in_torchvisions_reference, build_pair, describe, on_device, parser, training_photos
+from measured_rows import table
 from pretended_gpu import NAME, PretendedGPU, by_line, pretended_gpu, torchvision_root
-from report import table
 from torch import Tensor
 from torch.optim import SGD
 

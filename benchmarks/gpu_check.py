@@ -28,7 +28,7 @@ import gpu_correct  # noqa: E402
 import gpu_speed  # noqa: E402
 from common import parser  # noqa: E402
 from gpu_setup import DRAWN, Row, Setup, draw_photos  # noqa: E402
-from report import table  # noqa: E402
+from measured_rows import table  # noqa: E402
 
 from train_utils.device import choose_device  # noqa: E402
 from train_utils.errors import InputError, one_line_errors  # noqa: E402

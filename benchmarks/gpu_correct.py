@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.targets import project_masks_on_boxes
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.applying import create_momentum
 from train_utils.demo_dataset import make_demo_dataset

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from report import compared
+from measured_rows import compared
 from torch.utils.flop_counter import FlopCounterMode
 
 SIDE = 4096  # of the matrices: large enough that a product runs at the full rate of the processor or GPU

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import machine, parser
+from measured_rows import table, timed
 from pycocotools import mask as coco_mask
-from report import table, timed
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from network_files.mask_paste import encode_masks
+from network_files.masks.paste import encode_masks
 from train_utils.errors import one_line_errors
 from train_utils.option_parsing import add_flag, positive
 

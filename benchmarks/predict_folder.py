@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 from common import coco_tiny, machine, parser, random_weights
-from report import HEADER, progress, table, timed
+from measured_rows import HEADER, progress, table, timed
 
 from predict import Predictor, predict_images
+from prediction.sources import find_sources
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
 from train_utils.errors import one_line_errors
 from train_utils.models import ModelConfig, build_model
 from train_utils.option_parsing import add_flag, positive
 from train_utils.options import PredictSettings
-from train_utils.prediction.sources import find_sources
 from train_utils.trained_model import TrainedModel
 
 GOAL = 0.9

@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 from common import PROJECT, parser
-from report import table
+from measured_rows import table
 
 from train_utils.errors import InputError, one_line_errors
 from train_utils.option_parsing import add_flag

@@ -25,7 +25,7 @@ from common import PROJECT, machine
 
 from dataset_files.atomic_files import replacing
 from my_dataset_coco import CocoDetection, coco_object
-from network_files.mask_paste import encode_masks
+from network_files.masks.paste import encode_masks
 from train_utils.classes import ClassTable
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 from common import machine, parser
+from measured_rows import compared, in_child, megabytes, progress, table
 from pycocotools.coco import COCO
-from report import compared, in_child, megabytes, progress, table
 
 from dataset_files import coco_index
 from train_utils.errors import one_line_errors

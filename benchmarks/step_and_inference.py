@@ -29,7 +29,7 @@ from common import (
     training_photos,
 )
 from limit import against_limit, matrix_rate, operations
-from report import compared, milliseconds, table
+from measured_rows import compared, milliseconds, table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 

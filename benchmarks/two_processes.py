@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 from common import coco_tiny, machine, parser, random_weights
+from measured_rows import compared, progress, table
 from overfit import ANNOTATIONS, write_subset
-from report import compared, progress, table
 from torch.optim import SGD
 
 from my_dataset_coco import CocoDetection

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import coco_tiny, machine, parser
+from measured_rows import progress, table
 from pycocotools import mask as coco_mask
-from report import progress, table
 
 from my_dataset_coco import CocoDetection, coco_object
+from report.write_report import ReportInput, write_report
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import IOU_TYPES, run_cocoeval
 from train_utils.option_parsing import positive
-from train_utils.report.write_report import ReportInput, write_report
 
 CLASSES, OBJECTS = 80, 7
 CORNERS = 24  # of an object's outline

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from common import machine, parser
 from mask_codes import SIZE, detections, reference_codes
+from measured_rows import compared, in_turns, milliseconds, progress, table, timed
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from report import compared, in_turns, milliseconds, progress, table, timed
 from torch import Tensor
 
 from my_dataset_coco import coco_object

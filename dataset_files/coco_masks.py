@@ -8,7 +8,7 @@ from PIL import Image
 from dataset_files.polygons import are_point_pairs, may_cover_no_pixel
 from dataset_files.problems import shown
 from dataset_files.whole_ids import int64
-from network_files.rle import are_packed_codes, unpack_all
+from network_files.masks.rle import are_packed_codes, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever

@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from dataset_files.coco_file import NoCategory
+from dataset_files.conversion import Converted
 from dataset_files.file_names import resolve
-from dataset_files.layouts.conversion import Converted
 from dataset_files.mask_measures import area_of_mask, box_of_mask
 from dataset_files.problems import Problems, leaves_folder, shown
 from dataset_files.rgb_images import PICTURE_FORMATS

@@ -15,7 +15,7 @@ from pathlib import Path
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
 from dataset_files.coco_index import CocoIndex, Reading, locked, open_index
-from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.problems import Problems
 
 VERSION = 1  # of stored conversions

@@ -4,7 +4,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE, extents_of_runs
-from network_files.rle import unpack_counts
+from network_files.masks.rle import unpack_counts
 
 
 def box_of_mask(segmentation: list | dict) -> list[float] | None:

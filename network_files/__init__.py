@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from network_files.instance_masks import InstanceMasks
     from network_files.mask_rcnn import MaskRCNN
+    from network_files.masks.instance_masks import InstanceMasks
 
 __all__ = ["InstanceMasks", "MaskRCNN"]
 
@@ -12,7 +12,7 @@ __all__ = ["InstanceMasks", "MaskRCNN"]
 def __getattr__(name: str) -> Any:
     """Import the two classes on first use: the modules of run-length codes also serve programs without torch."""
     if name == "InstanceMasks":
-        from network_files.instance_masks import InstanceMasks
+        from network_files.masks.instance_masks import InstanceMasks
 
         return InstanceMasks
     if name == "MaskRCNN":

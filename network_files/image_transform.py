@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network_files.boxes import resize_boxes, size_of
-from network_files.instance_masks import InstanceMasks
+from network_files.masks.instance_masks import InstanceMasks
 
 
 class View(NamedTuple):

@@ -10,7 +10,7 @@ from network_files.anchors import AnchorGenerator
 from network_files.boxes import resize_boxes, size_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, RPNHead, TwoMLPHead
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import paste_masks
+from network_files.masks.paste import paste_masks
 from network_files.on_device import upload
 from network_files.roi_align import PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads

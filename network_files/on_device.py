@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from network_files.instance_masks import InstanceMasks
+from network_files.masks.instance_masks import InstanceMasks
 
 Movable = TypeVar("Movable", Tensor, InstanceMasks)
 

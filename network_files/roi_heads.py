@@ -15,8 +15,8 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from network_files.boxes import BoxCoder
 from network_files.heads import MaskRCNNPredictor
-from network_files.instance_masks import InstanceMasks
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.instance_masks import InstanceMasks
+from network_files.masks.targets import project_masks_on_boxes
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 from network_files.on_device import nms_per_group, true_indices
 from network_files.roi_align import RoIPool, SharedPyramid

@@ -27,7 +27,7 @@ from train_utils.trained_model import open_trained_model  # noqa: E402
 
 def main(args: argparse.Namespace) -> None:
     try:
-        from train_utils.onnx_files.export import export
+        from onnx_files.export import export
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise

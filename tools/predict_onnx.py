@@ -19,16 +19,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from network_files.mask_paste_numpy import encode_masks  # noqa: E402 (the path comes first)
+from network_files.masks.paste_numpy import encode_masks  # noqa: E402 (the path comes first)
+from prediction.loading import open_image  # noqa: E402
+from prediction.prediction import Prediction  # noqa: E402
+from prediction.results_saver import ResultsSaver  # noqa: E402
+from prediction.sources import Source, find_sources, result_images  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, writing_output  # noqa: E402
 from train_utils.option_parsing import positive  # noqa: E402
-from train_utils.prediction.loading import open_image  # noqa: E402
-from train_utils.prediction.prediction import Prediction  # noqa: E402
-from train_utils.prediction.results_saver import ResultsSaver  # noqa: E402
-from train_utils.prediction.sources import Source, find_sources, result_images  # noqa: E402
 
 if TYPE_CHECKING:
-    from train_utils.onnx_files.onnx_model import OnnxModel
+    from onnx_files.onnx_model import OnnxModel
 
 
 def main(args: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
 
 def open_model(path: str, threads: int | None) -> "OnnxModel":
     try:
-        from train_utils.onnx_files.onnx_model import OnnxModel
+        from onnx_files.onnx_model import OnnxModel
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise

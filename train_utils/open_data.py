@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset_files.coco_index import Reading
+from dataset_files.conversion import SplitFiles
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
-from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.layouts.find import Layout, find_layout, named_files
 from dataset_files.problems import KINDS, Problems
 from dataset_files.splitting import choose_validation

@@ -10,11 +10,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE
+from dataset_files.conversion import Converted
 from dataset_files.image_files import read_size
-from dataset_files.layouts.conversion import Converted
 from dataset_files.problems import Problems, shown
-from network_files.instance_masks import crop_to_content
-from network_files.rle import compress, encode_crop
+from network_files.masks.instance_masks import crop_to_content
+from network_files.masks.rle import compress, encode_crop
 
 Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: an object's pixels, all others being 0
 Size = tuple[int, int]  # height, width

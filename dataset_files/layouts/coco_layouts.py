@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from dataset_files.conversion import SplitFiles
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_files import IMAGE_SUFFIXES, split_in
-from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.problems import leaves_folder
 
 SMALL = 1 << 20  # bytes: a smaller JSON file may be parsed to see what it is

@@ -4,9 +4,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dataset_files.conversion import SplitFiles
 from dataset_files.image_files import names_in
 from dataset_files.layouts import coco_layouts, labelme_files, mask_folders, via_files, voc_variants, yolo_files
-from dataset_files.layouts.conversion import SplitFiles
 from dataset_files.layouts.folder_description import describe
 
 VOC = "Pascal VOC"

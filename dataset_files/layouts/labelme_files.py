@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import files_below, images_below, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
-from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.problems import shown
 

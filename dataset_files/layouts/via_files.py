@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import names_in, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
-from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.labelme_files import read_json
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.problems import shown

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.boxes import ious
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, files_below, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
-from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,
     MaskImage,

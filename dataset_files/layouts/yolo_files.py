@@ -5,10 +5,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import images_below, is_image_name, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder
-from dataset_files.layouts.conversion import Converted, SplitFiles
 from dataset_files.layouts.yolo_splits import CLASS_LISTS, YoloSplit, find_yaml, read_splits, splits_of_folders
 from dataset_files.problems import shown
 

@@ -86,7 +86,7 @@ def metrics(datasets: list[CocoDetection]) -> list[float]:
 
 
 def shifted_objects(sample: Sample, labels: dict[str, int]) -> dict:
-    from network_files.rle import compress, encode_crop
+    from network_files.masks.rle import compress, encode_crop
 
     found = []
     for k, thing in enumerate(sample.things):

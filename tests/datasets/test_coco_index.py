@@ -19,7 +19,7 @@ from dataset_files.coco_masks import MaskColumns
 from dataset_files.problems import leaves_folder
 from dataset_files.unused_categories import unused_categories
 from my_dataset_coco import CocoDetection
-from network_files.rle import are_packed_codes, unpack_counts
+from network_files.masks.rle import are_packed_codes, unpack_counts
 
 IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
 CATEGORIES = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bär"}]

@@ -16,8 +16,8 @@ from tests.helpers.coco_writers import content, write_coco_2017, write_cvat
 from tests.helpers.commands import run_thin
 from tests.helpers.layout_writers import SAMPLES, Sample, Thing, write_image, write_json
 from tests.helpers.project import ROOT
+from tools.inspect_dataset import ReportSettings, report
 from train_utils.classes import ClassTable
-from train_utils.data_report import ReportSettings, report
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import coco_results, score_results
 from train_utils.open_data import open_training_data
@@ -49,7 +49,7 @@ def perfect_metrics(dataset: CocoDetection, classes: ClassTable) -> list[float]:
     detections = {}
     for i in range(len(dataset)):
         target = dataset.target(i)
-        from network_files.rle import compress, encode_crop
+        from network_files.masks.rle import compress, encode_crop
 
         size = dataset.get_height_and_width(i)
         own = [k for k in range(len(target["labels"])) if not target["iscrowd"][k]]
@@ -236,15 +236,14 @@ def test_data_without_a_split_are_divided_by_name_the_same_way_for_all(tmp_path:
 
 def test_the_report_shows_a_folder_before_training(tmp_path: Path):
     write_cvat(tmp_path / "data", SAMPLES)
-    for script in ("my_dataset_coco.py", "my_dataset_voc.py"):
-        done = subprocess.run(
-            [sys.executable, ROOT / script, "--data-path", "data", "--show", "4"],
-            cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.stdout
-        assert "not trained on: crowds, and " in done.stdout and "nothing is wrong" in done.stdout
-        assert Image.open(tmp_path / "data_sheet.png").size[0] > 300
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "inspect_dataset.py", "data", "--show", "4"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.stdout
+    assert "not trained on: crowds, and " in done.stdout and "nothing is wrong" in done.stdout
+    assert Image.open(tmp_path / "data_sheet.png").size[0] > 300
 
 
 def test_named_files_are_scored_whole_and_remembered(tmp_path: Path):

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.helpers.project import ROOT
-from train_utils.data_report import ReportSettings
+from tools.inspect_dataset import ReportSettings
 from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")

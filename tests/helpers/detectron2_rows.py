@@ -24,7 +24,7 @@ from torchvision.ops import box_iou
 
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes
-from network_files.mask_paste import encode_masks
+from network_files.masks.paste import encode_masks
 from tests.helpers.project import ROOT
 from train_utils.models import load_trained_model
 

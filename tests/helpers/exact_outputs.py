@@ -19,8 +19,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import encode_masks
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.paste import encode_masks
+from network_files.masks.targets import project_masks_on_boxes
 from tests.helpers import detectron2_rows
 from tests.helpers.detectron2_rows import ALLOWED
 from tests.helpers.drawn_masks import blobs, boxes_of_every_kind, detections

@@ -14,8 +14,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import resize_boxes
 
 from network_files import MaskRCNN
-from network_files.mask_paste import paste_masks
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.paste import paste_masks
+from network_files.masks.targets import project_masks_on_boxes
 from network_files.rpn import per_anchor
 from tests.helpers.exact_rows import Check, absolute, counted, relative
 from tests.helpers.parity import Batch

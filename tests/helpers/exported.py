@@ -25,10 +25,10 @@ from network_files.heads import (
     RPNHead,
     TwoMLPHead,
 )
-from network_files.mask_paste import mask_crops
+from network_files.masks.paste import mask_crops
+from onnx_files.network_graph import network_graph
 from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch
 from train_utils.models import ModelConfig, build_model, detectron2_parts
-from train_utils.onnx_files.network_graph import network_graph
 
 BOX_TOLERANCE = 0.05  # pixels (2e-4 measured)
 SCORE_TOLERANCE = 1e-4  # (6e-5)

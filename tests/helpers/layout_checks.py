@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.layouts.conversion import Converted, SplitFiles
+from dataset_files.conversion import Converted, SplitFiles
 from tests.helpers.layout_writers import ONE_CLASS, WITH_CROWDS, Sample
 
 # A disc of radius 12 around (30, 20) in an image of 40 x 60.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from train_utils.report.records import Scene, make_scene
+from report.records import Scene, make_scene
 
 IMAGE, SIZE = 7, 200  # id, and both sides in pixels
 CAT, DOG, BIRD = 1, 2, 3

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from network_files.instance_masks import crop_to_content
+from network_files.masks.instance_masks import crop_to_content
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
 from train_utils.models import ModelConfig

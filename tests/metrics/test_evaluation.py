@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from my_dataset_voc import VOCInstances
-from network_files.mask_paste import encode_masks
+from network_files.masks.paste import encode_masks
 from train_utils.classes import ClassTable
 from train_utils.metrics import coco_evaluation
 from train_utils.metrics.coco_evaluation import (

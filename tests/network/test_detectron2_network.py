@@ -12,8 +12,8 @@ from torchvision.ops import roi_align
 from network_files import InstanceMasks, roi_heads
 from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import mask_crops
-from network_files.mask_targets import project_masks_on_boxes
+from network_files.masks.paste import mask_crops
+from network_files.masks.targets import project_masks_on_boxes
 from tests.helpers.detectron2_rows import as_tensor
 from train_utils.models import ModelConfig, build_model
 

@@ -19,9 +19,9 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from my_dataset_coco import CocoDetection
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import encode_masks, paste_masks
-from network_files.mask_targets import project_masks_on_boxes
-from network_files.rle import compress, decode_crop, encode_crop, unpack_all, unpack_counts
+from network_files.masks.paste import encode_masks, paste_masks
+from network_files.masks.rle import compress, decode_crop, encode_crop, unpack_all, unpack_counts
+from network_files.masks.targets import project_masks_on_boxes
 from network_files.roi_align import PyramidRoIAlign
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs, boxes_of_every_kind, detections
 from tests.helpers.photos import packed_code

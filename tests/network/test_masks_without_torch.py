@@ -1,4 +1,4 @@
-"""`mask_paste_numpy` against `mask_paste`: the same crops and codes, byte for byte."""
+"""`paste_numpy` against `paste`: the same crops and codes, byte for byte."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from network_files import mask_paste, mask_paste_numpy
+from network_files.masks import paste, paste_numpy
 from tests.helpers.drawn_masks import detections
 
 TARGETS = (*range(1, 400), 1000, 1333, 4999)
@@ -17,12 +17,12 @@ def rounds_alike() -> bool:
     tables = (
         pair
         for target in range(1, 200)
-        for pair in zip(mask_paste_numpy.resampling(30, target), mask_paste.resampling(30, target))
+        for pair in zip(paste_numpy.resampling(30, target), paste.resampling(30, target))
     )
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and all(np.array_equal(*p) for p in tables)
 
 
-byte_for_byte = pytest.mark.skipif(not rounds_alike(), reason="torch rounds otherwise here, see mask_paste_numpy")
+byte_for_byte = pytest.mark.skipif(not rounds_alike(), reason="torch rounds otherwise here, see paste_numpy")
 
 IMAGES = [(97, 33, 300), (60, 80, 300), (1, 50, 50), (50, 1, 50), (240, 320, 60), (800, 1333, 20)]
 
@@ -33,11 +33,11 @@ IMAGES = [(97, 33, 300), (60, 80, 300), (1, 50, 50), (50, 1, 50), (240, 320, 60)
 def test_codes_and_crops_equal_those_with_torch_byte_for_byte(height, width, count, continuous):
     probs, boxes = detections(height, width, count)
     for threshold in (0.5, 0.25, 0.7):
-        expected = mask_paste.encode_masks(probs, boxes, (height, width), threshold, continuous)
-        found = mask_paste_numpy.encode_masks(probs.numpy(), boxes.numpy(), (height, width), threshold, continuous)
+        expected = paste.encode_masks(probs, boxes, (height, width), threshold, continuous)
+        found = paste_numpy.encode_masks(probs.numpy(), boxes.numpy(), (height, width), threshold, continuous)
         assert found == expected
-    ours = mask_paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
-    for crop, reference in zip(ours, mask_paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):
+    ours = paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
+    for crop, reference in zip(ours, paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):
         assert crop[:2] == reference[:2] and np.array_equal(crop[2], reference[2].numpy())
 
 
@@ -45,8 +45,8 @@ def test_codes_and_crops_equal_those_with_torch_byte_for_byte(height, width, cou
 @pytest.mark.parametrize(("height", "width", "count"), IMAGES)
 def test_crops_are_equal_within_rounding_on_every_processor_and_release(height, width, count, continuous):
     probs, boxes = detections(height, width, count)
-    ours = mask_paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
-    for crop, reference in zip(ours, mask_paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):
+    ours = paste_numpy.mask_crops(probs.numpy(), boxes.numpy(), (height, width), continuous)
+    for crop, reference in zip(ours, paste.mask_crops(probs, boxes, (height, width), continuous), strict=True):
         assert crop[:2] == reference[:2]
         np.testing.assert_allclose(crop[2], reference[2].numpy(), rtol=0, atol=1e-5)
 
@@ -70,18 +70,18 @@ def test_codes_equal_those_with_torch_for_any_masks_and_boxes(seed, size, side, 
     low = numbers.uniform(-0.5, 1, (6, 2)) * size[::-1]
     high = low + numbers.uniform(0, 1, (6, 2)) ** 3 * size[::-1]
     boxes = np.concatenate((low, high), axis=1).astype(np.float32)
-    expected = mask_paste.encode_masks(torch.from_numpy(probs), torch.from_numpy(boxes), size, threshold, continuous)
-    assert mask_paste_numpy.encode_masks(probs, boxes, size, threshold, continuous) == expected
+    expected = paste.encode_masks(torch.from_numpy(probs), torch.from_numpy(boxes), size, threshold, continuous)
+    assert paste_numpy.encode_masks(probs, boxes, size, threshold, continuous) == expected
 
 
 @byte_for_byte
 @pytest.mark.parametrize("source", [30, 16, 9])
 def test_tables_of_weights_equal_those_of_interpolate(source):
     for target in TARGETS:
-        for ours, reference in zip(mask_paste_numpy.resampling(source, target), mask_paste.resampling(source, target)):
+        for ours, reference in zip(paste_numpy.resampling(source, target), paste.resampling(source, target)):
             assert np.array_equal(ours, reference)
 
 
 def test_no_detections_make_no_codes():
     probs, boxes = np.zeros((0, 1, 28, 28), np.float32), np.zeros((0, 4), np.float32)
-    assert mask_paste_numpy.encode_masks(probs, boxes, (5, 5)) == []
+    assert paste_numpy.encode_masks(probs, boxes, (5, 5)) == []

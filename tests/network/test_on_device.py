@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from network_files import InstanceMasks
-from network_files.mask_targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
+from network_files.masks.targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
 from network_files.matching import BalancedSampler
 from network_files.on_device import true_indices, upload
 from network_files.roi_align import PyramidRoIAlign, SharedPyramid

@@ -8,10 +8,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from network_files import MaskRCNN
+from prediction.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.parity import pair
 from train_utils.device import Precision
 from train_utils.engine import ready_for_inference
-from train_utils.test_time_augmentation import TestTimeAugmentation
 
 pytestmark = pytest.mark.slow
 

@@ -9,6 +9,7 @@ from torchvision.ops import MultiScaleRoIAlign
 pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
+from onnx_files.network_graph import network_graph  # noqa: E402
 from tests.helpers.exported import (  # noqa: E402
     assert_same_detections,
     drawn_image,
@@ -18,7 +19,6 @@ from tests.helpers.exported import (  # noqa: E402
     session_of,
 )
 from tests.helpers.photos import THREE_PHOTOS, load_photos  # noqa: E402
-from train_utils.onnx_files.network_graph import network_graph  # noqa: E402
 
 SMALL = dict(min_size=96, max_size=160, proposals=60)
 # Smaller and larger than the network's input, of every shape, and one pixel high or wide.

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from network_files.instance_masks import crop_to_content
-from train_utils.prediction import outlines
-from train_utils.prediction.outlines import SIMILAR, boundaries, has_hole, outlines_of, signed_area, similarity
+from network_files.masks.instance_masks import crop_to_content
+from prediction import outlines
+from prediction.outlines import SIMILAR, boundaries, has_hole, outlines_of, signed_area, similarity
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from prediction import pipeline
+from prediction.pipeline import in_threads, predict_all
+from prediction.predictor import LoadedImage, Predictor
 from tests.helpers.stub_detector import StubDetector, draw_shapes, stub_trained
 from train_utils.options import PredictorSettings
-from train_utils.prediction import pipeline
-from train_utils.prediction.pipeline import in_threads, predict_all
-from train_utils.prediction.predictor import LoadedImage, Predictor
 
 
 def test_results_come_in_order_and_few_items_are_begun_ahead() -> None:

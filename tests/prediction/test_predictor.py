@@ -13,9 +13,9 @@ from pycocotools import mask as coco_mask
 
 from dataset_files.image_reading import read_image
 from predict import Predictor
+from prediction.prediction import Prediction
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights
 from train_utils.errors import InputError
-from train_utils.prediction.prediction import Prediction
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from pycocotools.coco import COCO
 
 from my_dataset_coco import CocoDetection
 from predict import Predictor
+from prediction.prediction import Prediction
 from tests.helpers.commands import Outcome, assert_refused, run
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights
 from train_utils.open_data import open_training_data
 from train_utils.options import TrainSettings
-from train_utils.prediction.prediction import Prediction
 
 ALL = ["json", "coco", "csv", "masks", "crops", "labelme"]
 WORDS = ["--device", "cpu", "--weights-path", "thin.pth", "--box-thresh", "0.3"]

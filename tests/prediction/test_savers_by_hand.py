@@ -10,14 +10,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dataset_files.layouts.labelme_files import find
+from prediction.dataset_savers import CocoSaver, LabelmeSaver
+from prediction.prediction import Prediction
+from prediction.savers import CropSaver, MaskSaver, TableSaver, open_savers
+from prediction.sources import Source
 from tests.helpers.layout_checks import mask_of
 from tests.helpers.thin_weights import noise_image
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
-from train_utils.prediction.dataset_savers import CocoSaver, LabelmeSaver
-from train_utils.prediction.prediction import Prediction
-from train_utils.prediction.savers import CropSaver, MaskSaver, TableSaver, open_savers
-from train_utils.prediction.sources import Source
 
 CLASSES = ClassTable({1: "bolt", 2: "nut/ring"}, {1: 4, 2: 9})
 SIZE = (60, 90)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prediction.sources import Source, find_sources, result_images, unique_names
 from train_utils.errors import InputError
-from train_utils.prediction.sources import Source, find_sources, result_images, unique_names
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp", ".hidden/x.jpg", "out/b.png")
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from dataset_files.boxes import ious
 from predict import Predictor
+from prediction.prediction import Prediction
+from prediction.tiles import tiles_of
 from tests.helpers.stub_detector import BLOT, Box, StubDetector, draw_shapes, drawn_shapes, separate_boxes, stub_trained
 from train_utils.options import PredictorSettings
-from train_utils.prediction.prediction import Prediction
-from train_utils.prediction.tiles import tiles_of
 
 
 def predictor(tile: int | None, detector: StubDetector | None = None, **options) -> Predictor:

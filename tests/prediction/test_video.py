@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from predict import Predictor
+from prediction.video import display_matrix, upright
 from tests.helpers.commands import Outcome, assert_refused, run, succeeded
 from tests.helpers.faults import ThinNetwork
 from tests.helpers.forked import start, wait_until
 from tests.helpers.thin_weights import noise_image, thin_networks, write_thin_weights
 from tests.helpers.video_clips import QUARTER_TURN, frames_of, set_display_matrix, write_clip
-from train_utils.prediction.video import display_matrix, upright
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prediction.webcam import RATE, Recording
 from tests.helpers.commands import Outcome, assert_refused, run, succeeded
 from tests.helpers.thin_weights import noise_image, thin_networks, write_thin_weights
 from tests.helpers.video_clips import write_clip
-from train_utils.prediction.webcam import RATE, Recording
 
 cv2 = pytest.importorskip("cv2", reason="the camera needs OpenCV: pip install opencv-python")
 pytest.importorskip("av", reason="the clip in the camera's place is made with PyAV: pip install av")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from report.write_report import ReportInput, write_report
 from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
-from train_utils.report.write_report import ReportInput, write_report
 
 EVIL = '</script><script>alert("x")</script>'
 EVIL_NAMES = {CAT: "猫 <b>&'\"", DOG: EVIL, BIRD: "bird"}

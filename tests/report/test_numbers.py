@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from my_dataset_coco import coco_object
+from report.analysis import Analysis, analyse
+from report.confusion import confusion
+from report.data_statistics import statistics_of_scene
+from report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
+from report.groups import by_border, by_crowding, by_size
+from report.image_scores import images_of, score_images, wrong_in_words
+from report.overlaps import Matching, find_overlaps, match
+from report.precision_recall import class_results, mean_curves
+from report.records import Scene
+from report.suspects import DOUBLED, MISSING, NOTHING_THERE, OUTLINE, WRONG_CLASS, find_suspects
 from tests.helpers.report_cases import CAT, DOG, OBJECTS, every_kind_of_error, random_truth_and_results, scene_of
 from tests.helpers.wrong_labels import KINDS as WRONG_KINDS
 from tests.helpers.wrong_labels import make_wrong, named
 from train_utils.metrics.coco_evaluation import run_cocoeval
-from train_utils.report.analysis import Analysis, analyse
-from train_utils.report.confusion import confusion
-from train_utils.report.data_statistics import statistics_of_scene
-from train_utils.report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
-from train_utils.report.groups import by_border, by_crowding, by_size
-from train_utils.report.image_scores import images_of, score_images, wrong_in_words
-from train_utils.report.overlaps import Matching, find_overlaps, match
-from train_utils.report.precision_recall import class_results, mean_curves
-from train_utils.report.records import Scene
-from train_utils.report.suspects import DOUBLED, MISSING, NOTHING_THERE, OUTLINE, WRONG_CLASS, find_suspects
 
 KINDS = ("bbox", "segm")
 

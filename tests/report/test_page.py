@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from report import gallery as gallery_module
+from report.analysis import analyse
+from report.gallery import Gallery, outline
+from report.html_parts import embedded_json
+from report.run_history import read_history
+from report.sections_results import small_curves
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.report_cases import IMAGE, draw_image, every_kind_of_error, scene_of
 from tests.report.conftest import EVIL, EVIL_FILE, EVIL_NAMES
-from train_utils.report import gallery as gallery_module
-from train_utils.report.analysis import analyse
-from train_utils.report.gallery import Gallery, outline
-from train_utils.report.html_parts import embedded_json
-from train_utils.report.run_history import read_history
-from train_utils.report.sections_results import small_curves
 
 
 class Parts(HTMLParser):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from report.data_statistics import statistics_of_dataset, statistics_of_scene
+from report.records import make_scene
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.open_data import open_held_out, open_training_beside
 from train_utils.options import DataSettings
-from train_utils.report.data_statistics import statistics_of_dataset, statistics_of_scene
-from train_utils.report.records import make_scene
 
 IMAGES = 12
 

@@ -20,6 +20,7 @@ from dataset_files.image_reading import read_image
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import as_rgb, is_turned
 from dataset_files.voc_files import parse_xml
+from prediction.sources import unique_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
 from tests.helpers.commands import Outcome
 from tests.helpers.project import ROOT
@@ -28,7 +29,6 @@ from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.errors import InputError
 from train_utils.open_data import check, check_and_drop, open_split
 from train_utils.options import DataSettings
-from train_utils.prediction.sources import unique_names
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])

@@ -9,10 +9,10 @@ import pytest
 from pycocotools.coco import COCO as PycocotoolsCOCO
 
 from my_dataset_coco import coco_object
+from prediction.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.commands import run, succeeded
 from tests.helpers.square_finder import PITCH, SQUARES, corners, write_square_finder, write_squares
 from train_utils.metrics.coco_evaluation import MetricsOfAll, coco_results, score_all
-from train_utils.test_time_augmentation import TestTimeAugmentation
 
 ON_CPU = ["--device", "cpu", "--workers", "0"]
 WARNING = f"up to {SQUARES} objects in an image; the network stops at 100 detections per image; --detections allows"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from network_files.rle import decode_crop
+from network_files.masks.rle import decode_crop
 from tests.helpers.fuzzing import examine
 from tests.helpers.made_up_files import READERS, lay_out
 from train_utils.errors import InputError

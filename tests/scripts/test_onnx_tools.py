@@ -14,11 +14,11 @@ from pycocotools import mask as coco_mask
 onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
+from onnx_files.description import Description  # noqa: E402
+from onnx_files.onnx_model import OnnxModel  # noqa: E402
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded  # noqa: E402
 from tests.helpers.project import ROOT, importing_tests  # noqa: E402
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights  # noqa: E402
-from train_utils.onnx_files.description import Description  # noqa: E402
-from train_utils.onnx_files.onnx_model import OnnxModel  # noqa: E402
 
 ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"
 PILLOW = tuple(int(number) for number in PIL.__version__.split(".")[:2])
@@ -122,7 +122,7 @@ def test_wrong_input_of_the_exporter_is_named(lab, monkeypatch):
     assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "no/x.onnx"), "its folder does not exist")
     assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "thin.pth"), "is the file of the weights")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for name in [name for name in sys.modules if name.startswith("train_utils.onnx_files.")]:
+    for name in [name for name in sys.modules if name.startswith("onnx_files.")]:
         monkeypatch.delitem(sys.modules, name)
     assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "x.onnx"), "pip install onnx")
     assert not (lab / "x.onnx").exists()

@@ -9,12 +9,12 @@ import torch
 pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
+from onnx_files.onnx_model import OnnxModel  # noqa: E402
 from tests.helpers import published_weights as published  # noqa: E402
 from tests.helpers.commands import run, succeeded  # noqa: E402
 from tests.helpers.detectron2_rows import draw_weights, write_zoo_file  # noqa: E402
 from tests.helpers.exported import lively_network, opened, run_session, run_torch  # noqa: E402
 from tests.helpers.thin_weights import noise_image  # noqa: E402
-from train_utils.onnx_files.onnx_model import OnnxModel  # noqa: E402
 from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import open_trained_model  # noqa: E402
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from network_files.mask_paste import encode_masks
+from network_files.masks.paste import encode_masks
 from network_files.on_device import Download
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects

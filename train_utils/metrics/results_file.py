@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from my_dataset_coco import coco_object
-from network_files.rle import unpack_all
+from network_files.masks.rle import unpack_all
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import run_cocoeval
 

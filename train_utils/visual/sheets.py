@@ -15,8 +15,8 @@ from dataset_files.dataset import InstanceDataset
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
-from network_files.mask_paste import mask_crops
 from network_files.mask_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from network_files.masks.paste import mask_crops
 from train_utils.augmentation import training_sizes
 from train_utils.classes import ClassTable
 from train_utils.device import Precision

@@ -1,0 +1,138 @@
+"""Paste masks: M x M probabilities and boxes -> masks in the image's frame, as crops, run-length codes or planes.
+
+Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network_files.masks.codes import Crop, encode_crops, encode_outlines
+
+
+def mask_crops(
+    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Each mask resized to its box and clipped to the image.
+
+    Args:
+        mask_probs: float [N, 1, M, M].
+        boxes: float [N, 4], x1y1x2y2 in the image's frame.
+        size: the image's height and width.
+        continuous: True keeps the fractional coordinates of boxes, as in Detectron2; False widens boxes to whole
+            pixels first, as in torchvision.
+
+    Yields:
+        Left, top and float probabilities [h, w] of one mask; empty if the box is outside the image.
+    """
+    return sampled_crops(mask_probs, boxes, size) if continuous else whole_pixel_crops(mask_probs, boxes, size)
+
+
+def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """`mask_crops` by sampling each mask, zero beyond its border, at the pixel centres of the image."""
+    height, width = size
+    for probs, (x1, y1, x2, y2) in zip(mask_probs.float(), boxes.tolist()):
+        left, right, x = pixel_centres(x1, x2, width, probs.device)
+        top, bottom, y = pixel_centres(y1, y2, height, probs.device)
+        if left == right or top == bottom:
+            yield left, top, probs.new_zeros((bottom - top, right - left))
+            continue
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        yield left, top, F.grid_sample(probs[None], grid[None], align_corners=False)[0, 0]
+
+
+def pixel_centres(low: float, high: float, size: int, device: torch.device) -> tuple[int, int, Tensor]:
+    """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, plus one at each end.
+
+    Returns:
+        The first pixel, the end (exclusive), and the pixels' centres, scaled to -1 at `low` and 1 at `high`.
+    """
+    first = min(max(math.floor(low) - 1, 0), size)
+    end = max(min(math.ceil(high) + 1, size), first)
+    centres = torch.arange(first, end, dtype=torch.float32, device=device) + 0.5
+    return first, end, (centres - low) / max(high - low, 1e-6) * 2 - 1
+
+
+def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
+    """`mask_crops` by resizing each mask to the whole pixels that its box touches."""
+    padded, corners = frame(mask_probs, boxes)
+    height, width = size
+    for probs, (x1, y1, x2, y2) in zip(padded, corners.tolist()):
+        w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        resized = F.interpolate(probs[None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]
+        left, top = min(max(x1, 0), width), min(max(y1, 0), height)
+        right, bottom = max(min(x2 + 1, width), left), max(min(y2 + 1, height), top)
+        yield left, top, resized[top - y1 : bottom - y1, left - x1 : right - x1]
+
+
+def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a border of zeros to each mask, so that it falls off to 0, and enlarge its box by the same ratio.
+
+    Returns:
+        float32 [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
+    """
+    padded = F.pad(mask_probs.float(), (1, 1, 1, 1))
+    return padded, expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64)
+
+
+def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
+    """Boxes [N, 4] enlarged about their centres by the factor `scale`."""
+    half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5
+    half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5
+    x = (boxes[:, 2] + boxes[:, 0]) * 0.5
+    y = (boxes[:, 3] + boxes[:, 1]) * 0.5
+    half_w, half_h = half_w * scale, half_h * scale
+    return torch.stack((x - half_w, y - half_h, x + half_w, y + half_h), dim=1)
+
+
+def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
+    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
+    planes = torch.zeros((len(boxes), 1, *size), dtype=torch.float32, device=mask_probs.device)
+    for plane, (left, top, crop) in zip(planes, mask_crops(mask_probs, boxes, size, continuous)):
+        plane[0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return planes
+
+
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
+) -> list[dict]:
+    """COCO run-length codes of the masks, directly from the M x M probabilities; arguments as in `mask_crops`.
+
+    Byte for byte the same as encoding `paste_masks(...) > threshold`. The outlines of all masks of an image are
+    computed together; only a mask whose outline depends on the last bit of an interpolated value is resized.
+
+    Returns:
+        A list of {"size": [H, W], "counts": bytes}.
+    """
+    if len(boxes) == 0:
+        return []
+    mask_probs, boxes = mask_probs.cpu(), boxes.cpu()
+    if continuous:
+        return encode_crops(as_arrays(sampled_crops(mask_probs, boxes, size)), size, threshold)
+    padded, corners = frame(mask_probs, boxes)
+
+    def crops(chosen: np.ndarray) -> Iterator[Crop]:
+        return as_arrays(whole_pixel_crops(mask_probs[chosen], boxes[chosen], size))
+
+    return encode_outlines(padded[:, 0].numpy(), corners.numpy(), size, threshold, resampling, crops)
+
+
+def as_arrays(crops: Iterable[tuple[int, int, Tensor]]) -> Iterator[Crop]:
+    return ((left, top, crop.numpy()) for left, top, crop in crops)
+
+
+@lru_cache(maxsize=4096)
+def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each target position, the lower source position, int64, and the weight of the upper one, float32.
+
+    Read from `F.interpolate` on one-hot inputs, so that they match it bit for bit.
+    """
+    ones = torch.eye(source)[:, None, :, None]
+    weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()
+    below = (weights != 0).argmax(axis=0)
+    return below, weights[np.minimum(below + 1, source - 1), np.arange(target)]

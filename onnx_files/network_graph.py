@@ -1,0 +1,155 @@
+"""The network as an ONNX graph: one image of any size -> boxes, labels, scores and 28 x 28 masks.
+
+Each function here repeats the `forward` of the module that it is named after, operator by operator, for one image.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import onnx
+
+from backbone.conv_norm import fold_norms
+from backbone.feature_pyramid import FeaturePyramidNetwork
+from backbone.resnet import Bottleneck, ResNet
+from network_files import MaskRCNN
+from network_files.image_transform import ImageTransform
+from onnx_files.graph import Graph
+from onnx_files.parts import Parts
+from onnx_files.roi_graph import detections
+from onnx_files.rpn_graph import proposals
+
+OPSET = 17
+PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
+
+
+def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Write a network out.
+
+    Args:
+        model: as `build_model` makes it; it is not changed.
+        input_type: "float32", an image in 0..1, or "uint8".
+        metadata: stored in the file as text.
+
+    Returns:
+        A model with the input `image` [3, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
+        [detections, 4], x1y1x2y2 in pixels of the image, `labels` int64, `scores` float32, best first, and `masks`
+        float32 [detections, 1, 28, 28], probabilities.
+
+    Raises:
+        ValueError: the network has a part that this exporter does not know; the message names it.
+    """
+    model = copy.deepcopy(model).eval()
+    parts = Parts.of(model)
+    fold_norms(model)
+    g = Graph(OPSET)
+    batch, image_size, resized_size = transform(g, "image", model.transform, input_type)
+    levels = backbone(g, batch, parts.body, parts.fpn)
+    boxes = proposals(g, levels, batch, resized_size, model.rpn, parts.rpn_head)
+    found = detections(g, levels, boxes, resized_size, model.roi_heads, parts)
+    g.stage = "resize_boxes"
+    ratio = g.op("Div", g.cast(image_size, "float32"), g.cast(resized_size, "float32"))
+    found["boxes"] = g.op("Mul", found["boxes"], g.op("Gather", ratio, g.integers([1, 0, 1, 0])))
+    side = 2 * parts.mask_roi_pool.output_size[0]
+    shapes: dict[str, Sequence[int | str]] = {
+        "boxes": ["N", 4], "labels": ["N"], "scores": ["N"], "masks": ["N", 1, side, side],
+    }  # fmt: skip
+    return g.model(
+        {"image": (input_type, [3, "height", "width"])},
+        {name: (found[name], "int64" if name == "labels" else "float32", shape) for name, shape in shapes.items()},
+        metadata,
+        "Mask R-CNN: one RGB image [3, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
+    )
+
+
+def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> tuple[str, str, str]:
+    """Normalise, resize, pad: [3, H, W] -> [1, 3, H', W'], and the sizes of the image and of the resized image.
+
+    Both sizes are int64 [2], height and width.
+
+    Raises:
+        ValueError: the module pads in another way than to multiples of `PADDED_TO`.
+    """
+    if module.fixed_size is not None or module.size_divisible != PADDED_TO:
+        raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
+    g.stage = "transform"
+    image_size = g.columns(g.op("Shape", image), 1, 3, 0)
+    if input_type == "uint8":
+        image = g.op("Div", g.cast(image, "float32"), g.floats(255))
+    mean, std = (g.floats(values.tolist()) for values in (module.pixel_mean, module.pixel_std))
+    x = g.op("Unsqueeze", g.op("Div", g.op("Sub", image, mean), std), g.integers([0]))
+
+    # In double precision, as Python's: float32 would round some sizes to another pixel.
+    sides = g.cast(image_size, "float64")
+    short, long = g.op("ReduceMin", sides, keepdims=1), g.op("ReduceMax", sides, keepdims=1)
+    limits = (g.constant([value], "float64") for value in (module.min_size[-1], module.max_size))
+    scale = g.op("Min", *(g.op("Div", limit, side) for limit, side in zip(limits, (short, long))))
+    sides = g.op("Mul", sides, scale)
+    if module.antialias:
+        sides = g.op("Add", sides, g.constant([0.5], "float64"))
+    resized_size = g.op("Max", g.cast(g.op("Floor", sides), "int64"), g.integers([1]))
+    if module.antialias:
+        rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
+        x = g.op("MatMul", g.op("MatMul", rows, x), g.op("Transpose", columns, perm=[1, 0]))
+    else:
+        sizes = g.op("Concat", g.integers([1, 3]), resized_size, axis=0)
+        x = g.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+
+    short_of = g.op("Mod", g.op("Neg", resized_size), g.integers([PADDED_TO]))  # 0..31: the sign of the divisor
+    pads = g.op("Concat", g.integers([0] * 6), short_of, axis=0)
+    return g.op("Pad", x, pads, g.floats(0.0)), image_size, resized_size
+
+
+def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
+    """Pillow's bilinear filter along one axis as a matrix, float32 [to, from].
+
+    The operator Resize has an antialiasing filter from opset 18 on, with which onnxruntime's result is another.
+    """
+    before, after = (g.op("Squeeze", g.columns(size, axis, axis + 1, 0)) for size in (from_size, to_size))
+    ratio = g.op("Div", g.cast(before, "float64"), g.cast(after, "float64"))
+    centres = (g.op("Add", g.cast(steps(g, size), "float64"), g.constant(0.5, "float64")) for size in (after, before))
+    targets, sources = (g.reshape(each, *shape) for each, shape in zip(centres, ((-1, 1), (1, -1))))
+    distances = g.op("Abs", g.op("Sub", sources, g.op("Mul", targets, ratio)))
+    reach = g.op("Max", ratio, g.constant(1.0, "float64"))
+    weights = g.op("Relu", g.cast(g.op("Sub", g.constant(1.0, "float64"), g.op("Div", distances, reach)), "float32"))
+    return g.op("Div", weights, g.op("ReduceSum", weights, g.integers([1]), keepdims=1))
+
+
+def steps(g: Graph, count: str) -> str:
+    """0, 1, ..., count - 1; the count is an int64 scalar."""
+    return g.op("Range", g.integers(0), count, g.integers(1))
+
+
+def backbone(g: Graph, x: str, body: ResNet, fpn: FeaturePyramidNetwork) -> list[str]:
+    """[1, 3, H, W] -> five levels [1, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
+    g.stage = "backbone.body"
+    x = g.op("Relu", g.conv(x, body.conv1, "backbone.body.conv1"))
+    x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    stages = []
+    for stage in range(1, body.returned_layers[-1] + 1):
+        for i, block in enumerate(getattr(body, f"layer{stage}")):
+            x = bottleneck(g, x, block, f"backbone.body.layer{stage}.{i}")
+        if stage in body.returned_layers:
+            stages.append(x)
+
+    g.stage = "backbone.fpn"
+    levels: list[str] = []
+    top_down = ""
+    for i in reversed(range(len(stages))):
+        lateral = g.sequence(stages[i], fpn.inner_blocks[i], f"backbone.fpn.inner_blocks.{i}")
+        if top_down:  # padding makes each stage exactly twice the next
+            twice = g.op(
+                "Resize", top_down, "", g.floats([1, 1, 2, 2]), mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            )  # fmt: skip
+            lateral = g.op("Add", lateral, twice)
+        top_down = lateral
+        levels.insert(0, g.sequence(top_down, fpn.layer_blocks[i], f"backbone.fpn.layer_blocks.{i}"))
+    return [*levels, g.op("MaxPool", levels[-1], kernel_shape=[1, 1], strides=[2, 2])]
+
+
+def bottleneck(g: Graph, x: str, block: Bottleneck, name: str) -> str:
+    """A residual block, its normalisations folded into its convolutions."""
+    shortcut = x if block.downsample is None else g.sequence(x, block.downsample, f"{name}.downsample")
+    for key in ("conv1", "conv2"):
+        x = g.op("Relu", g.conv(x, getattr(block, key), f"{name}.{key}"))
+    return g.op("Relu", g.op("Add", g.conv(x, block.conv3, f"{name}.conv3"), shortcut))

@@ -1,0 +1,80 @@
+"""The region proposal network in an ONNX graph: pyramid -> proposals of one image."""
+
+from collections.abc import Sequence
+
+from network_files.anchors import AnchorGenerator
+from network_files.heads import RPNHead
+from network_files.rpn import RegionProposalNetwork
+from onnx_files.box_graph import at_most, clip, decode, unless_small
+from onnx_files.graph import Graph
+
+FINEST_STRIDE = 4
+
+
+def proposals(
+    g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork, head: RPNHead
+) -> str:
+    """The best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
+
+    Args:
+        levels: [1, C, H_i, W_i], finest first.
+        batch: [1, 3, H, W], the padded image.
+        image_size: int64 [2], height and width without the padding.
+        head: that of `rpn`.
+    """
+    post_nms_top_n = rpn.post_nms_top_n["testing"]
+    boxes, scores = [], []
+    for i, level in enumerate(levels):
+        g.stage = f"rpn.{i}"
+        hidden = g.sequence(level, head.conv, "rpn.head.conv")
+        logits, deltas = (
+            g.op("Transpose", g.conv(hidden, getattr(head, key), f"rpn.head.{key}"), perm=[0, 2, 3, 1])
+            for key in ("cls_logits", "bbox_pred")
+        )
+        logits = g.reshape(logits, -1)
+        best, chosen = g.ops("TopK", 2, logits, at_most(g, rpn.pre_nms_top_n["testing"], logits))
+        chosen_deltas, chosen_anchors = (
+            g.op("Gather", g.reshape(values, -1, 4), chosen)
+            for values in (deltas, anchors(g, level, batch, i, rpn.anchor_generator))
+        )
+        decoded = clip(g, decode(g, chosen_deltas, chosen_anchors, rpn.box_coder), image_size)
+        probs = unless_small(g, g.op("Sigmoid", best), decoded, rpn.smallest_side)
+        kept = suppress(g, decoded, probs, post_nms_top_n, rpn.nms_thresh, rpn.score_thresh)
+        boxes.append(g.op("Gather", decoded, kept))
+        scores.append(g.op("Gather", probs, kept))
+    g.stage = "rpn"
+    joined = g.op("Concat", *scores, axis=0)
+    _, best = g.ops("TopK", 2, joined, at_most(g, post_nms_top_n, joined))
+    return g.op("Gather", g.op("Concat", *boxes, axis=0), best)
+
+
+def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, score_thresh: float) -> str:
+    """NMS of one level's boxes [N, 4] with scores [N], none of them below `score_thresh` -> indices int64 [M]."""
+    # The operator keeps scores above its threshold, the network also those equal to it. Boxes that are too small have
+    # the score -1.
+    threshold = score_thresh - 1e-6 if score_thresh > 0 else -0.5
+    kept = g.op(
+        "NonMaxSuppression",
+        g.op("Unsqueeze", boxes, g.integers([0])),
+        g.op("Unsqueeze", scores, g.integers([0, 1])),
+        g.integers([most]),
+        g.floats([nms_thresh]),
+        g.floats([threshold]),
+    )
+    return g.op("Squeeze", g.columns(kept, 2, 3), g.integers([1]))
+
+
+def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator) -> str:
+    """The anchors of one level: float32 [H_i, W_i, A, 4], x1y1x2y2 in pixels of the padded image."""
+    shifts = []
+    for axis, pattern in ((2, [0.0, 1, 0, 1]), (3, [1.0, 0, 1, 0])):
+        cells = g.length(level, axis)
+        if generator.rounded:
+            stride = g.op("Div", g.length(batch, axis), cells)
+        else:
+            stride = g.integers([FINEST_STRIDE << i])
+        steps = g.op("Range", g.integers(0), g.op("Squeeze", cells), g.integers(1))
+        pixels = g.cast(g.op("Mul", steps, stride), "float32")
+        pixels = g.reshape(pixels, *((-1, 1, 1, 1) if axis == 2 else (1, -1, 1, 1)))
+        shifts.append(g.op("Mul", pixels, g.floats(pattern)))
+    return g.op("Add", g.op("Add", *shifts), g.floats(generator.cell_anchors[i].tolist()))

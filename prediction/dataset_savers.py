@@ -1,0 +1,160 @@
+"""Write predictions as datasets that train.py and other tools open: COCO's layout, and labelme's for correction.
+
+Both hold the images too, as hard links where the file system permits, so that they need no space. An image that was
+turned by its EXIF tag is written anew, upright, since tools disagree on that tag.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from dataset_files.atomic_files import link_atomically, write_atomically
+from dataset_files.image_files import is_image_name
+from dataset_files.rgb_images import orientation_of
+from prediction.loading import open_any_size
+from prediction.outlines import has_hole, outlines_of
+from prediction.prediction import Crop, Prediction
+from prediction.sources import Source
+from train_utils.classes import ClassTable
+from train_utils.errors import InputError
+
+JPEG_QUALITY = 95
+LABELME_VERSION = "5.5.0"  # the format's: the first with all that is written here is 5.2
+
+
+class CocoSaver:
+    """A COCO dataset: annotations.json, and the images in images/. Objects without any pixel are left out."""
+
+    def __init__(self, folder: Path, ids: Sequence[int], classes: ClassTable):
+        self.folder, self.ids, self.classes = folder, ids, classes
+        self.images: dict[int, tuple[dict, list[dict]]] = {}
+
+    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+        height, width = prediction.size
+        path = place_image(source, prediction.image, self.folder / "images")
+        file_name = path.relative_to(self.folder / "images").as_posix()
+        image = {"id": self.ids[number], "file_name": file_name, "height": height, "width": width}
+        self.images[number] = image, [entry for entry in annotations(prediction, self.ids[number]) if entry["area"]]
+
+    def close(self) -> str:
+        images = [self.images[number] for number in sorted(self.images)]
+        objects = [entry for _, entries in images for entry in entries]
+        content = {
+            "images": [image for image, _ in images],
+            "annotations": [{"id": number, **entry} for number, entry in enumerate(objects, start=1)],
+            "categories": [
+                {"id": self.classes.category_ids[label], "name": name}
+                for label, name in sorted(self.classes.names.items())
+            ],
+        }
+        path = self.folder / "annotations.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content))
+        return f"a COCO dataset of {len(images)} images and {len(objects)} objects in {self.folder}/"
+
+
+def annotations(prediction: Prediction, image_id: int) -> list[dict]:
+    """Entries of COCO's annotation format without their ids; boxes are those around the masks."""
+    if not len(prediction):
+        return []
+    areas, boxes = coco_mask.area(prediction.codes).tolist(), coco_mask.toBbox(prediction.codes).tolist()
+    return [
+        entry | {"bbox": box, "area": area, "iscrowd": 0}
+        for entry, area, box in zip(prediction.to_coco(image_id), areas, boxes)
+    ]
+
+
+class LabelmeSaver:
+    """A folder for labelme: each image with its JSON beside it, and labels.txt with the classes in their order.
+
+    Raises:
+        InputError: one of the JSON files is there already; it may have been corrected by hand.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Source], classes: ClassTable):
+        self.folder, self.classes = folder, classes
+        existing = next((path for path in map(self.json_path, sources) if path.exists()), None)
+        if existing is not None:
+            raise InputError(
+                f"{existing}: is there already, perhaps corrected by hand; give another --output-dir, or move "
+                f"{folder}/ away"
+            )
+
+    def json_path(self, source: Source) -> Path:
+        return self.folder / f"{source.name}.json"
+
+    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+        image = place_image(source, prediction.image, self.folder)
+        height, width = prediction.size
+        content: dict[str, object] = {
+            "version": LABELME_VERSION,
+            "flags": {},
+            "shapes": shapes_of(prediction),
+            "imagePath": image.name,
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
+        write_atomically(self.json_path(source), json.dumps(content, indent=2, ensure_ascii=False))
+
+    def close(self) -> str:
+        names = [name for _, name in sorted(self.classes.names.items())]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "labels.txt", "".join(f"{name}\n" for name in names))
+        return f"files to correct with: labelme {self.folder} --labels {self.folder / 'labels.txt'} --nodata"
+
+
+def shapes_of(prediction: Prediction) -> list[dict]:
+    """labelme's shapes: a mask for an object with a hole, else a polygon per part; parts have the same group_id."""
+    shapes = []
+    for number, (name, score, crop) in enumerate(
+        zip(prediction.names, prediction.scores.tolist(), prediction.crops()), start=1
+    ):
+        if not crop[2].any():
+            continue
+        common = {"label": name, "flags": {}, "description": f"score {score:.3f}"}
+        if has_hole(crop[2]):
+            shapes.append(common | mask_shape(crop))
+            continue
+        outlines = outlines_of(crop)
+        group = number if len(outlines) > 1 else None
+        shapes += [common | {"shape_type": "polygon", "group_id": group, "points": points} for points in outlines]
+    return shapes
+
+
+def mask_shape(crop: Crop) -> dict:
+    """A shape of type mask: its first and last pixel, and a PNG in base64 of all between them."""
+    left, top, pixels = crop
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    ends = [[left, top], [left + pixels.shape[1] - 1, top + pixels.shape[0] - 1]]
+    return {
+        "shape_type": "mask",
+        "group_id": None,
+        "points": [[float(x), float(y)] for x, y in ends],
+        "mask": base64.b64encode(file.getvalue()).decode(),
+    }
+
+
+def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
+    """Put an image into a dataset's folder under the source's name, and return its path.
+
+    The file is linked or copied if it shows the pixels of `image` without being turned; else `image` is written.
+    """
+    with open_any_size(source.path) as stored:
+        as_it_is = orientation_of(stored) == 1 and is_image_name(source.path.name)
+        is_jpeg = stored.format == "JPEG"
+    suffix = source.path.suffix.lower() if as_it_is else ".jpg" if is_jpeg else ".png"
+    path = folder / f"{source.name}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if as_it_is:
+        link_atomically(source.path.resolve(), path)
+    else:
+        image.save(path, quality=JPEG_QUALITY) if is_jpeg else image.save(path)
+    return path

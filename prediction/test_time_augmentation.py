@@ -1,0 +1,136 @@
+"""Test-time augmentation: detect in several versions of an image, and merge what is found.
+
+As Detectron2 does it (`GeneralizedRCNNWithTTA`): the image is seen at several sizes, as it is and mirrored. The boxes
+of all versions go through one more NMS per class; the masks of those that remain are predicted in every version, and
+the probabilities averaged.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from network_files import MaskRCNN
+from network_files.boxes import resize_boxes, size_of
+from network_files.image_transform import ImageTransform
+from network_files.masks.paste import paste_masks
+from network_files.on_device import nms_per_group
+from network_files.roi_align import SharedPyramid
+
+SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
+
+
+def look_several_times(model: MaskRCNN) -> MaskRCNN:
+    """`TestTimeAugmentation` of a network, in evaluation a stand-in for the network itself."""
+    return cast(MaskRCNN, TestTimeAugmentation(model))
+
+
+class Version(NamedTuple):
+    """An image as the network saw it once.
+
+    Attributes:
+        size: height and width there, without the padding.
+        padded_size: with it.
+        features: [1, C, H_i, W_i] per level.
+    """
+
+    is_mirrored: bool
+    size: tuple[int, int]
+    padded_size: tuple[int, int]
+    features: SharedPyramid
+
+
+class TestTimeAugmentation(nn.Module):
+    """A Mask R-CNN in evaluation mode that looks at each image several times; called as the model itself is.
+
+    The pyramids of all versions of an image are kept until its masks are predicted: some hundred megabytes.
+
+    Args:
+        model: the network.
+        scales: sizes of the versions, as factors of the network's `min_size` and `max_size`.
+        mirrored: whether each size is also seen mirrored.
+    """
+
+    __test__ = False  # pytest: not a test, in spite of its name
+
+    def __init__(self, model: MaskRCNN, scales: Sequence[float] = SCALES, mirrored: bool = True):
+        super().__init__()
+        self.model = model
+        self.scales = tuple(scales)
+        self.mirrored = mirrored
+        self.continuous_paste = model.continuous_paste
+
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections with full-size masks, as `MaskRCNN.forward` returns them in evaluation mode."""
+        detections = self.detect(images)
+        for detection, image in zip(detections, images):
+            boxes, size = detection["boxes"], size_of(image)
+            detection["masks"] = paste_masks(detection["masks"], boxes, size, self.continuous_paste)
+        return detections
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections with masks as the mask head predicts them; arguments and result as in `MaskRCNN.detect`."""
+        return [self.detect_in(image) for image in images]
+
+    def detect_in(self, image: Tensor) -> dict[str, Tensor]:
+        """The merged detections of one image [3, H, W]."""
+        heads, size = self.model.roi_heads, size_of(image)
+        versions, found = [], []
+        for version in self.versions(image):
+            seen = self.detect_boxes(version)
+            found.append(seen | {"boxes": from_version(seen["boxes"], version, size)})
+            versions.append(version)
+        boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
+        keep = nms_per_group(boxes, scores, labels, heads.nms_thresh)[: heads.detections_per_img]
+        boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
+        masks = torch.stack([self.mask_probabilities(version, boxes, labels, size) for version in versions]).mean(0)
+        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
+
+    def versions(self, image: Tensor) -> Iterator[Version]:
+        """The image at every size, as it is and mirrored, with its pyramid."""
+        for scale in self.scales:
+            transform = scaled(self.model.transform, scale)
+            for is_mirrored in (False, True) if self.mirrored else (False,):
+                batch, _ = transform([image.flip(-1) if is_mirrored else image])
+                height, width = batch.tensors.shape[-2:]
+                features = SharedPyramid(self.model.backbone(batch.tensors))
+                yield Version(is_mirrored, batch.image_sizes[0], (height, width), features)
+
+    def detect_boxes(self, version: Version) -> dict[str, Tensor]:
+        """`boxes`, `labels` and `scores` in the frame of the version."""
+        levels, sizes = list(version.features.values()), [version.size]
+        proposals, _ = self.model.rpn(levels, version.padded_size, sizes)
+        return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
+
+    def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Float [D, 1, 28, 28] for boxes [D, 4] of the image of `size`, predicted in the version."""
+        moved = to_version(boxes, version, size)
+        probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
+        return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]
+
+
+def scaled(transform: ImageTransform, scale: float) -> ImageTransform:
+    """The same transform with another size for evaluation."""
+    other = copy.copy(transform)
+    other.min_size = (max(1, round(transform.min_size[-1] * scale)),)
+    other.max_size = max(1, round(transform.max_size * scale))
+    return other
+
+
+def mirror(boxes: Tensor, width: int) -> Tensor:
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=1)
+
+
+def from_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
+    """Boxes [N, 4] of a version in the frame of the image of `size` (height, width)."""
+    boxes = resize_boxes(boxes, version.size, size)
+    return mirror(boxes, size[1]) if version.is_mirrored else boxes
+
+
+def to_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
+    """The reverse of `from_version`."""
+    boxes = mirror(boxes, size[1]) if version.is_mirrored else boxes
+    return resize_boxes(boxes, size, version.size)

@@ -1,0 +1,190 @@
+"""Draw the report's figures as SVG that takes its colours and fonts from the page.
+
+Text and lines are drawn in stand-in colours that are replaced by the page's CSS variables, so that one figure suits a
+light and a dark page. No figure contains a class or file name.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from report.groups import Group
+from train_utils.visual.curves import smooth, with_gaps
+
+INK = "#010203"
+SERIES = ("#010204", "#010205", "#010206")
+PAGE_COLOURS = {INK: "currentColor"} | {stand_in: f"var(--series-{n})" for n, stand_in in enumerate(SERIES, start=1)}
+STYLES = ("-", "--", ":")
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid")},
+    **{f"axes.{part}color": INK for part in ("edge", "label", "title")},
+    "grid.alpha": 0.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.framealpha": 0,
+}
+FAMILY = re.compile(r"""font-family: [^;"]*;? ?|(?<=font)(: [\d.]+px) '[^;"]*""")
+UNUSED_IDS = re.compile(r'<g id="[^"]*"')
+IDS = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
+NUMBERS = itertools.count(1)
+
+
+def precision_recall_figure(curves: np.ndarray) -> str:
+    """Precision over recall at IoU 0.5, at 0.75 and as the mean over all IoUs, float64 [3, 101].
+
+    Each of the 101 values is drawn over a hundred-and-first of the axis, so that the area is the AP.
+    """
+
+    def draw(axes: Axes) -> None:
+        for curve, name, colour, style in zip(curves, ("IoU 0.5", "IoU 0.75", "IoU 0.5 to 0.95"), SERIES, STYLES):
+            area = float(curve.mean())
+            axes.stairs(
+                curve, np.linspace(0, 1, 102), baseline=None, color=colour, linestyle=style, linewidth=1.8,
+                label=f"{name}: AP {area:.3f}",
+            )  # fmt: skip
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend(loc="lower left")
+
+    return figure(draw)
+
+
+def cost_figure(costs: Mapping[str, float]) -> str:
+    """Bars of how much AP50 rises if the errors of a kind are repaired."""
+
+    def draw(axes: Axes) -> None:
+        names = list(costs)[::-1]
+        values = [100 * costs[name] for name in names]
+        bars = axes.barh(names, values, color=SERIES[0])
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
+        axes.set(xlabel="points of AP50 to be gained")
+        axes.set_xlim(0, max(1.0, 1.18 * max(values, default=0)))
+        axes.grid(axis="y", visible=False)
+
+    return figure(draw)
+
+
+def group_figure(groups: Sequence[Group], label: str) -> str:
+    """Bars of the AP of each group, with the number of its objects below."""
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(groups))
+        values = np.array([group.ap for group in groups])
+        axes.bar(places, np.nan_to_num(values), color=SERIES[0])
+        for place, group in enumerate(groups):
+            height, words = (0.0, "–") if np.isnan(group.ap) else (group.ap, f"{group.ap:.2f}")
+            axes.text(place, height + 0.02, words, ha="center")
+        names = [f"{tick_name(group.name)}\nn={short(group.objects)}" for group in groups]
+        axes.set_xticks(places, names, fontsize=7.5)
+        axes.set(xlabel=label, ylabel="AP", ylim=(0, 1.1))
+        axes.grid(axis="x", visible=False)
+
+    return figure(draw)
+
+
+def histogram_figure(
+    values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str] | None = None
+) -> str:
+    """Shares of one or two splits in bins, side by side.
+
+    Args:
+        values: name of a split -> its values [N].
+        edges: B + 1 borders of bins; values beyond them count in the first and last.
+        ticks: names of the B bins; None: their lower borders.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(edges) - 1)
+        width = 0.8 / len(values)
+        for number, (name, of_split) in enumerate(values.items()):
+            bins = np.clip(np.searchsorted(edges, of_split, side="right") - 1, 0, len(places) - 1)
+            shares = 100 * np.bincount(bins, minlength=len(places)) / max(len(of_split), 1)
+            hatch = "" if number == 0 else "///"
+            axes.bar(
+                places + (number - (len(values) - 1) / 2) * width, shares, width, color=SERIES[number], hatch=hatch,
+                edgecolor=INK, linewidth=0.3, label=name,
+            )  # fmt: skip
+        axes.set_xticks(places, ticks or [f"{edge:g}" for edge in edges[:-1]], fontsize=8)
+        axes.set(xlabel=label, ylabel="percent")
+        axes.grid(axis="x", visible=False)
+        if len(values) > 1:
+            axes.legend()
+
+    return figure(draw)
+
+
+def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
+    """AP over the epochs of the run."""
+
+    def draw(axes: Axes) -> None:
+        for (name, values), colour, style in zip(series.items(), SERIES, STYLES):
+            known = with_gaps(values)
+            shown = np.where(known < 0, np.nan, known)
+            axes.plot(epochs, shown, color=colour, linestyle=style, marker="o", markersize=4, label=name)
+        axes.set(xlabel="epoch", ylabel="AP")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend()
+
+    return figure(draw)
+
+
+def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> str:
+    """Training loss over the logged steps, raw and smoothed."""
+
+    def draw(axes: Axes) -> None:
+        known = with_gaps(losses)
+        axes.plot(steps, known, color=SERIES[0], alpha=0.35, linewidth=0.8)
+        smoothed = smooth(known, window=1 + round(len(known) ** 0.5 / 2))
+        axes.plot(steps, smoothed, color=SERIES[0], marker="o" if len(known) == 1 else None)
+        axes.set(xlabel="step", ylabel="training loss")
+        axes.set_ylim(bottom=0)
+
+    return figure(draw)
+
+
+def figure(draw: Callable[[Axes], None]) -> str:
+    """Draw on new axes and return the SVG element, without a fixed size and without an XML head."""
+    with matplotlib.rc_context(SETTINGS):
+        made = Figure(figsize=(4.8, 3.2), layout="constrained")
+        FigureCanvasSVG(made)
+        axes = made.add_subplot()
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        draw(axes)
+        file = io.StringIO()
+        made.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    head, _, rest = text.partition(">")
+    head = re.sub(r' (?:width|height|version|xmlns:xlink)="[^"]*"', "", head)
+    text = UNUSED_IDS.sub("<g", f'{head} role="img">{rest}'.replace("xlink:href", "href"))
+    text = IDS.sub(f"figure{next(NUMBERS)}-", text)  # those that are used; the page has many figures
+    text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # the page's font instead
+    for stand_in, colour in PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return text
+
+
+def short(number: int) -> str:
+    """1234 -> "1.2k"."""
+    return str(number) if number < 1000 else f"{number / 1000:.1f}k" if number < 10_000 else f"{number // 1000}k"
+
+
+def tick_name(name: str) -> str:
+    """A range as short as an axis needs it."""
+    for words, sign in (("under ", "<"), ("over ", ">"), (" and more", "+")):
+        name = name.replace(words, sign)
+    return name

@@ -1,0 +1,120 @@
+"""Gather what a report is written of: from a network's evaluation, or from a results file of any detector."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataset_files.dataset import InstanceDataset
+from dataset_files.file_names import missing_names, resolve
+from report.data_statistics import statistics_of_dataset
+from report.run_history import read_history
+from report.write_report import ReportInput, write_report
+from train_utils.errors import InputError, reading_input, warn
+from train_utils.metrics.coco_evaluation import Metrics
+from train_utils.metrics.results_file import ScoredResults
+from train_utils.open_data import open_training_beside
+from train_utils.options import TrainSettings, ValidationSettings, result_settings
+from train_utils.trained_model import TrainedModel
+
+
+def report_of_network(
+    settings: ValidationSettings,
+    trained: TrainedModel,
+    dataset: InstanceDataset,
+    results: Mapping[str, list[dict[str, Any]]],
+    metrics: Mapping[str, Metrics],
+) -> Path:
+    """Write the report of a network's detections in a dataset into the folder `--report`; returns the page's path."""
+    truth = dataset.coco
+    content = {
+        "images": truth.loadImgs(truth.getImgIds()),
+        "annotations": truth.loadAnns(truth.getAnnIds()),
+        "categories": truth.loadCats(truth.getCatIds()),
+    }
+    category_ids = sorted(int(category["id"]) for category in content["categories"])
+    training = open_training_beside(settings, dataset)
+    given = ReportInput(
+        title=f"{trained.path.name} on {dataset.source.name}",
+        facts={
+            "weights": str(trained.path),
+            "data": f"{dataset.source}, {len(dataset):,} images",
+            "options": given_options(settings),
+            "trained with": trained_with(trained.trained_with),
+            "device": str(trained.device),
+        },
+        content=content,
+        results=results,
+        stats={kind: of_kind.stats for kind, of_kind in metrics.items()},
+        paths={dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))},
+        exif=dataset.exif,
+        training=None if training is None else statistics_of_dataset(training, category_ids),
+        history=read_history(trained.path.parent),
+    )
+    return write_report(report_folder(settings), given)
+
+
+def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
+    """Write the report of a results file; without --image-folder it shows outlines alone.
+
+    Raises:
+        InputError: the annotations cannot be used; the message names the file.
+    """
+    given = ReportInput(
+        title=f"{Path(str(settings.results_json)).name} on {Path(str(settings.annotation_file)).name}",
+        facts={
+            "results": str(settings.results_json),
+            "data": f"{settings.annotation_file}, {len(scored.truth['images']):,} images",
+            "options": given_options(settings),
+        },
+        content=scored.truth,
+        results={scored.iou_type: scored.results},
+        stats={scored.iou_type: scored.stats},
+        paths=image_paths(scored.truth, settings.image_folder),
+    )
+    try:
+        return write_report(report_folder(settings), given)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(f"{settings.annotation_file}: no report can be made of it ({error!r})") from error
+
+
+def report_folder(settings: ValidationSettings) -> Path:
+    """The folder `--report`, created.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    folder = Path(str(settings.report))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder (--report)")
+    with reading_input():
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]:
+    """Image id -> file below the folder; images that are not there are left out with a warning."""
+    if folder is None:
+        return {}
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder (--image-folder)")
+    images = [image for image in truth["images"] if isinstance(image.get("file_name"), str)]
+    names = resolve([image["file_name"] for image in images], Path(folder)).names
+    absent = set(missing_names(names, Path(folder)))
+    found = {image["id"]: Path(folder) / name for image, name in zip(images, names) if name not in absent}
+    lacking = len(truth["images"]) - len(found)
+    if lacking:
+        warn(f"{folder}: {lacking} of {len(truth['images'])} images are not there; they are shown as outlines")
+    return found
+
+
+def given_options(settings: ValidationSettings) -> str:
+    """The options as they were given on the command line."""
+    parts = [f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in sorted(settings.given)]
+    return " ".join(parts) or "none"
+
+
+def trained_with(settings: Mapping[str, Any]) -> str:
+    """The settings of training that decide about its result."""
+    deciding = result_settings(TrainSettings())
+    names = ("epochs", *(name for name in settings if name in deciding and settings[name] not in (None, False)))
+    return ", ".join(f"{name} {settings[name]}" for name in names if name in settings) or "not known"

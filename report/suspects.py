@@ -1,0 +1,125 @@
+"""List annotations that are probably wrong: those that a confident detection contradicts.
+
+Each suspect has a confidence between 0 and 1, by which the list is sorted. It is no probability: a network that is
+wrong with confidence puts right annotations on the list, so that people decide.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from report.error_kinds import BACKGROUND, BOTH, CLASS, LOCATION, RIGHT, Errors
+from report.overlaps import LEAST_OVERLAP, Overlaps
+from report.records import Scene
+
+WRONG_CLASS, MISSING, OUTLINE, NOTHING_THERE, DOUBLED = "wrong class", "missing", "outline", "nothing there", "doubled"
+MEANING = {
+    WRONG_CLASS: "the network sees another class here",
+    MISSING: "the network sees an object that has no annotation",
+    OUTLINE: "the network sees an object of this class here, of another extent",
+    NOTHING_THERE: "the network finds objects of this class and size, but none here",
+    DOUBLED: "another annotation covers the same object",
+}
+SAME_OBJECT = 0.85  # IoU of two annotations from which on they are one object annotated twice
+LEAST_CONFIDENCE = 0.3
+MOST = 1000  # suspects that are listed
+
+
+@dataclass
+class Suspect:
+    """One entry of the list.
+
+    Attributes:
+        image: number of the image.
+        object: the annotation's place in the scene; -1 if it is missing.
+        detection: the detection that contradicts it; -1 if there is none.
+    """
+
+    kind: str
+    confidence: float
+    image: int
+    object: int
+    detection: int
+
+
+def find_suspects(scene: Scene, overlaps: Overlaps, errors: Errors) -> list[Suspect]:
+    """All suspects by falling confidence, at most one per annotation and one per detection."""
+    candidates = [
+        *contradicted(scene, errors),
+        *never_found(scene, overlaps),
+        *annotated_twice(scene),
+    ]
+    candidates.sort(key=lambda suspect: -suspect.confidence)
+    suspects, objects, detections = [], set(), set()
+    for s in candidates:
+        if s.confidence < LEAST_CONFIDENCE or s.object in objects or s.detection in detections:
+            continue
+        suspects.append(s)
+        objects |= {s.object} - {-1}
+        detections |= {s.detection} - {-1}
+    return suspects[:MOST]
+
+
+def contradicted(scene: Scene, errors: Errors) -> list[Suspect]:
+    """Suspects whose evidence is a false detection.
+
+    The confidence is the detection's score, less so the better a detection agrees with the annotation after all.
+    """
+    agreeing = np.zeros(len(scene.objects))  # the score of the detection that each object is matched to
+    right = np.flatnonzero(errors.kinds == RIGHT)
+    agreeing[errors.targets[right]] = scene.detections.scores[right]
+    suspects = []
+    for d in np.flatnonzero(np.isin(errors.kinds, (CLASS, LOCATION, BOTH, BACKGROUND))).tolist():
+        kind, g, score = errors.kinds[d], int(errors.targets[d]), float(scene.detections.scores[d])
+        image, iou = int(scene.detections.images[d]), float(errors.ious[d])
+        if kind == CLASS:
+            suspects.append(Suspect(WRONG_CLASS, score * (1 - float(agreeing[g])), image, g, d))
+        elif kind == LOCATION and not errors.found[g]:
+            suspects.append(Suspect(OUTLINE, score * (1 - iou), image, g, d))
+        else:
+            suspects.append(Suspect(MISSING, score * (1 - iou), image, -1, d))
+    return suspects
+
+
+def never_found(scene: Scene, overlaps: Overlaps) -> list[Suspect]:
+    """Objects that no detection touches; the confidence is the share of objects like them that one touches.
+
+    Like them are those of the same class and the same third of its sizes.
+    """
+    objects = scene.objects
+    touched = np.zeros(len(objects), dtype=bool)
+    touched[overlaps.objects[overlaps.ious >= LEAST_OVERLAP]] = True
+    suspects = []
+    for k in np.unique(objects.classes).tolist():
+        of_class = np.flatnonzero((objects.classes == k) & ~objects.crowds)
+        thirds = np.array_split(of_class[np.argsort(objects.areas[of_class], kind="stable")], 3)
+        for third in thirds:
+            share = float(touched[third].mean()) if len(third) else 0.0
+            alone = third[~touched[third]].tolist()
+            suspects += [Suspect(NOTHING_THERE, share, int(objects.images[g]), g, -1) for g in alone]
+    return suspects
+
+
+def annotated_twice(scene: Scene) -> list[Suspect]:
+    """The later one of two annotations whose boxes are nearly the same; the confidence is their IoU."""
+    objects = scene.objects
+    suspects = []
+    borders = np.searchsorted(objects.images, np.arange(len(scene.image_ids) + 1))
+    for image in np.flatnonzero(np.diff(borders) > 1).tolist():
+        of_image = np.arange(borders[image], borders[image + 1])
+        of_image = of_image[~objects.crowds[of_image]]
+        ious = pairwise_ious(objects.boxes[of_image])
+        for first, second in np.argwhere(np.triu(ious, 1) >= SAME_OBJECT).tolist():
+            later = int(of_image[second])
+            suspects.append(Suspect(DOUBLED, float(ious[first, second]), image, later, -1))
+    return suspects
+
+
+def pairwise_ious(boxes: np.ndarray) -> np.ndarray:
+    """IoUs of boxes x, y, width, height among themselves, [N, 4] -> [N, N]; 0 for boxes without area."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    common = np.maximum(sides, 0).prod(axis=2)
+    areas = boxes[:, 2] * boxes[:, 3]
+    union = areas[:, None] + areas - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

@@ -1,0 +1,134 @@
+"""Report what a data set of any layout holds and what is wrong with it, without training.
+
+python tools/inspect_dataset.py my_data               # layout, splits, objects per class, sizes, problems
+python tools/inspect_dataset.py my_data --show 24     # and data_sheet.png, 24 images with their masks drawn
+python tools/inspect_dataset.py --train-json a.json --val-json b.json
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset_files.dataset import InstanceDataset  # noqa: E402
+from dataset_files.image_headers import check_images  # noqa: E402
+from dataset_files.problems import KINDS, Problems  # noqa: E402
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.open_data import (  # noqa: E402
+    choose_splits,
+    divide,
+    in_words,
+    layout_of,
+    open_dataset,
+    outcome_of,
+    require_objects,
+    warn_of_unused,
+)
+from train_utils.option_parsing import natural, option  # noqa: E402
+from train_utils.options import DataSettings  # noqa: E402
+from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
+
+MOST_CLASSES = 100  # that are listed
+
+
+@dataclass
+class ReportSettings(DataSettings):
+    seed: int = option(0, "of the division of data that are not split ({default})", type=natural)
+    show: int = option(0, "write a contact sheet of that many images, masks drawn ({default})", type=natural)
+    output: str = option("data_sheet.png", "file of the contact sheet ({default})", type=str)
+
+
+def main(settings: ReportSettings) -> None:
+    """Print the report, and write the contact sheet if it is asked for.
+
+    Raises:
+        InputError: the layout is not known, or the files cannot be read at all.
+    """
+    if settings.data_path is None and settings.train_json is None:
+        raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
+    with reading_input():
+        layout = layout_of(settings)
+        train_split, val_split = choose_splits(layout, settings, for_training=False)
+        train_set = open_dataset(layout, train_split, settings, training=True)
+        train_set.transforms = None
+        val_set = open_dataset(layout, val_split, settings, training=False)
+        if train_split is not None and train_split is val_split:
+            divide(train_set, val_set, settings.val_fraction, settings.seed)
+    warn_of_unused(layout)
+    print(f"layout: {layout.name}, {in_words(train_set)}")
+    for title, dataset in (("training", train_set), ("validation", val_set)):
+        problems, items = check_images(dataset)
+        print(f"\n{title}: {dataset.source}")
+        print_contents(dataset)
+        found = Problems()
+        found.update(dataset.problems)
+        found.update(problems)
+        print_problems(found, dataset, items)
+        dataset.drop_items(items)
+    if settings.show:
+        write_sheet(train_set, settings.show, Path(settings.output))
+
+
+def print_contents(dataset: InstanceDataset) -> None:
+    counts = dataset.counts()
+    sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))]).reshape(-1, 2)
+    print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds")
+    if dataset.training:
+        print(f"  not trained on: crowds, and {counts.images_without_objects} images without objects")
+        if counts.empty_images:
+            print(f"  trained on as background: {counts.empty_images} images without objects")
+    if len(sizes):
+        (low_h, low_w), (mid_h, mid_w), (high_h, high_w) = (way(sizes, axis=0) for way in (np.min, np.median, np.max))
+        print(f"  width {low_w}..{high_w} (median {mid_w:.0f}), height {low_h}..{high_h} (median {mid_h:.0f})")
+    print(f"  at most {counts.most_in_an_image} objects in an image")
+    per_class = dataset.objects_per_class()
+    width = max(map(len, per_class), default=0)
+    for name, (objects, crowds) in list(per_class.items())[:MOST_CLASSES]:
+        print(f"    {name:<{width}}  {objects:7d} objects  {crowds:6d} crowds")
+    if len(per_class) > MOST_CLASSES:
+        print(f"    ... and {len(per_class) - MOST_CLASSES} more classes")
+
+
+def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int]) -> None:
+    """What is wrong, with the items that cannot be used."""
+    try:
+        require_objects(dataset, len(unusable))
+        if not problems.counts:
+            print("  nothing is wrong")
+    except InputError as error:
+        print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
+    for kind in problems.wrong():
+        remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
+        print(f"  wrong ({remedy}): {problems.in_words(kind)}")
+    for kind in problems.harmless():
+        print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
+    if unusable:
+        print(f"  images that cannot be used: {len(unusable)}")
+
+
+def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
+    """Draw the first images of a split side by side, with their objects as the network would be taught them."""
+    tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
+    if not tiles:
+        raise InputError(f"{dataset.source}: no image to show")
+    with reading_input():
+        contact_sheet(tiles, columns=6).save(path)
+    print(f"\n{len(tiles)} images drawn in {path}")
+
+
+def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
+    with reading_input():
+        image, target = dataset[i]
+    return draw_target(image, target, dataset.class_names)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--data-path", *arguments]
+    with one_line_errors():
+        main(ReportSettings.parse(__doc__, arguments))
