@@ -16,7 +16,7 @@ from tests.helpers.coco_writers import content, write_coco_2017, write_cvat
 from tests.helpers.commands import run_thin
 from tests.helpers.layout_writers import SAMPLES, Sample, Thing, write_image, write_json
 from tests.helpers.project import ROOT
-from tools.inspect_dataset import ReportSettings, report
+from tools import inspect_dataset
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import coco_results, score_results
@@ -120,7 +120,7 @@ def test_crowds_are_counted_and_mostly_crowds_stop_with_the_option(tmp_path: Pat
 def test_the_report_says_what_would_stop_the_training(tmp_path: Path, capsys):
     write_cvat(tmp_path, SAMPLES)
     edit(tmp_path / "annotations" / "instances_default.json", lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
-    report(ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
+    inspect_dataset.main(inspect_dataset.ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
     training, validation = capsys.readouterr().out.split("validation:")
     assert "wrong (stops the training): 4 of 4 objects are crowds" in training and "nothing is wrong" not in training
     assert "nothing is wrong" in validation
