@@ -1,7 +1,8 @@
 # make demo   set up, draw the demo dataset, train on it, validate, and predict one picture
-# make test   set up, and run the tests
+# make test   set up, and run the tests but the long ones, in eight minutes on two cores
+# make test-all   the same, then the long ones (a quarter of an hour on two cores): bits with threads, two hosts, kills
 # make lint   ruff (check and format) over all of the code, mypy over all but the tests and benchmarks
-# make test-fast   the tests but the slow ones, in a minute or two
+# make test-fast   the tests but the slow and the long ones, in a minute and a half
 # make test-oldest   the same on the oldest supported versions (requirements-oldest.txt), in an environment of its own
 # All can be stopped and started again; VENV=/some/folder shares one environment between clones.
 
@@ -9,12 +10,13 @@ VENV ?= .venv
 REQUIREMENTS = requirements.txt
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 # --no-compile saves half a minute: Python compiles only what is imported, on its first import.
 INSTALL = $(RUN) -m pip install --disable-pip-version-check --no-compile -q -r
 VENV_OLDEST ?= .venv-oldest
 PYTHON_OLDEST ?= python3.10
 
-.PHONY: demo test lint test-fast test-oldest setup clean-demo
+.PHONY: demo test test-all lint test-fast test-oldest setup clean-demo
 
 demo: $(VENV)/.ready
 	$(RUN) train.py --resume auto
@@ -23,7 +25,10 @@ demo: $(VENV)/.ready
 	@echo "look at: predictions/*.png, save_weights/mAP.png, save_weights/loss_and_lr.png"
 
 test: $(VENV)/.ready-test
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not long"
+
+test-all: test
+	$(PYTEST) -m long
 
 lint: $(VENV)/.ready-test
 	$(RUN) -m ruff check .
@@ -31,7 +36,7 @@ lint: $(VENV)/.ready-test
 	$(RUN) -m mypy
 
 test-fast: $(VENV)/.ready-test
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 test-oldest:
 	$(MAKE) test VENV=$(VENV_OLDEST) PYTHON=$(PYTHON_OLDEST) REQUIREMENTS=requirements-oldest.txt

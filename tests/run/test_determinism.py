@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.project import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--threads", "2"], ["--threads", "4", "--networks", "v1"]])
 def test_steps_and_runs_are_bit_identical_with_several_threads(arguments: list[str]):
     """In short; `python -m tests.programs.determinism` compares every network with 20 repetitions and six steps."""

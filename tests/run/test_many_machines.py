@@ -73,6 +73,7 @@ def test_validation_in_more_processes_than_pictures_and_uneven_shares_gives_the_
     assert f"{pictures} images" in texts[0] and texts[0] == texts[1]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not NEW_TORCHRUN, reason="this release of torchrun reaches a host by its name, and both have one name"
 )

@@ -14,7 +14,7 @@ COMPARISONS = {"parts", "parity", "precision", "nccl", "resume"}
 PARTS = COMPARISONS | {"facts", "waits", "training", "inference", "loading", "whole", "profile"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_runs_and_what_is_compared_agrees(tmp_path: Path):
     script = str(ROOT / "benchmarks" / "gpu_check.py")
     words = ["--out", "out", "--device", "cpu", "--small", "--patience", "10"]
