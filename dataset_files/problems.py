@@ -67,11 +67,15 @@ KINDS = {
     "outline": Kind("invalid outlines"),
     "no class": Kind("objects without a class"),
     "label line": Kind("invalid lines in label files"),
+    "shared labels": Kind("label or mask files that several images share; rename the images and their files"),
     "class id": Kind("objects with class numbers beyond 'names'"),
     "colour": Kind("colours in masks that no class has"),
     "not an area": Kind("shapes without an area (points, lines), which are left out", wrong=False, stays=True),
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
+    "labels beside": Kind(
+        "label files beside their images although there is a folder of labels, used where that has none", False, True
+    ),
     "no label image": Kind("label files without an image, which are left out", wrong=False, stays=True),
     "no mask image": Kind("masks without an image, which are left out", wrong=False, stays=True),
     "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),

@@ -2,12 +2,10 @@
 
 import base64
 import io
-import json
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +15,7 @@ from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import files_below, images_below, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.text_files import read_json, read_lines
 from dataset_files.problems import shown
 
 IGNORED_LABELS = ("__ignore__", "_background_")
@@ -71,18 +70,6 @@ def is_labelme(content: object) -> bool:
     )
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-
-
 def input_files(folder: Path, root: Path) -> list[Path]:
     """The files of a split that decide what is read, and its folders, for images without a JSON are reported, too."""
     files = list(files_below(folder))
@@ -97,11 +84,7 @@ def label_lists(folder: Path, root: Path) -> list[Path]:
 def read_label_list(folder: Path, root: Path) -> list[str]:
     """The classes of labels.txt in their order; [] without such a file."""
     for path in label_lists(folder, root):
-        try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected one class name per line in UTF-8 ({error})") from error
-        return [name for name in names if name and name not in IGNORED_LABELS]
+        return [name for name in read_lines(path) if name and name not in IGNORED_LABELS]
     return []
 
 

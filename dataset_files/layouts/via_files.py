@@ -9,8 +9,8 @@ from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import names_in, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
-from dataset_files.layouts.labelme_files import read_json
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.text_files import read_json
 from dataset_files.problems import shown
 
 HEAD = 1 << 18  # characters of a file that are enough to recognise it
@@ -69,10 +69,7 @@ def read_via(source: Path, class_attribute: str | None) -> Converted:
     Raises:
         ValueError: the file is not VIA's, or it is not clear which attribute is the class.
     """
-    try:
-        content = read_json(source)
-    except ValueError as error:
-        raise ValueError(f"{source}: not readable as JSON ({error})") from error
+    content = read_json(source)
     entries = image_entries(content, source)
     attribute = choose_attribute(entries, class_attribute, source)
     builder, finder = CocoBuilder(source.parent), ImageFinder(source.parent)

@@ -26,6 +26,7 @@ from dataset_files.layouts.mask_images import (
     pack_colours,
     read_mask_image,
 )
+from dataset_files.layouts.text_files import read_lines
 from dataset_files.problems import Problems, shown
 from dataset_files.voc_files import (
     VOC_CLASSES,
@@ -196,11 +197,7 @@ def read_class_table(folder: Path) -> ClassTable | None:
     path = class_table_file(folder)
     if path is None:
         return None
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected one class per line in UTF-8 ({error})") from error
-    lines = [line for line in lines if line]
+    lines = [line for line in read_lines(path) if line]
     if path.name == "labelmap.txt":
         return read_label_map([line for line in lines if not line.startswith("#")], path)
     lines = lines[1:] if lines[:1] == ["__ignore__"] else lines

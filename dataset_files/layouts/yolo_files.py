@@ -5,19 +5,23 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import images_below, is_image_name, names_in
+from dataset_files.image_files import files_below, images_below, is_image_name, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder
-from dataset_files.layouts.yolo_splits import CLASS_LISTS, YoloSplit, find_yaml, read_splits, splits_of_folders
+from dataset_files.layouts.text_files import read_lines
+from dataset_files.layouts.yolo_splits import CLASS_LISTS, POSES, YoloSplit, find_yaml, read_splits, splits_of_folders
 from dataset_files.problems import shown
 
 OUTSIDE = 1e-6  # beyond [0, 1] by more than rounding
 FAR = 1.0  # beyond [0, 1], where coordinates can only be meant in pixels
+POSE_SLACK = 0.02  # of the image size by which key points lie outside their box
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """The splits of a folder in YOLO's layout, or of its YAML file; [] if it is of another one.
+    """Find the splits of a folder in YOLO's layout, or of its YAML file; [] if it has another one.
 
     Raises:
         ValueError: the YAML or the list of classes cannot be read, or the YAML names no folder that exists.
@@ -25,8 +29,10 @@ def find(root: Path) -> list[SplitFiles]:
     if (yaml := find_yaml(root)) is not None:
         splits = read_splits(yaml)
     else:
+        # Other tools write classes.txt, too.
         splits = splits_of_folders(root) if root.is_dir() else {}
-        if not any(map(has_labels, splits.values())):
+        labels = (labels for split in splits.values() for labels in LabelFiles(split).of_images.values())
+        if not any(path is not None and is_label_file(path) for path in labels):
             return []
     return [
         SplitFiles(name, split.source, split.base, partial(read_yolo, split), partial(input_files, split))
@@ -34,30 +40,74 @@ def find(root: Path) -> list[SplitFiles]:
     ]
 
 
-def has_labels(split: YoloSplit) -> bool:
-    """Whether one of a split's images has a label file in YOLO's form; other tools write classes.txt, too."""
-    images = listed_images(split)
-    folders = label_folders(images, split.base)
-    for path, _ in images:
-        labels = folders[path.parent] / f"{path.stem}.txt"
-        lines = labels.read_text(encoding="utf-8-sig", errors="replace").splitlines() if labels.is_file() else []
-        for line in filter(str.strip, lines[:1]):
-            with suppress(ValueError):
-                parse_label_line(line)
-                return True
+class LabelFiles:
+    """The images of a split and their label files.
+
+    Attributes:
+        images: path -> its name in messages, in the order of the split's entries; those of a list may be missing.
+        folders: folder of images -> folder of their label files.
+        of_images: image -> label file in that folder, else the one beside the image; None if it has neither.
+        beside: label files beside images that have a folder of labels.
+    """
+
+    def __init__(self, split: YoloSplit):
+        self.split = split
+        self.images = listed_images(split)
+        self.folders = {
+            folder: label_folder(folder, split.base) for folder in dict.fromkeys(path.parent for path in self.images)
+        }
+        self.names = {place: set(names_in(place)) for pair in self.folders.items() for place in pair}
+        self.beside: list[Path] = []
+        self.of_images = {image: self.label_file(image) for image in self.images}
+
+    def label_file(self, image: Path) -> Path | None:
+        folder, name = self.folders[image.parent], f"{image.stem}.txt"
+        inside = folder / name if name in self.names[folder] else None
+        beside = image.parent / name
+        if folder != image.parent and name in self.names[image.parent] and is_label_file(beside):
+            self.beside.append(beside)
+            return inside or beside
+        return inside
+
+    def shared(self) -> dict[Path, list[str]]:
+        """Label files that belong to several images of a folder, and the names of these."""
+        stems: dict[Path, list[str]] = {}
+        for folder, labels in self.folders.items():
+            for name in sorted(filter(is_image_name, self.names[folder])):
+                stems.setdefault(labels / f"{Path(name).stem}.txt", []).append(name)
+        used = set(self.of_images.values())
+        return {path: names for path, names in stems.items() if len(names) > 1 and path in used}
+
+    def lonely(self) -> list[Path]:
+        """Label files in the split's folders of labels that belong to no image."""
+        if not all(entry.is_dir() for entry in self.split.entries):
+            return []  # others of the folder belong to other lists
+        places = {*self.folders.values(), *(replaced_folder(entry, self.split.base) for entry in self.split.entries)}
+        places -= {*self.folders, *self.split.entries}
+        used = set(self.of_images.values())
+        files = dict.fromkeys(path for place in sorted(places) for path in files_below(place))
+        return [path for path in files if path.suffix == ".txt" and path.name not in CLASS_LISTS and path not in used]
+
+
+def is_label_file(path: Path) -> bool:
+    """Whether the first line of a text file that is not empty is an object in YOLO's form."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = next(filter(str.strip, file), "")
+    with suppress(ValueError):
+        parse_label_line(line)
+        return True
     return False
 
 
 def input_files(split: YoloSplit) -> list[Path]:
-    """The YAML, lists, folders of images (for their listing) and label files."""
-    folders = label_folders(listed_images(split), split.base)
-    labels = sorted(set(folders.values()))
-    files = [folder / name for folder in labels for name in sorted(names_in(folder)) if name.endswith(".txt")]
-    return [split.source, *split.entries, *folders, *files]
+    """The YAML, lists, folders (for their listings), label files, and images, whose sizes scale the coordinates."""
+    files = LabelFiles(split)
+    labels = (path for path in files.of_images.values() if path is not None)
+    return [split.source, *split.entries, *files.names, *labels, *files.images]
 
 
-def listed_images(split: YoloSplit) -> list[tuple[Path, str]]:
-    """Images of a split and how messages call them, in the order of entries; those of a list may be missing."""
+def listed_images(split: YoloSplit) -> dict[Path, str]:
+    """The images of a split, see `LabelFiles`."""
     found: dict[Path, str] = {}
     for entry in split.entries:
         if entry.is_dir():
@@ -65,18 +115,14 @@ def listed_images(split: YoloSplit) -> list[tuple[Path, str]]:
             found |= {path: path.name for path in images_below(entry)}
         else:
             found |= images_of_list(entry, split.base)
-    return list(found.items())
+    return found
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
     """The images of a .txt with one path per line: relative to the list or to `base`, or of another machine."""
-    try:
-        lines = [line.strip().replace("\\", "/") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected one image path per line in UTF-8 ({error})") from error
     finder = ImageFinder(base)
     images = {}
-    for line in filter(None, lines):
+    for line in filter(None, (line.replace("\\", "/") for line in read_lines(path))):
         if not is_image_name(line):
             raise ValueError(f"{path}: expected one image path per line, not {shown(line)}")
         file_name = listed_image(finder, line, path.parent)
@@ -90,11 +136,6 @@ def listed_image(finder: ImageFinder, line: str, folder: Path) -> str | None:
     tails = ["/".join(parts[k:]) for k in range(len(parts))]
     found = (finder.at(place, tail) for tail in (line, *tails) for place in (folder, finder.root))
     return next((one for one in found if one is not None), None) or finder.find(line)
-
-
-def label_folders(images: list[tuple[Path, str]], base: Path) -> dict[Path, Path]:
-    """Folder of images -> folder of their label files."""
-    return {folder: label_folder(folder, base) for folder in dict.fromkeys(path.parent for path, _ in images)}
 
 
 def label_folder(images: Path, base: Path) -> Path:
@@ -117,62 +158,90 @@ def replaced_folder(images: Path, base: Path) -> Path:
 
 
 def read_yolo(split: YoloSplit) -> Converted:
-    """All images of a split and the objects of their label files."""
-    builder = CocoBuilder(split.base, split.class_names)
-    builder.problems.add_all("no split", split.missing, lambda entry: f"{entry} in {split.source.name}")
-    images = listed_images(split)
-    folders = label_folders(images, split.base)
-    any_labels = False
-    for path, name in images:
+    """Read all images of a split and the objects of their label files.
+
+    Raises:
+        ValueError: no image has a label file, or the labels are those of poses.
+    """
+    builder, files = CocoBuilder(split.base, split.class_names), LabelFiles(split)
+    if files.images and not any(files.of_images.values()):
+        first = next(iter(files.images))
+        expected = files.folders[first.parent] / f"{first.stem}.txt"
+        raise ValueError(f"{split.source}: no image has a label file; expected e.g. {expected}")
+    shared = files.shared()
+    outlines: list[list[float]] = []
+    for path, name in files.images.items():
+        labels = files.of_images[path]
         if not path.is_relative_to(split.base) or not path.is_file():
             builder.problems.add("missing", name)
-            continue
-        labels = folders[path.parent] / f"{path.stem}.txt"
-        image = builder.add_image(path.relative_to(split.base).as_posix())
-        if labels.is_file():
-            any_labels = True
-            if image is not None:
-                add_label_file(builder, image, labels, split)
-    if images and not any_labels:
-        path = images[0][0]
-        expected = folders[path.parent] / f"{path.stem}.txt"
-        raise ValueError(f"{split.source}: no image has a label file; expected e.g. {expected}")
-    if all(entry.is_dir() for entry in split.entries):
-        note_lonely_labels(builder, images, folders)
+        elif labels not in shared and (image := builder.add_image(path.relative_to(split.base).as_posix())):
+            if labels is not None:
+                outlines += add_label_file(builder, image, labels, split)
+    if are_poses(outlines):
+        raise ValueError(f"{split.source}: each label is a box followed by points inside it: {POSES}")
+    problems = builder.problems
+    problems.add_all("no split", split.missing, lambda entry: f"{entry} in {split.source.name}")
+    problems.add_all("shared labels", shared, lambda path: f"{split.short(path)} of {' and '.join(shared[path])}")
+    problems.add_all("labels beside", files.beside, split.short)
+    problems.add_all("no label image", files.lonely(), split.short)
     return builder.converted()
 
 
-def note_lonely_labels(builder: CocoBuilder, images: list[tuple[Path, str]], folders: dict[Path, Path]) -> None:
-    """Note label files in the folders of a split that has no image for them."""
-    stems: dict[Path, set[str]] = {}
-    for path, _ in images:
-        stems.setdefault(folders[path.parent], set()).add(path.stem)
-    listed_alone = all(folder != labels for folder, labels in folders.items())  # else lists of images lie there, too
-    for folder, known in stems.items() if listed_alone else ():
-        lonely = (n for n in sorted(names_in(folder)) if n.endswith(".txt") and n[:-4] not in known)
-        builder.problems.add_all("no label image", (n for n in lonely if n not in CLASS_LISTS), lambda n: f"{n}")
-
-
-def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSplit) -> None:
-    """Add the objects of one label file, one per line."""
-    name = path.relative_to(split.base).as_posix() if path.is_relative_to(split.base) else str(path)
+def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSplit) -> list[list[float]]:
+    """Add the objects of one label file, one per line, and return the coordinates of those that are no boxes."""
+    name, outlines = split.short(path), []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        builder.problems.add("label line", f"{name}: expected text in UTF-8 ({error})")
-        return
+        lines = read_lines(path)
+    except ValueError as error:
+        builder.problems.add("label line", str(error))
+        return []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            where = f"{name}, line {number}"
-            try:
-                class_id, values = parse_label_line(line)
-            except ValueError as error:
-                builder.problems.add("label line", f"{where}: {error}")
-                continue
-            if class_id >= len(split.class_names):
-                builder.problems.add("class id", f"{where}: {class_id} of {len(split.class_names)} classes from 0")
-            else:
-                add_labelled(builder, image, split.class_names[class_id], values, where)
+        if not line:
+            continue
+        where = f"{name}, line {number}"
+        try:
+            class_id, values = parse_label_line(line)
+        except ValueError as error:
+            builder.problems.add("label line", f"{where}: {error}")
+            continue
+        if class_id >= len(split.class_names):
+            builder.problems.add("class id", f"{where}: {class_id} of {len(split.class_names)} classes from 0")
+            continue
+        add_labelled(builder, image, split.class_names[class_id], values, where)
+        if len(values) > 4:
+            outlines.append(values)
+    return outlines
+
+
+def are_poses(outlines: list[list[float]]) -> bool:
+    """Whether all outlines of a split are boxes followed by two or more points inside them.
+
+    Both have the same form. Poses all have the same length, and a box's width and height, taken as a corner, are
+    mostly far from the other corners. Points may be followed by 0, 1 or 2 for their visibility.
+    """
+    if len({len(outline) for outline in outlines}) != 1 or len(outlines[0]) < 8:
+        return False
+    values = np.array(outlines)
+    centres, sizes, rest = values[:, None, :2], values[:, None, 2:4], values[:, 4:]
+    in_image = np.abs(centres - 0.5) + sizes / 2 <= 0.5 + POSE_SLACK
+    if not (in_image.all() and (sizes > 0).all()):
+        return False
+    for numbers in (2, 3):
+        if rest.shape[1] % numbers:
+            continue
+        points = rest.reshape(len(rest), -1, numbers)
+        visible = (points[..., :2] != 0).any(axis=-1, keepdims=True)
+        inside = (np.abs(points[..., :2] - centres) <= sizes / 2 + POSE_SLACK) | ~visible
+        if not inside.all():
+            continue
+        if numbers == 3 and np.isin(points[..., 2], (0, 1, 2)).all():
+            return True
+        others = np.concatenate((centres, np.where(visible, points[..., :2], centres)), axis=1)
+        low, high = others.min(axis=1), others.max(axis=1)
+        far = np.abs(sizes[:, 0] - (low + high) / 2) > 1.5 * (high - low)
+        if numbers == 2 and far.any():
+            return True
+    return False
 
 
 def parse_label_line(line: str) -> tuple[int, list[float]]:
@@ -188,7 +257,9 @@ def parse_label_line(line: str) -> tuple[int, list[float]]:
     if not first.is_integer() or first < 0:
         raise ValueError(f"expected a class number first, not {first:g}")
     if len(values) < 4 or len(values) % 2:
-        raise ValueError(f"expected a class and x y pairs (a box: x y width height), not {len(values) + 1} numbers")
+        raise ValueError(
+            f"expected a class and x y pairs (a box: x y width height; no poses), not {len(values) + 1} numbers"
+        )
     if not all(map(math.isfinite, values)):
         raise ValueError(f"has coordinates that are not finite: {shown(line)}")
     if min(values) < -FAR or max(values) > 1 + FAR:

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, names_in, split_folders
-from dataset_files.layouts.yaml_subset import parse_yaml
+from dataset_files.layouts.text_files import read_lines, read_yaml
 from dataset_files.problems import shown
 
 USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # taken before others
 LARGEST_YAML = 4 << 20  # bytes
 SPLIT_KEY = re.compile(r"^(train|val|valid|validation|test)\s*:", re.MULTILINE)
 CLASS_LISTS = ("classes.txt", "obj.names")
+NO_VALUE = ("", "~", "null")
+POSES = "labels of poses hold a box and key points, and no outlines; export segmentation instead"
 NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 
@@ -33,6 +35,10 @@ class YoloSplit:
     entries: list[Path]
     missing: list[str] = field(default_factory=list)
 
+    def short(self, path: Path) -> str:
+        """A path in messages: relative to `base` if it lies there."""
+        return path.relative_to(self.base).as_posix() if path.is_relative_to(self.base) else str(path)
+
 
 def find_yaml(root: Path) -> Path | None:
     """The YAML file with `names` and splits; the usual name first, then the alphabet."""
@@ -42,7 +48,7 @@ def find_yaml(root: Path) -> Path | None:
     for name in sorted(names, key=lambda name: name.lower() not in USUAL_NAMES):
         path = root / name
         if path.is_file() and path.stat().st_size <= LARGEST_YAML:
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            text = path.read_bytes().replace(b"\0", b"").decode(errors="replace").lstrip("\ufeff\ufffd")
             if NAMES_KEY.search(text) and SPLIT_KEY.search(text):
                 return path
     return None
@@ -50,19 +56,18 @@ def find_yaml(root: Path) -> Path | None:
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
     """The splits that a YAML names and that exist."""
-    try:
-        content = parse_yaml(yaml.read_text(encoding="utf-8-sig"), yaml)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{yaml}: expected text in UTF-8 ({error})") from error
+    content = read_yaml(yaml)
     if not isinstance(content, dict):
         raise ValueError(f"{yaml}: expected lines such as 'train: images/train', not {shown(content)}")
+    if "kpt_shape" in content:
+        raise ValueError(f"{yaml}: has kpt_shape: {POSES}")
     class_names, base = read_class_names(content.get("names"), yaml), base_folder(content.get("path"), yaml)
     splits: dict[str, YoloSplit] = {}
     missing: list[str] = []
     taken: dict[Path, str] = {}
     for key, value in content.items():
         name = SPLIT_NAMES.get(key)
-        wanted = [one for one in (value if isinstance(value, list) else [value]) if one]
+        wanted = [one for one in (value if isinstance(value, list) else [value]) if one not in NO_VALUE]
         if name is None or not wanted:
             continue
         if not all(isinstance(one, str) for one in wanted):
@@ -188,12 +193,11 @@ def read_class_list(path: Path) -> list[str]:
     """One class name per line.
 
     Raises:
-        ValueError: the text is not in UTF-8, or has empty or repeated lines.
+        ValueError: the file is not text, or has empty or repeated lines.
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected one class name per line in UTF-8 ({error})") from error
+    names = read_lines(path)
+    while names and not names[-1]:
+        names.pop()
     if not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{path}: expected one class name per line, none empty or repeated, not {shown(names)}")
     return names

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dataset_files.layouts import yolo_files
 from dataset_files.layouts.find import READERS
+from my_dataset_coco import CocoDetection
 from tests.helpers.layout_checks import classes_of, contents, objects_of, only
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
@@ -75,6 +77,8 @@ def test_yolo_bad_lines_are_named(line: str, kind: str, said: str, tmp_path: Pat
     "yaml",
     [
         "train: images\nnames: [cat, dog]",
+        "train: images\nval: ~\ntest: null\nnames: [cat, dog]",
+        'train: "im\\x61ges"\nnames: ["c\\u0061t", dog]',
         "path: .\ntrain: ./images\nnames:\n- cat\n- 'dog'\n",
         "path: /content/ds\ntrain: /content/ds/images\nnames: {0: cat, 1: dog}",
         "train:\n  - images\nnames:\n  1: dog\n  0: cat",
@@ -119,20 +123,23 @@ def test_yolo_missing_images_of_a_list_and_labels_without_image_are_named(tmp_pa
     (tmp_path / "labels" / "c.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2\n")
     found = contents(yolo_files.find(tmp_path))
     assert found["train"].problems.counts["missing"] == 1 and "gone.jpg" in found["train"].problems.summary()
-    assert found["val"].problems.examples["no label image"] == ["c.txt"]
+    assert found["val"].problems.examples["no label image"] == ["labels/c.txt"]
 
 
 @pytest.mark.parametrize(
     "yaml, said",
     [
-        ("train: images\nnames: &a [cat]", "line 2: an unsupported anchor"),
-        ("train: images\nnames: [cat", "line 2: a bracket"),
+        ("train: &a images\nnames: [*a]", "line 2: aliases are not supported"),
+        ("train: images\nnames: [cat", "expected ',' or ']'"),
+        ('train: images\nnames: ["caf\\q"]', "line 2: found unknown escape character 'q'"),
+        ("train: images\nnames: \x07", "not readable as YAML"),
+        ("names: [cat]\ntrain: " + "[" * 2000, "not readable as YAML"),
         ("train: images\nnames:\n  0: cat\n  2: dog", "expected names"),
         ("train: images\nnames: 2", "expected names"),
         ("train: images\nnames: [cat, cat]", "more than once"),
         ("train: pictures\nnames: [cat]", "no folder that exists"),
-        ("train: images\n train: x\nnames: [cat]", "line 2: unexpected indentation"),
-        ("train: images\ntrain: images\nnames: [cat]", "line 2: the key 'train' a second time"),
+        ("train: images\n train: x\nnames: [cat]", "line 2: mapping values are not allowed here"),
+        ("train: images\ntrain: images\nnames: [cat]", "line 2: 'train' is repeated"),
         ("train: /x/one/images\nval: /x/two/images\nnames: [cat]", "both lead to"),
         ("train: {a: b}\nnames: [cat]", "expected 'train: folder'"),
     ],
@@ -142,6 +149,101 @@ def test_yolo_bad_yaml_is_named_with_its_line(yaml: str, said: str, tmp_path: Pa
     with pytest.raises(ValueError) as raised:
         yolo_files.find(tmp_path)
     assert "data.yaml" in str(raised.value) and said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_yolo_names_with_escapes_are_read_as_pyyaml_writes_them(tmp_path: Path) -> None:
+    write_label(tmp_path, None, yaml.dump({"train": "images", "names": ["caf\xe9", "\u7ea2\u8272", "on", "1"]}))
+    names = [category["name"] for category in only(yolo_files, tmp_path).content["categories"]]
+    assert names == ["caf\xe9", "\u7ea2\u8272", "on", "1"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030"])
+def test_yolo_files_may_be_in_encodings_of_windows(encoding: str, tmp_path: Path) -> None:
+    write_label(tmp_path, None)
+    (tmp_path / "data.yaml").write_bytes("train: images\nnames: [\u7ea2\u8272, \u7eff]\n".encode(encoding))
+    assert [c["name"] for c in only(yolo_files, tmp_path).content["categories"]] == ["\u7ea2\u8272", "\u7eff"]
+
+
+def test_yolo_text_in_an_unknown_encoding_is_named(tmp_path: Path) -> None:
+    write_label(tmp_path, None)
+    (tmp_path / "data.yaml").write_bytes("train: images\nnames: [caf\xe9]\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data.yaml: not text in UTF-8"):
+        yolo_files.find(tmp_path)
+
+
+def pose(x: float, y: float, width: float, height: float, numbers: int) -> str:
+    """A label line of a box with four key points near its corners, the last of them not labelled."""
+    points = [(x + dx * width * 0.45, y + dy * height * 0.45) for dx, dy in ((-1, -1), (1, -1), (1, 1))] + [(0, 0)]
+    seen = [(*point, 0 if point == (0, 0) else 2)[:numbers] for point in points]
+    return " ".join(str(round(v, 4)) for v in (0, x, y, width, height, *(v for point in seen for v in point)))
+
+
+@pytest.mark.parametrize("numbers", [2, 3])
+def test_yolo_poses_are_refused(numbers: int, tmp_path: Path) -> None:
+    boxes = [(0.5, 0.5, 0.6, 0.9), (0.7, 0.2, 0.1, 0.3), (0.2, 0.4, 0.3, 0.2)]
+    write_label(tmp_path, "\n".join(pose(*box, numbers) for box in boxes))
+    (tmp_path / "labels" / "b.txt").unlink()
+    with pytest.raises(ValueError, match="data.yaml: each label is a box followed by points inside it.*no outlines"):
+        only(yolo_files, tmp_path)
+    with open(tmp_path / "data.yaml", "a") as file:
+        file.write(f"kpt_shape: [4, {numbers}]\n")
+    with pytest.raises(ValueError, match="data.yaml: has kpt_shape.*no outlines"):
+        yolo_files.find(tmp_path)
+
+
+def test_yolo_outlines_of_four_corners_are_no_poses(tmp_path: Path) -> None:
+    """Each line alone could be a box and two points inside it."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 30):
+        folder = tmp_path / str(count)
+        corners = rng.uniform(0.4, 0.6, (count, 1, 2)) + rng.uniform(0.02, 0.05, (count, 1, 2)) * [
+            [-1, -1], [1, -1], [1, 1], [-1, 1]
+        ]  # fmt: skip
+        write_label(folder, "".join(f"0 {' '.join(map(str, one.ravel()))}\n" for one in corners))
+        (folder / "labels" / "b.txt").unlink()
+        assert len(objects_of(only(yolo_files, folder), "a.jpg")) == count
+
+
+def test_yolo_images_that_share_a_label_file_are_named(tmp_path: Path) -> None:
+    write_label(tmp_path, "0 0.1 0.1 0.2 0.1 0.2 0.2\n", "train: list.txt\nnames: [cat]\n")
+    Image.new("RGB", (100, 40)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "list.txt").write_text("images/a.jpg\nimages/b.jpg\n")  # the other may belong to another split
+    converted = only(yolo_files, tmp_path)
+    assert converted.problems.wrong() == ["shared labels"] and len(converted.content["images"]) == 1
+    assert converted.problems.examples["shared labels"] == ["labels/a.txt of a.jpg and a.png"]
+    (tmp_path / "labels" / "a.txt").unlink()
+    assert only(yolo_files, tmp_path).problems.counts == {}
+
+
+def test_yolo_labels_beside_images_are_read_although_there_is_a_folder_of_labels(tmp_path: Path) -> None:
+    write_label(tmp_path, None)
+    (tmp_path / "images" / "a.txt").write_text("1 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    (tmp_path / "images" / "b.txt").write_text("a photo of two cats\n")
+    converted = only(yolo_files, tmp_path)
+    assert converted.problems.counts == {"labels beside": 1} and not converted.problems.wrong()
+    assert converted.problems.examples["labels beside"] == ["images/a.txt"]
+    assert [a["category_id"] for a in objects_of(converted, "a.jpg")] == [2]
+    (split,) = yolo_files.find(tmp_path)
+    assert tmp_path / "images" / "a.txt" in split.inputs()
+
+
+def test_yolo_labels_without_image_are_counted_in_all_folders_of_labels(tmp_path: Path) -> None:
+    """Labels are flat, images in folders."""
+    write_label(tmp_path, None)
+    (tmp_path / "images" / "cam").mkdir()
+    (tmp_path / "images" / "a.jpg").rename(tmp_path / "images" / "cam" / "a.jpg")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2\n")
+    assert only(yolo_files, tmp_path).problems.examples == {"no label image": ["labels/a.txt"]}
+
+
+def test_yolo_image_resized_in_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_label(tmp_path / "data", None)
+    for size in ((100, 40), (200, 80)):
+        Image.new("RGB", size).save(tmp_path / "data" / "images" / "b.jpg")
+        (split,) = yolo_files.find(tmp_path / "data")
+        dataset = CocoDetection.of_split(split, training=True)
+        assert (dataset.get_height_and_width(0), dataset[0][1]["boxes"][0, 0]) == (size[::-1], size[0] / 10)
 
 
 def test_yolo_folder_without_any_label_file_is_named(tmp_path: Path) -> None:
