@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = {"box AP": "det_results.txt", "mask AP": "seg_results.txt"}
 LOG = "log.jsonl"
 MOST_POINTS = 2000  # of the curve of the loss

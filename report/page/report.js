@@ -31,6 +31,15 @@ function whenSeen(target, act) {
   watcher.observe(target);
 }
 
+// Paper does not scroll: draw everything before the page is printed or saved as PDF.
+window.addEventListener("beforeprint", () => {
+  for (const [target, act] of waiting) {
+    watcher.unobserve(target);
+    act();
+  }
+  waiting.clear();
+});
+
 // ---------------------------------------------------------------------------------------------------------- images
 
 function boundsOf(image, object, detection) {

@@ -1,5 +1,8 @@
 """The page in a real browser: no errors, nothing overflows, and sorting, filtering and choosing cells work."""
 
+import base64
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +153,21 @@ def test_images_of_all_kinds_are_drawn(at_desk):
     for css in (".shot.crop", "#costs .shot.zoom"):
         single = at_desk.execute_script(DRAWN_IMAGES, css)
         assert single and set(single) == {1}
+
+
+def test_a_pdf_of_the_page_has_its_images_and_matrices(opened, evil_report: Path, tmp_path: Path):
+    """Nothing was scrolled to before printing; masks are shown, boxes are not."""
+    if shutil.which("pdfimages") is None:
+        pytest.skip("needs pdfimages and pdftotext (Debian: apt-get install poppler-utils)")
+    opened.get((evil_report / "report.html").as_uri())
+    shown = len(opened.find_elements("css selector", ".shot.pair"))
+    shown += len(opened.find_elements("css selector", ".shot.crop"))
+    pdf = tmp_path / "report.pdf"
+    pdf.write_bytes(base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {})["data"]))
+
+    def output(*command: str) -> str:
+        return subprocess.run([*command, str(pdf), *(["-"] if command[0] == "pdftotext" else [])],
+                              check=True, capture_output=True, text=True).stdout  # fmt: skip
+
+    assert output("pdfimages", "-list").count(" image ") >= shown > 3
+    assert output("pdftotext", "-layout").split("annotated \\", 1)[1].split()[0] == "detected"

@@ -13,7 +13,7 @@ from report import gallery as gallery_module
 from report.analysis import analyse
 from report.gallery import Gallery, outline
 from report.html_parts import embedded_json
-from report.run_history import read_history
+from report.run_history import PROJECT, code_version, read_history
 from report.sections_results import small_curves
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.report_cases import IMAGE, draw_image, every_kind_of_error, scene_of
@@ -248,3 +248,9 @@ def test_the_history_of_a_run_is_read(tmp_path: Path):
     history = read_history(tmp_path)
     assert history.epochs == [0, 1] and history.ap == {"box AP": [0.25, 0.5], "mask AP": [0.2, 0.5]}
     assert history.steps == [20, 40] and history.losses[0] == 2.5 and np.isnan(history.losses[1])
+
+
+def test_the_report_names_the_commit_of_this_checkout():
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert re.fullmatch(r"[0-9a-f]{12}(, changed)?", code_version())
