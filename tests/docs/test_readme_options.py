@@ -1,6 +1,7 @@
-"""Every option that a README names exists, and every script named there is there."""
+"""Every option, script and page that the READMEs and the pages for users name exists."""
 
 import ast
+import functools
 import re
 
 import pytest
@@ -20,14 +21,19 @@ FOREIGN = {
     "sbatch": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue --open-mode",
 }
 READMES = ["README.md", "README.zh-CN.md"]
+PAGES = ["TRAINING", "MANY_MACHINES", "WEIGHTS", "VALIDATION", "PREDICTION", "OWN_DATA", "GUIDE.zh-CN"]
+USER_PAGES = [*READMES, "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES)]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 
 
+@functools.cache
 def options_of_scripts() -> set[str]:
     parsers = [TrainSettings.parser("", multi_gpu=flag) for flag in (False, True)]
     parsers += [settings.parser("") for settings in (ValidationSettings, PredictSettings, ReportSettings)]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 
+@functools.cache
 def options_of_programs() -> set[str]:
     """The options that the tools, the benchmarks and the programs of the tests declare in their code."""
     found = set()
@@ -50,17 +56,26 @@ def unknown_options(text: str) -> list[str]:
     return sorted({name for name in OPTION.findall(text) if name.replace("_", "-") not in known})
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_option_of_the_readme_exists(readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    assert len(set(OPTION.findall(text))) > 40
-    assert unknown_options(text) == []
-
-
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/OWN_DATA.md"])
-def test_every_option_of_the_other_pages_exists(page: str) -> None:
+@pytest.mark.parametrize("page", USER_PAGES)
+def test_every_option_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert OPTION.findall(text) and unknown_options(text) == []
+
+
+@pytest.mark.parametrize("page", ["docs/TRAINING.md", "docs/GUIDE.zh-CN.md"])
+def test_most_options_of_training_are_explained(page: str) -> None:
+    assert len(set(OPTION.findall((ROOT / page).read_text(encoding="utf-8")))) > 40
+
+
+@pytest.mark.parametrize("page", [*USER_PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+def test_every_link_leads_to_a_file(page: str) -> None:
+    links = LINK.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_is_short(readme: str) -> None:
+    assert (ROOT / readme).stat().st_size <= 14 * 1024
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -70,10 +85,9 @@ def test_every_script_of_the_readme_exists(readme: str) -> None:
     assert [script for script in sorted(scripts) if not (ROOT / script).is_file()] == []
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_foreign_option_is_in_the_readme(readme: str) -> None:
+def test_every_foreign_option_is_in_a_page() -> None:
     """Else the list would hide an option that the scripts no longer have."""
-    text = (ROOT / readme).read_text(encoding="utf-8")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in USER_PAGES)
     assert [name for names in FOREIGN.values() for name in names.split() if name not in text] == []
     assert not set(" ".join(FOREIGN.values()).split()) & options_of_scripts()
 

@@ -56,7 +56,7 @@ nothing had happened, or says in one line why it cannot. The tables below measur
   restarts all of them, and the run continues.
 - **Disk full, losses not finite, images that cannot be read.** A checkpoint that does not fit is tried again later; a
   step without a finite loss is not applied; another image takes the place of an unreadable one. Each is limited by an
-  option, and a run that cannot continue ends with a status of its own (README).
+  option, and a run that cannot continue ends with a status of its own ([TRAINING.md](TRAINING.md)).
 - **Bad input.** What would make results wrong stops the run before its first step, with status 2 and a line that
   names file, image and annotation. What training can do without is left out, with a warning that counts it. Altered
   and made-up files never cause a traceback, long waits, or the execution of code in them.

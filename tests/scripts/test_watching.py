@@ -193,10 +193,10 @@ def test_own_functions_are_called_at_the_four_moments_and_change_nothing(lab, pl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_example_of_the_readme_writes_its_file(lab, readme):
-    (block,) = [block for block in python_blocks(ROOT / readme) if "def after_step" in block]
-    output = f"example_{readme}"
+@pytest.mark.parametrize("page", ["docs/TRAINING.md", "docs/GUIDE.zh-CN.md"])
+def test_the_example_of_the_page_writes_its_file(lab, page):
+    (block,) = [block for block in python_blocks(ROOT / page) if "def after_step" in block]
+    output = f"example_{Path(page).stem}"
     trained(lab, output, "--max-steps", "4", "--hooks", hooks_file(lab, "my_hooks.py", block))
     lines = (lab / output / "largest.txt").read_text().splitlines()
     assert len(lines) == 1 and re.fullmatch(r"step [1-4]: loss \d+\.\d{4}", lines[0])
