@@ -18,6 +18,8 @@ from dataset_files.whole_ids import int64, natural, whole
 # Errors that an invalid entry can raise while it is parsed.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
+REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name", "height", "width", "name")
+
 
 def read_content(text: str) -> dict:
     """Parse a JSON object, with its list "annotations" as Annotations instead of Python objects.
@@ -219,4 +221,8 @@ def reason_of(error: Exception, entry: Any) -> str:
         return "is not an object"
     if isinstance(error, KeyError):
         return f"lacks the key {error}"
-    return str(error) if isinstance(error, ValueError) else f"has a value of the wrong type ({error})"
+    if isinstance(error, ValueError):
+        return str(error)
+    if empty := [key for key in REQUIRED if entry.get(key, 0) is None]:
+        return f"has null in place of a value for {' and '.join(map(repr, empty))}"
+    return f"has a value of the wrong type ({error})"

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
+from dataset_files.coco_file import NoCategory
 from dataset_files.coco_index import CocoIndex, Reading, locked, open_index
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.problems import Problems
 
-VERSION = 1  # of stored conversions
+VERSION = 2  # of stored conversions
 
 
 @dataclass
@@ -76,6 +77,11 @@ def open_converted(
     try:
         index = open_index(place, reading)
     except ValueError as error:
+        if problems.wrong():  # the reader's reasons come first: the index's follow from them
+            raise ValueError(f"{split.source}: {problems.summary()}") from error
+        if split.convert is not None and isinstance(error.__cause__, NoCategory):
+            reasons = "".join(f"; {problems.in_words(kind)}" for kind in problems.harmless())
+            raise ValueError(f"{split.source}: no image has an object{reasons}") from error
         raise ValueError(str(error).replace(str(place), str(split.source))) from error
     together = Problems()
     together.update(problems)

@@ -82,12 +82,17 @@ KINDS = {
     "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
     "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),
     "single value": Kind("mask images with a single value, taken as one object each", wrong=False, stays=True),
+    "blurred edges": Kind("masks of one object with blurred edges, cut at half their value", wrong=False, stays=True),
     "no split": Kind("splits that are named but missing", wrong=False, stays=True),
     # VOC's files
     "xml": Kind("invalid XML files"),
     "class": Kind("objects of classes other than the devkit's twenty"),
     "corners": Kind("boxes whose corners are not the upper left and the lower right one"),
-    "masks": Kind("invalid PNG files of masks"),
+    "masks": Kind("invalid mask images"),
+    "blurred masks": Kind(
+        "masks with blurred edges, which mix their objects; save masks as PNG, without anti-aliasing, and resize them "
+        "with the nearest neighbour"
+    ),
     # repaired in COCO files
     "encoding": Kind("annotation files that are not plain UTF-8, decoded", wrong=False, stays=True),
     "text id": Kind("ids that are not whole numbers, replaced by whole numbers", wrong=False, stays=True),

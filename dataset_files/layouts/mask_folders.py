@@ -11,7 +11,7 @@ from pathlib import Path
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
 from dataset_files.layouts.coco_builder import CocoBuilder
-from dataset_files.layouts.mask_images import MASK_SUFFIXES, MaskImage, instance_crops, read_mask_image
+from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, MaskImage, instance_crops, read_mask_image
 
 PENN_FUDAN = ("PNGImages", "PedMasks")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "PNGImages")
@@ -193,21 +193,30 @@ def input_files(split: MaskSplit) -> list[Path]:
 
 def read_masks(split: MaskSplit) -> Converted:
     """All images that have masks."""
-    names = dict.fromkeys(name for part in split.parts for name in part.class_names or [part.only_class()])
-    builder = CocoBuilder(split.image_folder, list(names))
+    classes = [name for part in split.parts for name in part.class_names or [part.only_class()]]
+    builder = CocoBuilder(split.image_folder, classes)
     singles: list[str] = []
     any_masks = False
     for part in split.parts:
-        unused = {path for masks in part.masks_by_stem.values() for path in masks.values()}
+        owners: dict[Path, list[str]] = {path: [] for masks in part.masks_by_stem.values() for path in masks.values()}
+        for path in part.image_paths:
+            for mask, _ in part.masks_of(path):
+                owners[mask].append(path.name)
         for path in part.image_paths:
             masks = part.masks_of(path)
-            unused -= {mask for mask, _ in masks}
             any_masks = any_masks or bool(masks)
+            if any(len(owners[mask]) > 1 for mask, _ in masks):
+                continue
             if masks:
                 singles += add_masks(builder, path, masks, part, split)
             else:
                 builder.problems.add("unlabelled", path.relative_to(split.image_folder).as_posix())
-        builder.problems.add_all("no mask image", sorted(unused), lambda p: p.relative_to(split.source).as_posix())
+        for mask in sorted(owners):
+            name = mask.relative_to(split.source).as_posix()
+            if not owners[mask]:
+                builder.problems.add("no mask image", name)
+            elif len(owners[mask]) > 1:
+                builder.problems.add("shared labels", f"{name} of {' and '.join(owners[mask])}")
     if not any_masks:
         raise ValueError(f"{split.source}: no mask is named like an image; expected a.png or a_mask.png for a.jpg")
     builder.problems.add_all("single value", singles, str)
@@ -239,9 +248,15 @@ def add_masks(
         return []
     singles = []
     for mask, class_name, name in read:
-        crops = instance_crops(mask.values)
+        try:
+            crops, is_cut = instance_crops(mask.values, mask.kind == "grey")
+        except Blurred as error:
+            builder.problems.add("blurred masks", f"{name}: {error}")
+            continue
+        if is_cut:
+            builder.problems.add("blurred edges", name)
         if len(crops) == 1 and not part.has_file_per_object(path):
             singles.append(name)
-        for crop in crops.values():
+        for crop in crops:
             builder.add_object(image, class_name, crops=[crop])
     return singles

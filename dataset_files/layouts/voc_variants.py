@@ -20,6 +20,7 @@ from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, files_below, nam
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,
+    Blurred,
     MaskImage,
     find_mask,
     instance_crops,
@@ -278,7 +279,11 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
         return
     void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
     values = np.where(instances.values == void, 0, instances.values)
-    crops = list(instance_crops(values).values())
+    try:
+        crops, _ = instance_crops(values, is_grey=False)
+    except Blurred as error:
+        builder.problems.add("blurred masks", f"SegmentationObject/{name}: {error}")
+        return
     names: list[str | None] = [None] * len(crops)
     if table:
         names = [class_of_crop(builder, crop, classes, table, file_name) for crop in crops]

@@ -1,5 +1,6 @@
 """The same six images with eight objects in every layout: equal targets, equal metrics, and the scripts run on each."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from dataset_files.layouts.find import find_layout
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import COCO_WRITERS
 from tests.helpers.commands import run_thin
-from tests.helpers.layout_writers import ONE_CLASS, SAMPLES, WITH_CROWDS, WRITERS, Sample
+from tests.helpers.layout_writers import ONE_CLASS, SAMPLES, WITH_CROWDS, WRITERS, Sample, write_image
 from train_utils.classes import ClassTable
 from train_utils.metrics.coco_evaluation import coco_results, score_results
 
@@ -100,6 +101,21 @@ def shifted_objects(sample: Sample, labels: dict[str, int]) -> dict:
         "boxes": np.array([f[2] for f in found], dtype=np.float32).reshape(-1, 4),
         "codes": compress([f[3] for f in found]),
     }
+
+
+def test_the_reasons_of_a_reader_are_given_where_nothing_is_left(tmp_path: Path):
+    """In place of those of the index, which only sees that nothing is left."""
+    for content, said in (
+        ({"shapes": [], "imageHeight": 9}, "annotation files without an image file (1): a.json names None"),
+        ({"shapes": [{"label": "x", "shape_type": "point", "points": [[1, 1]]}], "imagePath": "b.png"},
+         "no image has an object; shapes without an area (points, lines), which are left out (1): a.json, shape 1"),
+    ):  # fmt: skip
+        folder = tmp_path / str(len(said))
+        write_image(folder / "b.png", SAMPLES[2])
+        (folder / "a.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError) as raised:
+            opened(folder)
+        assert str(raised.value).startswith(f"{folder}: ") and said in str(raised.value)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Masks as images: folders like VOC's, and a folder of images beside a folder of masks."""
 
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dataset_files.layouts import mask_folders, voc_variants
 from tests.helpers.layout_checks import check_same, classes_of, contents, objects_of, only
@@ -245,3 +247,88 @@ def test_data_science_bowl_with_its_stages(tmp_path: Path) -> None:
     WRITERS["Data Science Bowl 2018"](tmp_path / "train_2", SAMPLES)
     with pytest.raises(ValueError, match="train_1 and train_2 are both named like a train split"):
         mask_folders.find(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- masks that are not sharp
+
+
+def saved_as_jpeg(mask: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    mask.save(file, "JPEG", quality=85)
+    return Image.open(file)
+
+
+BLURS = {
+    "anti-aliased": lambda mask: mask.resize((80, 60), Image.Resampling.BILINEAR),
+    "enlarged": lambda mask: mask.resize((240, 180), Image.Resampling.BICUBIC),
+    "JPEG": saved_as_jpeg,
+    "coloured": lambda mask: mask.convert("RGB").resize((80, 60), Image.Resampling.BILINEAR),
+}
+
+
+def write_mask(root: Path, values: Sequence[int], blur: Callable[[Image.Image], Image.Image] | None) -> Path:
+    """An image with a mask of two discs."""
+    mask = Image.new("L", (160, 120))
+    for value, box in zip(values, ((10, 10, 60, 50), (80, 50, 140, 100))):
+        ImageDraw.Draw(mask).ellipse(box, fill=value)
+    mask = blur(mask) if blur else mask
+    path = root / "masks" / "a.png"
+    for folder in (root / "images", path.parent):
+        folder.mkdir(parents=True)
+    Image.new("RGB", mask.size).save(root / "images" / "a.png")
+    mask.save(path)
+    return path
+
+
+@pytest.mark.parametrize("blur", BLURS)
+@pytest.mark.parametrize("values", [(100, 200), (20, 40), (4, 8), (1, 2)])
+def test_masks_with_blurred_edges_are_named(values: tuple[int, int], blur: str, tmp_path: Path) -> None:
+    if blur == "JPEG":  # it hardly changes low values
+        values = (10 * values[0], 10 * values[1]) if values[1] < 20 else values
+    write_mask(tmp_path, values, BLURS[blur])
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.wrong() == ["blurred masks"] and converted.content["annotations"] == []
+    assert converted.problems.examples["blurred masks"][0].startswith("a.png: values ")
+
+
+@pytest.mark.parametrize("blur", [blur for blur in BLURS if blur != "coloured"])
+def test_a_mask_of_one_object_with_blurred_edges_is_cut_at_half_its_value(blur: str, tmp_path: Path) -> None:
+    write_mask(tmp_path, (255, 255), BLURS[blur])
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.counts == {"blurred edges": 1, "single value": 1}
+    (annotation,) = converted.content["annotations"]
+    scale = converted.content["images"][0]["width"] / 160
+    sharp = write_mask(tmp_path / "sharp", (255, 255), None)
+    assert annotation["area"] == pytest.approx(np.count_nonzero(np.array(Image.open(sharp))) * scale**2, rel=0.03)
+
+
+def test_sharp_masks_of_crowded_objects_are_read(tmp_path: Path) -> None:
+    """Objects that touch, lie on others, surround others, and are as thin as a blurred edge."""
+    path = write_mask(tmp_path, (7, 200), None)
+    mask = Image.open(path)
+    draw = ImageDraw.Draw(mask)
+    for number in range(10):
+        draw.rectangle((90 + 4 * number, 70, 93 + 4 * number, 73), fill=100 + number)
+    draw.rectangle((20, 20, 30, 30), fill=3)
+    draw.line((20, 19, 30, 19), fill=9)
+    mask.save(path)
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.counts == {} and len(converted.content["annotations"]) == 14
+
+
+def test_masks_of_several_pages_are_named(tmp_path: Path) -> None:
+    path = write_mask(tmp_path, (1, 2), None)
+    page = Image.open(path)
+    page.save(path.with_suffix(".tif"), save_all=True, append_images=[page, page])
+    path.unlink()
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.examples["masks"] == ["a.tif: not readable as a mask in PNG or TIFF (holds 3 pages; "
+                                                    "save each as a file of its own)"]  # fmt: skip
+
+
+def test_images_that_share_a_mask_are_named(tmp_path: Path) -> None:
+    path = write_mask(tmp_path, (1, 2), None)
+    Image.new("RGB", (160, 120)).save(tmp_path / "images" / "a.jpg")
+    converted = only(mask_folders, tmp_path)
+    assert converted.problems.examples == {"shared labels": [f"{path.name} of a.jpg and a.png"]}
+    assert converted.content["images"] == []
