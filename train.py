@@ -9,46 +9,43 @@ On several GPUs: torchrun --nproc_per_node=8 train_multi_GPU.py, which runs this
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from dataset_files.dataset import InstanceDataset
-from train_utils.applying import create_momentum
 from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.device import Precision, choose_device, use_deterministic_algorithms
+from train_utils.device import Precision, choose_device
 from train_utils.distributed import (
     barrier,
-    broadcast_from_main,
     in_parallel,
     is_main,
-    report_activity,
     run_on_main,
     share_buffers,
+    use_sync_bn,
     world_size,
 )
-from train_utils.engine import evaluate, train_one_epoch
-from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.hooks import Hooks, RunState, load_hooks
+from train_utils.engine import train_one_epoch
+from train_utils.errors import one_line_errors, reading_input
+from train_utils.evaluation import evaluate, validation_losses
+from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.models import build_training_model
 from train_utils.open_data import num_classes_for, open_training_data
 from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
-from train_utils.run.checkpoints import make_checkpoint, restore
+from train_utils.run.checkpoints import write_checkpoint
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.resuming import check_settings, checkpoint_to_resume
+from train_utils.run.resuming import checkpoint_to_resume, resume
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
-from train_utils.run.tensorboard import TensorBoard, require_tensorboard
-from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
+from train_utils.run.tensorboard import TensorBoard
 from train_utils.step_log import StepLog
-from train_utils.step_record import require_finite_weights
-from train_utils.training_state import Progress, Training
-from train_utils.validation_loss import validation_losses
+from train_utils.training_state import Progress, RunState, Training
 from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
 
 
@@ -58,15 +55,11 @@ def main(settings: TrainSettings) -> None:
     lock = None if only_looks else run_on_main(lambda: FolderLock.of_existing(Path(settings.output_dir)))
     checkpoint = checkpoint_to_resume(settings)
     settings.resolve(world_size(), checkpoint.content["args"] if checkpoint else None)
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, settings.deterministic)
     precision = Precision.choose(device, settings.amp)
-    if settings.deterministic:
-        use_deterministic_algorithms()
     torch.manual_seed(settings.seed)
     augmentation = training_transforms(settings)
-    own_hooks = [load_hooks(settings.hooks)] if settings.hooks else []
-    if settings.tensorboard:
-        require_tensorboard()
+    optional_hooks = [*([TensorBoard()] if settings.tensorboard else []), *load_hooks(settings.hooks)]
 
     # Data
     if settings.is_demo():
@@ -76,44 +69,31 @@ def main(settings: TrainSettings) -> None:
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
-    num_classes = num_classes_for(train_set, settings.num_classes)
     train_loader = training_loader(
         train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, settings.workers, settings.seed,
-        pin_memory=device.type == "cuda", mix=batch_transform(settings),
-        repeat_threshold=settings.repeat_threshold,
+        device.type == "cuda", batch_transform(settings), settings.repeat_threshold,
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size()}
-
     if settings.show_batch:
-        write_batch_sheet(train_loader, settings, classes.names)
-        return
+        return write_batch_sheet(train_loader, settings, classes.names)
 
     # Model
     with reading_input():
+        num_classes = num_classes_for(train_set, settings.num_classes)
         model, config = build_training_model(settings, num_classes, checkpoint, classes.names)
     if settings.sync_bn:
-        if device.type != "cuda":
-            raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        use_sync_bn(model, device)
     model.to(device).to(memory_format=torch.channels_last)
 
     # Optimizer
-    optimizer = build_optimizer(model, settings)
-    schedule = learning_rate_schedule(optimizer, steps_per_epoch, decay_of(settings))
-    progress = Progress(step=settings.start_epoch * steps_per_epoch)
-    set_schedule(schedule, progress.step)
     training = Training(
-        model, in_parallel(model, device, settings.deterministic), optimizer, schedule, precision.scaler(), progress,
-        precision, device, settings.seed, settings.accumulate, settings.clip_grad_norm,
+        model, in_parallel(model, device, settings.deterministic), build_optimizer(model, settings), precision, device,
+        settings.seed, settings.accumulate, settings.clip_grad_norm, Progress(settings.start_epoch * steps_per_epoch),
     )  # fmt: skip
     if checkpoint is not None:
-        if not settings.test_only:
-            check_settings(checkpoint, settings, facts)
-        restore(checkpoint, training, steps_per_epoch, settings.force or settings.test_only)
-    create_momentum(optimizer)
-
+        resume(checkpoint, training, settings, facts, steps_per_epoch)
     if settings.test_only:
         metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
         if metrics is not None:
@@ -121,23 +101,15 @@ def main(settings: TrainSettings) -> None:
         return
 
     # Results
+    progress = training.progress
     last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     run = RunFolder.open(settings, checkpoint, continues=progress.step < last_step, lock=lock)
-    stop = StopSignals()
     state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
-    boards = [TensorBoard()] if settings.tensorboard else []
-    hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *boards, *own_hooks)
-
-    def save_checkpoint() -> None:
-        report_activity("writing a checkpoint", progress.step)
-        require_finite_weights(model, progress.step)
-        if run.writes:
-            content = make_checkpoint(training, steps_per_epoch, settings, config, classes, facts)
-            run.save_checkpoint(content, last=progress.step == last_step, keep=settings.keep)
-        run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
+    hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *optional_hooks)
+    save_checkpoint = partial(write_checkpoint, state, config, classes, facts)
 
     # Epochs
-    with stop:
+    with StopSignals() as stop:
         hooks.call("before_train", state)
         if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
             if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before it came to that
@@ -153,10 +125,8 @@ def main(settings: TrainSettings) -> None:
             evaluate_epoch(epoch, state, val_loader, val_set, classes, stop)
     if run.unsaved_since is not None:
         save_checkpoint()
-    if progress.step < last_step and is_main():
-        print(f"ended before its last epoch: mask AP has not risen for {settings.patience} epochs (--patience)")
     hooks.call("after_train", state)
-    run.finish()
+    run.finish(settings.patience if progress.step < last_step else None)
 
 
 def evaluate_epoch(

@@ -17,8 +17,8 @@ from dataset_files.atomic_files import write_atomically
 from prediction.test_time_augmentation import look_several_times
 from report.sources import report_folder, report_of_network, report_of_results
 from train_utils.distributed import is_main, process_group
-from train_utils.engine import detect_all
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader
 from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data

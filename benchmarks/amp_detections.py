@@ -16,8 +16,8 @@ from measured_rows import table
 
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
-from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.evaluation import evaluate
 from train_utils.loaders import evaluation_loader
 from train_utils.models import load_trained_model
 from train_utils.open_data import open_split

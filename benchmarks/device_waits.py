@@ -23,15 +23,14 @@ from torch.optim import SGD
 
 from network_files import MaskRCNN
 from train_utils import engine
-from train_utils.applying import create_momentum
 from train_utils.device import Precision
-from train_utils.engine import Batch, ready_for_inference, to_device, train_step
+from train_utils.engine import Batch, to_device, train_step
 from train_utils.errors import one_line_errors
+from train_utils.evaluation import ready_for_inference
 from train_utils.metrics.coco_evaluation import PendingDetections
+from train_utils.optimizer import create_momentum
 from train_utils.option_parsing import add_flag, positive
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, step_decay
-from train_utils.training_state import Progress, Training
+from train_utils.training_state import Training
 
 HEADER = ("", "waits", "torchvision", "operations", "torchvision", "copies that nothing waits for")
 Photos = tuple[list[Tensor], list[dict]]
@@ -95,12 +94,12 @@ class Counting:
             self.training = training_of(self.ours, self.precision, self.device, self.gpu)
         self.ours.train()
         with parts_of_a_step(self.gpu):
-            train_step(self.training, Batch(*map(tuple, self.photos)), StopSignals(), 1)
+            train_step(self.training, Batch(*map(tuple, self.photos)), 1)
 
     def torchvisions_step(self) -> None:
         if not hasattr(self, "optimizer"):
             trainable = [p for p in self.theirs.parameters() if p.requires_grad]
-            self.optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+            self.optimizer = SGD(trainable, lr=1e-7, momentum=0.9, weight_decay=1e-4)
         self.theirs.train()
         images, targets = on_device(self.theirs, *self.dense, self.device)
         with self.precision.autocast():
@@ -135,11 +134,10 @@ class Counting:
 
 def training_of(model: MaskRCNN, precision: Precision, device: torch.device, gpu: PretendedGPU) -> Training:
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = SGD(trainable, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True)
+    optimizer = SGD(trainable, lr=1e-7, momentum=0.9, weight_decay=1e-4, fused=True)
     optimizer.register_step_pre_hook(lambda *_: setattr(gpu, "part", "optimizer"))
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, step_decay([1], 0.1))
-    return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, 0)
+    return Training(model, model, optimizer, precision, device)
 
 
 def parts_of_a_step(gpu: PretendedGPU) -> AbstractContextManager:

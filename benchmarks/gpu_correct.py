@@ -22,14 +22,12 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from network_files.masks.targets import project_masks_on_boxes
 from network_files.roi_align import PyramidRoIAlign
-from train_utils.applying import create_momentum
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision
-from train_utils.distributed import HostSums, barrier, gather_objects, share_buffers
+from train_utils.distributed import AsyncAllReduce, barrier, gather_objects, share_buffers
 from train_utils.engine import Batch, train_step
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, step_decay
-from train_utils.training_state import Progress, Training
+from train_utils.optimizer import create_momentum
+from train_utils.training_state import Training
 
 Gradients = dict[str, Tensor]
 SMALLEST_FLOOR = 5e-6  # of gradients: what another order of float32 sums changes
@@ -246,9 +244,9 @@ def overflow_rows(setup: Setup, network: nn.Module, photos: Photos) -> list[Row]
     training = training_of(setup, network, Precision(setup.device.type, torch.float16), scaler)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     batch, after = Batch(*map(tuple, photos)), 1 if setup.small else STEPS
-    first = train_step(training, batch, StopSignals(), 1).read()
+    first = train_step(training, batch, 1).read()
     same = all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
-    steps = [train_step(training, batch, StopSignals(), i).read().applied for i in range(2, 2 + after)]
+    steps = [train_step(training, batch, i).read().applied for i in range(2, 2 + after)]
     finite = all(bool(v.isfinite().all()) for v in network.state_dict().values() if v.is_floating_point())
     return [
         Row("precision", "fp16 at scale 2^24, first step", "weights unchanged" if same else "weights changed",
@@ -259,15 +257,13 @@ def overflow_rows(setup: Setup, network: nn.Module, photos: Photos) -> list[Row]
 
 
 def training_of(
-    setup: Setup, network: nn.Module, how: Precision, scaler: torch.amp.GradScaler | None = None, lr: float = 1e-5
+    setup: Setup, network: nn.Module, how: Precision, scaler: torch.amp.GradScaler | None = None, lr: float = 1e-8
 ) -> Training:
     network.train()
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = SGD(trainable, lr=lr, momentum=0.9, weight_decay=1e-4, fused=True)
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1, step_decay([], 0.1))
-    scaler = how.scaler() if scaler is None else scaler
-    return Training(network, network, optimizer, schedule, scaler, Progress(), how, setup.device, seed=0)
+    return Training(network, network, optimizer, how, setup.device, scaler=scaler or how.scaler())
 
 
 # --- waits
@@ -293,7 +289,7 @@ def waits(setup: Setup) -> list[Row]:
         loss.backward()
         optimizer.step()
 
-    for name, run in (("", lambda: train_step(training, batch, StopSignals(), 1)), (", torchvision", torchvisions)):
+    for name, run in (("", lambda: train_step(training, batch, 1)), (", torchvision", torchvisions)):
         run()
         lines = waits_by_line(run)
         total = sum(lines.values())
@@ -336,7 +332,7 @@ def nccl(setup: Setup) -> list[Row]:
         own = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
         apart = largest_difference(own, plain)
         share_buffers(network)
-        gathered, sums = gather_objects({"a": 1}), HostSums(1, 2).read()
+        gathered, sums = gather_objects({"a": 1}), AsyncAllReduce(1, 2).read()
         barrier()
         dist.destroy_process_group()
     said = Counter(str(w.message).splitlines()[0][:90] for w in caught if "synchroniz" not in str(w.message))

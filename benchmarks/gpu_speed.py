@@ -19,10 +19,10 @@ from network_files import MaskRCNN
 from train_utils import engine
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
-from train_utils.engine import Batch, evaluate, ready_for_inference, to_device, train_step
+from train_utils.engine import Batch, to_device, train_step
+from train_utils.evaluation import evaluate, ready_for_inference
 from train_utils.loaders import evaluation_loader, training_loader
 from train_utils.options import TrainSettings
-from train_utils.run.signals import StopSignals
 
 BLOCKS, STEPS = 3, 6  # of each contestant, interleaved
 
@@ -96,10 +96,10 @@ def own_step(setup: Setup, network: MaskRCNN, photos: Photos) -> Callable[[], ob
     images, targets = photos
     if setup.on_cuda:
         images, targets = [i.pin_memory() for i in images], [dict(t, masks=t["masks"].pin_memory()) for t in targets]
-    batch, stop, pending = Batch(tuple(images), tuple(targets)), StopSignals(), []
+    batch, pending = Batch(tuple(images), tuple(targets)), []
 
     def step() -> None:
-        pending.append(train_step(state, batch, stop, 1))
+        pending.append(train_step(state, batch, 1))
         if len(pending) > 1:
             pending.pop(0).read()
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from network_files import InstanceMasks
 from train_utils.device import Precision, choose_device
-from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors
+from train_utils.evaluation import ready_for_inference
 from train_utils.option_parsing import add_flag, positive
 
 SIZES = (320, 480, 640, 800, 1333)

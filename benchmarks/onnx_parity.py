@@ -25,8 +25,8 @@ from dataset_files.dataset import InstanceDataset
 from onnx_files.export import export
 from onnx_files.onnx_model import OnnxModel
 from train_utils.device import Precision
-from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors, reading_input
+from train_utils.evaluation import ready_for_inference
 from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.open_data import open_validation_data
 from train_utils.option_parsing import positive

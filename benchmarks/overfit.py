@@ -28,16 +28,16 @@ from my_dataset_coco import CocoDetection
 from predict import Predictor
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
-from train_utils.engine import evaluate
 from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.evaluation import evaluate
 from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.open_data import num_classes_for
+from train_utils.optimizer import learning_rate, set_learning_rate
 from train_utils.option_parsing import add_flag, positive
-from train_utils.options import PredictorSettings
+from train_utils.options import PredictorSettings, TrainSettings
 from train_utils.run.checkpoints import weights_with_classes
-from train_utils.schedule import learning_rate_schedule, step_decay
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances
 
@@ -81,12 +81,13 @@ def main(args: Namespace) -> None:
     optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
     warm_up = min(args.warm_up, args.steps)
     drops = [share * args.steps / warm_up for share in args.lr_drops]
-    schedule = learning_rate_schedule(optimizer, warm_up, step_decay(drops, gamma=0.1))
+    schedule = TrainSettings(lr=args.lr, lr_steps=drops, lr_gamma=0.1)
     scaler = precision.scaler()
 
     # Steps
     start = time.perf_counter()
     for step in range(1, args.steps + 1):
+        set_learning_rate(optimizer, learning_rate(step - 1, schedule, warm_up))
         model.train()
         torch.manual_seed(mix_seed(args.seed, step))
         with precision.autocast():
@@ -96,7 +97,6 @@ def main(args: Namespace) -> None:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        schedule.step()
         if step % args.print_freq == 0 or step == 1:
             parts = "  ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
             print(f"{minutes_since(start)}  step {step}/{args.steps}  loss {loss.item():.4f}  {parts}", flush=True)

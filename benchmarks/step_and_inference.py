@@ -35,8 +35,8 @@ from torch.optim import SGD, Optimizer
 
 from network_files import MaskRCNN
 from train_utils.device import Precision, choose_device
-from train_utils.engine import ready_for_inference
 from train_utils.errors import one_line_errors
+from train_utils.evaluation import ready_for_inference
 from train_utils.option_parsing import add_flag, positive
 
 WORK = ("train", "inference")

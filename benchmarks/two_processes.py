@@ -31,14 +31,13 @@ from network_files import MaskRCNN
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
 from train_utils.distributed import barrier, in_parallel, is_main, process_group, rank, world_size
-from train_utils.engine import Batch, evaluate, train_step
+from train_utils.engine import Batch, train_step
 from train_utils.errors import one_line_errors, reading_input
+from train_utils.evaluation import evaluate
 from train_utils.loaders import evaluation_loader
 from train_utils.models import ModelConfig, build_model
 from train_utils.option_parsing import add_flag, positive
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, step_decay
-from train_utils.training_state import Progress, Training
+from train_utils.training_state import Training
 
 PROCESSES = 2
 TO_REACH = 0.9
@@ -98,17 +97,13 @@ def work(args: Namespace) -> None:
         model.to(memory_format=torch.channels_last)
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = SGD(trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
-        schedule = learning_rate_schedule(optimizer, 1000, step_decay([], 0.1))
-        training = Training(
-            model, in_parallel(model, device, fixed_buckets=False), optimizer, schedule, precision.scaler(), Progress(),
-            precision, device, seed=0,
-        )  # fmt: skip
+        training = Training(model, in_parallel(model, device, fixed_buckets=False), optimizer, precision, device)
 
         def steps(count: int, training: Training = training) -> None:
             training.model.train()
             for i in range(count):
                 first = (i * PROCESSES + rank() * batch) % len(items)
-                train_step(training, Batch(*dataset.collate_fn(items[first : first + batch])), StopSignals(), 1).read()
+                train_step(training, Batch(*dataset.collate_fn(items[first : first + batch])), 1).read()
 
         def evaluation(model: MaskRCNN = model, precision: Precision = precision) -> None:
             evaluate(model, loader, dataset.coco if is_main() else None, classes, device, precision)

@@ -22,8 +22,8 @@ def upload(values: Movable, device: torch.device) -> Movable:
     return values.to(device, non_blocking=True)
 
 
-class Download:
-    """Values on their way to the host; starting that waits for nothing, only `read` waits until they have arrived."""
+class AsyncHostCopy:
+    """A copy of values to the host: starting it does not wait, only `read` waits until they have arrived."""
 
     def __init__(self, values: Tensor):
         self.values = values.detach().to("cpu", non_blocking=True)

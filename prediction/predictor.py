@@ -20,8 +20,8 @@ from prediction.loading import ImageLike, open_image
 from prediction.prediction import Prediction
 from prediction.test_time_augmentation import look_several_times
 from prediction.tiles import Tile, TileDetections, merge_tiles, tiles_of
-from train_utils.engine import ready_for_inference
 from train_utils.errors import InputError
+from train_utils.evaluation import ready_for_inference
 from train_utils.options import PredictorSettings
 from train_utils.trained_model import TrainedModel, open_trained_model
 

@@ -38,14 +38,19 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that is asked for, or the CPU with a warning where there is no CUDA.
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
+    """Return the requested device, or the CPU with a warning where there is no CUDA.
 
     On the CPU the process keeps the memory that it frees, see `keep_freed_memory`; a CUDA device becomes the current.
+
+    Args:
+        deterministic: compute the same bits in every run on CUDA too.
 
     Raises:
         InputError: there is no such device.
     """
+    if deterministic:
+        use_deterministic_algorithms()
     if name.startswith("cuda") and not torch.cuda.is_available():
         if is_main():
             warn(f"no CUDA device is available, --device {name} becomes cpu")

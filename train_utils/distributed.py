@@ -152,9 +152,9 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
 
 
-def without_exchange(parallel: nn.Module) -> AbstractContextManager:
-    """Context in which a backward pass only adds to a process's own gradients; the next one outside exchanges all."""
-    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
+def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager:
+    """Context for a pass: its gradients are exchanged, or only added to this process's own until a later exchange."""
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not now else nullcontext()
 
 
 @torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode
@@ -209,15 +209,22 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-class HostSums:
-    """Sums over all processes of numbers that their hosts know; a GPU neither computes them nor is it waited for."""
+def use_sync_bn(model: nn.Module, device: torch.device) -> None:
+    """Make BatchNorm normalise over the batches of all processes; raise InputError on the CPU."""
+    if device.type != "cuda":
+        raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+class AsyncAllReduce:
+    """Sums over all processes of numbers that are known on the host; neither computes on a GPU nor waits for it."""
 
     def __init__(self, *numbers: int):
         self.sums = torch.tensor(numbers)
         self.work = dist.all_reduce(self.sums, async_op=True) if dist.is_initialized() else None
 
     def read(self) -> list[int]:
-        """Wait until all processes have given theirs, and return the sums."""
+        """Wait for the numbers of all processes and return the sums."""
         if self.work is not None:
             self.work.wait()
         return self.sums.tolist()

@@ -37,14 +37,14 @@ def training_loader(
     workers: int | None,
     seed: int,
     pin_memory: bool,
-    mix: Callable[[Sequence], tuple] | None = None,
+    batch_transform: Callable[[Sequence], tuple] | None = None,
     repeat_threshold: float = 0.0,
 ) -> "TrainingLoader":
     """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
 
     Args:
         repeat_threshold: see `repeat_factors`; 0 for none.
-        mix: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
+        batch_transform: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
     """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
@@ -56,10 +56,10 @@ def training_loader(
         )
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
     return TrainingLoader(
-        SeededItems(dataset, seed, keep_seeds=mix is not None),
+        SeededItems(dataset, seed, keep_seeds=batch_transform is not None),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn if mix is None else SeededMix(mix),
+        collate_fn=dataset.collate_fn if batch_transform is None else SeededBatches(batch_transform),
         pin_memory=pin_memory,
         worker_init_fn=leave_signals_to_the_main_process,
     )
@@ -141,7 +141,7 @@ class SeededItems(CheckedItems):
     tries = 20
 
     def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
-        """Args: keep_seeds: store the seed of each item's draws in its target, for `SeededMix`."""
+        """Args: keep_seeds: store the seed of each item's draws in its target, for `SeededBatches`."""
         super().__init__(dataset)
         self.seed = seed
         self.keep_seeds = keep_seeds
@@ -164,17 +164,17 @@ class SeededItems(CheckedItems):
         raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} images after it be read")
 
 
-class SeededMix:
+class SeededBatches:
     """A transform of whole batches whose draws depend on the seeds of the batch's items, not on the worker."""
 
-    def __init__(self, mix: Callable[[Sequence], tuple]):
-        self.mix = mix
+    def __init__(self, transform: Callable[[Sequence], tuple]):
+        self.transform = transform
 
     def __call__(self, batch: Sequence[tuple[torch.Tensor, dict]]) -> tuple:
         seeds = [target.pop("seed") for _, target in batch]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(*seeds))
-            return self.mix(batch)
+            return self.transform(batch)
 
 
 def mix_seed(*numbers: int) -> int:

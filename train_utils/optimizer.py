@@ -1,8 +1,15 @@
-"""Build the optimizer of a run: SGD or AdamW, with a weight decay of its own for normalisation layers if asked for."""
+"""Build the optimizer, compute the learning rate of each step, and apply a step's gradients.
 
+Whether a step is applied is decided on the device, and the host does not wait to know: a step is not applied where its
+loss is not finite, where a GradScaler finds gradients beyond fp16, or where gradients are to be clipped and their norm
+is not finite.
+"""
+
+import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import SGD, AdamW, Optimizer
@@ -13,13 +20,15 @@ NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
-    """SGD with momentum, or AdamW, over the trained parameters; both as one fused operation per step."""
+    """Build SGD with momentum, or AdamW, over the trained parameters; both as one fused operation per step."""
     groups = parameter_groups(model, settings.weight_decay, settings.norm_weight_decay)
     if settings.opt == "adamw":
         return AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return SGD(
+    optimizer = SGD(
         groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
     )  # fmt: skip
+    create_momentum(optimizer)
+    return optimizer
 
 
 def parameter_groups(
@@ -38,3 +47,96 @@ def parameter_groups(
         {"params": [p for p in trained if p not in of_norms], "weight_decay": weight_decay},
     ]
     return [group for group in groups if group["params"]]
+
+
+def create_momentum(optimizer: Optimizer) -> None:
+    """Set SGD's missing momentum buffers to zeros, which in the first step is the same as none.
+
+    The fused optimizer creates them uninitialised, and where a GradScaler skips the first step, they stay so.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def learning_rate(step: int, settings: TrainSettings, steps_per_epoch: int) -> float:
+    """Return the learning rate after `step` steps: linear warm-up, then drops at given epochs, or a cosine.
+
+    The warm-up rises from 1/1000 over the first min(1000, one epoch) steps (Goyal et al., "Accurate, Large Minibatch
+    SGD", arXiv:1706.02677, section 2.2). The drops are those of Mask R-CNN, section 3.1, "Training". The cosine is half
+    a wave from 1 in the first epoch to 0 after the last (Loshchilov and Hutter, arXiv:1608.03983, eq. 5). It falls
+    between epochs, not within them. All as in torchvision's scripts.
+    """
+    warm_up = min(1.0, 0.001 + 0.999 * step / min(1000, steps_per_epoch))
+    epochs = step / steps_per_epoch
+    if settings.lr_scheduler == "cosineannealinglr":
+        decay = (1 + math.cos(math.pi * math.floor(epochs) / settings.epochs)) / 2
+    else:
+        decay = settings.lr_gamma ** sum(epochs >= drop for drop in settings.lr_steps)
+    return settings.lr * (warm_up * decay)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
+    """Compute gradients; where the loss is not finite, all of them are NaN, which a GradScaler then notices."""
+    if scaler.is_enabled():
+        loss = loss * (1 + 0 * loss.detach())
+    scaler.scale(loss).backward()
+
+
+def optimizer_step(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
+) -> Tensor:
+    """Update the weights, unless the loss is not finite or infinite gradients are found.
+
+    Args:
+        optimizer: a fused one, which reads on the device whether to do anything.
+        finite: bool scalar on the device; the same on all processes.
+        clip_grad_norm: scale the gradients so that their norm, over all weights, is at most this.
+
+    Returns:
+        bool scalar on the device, whether the weights were updated.
+    """
+    if clip_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        finite = finite & nn.utils.clip_grad_norm_(parameters, clip_grad_norm).isfinite()
+    if not scaler.is_enabled():
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        return finite
+    found: list[Tensor] = []
+    hook = optimizer.register_step_pre_hook(lambda *_: found.append(getattr(optimizer, "found_inf")))  # noqa: B009
+    scaler.step(optimizer)
+    hook.remove()
+    scaler.update()
+    return finite & (found[0] == 0)
+
+
+class RunningStatistics:
+    """The buffers that a forward pass in training changes, and their values before it.
+
+    Those of one type are kept in one tensor, so that a step starts few operations for them.
+    """
+
+    def __init__(self, model: nn.Module):
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        self.by_type = [[b for b in buffers if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]
+        self.kept = [flat(group) for group in self.by_type]
+
+    def restore_unless(self, applied: Tensor) -> None:
+        """Put the values back unless the bool scalar on the device is true."""
+        for buffers, kept in zip(self.by_type, self.kept):
+            chosen = torch.where(applied, flat(buffers), kept).split([b.numel() for b in buffers])
+            torch._foreach_copy_(buffers, [values.view_as(b) for values, b in zip(chosen, buffers)])
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])

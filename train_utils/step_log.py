@@ -3,74 +3,68 @@
 import math
 import time
 
+import torch
 from tqdm import tqdm
 
 from train_utils.distributed import is_main
 from train_utils.errors import warn
-from train_utils.hooks import RunState
-from train_utils.training_state import Progress, StepResult
+from train_utils.training_state import RunState, StepResult
 
 
 class StepLog:
     """A progress bar per epoch, or without a terminal a line per printed step; printed steps go into the log as well.
 
-    Every `--print-freq`-th step is printed, and the last of an epoch.
+    Every `--print-freq`-th step is printed, and the last of an epoch. A line has the seconds per step since the line
+    before, and how many of them the loader kept the step waiting.
     """
 
     def __init__(self) -> None:
-        self.printer: StepPrinter | None = None
+        self.bar: tqdm | None = None
 
     def before_step(self, state: RunState) -> None:
-        if self.printer is None:
-            epoch, done = divmod(state.number, state.steps_per_epoch)
-            self.printer = StepPrinter(epoch, done, state.steps_per_epoch)
+        if self.bar is None:
+            self.epoch, self.done = divmod(state.number, state.steps_per_epoch)
+            self.bar = tqdm(
+                total=state.steps_per_epoch, initial=self.done, desc=f"epoch {self.epoch}", unit="step",
+                disable=None if is_main() else True,
+            )  # fmt: skip
+            self.began = self.printed_at = time.perf_counter()
+            self.data_times: list[float] = []  # of the steps since the last line
 
     def after_step(self, state: RunState) -> None:
-        step, printer = state.step, self.printer
-        if step is None or printer is None:
+        step, bar = state.step, self.bar
+        if step is None or bar is None:
             raise ValueError("after_step without before_step")
-        ends = state.ends_epoch(step.number)
-        printed = step.number % state.settings.print_freq == 0 or ends
-        printer.show(step, printed)
-        if printed:
-            values = {name: round(v, 7) if math.isfinite(v) else None for name, v in step.losses.items()}
-            state.run.log({"epoch": printer.epoch, "step": step.number, "lr": round(step.lr, 7)} | values)
-        if ends or state.stopping:
-            printer.close(state.training.progress)
-            self.printer = None
-
-
-class StepPrinter:
-    """A progress bar on a terminal; elsewhere a line per printed step.
-
-    Args:
-        done: steps of the epoch that were finished before.
-    """
-
-    def __init__(self, epoch: int, done: int, steps_per_epoch: int):
-        self.epoch, self.done, self.steps_per_epoch = epoch, done, steps_per_epoch
-        self.started = time.perf_counter()
-        self.bar = tqdm(
-            total=steps_per_epoch, initial=done, desc=f"epoch {epoch}", unit="step", disable=None if is_main() else True
+        self.data_times.append(step.data_time)
+        bar.update()
+        bar.set_postfix(
+            loss=f"{step.losses['loss']:.4f}", lr=f"{step.lr:.6f}", data=f"{step.data_time:.3f} s", refresh=False
         )
+        ends = state.ends_epoch(step.number)
+        if step.number % state.settings.print_freq == 0 or ends:
+            if bar.disable and is_main():
+                print(self.line(state, step), flush=True)
+            self.printed_at, self.data_times = time.perf_counter(), []
+            values = {name: round(v, 7) if math.isfinite(v) else None for name, v in step.losses.items()}
+            state.run.log({"epoch": self.epoch, "step": step.number, "lr": round(step.lr, 7)} | values)
+        if ends or state.stopping:
+            bar.close()
+            self.bar = None
+            self.warn_of_losses(state)
 
-    def show(self, step: StepResult, printed: bool) -> None:
-        """Show a step: on the bar, or without a terminal as a line if `printed`."""
-        self.bar.update()
-        self.bar.set_postfix(loss=f"{step.losses['loss']:.4f}", lr=f"{step.lr:.6f}", refresh=False)
-        if printed and self.bar.disable and is_main():
-            in_epoch = step.number - self.epoch * self.steps_per_epoch
-            seconds = (time.perf_counter() - self.started) / (in_epoch - self.done)
-            left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.steps_per_epoch - in_epoch)))
-            losses = "  ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
-            print(
-                f"epoch {self.epoch}  step {in_epoch}/{self.steps_per_epoch}  {losses}  lr {step.lr:.6f}  "
-                f"{seconds:.2f} s per step  {left} left",
-                flush=True,
-            )
+    def line(self, state: RunState, step: StepResult) -> str:
+        now, number = time.perf_counter(), len(self.data_times)
+        in_epoch = step.number - self.epoch * state.steps_per_epoch
+        left = (now - self.began) / (in_epoch - self.done) * (state.steps_per_epoch - in_epoch)
+        words = [f"epoch {self.epoch}", f"step {in_epoch}/{state.steps_per_epoch}"]
+        words += [f"{name} {value:.4f}" for name, value in step.losses.items()] + [f"lr {step.lr:.6f}"]
+        words += [f"{(now - self.printed_at) / number:.2f} s per step", f"data {sum(self.data_times) / number:.3f} s"]
+        if state.training.device.type == "cuda":
+            words.append(f"max mem {torch.cuda.max_memory_allocated(state.training.device) / 2**20:.0f} MiB")
+        return "  ".join([*words, f"{time.strftime('%H:%M:%S', time.gmtime(left))} left"])
 
-    def close(self, progress: Progress) -> None:
-        self.bar.close()
+    def warn_of_losses(self, state: RunState) -> None:
+        progress = state.training.progress
         if is_main() and progress.bad_pictures:
             warn(f"epoch {self.epoch}: {progress.bad_pictures} images could not be read and were replaced by others")
         if is_main() and progress.not_applied:

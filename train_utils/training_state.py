@@ -1,31 +1,29 @@
-"""State that a training step changes, and the result of one."""
+"""State of a training run: what a step computes with, how far the run has come, and what hooks get to see."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from network_files import MaskRCNN
-from network_files.on_device import Download
 from train_utils.device import Precision
-from train_utils.distributed import rank
-from train_utils.errors import warn
+from train_utils.options import TrainSettings
+from train_utils.run.run_folder import RunFolder
 
 
 @dataclass
 class StepResult:
-    """The outcome of a step, the same on every process.
+    """The outcome of a step, the same on every process except for `data_time`.
 
     Attributes:
-        number: steps of the run with this one.
+        number: the step's number in the run, counted from 1.
         losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
         applied: whether the weights were changed; they are not where the loss of any process is not finite, nor where
             gradients exceed fp16, or with --clip-grad-norm their norm is not finite.
         bad_pictures: number of images, over all processes, that could not be read and were replaced.
+        data_time: seconds for which this process waited for its loader.
     """
 
     number: int
@@ -33,43 +31,7 @@ class StepResult:
     lr: float
     applied: bool
     bad_pictures: int
-
-
-@dataclass
-class PendingStep:
-    """A step that the device may still be computing: what the host knows of it, and on the way what it does not.
-
-    Attributes:
-        number: steps of the run with this one.
-        lr: the learning rate.
-        stop: whether any process received a signal to stop.
-        loading_failed: whether loading failed on any process; such a step is not applied.
-        bad_pictures: number of images, over all processes, that could not be read and were replaced.
-        names: "loss" and its parts.
-        values: means of the losses over the processes, the losses of this process, and whether the step was applied.
-        image_ids: of this process.
-    """
-
-    number: int
-    lr: float
-    stop: bool
-    loading_failed: bool
-    bad_pictures: int
-    names: tuple[str, ...]
-    values: Download
-    image_ids: list[int]
-
-    def read(self) -> StepResult:
-        """Wait for the result; warn if the loss of this process is not finite."""
-        *losses, applied = self.values.read().tolist()
-        means, own = (dict(zip(self.names, part)) for part in (losses, losses[len(self.names) :]))
-        if not math.isfinite(means["loss"]) and not math.isfinite(own["loss"]):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
-            warn(
-                f"step {self.number} is not applied: the loss is {own['loss']} on process {rank()}, "
-                f"images {self.image_ids}, {parts}, learning rate {self.lr:.6g}"
-            )
-        return StepResult(self.number, means, self.lr, bool(applied), self.bad_pictures)
+    data_time: float = 0.0
 
 
 @dataclass
@@ -81,8 +43,7 @@ class Progress:
         lr: learning rate of the last step.
         epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
         epoch_steps: number of applied steps in the current epoch.
-        not_applied: number of steps in the current epoch whose loss, or whose gradients where they are looked at, were
-            not finite.
+        not_applied: number of steps of the current epoch that were not applied.
         in_a_row: number of such steps since the last applied one.
         bad_pictures: number of images of the current epoch that could not be read.
     """
@@ -120,18 +81,61 @@ class Training:
 
     Attributes:
         parallel: the model as a step calls it: in DistributedDataParallel, or with one process the model itself.
+        scaler: of `precision`, unless given.
+        seed: of the samples that RPN and RoI heads draw.
         accumulate: into how many passes a step divides its batch, to add up their gradients.
-        clip_grad_norm: the norm that gradients are reduced to where theirs is larger; None: they stay.
+        clip_grad_norm: the norm that gradients are reduced to where theirs is larger; None: never.
     """
 
     model: MaskRCNN
     parallel: nn.Module
     optimizer: Optimizer
-    schedule: LambdaLR
-    scaler: torch.amp.GradScaler
-    progress: Progress
     precision: Precision
     device: torch.device
-    seed: int
+    seed: int = 0
     accumulate: int = 1
     clip_grad_norm: float | None = None
+    progress: Progress = field(default_factory=Progress)
+    scaler: torch.amp.GradScaler = None  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        self.scaler = self.scaler or self.precision.scaler()
+
+
+@dataclass
+class RunState:
+    """A run, as hooks get it.
+
+    Attributes:
+        training: model, optimizer, progress and so on.
+        settings: the options.
+        run: the run folder; `run.writes` is true on the main process only.
+        steps_per_epoch: of a whole epoch.
+        last_step: the step after which the run ends.
+        number: steps that have been started. Before a step, the weights are those after so many.
+        step: the step that `after_step` is about, with its losses. By then the device may be computing the next one.
+        stopping: whether a signal stops the run after that step.
+    """
+
+    training: Training
+    settings: TrainSettings
+    run: RunFolder
+    steps_per_epoch: int
+    last_step: int
+    number: int
+    step: StepResult | None = None
+    stopping: bool = False
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch of a step, counted from 1."""
+        return (step - 1) // self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step, counted from 1, is the last of its epoch or of the run."""
+        return step > 0 and (step % self.steps_per_epoch == 0 or step == self.last_step)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint follows the step that was started last, within the epoch."""
+        every = self.settings.checkpoint_every
+        due = every is not None and self.number % every == 0
+        return (due or self.run.retry_is_due(self.number)) and not self.ends_epoch(self.number)

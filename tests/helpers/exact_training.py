@@ -21,9 +21,9 @@ from train_utils.device import Precision
 from train_utils.engine import train_step
 from train_utils.loaders import mix_seed
 from train_utils.models import ModelConfig, build_model
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, set_schedule, step_decay
-from train_utils.training_state import Progress, Training
+from train_utils.optimizer import learning_rate, set_learning_rate
+from train_utils.options import TrainSettings
+from train_utils.training_state import Training
 from transforms import RandomHorizontalFlip
 
 FLOAT64_GRADIENT_TOLERANCE = 1e-5  # relative; mask targets are float32 also there
@@ -228,11 +228,9 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4, fused=True)
-    schedule = learning_rate_schedule(optimizer, steps, step_decay([], 0.1))
+    schedule = TrainSettings(lr=lr, lr_steps=[])
     precision = Precision("cpu", dtype)
-    training = Training(
-        model, model, optimizer, schedule, precision.scaler(), Progress(), precision, torch.device("cpu"), seed
-    )
+    training = Training(model, model, optimizer, precision, torch.device("cpu"), seed)
     flip = RandomHorizontalFlip()
     targets = [dict(t, image_id=i) for i, t in enumerate(with_compact_masks(targets))]
     for step, chosen in enumerate(pairs_of_photos(steps, len(images))):
@@ -240,11 +238,10 @@ def train_ours(model: MaskRCNN, batch: Batch, lr: float, dtype: torch.dtype | No
         for i in chosen:
             torch.manual_seed(mix_seed(seed, step, i))
             items.append(flip(images[i], targets[i]))
-        done = train_step(training, engine.Batch(*zip(*items)), StopSignals(), step + 1).read()
+        set_learning_rate(optimizer, learning_rate(step, schedule, steps))
+        done = train_step(training, engine.Batch(*zip(*items)), step + 1).read()
         if not done.applied:
             raise ValueError(f"step {step} was not applied: {done.losses}")
-        training.progress.count(done)
-        set_schedule(schedule, training.progress.step)
 
 
 def pairs_of_photos(steps: int, count: int) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from backbone.conv_norm import conv_norm
 from network_files import MaskRCNN
 from tests.helpers.parity import enliven_norms
 from train_utils.device import Precision
-from train_utils.engine import ready_for_inference
+from train_utils.evaluation import ready_for_inference
 from train_utils.models import ModelConfig, build_model
 
 NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)

@@ -11,7 +11,7 @@ from network_files import MaskRCNN
 from prediction.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.parity import pair
 from train_utils.device import Precision
-from train_utils.engine import ready_for_inference
+from train_utils.evaluation import ready_for_inference
 
 pytestmark = pytest.mark.slow
 

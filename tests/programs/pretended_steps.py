@@ -19,14 +19,12 @@ from network_files.roi_align import PyramidRoIAlign
 from tests.helpers.faults import thin_model
 from tests.helpers.parity import enliven_norms, synthetic_batch, without_objects
 from tests.helpers.project import ROOT
-from train_utils.applying import create_momentum
 from train_utils.device import Precision
 from train_utils.engine import Batch, to_device, train_step
 from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.models import ModelConfig
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, step_decay
-from train_utils.training_state import Progress, Training
+from train_utils.optimizer import create_momentum
+from train_utils.training_state import Training
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from pretended_gpu import NAME, PretendedGPU, pretended_gpu  # noqa: E402
@@ -67,12 +65,12 @@ def compare(gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = F
     result = {"cpu": losses_of(on_cpu, batch, 1)}
     for number in (1, 2):  # what only the first step does is not counted
         gpu.reset()
-        step = train_step(on_gpu, batch, StopSignals(), number)
+        step = train_step(on_gpu, batch, number)
         result.setdefault("waits", sum(gpu.waits.values())) if number == 2 else None
         result.setdefault("gpu", step.read().losses)
     before = {key: value.cpu() for key, value in on_gpu.model.state_dict().items()}
     on_gpu.model.register_forward_hook(lambda _, __, losses: losses | {"loss_mask": losses["loss_mask"] * float("nan")})
-    nan = train_step(on_gpu, batch, StopSignals(), 3).read()
+    nan = train_step(on_gpu, batch, 3).read()
     after = {key: value.cpu() for key, value in on_gpu.model.state_dict().items()}
     result["nan"] = {"applied": nan.applied, "same": all(torch.equal(after[key], before[key]) for key in before)}
     result |= compare_inference(gpu, model, batch, amp)
@@ -119,14 +117,13 @@ def batch_of_two(empty: int) -> Batch:
 def training_of(model: MaskRCNN, device: torch.device, amp: bool) -> Training:
     model.train().to(device, memory_format=torch.channels_last)
     precision = Precision(device.type, torch.bfloat16 if amp else None)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
     create_momentum(optimizer)
-    schedule = learning_rate_schedule(optimizer, 1000, step_decay([], 0.1))
-    return Training(model, model, optimizer, schedule, precision.scaler(), Progress(), precision, device, seed=0)
+    return Training(model, model, optimizer, precision, device)
 
 
 def losses_of(training: Training, batch: Batch, number: int) -> dict[str, Tensor]:
-    return train_step(training, batch, StopSignals(), number).read().losses
+    return train_step(training, batch, number).read().losses
 
 
 if __name__ == "__main__":

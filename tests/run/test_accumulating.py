@@ -14,14 +14,12 @@ from tests.helpers.commands import thin_network
 from tests.helpers.faults import thin_model
 from tests.helpers.parity import enliven_norms, synthetic_batch
 from tests.helpers.photos import with_compact_masks
-from train_utils.applying import create_momentum
 from train_utils.device import Precision
 from train_utils.distributed import in_parallel
 from train_utils.engine import Batch, train_step
 from train_utils.models import ModelConfig
-from train_utils.run.signals import StopSignals
-from train_utils.schedule import learning_rate_schedule, step_decay
-from train_utils.training_state import Progress, StepResult, Training
+from train_utils.optimizer import create_momentum
+from train_utils.training_state import StepResult, Training
 
 CPU = torch.device("cpu")
 LOSSES = ("loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
@@ -50,15 +48,11 @@ def photos() -> list[tuple[Tensor, dict]]:
 
 def one_step(model: MaskRCNN, items: list, accumulate: int, **settings) -> tuple[StepResult, Training]:
     model = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    schedule = learning_rate_schedule(optimizer, 1, step_decay([], 0.1))
-    precision = Precision("cpu", None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
     parallel = in_parallel(model, CPU, fixed_buckets=False)
-    training = Training(
-        model, parallel, optimizer, schedule, precision.scaler(), Progress(), precision, CPU, 0, accumulate, **settings
-    )
+    training = Training(model, parallel, optimizer, Precision("cpu", None), CPU, accumulate=accumulate, **settings)
     create_momentum(optimizer)
-    return train_step(training, Batch(*zip(*items)), StopSignals(), 1).read(), training
+    return train_step(training, Batch(*zip(*items)), 1).read(), training
 
 
 def gradients(training: Training) -> dict[str, Tensor]:

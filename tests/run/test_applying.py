@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train_utils.applying import RunningStatistics, apply_gradients, backward, create_momentum
+from train_utils.optimizer import RunningStatistics, backward, create_momentum, optimizer_step
 
 
 class Small(nn.Module):
@@ -23,7 +23,7 @@ def step(model: nn.Module, optimizer, scaler, x: Tensor, factor: float = 1.0) ->
     optimizer.zero_grad(set_to_none=True)
     loss = model(x) * factor
     backward(loss, scaler)
-    applied = apply_gradients(optimizer, scaler, loss.detach().isfinite())
+    applied = optimizer_step(optimizer, scaler, loss.detach().isfinite())
     statistics.restore_unless(applied)
     return bool(applied)
 
@@ -116,7 +116,7 @@ def test_gradients_are_clipped_after_they_are_unscaled_as_torchvision_does(scale
     assert norm > 0.01
     optimizers[1].step()
     backward(model(x), scaler)
-    assert apply_gradients(optimizers[0], scaler, torch.tensor(True), clip_grad_norm=0.01)
+    assert optimizer_step(optimizers[0], scaler, torch.tensor(True), clip_grad_norm=0.01)
     assert all(torch.allclose(p, q, atol=1e-7) for p, q in zip(model.parameters(), reference.parameters()))
 
 
@@ -129,6 +129,6 @@ def test_gradients_whose_norm_is_not_finite_are_not_clipped_but_not_applied(scal
     before = state_of(model)
     model.linear.weight.register_hook(lambda grad: grad * bad)
     backward(model(x), scaler)
-    assert not apply_gradients(optimizer, scaler, torch.tensor(True), clip_grad_norm=1.0)
+    assert not optimizer_step(optimizer, scaler, torch.tensor(True), clip_grad_norm=1.0)
     parameters = dict(model.named_parameters())
     assert all(torch.equal(parameters[name], before[name]) for name in parameters)

@@ -9,9 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, M
 from torchvision.ops._utils import split_normalization_params
 
 from train_utils.models import ModelConfig, build_model
-from train_utils.optimizer import build_optimizer, parameter_groups
+from train_utils.optimizer import build_optimizer, learning_rate, parameter_groups
 from train_utils.options import TrainSettings
-from train_utils.schedule import decay_of, learning_rate_schedule, set_schedule
 
 
 def settings_of(*words: str) -> TrainSettings:
@@ -48,19 +47,16 @@ def rates_of_torchvision(scheduler: str) -> list[float]:
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_learning_rates_equal_those_of_torchvisions_scripts(scheduler: str) -> None:
     words = ["--lr-scheduler", scheduler, "--epochs", str(EPOCHS), "--lr-steps", "2", "5", "--lr-gamma", "0.3"]
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
-    schedule = learning_rate_schedule(optimizer, STEPS, decay_of(settings_of(*words)))
-    rates = []
-    for step in range(EPOCHS * STEPS):
-        set_schedule(schedule, step)
-        rates.append(optimizer.param_groups[0]["lr"])
+    settings = settings_of("--lr", "0.02", *words)
+    rates = [learning_rate(step, settings, STEPS) for step in range(EPOCHS * STEPS)]
     assert torch.allclose(torch.tensor(rates), torch.tensor(rates_of_torchvision(scheduler)), rtol=1e-6, atol=1e-12)
     assert rates[0] == pytest.approx(2e-5) and rates[1000] == 0.02
 
 
 def test_cosine_is_full_in_the_first_epoch_half_in_the_middle_and_ends_at_zero() -> None:
-    decay = decay_of(settings_of("--lr-scheduler", "CosineAnnealingLR", "--epochs", "10"))
-    assert [decay(0), decay(0.9), decay(5), decay(10)] == pytest.approx([1, 1, 0.5, 0], abs=1e-15)
+    settings = settings_of("--lr", "1", "--lr-scheduler", "CosineAnnealingLR", "--epochs", "10")
+    rates = [learning_rate(step, settings, steps_per_epoch=2000) for step in (1000, 1999, 10_000, 20_000)]
+    assert rates == pytest.approx([1, 1, 0.5, 0], abs=1e-15)
 
 
 # ------------------------------------------------------------------------------------------------ groups and optimizers

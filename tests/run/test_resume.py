@@ -144,7 +144,7 @@ KILLS = {
         DieAtStep(0),
         DieIn(RESULTS, after=True),
     ],
-    "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.engine:evaluate")],
+    "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.evaluation:evaluate")],
     "augmented": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
     "sizes": [DieAtStep(3), DieAtStep(2)],
     "recipe": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],

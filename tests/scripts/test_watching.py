@@ -72,11 +72,11 @@ def test_validation_loss_leaves_the_bits_of_the_run_as_they_are(lab, plain):
 def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_running_statistics(lab, plain):
     from tests.helpers.faults import thin_model
     from train_utils.device import Precision
+    from train_utils.evaluation import validation_losses
     from train_utils.loaders import evaluation_loader
     from train_utils.models import ModelConfig
     from train_utils.open_data import open_training_data
     from train_utils.options import TrainSettings
-    from train_utils.validation_loss import validation_losses
 
     settings = TrainSettings.parse("", ["--data-path", str(lab / "data")])
     _, dataset = open_training_data(settings, 0)

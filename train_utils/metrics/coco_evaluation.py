@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from network_files.masks.paste import encode_masks
-from network_files.on_device import Download
+from network_files.on_device import AsyncHostCopy
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
@@ -91,7 +91,7 @@ class PendingDetections:
 
     def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
         self.counts = [len(detection["labels"]) for detection in detections]
-        self.columns = {key: Download(torch.cat([d[key] for d in detections])) for key in detections[0]}
+        self.columns = {key: AsyncHostCopy(torch.cat([d[key] for d in detections])) for key in detections[0]}
 
     def read(self) -> list[dict[str, Tensor]]:
         """Return them on the CPU, per image."""

@@ -9,11 +9,12 @@ import torchvision
 
 from network_files import MaskRCNN
 from train_utils.classes import ClassTable
+from train_utils.distributed import broadcast_from_main, report_activity
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
-from train_utils.options import TrainSettings
-from train_utils.schedule import set_schedule
-from train_utils.training_state import Progress, Training
+from train_utils.optimizer import create_momentum
+from train_utils.step_results import require_finite_weights
+from train_utils.training_state import Progress, RunState, Training
 from train_utils.weight_files.weights import check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
@@ -24,28 +25,35 @@ class Checkpoint(NamedTuple):
     content: dict[str, Any]
 
 
-def make_checkpoint(
-    training: Training,
-    steps_per_epoch: int,
-    settings: TrainSettings,
-    config: ModelConfig,
-    classes: ClassTable,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    """Collect what a resumed run, an evaluation or a prediction needs.
+def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
+    """Write a checkpoint of a run; all processes call this together.
 
     Args:
         facts: see `check_settings`.
+
+    Raises:
+        RunEnded: the weights are not finite.
     """
-    progress = training.progress
+    training, run, step = state.training, state.run, state.training.progress.step
+    report_activity("writing a checkpoint", step)
+    require_finite_weights(training.model, step)
+    if run.writes:
+        content = checkpoint_of(state, config, classes, facts)
+        run.save_checkpoint(content, last=step == state.last_step, keep=state.settings.keep)
+    run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
+
+
+def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
+    """Collect what a resumed run, an evaluation or a prediction needs."""
+    training, progress = state.training, state.training.progress
     content = {
         **weights_with_classes(training.model, config, classes),
         "optimizer": training.optimizer.state_dict(),
-        "lr_scheduler": training.schedule.state_dict(),
-        "epoch": max(progress.step - 1, 0) // steps_per_epoch,
-        "steps_per_epoch": steps_per_epoch,
+        "lr_scheduler": {"last_epoch": progress.step, "_last_lr": [progress.lr]},  # for readers; nothing here needs it
+        "epoch": max(progress.step - 1, 0) // state.steps_per_epoch,
+        "steps_per_epoch": state.steps_per_epoch,
         "progress": vars(progress).copy(),
-        "args": settings.to_plain(),
+        "args": state.settings.to_plain(),
         "facts": facts,
         "computed_with": arithmetic(training.device),
     }
@@ -119,16 +127,15 @@ def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, fo
     load_weights(training.model, state_dict_of(content, path), path)
     del content["model"]
     optimizer, progress = training.optimizer, training.progress
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(content.pop("optimizer"))
+        stored, own = content.pop("optimizer"), optimizer.state_dict()["param_groups"]
+        groups = [now | {"params": old["params"]} for now, old in zip(own, stored["param_groups"], strict=True)]
+        optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
         if training.scaler.is_enabled() and "scaler" in content:
             training.scaler.load_state_dict(content["scaler"])
         for name, default in vars(Progress()).items():
             setattr(progress, name, content["progress"].get(name, default))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its optimizer state does not fit this run ({error})") from error
-    for group, own in zip(optimizer.param_groups, settings):
-        group.update(own)
+    create_momentum(optimizer)
     progress.step = progress.step * steps_per_epoch // content["steps_per_epoch"]
-    set_schedule(training.schedule, progress.step)

@@ -7,8 +7,9 @@ from train_utils.device import choose_device
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
 from train_utils.options import TrainSettings, result_settings
-from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint
+from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint, restore
 from train_utils.run.run_folder import checkpoints
+from train_utils.training_state import Training
 
 RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
 # Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
@@ -53,6 +54,15 @@ def newest_usable(folder: Path) -> Path | None:
         names = "; ".join(str(reason) for _, reason in refused)
         raise InputError(f"--resume auto: no checkpoint in {folder} can be used ({names}); start over with --overwrite")
     return None
+
+
+def resume(
+    checkpoint: Checkpoint, training: Training, settings: TrainSettings, facts: dict[str, Any], steps_per_epoch: int
+) -> None:
+    """Check that a run continues as the one of the checkpoint, and restore its state; see `check_settings`."""
+    if not settings.test_only:
+        check_settings(checkpoint, settings, facts)
+    restore(checkpoint, training, steps_per_epoch, settings.force or settings.test_only)
 
 
 def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any]) -> None:

@@ -287,8 +287,11 @@ class RunFolder:
         for file in set(old):
             file.unlink()
 
-    def finish(self) -> None:
+    def finish(self, patience: int | None = None) -> None:
         """Write what a full disk has delayed, and print what to do next; all processes call this together.
+
+        Args:
+            patience: the epochs of --patience, if they ended the run before its last step.
 
         Raises:
             InputError: the disk is still full.
@@ -300,6 +303,8 @@ class RunFolder:
             self.log_file.write_waiting()
             for kind, name in RESULTS.items():
                 self.rewrite(name, self.results[kind])
+        if patience is not None:
+            print(f"ended before its last epoch: mask AP has not risen for {patience} epochs (--patience)")
         checkpoint = newest_checkpoint(self.path)
         print(
             f"done: results in {self.path / RESULTS['bbox']} and {self.path / RESULTS['segm']}, "

@@ -11,28 +11,28 @@ from typing import Any
 from PIL import Image
 
 from train_utils.errors import InputError, warn
-from train_utils.hooks import RunState
 from train_utils.metrics.coco_evaluation import METRIC_NAMES
 from train_utils.run.run_folder import EVENTS, LOG, RunFolder, epoch_of
 from train_utils.run.safe_files import reason_of_full_disk
+from train_utils.training_state import RunState
 
 GROUPS = {"bbox": "box", "segm": "mask"}
 
 
-def require_tensorboard() -> None:
-    """Raise InputError where the package is missing."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "--tensorboard needs a package that is not installed: pip install tensorboard, or leave --tensorboard out"
-        ) from None
-
-
 class TensorBoard:
-    """Scalars over steps; results and sheets at the last step of their epoch. Only the main process writes."""
+    """Scalars over steps; results and sheets at the last step of their epoch. Only the main process writes.
+
+    Raises:
+        InputError: the package is missing.
+    """
 
     def __init__(self) -> None:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise InputError(
+                "--tensorboard needs a package that is not installed: pip install tensorboard, or leave it out"
+            ) from None
         self.writer: Any = None
         self.read = 0  # bytes of the log
         self.shown: set[Path | str] = set()  # sheets, and lines of results files

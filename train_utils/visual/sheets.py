@@ -21,11 +21,11 @@ from train_utils.augmentation import training_sizes
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
 from train_utils.distributed import is_main, rank
-from train_utils.engine import ready_for_inference
 from train_utils.errors import reading_input
-from train_utils.hooks import RunState
+from train_utils.evaluation import ready_for_inference
 from train_utils.loaders import mix_seed
 from train_utils.options import TrainSettings
+from train_utils.training_state import RunState
 from train_utils.visual.drawing import draw_instances
 
 BATCH = "batch.png"

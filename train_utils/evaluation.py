@@ -1,0 +1,141 @@
+"""Evaluate a network: its COCO metrics, and the losses of training on the validation images."""
+
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from backbone.conv_norm import fold_norms
+from network_files import MaskRCNN
+from network_files.boxes import size_of
+from network_files.image_transform import ImageTransform
+from train_utils.classes import ClassTable
+from train_utils.device import Precision
+from train_utils.distributed import is_main, report_activity, sum_over_processes
+from train_utils.engine import to_device
+from train_utils.errors import InputError, warn
+from train_utils.loaders import mix_seed
+from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics, PendingDetections
+from transforms import select_objects
+
+LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+
+
+def evaluate(
+    model: MaskRCNN,
+    loader: DataLoader,
+    ground_truth: Any,
+    classes: ClassTable,
+    device: torch.device,
+    precision: Precision,
+    unreadable: list[str] | None = None,
+) -> dict[str, Metrics] | None:
+    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others; see `detect_all`."""
+    return detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+
+
+@torch.inference_mode()
+def detect_all(
+    model: MaskRCNN,
+    loader: DataLoader,
+    ground_truth: Any,
+    classes: ClassTable,
+    device: torch.device,
+    precision: Precision,
+    unreadable: list[str] | None = None,
+) -> CocoEvaluator:
+    """Detect in all images of this process; the evaluator holds the detections.
+
+    Args:
+        loader: this process's share of the images.
+        ground_truth: COCO object of the whole dataset; only the main process needs it.
+        unreadable: list to which messages about unreadable images are added; these count as images without detections.
+            If None, they raise InputError.
+    """
+    network = ready_for_inference(model, precision)
+    evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
+    with ThreadPoolExecutor(max_workers=1) as coder:
+        coding: Future | None = None
+        for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
+            report_activity("evaluating")
+            for message in [message for target in targets for message in target.get("unreadable", ())]:
+                if unreadable is None:
+                    raise InputError(message)
+                unreadable.append(message)
+                warn(f"{message}; it counts as an image without detections")
+            images = [image for image in images if image is not None]
+            ids = [target["image_id"] for target in targets if "unreadable" not in target]
+            if not images:
+                continue
+            with precision.autocast():
+                found = PendingDetections(network.detect(to_device(images, device)))
+            if coding is not None:
+                coding.result()  # at most one batch of detections waits
+            coding = coder.submit(evaluator.update_batch, ids, [size_of(image) for image in images], found)
+        if coding is not None:
+            coding.result()
+    report_activity("gathering")
+    return evaluator
+
+
+def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
+    """Copy the model in evaluation mode, with normalisation folded into convolutions and weights cast once."""
+    network = copy.deepcopy(model).eval()
+    fold_norms(network)
+    if precision.dtype is not None:
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                module.to(precision.dtype)
+    return network
+
+
+@torch.no_grad()
+def validation_losses(
+    model: MaskRCNN, loader: DataLoader, device: torch.device, precision: Precision, seed: int, with_empty: bool
+) -> dict[str, float]:
+    """Compute "loss" and its parts as means over the images of an evaluation; all processes call this together.
+
+    They are computed as in training, but with the running statistics of BatchNorm and at the size of evaluation. The
+    draws of RPN and heads depend on seed and images alone, so that they are the same after each epoch, and those of the
+    training stay what they are.
+
+    Args:
+        loader: this process's share of the images.
+        with_empty: whether images without objects count too, as in training with --keep-empty.
+
+    Returns:
+        The same on every process; nothing, if there are no images.
+    """
+    network = copy.deepcopy(model).train()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm | ImageTransform):
+            module.eval()
+    sums = torch.zeros(len(LOSS_NAMES) + 1, dtype=torch.float64)  # of the losses, and the number of images
+    bar = tqdm(loader, desc="validation loss", unit="batch", disable=None if is_main() else True)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for images, targets in bar:
+            report_activity("computing the validation loss")
+            kept = [trainable(image, target) for image, target in zip(images, targets) if "unreadable" not in target]
+            kept = [(image, target) for image, target in kept if with_empty or len(target["labels"])]
+            if not kept:
+                continue
+            images, targets = zip(*kept)
+            torch.manual_seed(mix_seed(seed, *(abs(target["image_id"]) for target in targets)))
+            with precision.autocast():
+                losses = network.losses(to_device(images, device), targets)
+            values = torch.stack([losses[name].double() for name in LOSS_NAMES]).cpu()
+            sums += len(kept) * torch.cat((values, values.new_ones(1)))
+    *totals, count = sum_over_processes(sums.to(device)).tolist()
+    means = {name: total / count for name, total in zip(LOSS_NAMES, totals) if count}
+    return {"loss": sum(means.values()), **means} if means else {}
+
+
+def trainable(image: torch.Tensor, target: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """An item of an evaluation without what training leaves out: crowds, and objects without a box."""
+    boxes = target["boxes"]
+    return image, select_objects(target, (target["iscrowd"] == 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))

@@ -1,0 +1,144 @@
+"""Read, count and check the results of a step, one step after it was started, and end a run that cannot continue."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from network_files.on_device import AsyncHostCopy
+from train_utils.distributed import barrier, rank, sum_over_processes
+from train_utils.errors import NOT_FINITE, InputError, RunEnded, warn
+from train_utils.hooks import Hooks
+from train_utils.training_state import RunState, StepResult
+from train_utils.weight_files.weights import not_finite
+
+
+@dataclass
+class PendingStep:
+    """A step that the device may still be computing.
+
+    Attributes:
+        number, lr, bad_pictures, data_time: see `StepResult`.
+        stop: whether any process received a signal to stop.
+        error: why this process could load no more images.
+        loading_failed: whether loading failed on any process; such a step is not applied.
+        names: "loss" and its parts.
+        values: means of the losses over the processes, the losses of this process, and whether the step was applied.
+        image_ids: of this process.
+    """
+
+    number: int
+    lr: float
+    stop: bool
+    error: Exception | None
+    loading_failed: bool
+    bad_pictures: int
+    names: tuple[str, ...]
+    values: AsyncHostCopy
+    image_ids: list[int]
+    data_time: float
+
+    def read(self) -> StepResult:
+        """Wait for the result; warn if the loss of this process is not finite."""
+        *losses, applied = self.values.read().tolist()
+        means, own = (dict(zip(self.names, part)) for part in (losses, losses[len(self.names) :]))
+        if not math.isfinite(means["loss"]) and not math.isfinite(own["loss"]):
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
+            warn(
+                f"step {self.number} is not applied: the loss is {own['loss']} on process {rank()}, "
+                f"images {self.image_ids}, {parts}, learning rate {self.lr:.6g}"
+            )
+        return StepResult(self.number, means, self.lr, bool(applied), self.bad_pictures, self.data_time)
+
+
+class StepResults:
+    """The results of an epoch's steps; progress counts those that have been read, and hooks then get them.
+
+    Where the run cannot continue, all processes together write a checkpoint and end it.
+
+    Args:
+        save_checkpoint: called by all processes; the main one writes.
+    """
+
+    def __init__(self, state: RunState, hooks: Hooks, save_checkpoint: Callable[[], None]):
+        self.state, self.hooks, self.save_checkpoint = state, hooks, save_checkpoint
+        self.pending: PendingStep | None = None
+        self.applied = False
+        self.last_applied = copy.copy(state.training.progress)
+
+    def add(self, step: PendingStep) -> None:
+        """Read the step before this one; this one at once only if it may end the run, so that no further one begins.
+
+        Raises:
+            RunEnded, InputError: see `check`; the loader's error, or InputError for that of another process.
+        """
+        self.read()
+        if step.loading_failed:
+            self.end(step.error or InputError("another process of the run could load no more images"))
+        self.pending = step
+        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.bad_pictures:
+            self.read()
+
+    def read(self) -> bool:
+        """Read the step that was added last, if it has not been read; return whether it was applied."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            step = pending.read()
+            self.applied = step.applied
+            self.state.training.progress.count(step)
+            self.check(step)
+            self.state.step, self.state.stopping = step, pending.stop
+            self.hooks.call("after_step", self.state)
+        return self.applied
+
+    def check(self, step: StepResult) -> None:
+        """Raise RunEnded if too many steps in a row were not applied or the weights are not finite, and InputError if
+        too many images could not be read."""
+        training, settings = self.state.training, self.state.settings
+        progress = training.progress
+        if step.applied:
+            self.last_applied = copy.copy(progress)
+        else:
+            require_finite_weights(training.model, progress.step)
+        if progress.in_a_row >= settings.max_bad_steps:
+            vars(progress).update(vars(self.last_applied))
+            message = (
+                f"stopped: {settings.max_bad_steps} losses in a row were not finite; the checkpoint is from before "
+                "them. Resume with a lower --lr and --force, or look at the images named above"
+            )
+            self.end(RunEnded(message, NOT_FINITE))
+        if progress.bad_pictures > settings.max_bad_pictures:
+            message = (
+                f"{progress.bad_pictures} images of epoch {self.state.epoch_of(step.number)} could not be read (named "
+                f"above), which is more than --max-bad-pictures {settings.max_bad_pictures}; fix the data and continue "
+                "with --resume auto"
+            )
+            self.end(InputError(message))
+
+    def end(self, reason: Exception) -> NoReturn:
+        self.save_checkpoint()
+        barrier()  # no process leaves while the main one writes
+        raise reason
+
+
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Notice weights that a step with a finite loss has made infinite; all processes call this together.
+
+    Raises:
+        RunEnded: a weight or running mean of any process is not finite.
+    """
+    bad = not_finite(model.state_dict())
+    device = next(model.parameters()).device
+    if sum_over_processes(torch.tensor([float(len(bad))], device=device)).item() == 0:
+        return
+    named = f" ({len(bad)} tensors, first {bad[0]})" if bad else ""
+    raise RunEnded(
+        f"stopped: after step {step} the weights are not finite{named}: the run has diverged. They are not saved, an "
+        "earlier checkpoint stays. Start again with a lower --lr, or continue from that checkpoint with --resume auto, "
+        "--force and a lower --lr",
+        NOT_FINITE,
+    )
