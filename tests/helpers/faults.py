@@ -297,7 +297,7 @@ class LargestFile:
 
 @dataclass
 class Signal:
-    """This process gets a signal in its n-th training step; a second one of the same kind some seconds later."""
+    """This process gets a signal at its n-th training step; a second one of the same kind some seconds later."""
 
     signal: int
     number: int
@@ -320,4 +320,4 @@ class Signal:
 
             return stepping
 
-        patch("train_utils.engine:train_step", make)
+        patch("train_utils.engine:set_learning_rate", make)  # just before the step
