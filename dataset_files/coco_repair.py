@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
 from dataset_files.coco_file import NoCategory
 from dataset_files.conversion import Converted
 from dataset_files.file_names import resolve
 from dataset_files.mask_measures import area_of_mask, box_of_mask
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.rgb_images import PICTURE_FORMATS
+from dataset_files.rgb_images import open_image
 from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
 # Kinds of problems that a repair may mend; "missing" is found by the check of the images.
@@ -206,7 +204,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
         return
     else:
         try:
-            with Image.open(folder / name, formats=PICTURE_FORMATS) as picture:
+            with open_image(folder / name) as picture:
                 size = picture.size[::-1]
         except Exception:  # a broken file makes Pillow raise anything; the check of the images names it
             return

@@ -5,9 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
-from dataset_files.rgb_images import PICTURE_FORMATS, orientation_of
+from dataset_files.rgb_images import open_image, orientation_of
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
@@ -83,7 +81,7 @@ def read_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: there is no such file.
     """
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with open_image(path) as image:
             width, height = image.size
             return (width, height) if orientation_of(image) in (5, 6, 7, 8) else (height, width)
     except FileNotFoundError:

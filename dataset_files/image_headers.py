@@ -19,15 +19,15 @@ from dataset_files.coco_index import storage_places, store_columns, stored_colum
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
-from dataset_files.rgb_images import PICTURE_FORMATS, is_turned, is_undecided, orientation_of
+from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
 
 KEPT_FROM = 5000  # images: the headers of fewer are read in a second
 READERS = 8  # threads: on a network file system most of the time is waiting
 # Stand for the size of what is not a file.
 MISSING, NO_FILE = -1, -2
 # State of a header, and the kind of problem with the same index.
-FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER = range(5)
-FAULTS = ("", "no picture", "bomb", "unreadable", "lfs")
+FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
+FAULTS = ("", "no picture", "bomb", "unreadable", "lfs", "float")
 
 
 def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
@@ -50,7 +50,7 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     note("missing", files[:, 0] == MISSING)
     note("unreadable", files[:, 0] == NO_FILE)
     note("empty", files[:, 0] == 0)
-    for fault in (NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER):
+    for fault in (NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
         note(FAULTS[fault], headers[:, 3] == fault)
     exif = dataset.exif
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
@@ -129,8 +129,8 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
 def read_header(path: str) -> tuple[int, int, int, int]:
     """Read a row of `read_headers`."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            return (*picture.size, orientation_of(picture), FINE)
+        with open_image(path) as picture:
+            return (*picture.size, orientation_of(picture), FLOAT if picture.mode == "F" else FINE)
     except Image.DecompressionBombError:
         return 0, 0, 1, BOMB
     except PermissionError:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of
+from dataset_files.rgb_images import as_rgb, is_turned, open_image, orientation_of
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
     """
     path = Path(path)
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with open_image(path) as picture:
             if exif == "apply" or size is not None and is_turned(picture.size, orientation_of(picture), size, exif):
                 return picture_to_tensor(ImageOps.exif_transpose(picture))
             return picture_to_tensor(picture)

@@ -62,9 +62,10 @@ KINDS = {
     # layouts other than COCO's
     "json": Kind("invalid JSON files"),
     "no image": Kind("annotation files without an image file"),
-    "embedded": Kind("images that exist only inside their JSON (imageData); save them as files beside it"),
+    "embedded": Kind("images that exist only inside their JSON (imageData), read from there", False, stays=True),
     "same image": Kind("images that are annotated in two places, of which the first is used"),
     "outline": Kind("invalid outlines"),
+    "track gap": Kind("tracks without a shape in some frames; export them from CVAT again, which adds these shapes"),
     "no class": Kind("objects without a class"),
     "label line": Kind("invalid lines in label files"),
     "shared labels": Kind("label or mask files that several images share; rename the images and their files"),
@@ -116,6 +117,7 @@ KINDS = {
     "empty": Kind("images that are empty files"),
     "unreadable": Kind("images that cannot be opened"),
     "no picture": Kind("files that are not images"),
+    "float": Kind("images of floating-point values, whose range is unknown; save them with 8 or 16 bits"),
     "size": Kind("images of another size than annotated"),
     "bomb": Kind("images too large to be opened safely"),
     "exif": Kind(

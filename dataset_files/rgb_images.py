@@ -1,9 +1,15 @@
 """Open image files of any kind with Pillow as 8-bit RGB, and read their EXIF orientation; without torch."""
 
+import base64
+import io
+import re
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
 # Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
 Image.init()
 PICTURE_FORMATS = tuple(
@@ -11,6 +17,18 @@ PICTURE_FORMATS = tuple(
     for name in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN  # AVIF came with Pillow 11.3
 )
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file with Pillow; of a JSON file the image that labelme stored in it as `imageData`.
+
+    Raises:
+        FileNotFoundError, PIL.UnidentifiedImageError, ...: whatever Pillow raises.
+    """
+    if str(path).lower().endswith(".json"):
+        found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
+        return Image.open(io.BytesIO(base64.b64decode(found[1]) if found else b""), formats=PICTURE_FORMATS)
+    return Image.open(path, formats=PICTURE_FORMATS)
 
 
 def orientation_of(picture: Image.Image) -> int:
@@ -45,7 +63,12 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
     Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
     while Pillow's own `convert` would clip them at 255.
+
+    Raises:
+        ValueError: the values are floating-point numbers, whose range is unknown.
     """
+    if picture.mode == "F":
+        raise ValueError("holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
     values = np.array(picture) if picture.mode.startswith("I") else np.zeros(1)
     if picture.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
         values = values.clip(0, 65535).astype(np.uint32)

@@ -78,8 +78,8 @@ def read_annotation(folder: Path, name: str, problems: Problems) -> VOCPicture |
     return VOCPicture(name, size, objects, is_bare=root.find("object") is None)
 
 
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an XML file and return its root.
+def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
+    """Parse an XML file of at most `largest` bytes and return its root.
 
     Raises:
         ValueError: it is not readable, or declares a document type, which could define entities that expand without
@@ -87,7 +87,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     """
     if not path.is_file():
         raise ValueError("not found")
-    if path.stat().st_size > LARGEST_XML:
+    if path.stat().st_size > largest:
         raise ValueError(f"has {path.stat().st_size} bytes, far more than an annotation")
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()

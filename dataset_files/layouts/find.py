@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 from dataset_files.conversion import SplitFiles
 from dataset_files.image_files import names_in
-from dataset_files.layouts import coco_layouts, labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts import (
+    coco_layouts,
+    cvat_files,
+    isat_files,
+    labelme_files,
+    mask_folders,
+    via_files,
+    voc_variants,
+    yolo_files,
+)
 from dataset_files.layouts.folder_description import describe
 
 VOC = "Pascal VOC"
@@ -17,6 +26,8 @@ READERS = {
     "YOLO": yolo_files,
     "VOC-like": voc_variants,
     "labelme": labelme_files,
+    "ISAT": isat_files,
+    "CVAT": cvat_files,
     "mask images": mask_folders,
 }
 

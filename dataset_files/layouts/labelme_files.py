@@ -2,72 +2,98 @@
 
 import base64
 import io
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import files_below, images_below, split_folders
+from dataset_files.image_files import files_below, images_below, is_image_name, split_folders
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.layouts.text_files import read_json, read_lines
-from dataset_files.problems import shown
+from dataset_files.problems import is_file_name, shown
 
-IGNORED_LABELS = ("__ignore__", "_background_")
+IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
 PEEKED = 3  # JSON files that are looked at
 HEAD = 1 << 16  # characters of a file that are enough to recognise it
-SHAPES = re.compile(r'"shapes"\s*:\s*\[')
 
 
-def find(root: Path) -> list[SplitFiles]:
-    """The splits of a folder in labelme's layout; [] if it is of another one."""
-    folders = {split: folder for split, folder in split_folders(root).items() if has_labelme_json(folder, DEPTH)}
-    if not folders and has_labelme_json(root, DEPTH):
+class Tool(NamedTuple):
+    """A tool that writes a JSON file per image: the key of its list of objects, and its content in labelme's form."""
+
+    key: str
+    as_labelme: Callable[[dict], dict | None]  # None for JSON of another tool
+
+
+def labelme_content(content: dict) -> dict | None:
+    named = any(key in content for key in ("imagePath", "imageData", "imageHeight"))
+    return content if isinstance(content.get("shapes"), list) and named else None
+
+
+LABELME = Tool("shapes", labelme_content)
+
+
+def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
+    """Find the splits of a folder with a JSON per image; [] if it has another layout."""
+    folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, tool)}
+    if not folders and root.is_dir() and first_files(root, tool):
         folders = {"": root}
+    base = root
+    if any(leads_outside(path, root, tool) for folder in folders.values() for path in first_files(folder, tool)):
+        root = Path(os.path.abspath(root))
+        base = root.parent
+        folders = {split: Path(os.path.abspath(folder)) for split, folder in folders.items()}
     return [
-        SplitFiles(split, folder, root, partial(read_labelme, folder, root), partial(input_files, folder, root))
+        SplitFiles(
+            split, folder, base, partial(read_files, folder, root, base, tool), partial(input_files, folder, root)
+        )
         for split, folder in folders.items()
     ]
 
 
-def has_labelme_json(folder: Path, depth: int) -> bool:
-    """Whether one of the first JSON files in a folder, nested at most `depth` levels, is labelme's."""
-    looked_at = 0
-    for path in files_below(folder, depth):
-        if path.suffix.lower() == ".json":
-            if seems_labelme(path):
-                return True
-            looked_at += 1
-            if looked_at == PEEKED:
-                return False
-    return False
+def first_files(folder: Path, tool: Tool) -> list[Path]:
+    """Those of a tool among the first JSON files in a folder, nested at most DEPTH levels."""
+    files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
+    return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, tool)]
 
 
-def seems_labelme(path: Path) -> bool:
-    """Whether a file is labelme's by its first characters, as COCO files of any size lie in other folders."""
+def is_of_tool(path: Path, tool: Tool) -> bool:
+    """Whether a file is a tool's by its first characters, as COCO files of any size lie in other folders."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(HEAD)
-        if '"imageData"' in head and len(head) == HEAD and not SHAPES.search(head):
-            return is_labelme(read_json(path))  # the image in base64 is before the shapes
-        return SHAPES.search(head) is not None
-    except (ValueError, OSError):
-        return False  # reported when read, if others are labelme's
+        with open(path, "rb") as file:
+            head = file.read(HEAD).replace(b"\0", b"")  # UTF-16 is readable, too
+        if re.search(rb'"%s"\s*:\s*\[' % tool.key.encode(), head):
+            return len(head) == HEAD or tool.as_labelme(read_json(path)) is not None
+        return b'"imageData"' in head and tool.as_labelme(read_json(path)) is not None  # an image before the shapes
+    except (ValueError, OSError, AttributeError):
+        return False  # reported when read, if others are the tool's
 
 
-def is_labelme(content: object) -> bool:
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("shapes"), list)
-        and any(key in content for key in ("imagePath", "imageData", "imageHeight"))
-    )
+def leads_outside(path: Path, root: Path, tool: Tool) -> bool:
+    """Whether the image of a JSON is in a folder beside `root`."""
+    content = tool.as_labelme(read_json(path)) or {}
+    root = Path(os.path.abspath(root))
+    return image_beside(Path(os.path.abspath(path)), content.get("imagePath"), root.parent, root) is not None
+
+
+def image_beside(path: Path, image_path: object, base: Path, root: Path) -> str | None:
+    """The image of a JSON in a folder beside `root`, relative to `base`, which is above it; None if there is none."""
+    if base == root or not isinstance(image_path, str) or "\0" in image_path or not is_file_name(image_path):
+        return None
+    image = Path(os.path.normpath(path.parent / image_path.replace("\\", "/")))
+    if not image.is_relative_to(base) or image.is_relative_to(root) or not is_image_name(image.name):
+        return None
+    inner = image.relative_to(base)
+    return inner.as_posix() if len(inner.parts) > 1 and image.is_file() else None
 
 
 def input_files(folder: Path, root: Path) -> list[Path]:
@@ -88,38 +114,49 @@ def read_label_list(folder: Path, root: Path) -> list[str]:
     return []
 
 
-def read_labelme(folder: Path, root: Path) -> Converted:
-    """All JSON files of `folder` and below; file names are relative to `root`."""
-    builder = CocoBuilder(root, read_label_list(folder, root), report_new=True)
-    finder = ImageFinder(root)
+def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
+    """Read all JSON files of `folder` and below.
+
+    Args:
+        root: where images are looked for by their names.
+        base: the folder that file names are relative to: `root`, or the one above it.
+    """
+    builder, finder = CocoBuilder(base, read_label_list(folder, root), report_new=True), ImageFinder(root)
     described = set()
     for path in files_below(folder):
         if path.suffix.lower() == ".json":
-            described.add(add_file(builder, finder, path))
-    left = (image.relative_to(root).as_posix() for image in images_below(folder))
+            described.add(add_file(builder, finder, path, tool))
+    left = (image.relative_to(base).as_posix() for image in images_below(folder))
     builder.problems.add_all("unlabelled", (name for name in left if name not in described), str)
     return builder.converted()
 
 
-def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path) -> str | None:
-    """Add the image of one JSON and its objects; returns the image's file name if there is such a file."""
+def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) -> str | None:
+    """Add the image of one JSON and its objects, and return the image's file name; None if there is no such file."""
     name = path.relative_to(finder.root).as_posix()
     try:
         content = read_json(path)
-        if not is_labelme(content):
-            raise ValueError('is not labelme\'s: expected {"shapes": [...], "imagePath": "..."}')
+        content = tool.as_labelme(content) if isinstance(content, dict) else None
+        if content is None:
+            raise ValueError(f'expected a list "{tool.key}" and the name of the image')
     except (ValueError, OSError) as error:
-        builder.problems.add("json", f"{name}: {error}")
+        builder.problems.add("json", f"{name}: {str(error).removeprefix(f'{path}: ')}")
         return None
-    file_name = find_image(finder, path, content.get("imagePath"))
-    if file_name is None:
-        embedded = isinstance(content.get("imageData"), str)
+    base = builder.image_folder
+    if (found := find_image(finder, path, content.get("imagePath"))) is not None:
+        file_name = (finder.root / found).relative_to(base).as_posix()
+    elif (beside := image_beside(path, content.get("imagePath"), base, finder.root)) is not None:
+        file_name = beside
+    elif content.get("imageData") and isinstance(content["imageData"], str):
+        file_name = path.relative_to(base).as_posix()  # `open_image` reads the image inside it
+        builder.problems.add("embedded", name)
+    else:
         wanted = shown(content.get("imagePath"))
-        builder.problems.add("embedded" if embedded else "no image", f"{name} names {wanted}")
+        builder.problems.add("no image", f"{name} names {wanted}, which is not below {finder.root}")
         return None
-    size = (content.get("imageHeight"), content.get("imageWidth"))
-    known = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
-    image = builder.add_image(file_name, size if known else None)
+    sides = [content.get("imageHeight"), content.get("imageWidth")]
+    height, width = (side if isinstance(side, int) and not isinstance(side, bool) and side > 0 else 0 for side in sides)
+    image = builder.add_image(file_name, (height, width) if height and width else None)
     if image is not None:
         add_shapes(builder, image, content["shapes"], name)
     return file_name
@@ -142,7 +179,7 @@ def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | Non
 
 def add_shapes(builder: CocoBuilder, image: dict, shapes: list, name: str) -> None:
     """Add the objects of an image: shapes of the same label and group_id are one."""
-    objects: dict[object, tuple[str, list, list]] = {}
+    objects: dict[object, tuple[str, list, list, bool]] = {}
     for number, shape in enumerate(shapes, start=1):
         where = f"{name}, shape {number}"
         if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
@@ -159,11 +196,11 @@ def add_shapes(builder: CocoBuilder, image: dict, shapes: list, name: str) -> No
             continue
         group = shape.get("group_id")
         key = (label, group) if isinstance(group, (int, str)) else (label, None, number)
-        _, polygons, crops = objects.setdefault(key, (label, [], []))
+        _, polygons, crops, _ = objects.setdefault(key, (label, [], [], shape.get("iscrowd") is True))
         for part in parts:
             (polygons if isinstance(part, list) else crops).append(part)
-    for label, polygons, crops in objects.values():
-        builder.add_object(image, label, polygons=polygons, crops=crops)
+    for label, polygons, crops, crowd in objects.values():
+        builder.add_object(image, label, polygons=polygons, crops=crops, crowd=crowd)
 
 
 def shape_parts(shape: dict, kind: object) -> Iterator[list[float] | Crop]:

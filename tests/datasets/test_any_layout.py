@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from dataset_files.image_headers import check_images
 from dataset_files.layouts.find import find_layout
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import COCO_WRITERS
@@ -116,6 +118,19 @@ def test_the_reasons_of_a_reader_are_given_where_nothing_is_left(tmp_path: Path)
         with pytest.raises(ValueError) as raised:
             opened(folder)
         assert str(raised.value).startswith(f"{folder}: ") and said in str(raised.value)
+
+
+def test_float_images_are_named_instead_of_read_as_black(tmp_path: Path):
+    root = tmp_path / "data"
+    root.mkdir()
+    Image.fromarray(np.random.default_rng(0).random((40, 90), dtype=np.float32)).save(root / "a.tif")
+    triangle = {"label": "x", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon"}
+    (root / "a.json").write_text(json.dumps({"shapes": [triangle], "imagePath": "a.tif"}))
+    (dataset,) = opened(root)
+    problems, items = check_images(dataset)
+    assert (problems.counts, items) == ({"float": 1}, [0]) and problems.wrong() == ["float"]
+    with pytest.raises(ValueError, match="a.tif: cannot be read as an image .*floating-point"):
+        dataset[0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_files.image_headers import check_images
 from dataset_files.layouts import labelme_files
+from dataset_files.problems import Problems
+from my_dataset_coco import CocoDetection
 from tests.helpers.layout_checks import DISC, mask_of, only
 from tests.helpers.layout_writers import png_base64
 
@@ -115,11 +118,44 @@ def test_labelme_never_opens_an_image_outside(tmp_path: Path) -> None:
     assert converted.content["images"] == [] and converted.problems.wrong() == ["no image"]
 
 
-def test_labelme_embedded_image_without_a_file_is_named(tmp_path: Path) -> None:
-    write_shapes(tmp_path, [], imageData="aGFsbG8=")
-    (tmp_path / "a.png").unlink()
-    converted = only(labelme_files, tmp_path)
-    assert converted.problems.wrong() == ["embedded"] and "a.json" in converted.problems.summary()
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+def test_labelme_image_is_read_from_inside_its_json(encoding: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    for sizes in ({}, {"imageHeight": None, "imageWidth": None}):
+        triangle = shape("polygon", [[1, 1], [9, 1], [9, 9]], label="\u7ea2\u8272")
+        write_shapes(tmp_path / "data", [triangle], imageData=png_base64(pixels), **sizes)
+        path = tmp_path / "data" / "a.json"
+        path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode(encoding))
+        (tmp_path / "data" / "a.png").unlink()
+        (split,) = labelme_files.find(tmp_path / "data")
+        dataset = CocoDetection.of_split(split, training=True)
+        assert dataset.problems.counts == {"embedded": 1} and not dataset.problems.wrong()
+        assert list(dataset.class_names.values()) == ["\u7ea2\u8272"] and check_images(dataset) == (Problems(), [])
+        assert np.array_equal(dataset[0][0].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_labelme_broken_image_inside_a_json_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_shapes(tmp_path / "data", [shape("polygon", [[1, 1], [9, 1], [9, 9]])], imageData="aGFsbG8=")
+    (tmp_path / "data" / "a.png").unlink()
+    (split,) = labelme_files.find(tmp_path / "data")
+    assert check_images(CocoDetection.of_split(split, training=True))[0].counts == {"no picture": 1}
+
+
+@pytest.mark.parametrize("json_folder", ["json", "json/train"])
+def test_labelme_images_may_lie_in_a_folder_beside_the_one_that_is_given(
+    json_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = "../" * len(Path(json_folder).parts)
+    write_shapes(tmp_path / json_folder, [], imagePath=f"{up}images/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / json_folder / "a.png").rename(tmp_path / "images" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "json", Path("json")):
+        (split,) = labelme_files.find(root)
+        (image,) = split.convert().content["images"]
+        assert split.image_folder == tmp_path and image["file_name"] == "images/a.png"
 
 
 def test_labelme_size_is_read_from_the_turned_image_where_it_is_missing(tmp_path: Path) -> None:

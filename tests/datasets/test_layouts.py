@@ -6,13 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_files.layouts import labelme_files, mask_folders, via_files, voc_variants, yolo_files
+from dataset_files.layouts import (
+    cvat_files,
+    isat_files,
+    labelme_files,
+    mask_folders,
+    via_files,
+    voc_variants,
+    yolo_files,
+)
 from dataset_files.layouts.find import find_layout
 from tests.helpers.layout_checks import check_same, mask_of
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 
 MODULES = {
-    "labelme": labelme_files, "labelme in split folders": labelme_files, "YOLO": yolo_files,
+    "labelme": labelme_files, "labelme in split folders": labelme_files, "ISAT": isat_files,
+    "CVAT for images": cvat_files, "YOLO": yolo_files,
     "YOLO by Roboflow": yolo_files, "VIA 1": via_files, "VIA 2": via_files, "labelme2voc": voc_variants,
     "CVAT segmentation mask": voc_variants, "VOC with own classes": voc_variants, "Penn-Fudan": mask_folders,
     "masks per class": mask_folders, "masks per object": mask_folders, "Data Science Bowl 2018": mask_folders,

@@ -152,6 +152,63 @@ def write_labelme_split(root: Path, samples: Sequence[Sample]) -> None:
     write_labelme(root / "val", samples[4:])
 
 
+# ------------------------------------------------------------------------------------------------------ ISAT and CVAT
+
+
+def write_isat(root: Path, samples: Sequence[Sample]) -> None:
+    """Several parts as a group; an outline with a corridor for a hole."""
+    for sample in samples:
+        write_image(root / sample.name, sample)
+        objects = []
+        for number, thing in enumerate(sample.things, start=1):
+            for outline in [thing.outline()] if thing.hole else map(corners, thing.parts):
+                entry = {"category": thing.class_name, "group": number, "segmentation": outline, "layer": 1.0}
+                objects.append(entry | {"bbox": [], "area": 0, "iscrowd": thing.crowd, "note": ""})
+        info = {"description": "ISAT", "folder": "C:\\photos", "name": sample.name, "depth": 3, "note": ""}
+        info |= {"height": sample.size[0], "width": sample.size[1]}
+        write_json(root / f"{sample.stem}.json", {"info": info, "objects": objects})
+
+
+def cvat_shapes(sample: Sample, label: str = ' label="{}"', extra: str = "") -> list[str]:
+    """Holes as masks, several parts as a group of polygons, the rest as boxes."""
+    shapes = []
+    for number, thing in enumerate(sample.things, start=1):
+        x, y, width, height = thing.box()
+        start = label.format(thing.class_name)
+        if thing.hole:
+            flat = thing.mask(sample.size)[y : y + height, x : x + width].reshape(-1)
+            edges = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
+            counts = ", ".join(map(str, np.diff(edges, prepend=0)))
+            place = f'left="{x}" top="{y}" width="{width}" height="{height}"'
+            shapes.append(f'<mask{start}{extra} rle="{counts}" {place}/>')
+        elif len(thing.parts) > 1:
+            for box in thing.parts:
+                points = ";".join(f"{px:.2f},{py:.2f}" for px, py in corners(box))
+                shapes.append(f'<polygon{start}{extra} points="{points}" group_id="{number}"/>')
+        else:
+            place = f'xtl="{x}" ytl="{y}" xbr="{x + width}" ybr="{y + height}"'
+            shapes.append(f'<box{start}{extra} {place}><attribute name="age">3</attribute></box>')
+    return shapes
+
+
+def write_cvat_xml(path: Path, entries: str) -> None:
+    labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    write_text(path, f'<?xml version="1.0"?><annotations><version>1.1</version>{meta}{entries}</annotations>')
+
+
+def write_cvat_images(root: Path, samples: Sequence[Sample]) -> None:
+    """A project with subsets."""
+    entries = ""
+    for k, sample in enumerate(samples):
+        subset = "Train" if k < 4 else "Validation"
+        write_image(root / "images" / subset / sample.name, sample)
+        size = f'width="{sample.size[1]}" height="{sample.size[0]}"'
+        entries += f'<image id="{k}" name="{sample.name}" subset="{subset}" task_id="{k}" {size}>'
+        entries += "".join(cvat_shapes(sample)) + '<tag label="cat"/></image>'
+    write_cvat_xml(root / "annotations.xml", entries)
+
+
 # --------------------------------------------------------------------------------------------------------------- YOLO
 
 
@@ -348,6 +405,8 @@ def write_image_folders(root: Path, samples: Sequence[Sample]) -> None:
 WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "labelme": write_labelme,
     "labelme in split folders": write_labelme_split,
+    "ISAT": write_isat,
+    "CVAT for images": write_cvat_images,
     "YOLO": write_yolo,
     "YOLO by Roboflow": write_roboflow_yolo,
     "VIA 1": write_via1,
@@ -361,6 +420,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[Sample]], None]] = {
     "Data Science Bowl 2018": write_image_folders,
 }
 # What a layout cannot hold.
-SPLIT = ("labelme in split folders", "YOLO", "YOLO by Roboflow", "VIA 1", "VOC with own classes")
+SPLIT = ("labelme in split folders", "CVAT for images", "YOLO", "YOLO by Roboflow", "VIA 1", "VOC with own classes")
 ONE_CLASS = {"Penn-Fudan": "pedestrian", "masks per object": "object", "Data Science Bowl 2018": "object"}
-WITH_CROWDS = ("VOC with own classes",)
+WITH_CROWDS = ("VOC with own classes", "ISAT")
