@@ -5,8 +5,6 @@ COCO's million costs no worker a Python object.
 """
 
 import contextlib
-import importlib
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -275,8 +273,8 @@ class CocoDetection(Dataset):
 
     @property
     def coco(self) -> Any:
-        """Ground truth for the evaluation, made on first use: a COCO object of hotcoco or of pycocotools."""
-        if self._coco is None and self.is_whole and has_hotcoco():
+        """Ground truth for the evaluation, made on first use: a COCO object of hotcoco."""
+        if self._coco is None and self.is_whole:
             with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
                 self._coco = coco_object(str(self.source))
         if self._coco is None:
@@ -316,10 +314,6 @@ class CocoDetection(Dataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def has_hotcoco() -> bool:
-    return importlib.util.find_spec("hotcoco") is not None
-
-
 def box_code(box: Sequence[float], height: int, width: int) -> dict:
     """The packed run-length code of a box [x, y, width, height], clipped to its image."""
     x1, y1, x2, y2 = clipped_corners(np.array([box], dtype=np.float64), np.array((height, width)))[0].tolist()
@@ -327,15 +321,13 @@ def box_code(box: Sequence[float], height: int, width: int) -> dict:
 
 
 def coco_object(source: str | dict) -> Any:
-    """A COCO object for an annotation file or its content, quietly; hotcoco's if it is installed."""
-    try:
-        library = importlib.import_module("hotcoco")
-    except ImportError:
-        library = importlib.import_module("pycocotools.coco")
+    """Return hotcoco's COCO object of an annotation file or its content, quietly."""
+    from hotcoco import COCO  # only the main process of an evaluation needs it
+
     with contextlib.redirect_stdout(io.StringIO()):
         if isinstance(source, str):
-            return library.COCO(source)
-        coco = library.COCO()
+            return COCO(source)
+        coco = COCO()
         coco.dataset = source
         coco.createIndex()
         return coco

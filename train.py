@@ -34,6 +34,7 @@ from train_utils.errors import one_line_errors, reading_input
 from train_utils.evaluation import evaluate, validation_losses
 from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
+from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.models import build_training_model
 from train_utils.open_data import num_classes_for, open_training_data
 from train_utils.optimizer import build_optimizer
@@ -97,7 +98,7 @@ def main(settings: TrainSettings) -> None:
     if settings.test_only:
         metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
         if metrics is not None:
-            print(metrics["bbox"].table("boxes"), metrics["segm"].table("masks"), sep="\n")
+            print(tables(metrics))
         return
 
     # Results
@@ -163,7 +164,8 @@ def summary(epoch: int, metrics: dict, losses: dict[str, float]) -> str:
             f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall {box_all.recall:.4f}, "
             f"mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
         )
-    return line + (f"; validation loss {losses['loss']:.4f}" if losses else "")
+    line += f"; validation loss {losses['loss']:.4f}" if losses else ""
+    return line + (f"\n{explain_missing(box)}" if box[0] == -1 else "")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader
+from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import adopt_classes, open_validation_data
 from train_utils.options import ValidationSettings
@@ -34,7 +35,7 @@ def main(settings: ValidationSettings) -> None:
             raise InputError("with --results-json, --image-folder has the images for --report; give both, or neither")
         if is_main():
             scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
-            print(official_table(scored.stats))
+            print("\n".join(filter(None, (official_table(scored.stats), explain_missing(scored.stats)))))
             if settings.report:
                 print(f"report in {report_of_results(settings, scored)}")
         return
@@ -65,7 +66,7 @@ def main(settings: ValidationSettings) -> None:
     if detections is not None:  # on the main process
         metrics = evaluator.score(detections)
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
-        text += metrics["bbox"].table("boxes") + "\n" + metrics["segm"].table("masks") + "\n"
+        text += tables(metrics) + "\n"
         print(text, end="")
         folder = Path(settings.output_dir) if settings.output_dir else path.parent
         with reading_input():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import my_dataset_coco
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import content, write_coco_2017, write_cvat
 from tests.helpers.commands import run_thin
@@ -145,11 +144,7 @@ def test_objects_without_a_mask_are_crowds_in_the_ground_truth(tmp_path: Path):
     assert perfect_metrics(val_set, ClassTable.of_dataset(val_set))[0] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
-def test_ids_from_0_and_a_missing_iscrowd_score_1_with_both_libraries(library: str, tmp_path: Path, monkeypatch):
-    if library == "pycocotools":
-        monkeypatch.setitem(sys.modules, "hotcoco", None)
-        monkeypatch.setattr(my_dataset_coco, "has_hotcoco", lambda: False)
+def test_ids_from_0_and_a_missing_iscrowd_score_1(tmp_path: Path):
     write_coco_2017(tmp_path, SAMPLES)
 
     def from_0(whole: dict) -> None:

@@ -1,7 +1,5 @@
 """Rows for masks, run-length codes, mask targets, weight files, COCO metrics and Detectron2."""
 
-import contextlib
-import io
 import json
 import math
 import re
@@ -17,6 +15,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.roi_heads import project_masks_on_boxes as reference_targets
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from my_dataset_coco import coco_object
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import encode_masks
@@ -26,6 +25,7 @@ from tests.helpers.detectron2_rows import ALLOWED
 from tests.helpers.drawn_masks import blobs, boxes_of_every_kind, detections
 from tests.helpers.exact_rows import Check, absolute, counted
 from tests.helpers.exact_stages import same_detections
+from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.parity import detections_of
 from tests.helpers.published_weights import evaluation_args, in_older_style, published_v1, published_v2
 from train_utils.metrics.coco_evaluation import run_cocoeval
@@ -102,25 +102,20 @@ def metric_checks(demo: Path) -> list[Check]:
         printed = NUMBER.findall(text[text.index(f"type={iou_type}") :])[:12]
         official = torch.tensor([float(value) for value in printed], dtype=torch.float64)
         results = json.loads((demo / f"instances_val2014_fake{iou_type}100_results.json").read_text())
+        truth = demo / "instances_val2014_100.json"
+        evaluations = {
+            "hotcoco": run_cocoeval(coco_object(str(truth)), results, iou_type),
+            "pycocotools": official_evaluation(truth, results, iou_type),
+        }
         stats = {}
-        for engine in ("hotcoco", "pycocotools"):
-            truth = ground_truth(engine, demo / "instances_val2014_100.json")
-            stats[engine] = torch.tensor(list(run_cocoeval(truth, results, iou_type).stats), dtype=torch.float64)
+        for engine, evaluation in evaluations.items():
+            stats[engine] = torch.tensor(list(evaluation.stats), dtype=torch.float64)
             rounded = (stats[engine] * 1000).round() / 1000
             what = f"{iou_type}, official figures (3 digits), {engine}"
             checks.append(absolute("COCO metrics", what, rounded, official, 0))
         both = (stats["hotcoco"], stats["pycocotools"])
         checks.append(absolute("COCO metrics", f"{iou_type}, hotcoco and pycocotools", *both, 0))
     return checks
-
-
-def ground_truth(engine: str, path: Path):
-    if engine == "hotcoco":
-        from hotcoco import COCO
-    else:
-        from pycocotools.coco import COCO
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(path))
 
 
 def detectron2_checks(folder: Path) -> list[Check]:

@@ -1,12 +1,9 @@
-"""COCO's metrics come out as the official code gives them, with both libraries and however the pictures are split."""
+"""COCO's metrics come out as the official code gives them, however the images are split."""
 
-import contextlib
-import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +11,10 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from my_dataset_coco import coco_object
 from my_dataset_voc import VOCInstances
 from network_files.masks.paste import encode_masks
+from tests.helpers.official_metrics import official_evaluation
 from train_utils.classes import ClassTable
 from train_utils.metrics import coco_evaluation
 from train_utils.metrics.coco_evaluation import (
@@ -23,24 +22,13 @@ from train_utils.metrics.coco_evaluation import (
     CocoEvaluator,
     Metrics,
     coco_results,
+    explain_missing,
     run_cocoeval,
     score_results,
+    tables,
 )
 
 IOU_TYPES = ("bbox", "segm")
-ENGINES = ("hotcoco", "pycocotools")
-
-
-def ground_truth(engine: str, source: Path | dict):
-    """A COCO object of the named library, from a file or its content."""
-    module = pytest.importorskip("hotcoco") if engine == "hotcoco" else pytest.importorskip("pycocotools.coco")
-    with contextlib.redirect_stdout(io.StringIO()):
-        if isinstance(source, Path):
-            return module.COCO(str(source))
-        coco = module.COCO()
-        coco.dataset = json.loads(json.dumps(source))
-        coco.createIndex()
-        return coco
 
 
 # --------------------------------------------------------------------------------------------- the official numbers
@@ -64,34 +52,17 @@ def official(demo: Path) -> dict[str, list[float]]:
     return tables
 
 
-@pytest.fixture(scope="module")
-def demo_evaluation(demo: Path) -> Callable[[str, str], Any]:
-    truths, evaluations = {}, {}
-
-    def evaluation_of(engine: str, iou_type: str) -> Any:
-        if engine not in truths:
-            truths[engine] = ground_truth(engine, demo / "instances_val2014_100.json")
-        if (engine, iou_type) not in evaluations:
-            results = json.loads((demo / f"instances_val2014_fake{iou_type}100_results.json").read_text())
-            evaluations[engine, iou_type] = run_cocoeval(truths[engine], results, iou_type)
-        return evaluations[engine, iou_type]
-
-    return evaluation_of
-
-
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_official_numbers_come_out(demo_evaluation, official, engine, iou_type):
-    assert [round(float(s), 3) for s in demo_evaluation(engine, iou_type).stats] == official[iou_type]
-
-
-@pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_both_libraries_agree_to_the_last_bit(demo_evaluation, iou_type):
-    first, second = (demo_evaluation(engine, iou_type) for engine in ENGINES)
+def test_official_numbers_come_out_as_pycocotools_has_them_to_the_last_bit(demo, official, iou_type):
+    truth = demo / "instances_val2014_100.json"
+    results = json.loads((demo / f"instances_val2014_fake{iou_type}100_results.json").read_text())
+    ours = run_cocoeval(coco_object(str(truth)), results, iou_type)
+    theirs = official_evaluation(truth, results, iou_type)
+    assert [round(float(s), 3) for s in ours.stats] == official[iou_type]
     for table in ("precision", "recall"):
-        assert np.array_equal(first.eval[table], second.eval[table])
+        assert np.array_equal(ours.eval[table], theirs.eval[table])
     # Means of these tables. pycocotools takes numpy's mean; an older numpy rounds it differently.
-    assert [float(s) for s in first.stats] == pytest.approx([float(s) for s in second.stats], rel=1e-15, abs=0)
+    assert [float(s) for s in ours.stats] == pytest.approx([float(s) for s in theirs.stats], rel=1e-15, abs=0)
 
 
 # ------------------------------------------------------------------------------------------------ a small ground truth
@@ -149,8 +120,8 @@ def truth_of(boxes: Mapping[int, Sequence[tuple]], classes: ClassTable) -> dict:
     }
 
 
-def metrics_of(engine: str, detections: Mapping[int, dict], classes: ClassTable = CLASSES, truth: dict | None = None):
-    evaluator = CocoEvaluator(ground_truth(engine, truth or truth_of(BOXES, CLASSES)), classes)
+def metrics_of(detections: Mapping[int, dict], classes: ClassTable = CLASSES, truth: dict | None = None):
+    evaluator = CocoEvaluator(coco_object(truth or truth_of(BOXES, CLASSES)), classes)
     for image_id, found in detections.items():
         evaluator.update(image_id, SIZE, found)
     return evaluator.metrics()
@@ -159,44 +130,39 @@ def metrics_of(engine: str, detections: Mapping[int, dict], classes: ClassTable 
 EXACT = {image_id: found_exactly(objects) for image_id, objects in BOXES.items()}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_perfect_detections_have_an_ap_of_one(engine):
-    metrics = metrics_of(engine, EXACT)
+def test_perfect_detections_have_an_ap_of_one():
+    metrics = metrics_of(EXACT)
     for iou_type in IOU_TYPES:
         ap, ap50, ap75, small, medium, large, ar1, ar10, ar100, *_ = metrics[iou_type].stats
         assert ap == ap50 == ap75 == small == ar10 == ar100 == 1.0
         assert large == -1.0 and 0 < ar1 < 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_detections_give_zero_and_minus_one_where_there_is_nothing_to_find(engine):
+def test_no_detections_give_zero_and_minus_one_where_there_is_nothing_to_find():
     """All objects are smaller than 32 x 32, so there is nothing to find among medium and large ones."""
     nothing = found_exactly([])
     for detections in ({}, {image_id: nothing for image_id in BOXES}):
-        metrics = metrics_of(engine, detections)
+        metrics = metrics_of(detections)
         for iou_type in IOU_TYPES:
             assert metrics[iou_type].stats == [0, 0, 0, 0, -1, -1, 0, 0, 0, 0, -1, -1]
             assert [c.ap for c in metrics[iou_type].classes] == [0, -1, 0]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_detections_and_no_objects_give_minus_one(engine):
-    metrics = metrics_of(engine, {}, truth=truth_of({4: [], 2: []}, CLASSES))
+def test_no_detections_and_no_objects_give_minus_one():
+    metrics = metrics_of({}, truth=truth_of({4: [], 2: []}, CLASSES))
     assert metrics["bbox"].stats == metrics["segm"].stats == [-1] * 12
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_each_class_has_its_own_number_and_a_class_without_objects_minus_one(engine):
+def test_each_class_has_its_own_number_and_a_class_without_objects_minus_one():
     """The zebras are all found, the ants never: were names or ids mixed up, another class would have the one."""
     zebras = {i: found_exactly([o for o in objects if o[1] == 1]) for i, objects in BOXES.items()}
-    for metrics in metrics_of(engine, zebras).values():
+    for metrics in metrics_of(zebras).values():
         found = [(c.label, c.name, c.objects, c.ap, c.ap50) for c in metrics.classes]
         assert found == [(1, "zebra", 3, 1.0, 1.0), (2, "yak", 0, -1.0, -1.0), (3, "ant", 3, 0.0, 0.0)]
         assert metrics.stats[0] == 0.5  # the mean of the two that have objects
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_metrics_that_can_be_reckoned_by_hand(engine):
+def test_metrics_that_can_be_reckoned_by_hand():
     """Two pictures with an object each. One picture has no detection; in the other the box is right, the mask a part.
 
     Box: recall stops at 1/2, and 51 of the 101 recall levels 0, 0.01, ..., 1 are reached with precision 1, at every
@@ -204,7 +170,7 @@ def test_metrics_that_can_be_reckoned_by_hand(engine):
     """
     truth = truth_of({4: [((8, 8, 40, 40), 1)], 2: [((10, 20, 30, 50), 1)]}, CLASSES)
     truth["annotations"][0]["segmentation"] = [[8, 8, 40, 8, 40, 40, 8, 40]]
-    evaluator = CocoEvaluator(ground_truth(engine, truth), CLASSES)
+    evaluator = CocoEvaluator(coco_object(truth), CLASSES)
     evaluator.update(4, SIZE, detection([(8, 8, 40, 40)], [1], [0.9]))
     part = np.zeros(SIZE, dtype=np.uint8)
     part[8:40, 8:32] = 1
@@ -215,22 +181,20 @@ def test_metrics_that_can_be_reckoned_by_hand(engine):
     assert metrics["segm"].stats[2] == pytest.approx(51 / 101)  # AP75: an IoU of just 0.75 passes
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_false_detection_costs_only_where_it_ranks_above_a_right_one(engine):
+def test_a_false_detection_costs_only_where_it_ranks_above_a_right_one():
     """One object; right at 0.8, wrong at 0.9: precision 1/2 at every recall. Wrong at 0.7: precision 1."""
     truth = truth_of({4: [((8, 8, 40, 40), 1)]}, CLASSES)
     for wrong, ap in ((0.9, 0.5), (0.7, 1.0)):
         found = detection([(8, 8, 40, 40), (42, 8, 74, 40)], [1, 1], [0.8, wrong])
-        metrics = metrics_of(engine, {4: found}, truth=truth)
+        metrics = metrics_of({4: found}, truth=truth)
         assert metrics["bbox"].stats[0] == pytest.approx(ap) and metrics["segm"].stats[0] == pytest.approx(ap)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_voc_is_scored_on_the_boxes_and_masks_of_its_files(engine, data_folder):
+def test_voc_is_scored_on_the_boxes_and_masks_of_its_files(data_folder):
     """The files' own objects as detections score 1; difficult ones count neither way, found or not."""
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name="val.txt")
     classes = ClassTable.of_dataset(dataset)
-    evaluator = CocoEvaluator(ground_truth(engine, dataset.coco.dataset), classes)
+    evaluator = CocoEvaluator(coco_object(dataset.coco.dataset), classes)
     objects: dict[str, int] = {}
     for i in range(len(dataset)):
         target, (height, width) = dataset.target(i), dataset.get_height_and_width(i)
@@ -250,19 +214,18 @@ def test_voc_is_scored_on_the_boxes_and_masks_of_its_files(engine, data_folder):
     assert {round(c.ap, 9) for c in metrics["segm"].classes} == {1.0, -1.0}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_class_that_the_data_has_never_heard_of_is_minus_one(engine):
+def test_class_that_the_data_has_never_heard_of_is_minus_one():
     more = ClassTable({**CLASSES.names, 4: "newt"}, {**CLASSES.category_ids, 4: 15})
     detections = dict(EXACT)
     detections[9] = found_exactly([((3, 3, 20, 20), 4)])
-    metrics = metrics_of(engine, detections, classes=more)
+    metrics = metrics_of(detections, classes=more)
     assert [(c.name, c.ap) for c in metrics["bbox"].classes] == [("zebra", 1), ("yak", -1), ("ant", 1), ("newt", -1)]
     assert metrics["bbox"].stats[0] == 1.0
 
 
 def test_table_has_each_number_behind_its_name():
     zebras = {i: found_exactly([o for o in objects if o[1] == 1]) for i, objects in BOXES.items()}
-    metrics = metrics_of("pycocotools", zebras)["segm"]
+    metrics = metrics_of(zebras)["segm"]
     lines = [line.split() for line in metrics.table("masks").splitlines()]
     assert lines[0] == ["masks"]
     written = [(" ".join(line[:-1]), line[-1]) for line in lines[1:13]]
@@ -274,14 +237,22 @@ def test_table_has_each_number_behind_its_name():
     ]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_crowds_neither_count_nor_punish(engine):
+def test_numbers_of_minus_one_are_explained():
+    zebras = {i: found_exactly([o for o in objects if o[1] == 1]) for i, objects in BOXES.items()}
+    line = tables(metrics_of(zebras)).splitlines()[-1]
+    assert line == "-1: the validation images have no medium or large objects and no objects of 1 of the 3 classes"
+    empty = tables(metrics_of({}, truth=truth_of({4: []}, CLASSES)))
+    assert empty.splitlines()[-1].startswith("-1: the validation images have no objects to find")
+    assert explain_missing([0.5] * 12) == ""
+
+
+def test_crowds_neither_count_nor_punish():
     truth = truth_of(BOXES, CLASSES)
     crowd = truth["annotations"][0]  # image 4, a zebra
     crowd["iscrowd"] = 1
     without = {**EXACT, 4: found_exactly(BOXES[4][1:])}
     for detections in (EXACT, without):
-        metrics = metrics_of(engine, detections, truth=truth)
+        metrics = metrics_of(detections, truth=truth)
         assert metrics["bbox"].stats[0] == pytest.approx(1) and metrics["segm"].stats[0] == pytest.approx(1)
         assert [c.objects for c in metrics["bbox"].classes] == [2, 0, 3]
 
@@ -318,12 +289,11 @@ def test_detections_of_labels_without_category_are_left_out():
     assert [r["score"] for r in results["bbox"]] == pytest.approx([0.9, 0.7])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_scores_that_differ_in_the_sixth_decimal_rank_right(engine):
+def test_scores_that_differ_in_the_sixth_decimal_rank_right():
     """The right one comes second in the list, so that a tie would put it behind the wrong one."""
     scores = [0.500001, 0.500002]
     found = detection([[60, 0, 79, 19], [10, 20, 30, 50]], [3, 3], scores)
-    metrics = metrics_of(engine, {2: found}, truth=truth_of({2: BOXES[2]}, CLASSES))
+    metrics = metrics_of({2: found}, truth=truth_of({2: BOXES[2]}, CLASSES))
     for iou_type in IOU_TYPES:
         assert metrics[iou_type].stats[0] == pytest.approx(1.0)
     written = coco_results(collected(2, found), CLASSES.category_ids)["bbox"]
@@ -355,9 +325,9 @@ def numbers(metrics: Mapping[str, Metrics]) -> dict[str, tuple]:
     return {kind: (m.stats, [(c.name, c.objects, c.ap, c.ap50) for c in m.classes]) for kind, m in metrics.items()}
 
 
-def gathered(monkeypatch, engine: str, truth: dict, shards: Sequence[Mapping[int, dict]]) -> dict[str, tuple]:
+def gathered(monkeypatch, truth: dict, shards: Sequence[Mapping[int, dict]]) -> dict[str, tuple]:
     """The metrics that the main process finds for these shards, one a process."""
-    evaluators = [CocoEvaluator(ground_truth(engine, truth), CLASSES) for _ in shards]
+    evaluators = [CocoEvaluator(coco_object(truth), CLASSES) for _ in shards]
     for evaluator, shard in zip(evaluators, shards):
         for image_id, found in shard.items():
             evaluator.update(image_id, SIZE, found)
@@ -365,38 +335,41 @@ def gathered(monkeypatch, engine: str, truth: dict, shards: Sequence[Mapping[int
     return numbers(evaluators[0].metrics())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_metrics_do_not_depend_on_how_pictures_are_split(monkeypatch, engine, many):
+def test_metrics_do_not_depend_on_how_pictures_are_split(monkeypatch, many):
     truth, detections = many
-    whole = numbers(metrics_of(engine, detections, truth=truth))
+    whole = numbers(metrics_of(detections, truth=truth))
     assert 0.1 < whole["bbox"][0][0] < 0.9 and 0.1 < whole["segm"][0][0] < 0.9
     ids = list(detections)
     for processes in (2, 3, 7, 40):
         shards = [{i: detections[i] for i in ids[rank::processes]} for rank in range(processes)]
-        assert gathered(monkeypatch, engine, truth, shards) == whole
+        assert gathered(monkeypatch, truth, shards) == whole
     backwards = [{i: detections[i] for i in reversed(ids)}]
-    assert gathered(monkeypatch, engine, truth, backwards) == whole
+    assert gathered(monkeypatch, truth, backwards) == whole
 
 
 def test_pictures_that_two_processes_evaluated_count_once(monkeypatch, many):
     truth, detections = many
     ids = list(detections)
     shards = [{i: detections[i] for i in part} for part in (ids[:15], ids[10:])]
-    whole = numbers(metrics_of("pycocotools", detections, truth=truth))
-    assert gathered(monkeypatch, "pycocotools", truth, shards) == whole
+    whole = numbers(metrics_of(detections, truth=truth))
+    assert gathered(monkeypatch, truth, shards) == whole
 
 
 def test_only_the_main_process_scores(monkeypatch):
     monkeypatch.setattr(coco_evaluation, "gather_objects", lambda own: None)
-    assert metrics_of("pycocotools", EXACT) is None
+    assert metrics_of(EXACT) is None
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_both_libraries_agree_on_every_class(many, iou_type):
+def test_pycocotools_agrees_on_every_class(many, iou_type):
     truth, detections = many
     results = coco_results(
         {i: d for image_id, found in detections.items() for i, d in collected(image_id, found).items()},
         CLASSES.category_ids,
     )[iou_type]
-    first, second = (score_results(ground_truth(engine, truth), results, iou_type, CLASSES) for engine in ENGINES)
-    assert numbers({iou_type: first}) == numbers({iou_type: second})
+    ours = score_results(coco_object(truth), results, iou_type, CLASSES)
+    theirs = official_evaluation(truth, results, iou_type)
+    assert ours.stats == pytest.approx(theirs.stats.tolist(), rel=1e-15, abs=0)
+    precision = dict(zip(theirs.params.catIds, theirs.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1)))
+    expected = [float(precision[CLASSES.category_ids[c.label]].mean()) for c in ours.classes]
+    assert [c.ap for c in ours.classes] == pytest.approx(expected, rel=1e-15)

@@ -19,6 +19,7 @@ from report.overlaps import Matching, find_overlaps, match
 from report.precision_recall import class_results, mean_curves
 from report.records import Scene
 from report.suspects import DOUBLED, MISSING, NOTHING_THERE, OUTLINE, WRONG_CLASS, find_suspects
+from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.report_cases import CAT, DOG, OBJECTS, every_kind_of_error, random_truth_and_results, scene_of
 from tests.helpers.wrong_labels import KINDS as WRONG_KINDS
 from tests.helpers.wrong_labels import make_wrong, named
@@ -215,7 +216,10 @@ def test_the_official_example_comes_out(real_data_folder: Path, kind: str):
 
 
 def assert_equals_cocoeval(scene: Scene, truth: dict, results: list[dict], kind: str) -> np.ndarray:
-    evaluation = run_cocoeval(coco_object(truth), results, kind)
+    evaluation = official_evaluation(truth, results, kind)
+    assert np.array_equal(
+        run_cocoeval(coco_object(truth), results, kind).eval["precision"], evaluation.eval["precision"]
+    )
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # [IoU, recall, class]
     found = class_results(scene, matching_of(scene, kind))
     for k, result in enumerate(found):

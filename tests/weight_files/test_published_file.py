@@ -4,8 +4,6 @@ The file is made of random numbers in the style of maskrcnn_resnet50_fpn_coco-bf
 torchvision's network as `maskrcnn_resnet50_fpn(weights=...)` builds it for that file.
 """
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 from torch import Tensor
 
 from tests.helpers.commands import run, succeeded
+from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.published_weights import SIZES, in_older_style, published_v1
 from train_utils.classes import COCO_NAMES
-from train_utils.metrics.coco_evaluation import run_cocoeval
 
 pytestmark = pytest.mark.slow
 
@@ -130,8 +127,7 @@ def test_validation_gives_the_metrics_of_torchvisions_detections(lab, reference,
     results = [d for name, found in reference.items() for d in in_coco_format(int(Path(name).stem), found)]
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     results = [{k: d[k] for k in ("image_id", "category_id", "score", shape)} for d in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(lab / "coco" / "annotations" / "instances_val2017.json"))
-    expected = list(run_cocoeval(truth, results, iou_type).stats[:3])
+    truth = lab / "coco" / "annotations" / "instances_val2017.json"
+    expected = list(official_evaluation(truth, results, iou_type).stats[:3])
     assert 0.1 < expected[0] < 0.9
     assert figures[:3] == pytest.approx(expected, abs=2e-4)

@@ -1,4 +1,4 @@
-"""Compute COCO metrics: collect detections compactly, gather them over processes, score with hotcoco or pycocotools."""
+"""Compute COCO metrics: collect detections compactly, gather them over processes, score them with hotcoco."""
 
 import contextlib
 import io
@@ -82,6 +82,23 @@ class Metrics:
         return "\n".join(lines)
 
 
+def tables(metrics: Mapping[str, Metrics]) -> str:
+    """Format boxes and masks as text, with a line that explains what is -1."""
+    parts = [metrics["bbox"].table("boxes"), metrics["segm"].table("masks")]
+    return "\n".join([*parts, *filter(None, [explain_missing(metrics["bbox"].stats, metrics["bbox"].classes)])])
+
+
+def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
+    """Say why some of COCO's 12 numbers are -1; empty if none is, and all classes have objects."""
+    if stats[0] == -1:
+        return "-1: the validation images have no objects to find (crowds do not count), so that there is no AP"
+    sizes = [name for name, value in zip(("small", "medium", "large"), stats[3:6]) if value == -1]
+    without = sum(c.objects == 0 for c in classes)
+    what = [f"no {' or '.join(sizes)} objects"] if sizes else []
+    what += [f"no objects of {without} of the {len(classes)} classes"] if without else []
+    return f"-1: the validation images have {' and '.join(what)}" if what else ""
+
+
 class PendingDetections:
     """The detections of a batch on their way from the device, which nothing waits for until they are read.
 
@@ -103,7 +120,7 @@ class CocoEvaluator:
     """Collect the detections of one process, and score those of all processes.
 
     Args:
-        ground_truth: a COCO object of hotcoco or pycocotools.
+        ground_truth: a COCO object of hotcoco; None on all processes but the main one.
         classes: meaning of the detections' labels.
         continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
@@ -209,24 +226,15 @@ def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: i
 
 
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
-    """Run the COCOeval of the ground truth's library without its output, and return it.
+    """Run COCO's evaluation without its output. All numbers equal those of pycocotools to the last bit.
 
     Args:
         most: detections per image and class, in place of COCO's 1, 10 and 100; then `stats` is not computed.
     """
-    if type(ground_truth).__module__.startswith("pycocotools"):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    else:
-        from hotcoco import COCO, COCOeval
+    from hotcoco import COCOeval  # only the main process needs it
+
     with contextlib.redirect_stdout(io.StringIO()):
-        if results:
-            detections = ground_truth.loadRes(results)
-        else:
-            detections = COCO()  # pycocotools' loadRes does not accept an empty list
-            detections.dataset = {**ground_truth.dataset, "annotations": []}
-            detections.createIndex()
-        evaluation = COCOeval(ground_truth, detections, iou_type)
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), iou_type)
         if most is not None:
             evaluation.params.maxDets = [most]
         evaluation.evaluate()
