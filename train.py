@@ -1,11 +1,10 @@
-"""Train Mask R-CNN on one GPU, or on the CPU.
+"""Train Mask R-CNN on one GPU, on several, or on the CPU.
 
-    python train.py                                       # the demo: draws its own data, ten minutes on two cores
-    python train.py --data-path /data/coco2017            # COCO 2017 layout
-    python train.py --data-path /data/VOCdevkit --amp     # Pascal VOC 2012 layout, mixed precision
-    python train.py --data-path ... --resume auto         # continue where the last run in --output-dir stopped
-
-On several GPUs: torchrun --nproc_per_node=8 train_multi_GPU.py, which runs this same file's `main`.
+python train.py                                       # the demo: draws its own data, ten minutes on two cores
+python train.py --data-path /data/coco2017            # COCO 2017 layout
+python train.py --data-path /data/VOCdevkit --amp     # Pascal VOC 2012 layout, mixed precision
+python train.py --data-path ... --resume auto         # continue where the last run in --output-dir stopped
+torchrun --nproc_per_node=8 train.py --data-path ...  # on eight GPUs, one process each; so does train_multi_GPU.py
 """
 
 import sys
@@ -24,6 +23,7 @@ from train_utils.distributed import (
     barrier,
     in_parallel,
     is_main,
+    process_group,
     run_on_main,
     share_buffers,
     use_sync_bn,
@@ -170,4 +170,6 @@ def summary(epoch: int, metrics: dict, losses: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(TrainSettings.parse(__doc__))
+        settings = TrainSettings.parse(__doc__)
+        with process_group(settings):
+            main(settings)

@@ -1,4 +1,4 @@
-"""Train Mask R-CNN on several GPUs, one process each; what happens inside is train.py's `main`.
+"""Train Mask R-CNN on several GPUs, one process each. Under torchrun, train.py is the same program.
 
 torchrun --nproc_per_node=8 train_multi_GPU.py --data-path /data/coco2017
 CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc_per_node=2 train_multi_GPU.py --data-path ...
@@ -13,6 +13,6 @@ from train_utils.options import TrainSettings
 
 if __name__ == "__main__":
     with one_line_errors():
-        settings = TrainSettings.parse(__doc__, multi_gpu=True)
+        settings = TrainSettings.parse(__doc__)
         with process_group(settings):
             main(settings)

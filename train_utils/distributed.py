@@ -57,9 +57,10 @@ class GroupSettings(Protocol):
 def process_group(settings: GroupSettings) -> Iterator[None]:
     """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
 
-    The backend is gloo, and nccl for what is on a GPU; each process takes the GPU of its local rank.
+    The backend is gloo, and nccl for what is on a GPU; each process takes the GPU of its local rank. Without any of
+    them the process stays alone.
     """
-    if "WORLD_SIZE" in os.environ:
+    if {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= os.environ.keys():
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     elif settings.world_size == 1:
         yield  # started without torchrun: one process needs no group

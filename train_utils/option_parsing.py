@@ -4,7 +4,7 @@
 """
 
 import argparse
-import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -14,6 +14,7 @@ from train_utils.options_file import options_in_file
 
 T = TypeVar("T", bound="Settings")
 SAME = object()  # the demo's default is that of all other data
+LARGEST = 1e9  # no option means anything beyond it
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Option:
     help: str
     flags: tuple[str, ...]
     argparse: dict[str, Any]
+    group: str | None
     demo: Any
     changes_result: bool
     inherited: bool
-    multi_gpu: bool
     one_start: bool
 
 
@@ -44,10 +45,10 @@ def option(
     default: Any,
     help: str,
     *flags: str,
+    group: str | None = None,
     demo: Any = SAME,
     changes_result: bool = False,
     inherited: bool = False,
-    multi_gpu: bool = False,
     one_start: bool = False,
     **argparse_arguments: Any,
 ) -> Any:
@@ -57,15 +58,27 @@ def option(
         default: the value where the option is not given; None if it depends on other things, which `help` says.
         help: `{default}` in it is replaced by the defaults.
         flags: names other than the field's.
+        group: the group in --help of this option and of those that follow it.
         demo: the default on the demo's data.
         changes_result: whether another value makes another run, which a resume refuses without --force.
         inherited: whether a resumed run takes the checkpoint's value where the option is not given.
-        multi_gpu: an option of train_multi_GPU.py only.
         one_start: whether it is about one start of the script and not about the run, so that --config does not set it.
         argparse_arguments: type, choices, nargs and so on; a field without them is a flag, bare or with True or False.
     """
-    described = Option(help, flags, argparse_arguments, demo, changes_result, inherited, multi_gpu, one_start)
+    described = Option(help, flags, argparse_arguments, group, demo, changes_result, inherited, one_start)
     return field(default=default, metadata={"option": described})
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Lines of at most 100 columns; flags without their values, other options with short metavars."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.type is boolean:
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,51 +112,73 @@ def boolean_or_path(text: str) -> bool | str:
         return text
 
 
+def whole(text: str, least: int, most: int = 2**31 - 1) -> int:
+    """A whole number within limits."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between {least} and {most}")
+    return value
+
+
+def number(text: str, least: float, most: float) -> float:
+    """A number within limits; neither nan nor infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between {least:g} and {most:g}")
+    return value
+
+
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return value
-
-
-def positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return value
+    return whole(text, 1)
 
 
 def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is below 0")
-    return value
+    return whole(text, 0)
+
+
+def seed_number(text: str) -> int:
+    return whole(text, 0, 2**63 - 1)
+
+
+def integer(text: str) -> int:
+    return whole(text, -(2**31))
+
+
+def positive_number(text: str) -> float:
+    return number(text, 1e-12, LARGEST)
+
+
+def natural_number(text: str) -> float:
+    return number(text, 0, LARGEST)
 
 
 def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
+    value = number(text, 0, 1)
+    if value in (0, 1):
         raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
     return value
 
 
 def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 0.9:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 0.9")
-    return value
+    return number(text, 0, 0.9)
 
 
 def strength(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
-    return value
+    return number(text, 0, 1)
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """An option that is given bare or with True or False."""
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+METAVARS = {positive: "N", natural: "N", integer: "N", seed_number: "N", str: "TEXT", int: "N"}
 
 
 @dataclass
@@ -156,36 +191,44 @@ class Settings:
     """
 
     @classmethod
-    def parser(cls, description: str | None, multi_gpu: bool = False) -> Parser:
-        parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        cls.add_options(parser, multi_gpu)
+    def parser(cls, description: str | None) -> Parser:
+        parser = Parser(
+            description=description, usage="%(prog)s [options]", formatter_class=HelpFormatter,
+            epilog="Options that show no value are flags: --amp, --amp True, --amp False.",
+        )  # fmt: skip
+        cls.add_options(parser)
         return parser
 
     @classmethod
-    def add_options(cls, parser: argparse.ArgumentParser, multi_gpu: bool) -> None:
-        for each in cls.options(multi_gpu):
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        groups: dict[str, argparse._ArgumentGroup] = {}
+        title = ""
+        for each in cls.options():
             described: Option = each.metadata["option"]
+            title = described.group or title
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
             flags = described.flags or (f"--{each.name.replace('_', '-')}",)
             arguments = dict(described.argparse)
             if not arguments:
                 arguments = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+            elif "choices" not in arguments:
+                arguments.setdefault("metavar", METAVARS.get(arguments.get("type"), "X"))
             help = described.help.replace("{default}", f"default: {default_in_words(each)}")
-            parser.add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
+            groups[title].add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
 
     @classmethod
-    def options(cls, multi_gpu: bool = True) -> list[Field]:
-        return [f for f in fields(cls) if "option" in f.metadata and (multi_gpu or not f.metadata["option"].multi_gpu)]
+    def options(cls) -> list[Field]:
+        return [f for f in fields(cls) if "option" in f.metadata]
 
     @classmethod
-    def parse(
-        cls: type[T], description: str | None, arguments: Sequence[str] | None = None, multi_gpu: bool = False
-    ) -> T:
+    def parse(cls: type[T], description: str | None, arguments: Sequence[str] | None = None) -> T:
         """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
-        given = vars(cls.parser(description, multi_gpu).parse_args(arguments))
+        given = vars(cls.parser(description).parse_args(arguments))
         in_file: dict[str, Any] = {}
         if given.get("config"):
             one_start = {each.name for each in cls.options() if each.metadata["option"].one_start}
-            in_file = options_in_file(given["config"], lambda other: cls.add_options(other, multi_gpu=True), one_start)
+            in_file = options_in_file(given["config"], cls.add_options, one_start)
         settings = cls(**(in_file | given))
         settings.given = frozenset(in_file) | frozenset(given)
         settings.from_file = frozenset(in_file) - frozenset(given)

@@ -15,11 +15,15 @@ from train_utils.option_parsing import (
     Settings,
     boolean_or_path,
     fraction,
+    integer,
     natural,
+    natural_number,
     option,
     positive,
     positive_number,
+    seed_number,
     share,
+    strength,
 )
 
 DEMO_FOLDER = "demo_data"
@@ -33,42 +37,36 @@ class DataSettings(Settings):
 
     data_path: str | None = option(
         None, "folder of images and annotations as the labelling tool wrote it, or its annotation file (default: the "
-        f"checkpoint's; of a new run the demo dataset, drawn into {DEMO_FOLDER}/)", type=str, inherited=True,
-    )  # fmt: skip
+        f"checkpoint's; of a new run the demo's, drawn into {DEMO_FOLDER}/)", type=str, metavar="PATH", group="data",
+        inherited=True)  # fmt: skip
     train_json: str | None = option(
-        None, "COCO file of the training images, instead of --data-path", type=str, inherited=True
+        None, "COCO file of the training images, instead of --data-path", type=str, metavar="FILE", inherited=True
     )
-    val_json: str | None = option(None, "COCO file of the validation images", type=str, inherited=True)
+    val_json: str | None = option(None, "COCO file of the validation images", type=str, metavar="FILE", inherited=True)
     image_folder: str | None = option(
         None, "folder of the images of --train-json and --val-json (default: found beside them)", type=str,
-        inherited=True,
-    )  # fmt: skip
+        metavar="DIR", inherited=True)  # fmt: skip
     class_attribute: str | None = option(
-        None, "the region attribute that is the class, in VIA's files (default: the only one)", type=str, inherited=True
-    )
+        None, "the region attribute that is the class, in VIA's files (default: the only one)", type=str,
+        metavar="NAME", inherited=True)  # fmt: skip
     val_fraction: float = option(
         0.2, "share of the images for validation, where the data are not split ({default})", type=fraction,
-        changes_result=True, inherited=True,
-    )  # fmt: skip
+        changes_result=True, inherited=True)  # fmt: skip
     skip_bad: bool = option(
-        False, "leave out images and annotations that would make results wrong, and say how many, instead of stopping",
-        inherited=True,
-    )  # fmt: skip
+        False, "drop images and annotations that would make results wrong, and say how many, instead of stopping",
+        inherited=True)  # fmt: skip
     keep_empty: bool = option(
         False, "also train on images without annotations, which teach what background is", changes_result=True,
-        inherited=True,
-    )  # fmt: skip
+        inherited=True)  # fmt: skip
     boxes_from_masks: bool = option(
         False, "take the box of each object that has a mask from the mask", changes_result=True, inherited=True
     )
     crowds_are_objects: bool = option(
         False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them",
-        changes_result=True, inherited=True,
-    )  # fmt: skip
+        changes_result=True, inherited=True)  # fmt: skip
     exif: str | None = option(
         None, "turn images as their EXIF orientation says, or never (default: where only then they have the annotated "
-        "size)", choices=("apply", "ignore"), changes_result=True, inherited=True,
-    )  # fmt: skip
+        "size)", choices=("apply", "ignore"), changes_result=True, inherited=True)  # fmt: skip
 
     def is_demo(self) -> bool:
         """Whether the data are the demo's: none are named, or its folder is."""
@@ -81,177 +79,151 @@ class DataSettings(Settings):
 class TrainSettings(DataSettings):
     """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
 
-    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str)
     num_classes: int | None = option(
-        None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, inherited=True
+        None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, group="model",
+        inherited=True)  # fmt: skip
+    pretrain: bool | str = option(
+        True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
+        "from a file ({default})", type=boolean_or_path, nargs="?", const=True, metavar="True|False|FILE", demo=False,
+        inherited=True)  # fmt: skip
+    arch: str | None = option(
+        None, "torchvision's maskrcnn_resnet50_fpn, or its v2 with BatchNorm in FPN and heads (default: detected from "
+        "the weights, else v1)", choices=("v1", "v2"))  # fmt: skip
+    norm: str | None = option(
+        None, "the backbone's BatchNorm (default: batch; frozen if v1 and pretrained)", choices=("batch", "frozen")
     )
-    output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str)
-    config: str | None = option(
-        None, "JSON file of options, as args.json of an earlier run, for those that are not given; --resume, --force, "
-        "--overwrite, --test-only and --show-batch are not taken from it", type=str, metavar="FILE", one_start=True,
-    )  # fmt: skip
-    resume: str = option(
-        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, one_start=True
+    trainable_backbone_layers: int | None = option(None, "(default: 3; 5 from scratch)", type=int, choices=range(6))
+    min_size: int | list[int] = option(
+        800, "short side of the network's input ({default}); of several, training draws one per image, and evaluation "
+        "uses the last", type=positive, nargs="+", demo=128, changes_result=True, inherited=True)  # fmt: skip
+    max_size: int = option(
+        1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
     )
-    force: bool = option(False, "resume although settings differ that make it another run", one_start=True)
-    overwrite: bool = option(
-        False, "start anew in an --output-dir that holds a run, whose files are deleted", one_start=True
-    )
+    rois_per_image: int = option(
+        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, changes_result=True,
+        inherited=True)  # fmt: skip
+    proposals: int | None = option(
+        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
+        type=positive, demo=100, changes_result=True, inherited=True)  # fmt: skip
+    detections: int = option(
+        100, "most detections per image in evaluation and of the finished network ({default})", type=positive,
+        inherited=True)  # fmt: skip
+
+    epochs: int = option(26, "({default})", type=positive, group="training", demo=5, inherited=True)
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
-    epochs: int = option(26, "({default})", type=positive, demo=5, inherited=True)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
     batch_size: int = option(
         4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
-        inherited=True,
-    )  # fmt: skip
+        inherited=True)  # fmt: skip
     accumulate: int = option(
-        1, "batches per step: their gradients are added up, so that a batch of N times the images fits into memory "
-        "({default})", type=positive, metavar="N", changes_result=True, inherited=True,
-    )  # fmt: skip
-    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
-                                 type=natural)  # fmt: skip
+        1, "batches per step, whose gradients are added up, for larger steps than memory holds ({default})",
+        type=positive, changes_result=True, inherited=True)  # fmt: skip
     opt: str = option(
         "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
-        inherited=True,
-    )  # fmt: skip
+        inherited=True)  # fmt: skip
     lr: float = option(
-        PerImage(0.001), f"learning rate ({{default}}; with adamw {ADAMW_RATE:g})", type=float, demo=5e-4,
-        changes_result=True, inherited=True,
-    )  # fmt: skip
-    momentum: float = option(0.9, "of SGD ({default})", type=float, changes_result=True, inherited=True)
-    weight_decay: float = option(
-        1e-4, "({default})", "--wd", "--weight-decay", type=float, demo=0.02, changes_result=True, inherited=True
-    )
-    norm_weight_decay: float | None = option(
-        None, "weight decay of normalisation layers (default: as --weight-decay)", type=float, changes_result=True,
-        inherited=True,
-    )  # fmt: skip
-    clip_grad_norm: float | None = option(
-        None, "scale gradients down to this norm, over all weights, where theirs is larger (default: never)",
-        type=positive_number, metavar="X", changes_result=True, inherited=True,
-    )  # fmt: skip
+        PerImage(0.001), f"learning rate ({{default}}; adamw {ADAMW_RATE:g})", type=natural_number,
+        demo=5e-4, changes_result=True, inherited=True)  # fmt: skip
     lr_scheduler: str = option(
-        "multisteplr", "after the warm-up: multisteplr drops the rate at --lr-steps; cosineannealinglr lowers it after "
-        "each epoch by a cosine that reaches 0 after --epochs ({default})", type=str.lower,
-        choices=("multisteplr", "cosineannealinglr"), demo="cosineannealinglr", changes_result=True, inherited=True,
-    )  # fmt: skip
+        "multisteplr", "after the warm-up, drop the rate at --lr-steps, or lower it after each epoch by a cosine to 0 "
+        "({default})", type=str.lower, choices=("multisteplr", "cosineannealinglr"), demo="cosineannealinglr",
+        changes_result=True, inherited=True)  # fmt: skip
     lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=int, nargs="+", changes_result=True,
-        inherited=True,
+        (16, 22), "epochs at which the rate drops ({default})", type=natural, nargs="+", changes_result=True,
+        inherited=True)  # fmt: skip
+    lr_step_size: int | None = option(
+        None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive
     )  # fmt: skip
-    lr_gamma: float = option(0.1, "factor of a drop ({default})", type=float, changes_result=True, inherited=True)
-    aspect_ratio_group_factor: int = option(
-        3, "groups of aspect ratios for batches ({default}); below 1: none", type=int, changes_result=True,
-        inherited=True,
+    lr_gamma: float = option(
+        0.1, "factor of a drop ({default})", type=natural_number, changes_result=True, inherited=True
     )  # fmt: skip
+    momentum: float = option(0.9, "of SGD ({default})", type=strength, changes_result=True, inherited=True)
+    weight_decay: float = option(
+        1e-4, "({default})", "--wd", "--weight-decay", type=natural_number, demo=0.02, changes_result=True,
+        inherited=True)  # fmt: skip
+    norm_weight_decay: float | None = option(
+        None, "of normalisation layers (default: as --wd)", type=natural_number, changes_result=True, inherited=True
+    )
+    clip_grad_norm: float | None = option(
+        None, "reduce gradients to this norm, over all weights, where theirs is larger", type=positive_number,
+        changes_result=True, inherited=True)  # fmt: skip
+    patience: int | None = option(
+        None, "end the run when mask AP has not risen for so many epochs", type=positive, inherited=True
+    )
+
+    data_augmentation: str = option(
+        "hflip", "hflip: flips; multiscale: also six sizes from 0.8 times --min-size to --min-size (640 to 800); lsj: "
+        "flips and large-scale jitter, 0.1 to 2 times a square of 1.28 times --min-size (1024), for long schedules; "
+        "none ({default})", choices=("hflip", "multiscale", "lsj", "none"), group="augmentation", changes_result=True,
+        inherited=True)  # fmt: skip
+    use_copypaste: bool = option(
+        False, "with lsj: paste objects of another image of the batch into each; published gains are for schedules of "
+        "100 epochs and more", changes_result=True, inherited=True)  # fmt: skip
+    vflip: bool = option(
+        False, "also turn half of the images upside down, for aerial, medical and industrial images",
+        changes_result=True, inherited=True)  # fmt: skip
+    color_jitter: float = option(
+        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=strength,
+        changes_result=True, inherited=True)  # fmt: skip
     repeat_threshold: float = option(
         0.0, "show images of rare classes more often: a class in a share f of the images sqrt(T / f) times, if f is "
         "below T (LVIS: 0.001; {default}: never)", type=share, metavar="T", changes_result=True, inherited=True,
     )  # fmt: skip
-    pretrain: bool | str = option(
-        True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
-        "from a file ({default})", type=boolean_or_path, nargs="?", const=True, metavar="True|False|FILE", demo=False,
-        inherited=True,
-    )  # fmt: skip
-    arch: str | None = option(
-        None, "the network of torchvision's maskrcnn_resnet50_fpn, or that of maskrcnn_resnet50_fpn_v2 with BatchNorm "
-        "in FPN and heads (default: detected from the weights, else v1)", choices=("v1", "v2"),
-    )  # fmt: skip
-    trainable_backbone_layers: int | None = option(None, "(default: 3; 5 from scratch)", type=int, choices=range(6))
-    norm: str | None = option(
-        None, "the backbone's BatchNorm (default: batch; frozen if v1 and pretrained)", choices=("batch", "frozen")
+    aspect_ratio_group_factor: int = option(
+        3, "groups of aspect ratios for batches ({default}); below 1: none", type=integer, changes_result=True,
+        inherited=True)  # fmt: skip
+
+    output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str, metavar="DIR",
+                             group="output")  # fmt: skip
+    resume: str = option(
+        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, metavar="FILE|auto",
+        one_start=True)  # fmt: skip
+    force: bool = option(False, "resume although settings differ that make it another run", one_start=True)
+    overwrite: bool = option(
+        False, "delete what --output-dir holds: the run, or what came after the checkpoint of --resume", one_start=True
     )
-    amp: bool = option(
-        False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, changes_result=True,
-        inherited=True,
+    config: str | None = option(
+        None, "JSON file of options, as args.json of an earlier run, for those that are not given (not --resume, "
+        "--force, --overwrite, --hooks, --test-only, --show-batch)", type=str, metavar="FILE", one_start=True,
     )  # fmt: skip
-    min_size: int | list[int] = option(
-        800, "short side of the network's input ({default}); of several, training draws one per image, and evaluation "
-        "uses the last", type=positive, nargs="+", demo=128, changes_result=True, inherited=True,
-    )  # fmt: skip
-    max_size: int = option(
-        1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
-    )
-    data_augmentation: str = option(
-        "hflip", "hflip: flips; multiscale: also six sizes from 0.8 times --min-size to --min-size (640 to 800); lsj: "
-        "flips and large-scale jitter, 0.1 to 2 times a square of 1.28 times --min-size (1024), for long schedules; "
-        "none ({default})", choices=("hflip", "multiscale", "lsj", "none"), changes_result=True, inherited=True,
-    )  # fmt: skip
-    use_copypaste: bool = option(
-        False, "with lsj: paste objects of another image of the batch into each; published gains are for schedules of "
-        "100 epochs and more", changes_result=True, inherited=True,
-    )  # fmt: skip
-    vflip: bool = option(
-        False, "also turn half of the images upside down, for aerial, medical and industrial images",
-        changes_result=True, inherited=True,
-    )  # fmt: skip
-    color_jitter: float = option(
-        0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=share,
-        metavar="X", changes_result=True, inherited=True,
-    )  # fmt: skip
-    val_loss: bool = option(
-        False, "also compute the losses on the validation images after each epoch, for log.jsonl and the curves",
-        inherited=True,
-    )  # fmt: skip
-    patience: int | None = option(
-        None, "end the run when mask AP has not risen for so many epochs (default: never)", type=positive, metavar="N",
-        inherited=True,
-    )  # fmt: skip
-    tensorboard: bool = option(
-        False, "also write the log, the results and predictions_{epoch}.png for TensorBoard, into "
-        "--output-dir/tensorboard", inherited=True,
-    )  # fmt: skip
-    hooks: str | None = option(
-        None, "Python file with functions before_train, after_train, before_step or after_step, which are called with "
-        "the state of the run; to be given again on resume", type=str, metavar="FILE",
-    )  # fmt: skip
-    show_batch: bool = option(
-        False, "write the first batch as batch.png into --output-dir, as the network will see it, and end",
-        one_start=True,
-    )  # fmt: skip
-    rois_per_image: int = option(
-        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, changes_result=True,
-        inherited=True,
-    )  # fmt: skip
-    proposals: int | None = option(
-        None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
-        type=positive, demo=100, changes_result=True, inherited=True,
-    )  # fmt: skip
-    detections: int = option(
-        100, "most detections per image in the evaluation and of the finished network ({default})", type=positive,
-        inherited=True,
-    )  # fmt: skip
+    test_only: bool = option(False, "only evaluate what --resume or --pretrain names", one_start=True)
+    show_batch: bool = option(False, "only write the first batch, as the network sees it, as batch.png", one_start=True)
     checkpoint_every: int | None = option(
         None, "also write a checkpoint after every so many steps", type=positive, inherited=True
     )
     keep: int | None = option(
         None, "delete all checkpoints but the newest N and model_best.pth ({default})", type=positive, demo=2,
-        inherited=True,
-    )  # fmt: skip
+        inherited=True)  # fmt: skip
     print_freq: int = option(20, "steps between two log lines ({default})", type=positive)
-    seed: int = option(0, "({default})", type=natural, changes_result=True, inherited=True)
+    val_loss: bool = option(
+        False, "also compute the losses on the validation images, for log.jsonl and the curves", inherited=True
+    )
+    tensorboard: bool = option(False, "also write that for TensorBoard, in --output-dir/tensorboard", inherited=True)
+    hooks: str | None = option(
+        None, "Python file with functions before_train, after_train, before_step or after_step, called with the state "
+        "of the run; to be given again on resume", type=str, metavar="FILE", one_start=True)  # fmt: skip
+
+    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str,
+                         metavar="DEVICE", group="machine")  # fmt: skip
+    amp: bool = option(
+        False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, changes_result=True,
+        inherited=True)  # fmt: skip
+    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
+                                 type=natural)  # fmt: skip
+    seed: int = option(0, "({default})", type=seed_number, changes_result=True, inherited=True)
     deterministic: bool = option(False, "the same bits in every run on CUDA and with many processes", inherited=True)
     max_bad_steps: int = option(
         10, "stop after so many losses in a row that are not finite ({default}); such steps are not applied",
-        type=positive,
-    )  # fmt: skip
+        type=positive)  # fmt: skip
     max_bad_pictures: int = option(
         100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
-        type=natural,
-    )  # fmt: skip
-    test_only: bool = option(False, "only evaluate what --resume or --pretrain names", one_start=True)
-    lr_step_size: int | None = option(
-        None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive, multi_gpu=True
-    )
-    sync_bn: bool = option(
-        False, "BatchNorm over the batches of all processes", changes_result=True, inherited=True, multi_gpu=True
-    )
-    world_size: int = option(1, "number of processes, where torchrun does not say", type=positive, multi_gpu=True)
-    dist_url: str = option("env://", "where processes meet (default: what torchrun says)", type=str, multi_gpu=True)
+        type=natural)  # fmt: skip
+    sync_bn: bool = option(False, "BatchNorm over the batches of all processes", changes_result=True, inherited=True)
+    world_size: int = option(1, "number of processes, if not started by torchrun", type=positive)
+    dist_url: str = option("env://", "where processes meet (default: from torchrun)", type=str, metavar="URL")
     timeout: int = option(
-        600, "seconds without progress after which a process is blamed and the run ends ({default})", type=positive,
-        multi_gpu=True,
-    )  # fmt: skip
+        600, "seconds without progress after which a process is blamed and the run ends ({default})", type=positive
+    )
 
     def images_per_step(self) -> int:
         """Number of images that a process trains on in each step."""
@@ -297,36 +269,44 @@ HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: 
 class InferenceSettings(Settings):
     """What validation.py and predict.py share: which weights, and how they are run."""
 
-    weights_path: str | None = option(None, HELP_WEIGHTS, type=str)
-    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str)
+    weights_path: str | None = option(None, HELP_WEIGHTS, type=str, metavar="FILE", group="model")
     arch: str | None = option(None, "(default: detected from the weights)", choices=("v1", "v2"))
     num_classes: int | None = option(None, "without background (default: from the checkpoint)", type=positive)
-    label_json_path: str | None = option(None, "JSON with the class names, label -> name or name -> label", type=str)
-    amp: bool | None = option(None, "mixed precision (default: as in training)")
+    label_json_path: str | None = option(
+        None, "JSON with the class names, label -> name or name -> label", type=str, metavar="FILE"
+    )
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
-    tta: bool = option(
-        False, "test-time augmentation: look at each image at three sizes, as it is and mirrored, and merge what is "
-        "found; six times as slow",
-    )  # fmt: skip
     detections: int | None = option(
         None, "most detections per image (default: as in training, else 100)", type=positive
     )
+    tta: bool = option(
+        False, "test-time augmentation: three sizes of each image, plain and mirrored, merged; six times as slow"
+    )
+    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str,
+                         metavar="DEVICE", group="machine")  # fmt: skip
+    amp: bool | None = option(None, "mixed precision (default: as in training)")
 
 
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
     batch_size: int | None = option(
-        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive
+        None,
+        "images per step (default: 8 on a GPU, 1 on the CPU)",
+        "-b",
+        "--batch-size",
+        type=positive,
+        group="machine",
     )
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
-    output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str)
+    output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str,
+                                    metavar="DIR", group="output")  # fmt: skip
     results_json: str | None = option(
-        None, "score these detections, in COCO's results format, instead of a network's", type=str
+        None, "score these detections, in COCO's results format, instead of a network's", type=str, metavar="FILE"
     )
     annotation_file: str | None = option(
-        None, "with --results-json: the ground truth, in COCO's annotation format", type=str
+        None, "with --results-json: the ground truth, in COCO's annotation format", type=str, metavar="FILE"
     )
     iou_type: str | None = option(
         None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
@@ -347,21 +327,18 @@ class PredictorSettings(InferenceSettings):
     batch_size: int | None = option(
         None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
     )
-    box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=float)
-    mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=float)
+    box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=strength, group="prediction")
+    mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=strength)
     exif: str | None = option(
         None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training; "
         "else apply, but with --annotation-file only to images that then have the size in that file)",
-        choices=("apply", "ignore"),
-    )  # fmt: skip
+        choices=("apply", "ignore"))  # fmt: skip
     tile: int | None = option(
         None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",
-        type=positive,
-    )  # fmt: skip
+        type=positive)  # fmt: skip
     overlap: float | None = option(
         None, "with --tile: share of a tile's side that the next tile sees too (default: 0.2); objects up to that size "
-        "are always whole in a tile", type=share,
-    )  # fmt: skip
+        "are always whole in a tile", type=share)  # fmt: skip
 
 
 SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
@@ -374,23 +351,20 @@ class PredictSettings(PredictorSettings):
     img_path: list[str] | None = option(
         None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
         "of the validation set that the checkpoint was trained with)", type=str, nargs="+", action="extend",
-    )  # fmt: skip
-    output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str)
+        metavar="PATH", group="input and output")  # fmt: skip
+    output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str, metavar="DIR")
     save: list[str] = option(
         (), "also write the detections: COCO results (json), a COCO dataset to train on (coco), a table (csv), 16-bit "
         "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)", choices=SAVE_FORMATS,
-        nargs="+", action="extend",
-    )  # fmt: skip
+        nargs="+", action="extend")  # fmt: skip
     save_json: bool = option(False, "the same as --save json")
     annotation_file: str | None = option(
         None, "COCO file whose image ids saved detections take, by file name (default: the numbers in the file names, "
-        "else 1, 2, 3, ...)", type=str,
-    )  # fmt: skip
+        "else 1, 2, 3, ...)", type=str, metavar="FILE")  # fmt: skip
     every: int = option(1, "predict and write only every so many frames of a video ({default})", type=positive)
     webcam: int | None = option(
         None, "predict what this camera sees, show it and record it, until q, Esc or Ctrl-C (default: 0)", type=natural,
-        nargs="?", const=0, metavar="N",
-    )  # fmt: skip
+        nargs="?", const=0, metavar="N")  # fmt: skip
 
     @property
     def formats(self) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from train_utils.errors import InputError
+from train_utils.errors import InputError, warn
 
 
 class FileParser(argparse.ArgumentParser):
@@ -25,7 +25,7 @@ def options_in_file(
     Names are those of args.json or of the command line, with `-` or `_`. Values are checked as on the command line.
 
     Args:
-        add_options: adds the options that there are to a parser.
+        add_options: adds the known options to a parser.
         passed_over: names of options that a file does not set.
 
     Raises:
@@ -42,6 +42,8 @@ def options_in_file(
             near = difflib.get_close_matches(name, actions, n=1)
             raise InputError(f"{path}: there is no option '{name}'" + (f"; is '{near[0]}' meant?" if near else ""))
         if value is None or action.dest in passed_over:
+            if value is not None and action.dest == "hooks":  # which runs a file
+                warn(f"{path}: 'hooks' is not taken from a file; give --hooks {value} to run it")
             continue
         flag = action.option_strings[-1]
         words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
@@ -54,7 +56,7 @@ def options_in_file(
 
 def read_object(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (--config)") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -28,8 +28,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 
 @functools.cache
 def options_of_scripts() -> set[str]:
-    parsers = [TrainSettings.parser("", multi_gpu=flag) for flag in (False, True)]
-    parsers += [settings.parser("") for settings in (ValidationSettings, PredictSettings, ReportSettings)]
+    parsers = [each.parser("") for each in (TrainSettings, ValidationSettings, PredictSettings, ReportSettings)]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 

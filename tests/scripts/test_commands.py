@@ -28,7 +28,7 @@ from tests.helpers.project import ROOT
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
-from train_utils.option_parsing import boolean, fraction, share, strength
+from train_utils.option_parsing import boolean, fraction, natural_number, positive_number, share, strength
 from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
 from train_utils.run.folder_lock import LOCK
 from train_utils.weight_files import weights
@@ -36,8 +36,8 @@ from train_utils.weight_files.weights import PublishedFile
 
 SCRIPTS = ("train.py", "train_multi_GPU.py", "validation.py", "predict.py")
 PARSERS = {
-    "train.py": lambda: TrainSettings.parser("", multi_gpu=False),
-    "train_multi_GPU.py": lambda: TrainSettings.parser("", multi_gpu=True),
+    "train.py": lambda: TrainSettings.parser(""),
+    "train_multi_GPU.py": lambda: TrainSettings.parser(""),
     "validation.py": lambda: ValidationSettings.parser(""),
     "predict.py": lambda: PredictSettings.parser(""),
 }
@@ -117,7 +117,7 @@ def sample_values(action: argparse.Action) -> list[str]:
     if action.type is boolean:
         return ["True"]
     is_text = action.type in (None, str) or action.dest == "pretrain"
-    if action.type in (float, fraction, share, strength):
+    if action.type in (fraction, natural_number, positive_number, share, strength):
         return ["0.375"]
     return ["some_place-a"] if is_text else ["7"]
 
@@ -139,11 +139,11 @@ def test_every_option_is_taken_with_dashes_and_with_underscores(script):
 
 TRAINING_OPTIONS = """--device --data-path --num-classes --output-dir --resume --start_epoch --epochs --lr --momentum
     --wd --weight-decay --lr-steps --lr-gamma --batch_size -b --aspect-ratio-group-factor --pretrain --amp --min-size
-    --max-size --max-steps --seed -j --workers --overwrite""".split()
-MULTI_GPU_OPTIONS = "--print-freq --test-only --sync-bn --dist-url --world-size --lr-step-size".split()
+    --max-size --max-steps --seed -j --workers --overwrite --print-freq --test-only --sync-bn --dist-url --world-size
+    --lr-step-size""".split()
 OPTIONS = {
     "train.py": TRAINING_OPTIONS,
-    "train_multi_GPU.py": TRAINING_OPTIONS + MULTI_GPU_OPTIONS,
+    "train_multi_GPU.py": TRAINING_OPTIONS,
     "validation.py": """--device --num-classes --data-path --weights-path --batch-size --label-json-path --min-size
         --max-size -j --workers -b --output-dir --amp""".split(),
     "predict.py": """--device --num-classes --weights-path --img-path --output-dir --box-thresh --mask-thresh
@@ -169,9 +169,8 @@ def test_the_options_that_users_know_are_there(script):
         (["--amp", "--seed", "1"], True),
     ],
 )
-@pytest.mark.parametrize("multi_gpu", [False, True])
-def test_booleans_are_taken_bare_and_with_a_value(multi_gpu, arguments, value):
-    assert TrainSettings.parse("", arguments, multi_gpu).amp is value
+def test_booleans_are_taken_bare_and_with_a_value(arguments, value):
+    assert TrainSettings.parse("", arguments).amp is value
 
 
 @pytest.mark.parametrize(
@@ -202,6 +201,17 @@ def test_help_names_every_option_and_exits_with_0(lab, script):
     assert f"python {script}" in outcome.out or f"torchrun --nproc_per_node=8 {script}" in outcome.out
     for action in PARSERS[script]()._actions:
         assert action.option_strings[-1] in outcome.out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_group_of_the_help_fits_on_a_screen(monkeypatch, script):
+    """24 lines of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "200")
+    groups = re.split(r"^(?=[a-z ]+:$)", PARSERS[script]().format_help(), flags=re.MULTILINE)[1:]
+    assert len(groups) >= 3
+    for group in groups:
+        lines = group.rstrip().splitlines()
+        assert len(lines) <= 24 and max(map(len, lines)) <= 100, lines[0]
 
 
 # ------------------------------------------------------------------------------------------------ what a run leaves
@@ -595,7 +605,7 @@ def test_without_picture_one_of_the_validation_set_is_taken(lab, first, scratch)
 def together(lab: Path, start: Path) -> tuple[Path, Outcome]:
     """The folder that two processes leave after three steps of two pictures, one each."""
     arguments = [*SMALL, "--batch-size", "1", "--output-dir", "together", "--epochs", "1", "--pretrain", "start.pth"]
-    return lab / "together", succeeded(under_torchrun(2, lab, "train_multi_GPU.py", *arguments))
+    return lab / "together", succeeded(under_torchrun(2, lab, "train.py", *arguments))
 
 
 @pytest.mark.slow

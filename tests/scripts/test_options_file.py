@@ -7,13 +7,14 @@ import pytest
 
 from tests.helpers.commands import assert_refused, run
 from train_utils.errors import InputError
+from train_utils.option_parsing import boolean_or_path
 from train_utils.options import DataSettings, TrainSettings
 
 
-def parsed(folder: Path, content: object, *words: str, multi_gpu: bool = False) -> TrainSettings:
+def parsed(folder: Path, content: object, *words: str) -> TrainSettings:
     file = folder / "options.json"
     file.write_text(json.dumps(content))
-    return TrainSettings.parse("", ["--config", str(file), *words], multi_gpu)
+    return TrainSettings.parse("", ["--config", str(file), *words])
 
 
 def args_json(words: list[str]) -> dict:
@@ -61,9 +62,28 @@ def test_options_of_one_start_are_not_taken(tmp_path):
     assert not (settings.overwrite or settings.force or settings.resume or settings.test_only or settings.show_batch)
 
 
-def test_options_of_several_gpus_are_known_to_both_scripts(tmp_path):
-    for multi_gpu in (False, True):
-        assert parsed(tmp_path, {"timeout": 9, "sync_bn": False}, multi_gpu=multi_gpu).timeout == 9
+def test_hooks_of_a_file_are_not_run_but_named(tmp_path, capsys):
+    """A file of another person must not run code."""
+    assert parsed(tmp_path, {"hooks": "theirs.py"}).hooks is None
+    assert "'hooks' is not taken from a file; give --hooks theirs.py" in capsys.readouterr().err
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "o.json").write_text('{"epochs": 3}', encoding="utf-8-sig")
+    assert TrainSettings.parse("", ["--config", str(tmp_path / "o.json")]).epochs == 3
+
+
+NUMBERS = sorted(each.name for each in TrainSettings.options() if (kind := each.metadata["option"].argparse.get("type"))
+                 and kind not in (str, str.lower, boolean_or_path))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_no_run_can_use_are_refused_where_they_are_parsed(tmp_path, name, capsys):
+    for value in (float("nan"), float("inf"), -float("inf"), 1e300, 10**30):
+        with pytest.raises(InputError, match=name.replace("_", "-") + "|--wd"):
+            parsed(tmp_path, {name: value})
+        with pytest.raises(SystemExit):
+            TrainSettings.parse("", [f"--{name}={value}"])
 
 
 def test_a_share_that_the_run_had_by_default_is_not_asked_for(tmp_path):
@@ -75,8 +95,8 @@ def test_a_share_that_the_run_had_by_default_is_not_asked_for(tmp_path):
 FLAWED = {
     "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; is 'epochs' meant?"),
     "nothing like it": ({"zzz": 3}, "there is no option 'zzz'"),
-    "type": ({"epochs": "many"}, "argument --epochs: invalid positive value: 'many'"),
-    "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 0.9"),
+    "type": ({"epochs": "many"}, "argument --epochs: 'many' is not a whole number"),
+    "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 1"),
     "choice": ({"data_augmentation": "cutout"}, "argument --data-augmentation: invalid choice"),
     "list": ({"epochs": [1, 2]}, "argument|unrecognized"),
     "object": ({"epochs": {"a": 1}}, "argument --epochs"),
