@@ -1,10 +1,11 @@
 """Annotations in COCO's form and images in, (image, target) items out.
 
-The annotations stay in their file until an item wants them (dataset_files/coco_index.py says where they are), so that
-COCO's million costs no worker a Python object.
+The annotations stay in their file until an item needs them (dataset_files/coco_index.py knows where they are), so that
+COCO's million of them costs no worker a Python object.
 """
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
-from dataset_files.coco_index import AS_WRITTEN, Reading, open_index
+from dataset_files.coco_index import AS_WRITTEN
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
-from dataset_files.dataset import ObjectCounts
-from dataset_files.file_names import resolve
+from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
 from dataset_files.image_reading import read_image
 from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
@@ -30,25 +30,17 @@ from transforms import Transform, collate_fn
 
 
 class CocoDetection(Dataset):
-    """Images and instances of one split, from a COCO file.
-
-    Folders: `root/annotations/instances_{dataset}{years}.json` and `root/{dataset}{years}/`. `of_split` opens
-    annotations of any layout.
+    """Images and instances of one split; see `InstanceDataset` for what it offers.
 
     For training, crowds are left out, and so are objects without a box or mask and images that are then without object.
     Any other split keeps every image and every crowd.
 
     Args:
-        skip_bad: leave out what would make results wrong, and note it in `problems`, instead of raising.
-        keep_empty: train on images that have no annotation at all, too: all that they show is background.
-        boxes_from_masks, crowds_are_objects: see `Reading`.
-
-    Attributes:
-        class_names: label -> name, for the file's categories.
-        category_ids: label -> category id, in the ground truth and in written results.
-        source: what messages name: the annotation file, or the file or folder that it was converted from.
-        problems: what is wrong with it.
-        exif: see `read_image`.
+        root: a folder with `annotations/instances_{dataset}{years}.json` and `{dataset}{years}/`; or an opened split of
+            any layout.
+        dataset: "train" for training; any other name for evaluation.
+        transforms: applied to each item; may be replaced later.
+        plan: which images and objects to offer.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -56,117 +48,63 @@ class CocoDetection(Dataset):
     """
 
     collate_fn = staticmethod(collate_fn)
-    kept_in_evaluation = "kept"  # what training leaves out
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | OpenedSplit,
         dataset: str = "train",
         transforms: Transform | None = None,
         years: str = "2017",
         *,
-        skip_bad: bool = False,
-        keep_empty: bool = False,
-        boxes_from_masks: bool = False,
-        crowds_are_objects: bool = False,
+        plan: ItemPlan = EVERYTHING,
     ):
-        root = Path(root)
-        split = SplitFiles(
-            dataset, root / "annotations" / f"instances_{dataset}{years}.json", root / f"{dataset}{years}"
-        )
-        for path in (split.source, split.image_folder):
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
-        reading = Reading(boxes_from_masks, crowds_are_objects)
-        index = open_index(split.source, reading)
-        opened = OpenedSplit(index, index.problems)
-        self.begin(split, opened, reading, dataset == "train", transforms, skip_bad, keep_empty)
-
-    @classmethod
-    def of_split(
-        cls,
-        split: SplitFiles,
-        training: bool,
-        transforms: Transform | None = None,
-        *,
-        reading: Reading = AS_WRITTEN,
-        skip_bad: bool = False,
-        keep_empty: bool = False,
-        key: str = "",
-        exif: str | None = None,
-    ) -> "CocoDetection":
-        """A split of any layout; annotations that are no COCO file, or a flawed one, are converted first.
-
-        Args:
-            key: see `open_split_index`.
-        """
-        self = cls.__new__(cls)
-        opened = open_split_index(split, reading, key)
-        resolved = resolve(opened.index.file_names.tolist(), split.image_folder)
-        opened.problems.update(resolved.problems)
-        if resolved.problems.counts:
-            opened.index.file_names = np.array(resolved.names, dtype=np.str_)
-        self.begin(split, opened, reading, training, transforms, skip_bad, keep_empty)
-        self.exif = exif
-        return self
-
-    def begin(
-        self,
-        split: SplitFiles,
-        opened: OpenedSplit,
-        reading: Reading,
-        training: bool,
-        transforms: Transform | None,
-        skip_bad: bool,
-        keep_empty: bool,
-    ) -> None:
-        self.source, self.image_folder = split.source, split.image_folder
-        self.index, self.problems = opened.index, opened.problems
-        self.reading = reading
-        self.problems.require_none_wrong(self.source, skip_bad)
+        opened = root if isinstance(root, OpenedSplit) else open_split_index(coco_split(Path(root), dataset, years))
+        self.source, self.image_folder = opened.split.source, opened.split.image_folder
+        self.index, self.reading, self.problems = opened.index, opened.reading, opened.problems
+        self.problems.require_none_wrong(self.source, plan.skip_bad)
+        self.transforms = transforms
+        self.exif = plan.exif
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
-        self.training = training
-        self.transforms = transforms
-        self.exif: str | None = None
-        self.pictures = np.arange(len(self.index.image_ids))
-        self.own_images = self.pictures  # with those that training leaves out
-        self.without_objects = 0
-        if training:
-            self.pictures = np.flatnonzero((self.index.usable_counts() > 0) | (keep_empty & self.index.bare))
-            self.without_objects = len(self.index.image_ids) - len(self.pictures)
-        # Whether the ground truth is the file as it stands.
-        self.is_whole = not self.problems.counts and reading == AS_WRITTEN and self.index.path == self.source
-        self._coco = None
+        self.training = dataset == "train"
+        names = self.index.file_names.tolist()
+        is_own = np.array([plan.images is None or name in plan.images for name in names], dtype=bool)
+        self.own_images = np.flatnonzero(is_own)  # with those that training leaves out
+        self.image_indices = self.own_images
+        if self.training:
+            is_kept = (self.index.usable_counts() > 0) | (plan.keep_empty & self.index.bare)
+            self.image_indices = np.flatnonzero(is_own & is_kept)
+        self.without_objects = len(self.own_images) - len(self.image_indices)
+        self._coco: Any = None
 
-    def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
-        """Take the labels and category ids of another table, matched by name.
+    def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "CocoDetection":
+        """Return the dataset with the labels and category ids of another table, matched by name.
 
         Objects of classes that the table lacks are left out.
-
-        Returns:
-            The names of those classes that occur in objects here.
         """
+        remapped = copy.copy(self)
         label_of_name = {name: label for label, name in class_names.items()}
-        own_names = self.index.categories
-        label_of = {c: label_of_name[name] for c, name in own_names.items() if name in label_of_name}
-        lacking = [c for c in own_names if c not in label_of]
-        if label_of != self.label_of or dict(category_ids) != self.category_ids:
-            self.is_whole = self.is_whole and not lacking and all(category_ids[k] == c for c, k in label_of.items())
-        self.label_of, self.class_names, self.category_ids = label_of, dict(class_names), dict(category_ids)
-        self._coco = None
-        occurring = set(np.unique(self.index.category_ids).tolist())
-        return [own_names[c] for c in lacking if c in occurring]
+        remapped.label_of = {c: label_of_name[n] for c, n in self.index.categories.items() if n in label_of_name}
+        remapped.class_names, remapped.category_ids = dict(class_names), dict(category_ids)
+        remapped._coco = None
+        return remapped
+
+    def drop_items(self, items: Sequence[int]) -> "CocoDetection":
+        """Return the dataset without these items; the others close up."""
+        smaller = copy.copy(self)
+        smaller.image_indices = np.delete(self.image_indices, np.array(items, dtype=np.int64))
+        smaller._coco = None
+        return smaller
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
         """Item i.
 
         Returns:
-            Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the picture, `labels`
+            Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels`
             int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
         """
         path = self.image_path(i)
@@ -205,7 +143,7 @@ class CocoDetection(Dataset):
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
         """The annotations of item i as in the file, but for what `reading` changes and classes that are left out."""
-        annotations = self.index.annotations(self.pictures[i], only_usable)
+        annotations = self.index.annotations(self.image_indices[i], only_usable)
         annotations = [a for a in annotations if a["category_id"] in self.label_of]
         for annotation in annotations:
             if self.reading.boxes_from_masks:
@@ -215,44 +153,33 @@ class CocoDetection(Dataset):
         return annotations
 
     def image_id(self, i: int) -> int:
-        return int(self.index.image_ids[self.pictures[i]])
+        return int(self.index.image_ids[self.image_indices[i]])
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
         """Of image i, from the annotations, without opening it."""
-        height, width = self.index.sizes[self.pictures[i]].tolist()
+        height, width = self.index.sizes[self.image_indices[i]].tolist()
         return height, width
 
     def image_names(self) -> list[str]:
         """The file of each image below `image_folder`."""
-        return self.index.file_names[self.pictures].tolist()
+        return self.index.file_names[self.image_indices].tolist()
 
     def image_path(self, i: int) -> Path:
-        return self.image_folder / str(self.index.file_names[self.pictures[i]])
-
-    def drop_items(self, items: Sequence[int]) -> None:
-        """Continue without these items; the others close up."""
-        self.pictures = np.delete(self.pictures, np.array(items, dtype=np.int64))
-        self.is_whole = self.is_whole and not len(items)
+        return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
     def counts(self) -> ObjectCounts:
         """How many objects of its images the split has, and what is not trained on."""
-        chosen = np.isin(self.index.owners(), self.own_images if self.training else self.pictures)
+        chosen = np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
-        empty = int(self.index.bare[self.pictures].sum()) if self.training else 0
+        empty = int(self.index.bare[self.image_indices].sum()) if self.training else 0
         most = int(per_image.max(initial=0))
         return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty)
-
-    def restrict_to(self, names: set[str]) -> None:
-        """Count only images of these names as this split's own, of a file that holds another split as well."""
-        own = np.array([name in names for name in self.index.file_names.tolist()], dtype=bool)
-        self.own_images = np.flatnonzero(own)
-        self.without_objects = len(self.own_images) - len(self.pictures)
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are no crowds, and crowds."""
         owners = self.index.owners()
-        here = np.isin(owners, self.own_images if self.training else self.pictures)
+        here = np.isin(owners, self.own_images if self.training else self.image_indices)
         table = {}
         for category, label in self.label_of.items():
             crowds = self.index.crowds[here & (self.index.category_ids == category)]
@@ -261,11 +188,8 @@ class CocoDetection(Dataset):
 
     def classes_of_images(self) -> list[list[int]]:
         """The category ids of the objects of each item, in training of those that are trained on."""
-        chosen = self.index.usable if self.training else np.ones(len(self.index.usable), dtype=bool)
-        return [
-            np.unique(self.index.category_ids[first:end][chosen[first:end]]).tolist()
-            for first, end in zip(self.index.first[self.pictures], self.index.first[self.pictures + 1])
-        ]
+        of_all = self.index.classes_of_images(only_usable=self.training)
+        return [of_all[place] for place in self.image_indices]
 
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
@@ -274,12 +198,23 @@ class CocoDetection(Dataset):
     @property
     def coco(self) -> Any:
         """Ground truth for the evaluation, made on first use: a COCO object of hotcoco."""
-        if self._coco is None and self.is_whole:
+        if self._coco is None and self.is_whole():
             with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
                 self._coco = coco_object(str(self.source))
         if self._coco is None:
             self._coco = coco_object(self.coco_content())
         return self._coco
+
+    def is_whole(self) -> bool:
+        """Whether the ground truth is the file as it stands."""
+        as_written = self.index.path == self.source and self.reading == AS_WRITTEN and not self.problems.counts
+        own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())
+        return (
+            as_written
+            and own_ids
+            and self.label_of.keys() == self.index.categories.keys()
+            and (len(self) == len(self.index.image_ids))
+        )
 
     def coco_content(self) -> dict:
         """The split as the content of a COCO file, without what was left out and in a form that every reader takes.
@@ -287,9 +222,9 @@ class CocoDetection(Dataset):
         Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish.
         """
         images, annotations = [], []
-        for i, picture in enumerate(self.pictures):
+        for i, place in enumerate(self.image_indices):
             height, width = self.get_height_and_width(i)
-            name = str(self.index.file_names[picture])
+            name = str(self.index.file_names[place])
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
             for a in self.annotations(i, only_usable=False):
                 code = packed_code(a, height, width)
@@ -312,6 +247,15 @@ class CocoDetection(Dataset):
             annotations = [a | {"id": number} for number, a in enumerate(annotations, start=1)]
         categories = [{"id": key, "name": self.class_names[label]} for label, key in self.category_ids.items()]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
+    """Return the files of a split in COCO's own layout."""
+    split = SplitFiles(dataset, root / "annotations" / f"instances_{dataset}{years}.json", root / f"{dataset}{years}")
+    for path in (split.source, split.image_folder):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
+    return split
 
 
 def box_code(box: Sequence[float], height: int, width: int) -> dict:

@@ -62,7 +62,7 @@ def example_image(trained: TrainedModel) -> Path:
     if not trained.trained_with.get("data_path") and not trained.trained_with.get("train_json"):
         raise InputError(f"{trained.path}: does not say which data it was trained on; give --img-path")
     with reading_input():
-        dataset = open_held_out(DataSettings(), trained.trained_with)
+        dataset = open_held_out(DataSettings(), trained.trained_with, trained.held_out)
     best = max(range(min(len(dataset), 20)), key=lambda i: min(len(dataset.target(i)["labels"]), 4))
     return dataset.image_path(best)
 

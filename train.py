@@ -36,7 +36,7 @@ from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.models import build_training_model
-from train_utils.open_data import num_classes_for, open_training_data
+from train_utils.open_data import held_out_images, num_classes_for, open_training_data
 from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import write_checkpoint
@@ -67,7 +67,8 @@ def main(settings: TrainSettings) -> None:
         settings.data_path = DEMO_FOLDER
         with reading_input():
             run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
-    train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
+    held_out = checkpoint.content.get("facts", {}).get("held_out") if checkpoint else None
+    train_set, val_set = open_training_data(settings, settings.seed, settings.detections, held_out)
     train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
     train_loader = training_loader(
@@ -76,7 +77,8 @@ def main(settings: TrainSettings) -> None:
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
-    facts = {"data": fingerprint(train_set), "processes": world_size()}
+    held_out = held_out_images(train_set, val_set)
+    facts = {"data": fingerprint(train_set), "processes": world_size(), "held_out": held_out}
     if settings.show_batch:
         return write_batch_sheet(train_loader, settings, classes.names)
 

@@ -22,7 +22,7 @@ from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.metrics.results_file import official_table, score_results_file
-from train_utils.open_data import adopt_classes, open_validation_data
+from train_utils.open_data import match_classes, open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.trained_model import open_trained_model
 
@@ -47,12 +47,12 @@ def main(settings: ValidationSettings) -> None:
     path, classes = trained.path, trained.classes
 
     # Data
-    dataset = open_validation_data(settings, trained.trained_with, trained.config.detections)
+    dataset = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
         if classes.are_named():
-            adopt_classes(dataset, classes.names, classes.category_ids, str(path))
+            dataset = match_classes(dataset, classes.names, classes.category_ids, str(path))
         else:
             classes.require_labels_of(dataset, path)
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)

@@ -114,6 +114,14 @@ class CocoIndex:
         """int64 [P]: how many objects of each image training can learn from."""
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
+    def classes_of_images(self, only_usable: bool = False) -> list[list[int]]:
+        """The category ids of the objects of each image."""
+        chosen = self.usable if only_usable else np.ones(len(self.usable), dtype=bool)
+        return [
+            np.unique(self.category_ids[first:end][chosen[first:end]]).tolist()
+            for first, end in zip(self.first, self.first[1:])
+        ]
+
 
 AS_WRITTEN = Reading()
 

@@ -6,32 +6,37 @@ file that it was read from changes.
 
 import json
 import os
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
 
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
 from dataset_files.coco_file import NoCategory
-from dataset_files.coco_index import CocoIndex, Reading, locked, open_index
+from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, locked, open_index
 from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.file_names import resolve
 from dataset_files.problems import Problems
 
 VERSION = 2  # of stored conversions
 
 
-@dataclass
+@dataclass(frozen=True)
 class OpenedSplit:
-    """The index of a split's COCO file, and the problems of the conversion and of the file together."""
+    """The index of a split's COCO file, how it was read, and the problems of conversion, file and file names."""
 
+    split: SplitFiles
     index: CocoIndex
+    reading: Reading
     problems: Problems
 
 
-def open_split_index(split: SplitFiles, reading: Reading, key: str = "") -> OpenedSplit:
-    """The index of a split in any layout.
+def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str = "") -> OpenedSplit:
+    """Open the annotations of a split in any layout, and find the image files that they name.
 
     Args:
         key: what the conversion depends on besides the files.
@@ -39,32 +44,37 @@ def open_split_index(split: SplitFiles, reading: Reading, key: str = "") -> Open
     Raises:
         ValueError: the annotations cannot be used; the message names the file.
     """
-    if split.convert is not None:
-        return open_converted(split, split.convert, split.inputs(), reading, key)
+    index, problems = open_converted(split, reading, key) if split.convert else open_coco_file(split, reading)
+    together = Problems()
+    resolved = resolve(index.file_names.tolist(), split.image_folder)
+    for found in (problems, index.problems, resolved.problems):
+        together.update(found)
+    if resolved.problems.counts:
+        index = replace(index, file_names=np.array(resolved.names, dtype=np.str_))
+    return OpenedSplit(split, index, reading, together)
+
+
+def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Problems]:
+    """Index a COCO file as it is, or a repaired copy if that has other problems."""
+    repaired = replace(split, convert=partial(coco_repair.repair, split.source, split.image_folder))
     try:
         index = open_index(split.source, reading)
     except ValueError as error:
         if not coco_repair.worth_repairing(None, error):
             raise
-        return open_repaired(split, reading)
+        return open_converted(repaired, reading, "repair")
     if coco_repair.worth_repairing(index.problems, None):
-        repaired = open_repaired(split, reading)
-        if repaired.problems.counts != index.problems.counts:
-            return repaired
-    return OpenedSplit(index, index.problems)
+        copy, found = open_converted(repaired, reading, "repair")
+        if found.counts or copy.problems.counts != index.problems.counts:
+            return copy, found
+    return index, Problems()
 
 
-def open_repaired(split: SplitFiles, reading: Reading) -> OpenedSplit:
-    return open_converted(
-        split, lambda: coco_repair.repair(split.source, split.image_folder), [split.source], reading, "repair"
-    )
-
-
-def open_converted(
-    split: SplitFiles, convert: Callable[[], Converted], inputs: Iterable[Path], reading: Reading, key: str
-) -> OpenedSplit:
+def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
+    """Convert a split, or find its stored conversion; return the index of the result and the conversion's problems."""
+    assert split.convert is not None
     place = storage_folder() / f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}.json"
-    stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *inputs})))
+    stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *split.inputs()})))
     problems = stored_problems(place, stamp)
     if problems is None:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -73,20 +83,16 @@ def open_converted(
         with locked(lock):  # of several processes one converts, the others wait here and find it
             problems = stored_problems(place, stamp)
             if problems is None:
-                problems = store(place, stamp, convert())
+                problems = store(place, stamp, split.convert())
     try:
-        index = open_index(place, reading)
+        return open_index(place, reading), problems
     except ValueError as error:
         if problems.wrong():  # the reader's reasons come first: the index's follow from them
             raise ValueError(f"{split.source}: {problems.summary()}") from error
-        if split.convert is not None and isinstance(error.__cause__, NoCategory):
+        if key != "repair" and isinstance(error.__cause__, NoCategory):
             reasons = "".join(f"; {problems.in_words(kind)}" for kind in problems.harmless())
             raise ValueError(f"{split.source}: no image has an object{reasons}") from error
         raise ValueError(str(error).replace(str(place), str(split.source))) from error
-    together = Problems()
-    together.update(problems)
-    together.update(index.problems)
-    return OpenedSplit(index, together)
 
 
 def store(place: Path, stamp: str, converted: Converted) -> Problems:

@@ -1,6 +1,6 @@
 """The contract of a dataset: what loaders, the check and the evaluation ask of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,8 +24,27 @@ class ObjectCounts(NamedTuple):
     empty_images: int = 0
 
 
+class ItemPlan(NamedTuple):
+    """Which images and objects of a split a dataset offers.
+
+    Attributes:
+        images: names of the images that belong to this side of a divided file; None for all.
+        keep_empty: train also on images that have no annotation at all; all that they show is background.
+        skip_bad: drop what would make results wrong instead of raising; it is noted in `problems` either way.
+        exif: how images with an EXIF orientation are read, see `read_image`.
+    """
+
+    images: Set[str] | None = None
+    keep_empty: bool = False
+    skip_bad: bool = False
+    exif: str | None = None
+
+
+EVERYTHING = ItemPlan()
+
+
 class InstanceDataset(Protocol):
-    """Images and instances of one split.
+    """Images and instances of one split. Nothing but `transforms` changes once it is built.
 
     An item is an image, uint8 [3, H, W], and a target: `boxes` float32 [N, 4], x1y1x2y2 in its pixels, `labels` int64
     [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
@@ -34,11 +53,10 @@ class InstanceDataset(Protocol):
         class_names: label -> name.
         category_ids: label -> category id in the annotations and in written results.
         training: whether items are for training: without crowds, and images without objects are left out.
-        source: the file or folder that messages name.
+        source: what messages name: the annotation file, or the file or folder that it was converted from.
         problems: what is wrong with the annotations.
         image_folder: the folder that `image_names` are relative to.
         exif: how images with an EXIF orientation are read, see `read_image`.
-        kept_in_evaluation: what becomes, outside training, of what training leaves out; in words.
         collate_fn: items -> (images, targets).
         coco: the ground truth as a COCO object; created on first use.
     """
@@ -51,7 +69,6 @@ class InstanceDataset(Protocol):
     image_folder: Path
     exif: str | None
     transforms: Callable | None
-    kept_in_evaluation: str
 
     @property
     def collate_fn(self) -> Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]: ...
@@ -84,12 +101,11 @@ class InstanceDataset(Protocol):
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are no crowds, and crowds."""
 
-    def adopt_classes(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> list[str]:
-        """Take the labels and category ids of another table, matched by name.
+    def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "InstanceDataset":
+        """Return the dataset with the labels and category ids of another table, matched by name.
 
-        Returns:
-            The names of classes that occur here and that the table lacks; their objects are left out.
+        Objects of classes that the table lacks are left out.
         """
 
-    def drop_items(self, items: Sequence[int]) -> None:
-        """Continue without these items; the others close up."""
+    def drop_items(self, items: Sequence[int]) -> "InstanceDataset":
+        """Return the dataset without these items; the others close up."""

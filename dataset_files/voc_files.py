@@ -1,20 +1,27 @@
-"""Read single files of Pascal VOC: lists, XML annotations, PNGs of masks. Invalid ones are noted as problems.
+"""Convert the lists of Pascal VOC's devkit, with their XML annotations and PNGs of masks, to COCO's form.
 
 Only files of the devkit's layout are opened, whatever a file names, and no entity of an XML file is expanded.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
 from PIL import Image
 
+from dataset_files.boxes import ious
+from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.problems import Problems, leaves_folder, shown
+from network_files.masks.instance_masks import crop_to_content
+from network_files.masks.rle import compress, encode_crop
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -22,6 +29,10 @@ VOC_CLASSES = (
 )  # fmt: skip
 VOID_LABEL = 255  # palette index of the contours between objects, which belong to no object
 LARGEST_XML = 10 << 20  # bytes
+SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
+READERS = 4  # threads
+
+Crop: TypeAlias = tuple[int, int, np.ndarray]  # left, top and bool [h, w]
 
 
 @dataclass
@@ -31,12 +42,159 @@ class VOCObject:
     difficult: bool
 
 
-@dataclass
-class VOCPicture:
-    name: str
-    size: tuple[int, int]  # height, width
-    objects: list[VOCObject]
-    is_bare: bool = False  # its XML has no object, not even an invalid one
+class VOCImage(NamedTuple):
+    """Size (height, width), objects and problems of one image; `is_usable` if it belongs to the data set."""
+
+    size: tuple[int, int]
+    objects: list[dict]
+    problems: Problems
+    is_usable: bool
+
+
+def find_voc_folder(root: str | Path, year: str) -> Path:
+    """Return the folder VOC{year}, which is `root`, or lies in it or in its VOCdevkit.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = Path(root)
+    for folder in (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"):
+        if (folder / "ImageSets" / "Segmentation").is_dir():
+            return folder
+    raise FileNotFoundError(f"{root}: no VOCdevkit/VOC{year} in it")
+
+
+def voc_split(folder: Path, txt_name: str) -> SplitFiles:
+    """Return the split that a list in ImageSets/Segmentation names."""
+    listed = folder / "ImageSets" / "Segmentation" / txt_name
+    name = "train" if txt_name.startswith("train") else "val"
+    return SplitFiles(
+        name, listed, folder / "JPEGImages", partial(convert_list, folder, listed), partial(input_files, folder, listed)
+    )
+
+
+def input_files(folder: Path, listed: Path) -> list[Path]:
+    names = read_list(listed, Problems()).values()
+    return [place(folder, name) for name in names for place in (xml_path, instances_path, classes_path)]
+
+
+def xml_path(folder: Path, name: str) -> Path:
+    return folder / "Annotations" / f"{name}.xml"
+
+
+def instances_path(folder: Path, name: str) -> Path:
+    return folder / "SegmentationObject" / f"{name}.png"
+
+
+def classes_path(folder: Path, name: str) -> Path:
+    return folder / "SegmentationClass" / f"{name}.png"
+
+
+def convert_list(folder: Path, listed: Path) -> Converted:
+    """Convert the images of a list to COCO's form; an image's id is its line number.
+
+    Difficult objects become crowds. So do objects without a mask, which cover their box.
+    """
+    problems = Problems()
+    names = read_list(listed, problems)
+    categories = [{"id": label, "name": name} for label, name in enumerate(VOC_CLASSES, start=1)]
+    images: list[dict] = []
+    annotations: list[dict] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(partial(read_voc_image, folder), names.values())
+        for (number, name), image in zip(names.items(), read):
+            problems.update(image.problems)
+            if image.is_usable:
+                height, width = image.size
+                images.append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
+                for entry in image.objects:
+                    annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
+    return Converted({"images": images, "annotations": annotations, "categories": categories}, problems)
+
+
+def read_voc_image(folder: Path, name: str) -> VOCImage:
+    """Read one image's XML file and masks. An image is not usable if its files, or all its objects, are invalid."""
+    problems = Problems()
+    try:
+        root = parse_xml(xml_path(folder, name))
+        size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
+    except (ValueError, OSError) as error:
+        problems.add("xml", f"Annotations/{name}.xml: {error}")
+        return VOCImage((0, 0), [], problems, False)
+    objects = []
+    elements = root.findall("object")
+    for number, element in enumerate(elements, start=1):
+        where = f"Annotations/{name}.xml, object {number}"
+        try:
+            thing = read_object(element, size)
+        except UnusableObject as error:
+            problems.add(error.kind, f"{where}: {error}")
+            continue
+        if thing.box[0] >= thing.box[2] or thing.box[1] >= thing.box[3]:
+            problems.add("box outside", f"{where} in {size[1]}x{size[0]}")
+        else:
+            objects.append((number, thing))
+    try:
+        matched = match_masks([thing for _, thing in objects], *read_masks(folder, name, size)) if objects else []
+    except (FileNotFoundError, ValueError) as error:
+        problems.add("masks", str(error))
+        return VOCImage(size, [], problems, False)
+    entries = []
+    for (number, thing), crop in zip(objects, matched):
+        if crop is None and not thing.difficult:
+            class_name = VOC_CLASSES[thing.label - 1]
+            problems.add("no mask", f"Annotations/{name}.xml, object {number}, '{class_name}'")
+        entries.append(annotation_of(thing, crop, size))
+    return VOCImage(size, entries, problems, bool(entries or not elements))
+
+
+def annotation_of(thing: VOCObject, crop: Crop | None, size: tuple[int, int]) -> dict:
+    """Return an object in COCO's form; without a crop its mask is its box."""
+    x1, y1, x2, y2 = thing.box
+    if crop is None:
+        left, top = int(x1), int(y1)
+        crop = left, top, np.ones((max(int(y2) - top, 1), max(int(x2) - left, 1)), dtype=bool)
+        thing = VOCObject(thing.label, thing.box, difficult=True)
+    left, top, pixels = crop
+    (code,) = compress([encode_crop(pixels, left, top, *size)])
+    return {
+        "category_id": thing.label,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": float(np.count_nonzero(pixels)),
+        "iscrowd": int(thing.difficult),
+        "segmentation": {"size": list(size), "counts": code["counts"].decode()},
+    }
+
+
+def read_masks(folder: Path, name: str, size: tuple[int, int]) -> tuple[list[Crop], list[int]]:
+    """Read the instances of an image's PNGs: their crops, and the class that most of their pixels have."""
+    instances = read_palette_png(instances_path(folder, name), size)
+    classes = read_palette_png(classes_path(folder, name), size)
+    crops, labels = [], []
+    for number in np.unique(instances):
+        if number not in (0, VOID_LABEL):
+            left, top, crop = crop_to_content(instances == number)
+            crops.append((left, top, crop))
+            within = classes[top : top + crop.shape[0], left : left + crop.shape[1]][crop]
+            labels.append(int(np.bincount(within).argmax()))
+    return crops, labels
+
+
+def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], labels: Sequence[int]) -> list[Crop | None]:
+    """Return the crop of each XML object's mask, or None: pairs by class and by overlap, the best first.
+
+    The order of the XML says nothing: objects without a mask stand between others.
+    """
+    boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
+    overlap = ious(np.array([thing.box for thing in objects])[:, None], boxes)
+    same_class = np.array([[thing.label == label for label in labels] for thing in objects], dtype=bool)
+    overlap *= same_class.reshape(overlap.shape)
+    matched: list[Crop | None] = [None] * len(objects)
+    while overlap.size and overlap.max() >= SMALLEST_OVERLAP:
+        row, column = map(int, np.unravel_index(overlap.argmax(), overlap.shape))
+        matched[row] = crops[column]
+        overlap[row, :] = overlap[:, column] = 0
+    return matched
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
@@ -51,31 +209,6 @@ def read_list(path: Path, problems: Problems) -> dict[int, str]:
         raise ValueError(f"{path}: lists no image")
     problems.add_all("file name", (name for name in lines if leaves_folder(name)), shown)
     return {number: name for number, name in enumerate(lines, start=1) if not leaves_folder(name)}
-
-
-def read_annotation(folder: Path, name: str, problems: Problems) -> VOCPicture | None:
-    """Read one XML file of the devkit in `folder`; None if it is invalid.
-
-    Boxes there are 1-based whole pixels, both ends included; parts of objects are skipped.
-    """
-    path = folder / "Annotations" / f"{name}.xml"
-    try:
-        root = parse_xml(path)
-        size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
-    except (ValueError, OSError) as error:
-        problems.add("xml", f"Annotations/{name}.xml: {error}")
-        return None
-    objects = []
-    for number, element in enumerate(root.findall("object"), start=1):
-        try:
-            objects.append(read_object(element, size))
-        except UnusableObject as error:
-            problems.add(error.kind, f"Annotations/{name}.xml, object {number}: {error}")
-        else:
-            if objects[-1].box[0] >= objects[-1].box[2] or objects[-1].box[1] >= objects[-1].box[3]:
-                problems.add("box outside", f"Annotations/{name}.xml, object {number} in {size[1]}x{size[0]}")
-                objects[-1].difficult = True  # so that it is neither trained on nor scored
-    return VOCPicture(name, size, objects, is_bare=root.find("object") is None)
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
@@ -144,12 +277,6 @@ def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> 
     height, width = map(float, size)
     x1, y1, x2, y2 = min(max(x1 - 1, 0), width), min(max(y1 - 1, 0), height), min(x2, width), min(y2, height)
     return x1, y1, max(x2, x1), max(y2, y1)
-
-
-def count_instances(path: Path, size: tuple[int, int]) -> int:
-    """Count the instances in a PNG of masks without making an array of it."""
-    with open_masks(path, size) as picture:
-        return sum(count > 0 for index, count in enumerate(picture.histogram()) if index not in (0, VOID_LABEL))
 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:

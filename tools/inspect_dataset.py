@@ -20,10 +20,9 @@ from dataset_files.problems import KINDS, Problems  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.open_data import (  # noqa: E402
     choose_splits,
-    divide,
     in_words,
     layout_of,
-    open_dataset,
+    open_both,
     outcome_of,
     require_objects,
     warn_of_unused,
@@ -52,12 +51,8 @@ def main(settings: ReportSettings) -> None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
     with reading_input():
         layout = layout_of(settings)
-        train_split, val_split = choose_splits(layout, settings, for_training=False)
-        train_set = open_dataset(layout, train_split, settings, training=True)
-        train_set.transforms = None
-        val_set = open_dataset(layout, val_split, settings, training=False)
-        if train_split is not None and train_split is val_split:
-            divide(train_set, val_set, settings.val_fraction, settings.seed)
+        splits = choose_splits(layout, settings, for_training=False)
+        train_set, val_set = open_both(layout, splits, settings, settings.seed, held_out={})
     warn_of_unused(layout)
     print(f"layout: {layout.name}, {in_words(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):
@@ -68,7 +63,8 @@ def main(settings: ReportSettings) -> None:
         found.update(dataset.problems)
         found.update(problems)
         print_problems(found, dataset, items)
-        dataset.drop_items(items)
+        if dataset.training:
+            train_set = dataset.drop_items(items)
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
 

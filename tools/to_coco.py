@@ -9,7 +9,6 @@ objects as crowds. One split gives out.json, several give out_train.json, out_va
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,8 +17,7 @@ from dataset_files.atomic_files import write_atomically  # noqa: E402 (the path 
 from dataset_files.coco_index import AS_WRITTEN  # noqa: E402
 from dataset_files.conversion import Converted, SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
-from dataset_files.layouts.find import VOC, find_layout  # noqa: E402
-from my_dataset_voc import VOCInstances  # noqa: E402
+from dataset_files.layouts.find import find_layout  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 
 
@@ -41,27 +39,7 @@ def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
     Raises:
         FileNotFoundError, ValueError: it is missing, or has no known layout.
     """
-    layout = find_layout(source, class_attribute)
-    return layout.splits if layout.name != VOC else voc_splits(source)
-
-
-def voc_splits(source: Path) -> list[SplitFiles]:
-    """The lists of Pascal VOC's own layout, difficult objects as crowds; of train.txt the images to train on."""
-    splits = []
-    for name in ("train", "val"):
-        dataset = VOCInstances(source, txt_name=f"{name}.txt", skip_bad=True)
-        dataset.training = False  # keep difficult objects
-        splits.append(
-            SplitFiles(
-                name, dataset.source, dataset.image_folder,
-                partial(converted_voc, dataset),
-            )
-        )  # fmt: skip
-    return splits
-
-
-def converted_voc(dataset: VOCInstances) -> Converted:
-    return Converted(dataset.coco_content(), dataset.problems)
+    return find_layout(source, class_attribute).splits
 
 
 def convert(split: SplitFiles) -> Converted:

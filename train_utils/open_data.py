@@ -1,119 +1,122 @@
 """Open the splits of a data set, check them before the first step, and report what they hold.
 
-The chain is that of dataset_files/: layout -> files -> conversion or repair -> index -> headers of the images. What
-training can do without is left out with a warning. What would make results wrong stops the run, or with `--skip-bad` is
-left out as well, unless it puts all of a file in doubt. The evaluation loses nothing but what `--skip-bad` leaves out.
+Layout -> plan (which split, which of its images) -> datasets -> check. Training drops what it can do without, with a
+warning. What would make results wrong stops the run; with `--skip-bad` it is dropped as well, unless it puts a whole
+file in doubt. The evaluation loses only what `--skip-bad` drops.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
-
-import numpy as np
 
 from dataset_files.coco_index import Reading
 from dataset_files.conversion import SplitFiles
-from dataset_files.dataset import InstanceDataset
+from dataset_files.conversion_store import OpenedSplit, open_split_index
+from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.image_headers import check_images
-from dataset_files.layouts.find import Layout, find_layout, named_files
+from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import KINDS, Problems
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
-from my_dataset_voc import VOCInstances
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
 MOSTLY_CROWDS = 0.5
+SOURCES = ("data_path", "train_json", "val_json")
 
 
 def open_training_data(
-    settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS
+    settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: Mapping[str, int] | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """The training and the validation split, checked, the latter with the former's classes.
+    """Open the training and the validation split, checked, the latter with the former's classes.
 
     Args:
         detections: how many the network returns per image at most; a warning names images with more objects.
+        held_out: of the run that is resumed, see `held_out_images`.
 
     Raises:
-        InputError: a split cannot be used; one line that says all.
+        InputError: a split cannot be used; one line that names all faults.
     """
     with reading_input():
         layout = layout_of(settings)
-        train_split, val_split = choose_splits(layout, settings, for_training=True)
-        train_set = open_dataset(layout, train_split, settings, training=True)
-        val_set = open_dataset(layout, val_split, settings, training=False)
-        if is_main():
-            where = settings.data_path or settings.train_json
-            print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
-            warn_of_unused(layout)
-        if train_split is not None and train_split is val_split:
-            divide(train_set, val_set, settings.val_fraction, seed)
-            val_set.problems = Problems()  # those of the one file are reported once
-    check_and_drop([train_set, val_set], settings, detections)
-    adopt_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
-    return train_set, val_set
+        splits = choose_splits(layout, settings, for_training=True)
+        train_set, val_set = open_both(layout, splits, settings, seed, held_out or {})
+    if is_main():
+        where = settings.data_path or settings.train_json
+        print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
+        warn_of_unused(layout)
+    train_set, val_set = check_and_drop([train_set, val_set], settings, detections)
+    return train_set, match_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
 
 
 def open_validation_data(
-    settings: DataSettings, trained_with: Mapping, detections: int = MOST_DETECTIONS
+    settings: DataSettings,
+    trained_with: Mapping,
+    held_out: Mapping[str, int] | None = None,
+    detections: int = MOST_DETECTIONS,
 ) -> InstanceDataset:
-    """The validation split, checked; see `open_held_out` and `open_training_data`."""
-    dataset = open_held_out(settings, trained_with)
-    check_and_drop([dataset], settings, detections)
+    """Open the validation split, checked; see `open_held_out` and `open_training_data`."""
+    (dataset,) = check_and_drop([open_held_out(settings, trained_with, held_out)], settings, detections)
     return dataset
 
 
-def open_held_out(settings: DataSettings, trained_with: Mapping) -> InstanceDataset:
-    """The validation split, unchecked; of data that are not split the part that the run held out, else all images.
+def open_held_out(
+    settings: DataSettings, trained_with: Mapping, held_out: Mapping[str, int] | None = None
+) -> InstanceDataset:
+    """Open the validation split, unchecked; of data that are not split the images that the run held out, else all.
 
     Args:
-        trained_with: settings of the run that made the weights, or {}; what was not given is read as there.
+        trained_with: settings of the run that made the weights, or {}; options that were not given are read from there.
+        held_out: of that run, see `held_out_images`.
     """
-    sources = ("data_path", "train_json", "val_json")
-    same_data = all(getattr(settings, s) == trained_with.get(s) for s in sources if s in settings.given)
-    same_data &= any(trained_with.get(s) for s in sources)
+    same_data = any(trained_with.get(s) for s in SOURCES) and all(
+        is_same_path(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given
+    )
     if same_data:
         for each in DataSettings.options():
             if each.name not in settings.given and trained_with.get(each.name) is not None:
                 setattr(settings, each.name, trained_with[each.name])
-    if not any(getattr(settings, s) for s in sources):
+    if not any(getattr(settings, s) for s in SOURCES):
         raise InputError("the weights do not say which data they were trained on; give --data-path")
     with reading_input():
         layout = layout_of(settings)
-        _, split = choose_splits(layout, settings, for_training=False)
-        dataset = open_dataset(layout, split, settings, training=False)
-        held_out = same_data or "val_fraction" in settings.given
-        if split is not None and split.name in ("", "train") and held_out:
-            everything = open_dataset(layout, split, settings, training=True)
-            divide(everything, dataset, settings.val_fraction, int(trained_with.get("seed") or 0))
-    return dataset
+        training, split = choose_splits(layout, settings, for_training=False)
+        opened = open_files(layout, split, settings)
+        plan = plan_of(settings)
+        if training is split and (held_out or split.name in ("", "train")):
+            names = find_held_out(opened, held_out or {})
+            if not names and (same_data or "val_fraction" in settings.given):
+                names = divide(opened, settings.val_fraction, int(trained_with.get("seed") or 0))
+            plan = plan._replace(images=names or None)
+        return CocoDetection(opened, "val", plan=plan)
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """The training split that belongs to a validation split, unchecked, with its classes; None if there is none.
+    """Open the training split that belongs to a validation split, unchecked, with its classes; None without one.
 
     Args:
         settings: as `open_held_out` left them.
         held_out: what that returned; its images are left out where both are of one file.
     """
     layout = layout_of(settings)
-    split, val_split = choose_splits(layout, settings, for_training=False)
+    training, validation = choose_splits(layout, settings, for_training=False)
+    plan = plan_of(settings)
     try:
-        dataset = open_dataset(layout, split, settings, training=True)
+        opened = open_files(layout, training, settings)
+        if training is validation:
+            plan = plan._replace(images=image_names(opened) - set(held_out.image_names()))
+        dataset = CocoDetection(opened, "train", plan=plan)
     except (ValueError, OSError) as error:
         warn(f"the training split is not compared: {error}")
         return None
-    dataset.transforms = None
-    if split is not None and split is val_split:
-        seen = set(held_out.image_names())
-        dataset.drop_items([i for i, name in enumerate(dataset.image_names()) if name in seen])
-    dataset.adopt_classes(held_out.class_names, held_out.category_ids)
-    return dataset if len(dataset) else None
+    return dataset.remap_categories(held_out.class_names, held_out.category_ids) if len(dataset) else None
 
 
 def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) -> InstanceDataset:
-    """The training or validation split of a folder in any layout, unchecked.
+    """Open the training or validation split of a folder in any layout, unchecked.
 
     Raises:
         InputError: there is no such folder, or its layout is not known.
@@ -123,9 +126,11 @@ def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) ->
     with reading_input():
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, training)
-        dataset = open_dataset(layout, splits[0 if training else 1], settings, training)
-    dataset.problems.require_none_wrong(dataset.source, skip_bad)
-    return dataset
+        opened = open_files(layout, splits[0 if training else 1], settings)
+    return CocoDetection(opened, "train" if training else "val", plan=ItemPlan(skip_bad=skip_bad))
+
+
+# ---------------------------------------------------------------------------------------------------- layout and splits
 
 
 def layout_of(settings: DataSettings) -> Layout:
@@ -155,17 +160,12 @@ def warn_of_unused(layout: Layout) -> None:
         warn(f"COCO files that are not used: {named}; to choose others give --train-json FILE and --val-json FILE")
 
 
-def choose_splits(
-    layout: Layout, settings: DataSettings, for_training: bool
-) -> tuple[SplitFiles | None, SplitFiles | None]:
-    """The splits for training and validation; the same one twice where the data are not split.
-
-    None for Pascal VOC, whose dataset finds its lists itself.
-    """
+def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
+    """Choose the splits for training and validation; the same one twice where the data are not split."""
     by_name = {split.name: split for split in layout.splits}
-    training = by_name.get("train") or by_name.get("") or next(iter(layout.splits), None)
+    training = by_name.get("train") or by_name.get("") or layout.splits[0]
     validation = by_name.get("val") or by_name.get("test") or training
-    if for_training and training is not None and training.name in ("val", "test"):
+    if for_training and training.name in ("val", "test"):
         if training is not validation or "val_fraction" not in settings.given:
             raise InputError(
                 f"{training.source}: only a {training.name} split was found; give --train-json FILE for the training "
@@ -176,69 +176,116 @@ def choose_splits(
             f"--val-fraction divides data that are not split; {settings.data_path} has {' and '.join(by_name)}; leave "
             "it out"
         )
-    if training is not validation and validation is not None and validation.name == "test" and is_main():
+    if training is not validation and validation.name == "test" and is_main():
         print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
     return training, validation
 
 
-def open_dataset(layout: Layout, split: SplitFiles | None, settings: DataSettings, training: bool) -> InstanceDataset:
-    if split is None:  # Pascal VOC, whose dataset finds its lists itself
-        for name in ("boxes_from_masks", "crowds_are_objects"):
-            if getattr(settings, name):
-                raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
-        txt_name = "train.txt" if training else "val.txt"
-        folder = data_folder(settings)
-        return VOCInstances(
-            folder, txt_name=txt_name, skip_bad=True, keep_empty=settings.keep_empty, exif=settings.exif
-        )
-    return CocoDetection.of_split(
-        split, training, reading=Reading(settings.boxes_from_masks, settings.crowds_are_objects), skip_bad=True,
-        keep_empty=settings.keep_empty, key=settings.class_attribute or "", exif=settings.exif,
-    )  # fmt: skip
+def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> OpenedSplit:
+    for name in ("boxes_from_masks", "crowds_are_objects"):
+        if layout.name == VOC and getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
+    reading = Reading(settings.boxes_from_masks, settings.crowds_are_objects)
+    return open_split_index(split, reading, settings.class_attribute or "")
 
 
-def divide(train_set: InstanceDataset, val_set: InstanceDataset, fraction: float, seed: int) -> None:
-    """Part the images of one annotation file, which both datasets hold, between them."""
-    if not isinstance(train_set, CocoDetection) or not isinstance(val_set, CocoDetection):
-        raise TypeError("only datasets of one COCO file can be divided")
-    names, classes = val_set.image_names(), val_set.classes_of_images()
-    for_validation, one_sided = choose_validation(names, classes, fraction, seed)
-    val_set.drop_items(np.flatnonzero(~for_validation).tolist())
-    held_out = {name for name, chosen in zip(names, for_validation) if chosen}
-    train_set.drop_items([i for i, name in enumerate(train_set.image_names()) if name in held_out])
-    train_set.restrict_to(set(names) - held_out)
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+def plan_of(settings: DataSettings) -> ItemPlan:
+    """Plan a dataset of a whole split; what is wrong with it is reported by the check."""
+    return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, exif=settings.exif)
+
+
+def open_both(
+    layout: Layout,
+    splits: tuple[SplitFiles, SplitFiles],
+    settings: DataSettings,
+    seed: int,
+    held_out: Mapping[str, int],
+) -> tuple[InstanceDataset, InstanceDataset]:
+    """Open the datasets for training and for validation; a split that is both is divided between them."""
+    training, validation = splits
+    plan, opened = plan_of(settings), open_files(layout, training, settings)
+    if training is not validation:
+        of_validation = open_files(layout, validation, settings)
+        return CocoDetection(opened, "train", plan=plan), CocoDetection(of_validation, "val", plan=plan)
+    chosen = find_held_out(opened, held_out) or divide(opened, settings.val_fraction, seed)
+    train_set = CocoDetection(opened, "train", plan=plan._replace(images=image_names(opened) - chosen))
+    opened = replace(opened, problems=Problems())  # those of the one file are reported once
+    return train_set, CocoDetection(opened, "val", plan=plan._replace(images=chosen))
+
+
+def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
+    """Choose the images of an annotation file that are for validation, and print how many."""
+    index = opened.index
+    for_validation, one_sided = choose_validation(index.file_names.tolist(), index.classes_of_images(), fraction, seed)
     if is_main():
         print(
-            f"{val_set.source}: not split; {len(held_out)} of {len(names)} images, chosen by their names, are for "
-            f"validation (--val-fraction {fraction:g})",
+            f"{opened.split.source}: not split; {for_validation.sum()} of {len(for_validation)} images, chosen by "
+            f"their names, are for validation (--val-fraction {fraction:g})",
             flush=True,
         )
         if one_sided:
-            shown = ", ".join(f"'{val_set.index.categories[c]}'" for c in one_sided[:5])
-            warn(f"{val_set.source}: classes that occur on one side of the split only ({len(one_sided)}): {shown}")
+            shown = ", ".join(f"'{index.categories[c]}'" for c in one_sided[:5])
+            warn(f"{opened.split.source}: classes on one side of the split only ({len(one_sided)}): {shown}")
+    return set(index.file_names[for_validation].tolist())
 
 
-def adopt_classes(
+def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, int]:
+    """Return the validation images of data that are not split, name -> bytes, to find them wherever the data move."""
+    if val_set.source != train_set.source:
+        return {}
+    return {name: (val_set.image_folder / name).stat().st_size for name in val_set.image_names()}
+
+
+def find_held_out(opened: OpenedSplit, held_out: Mapping[str, int]) -> set[str]:
+    """Find the images that a run held out, by name and size in bytes, and report what is missing."""
+    folder, names = opened.split.image_folder, image_names(opened)
+
+    def is_here(name: str) -> bool:
+        path = folder / name
+        return name in names and path.is_file() and path.stat().st_size == held_out[name]
+
+    found = {name for name in held_out if is_here(name)}
+    missing = sorted(held_out.keys() - found)
+    if held_out and is_main():
+        where = opened.split.source
+        if missing:
+            warn(
+                f"{where}: {len(missing)} of {len(held_out)} images that the training held out for validation are not "
+                f"here, or have changed: {listed(missing)}"
+            )
+        if found:
+            print(f"{where}: {len(found)} images, which the training held out, are for validation", flush=True)
+    return found
+
+
+def image_names(opened: OpenedSplit) -> set[str]:
+    return set(opened.index.file_names.tolist())
+
+
+def is_same_path(one: str | None, other: str | None) -> bool:
+    return one == other or (bool(one) and bool(other) and realpath(str(one)) == realpath(str(other)))
+
+
+def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
-) -> None:
+) -> InstanceDataset:
     """Number a dataset's classes as another one's or a checkpoint's, by name, and name what only one side has.
 
     Raises:
         InputError: they have no class in common.
     """
-    own = set(dataset.class_names.values())
-    missing = dataset.adopt_classes(class_names, category_ids)
-    shared = own & set(class_names.values())
-    if not shared:
-        raise InputError(
-            f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} "
-            f"({listed(class_names.values())})"
-        )
+    own, names = set(dataset.class_names.values()), set(class_names.values())
+    if not own & names:
+        raise InputError(f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(names)})")
+    missing = [name for name, counts in dataset.objects_per_class().items() if name not in names and any(counts)]
     if missing and is_main():
         warn(f"{dataset.source}: objects of classes that {owner} lacks are left out: {listed(missing)}")
-    alone = set(class_names.values()) - own
-    if owner == "the training data" and alone and is_main():
-        warn(f"{dataset.source}: has no class {listed(alone)}, which the training data have; they get no AP")
+    if owner == "the training data" and names - own and is_main():
+        warn(f"{dataset.source}: has no class {listed(names - own)}, which the training data have; they get no AP")
+    return dataset.remap_categories(class_names, category_ids)
 
 
 def in_words(dataset: InstanceDataset) -> str:
@@ -257,15 +304,15 @@ def listed(names: Iterable[str]) -> str:
 
 def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
-) -> None:
-    """Check datasets on the main process; all processes leave out the same."""
+) -> list[InstanceDataset]:
+    """Check datasets on the main process, and return them without what cannot be used, on all processes alike."""
     with reading_input():
-        left_out = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
-    for dataset, items in zip(datasets, left_out):
-        dataset.drop_items(items)
+        unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
+    checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
     if is_main():
-        for dataset, items in zip(datasets, left_out):
-            report_contents(dataset, len(items), detections)
+        for dataset in checked:
+            report_contents(dataset, detections)
+    return checked
 
 
 def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]]:
@@ -289,7 +336,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
     unskippable = any(problems.unskippable() for problems in found)
     if unskippable or (wrong and not skip_bad):
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
-        remedy = "" if unskippable else "; mend the data, or leave that out with --skip-bad"
+        remedy = "" if unskippable else "; fix the data, or pass --skip-bad to drop these"
         raise InputError(f"{'; '.join(parts)}{remedy}")
     for dataset, items in zip(datasets, left_out):
         require_objects(dataset, len(items))
@@ -299,7 +346,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
 def outcome_of(kind: str, dataset: InstanceDataset) -> str:
     if KINDS[kind].stays:
         return ""
-    return ", left out" if dataset.training else f", {dataset.kept_in_evaluation}"
+    return ", left out" if dataset.training else ", kept"
 
 
 def require_objects(dataset: InstanceDataset, left_out: int) -> None:
@@ -320,7 +367,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
         raise InputError(f"{dataset.source}: no image is left to evaluate")
 
 
-def report_contents(dataset: InstanceDataset, left_out: int, detections: int) -> None:
+def report_contents(dataset: InstanceDataset, detections: int) -> None:
     """One line on what a split holds, and a warning of images with more objects than can be found."""
     counts = dataset.counts()
     line = f"{dataset.source}: {len(dataset)} images"

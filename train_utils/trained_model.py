@@ -24,6 +24,7 @@ class TrainedModel:
         content: of the file, without the weights.
         classes: of the network; from the file, --label-json-path, or COCO's.
         trained_with: the settings of the run that wrote the file; {} for published weights.
+        held_out: the images that this run held out for validation, see `held_out_images`.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class TrainedModel:
     device: torch.device
     precision: Precision
     trained_with: dict[str, Any]
+    held_out: dict[str, int]
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:
@@ -51,4 +53,5 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)
     model.to(device).to(memory_format=torch.channels_last)
-    return TrainedModel(Path(path), model, config, content, classes, device, precision, trained_with)
+    held_out = content.get("facts", {}).get("held_out", {})
+    return TrainedModel(Path(path), model, config, content, classes, device, precision, trained_with, held_out)

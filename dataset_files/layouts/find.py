@@ -17,6 +17,7 @@ from dataset_files.layouts import (
     yolo_files,
 )
 from dataset_files.layouts.folder_description import describe
+from dataset_files.voc_files import voc_split
 
 VOC = "Pascal VOC"
 MOST_FOLDERS = 20  # sub-folders in which a layout is looked for
@@ -33,7 +34,7 @@ READERS = {
 
 
 class Layout(NamedTuple):
-    """A layout by name, and the splits that were found; none for Pascal VOC, whose dataset finds its own lists."""
+    """A layout by name, and the splits that were found."""
 
     name: str
     splits: list[SplitFiles]
@@ -63,7 +64,8 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
     if class_attribute is not None and not via:
         raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")
     if path.is_dir() and voc_variants.is_standard(path):
-        return Layout(VOC, [])
+        folder = voc_variants.variant_folder(path) or path
+        return Layout(VOC, [voc_split(folder, "train.txt"), voc_split(folder, "val.txt")])
     if via:
         return Layout("VIA", via)
     for name, reader in READERS.items():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_files.conversion_store import open_split_index
 from dataset_files.image_headers import check_images
 from dataset_files.layouts.find import find_layout
 from my_dataset_coco import CocoDetection
@@ -27,7 +28,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(root: Path) -> list[CocoDetection]:
     """All splits, read as for validation, which keeps every image and every crowd."""
-    return [CocoDetection.of_split(split, training=False) for split in find_layout(root).splits]
+    return [CocoDetection(open_split_index(split), "val") for split in find_layout(root).splits]
 
 
 def write(layout: str, root: Path) -> Path:

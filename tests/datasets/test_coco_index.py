@@ -16,9 +16,11 @@ from pycocotools import mask as coco_mask
 from dataset_files import coco_index
 from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of, storage_places
 from dataset_files.coco_masks import MaskColumns
+from dataset_files.conversion_store import open_split_index
+from dataset_files.dataset import ItemPlan
 from dataset_files.problems import leaves_folder
 from dataset_files.unused_categories import unused_categories
-from my_dataset_coco import CocoDetection
+from my_dataset_coco import CocoDetection, coco_split
 from network_files.masks.rle import are_packed_codes, unpack_counts
 
 IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
@@ -345,8 +347,8 @@ def test_boxes_of_another_format_stop_even_with_skip_bad(tmp_path, reading, coun
     root = coco_folder(tmp_path, with_boxes(FORMATS[reading], count))
     for skip_bad in (False, True):
         with pytest.raises(ValueError, match=rf"boxes look like {reading} \(median IoU with the masks 1.00; as x, y, "):
-            CocoDetection(root, "val", skip_bad=skip_bad)
-    dataset = CocoDetection(root, "val", boxes_from_masks=True)
+            CocoDetection(root, "val", plan=ItemPlan(skip_bad=skip_bad))
+    dataset = CocoDetection(open_split_index(coco_split(root, "val", "2017"), Reading(boxes_from_masks=True)), "val")
     assert dataset.problems.counts == {}
     right = {a["id"]: a["bbox"] for a in drawn(count)}
     for i in range(len(dataset)):
@@ -420,7 +422,10 @@ def test_masks_without_boxes_take_boxes_from_masks_and_keep_their_own_index(tmp_
 
 
 def test_boxes_from_masks_of_photos_are_those_of_the_file(data_folder):
-    own, other = (CocoDetection(data_folder / "coco_tiny", "val", boxes_from_masks=flag) for flag in (False, True))
+    split = coco_split(data_folder / "coco_tiny", "val", "2017")
+    own, other = (
+        CocoDetection(open_split_index(split, Reading(boxes_from_masks=flag)), "val") for flag in (False, True)
+    )
     assert not own.problems.counts and not other.problems.counts
     far = [(own.target(i)["boxes"] - other.target(i)["boxes"]).abs().max(dim=1)[0] for i in range(len(own))]
     assert np.quantile(torch.cat(far), 0.9) < 0.02
@@ -440,7 +445,7 @@ def test_dataset_raises_what_it_is_not_told_to_leave_out(tmp_path):
     root = coco_folder(tmp_path, [annotation(1, 10), bad])
     with pytest.raises(ValueError, match=r"instances_val2017.json: invalid run-length codes \(1\): annotation 8"):
         CocoDetection(root, "val")
-    dataset = CocoDetection(root, "val", skip_bad=True)
+    dataset = CocoDetection(root, "val", plan=ItemPlan(skip_bad=True))
     assert dataset.problems.counts == {"code counts": 1} and len(dataset.target(1)["labels"]) == 1
     assert len(dataset.coco.getAnnIds()) == 1 and sorted(dataset.coco.getImgIds()) == [10, 20, 30]
 

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -316,12 +317,9 @@ def remove(mapping: dict, key: str) -> None:
     "edit, named",
     [
         (lambda c: remove(c, "images"), "images"),
-        (lambda c: remove(c["annotations"][2], "bbox"), "annotation 102.*bbox"),
-        (lambda c: remove(c["images"][0], "height"), "image.*height"),
         (lambda c: c["annotations"][2].update(image_id=77), "annotation 102.*77"),
         (lambda c: c["annotations"][2].update(category_id=66), "annotation 102.*66"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), "annotation 102.*3 numbers"),
-        (lambda c: remove(c["annotations"][2], "segmentation"), "annotation 102.*segmentation"),
         (lambda c: c["annotations"][2]["segmentation"].update(size=[5, 5]), r"annotation 102.*\[5, 5\]"),
     ],
 )
@@ -329,6 +327,19 @@ def test_unusable_annotations_are_named_with_their_file(tmp_path, edit, named):
     path = edit_annotations(make_coco(tmp_path / "data"), "train", edit)
     with pytest.raises(ValueError, match=f"{path.name}.*{named}"):
         CocoDetection(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "edit, kind",
+    [
+        (lambda c: remove(c["annotations"][2], "bbox"), "no box"),
+        (lambda c: remove(c["images"][0], "height"), "no size"),
+        (lambda c: remove(c["annotations"][2], "segmentation"), "no segmentation"),
+    ],
+)
+def test_what_can_be_repaired_is_and_is_noted(tmp_path, edit, kind):
+    edit_annotations(make_coco(tmp_path / "data"), "train", edit)
+    assert CocoDetection(tmp_path / "data").problems.counts[kind] == 1
 
 
 # -------------------------------------------------------------------------------------------------------- COCO: photos
@@ -657,14 +668,18 @@ def test_voc_masks_lie_in_their_boxes(data_folder, split):
     """In each split one object has a box and no mask and others stay with their own."""
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name=f"{split}.txt")
     assert len(dataset) == (23 if split == "train" else 24)  # all that one training picture shows is difficult
-    maskless = 0
+    objects = maskless = 0
     for i in range(len(dataset)):
-        picture, target = dataset.pictures[i], dataset.target(i)
-        found = dataset.match_masks(picture)
-        maskless += sum(crop is None for crop in found)
-        usable = [o for o, crop in zip(picture.objects, found) if crop is not None and not o.difficult]
-        assert target["boxes"][target["iscrowd"] == 0].tolist() == [list(o.box) for o in usable]
+        target = dataset.target(i)
+        root = ElementTree.parse(
+            dataset.image_folder.parent / "Annotations" / f"{dataset.image_path(i).stem}.xml"
+        ).getroot()
+        easy = [o for o in root.findall("object") if o.findtext("difficult", "0") != "1"]
+        taught = target["boxes"][target["iscrowd"] == 0].tolist()
+        objects, maskless = objects + len(easy), maskless + len(easy) - len(taught)
+        corners = [[float(o.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")] for o in easy]
+        assert all(box in [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in corners] for box in taught)
         for mask, (x1, y1, x2, y2) in zip(target["masks"].dense(), target["boxes"].tolist()):
             left, top, right, bottom = tight_box(mask)
             assert left >= x1 - 3 and top >= y1 - 3 and right <= x2 + 3 and bottom <= y2 + 3
-    assert maskless == 1
+    assert maskless == 1 and objects > 20

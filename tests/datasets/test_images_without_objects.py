@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dataset_files.conversion_store import open_split_index
+from dataset_files.dataset import ItemPlan
 from dataset_files.layouts.find import find_layout
 from my_dataset_coco import CocoDetection
 from my_dataset_voc import VOCInstances
@@ -50,15 +52,15 @@ def ids(dataset: CocoDetection | VOCInstances) -> list[int]:
 
 def test_only_images_without_any_annotation_are_background(coco):
     """Not those of crowds, nor those whose objects cannot be used: there is something in them."""
-    plain = CocoDetection(coco, "train", skip_bad=True)
+    plain = CocoDetection(coco, "train", plan=ItemPlan(skip_bad=True))
     assert ids(plain) == [1] and plain.counts()[3:] == (3, 0)
-    kept = CocoDetection(coco, "train", skip_bad=True, keep_empty=True)
+    kept = CocoDetection(coco, "train", plan=ItemPlan(skip_bad=True, keep_empty=True))
     assert ids(kept) == [1, 2] and kept.counts()[3:] == (2, 1)
-    assert ids(CocoDetection(coco, "val", keep_empty=True)) == [5, 6]
+    assert ids(CocoDetection(coco, "val", plan=ItemPlan(keep_empty=True))) == [5, 6]
 
 
 def test_an_item_of_background_has_no_objects(coco):
-    image, target = CocoDetection(coco, "train", skip_bad=True, keep_empty=True)[1]
+    image, target = CocoDetection(coco, "train", plan=ItemPlan(skip_bad=True, keep_empty=True))[1]
     assert image.shape == (3, 64, 64) and target["image_id"] == 2
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,) and len(target["masks"]) == 0
     assert target["masks"].size == (64, 64)
@@ -85,7 +87,7 @@ def test_voc_keeps_images_whose_xml_has_no_object(tmp_path):
     xml(lambda text: re.sub("<object>.*</object>", "", text, flags=re.DOTALL), "a")(tmp_path)
     xml(lambda text: text.replace("</name>", "</name><difficult>1</difficult>"), "b")(tmp_path)
     assert ids(VOCInstances(tmp_path / "data")) == [3, 4]
-    kept = VOCInstances(tmp_path / "data", keep_empty=True)
+    kept = VOCInstances(tmp_path / "data", plan=ItemPlan(keep_empty=True))
     assert ids(kept) == [1, 3, 4] and kept.counts()[3:] == (1, 1) and len(kept[0][1]["labels"]) == 0
     assert kept.classes_of_images()[0] == []
 
@@ -96,7 +98,7 @@ def test_background_is_kept_in_every_layout(layout, tmp_path):
 
     def names(keep_empty: bool) -> set[str]:
         splits = find_layout(tmp_path / "data").splits
-        datasets = [CocoDetection.of_split(split, training=True, keep_empty=keep_empty) for split in splits]
+        datasets = [CocoDetection(open_split_index(split), plan=ItemPlan(keep_empty=keep_empty)) for split in splits]
         return {dataset.image_path(i).name for dataset in datasets for i in range(len(dataset))}
 
     with_objects = {sample.name for sample in SAMPLES if sample.things}
@@ -104,6 +106,6 @@ def test_background_is_kept_in_every_layout(layout, tmp_path):
 
 
 def test_classes_of_training_images_are_those_of_objects_trained_on(coco):
-    dataset = CocoDetection(coco, "train", skip_bad=True, keep_empty=True)
+    dataset = CocoDetection(coco, "train", plan=ItemPlan(skip_bad=True, keep_empty=True))
     assert dataset.classes_of_images() == [[1, 2], []]
     assert CocoDetection(coco, "val").classes_of_images() == [[1, 2], [1, 2]]

@@ -15,6 +15,7 @@ RESULT_FACTS = ("data", "processes")  # they change the result too, but are not 
 # Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
 IGNORED_SETTINGS = (
     "config", "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
+    "held_out",
 )  # fmt: skip
 
 
