@@ -93,7 +93,7 @@ def faults_of(outcome: Outcome, case: Case) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------------------- cases
 
-MEND = "mend the data, or leave that out with --skip-bad$"
+MEND = "fix the data, or pass --skip-bad to drop these$"
 SKIP = ["--skip-bad"]
 BAD = ["--pretrain", "bad.pth"]
 TRAIN_FILE, VAL_FILE = "instances_train2017.json: ", "instances_val2017.json: "
