@@ -346,7 +346,9 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
 def outcome_of(kind: str, dataset: InstanceDataset) -> str:
     if KINDS[kind].stays:
         return ""
-    return ", left out" if dataset.training else ", kept"
+    if dataset.training:
+        return ", left out"
+    return ", kept as crowds" if kind == "no mask" else ", kept"
 
 
 def require_objects(dataset: InstanceDataset, left_out: int) -> None:

@@ -269,7 +269,7 @@ CASES = [
     Case("an empty segmentation", annotation(segmentation=[]), 0,
         [rf"objects without a mask \(1\), left out: {OF_1}\[\]"]),
     Case("an empty segmentation to evaluate on", annotation("val", segmentation=[]), 0,
-        [rf"{VAL_FILE}objects without a mask \(1\), kept: {OF_5}\[\]"]),
+        [rf"{VAL_FILE}objects without a mask \(1\), kept as crowds: {OF_5}\[\]"]),
     *with_skipping("a run-length code of another size", code([32 * 32], (32, 32)),
         rf"another size than their image \(1\)LEFT: {OF_1}.*\[32, 32\]"),
     *with_skipping("run lengths that do not add up", code([100, 100]),
