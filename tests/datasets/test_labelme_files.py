@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset_files.conversion_store import open_split_index
 from dataset_files.image_headers import check_images
 from dataset_files.layouts import labelme_files
 from dataset_files.problems import Problems
@@ -129,7 +130,7 @@ def test_labelme_image_is_read_from_inside_its_json(encoding: str, tmp_path: Pat
         path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode(encoding))
         (tmp_path / "data" / "a.png").unlink()
         (split,) = labelme_files.find(tmp_path / "data")
-        dataset = CocoDetection.of_split(split, training=True)
+        dataset = CocoDetection(open_split_index(split))
         assert dataset.problems.counts == {"embedded": 1} and not dataset.problems.wrong()
         assert list(dataset.class_names.values()) == ["\u7ea2\u8272"] and check_images(dataset) == (Problems(), [])
         assert np.array_equal(dataset[0][0].permute(1, 2, 0).numpy(), pixels)
@@ -140,7 +141,7 @@ def test_labelme_broken_image_inside_a_json_is_named(tmp_path: Path, monkeypatch
     write_shapes(tmp_path / "data", [shape("polygon", [[1, 1], [9, 1], [9, 9]])], imageData="aGFsbG8=")
     (tmp_path / "data" / "a.png").unlink()
     (split,) = labelme_files.find(tmp_path / "data")
-    assert check_images(CocoDetection.of_split(split, training=True))[0].counts == {"no picture": 1}
+    assert check_images(CocoDetection(open_split_index(split)))[0].counts == {"no picture": 1}
 
 
 @pytest.mark.parametrize("json_folder", ["json", "json/train"])

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from dataset_files.conversion_store import open_split_index
 from dataset_files.layouts import yolo_files
 from dataset_files.layouts.find import READERS
 from my_dataset_coco import CocoDetection
@@ -242,7 +243,7 @@ def test_yolo_image_resized_in_place_is_read_again(tmp_path: Path, monkeypatch: 
     for size in ((100, 40), (200, 80)):
         Image.new("RGB", size).save(tmp_path / "data" / "images" / "b.jpg")
         (split,) = yolo_files.find(tmp_path / "data")
-        dataset = CocoDetection.of_split(split, training=True)
+        dataset = CocoDetection(open_split_index(split))
         assert (dataset.get_height_and_width(0), dataset[0][1]["boxes"][0, 0]) == (size[::-1], size[0] / 10)
 
 
