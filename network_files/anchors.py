@@ -47,11 +47,11 @@ class AnchorGenerator(nn.Module):
     def num_anchors_per_location(self) -> list[int]:
         return [len(cell) for cell in self.cell_anchors]
 
-    def forward(self, batch_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
         """Tile the cell anchors over the levels.
 
         Args:
-            batch_size: height and width of the padded batch, in pixels.
+            padded_size: height and width of the padded batch, in pixels.
             levels: [B, C, H_i, W_i] per level; only shape and device are used.
 
         Returns:
@@ -62,7 +62,7 @@ class AnchorGenerator(nn.Module):
         anchors = []
         for level, cell in zip(levels, self.cell_anchors):
             height, width = level.shape[-2:]
-            y_stride, x_stride = self.stride(batch_size[0], height), self.stride(batch_size[1], width)
+            y_stride, x_stride = self.stride(padded_size[0], height), self.stride(padded_size[1], width)
             y = torch.arange(0, height * y_stride, y_stride, device=level.device)
             x = torch.arange(0, width * x_stride, x_stride, device=level.device)
             corners_y = (y[:, None, None] + cell[:, 1::2])[:, None].expand(-1, width, -1, -1)  # [H, W, A, 2]
@@ -70,9 +70,9 @@ class AnchorGenerator(nn.Module):
             anchors.append(torch.stack((corners_x, corners_y), dim=-1).view(-1, 4))
         return anchors
 
-    def stride(self, batch_side: int, level_side: int) -> int:
+    def stride(self, padded_side: int, level_side: int) -> int:
         """Pixels of the batch per cell of a level along one side, from the two side lengths."""
-        return batch_side // level_side if self.rounded else 2 ** round(math.log2(batch_side / level_side))
+        return padded_side // level_side if self.rounded else 2 ** round(math.log2(padded_side / level_side))
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

@@ -66,5 +66,10 @@ def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, 
         (torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)).item()
         for frm, to in zip(from_size, to_size)
     )
-    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    boxes = at_least_float32(boxes)
     return torch.stack((boxes[:, 0::2] * x_ratio, boxes[:, 1::2] * y_ratio), dim=2).flatten(1)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, where mixed precision made them coarser; float64 stays float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -152,8 +152,9 @@ class ImageTransform(nn.Module):
         batch = torch.zeros(
             (len(images), images[0].shape[0], height, width), dtype=images[0].dtype, device=images[0].device
         )
-        for slot, image in zip(batch, images):
-            slot[:, : image.shape[-2], : image.shape[-1]] = image
+        # Not `zip(batch, images)`: autograd refuses to write into the views that iterating gives.
+        for i, image in enumerate(images):
+            batch[i, :, : image.shape[-2], : image.shape[-1]] = image
         return batch
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from network_files.boxes import at_least_float32
 from network_files.on_device import upload
 
 OUTSIDE = -1e5  # pixels; the operator reads nothing there
@@ -160,7 +161,7 @@ class SharedPyramid(dict[str, Tensor]):
         """The pixels of levels as rows: float32 [sum of B * H_i * W_i, C]; a view of one float32 level if it can be."""
         if names not in self.tables:
             rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
-            self.tables[names] = (rows[0] if len(rows) == 1 else torch.cat(rows)).float()
+            self.tables[names] = at_least_float32(rows[0] if len(rows) == 1 else torch.cat(rows))
         return self.tables[names]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from network_files.boxes import BoxCoder
+from network_files.boxes import BoxCoder, at_least_float32
 from network_files.heads import MaskRCNNPredictor
 from network_files.masks.instance_masks import InstanceMasks
 from network_files.masks.targets import project_masks_on_boxes
@@ -131,7 +131,7 @@ class RoIHeads(nn.Module):
         """
         features = SharedPyramid.of(features)
         detections = self.detect_boxes(features, proposals, image_sizes)
-        boxes = [d["boxes"] for d in detections]
+        boxes = [d["boxes"].detach() for d in detections]  # as in training, RoIAlign passes boxes no gradient
         labels = torch.cat([d["labels"] for d in detections])
         probs = self.predict_masks(features, boxes, image_sizes, labels).sigmoid()[:, None]
         for detection, masks in zip(detections, probs.split([len(b) for b in boxes])):
@@ -151,7 +151,7 @@ class RoIHeads(nn.Module):
         """Class logits float32 [R, K] and deltas float32 [R, K, 4] for the boxes of all images."""
         x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
         class_logits, deltas = self.box_predictor(x)
-        return class_logits.float(), deltas.float().unflatten(1, (-1, 4))
+        return at_least_float32(class_logits), at_least_float32(deltas).unflatten(1, (-1, 4))
 
     def predict_masks(
         self,
@@ -163,9 +163,9 @@ class RoIHeads(nn.Module):
         """Mask logits float32 [R, 28, 28] for the boxes of all images, only of each box's label (int64 [R])."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
-            return self.mask_predictor.logits_of_classes(x, labels).float()
+            return at_least_float32(self.mask_predictor.logits_of_classes(x, labels))
         logits = self.mask_predictor(x)  # the caller's own predictor returns [R, K, 28, 28]
-        return logits[torch.arange(len(labels), device=labels.device), labels].float()
+        return at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
 
     @torch.no_grad()
     def sample_proposals(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> list[RoISample]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from network_files.anchors import AnchorGenerator
-from network_files.boxes import BoxCoder
+from network_files.boxes import BoxCoder, at_least_float32
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
 from network_files.on_device import nms_per_group, true_indices
 
@@ -61,7 +61,7 @@ class RegionProposalNetwork(nn.Module):
     def forward(
         self,
         levels: Sequence[Tensor],
-        batch_size: tuple[int, int],
+        padded_size: tuple[int, int],
         image_sizes: Sequence[tuple[int, int]],
         gt_boxes: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -69,7 +69,7 @@ class RegionProposalNetwork(nn.Module):
 
         Args:
             levels: [B, C, H_i, W_i] per pyramid level, finest first.
-            batch_size: height and width of the padded batch, in pixels.
+            padded_size: height and width of the padded batch, in pixels.
             image_sizes: height and width of each image without the padding.
             gt_boxes: per image float [N, 4]; required in training.
 
@@ -78,9 +78,9 @@ class RegionProposalNetwork(nn.Module):
             the losses `loss_objectness` and `loss_rpn_box_reg`, otherwise an empty dict.
         """
         level_logits, level_deltas = self.head(levels)
-        objectness = torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1).float()
-        deltas = torch.cat([per_anchor(x, 4) for x in level_deltas], dim=1).float()
-        anchors = self.anchor_generator(batch_size, levels)
+        objectness = at_least_float32(torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1))
+        deltas = at_least_float32(torch.cat([per_anchor(x, 4) for x in level_deltas], dim=1))
+        anchors = self.anchor_generator(padded_size, levels)
         with torch.no_grad():
             proposals = self.propose(objectness, deltas, anchors, image_sizes)
         if not self.training:
@@ -150,7 +150,7 @@ class RegionProposalNetwork(nn.Module):
         positives = torch.cat(positive)
         regression_targets = self.box_coder.encode(torch.cat(matched_boxes), torch.cat(matched_anchors))
         sampled = torch.cat((positives, *negative))
-        is_object = torch.zeros(len(sampled), device=sampled.device)
+        is_object = torch.zeros(len(sampled), dtype=objectness.dtype, device=sampled.device)
         is_object[: len(positives)] = 1
         loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positives], regression_targets, beta=1 / 9, reduction="sum")
         return {

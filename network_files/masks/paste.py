@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from network_files.boxes import at_least_float32
 from network_files.masks.codes import Crop, encode_crops, encode_outlines
 
 
@@ -36,9 +37,9 @@ def mask_crops(
 def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
     """`mask_crops` by sampling each mask, zero beyond its border, at the pixel centres of the image."""
     height, width = size
-    for probs, (x1, y1, x2, y2) in zip(mask_probs.float(), boxes.tolist()):
-        left, right, x = pixel_centres(x1, x2, width, probs.device)
-        top, bottom, y = pixel_centres(y1, y2, height, probs.device)
+    for probs, (x1, y1, x2, y2) in zip(at_least_float32(mask_probs), boxes.tolist()):
+        left, right, x = pixel_centres(x1, x2, width, probs)
+        top, bottom, y = pixel_centres(y1, y2, height, probs)
         if left == right or top == bottom:
             yield left, top, probs.new_zeros((bottom - top, right - left))
             continue
@@ -46,7 +47,7 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
         yield left, top, F.grid_sample(probs[None], grid[None], align_corners=False)[0, 0]
 
 
-def pixel_centres(low: float, high: float, size: int, device: torch.device) -> tuple[int, int, Tensor]:
+def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
     """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, plus one at each end.
 
     Returns:
@@ -54,7 +55,7 @@ def pixel_centres(low: float, high: float, size: int, device: torch.device) -> t
     """
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
-    centres = torch.arange(first, end, dtype=torch.float32, device=device) + 0.5
+    centres = torch.arange(first, end, dtype=like.dtype, device=like.device) + 0.5
     return first, end, (centres - low) / max(high - low, 1e-6) * 2 - 1
 
 
@@ -74,9 +75,9 @@ def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Add a border of zeros to each mask, so that it falls off to 0, and enlarge its box by the same ratio.
 
     Returns:
-        float32 [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
+        float [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
     """
-    padded = F.pad(mask_probs.float(), (1, 1, 1, 1))
+    padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
     return padded, expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64)
 
 
@@ -92,9 +93,10 @@ def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
 
 def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
     """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
-    planes = torch.zeros((len(boxes), 1, *size), dtype=torch.float32, device=mask_probs.device)
-    for plane, (left, top, crop) in zip(planes, mask_crops(mask_probs, boxes, size, continuous)):
-        plane[0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    planes = at_least_float32(mask_probs.new_zeros((len(boxes), 1, *size)))
+    # Not `zip(planes, ...)`: autograd refuses to write into the views that iterating gives.
+    for i, (left, top, crop) in enumerate(mask_crops(mask_probs, boxes, size, continuous)):
+        planes[i, 0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
     return planes
 
 
@@ -111,7 +113,7 @@ def encode_masks(
     """
     if len(boxes) == 0:
         return []
-    mask_probs, boxes = mask_probs.cpu(), boxes.cpu()
+    mask_probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
     if continuous:
         return encode_crops(as_arrays(sampled_crops(mask_probs, boxes, size)), size, threshold)
     padded, corners = frame(mask_probs, boxes)

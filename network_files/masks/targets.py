@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from network_files.boxes import at_least_float32
 from network_files.masks.instance_masks import InstanceMasks, paint
 
 OBJECTS_AT_ONCE = 16  # painted planes; one of 800x1333 takes 4 MB, and its indices as much for a moment
@@ -31,9 +32,9 @@ def project_masks_on_boxes(
         aligned: where pixel centres are, see `PyramidRoIAlign`.
 
     Returns:
-        float32 [P, M, M] in 0..1, on the boxes' device.
+        float [P, M, M] in 0..1, in the boxes' precision and on their device.
     """
-    boxes = boxes.detach().float()
+    boxes = at_least_float32(boxes.detach())
     if boxes.device.type == "cpu":
         return targets_on_cpu(masks, boxes, matched, size, aligned)
     return targets_on_device(masks.to(boxes.device, non_blocking=True), boxes, matched, size, aligned)
@@ -55,7 +56,7 @@ def targets_on_device(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size
         # The other boxes read a single pixel, and their values are dropped.
         rois = torch.where(of_these[:, None], rois, 0.0)
         # Not torchvision.ops.roi_align: with deterministic algorithms that would compile another one.
-        read = torch.ops.torchvision.roi_align(planes, rois, 1.0, size, size, -1, aligned)[:, 0]
+        read = torch.ops.torchvision.roi_align(planes.to(rois.dtype), rois, 1.0, size, size, -1, aligned)[:, 0]
         targets = torch.where(of_these[:, None, None], read, targets)
     return targets
 
@@ -81,14 +82,14 @@ def targets_on_cpu(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: i
     at once if those parts do not overlap. The operator runs in one thread, so each thread gets a plane of its own.
     """
     rois = boxes
-    targets = torch.zeros((len(boxes), size, size))
+    targets = boxes.new_zeros((len(boxes), size, size))
     objects, owner = np.unique(matched.numpy(), return_inverse=True)
     windows = covered_windows(rois.numpy() - (0.5 if aligned else 0.0), owner, len(objects), masks.size)
-    rois = torch.cat((torch.zeros(len(rois), 1), rois), dim=1)
+    rois = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
     crops, (rows, columns) = masks.all_crops(), masks.source_pixels()
 
     def fill_targets(groups: list[list[int]]) -> None:
-        plane = torch.zeros((1, 1, *masks.size))
+        plane = rois.new_zeros((1, 1, *masks.size))
         pixels = plane[0, 0].numpy()
         for group in groups:
             for k in group:

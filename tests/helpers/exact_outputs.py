@@ -26,7 +26,7 @@ from tests.helpers.drawn_masks import blobs, boxes_of_every_kind, detections
 from tests.helpers.exact_rows import Check, absolute, counted
 from tests.helpers.exact_stages import same_detections
 from tests.helpers.official_metrics import official_evaluation
-from tests.helpers.parity import detections_of
+from tests.helpers.parity import detections_in_float64
 from tests.helpers.published_weights import evaluation_args, in_older_style, published_v1, published_v2
 from train_utils.metrics.coco_evaluation import run_cocoeval
 from train_utils.models import ModelConfig, build_model, load_trained_model
@@ -82,7 +82,9 @@ def weight_checks(images: list[Tensor]) -> list[Check]:
         ):
             torch.save(content, Path(folder) / "weights.pth")
             own, _, _ = load_trained_model(Path(folder) / "weights.pth", evaluation_args())
-            checks += same_detections("weights", what, detections_of(own, images), detections_of(reference, images))
+            checks += same_detections(
+                "weights", what, detections_in_float64(own, images), detections_in_float64(reference, images)
+            )
     config = ModelConfig(91, norm="frozen", min_size=96, max_size=128)
     own = build_model(config)
     own.load_state_dict(v1.state_dict(), strict=True)

@@ -55,7 +55,7 @@ def difference(stage: str, what: str, own: Tensor | Sequence[Tensor], reference:
     return Row(stage, what, count, apart, share(apart, scale))
 
 
-def counted(stage: str, what: str, different: int, count: int, tolerance: int = 0) -> Check:
+def counted(stage: str, what: str, different: int, count: int, tolerance: float = 0) -> Check:
     """A row for `different` unequal things out of `count`."""
     if count == 0:
         raise ValueError(f"{stage}, {what}: nothing to compare")

@@ -6,15 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
-from backbone import resnet
-from backbone.feature_pyramid import FeaturePyramidNetwork, LastLevelMaxPool
-from backbone.resnet50_fpn import BackboneWithFPN
 from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import (
@@ -27,7 +22,7 @@ from network_files.heads import (
 )
 from network_files.masks.paste import mask_crops
 from onnx_files.network_graph import network_graph
-from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch
+from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch, thin_backbone
 from train_utils.models import ModelConfig, build_model, detectron2_parts
 
 BOX_TOLERANCE = 0.05  # pixels (2e-4 measured)
@@ -62,13 +57,7 @@ def thin_network(config: ModelConfig) -> MaskRCNN:
     """The parts of each architecture, with few layers and channels."""
     v2, detectron2, channels = config.arch == "v2", config.arch == "detectron2", 16
     norm = nn.BatchNorm2d if v2 else None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet, "STAGE_BLOCKS", (2, 1, 1, 1))
-        patch.setattr(resnet, "STAGE_WIDTHS", (8, 8, 16, 16))
-        body = resnet.ResNet(FrozenBatchNorm2d, stride_in_1x1=detectron2)
-        fpn = FeaturePyramidNetwork(body.out_channels, channels, LastLevelMaxPool(), norm_layer=norm)
-    backbone = BackboneWithFPN(body, fpn)
-    backbone.out_channels = channels
+    backbone = thin_backbone(channels, norm, stride_in_1x1=detectron2)
     anchors = AnchorGenerator(rounded=not detectron2)
     box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 2, [32], norm) if v2 else TwoMLPHead(49 * channels, 32)
     parts = dict(

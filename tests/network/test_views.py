@@ -8,7 +8,7 @@ from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform, View
 from network_files.mask_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs
-from tests.helpers.parity import assert_same_losses, losses_of, pair
+from tests.helpers.parity import assert_same_losses, in_float64, losses_of, pair
 
 SIDE = 128
 
@@ -62,9 +62,10 @@ def test_losses_of_images_with_views_equal_torchvisions_of_padded_images(photos)
     """The reference gets padded squares, as from torchvision's own lsj, and skips its resize."""
     reference, own = pair()
     reference.transform._skip_resize = True
-    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    images, objects = in_float64(photos)
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
     frames, dense, targets = [], [], []
-    for image, target, size in zip(*photos, ((96, 128), (128, 60), (40, 57))):
+    for image, target, size in zip(images, objects, ((96, 128), (128, 60), (40, 57))):
         frame = mean.repeat(1, SIDE, SIDE)
         shrinks = size[0] < image.shape[1] or size[1] < image.shape[2]
         frame[:, : size[0], : size[1]] = F.interpolate(image[None], size=size, mode="bilinear", antialias=shrinks)[0]
@@ -75,7 +76,7 @@ def test_losses_of_images_with_views_equal_torchvisions_of_padded_images(photos)
         dense.append(dict(target, boxes=target["boxes"] * factors, masks=planes))
         masks = InstanceMasks.from_dense(target["masks"])
         targets.append(dict(target, masks=masks, view=View(*size, (SIDE, SIDE))))
-    assert_same_losses(losses_of(own, photos[0], targets), losses_of(reference, frames, dense))
+    assert_same_losses(losses_of(own, images, targets), losses_of(reference, frames, dense))
 
 
 def test_masks_of_different_frames_are_not_concatenated():

@@ -13,7 +13,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from tests.helpers.parity import (
     assert_same_detections,
-    detections_of,
+    detections_in_float64,
     synthetic_batch,
 )
 from tests.helpers.project import ROOT
@@ -42,7 +42,7 @@ def test_the_published_file_of_v1_gives_torchvisions_detections(tmp_path: Path):
     own, config, _ = load_trained_model(tmp_path / "v1.pth", evaluation_args())
     assert (config.arch, config.norm, config.norm_eps, config.num_classes) == ("v1", "frozen", 0.0, 91)
     images = synthetic_batch()[0][:1]
-    assert_same_detections(detections_of(own, images), detections_of(published_v1(), images), least=10)
+    assert_same_detections(detections_in_float64(own, images), detections_in_float64(published_v1(), images), least=10)
 
 
 def test_an_epsilon_of_0_matters_to_that_file(tmp_path: Path):
@@ -51,7 +51,7 @@ def test_an_epsilon_of_0_matters_to_that_file(tmp_path: Path):
     assert config.norm_eps == 1e-5
     images = synthetic_batch()[0][:1]
     with pytest.raises(AssertionError):
-        assert_same_detections(detections_of(other, images), detections_of(published_v1(), images))
+        assert_same_detections(detections_in_float64(other, images), detections_in_float64(published_v1(), images))
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under the key model"])
@@ -62,7 +62,7 @@ def test_a_file_of_v2_is_known_by_its_keys_and_gives_torchvisions_detections(tmp
     assert (config.arch, config.norm, config.norm_eps) == ("v2", "batch", 1e-5)
     assert ("epoch" in rest) == wrapped
     images = synthetic_batch()[0][:1]
-    assert_same_detections(detections_of(own, images), detections_of(published_v2(), images), least=10)
+    assert_same_detections(detections_in_float64(own, images), detections_in_float64(published_v2(), images), least=10)
 
 
 def test_v2_trains_from_its_own_file_with_another_number_of_classes(tmp_path: Path, capsys):
@@ -142,7 +142,7 @@ def test_an_exported_checkpoint_loads_in_torchvision_by_the_three_printed_lines(
     exec("\n".join(lines), space)
     assert type(space["model"]) is type(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None))
     images = synthetic_batch()[0][:1]
-    assert_same_detections(detections_of(own, images), detections_of(space["model"], images), least=3)
+    assert_same_detections(detections_in_float64(own, images), detections_in_float64(space["model"], images), least=3)
 
 
 def test_the_export_of_something_else_is_refused(tmp_path: Path):
