@@ -87,50 +87,35 @@ class MaskRCNN(nn.Module):
         for name, predictor in (("box_predictor", box_predictor), ("mask_predictor", mask_predictor)):
             if (num_classes is None) == (predictor is None):
                 raise ValueError(f"give either num_classes or {name}")
-        self.transform = ImageTransform(
-            min_size,
-            max_size,
-            IMAGENET_MEAN if image_mean is None else image_mean,
-            IMAGENET_STD if image_std is None else image_std,
-            size_divisible,
-            fixed_size,
-            antialias,
-        )
+        mean = IMAGENET_MEAN if image_mean is None else image_mean
+        std = IMAGENET_STD if image_std is None else image_std
+        self.transform = ImageTransform(min_size, max_size, mean, std, size_divisible, fixed_size, antialias)
         self.backbone = backbone
 
-        rpn_anchor_generator = rpn_anchor_generator or AnchorGenerator()
-        num_anchors = rpn_anchor_generator.num_anchors_per_location()[0]
+        anchors = rpn_anchor_generator or AnchorGenerator()
         self.rpn = RegionProposalNetwork(
-            rpn_anchor_generator,
-            rpn_head or RPNHead(channels, num_anchors),
-            rpn_fg_iou_thresh,
-            rpn_bg_iou_thresh,
-            rpn_batch_size_per_image,
-            rpn_positive_fraction,
-            {"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
-            {"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
-            rpn_nms_thresh,
-            rpn_score_thresh,
-        )
+            anchors, rpn_head or RPNHead(channels, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=rpn_fg_iou_thresh, bg_iou_thresh=rpn_bg_iou_thresh,
+            batch_size_per_image=rpn_batch_size_per_image, positive_fraction=rpn_positive_fraction,
+            pre_nms_top_n={"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
+            post_nms_top_n={"training": rpn_post_nms_top_n_train, "testing": rpn_post_nms_top_n_test},
+            nms_thresh=rpn_nms_thresh, score_thresh=rpn_score_thresh,
+        )  # fmt: skip
 
         classes = num_classes or 0  # 0 is never used: both predictors are given
         box_roi_pool = box_roi_pool or PyramidRoIAlign(output_size=7)
+        height, width = box_roi_pool.output_size
         self.roi_heads = RoIHeads(
-            box_roi_pool,
-            box_head or TwoMLPHead(channels * box_roi_pool.output_size[0] * box_roi_pool.output_size[1], 1024),
+            box_roi_pool, box_head or TwoMLPHead(channels * height * width, 1024),
             box_predictor or FastRCNNPredictor(1024, classes),
             mask_roi_pool or PyramidRoIAlign(output_size=14),
             mask_head or MaskRCNNHeads(channels, (256, 256, 256, 256)),
             mask_predictor or MaskRCNNPredictor(256, 256, classes),
-            box_fg_iou_thresh,
-            box_bg_iou_thresh,
-            box_batch_size_per_image,
-            box_positive_fraction,
-            (10.0, 10.0, 5.0, 5.0) if bbox_reg_weights is None else bbox_reg_weights,
-            box_score_thresh,
-            box_nms_thresh,
-            box_detections_per_img,
-        )
+            fg_iou_thresh=box_fg_iou_thresh, bg_iou_thresh=box_bg_iou_thresh,
+            batch_size_per_image=box_batch_size_per_image, positive_fraction=box_positive_fraction,
+            bbox_reg_weights=bbox_reg_weights or (10.0, 10.0, 5.0, 5.0),
+            score_thresh=box_score_thresh, nms_thresh=box_nms_thresh, detections_per_img=box_detections_per_img,
+        )  # fmt: skip
         # Without the underscore it is new in torch 2.5.
         self._register_load_state_dict_pre_hook(lambda state_dict, *_: rename_old_keys(state_dict))
 
