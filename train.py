@@ -31,7 +31,7 @@ from train_utils.distributed import (
 )
 from train_utils.engine import train_one_epoch
 from train_utils.errors import one_line_errors, reading_input
-from train_utils.evaluation import evaluate, validation_losses
+from train_utils.evaluation import evaluate, require_readable, validation_losses
 from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
@@ -146,7 +146,9 @@ def evaluate_epoch(
     share_buffers(model)
     ground_truth = val_set.coco if is_main() else None
     with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
-        metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable=[])
+        unreadable: list[str] = []
+        metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable)
+        require_readable(len(unreadable), len(val_set), settings.max_bad_pictures)
         losses = dict[str, float]()
         if settings.val_loss:
             losses = validation_losses(model, val_loader, device, precision, settings.seed, settings.keep_empty)

@@ -48,12 +48,6 @@ def link_atomically(source: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed; no other process may be writing in the folder."""
-    for file in folder.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
-
-
 def temporary_path(path: Path) -> Path:
     """Return a hidden path beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -16,7 +16,7 @@ from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
-from train_utils.distributed import is_main, report_activity, sum_over_processes
+from train_utils.distributed import AsyncAllReduce, is_main, report_activity, sum_over_processes
 from train_utils.engine import to_device
 from train_utils.errors import InputError, warn
 from train_utils.loaders import mix_seed
@@ -81,6 +81,22 @@ def detect_all(
             coding.result()
     report_activity("gathering")
     return evaluator
+
+
+def require_readable(unreadable: int, images: int, most: int) -> None:
+    """Raise InputError on all processes if too many images of an evaluation were unreadable: its metrics mean nothing.
+
+    Args:
+        unreadable: number of this process's images that were unreadable.
+        images: number of all processes' images.
+        most: the number that is accepted, unless it is all of them.
+    """
+    (number,) = AsyncAllReduce(unreadable).read()
+    if number > most or images and number == images:
+        raise InputError(
+            f"{number} of {images} validation images could not be read (named above): no results are written; fix the "
+            "data and continue with --resume auto, which evaluates again"
+        )
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:

@@ -24,12 +24,17 @@ def differences(folder: Path, other: Path) -> list[str]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard's files in a run's folder hold: tag -> steps and values, in the order in which they stand."""
+    """What TensorBoard shows of a run's folder: tag -> steps and values, in the order of its files.
+
+    The start of a writer purges what was written before from its step on.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found: dict[str, list[tuple[int, float]]] = {}
     for file in sorted((folder / "tensorboard").iterdir()):
         for event in EventFileLoader(str(file)).Load():
+            if event.session_log.status == event.session_log.START:
+                found = {tag: [each for each in values if each[0] < event.step] for tag, values in found.items()}
             for value in event.summary.value:
                 number = value.tensor.float_val[0] if value.tensor.float_val else float(value.image.width)
                 found.setdefault(value.tag, []).append((event.step, number))

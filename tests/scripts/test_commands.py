@@ -391,7 +391,11 @@ def test_resuming_an_older_checkpoint_leaves_no_newer_one_to_be_taken_for_its_ow
     folder = copied(first[0], scratch / "copy")
     (folder / "model_5.pth").write_bytes(b"of the run before")
     arguments = ["--output-dir", folder, "--resume", folder / "model_0.pth", "--epochs", "2", "--max-steps", "4"]
-    succeeded(run(lab, "train.py", *SMALL, *arguments))
+    before = state_of(folder)
+    refused = run(lab, "train.py", *SMALL, *arguments)
+    assert_refused(refused, "holds newer checkpoints (model_5.pth)", "--resume auto", "--overwrite")
+    assert state_of(folder) == before
+    succeeded(run(lab, "train.py", *SMALL, *arguments, "--overwrite"))
     assert {f.name for f in folder.glob("model_*.pth")} == {"model_0.pth", "model_1.pth", "model_best.pth"}
 
 

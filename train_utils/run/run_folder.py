@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dataset_files.atomic_files import link_atomically, remove_leftovers, replacing, write_atomically
+from dataset_files.atomic_files import link_atomically, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
@@ -34,6 +34,7 @@ PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
 BEST = "model_best.pth"
 # model_7.pth: at the end of epoch 7, or of a run within it; model_7_step1234.pth: after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
+LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # of dataset_files.atomic_files
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
 INSIDE_KEPT = 2  # newest checkpoints within an epoch to keep, until the one at its end is written
 
@@ -89,12 +90,13 @@ class RunFolder:
         """Do the main process's part of `open`."""
         with reading_input():
             folder = cls(settings.output_dir, lock=lock or FolderLock(Path(settings.output_dir)))
-            remove_leftovers(folder.path)
+            folder.remove_leftovers()
             others = folder.files_of_a_run()
+            inside = folder.own_path(resumed[0]) if resumed is not None else None
             # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
             never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
-            if resumed is not None and resumed[0].resolve().parent == folder.path.resolve():
-                folder.roll_back_to(*resumed, continues)
+            if resumed is not None and inside is not None:
+                folder.roll_back_to(inside, resumed[1], continues, settings.overwrite)
             elif settings.overwrite or never_began:
                 for file in [*others, *folder.event_files()]:
                     file.unlink()
@@ -111,9 +113,21 @@ class RunFolder:
         return folder
 
     def files_of_a_run(self) -> list[Path]:
-        names = [*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST]
-        patterns = (CHECKPOINT, PREDICTIONS)
-        return [f for f in sorted(self.path.iterdir()) if f.name in names or any(p.match(f.name) for p in patterns)]
+        return [file for file in sorted(self.path.iterdir()) if is_of_a_run(file.name)]
+
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files that a killed run has left, and no others."""
+        for file in self.path.iterdir():
+            match = LEFTOVER.match(file.name)
+            if match and is_of_a_run(match[1]):
+                file.unlink(missing_ok=True)
+
+    def own_path(self, checkpoint: Path) -> Path | None:
+        """Return a checkpoint's path in this folder, None if it is elsewhere; either may be a link."""
+        for path in (checkpoint, checkpoint.resolve()):
+            if path.parent.resolve() == self.path.resolve():
+                return self.path / path.name
+        return None
 
     def sheets(self) -> dict[int, Path]:
         """Epoch -> its sheet of predictions, in the order of epochs."""
@@ -129,19 +143,29 @@ class RunFolder:
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool) -> None:
-        """Drop what was written after a checkpoint and, if the run continues, what only its stop there has left."""
+    def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
+        """Drop what was written after a checkpoint and, if the run continues, what only its stop there has left.
+
+        Raises:
+            InputError: there are newer checkpoints, which are deleted with `overwrite` only.
+        """
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
         own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
+        newer = [file for file in checkpoints(self.path) if age(file) > age(self.path / own_name) and file != path]
+        if newer and not overwrite:
+            names = ", ".join(file.name for file in newer)
+            raise InputError(
+                f"--resume {path}: {self.path} holds newer checkpoints ({names}), which would be deleted with their "
+                "results; use --resume auto, another --output-dir, or --overwrite to delete them"
+            )
         if not CHECKPOINT.match(path.name):
             link_atomically(path, self.path / own_name)
         elif inside:
             path.rename(self.path / own_name)
-        for file in checkpoints(self.path):
-            if age(file) > age(self.path / own_name):
-                file.unlink()
+        for file in newer:
+            file.unlink()
 
         evaluated = epoch + (not inside)  # epochs before this one keep their results
         for name in RESULTS.values():
@@ -313,6 +337,12 @@ class RunFolder:
             f"      python predict.py --weights-path {checkpoint} --img-path photo.jpg",
             flush=True,
         )
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a run writes files of this name."""
+    names = (*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST)
+    return name in names or any(pattern.match(name) for pattern in (CHECKPOINT, PREDICTIONS))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Hook that shows a run in TensorBoard: what log, results files and sheets of predictions in its folder hold.
+"""Hook that shows a run in TensorBoard: the log, results files and sheets of predictions in its folder.
 
-TensorBoard's files are written anew when the run starts or is resumed, from the run's own files, so that they hold each
-step once, and those before a resume as well.
+A resumed run adds to TensorBoard's files. `purge_step` makes TensorBoard forget what they hold from that step on, which
+is then copied from the run's own files, so that each step is shown once.
 """
 
 import json
@@ -34,6 +34,7 @@ class TensorBoard:
                 "--tensorboard needs a package that is not installed: pip install tensorboard, or leave it out"
             ) from None
         self.writer: Any = None
+        self.first = 0  # what belongs to a step before this one has been copied by an earlier start of the run
         self.read = 0  # bytes of the log
         self.shown: set[Path | str] = set()  # sheets, and lines of results files
 
@@ -42,10 +43,8 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        for file in state.run.event_files():
-            file.unlink()
-        # purge_step: a TensorBoard that is looking at the folder forgets what it has read.
-        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=0)
+        self.first = state.number if state.run.event_files() else 0
+        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=self.first)
         self.copy(state)
 
     def before_step(self, state: RunState) -> None:
@@ -75,7 +74,7 @@ class TensorBoard:
             if reason is None:
                 raise
             self.writer = None
-            warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); --resume auto writes it anew")
+            warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); this run writes it no more")
 
     def copy_log(self, run: RunFolder) -> None:
         log = run.path / LOG
@@ -88,6 +87,8 @@ class TensorBoard:
         self.read += len(whole)
         for line in whole.splitlines():
             entry = json.loads(line)
+            if entry["step"] < self.first:
+                continue
             for name, value in entry.items():
                 group = "validation" if name.startswith("val_") else "training"
                 if name not in ("epoch", "step") and value is not None:
@@ -96,10 +97,10 @@ class TensorBoard:
     def copy_results(self, state: RunState) -> None:
         for kind, lines in state.run.results.items():
             for line in lines:
-                if (key := f"{kind} {line}") in self.shown:
+                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
+                if end < self.first or (key := f"{kind} {line}") in self.shown:
                     continue
                 self.shown.add(key)
-                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
                 for name, value in zip(METRIC_NAMES, values):
                     if value >= 0:  # else the images have no such objects
                         self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
@@ -108,12 +109,12 @@ class TensorBoard:
 
     def copy_sheets(self, state: RunState) -> None:
         for epoch, path in state.run.sheets().items():
-            if path not in self.shown:
+            if path not in self.shown and end_of(epoch, state) >= self.first:
                 self.shown.add(path)
                 self.add_png("predictions", path, end_of(epoch, state))
 
     def add_png(self, tag: str, path: Path, step: int) -> None:
-        """Add an image file as it is."""
+        """Add an image file without encoding it again."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(path) as image:
@@ -123,5 +124,5 @@ class TensorBoard:
 
 
 def end_of(epoch: int, state: RunState) -> int:
-    """The last step of an epoch."""
+    """Return the last step of an epoch."""
     return min((epoch + 1) * state.steps_per_epoch, state.last_step)

@@ -1,0 +1,72 @@
+"""A resumed run deletes nothing that was not named, and an evaluation that failed leaves no results."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import run_thin, succeeded
+from train_utils.demo_dataset import make_demo_dataset
+from train_utils.errors import InputError
+from train_utils.run.run_folder import RunFolder
+
+CONTENT = {"progress": {"step": 4}, "epoch": 0, "steps_per_epoch": 4, "args": {}}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Three epochs of a run."""
+    for epoch in range(3):
+        (tmp_path / f"model_{epoch}.pth").write_bytes(b"weights %d" % epoch)
+    for name in ("det_results.txt", "seg_results.txt"):
+        (tmp_path / name).write_text("".join(f"epoch:{epoch}  0.1  0.2\n" for epoch in range(3)))
+    return RunFolder(tmp_path)
+
+
+def test_an_older_checkpoint_is_resumed_in_its_folder_with_overwrite_only(folder):
+    before = files(folder.path)
+    with pytest.raises(InputError, match=r"newer checkpoints \(model_1.pth, model_2.pth\).*--overwrite"):
+        folder.roll_back_to(folder.path / "model_0.pth", CONTENT, continues=True, overwrite=False)
+    assert files(folder.path) == before
+    folder.roll_back_to(folder.path / "model_0.pth", CONTENT, continues=True, overwrite=True)
+    assert sorted(files(folder.path)) == ["det_results.txt", "model_0.pth", "seg_results.txt"]
+
+
+def test_temporary_files_of_others_stay(folder):
+    theirs = [".notes.tmp", ".cache.0123456789ab.tmp", ".model_0.pth.tmp", "model_0.pth.0123456789ab.tmp"]
+    for name in [*theirs, ".model_0.pth.0123456789ab.tmp", ".predictions_2.png.ffffffffffff.tmp"]:
+        (folder.path / name).write_text("kept?")
+    folder.remove_leftovers()
+    assert {name for name in files(folder.path) if name.endswith(".tmp")} == set(theirs)
+
+
+def test_links_to_checkpoints_and_checkpoints_that_are_links_are_those_of_the_folder(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move(folder.path / "model_2.pth", elsewhere / "big_disk.pth")
+    (folder.path / "model_2.pth").symlink_to(elsewhere / "big_disk.pth")
+    (elsewhere / "latest.pth").symlink_to(folder.path / "model_1.pth")
+    assert folder.own_path(folder.path / "model_2.pth") == folder.path / "model_2.pth"
+    assert folder.own_path(elsewhere / "latest.pth") == folder.path / "model_1.pth"
+    assert folder.own_path(elsewhere / "big_disk.pth") is None
+
+
+@pytest.mark.slow
+def test_an_epoch_whose_evaluation_failed_has_no_results_until_the_data_are_back(tmp_path):
+    make_demo_dataset(tmp_path / "data", num_train=4, num_val=2)
+    shutil.copytree(tmp_path / "data", tmp_path / "kept")
+    (tmp_path / "gone.py").write_text(
+        "import shutil\ndef after_step(state):\n    shutil.rmtree('data/val2017', ignore_errors=True)\n"
+    )
+    words = ["--device", "cpu", "--data-path", "data", "--min-size", "32", "--max-size", "48", "--epochs", "1"]
+    words += ["--batch-size", "2", "--workers", "0", "--pretrain", "False", "--rois-per-image", "8"]
+    failed = run_thin(tmp_path, "train.py", *words, "--output-dir", "run", "--hooks", "gone.py")
+    assert failed.code == 2 and "2 of 2 validation images could not be read" in failed.err
+    assert (tmp_path / "run" / "model_0.pth").is_file() and not (tmp_path / "run" / "det_results.txt").exists()
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(tmp_path / "kept", tmp_path / "data")
+    succeeded(run_thin(tmp_path, "train.py", *words, "--output-dir", "run", "--resume", "auto"))
+    assert (tmp_path / "run" / "det_results.txt").read_text().startswith("epoch:0  ")
