@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,12 @@ class CocoDetection(Dataset):
         """The category ids of the objects of each item, in training of those that are trained on."""
         of_all = self.index.classes_of_images(only_usable=self.training)
         return [of_all[place] for place in self.image_indices]
+
+    def checksum(self) -> str:
+        """A text that changes with the images' names and with any annotation of these images."""
+        chosen = np.isin(self.index.owners(), self.image_indices)
+        names = "\n".join(self.image_names()).encode(errors="surrogatepass")
+        return sha256(names + self.index.checksums[chosen].tobytes()).hexdigest()[:16]
 
     def __getstate__(self) -> dict:
         """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""

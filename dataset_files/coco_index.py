@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -22,14 +23,14 @@ from dataset_files.coco_check import check_annotations
 from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
-from dataset_files.unused_categories import unused_categories
+from dataset_files.unused_categories import tell_apart, unused_categories
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
-VERSION = 5  # of the stored index; another one is not read
+VERSION = 6  # of the stored index; another one is not read
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
 
@@ -50,6 +51,10 @@ class Reading(NamedTuple):
         return (".masks" if self.boxes_from_masks else "") + (".objects" if self.crowds_are_objects else "") + ".index"
 
 
+class AnnotationsLost(ValueError):
+    """An annotation file has changed or vanished while it was in use; none of its images can be read any more."""
+
+
 @dataclass
 class CocoIndex:
     """Positions of the annotations of P images and A objects in their file, by image, in the order of the file.
@@ -68,6 +73,7 @@ class CocoIndex:
         starts: int64 [A], the byte offset of each in the file.
         lengths: int64 [A], in bytes.
         category_ids: int64 [A].
+        checksums: int64 [A], CRC-32 of each one's text.
         crowds: bool [A].
         usable: bool [A], what training can learn from: no crowds, box and mask not empty.
         problems: what is wrong with the file.
@@ -84,6 +90,7 @@ class CocoIndex:
     starts: np.ndarray
     lengths: np.ndarray
     category_ids: np.ndarray
+    checksums: np.ndarray
     crowds: np.ndarray
     usable: np.ndarray
     problems: Problems
@@ -92,18 +99,21 @@ class CocoIndex:
         """Read the annotations of an image from the file.
 
         Raises:
-            ValueError: the file has changed since it was indexed.
+            AnnotationsLost: the file has changed since it was indexed, or is gone.
         """
         chosen = np.arange(self.first[picture], self.first[picture + 1])
         if only_usable:
             chosen = chosen[self.usable[chosen]]
         texts = []
-        with open(self.path, "rb") as file:
-            if not np.array_equal(stamp_of(file.fileno()), self.stamp):
-                raise ValueError(f"{self.path}: has changed since it was opened; start again")
-            for start, length in zip(self.starts[chosen].tolist(), self.lengths[chosen].tolist()):
-                file.seek(start)
-                texts.append(file.read(length))
+        try:
+            with open(self.path, "rb") as file:
+                if not np.array_equal(stamp_of(file.fileno()), self.stamp):
+                    raise AnnotationsLost(f"{self.path}: has changed since it was opened; start again")
+                for start, length in zip(self.starts[chosen].tolist(), self.lengths[chosen].tolist()):
+                    file.seek(start)
+                    texts.append(file.read(length))
+        except OSError as error:
+            raise AnnotationsLost(f"{self.path}: cannot be read any more ({error}); start again") from error
         return json.loads(b"[" + b",".join(texts) + b"]")
 
     def owners(self) -> np.ndarray:
@@ -250,6 +260,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     used = np.unique(np.array(annotations.category_ids, dtype=np.int64)).tolist()
     for unused in unused_categories(content["categories"], used):
         problems.add("unused category", f"category {unused}, '{categories.pop(unused)}'")
+    tell_apart(categories, content["categories"], problems)
     pictures = read_pictures(content["images"], problems)
     problems.update(annotations.problems)
     found = check_annotations(annotations, pictures, categories, problems, text, reading.boxes_from_masks)
@@ -270,6 +281,9 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
         starts=starts[order],
         lengths=(ends - starts)[order],
         category_ids=np.array(annotations.category_ids, dtype=np.int64)[order],
+        checksums=np.array([crc32(text[a:b].encode()) for a, b in zip(annotations.starts, annotations.ends)], np.int64)[
+            order
+        ],
         crowds=crowds[order],
         usable=(found.complete & ~crowds)[order],
         problems=problems,

@@ -1,14 +1,17 @@
 """The COCO file of a split: the one that lies there, or the stored result of converting or repairing what lies there.
 
-A conversion is stored once in the user's cache folder, together with what was found to be wrong, and made again when a
-file that it was read from changes.
+A conversion is stored in the user's cache folder, together with what was found to be wrong. It is never changed: when a
+file that it was read from changes, another one is stored beside it, so that a run keeps reading what it began with.
 """
 
 import json
 import os
+import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from dataset_files.file_names import resolve
 from dataset_files.problems import Problems
 
 VERSION = 2  # of stored conversions
+KEPT = 30 * 24 * 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,18 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
 def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
     """Convert a split, or find its stored conversion; return the index of the result and the conversion's problems."""
     assert split.convert is not None
-    place = storage_folder() / f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}.json"
+    name = f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}"
     stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *split.inputs()})))
-    problems = stored_problems(place, stamp)
+    place = storage_folder() / f"{name}-{stamp}.json"
+    problems = stored_problems(place)
     if problems is None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = place.with_suffix(".lock")
+        lock = place.with_name(f"{name}.lock")
         lock.touch()
         with locked(lock):  # of several processes one converts, the others wait here and find it
-            problems = stored_problems(place, stamp)
+            problems = stored_problems(place)
             if problems is None:
-                problems = store(place, stamp, split.convert())
+                problems = store(place, split.convert())
+                remove_unused(place.parent, name)
     try:
         return open_index(place, reading), problems
     except ValueError as error:
@@ -95,20 +100,30 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
         raise ValueError(str(error).replace(str(place), str(split.source))) from error
 
 
-def store(place: Path, stamp: str, converted: Converted) -> Problems:
+def store(place: Path, converted: Converted) -> Problems:
     write_atomically(place, json.dumps(converted.content))
-    about = {"stamp": stamp, "size": place.stat().st_size, "problems": vars(converted.problems)}
+    about = {"size": place.stat().st_size, "problems": vars(converted.problems)}
     write_atomically(about_file(place), json.dumps(about))
     return converted.problems
 
 
-def stored_problems(place: Path, stamp: str) -> Problems | None:
-    """The problems of a stored conversion of the files as they are now; None where there is none."""
+def stored_problems(place: Path) -> Problems | None:
+    """Return the problems of a stored conversion; None where there is none."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads(about_file(place).read_text(encoding="utf-8"))
-        if about["stamp"] == stamp and place.stat().st_size == about["size"]:
+        if place.stat().st_size == about["size"]:
+            about_file(place).touch()
             return Problems(**about["problems"])
     return None
+
+
+def remove_unused(folder: Path, name: str) -> None:
+    """Delete older conversions of the same source that no run has opened for KEPT seconds."""
+    for about in folder.glob(f"{escape(name)}-*.about.json"):
+        with suppress(OSError):
+            if about.stat().st_mtime < time.time() - KEPT:
+                for file in folder.glob(escape(about.name.removesuffix(".about.json")) + ".*"):
+                    file.unlink()
 
 
 def about_file(place: Path) -> Path:
@@ -116,7 +131,14 @@ def about_file(place: Path) -> Path:
 
 
 def storage_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mask-rcnn" / "converted"
+    """Return the folder of stored conversions: in the user's cache, or a temporary one if that cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    for folder in (cache / "mask-rcnn" / "converted", Path(tempfile.gettempdir()) / "mask-rcnn" / "converted"):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    raise OSError(f"{cache}: cannot be written, nor can {tempfile.gettempdir()}; set XDG_CACHE_HOME")
 
 
 def stamp_of(path: Path) -> str:

@@ -98,6 +98,9 @@ class InstanceDataset(Protocol):
     def classes_of_images(self) -> list[list[int]]:
         """The category ids of the objects of each item, in training of those that are trained on."""
 
+    def checksum(self) -> str:
+        """A text that changes with the images' names and with any annotation."""
+
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         """Class name -> objects that are no crowds, and crowds."""
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from dataset_files.rgb_images import as_rgb, is_turned, open_image, orientation_of
+from dataset_files.rgb_images import as_rgb, is_turned, open_image, orientation_of, turn_upright
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
     try:
         with open_image(path) as picture:
             if exif == "apply" or size is not None and is_turned(picture.size, orientation_of(picture), size, exif):
-                return picture_to_tensor(ImageOps.exif_transpose(picture))
+                return picture_to_tensor(turn_upright(picture))
             return picture_to_tensor(picture)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image") from None

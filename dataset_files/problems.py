@@ -38,6 +38,9 @@ KINDS = {
     # the lists of a COCO file
     "category": Kind("invalid categories"),
     "category id": Kind("categories with a repeated id"),
+    "category name": Kind(
+        "names that several categories share; rename these, or give them different supercategories", skippable=False
+    ),
     "image": Kind("invalid images"),
     "image id": Kind("images with a repeated id"),
     "annotation": Kind("invalid annotations"),

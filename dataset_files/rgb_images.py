@@ -9,6 +9,16 @@ import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # of Pillow's `info`
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
 # Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
 Image.init()
@@ -32,8 +42,20 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def orientation_of(picture: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if there is none."""
-    return picture.getexif().get(EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
+    """Return the orientation from EXIF or XMP data, or a PNG's raw profile; 1 (upright) if there is none.
+
+    TIFF images count as upright, since Pillow turns them when it reads their pixels.
+    """
+    if picture.format == "TIFF" or picture.info.keys().isdisjoint(ORIENTATION_KEYS):
+        return 1
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in TRANSPOSES else 1
+
+
+def turn_upright(picture: Image.Image) -> Image.Image:
+    """Turn an image as its orientation says."""
+    orientation = orientation_of(picture)
+    return picture.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else picture
 
 
 def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:

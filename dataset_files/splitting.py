@@ -1,7 +1,9 @@
 """Divide the images of one annotation file into training and validation, the same way at every start.
 
-By a hash of each file name and the seed, so that an image stays on its side when others are added, on every process and
-after a resume. Copies of one image (Roboflow's names end with `.rf.` and a hash) stay together.
+By a hash of each file name and the seed, so that every process divides them alike. Copies of one image (Roboflow's
+names end with `.rf.` and a hash) stay together. An image keeps its side when others are added, except those few that
+are moved so that each class, and each side, has an image: adding images may change which these are. A checkpoint
+therefore stores the names of the images that were held out.
 """
 
 import re

@@ -1,6 +1,9 @@
-"""Recognise categories that are no classes: a heading that groups the others, as Roboflow writes it, and background."""
+"""Find the classes among categories: drop headings, such as Roboflow's, and background; tell equal names apart."""
 
+from collections import Counter
 from collections.abc import Iterable
+
+from dataset_files.problems import Problems
 
 BACKGROUND = ("_background_", "__background__", "__ignore__")
 
@@ -26,3 +29,23 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
         if groups_the_others or entry["name"] in BACKGROUND:
             dropped.append(entry["id"])
     return dropped if len(dropped) < len(valid) else []
+
+
+def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None:
+    """Add the supercategory to names that several categories share; note those that even so are the same.
+
+    Classes of different splits are matched by name, so that two of one name would become one.
+
+    Args:
+        names: category id -> name; changed in place.
+        entries: the file's list "categories".
+    """
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    for entry in entries if shared else ():
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(key, int) and names.get(key, "") in shared and entry.get("supercategory"):
+            names[key] = f"{names[key]} ({entry['supercategory']})"
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            ids = ", ".join(str(key) for key, other in names.items() if other == name)
+            problems.add("category name", f"'{name}', ids {ids}")

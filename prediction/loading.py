@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of
+from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of, turn_upright
 from network_files.masks.rle import MOST_PIXELS
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
@@ -47,7 +47,7 @@ def read_file(path: Path, exif: str | None, large: bool, size: tuple[int, int] |
         with open_any_size(path) if large else Image.open(path, formats=PICTURE_FORMATS) as picture:
             as_annotated = size is None or is_turned(picture.size, orientation_of(picture), size)
             if exif == "apply" or exif is None and as_annotated:
-                ImageOps.exif_transpose(picture, in_place=True)
+                picture = turn_upright(picture)
             picture.load()
             return picture if picture.mode == "RGB" else as_rgb(picture)  # without a copy, which may be large
     except FileNotFoundError:

@@ -79,6 +79,8 @@ def detect_all(
             coding = coder.submit(evaluator.update_batch, ids, [size_of(image) for image in images], found)
         if coding is not None:
             coding.result()
+    if unreadable and len(unreadable) == len(loader.dataset):  # type: ignore[arg-type]  # it has a length
+        raise InputError(f"{unreadable[0]}; none of the {len(unreadable)} images can be evaluated")
     report_activity("gathering")
     return evaluator
 

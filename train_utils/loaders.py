@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dataset_files.coco_index import AnnotationsLost
 from dataset_files.dataset import InstanceDataset
 from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError, reading_input
@@ -23,11 +24,12 @@ GPU_BATCH = 8  # images per step of an evaluation
 
 
 def fingerprint(dataset: InstanceDataset) -> str:
-    """Summarise a training set in a string that changes with its images or classes."""
+    """Summarise a training set in a string that changes with its images, classes or annotations."""
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64)
     names = repr(sorted(dataset.class_names.items())).encode()
-    # Checkpoints store this text: with other words none could be resumed.
-    return f"{len(dataset)} pictures, check sum {zlib.crc32(sizes.tobytes(), zlib.crc32(names)):08x}"
+    # Older checkpoints store the text up to the comma before "content"; they are compared with that part.
+    counts = f"{len(dataset)} pictures, check sum {zlib.crc32(sizes.tobytes(), zlib.crc32(names)):08x}"
+    return f"{counts}, content {dataset.checksum()}"
 
 
 def training_loader(
@@ -128,6 +130,8 @@ class MarkedItems(CheckedItems):
         try:
             return self.item(index)
         except InputError as error:
+            if isinstance(error.__cause__, AnnotationsLost):
+                raise
             return None, {"unreadable": [str(error)]}
 
 
@@ -157,6 +161,8 @@ class SeededItems(CheckedItems):
                     torch.manual_seed(seed)
                     image, target = self.item(chosen)
             except InputError as error:
+                if isinstance(error.__cause__, AnnotationsLost):
+                    raise
                 unreadable.append(str(error))
             else:
                 notes: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}

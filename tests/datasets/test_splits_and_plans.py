@@ -1,14 +1,25 @@
 """Which images belong to which split: divided data, what a checkpoint held out, and images that are on both sides."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from dataset_files.image_headers import read_header
+from dataset_files.image_reading import read_image
+from dataset_files.splitting import choose_validation, original_of, place_of
+from prediction.loading import open_image
+from tests.helpers.layout_writers import SAMPLES, WRITERS
+from train_utils.errors import InputError
+from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.open_data import held_out_images, open_held_out, open_training_data
 from train_utils.options import DataSettings
+from train_utils.run.resuming import are_alike
 
 IMAGES = 20
 
@@ -86,3 +97,144 @@ def test_a_resumed_run_keeps_its_held_out_images(trained):
     settings = given(data_path=str(folder), val_fraction=0.7)
     train_set, val_set = open_training_data(settings, seed=5, held_out=held_out)
     assert set(val_set.image_names()) == set(held_out) and len(train_set) == IMAGES - len(held_out)
+
+
+# --------------------------------------------------------------------------------------------------- images added later
+
+
+def test_only_what_a_class_or_a_side_needs_moves_when_images_are_added():
+    """Every image whose side changes is one that the hash alone had put on the other side, before or after."""
+    draw = np.random.default_rng(0)
+    moved = 0
+    for seed in range(100):
+        names = [f"{k}.jpg" for k in range(60)]
+        classes = [[1] if draw.random() < 0.95 else [1, 2] for _ in names]
+        before, _ = choose_validation(names[:50], classes[:50], 0.2, seed)
+        after, _ = choose_validation(names, classes, 0.2, seed)
+        by_hash = np.array([place_of(original_of(name), seed) < 0.2 for name in names])
+        changed = np.flatnonzero(before != after[:50])
+        assert all(before[i] != by_hash[i] or after[i] != by_hash[i] for i in changed)
+        assert all(2 in classes[i] for i in changed)
+        moved += len(changed) > 0
+    assert 0 < moved < 20
+
+
+# ------------------------------------------------------------------------------------------------ images on both sides
+
+
+def test_validation_images_that_are_trained_on_are_named(tmp_path: Path, capsys):
+    folder = make_unsplit(tmp_path / "mine")
+    content = json.loads((folder / "result.json").read_text())
+    for key in ("images", "annotations"):
+        content[key] = content[key][:4]
+    (folder / "val.json").write_text(json.dumps(content))
+    open_training_data(given(train_json=str(folder / "result.json"), val_json=str(folder / "val.json")), seed=0)
+    assert "val.json: 4 of 4 validation images are also trained on" in capsys.readouterr().err
+    open_training_data(given(data_path=str(make_unsplit(tmp_path / "divided"))), seed=0)
+    assert "also trained on" not in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- data that change
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_fingerprint_changes_with_any_annotation_but_not_with_the_path(trained, tmp_path):
+    folder, _, _ = trained
+
+    def of(path: Path) -> str:
+        return fingerprint(open_training_data(given(data_path=str(path)), seed=0)[0])
+
+    before = of(folder)
+    shutil.copytree(folder, tmp_path / "moved")
+    assert of(tmp_path / "moved") == before
+    edit(folder / "result.json", lambda c: [a["bbox"].__setitem__(2, 17) for a in c["annotations"]])
+    assert of(folder) != before and of(folder).partition(", content")[0] == before.partition(", content")[0]
+    assert are_alike("data", before.partition(", content")[0], before) and not are_alike("data", of(folder), before)
+
+
+def test_a_label_corrected_during_a_run_changes_nothing_for_it(tmp_path: Path, monkeypatch):
+    """The run keeps its conversion; the next one gets another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    WRITERS["YOLO"](tmp_path / "data", SAMPLES)
+    labels = sorted((tmp_path / "data").rglob("labels/**/*.txt"))
+    running = open_training_data(given(data_path=str(tmp_path / "data")), seed=0)[0]
+    targets = [running.target(i)["boxes"].tolist() for i in range(len(running))]
+    for path in labels:
+        path.write_text("\n".join(path.read_text().splitlines()[:1]) + "\n")
+    after = open_training_data(given(data_path=str(tmp_path / "data")), seed=0)[0]
+    assert [running.target(i)["boxes"].tolist() for i in range(len(running))] == targets
+    assert [after.target(i)["boxes"].tolist() for i in range(len(after))] != targets
+
+
+def test_annotations_that_change_during_a_run_end_it_and_are_no_unreadable_images(trained):
+    folder, _, _ = trained
+    train_set, val_set = open_training_data(given(data_path=str(folder)), seed=0)
+    edit(folder / "result.json", lambda c: c["annotations"].pop())
+    with pytest.raises(InputError, match="result.json: has changed since it was opened"):
+        next(iter(evaluation_loader(val_set, None, workers=0)))
+    with pytest.raises(InputError, match="result.json: has changed since it was opened"):
+        next(iter(training_loader(train_set, 2, 3, 0, 0, pin_memory=False)))
+
+
+def test_old_conversions_that_no_run_uses_are_deleted(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_unsplit(tmp_path / "data", 4)
+    edit(tmp_path / "data" / "result.json", lambda c: [a.pop("bbox") for a in c["annotations"]])
+    folder = tmp_path / "cache" / "mask-rcnn" / "converted"
+
+    def stored() -> set[str]:
+        open_training_data(given(data_path=str(tmp_path / "data")), seed=0)
+        return {path.name for path in folder.glob("*.json")}
+
+    first = stored()
+    edit(tmp_path / "data" / "result.json", lambda c: c["annotations"][0].update(area=99))
+    second = stored()
+    assert first < second
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    edit(tmp_path / "data" / "result.json", lambda c: c["annotations"][0].update(area=9))
+    assert len(stored()) == 2 and not stored() & second
+
+
+# --------------------------------------------------------------------------------------------------- equal class names
+
+
+def test_two_categories_of_one_name_stay_apart_or_stop(tmp_path: Path):
+    folder = make_unsplit(tmp_path / "mine")
+    both = [{"id": 1, "name": "bat", "supercategory": "animal"}, {"id": 2, "name": "bat", "supercategory": "sports"}]
+    edit(folder / "result.json", lambda c: c.update(categories=both))
+    for dataset in open_training_data(given(data_path=str(folder)), seed=0):
+        assert dataset.class_names == {1: "bat (animal)", 2: "bat (sports)"}
+        assert {int(dataset.target(i)["labels"][0]) for i in range(len(dataset))} == {1, 2}
+    edit(folder / "result.json", lambda c: [each.pop("supercategory") for each in c["categories"]])
+    with pytest.raises(InputError, match="names that several categories share.*'bat', ids 1, 2"):
+        open_training_data(given(data_path=str(folder), skip_bad=True), seed=0)
+
+
+# --------------------------------------------------------------------------------------------------------- orientation
+
+
+@pytest.mark.parametrize("place", ["exif", "xmp", "raw profile"])
+def test_one_function_decides_about_orientation_everywhere(tmp_path: Path, place):
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).repeat(3).reshape(4, 6, 3))
+    path = tmp_path / "x.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    notes = PngInfo()
+    if place == "xmp":
+        notes.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3"/></x:xmpmeta>')
+    if place == "raw profile":
+        text = exif.tobytes().hex()
+        notes.add_text("Raw profile type exif", f"\nexif\n{len(text) // 2:8}\n{text}\n")
+    image.save(path, pnginfo=notes, **({"exif": exif} if place == "exif" else {}))
+    turned = np.array(image)[::-1, ::-1]
+    assert read_header(str(path))[2] == 3
+    assert np.array_equal(read_image(path, exif="apply").permute(1, 2, 0).numpy(), turned)
+    assert np.array_equal(read_image(path, (4, 6)).permute(1, 2, 0).numpy(), np.array(image))
+    assert np.array_equal(np.array(open_image(path)), turned)
+    assert np.array_equal(np.array(open_image(path, exif="ignore")), np.array(image))

@@ -87,7 +87,7 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
     differences = {
         name: f"{name} {before[name]} -> {now[name]}"
         for name in now
-        if name in before and comparable(name, before[name]) != comparable(name, now[name])
+        if name in before and not are_alike(name, before[name], now[name])
         and name not in IGNORED_SETTINGS
     }  # fmt: skip
     changing_result = {*result_settings(settings), *RESULT_FACTS}
@@ -112,6 +112,8 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
         )
 
 
-def comparable(name: str, value: Any) -> Any:
-    """Drop the part of a value that differs between the processes of one run."""
-    return value.partition(":")[0] if name == "device" else value
+def are_alike(name: str, before: Any, now: Any) -> bool:
+    """Compare a setting, but for the number of a process's device, and for what older fingerprints of data lack."""
+    if name == "device":
+        return before.partition(":")[0] == now.partition(":")[0]
+    return now.startswith(before) if name == "data" else before == now
