@@ -1,7 +1,6 @@
 """What once trained or scored wrongly without a word: numberings, crowds, ids, EXIF orientations, too many objects."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,8 @@ from PIL import Image
 
 from my_dataset_coco import CocoDetection
 from tests.helpers.coco_writers import content, write_coco_2017, write_cvat
-from tests.helpers.commands import run_thin
+from tests.helpers.commands import run, run_thin, succeeded
 from tests.helpers.layout_writers import SAMPLES, Sample, Thing, write_image, write_json
-from tests.helpers.project import ROOT
 from tools import inspect_dataset
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
@@ -104,10 +102,8 @@ def test_crowds_are_counted_and_mostly_crowds_stop_with_the_option(tmp_path: Pat
     write_coco_2017(tmp_path / "data", SAMPLES)
     train_file = tmp_path / "data" / "annotations" / "instances_train2017.json"
     edit(train_file, lambda w: w["annotations"][0].update(iscrowd=1))
-    some = subprocess.run(
-        [sys.executable, ROOT / "train.py", *TRAIN, "--test-only"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert "1 of 5 objects are crowds and are not trained on; 1 images without objects are left out" in some.stdout
+    some = run_thin(tmp_path, "train.py", *TRAIN, "--test-only")
+    assert "1 of 5 objects are crowds and are not trained on; 1 images without objects are left out" in some.out
     edit(train_file, lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
     stopped = run_thin(tmp_path, "train.py", *TRAIN)
     assert stopped.code == 2
@@ -231,13 +227,9 @@ def test_data_without_a_split_are_divided_by_name_the_same_way_for_all(tmp_path:
 
 def test_the_report_shows_a_folder_before_training(tmp_path: Path):
     write_cvat(tmp_path / "data", SAMPLES)
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "inspect_dataset.py", "data", "--show", "4"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.stdout
-    assert "not trained on: crowds, and " in done.stdout and "nothing is wrong" in done.stdout
+    done = succeeded(run(tmp_path, "tools/inspect_dataset.py", "data", "--show", "4"))
+    assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.out
+    assert "not trained on: crowds, and " in done.out and "nothing is wrong" in done.out
     assert Image.open(tmp_path / "data_sheet.png").size[0] > 300
 
 

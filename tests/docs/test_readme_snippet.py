@@ -1,5 +1,6 @@
 """The Python examples of the READMEs and pages run as they stand, on weights and a photo that the test makes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,29 @@ from PIL import Image
 
 from network_files import InstanceMasks
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs
+from tests.helpers.faults import thin_model
 from tests.helpers.fenced_blocks import python_blocks
 from tests.helpers.project import ROOT
-from train_utils.models import ModelConfig, build_model
+from tests.helpers.thin_weights import thin_networks
+from train_utils.models import ModelConfig
 
 READMES = ("README.md", "README.zh-CN.md")
 NAMES = {1: "apple", 2: "pear"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the two files that the example reads."""
     folder = tmp_path_factory.mktemp("snippet")
     config = ModelConfig(num_classes=3, min_size=64, max_size=96)
-    model = build_model(config)
+    model = thin_model(config)
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[1:2], 3.0)  # sees apples everywhere
     content = {"model": model.state_dict(), "model_config": config.to_plain(), "class_names": NAMES}
     (folder / "save_weights").mkdir()
     torch.save(content | {"args": {}}, folder / "save_weights" / "model_25.pth")
     Image.effect_noise((80, 60), 90).convert("RGB").save(folder / "photo.jpg")
-    return folder
+    with thin_networks():
+        yield folder
 
 
 @pytest.mark.slow

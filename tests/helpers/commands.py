@@ -7,7 +7,6 @@ import runpy
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -16,6 +15,7 @@ import torch
 
 from tests.helpers import faults
 from tests.helpers.project import ROOT
+from tests.helpers.thin_weights import thin_networks
 
 
 @dataclass
@@ -67,22 +67,11 @@ def run(folder: Path, script: str, *arguments: str | Path) -> Outcome:
 
 
 def run_thin(folder: Path, script: str, *arguments: str | Path) -> Outcome:
-    """The same with a network of a hundredth of the weights."""
-    with thin_network():
-        return run(folder, script, *arguments)
-
-
-@contextlib.contextmanager
-def thin_network() -> Iterator[None]:
-    from backbone import resnet
-
-    with contextlib.ExitStack() as stack:
-        for name in ("STAGE_BLOCKS", "STAGE_WIDTHS"):  # a thin network sets these
-            stack.enter_context(mock.patch.object(resnet, name, getattr(resnet, name)))
-        stack.enter_context(mock.patch("train_utils.models.build_model", faults.thin_model))
+    """The same with a network of a hundredth of the weights, and curves as numbers."""
+    with thin_networks(), contextlib.ExitStack() as stack:
         for name in ("plot_loss_and_lr", "plot_map"):
             stack.enter_context(mock.patch(f"train_utils.run.run_folder.{name}", faults.numbers_instead))
-        yield
+        return run(folder, script, *arguments)
 
 
 def succeeded(outcome: Outcome) -> Outcome:

@@ -65,6 +65,15 @@ class ImpatientWatchdog:
         watchdog.INTERVAL, watchdog.HEARTBEAT_TIMEOUT, watchdog.GRACE = 0.1, 1.0, 0.5
 
 
+def thin_bodies():
+    """Context in which the ResNets of all networks have few layers and channels."""
+    from unittest import mock
+
+    from backbone import resnet
+
+    return mock.patch.multiple(resnet, STAGE_BLOCKS=(1, 1, 1, 1), STAGE_WIDTHS=(8, 8, 16, 16))
+
+
 def thin_model(config):
     from functools import partial
 
@@ -77,10 +86,10 @@ def thin_model(config):
     from network_files import MaskRCNN
     from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, TwoMLPHead
 
-    resnet.STAGE_BLOCKS, resnet.STAGE_WIDTHS = (1, 1, 1, 1), (8, 8, 16, 16)
     norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
-    body = resnet.ResNet(partial(norm, eps=config.norm_eps))
-    backbone = BackboneWithFPN(body, FeaturePyramidNetwork(body.out_channels, 16, LastLevelMaxPool()))
+    with thin_bodies():
+        body = resnet.ResNet(partial(norm, eps=config.norm_eps))
+        backbone = BackboneWithFPN(body, FeaturePyramidNetwork(body.out_channels, 16, LastLevelMaxPool()))
     backbone.out_channels = 16
     return MaskRCNN(
         backbone,
@@ -92,8 +101,8 @@ def thin_model(config):
         box_predictor=FastRCNNPredictor(32, config.num_classes),
         mask_head=MaskRCNNHeads(16, (16,)),
         mask_predictor=MaskRCNNPredictor(16, 16, config.num_classes),
-        rpn_post_nms_top_n_train=100,
-        rpn_post_nms_top_n_test=50,
+        rpn_post_nms_top_n_train=config.proposals or 100,
+        rpn_post_nms_top_n_test=config.proposals or 50,
     )
 
 

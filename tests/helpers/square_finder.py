@@ -1,4 +1,4 @@
-"""A network whose weights are set by hand so that it finds squares with a white dot, and an image of 240 of them.
+"""A thin network whose weights are set by hand so that it finds squares with a white dot, and an image of 240 of them.
 
 The dots reach the finest pyramid level through the first convolution and the shortcut of the first block. There the
 RPN's square anchor of 32 pixels fires, and the box head where the dot is in the middle of the box. Nothing is trained.
@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from network_files import MaskRCNN
-from train_utils.models import ModelConfig, build_model
+from tests.helpers.faults import thin_model
+from train_utils.models import ModelConfig
 
 ROWS, COLUMNS, PITCH, SIDE = 12, 20, 40, 32
 HEIGHT, WIDTH = ROWS * PITCH, COLUMNS * PITCH  # anchors' centres are multiples of 4 pixels, as the squares' are
@@ -47,7 +48,7 @@ def write_squares(root: Path, splits: tuple[str, ...] = ("train", "val")) -> Non
 
 
 def square_finder(config: ModelConfig) -> MaskRCNN:
-    model = build_model(config).eval()
+    model = thin_model(config).eval()
     state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     for name in state:
         if name.endswith(("bn1.weight", "downsample.1.weight", "running_var")):
@@ -70,8 +71,8 @@ def square_finder(config: ModelConfig) -> MaskRCNN:
 
 
 def write_square_finder(path: Path, data: Path) -> None:
-    """The network as a checkpoint of a run on the data."""
-    config = ModelConfig(num_classes=2, norm="frozen", min_size=HEIGHT, max_size=WIDTH)
+    """The network as a checkpoint of a run on the data; `thin_networks` reads it."""
+    config = ModelConfig(num_classes=2, norm="frozen", min_size=HEIGHT, max_size=WIDTH, proposals=1000)
     content = {"model": square_finder(config).state_dict(), "model_config": config.to_plain()}
     classes = {"class_names": {1: NAME}, "category_ids": {1: 1}}
     torch.save(content | classes | {"args": {"data_path": str(data)}}, path)

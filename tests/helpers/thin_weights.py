@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from backbone import resnet
 from tests.helpers.faults import thin_model
 from train_utils import models
 from train_utils.models import ModelConfig
@@ -23,8 +22,6 @@ CONFIG = ModelConfig(num_classes=4, min_size=64, max_size=96)
 def thin_networks() -> Iterator[None]:
     """Context in which all networks are built thin."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("STAGE_BLOCKS", "STAGE_WIDTHS"):  # thin_model changes them
-            patch.setattr(resnet, name, getattr(resnet, name))
         patch.setattr(models, "build_model", thin_model)
         yield
 

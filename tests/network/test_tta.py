@@ -9,16 +9,16 @@ from torchvision.ops import box_iou
 
 from network_files import MaskRCNN
 from prediction.test_time_augmentation import TestTimeAugmentation
-from tests.helpers.parity import pair
+from tests.helpers.exported import lively_network
 from train_utils.device import Precision
 from train_utils.evaluation import ready_for_inference
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def model() -> MaskRCNN:
-    return pair(box_detections_per_img=30)[1].eval()
+    network = lively_network("v1", 30, min_size=96, max_size=160, proposals=150)
+    network.roi_heads.detections_per_img = 30
+    return network
 
 
 @pytest.fixture

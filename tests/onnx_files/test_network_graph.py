@@ -102,7 +102,7 @@ def test_bytes_give_what_fractions_give():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["v1", "v2", "detectron2"])
+@pytest.mark.parametrize("arch", ["v1", *(pytest.param(arch, marks=pytest.mark.long) for arch in ("v2", "detectron2"))])
 def test_networks_of_full_size_give_the_same_detections(arch):
     """Those that `build_model` makes, with the thin one's number of proposals."""
     model = lively_network(arch, classes=3, thin=False, **SMALL)

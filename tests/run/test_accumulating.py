@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from network_files import MaskRCNN
-from tests.helpers.commands import thin_network
 from tests.helpers.faults import thin_model
 from tests.helpers.parity import enliven_norms, synthetic_batch
 from tests.helpers.photos import with_compact_masks
@@ -33,8 +32,7 @@ def model() -> MaskRCNN:
 def model_without_draws() -> MaskRCNN:
     """A thin network with frozen BatchNorm that samples every anchor and proposal, so that nothing is drawn."""
     torch.manual_seed(0)
-    with thin_network():
-        network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000))
+    network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000))
     network.rpn.sampler.batch_size_per_image = 100_000
     enliven_norms(network)
     return network.train()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from tests.helpers.faults import All, HangAtStep, ThinNetwork
+from tests.helpers.faults import All, HangAtStep, ThinNetwork, thin_bodies, thin_model
 from tests.helpers.forked import Run, start, wait_until
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.models import ModelConfig, build_model
@@ -93,7 +93,7 @@ def test_weights_that_a_finite_step_made_infinite_are_never_saved(lab: Path, out
 
 
 def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
-    model = build_model(ModelConfig(num_classes=3, min_size=32, max_size=48))
+    model = thin_model(ModelConfig(num_classes=3, min_size=32, max_size=48))
     state = model.state_dict()
     state["backbone.body.conv1.weight"][0] = float("nan")
     torch.save({"model": state}, tmp_path / "bad.pth")
@@ -104,7 +104,7 @@ def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
         ["train.py", "--pretrain", "bad.pth", "--data-path", "data"],
     ):  # fmt: skip
         files = [] if words[0] == "train.py" else ["--weights-path", "bad.pth"]
-        run = start(words[0], [*words[1:], *files, "--device", "cpu"], tmp_path)
+        run = start(words[0], [*words[1:], *files, "--device", "cpu"], tmp_path, ThinNetwork())
         assert run.wait() == 2
         errors = [line for line in run.said.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "bad.pth: 1 of " in errors[0] and "not finite" in errors[0], run.said
@@ -115,7 +115,8 @@ def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
 @pytest.mark.parametrize("arch", ["v1", "v2", "detectron2"])
 @pytest.mark.parametrize("training", [False, True])
 def test_without_proposals_there_are_no_detections_and_no_box_losses(arch: str, training: bool):
-    model = build_model(ModelConfig(num_classes=3, arch=arch, min_size=32, max_size=48)).train(training)
+    with thin_bodies():
+        model = build_model(ModelConfig(num_classes=3, arch=arch, min_size=32, max_size=48)).train(training)
     model.rpn.score_thresh = 2.0  # no objectness is that high
     images = [torch.rand(3, 32, 40), torch.rand(3, 40, 32)]
     if not training:

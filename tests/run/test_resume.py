@@ -151,7 +151,9 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["one", "recipe", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("two", "augmented", "sizes"))]
+)
 def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(folder, straight_runs, mode):
     processes, options = MODES[mode]
     # Other workers too: who loads a picture has no say in it.
@@ -454,6 +456,7 @@ def test_more_processes_than_pictures_do_not_hang(folder, lab, num_train, num_va
     assert len((folder / "seg_results.txt").read_text().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_torchrun_brings_a_killed_process_back_without_a_person(folder, straight_runs):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     command += ["-m", "tests.programs.with_fault", "train_multi_GPU.py", *OPTIONS, *MODES["two"][1]]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.commands import assert_refused, run, succeeded
+from tests.helpers.thin_weights import thin_networks
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.run.folder_lock import LOCK
 
@@ -21,7 +22,8 @@ ALL = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitt
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("augmentation")
     make_demo_dataset(folder / "data", num_train=4, num_val=2)
-    yield folder
+    with thin_networks():
+        yield folder
 
 
 def sheet(lab: Path, *options: str) -> Image.Image:

@@ -1,7 +1,7 @@
 """The four scripts as a user runs them: what they take, what they leave, how they go on, and how they refuse.
 
-The first training run and the runs of several processes are processes of their own. All others run the script's file
-within the test's process, which spares each of them the seconds that importing torch takes.
+They run with a thin network in the test's process, which spares the seconds that importing torch takes, or in
+processes forked from one that has imported it; each script runs as a process of its own with the real network as well.
 """
 
 import argparse
@@ -22,9 +22,13 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded, under_torchrun
+from tests.helpers.faults import ThinNetwork, thin_model
+from tests.helpers.forked import start_group
 from tests.helpers.project import ROOT
+from tests.helpers.thin_weights import thin_networks
 from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
@@ -52,11 +56,17 @@ ON_CPU = ["--device", "cpu", "--workers", "0"]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which the scripts run, with a tiny dataset in `data`. It holds gigabytes by the end, so it goes."""
+    """The folder in which the scripts run, with a tiny dataset in `data`."""
     folder = tmp_path_factory.mktemp("lab")
     make_demo_dataset(folder / "data", num_train=NUM_TRAIN, num_val=NUM_VAL)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _thin() -> Iterator[None]:
+    with thin_networks():
+        yield
 
 
 @pytest.fixture
@@ -72,7 +82,7 @@ def scratch(lab: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def start(lab: Path) -> Path:
     """Weights that find a little: drawn at random, with masks that fill their boxes, so that no metric rests at 0."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(num_classes=NUM_CLASSES + 1))
+    model = thin_model(ModelConfig(num_classes=NUM_CLASSES + 1))
     torch.nn.init.constant_(model.roi_heads.mask_predictor.mask_fcn_logits.bias, 2.0)
     torch.save(model.state_dict(), lab / "start.pth")
     return lab / "start.pth"
@@ -80,10 +90,9 @@ def start(lab: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def first(lab: Path, start: Path) -> tuple[Path, Outcome]:
-    """A run of one epoch, started as a user starts it: the folder it leaves and what it said."""
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--output_dir", "first", "--epochs", "1"]
-    outcome = succeeded(started([*command, "--pretrain", "start.pth"], lab))
-    return lab / "first", outcome
+    """A run of one epoch: the folder it leaves and what it said."""
+    arguments = [*SMALL, "--output_dir", "first", "--epochs", "1", "--pretrain", "start.pth"]
+    return lab / "first", succeeded(run(lab, "train.py", *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +449,7 @@ def test_stopped_and_resumed_run_ends_in_the_very_same_weights(lab, scratch, arg
     for key in ("model", "optimizer", "lr_scheduler", "epoch", "progress"):
         assert_equal_content(ends[0][key], ends[1][key], key)
     moved = [k for k in beginning["model"] if not torch.equal(beginning["model"][k], ends[0]["model"][k])]
-    assert len(moved) > 200  # it did train
+    assert len(moved) > 0.9 * len(beginning["model"])  # it did train
     for name in ("det_results.txt", "seg_results.txt"):
         assert (straight / name).read_text() == (stopped / name).read_text()
     assert log_of(straight) == log_of(stopped)
@@ -488,17 +497,6 @@ def test_validation_prints_what_it_records_with_every_class_by_name(validated):
     assert outcome.err in outcome.out
     for name in CLASS_NAMES:
         assert len(re.findall(rf"^  {name} +\d+ +-?\d\.\d{{4}} +-?\d\.\d{{4}}$", outcome.err, re.MULTILINE)) == 2
-
-
-@pytest.mark.slow
-def test_plain_state_dict_of_torchvision_gives_the_same_numbers(lab, first, checkpoint, validated, scratch):
-    detection = pytest.importorskip("torchvision.models.detection")
-    peer = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
-    peer.load_state_dict(checkpoint["model"], strict=True)
-    torch.save(peer.state_dict(), scratch / "peer.pth")
-    arguments = ["--weights-path", scratch / "peer.pth", "--data-path", "data", "--min-size", "64", "--max-size", "96"]
-    succeeded(run(lab, "validation.py", *ON_CPU, *arguments))
-    assert recorded(scratch / "record_mAP.txt") == validated[0]
 
 
 @pytest.mark.slow
@@ -609,7 +607,14 @@ def test_without_picture_one_of_the_validation_set_is_taken(lab, first, scratch)
 def together(lab: Path, start: Path) -> tuple[Path, Outcome]:
     """The folder that two processes leave after three steps of two pictures, one each."""
     arguments = [*SMALL, "--batch-size", "1", "--output-dir", "together", "--epochs", "1", "--pretrain", "start.pth"]
-    return lab / "together", succeeded(under_torchrun(2, lab, "train.py", *arguments))
+    return lab / "together", succeeded(forked_group(2, lab, "train.py", *arguments))
+
+
+def forked_group(processes: int, folder: Path, script: str, *arguments: str) -> Outcome:
+    runs = start_group(processes, script, arguments, folder, dict.fromkeys(range(processes), ThinNetwork()))
+    codes = [each.wait() for each in runs]
+    said = "".join(each.said for each in runs)
+    return Outcome(max(codes, key=abs), said, said)
 
 
 @pytest.mark.slow
@@ -635,7 +640,7 @@ def validated_by(lab: Path, together: tuple[Path, Outcome]) -> Callable[[int], d
                 with described_as_the_only_process():
                     succeeded(run(lab, "validation.py", *arguments, "--output-dir", folder))
             else:
-                outcome = under_torchrun(processes, lab, "validation.py", *arguments, "--output-dir", folder)
+                outcome = forked_group(processes, lab, "validation.py", *arguments, "--output-dir", folder)
                 assert succeeded(outcome).out.count("written to") == 1
             tables[processes] = recorded(lab / folder / "record_mAP.txt")
         return tables[processes]
@@ -667,6 +672,46 @@ def test_training_with_two_processes_reports_what_its_checkpoint_gives(together,
     """Both processes evaluate with the weights that are saved, BatchNorm's statistics among them."""
     assert trained(together[0]) == validated_by(1)
     assert any(float(v) > 0 for v in trained(together[0])["boxes"])
+
+
+# ------------------------------------------------------------------------------------- processes, with the real network
+
+
+@pytest.mark.slow
+def test_training_validation_and_prediction_as_processes_and_torchvisions_state_dict_validates_alike(lab, scratch):
+    def python(script: str, *arguments: str) -> Outcome:
+        return succeeded(started([sys.executable, str(ROOT / script), *arguments], lab))
+
+    python("train.py", *SMALL, "--pretrain", "False", "--max-steps", "1", "--output-dir", str(scratch))
+    weights = ["--weights-path", str(scratch / "model_0.pth")]
+    python("validation.py", *ON_CPU, *weights)
+    assert recorded(scratch / "record_mAP.txt") == trained(scratch)
+    python("predict.py", "--device", "cpu", *weights, "--output-dir", str(scratch / "drawn"))
+    assert len(list((scratch / "drawn").iterdir())) == 1
+
+    peer = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=NUM_CLASSES + 1)
+    peer.load_state_dict(torch.load(scratch / "model_0.pth", weights_only=True)["model"], strict=True)
+    torch.save(peer.state_dict(), scratch / "peer.pth")
+    plain = ["--weights-path", "peer.pth", "--data-path", lab / "data", "--min-size", "64", "--max-size", "96"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_utils.models.build_model", build_model)
+        (scratch / "plain").mkdir()
+        succeeded(run(scratch, "validation.py", *ON_CPU, *plain, "--output-dir", "plain"))
+    assert recorded(scratch / "plain" / "record_mAP.txt") == recorded(scratch / "record_mAP.txt")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("amp", [[], ["--amp"]], ids=["float32", "amp"])
+def test_stopped_and_resumed_under_torchrun_with_the_real_network_it_ends_in_the_very_same_weights(lab, scratch, amp):
+    ends = []
+    for name, stops in (("straight", [3]), ("stopped", [1, 3])):
+        words = [*SMALL, *amp, "--batch-size", "1", "--pretrain", "False", "--lr", "0.001", "--output-dir"]
+        for step in stops:
+            more = [str(scratch / name), "--resume", "auto", "--max-steps", str(step)]
+            succeeded(under_torchrun(2, lab, "train_multi_GPU.py", *words, *more))
+        ends.append(torch.load(scratch / name / "model_0.pth", weights_only=True))
+    for key in ("model", "optimizer", "progress"):
+        assert_equal_content(ends[0][key], ends[1][key], key)
 
 
 # ----------------------------------------------------------------------------------------------------- wrong input
@@ -872,8 +917,8 @@ def test_weights_without_a_class_of_the_data_are_refused(lab, first, scratch):
 
 @pytest.fixture(scope="module")
 def truncated(lab: Path, first: tuple[Path, Outcome]) -> Path:
-    with open(first[0] / "model_0.pth", "rb") as file:
-        (lab / "truncated.pth").write_bytes(file.read(5_000_000))
+    data = (first[0] / "model_0.pth").read_bytes()
+    (lab / "truncated.pth").write_bytes(data[: len(data) // 2])
     return lab / "truncated.pth"
 
 

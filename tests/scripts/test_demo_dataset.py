@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_codec
 from pycocotools.coco import COCO
 
+from tests.helpers.commands import Outcome, run, succeeded
 from train_utils import demo_dataset
 from train_utils.demo_dataset import CLASS_NAMES, draw_picture, make_demo_dataset
 
@@ -248,18 +247,11 @@ def test_counts_and_seed_out_of_range_are_refused(tmp_path, bad):
 
 
 def test_command_draws_and_names_a_mistake_in_one_line(tmp_path):
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "train_utils.demo_dataset", "--root", str(tmp_path / "data"), *arguments],
-            check=False,
-            cwd=Path(demo_dataset.__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
+    def command(*arguments: str) -> Outcome:
+        return run(tmp_path, "train_utils/demo_dataset.py", "--root", "data", *arguments)
 
-    drawn = command("--num-train", "2", "--num-val", "1", "--seed", "5")
-    assert drawn.returncode == 0, drawn.stderr
+    succeeded(command("--num-train", "2", "--num-val", "1", "--seed", "5"))
     assert len(list((tmp_path / "data").rglob("*.jpg"))) == 3
     refused = command("--num-train", "3", "--num-val", "1", "--seed", "5")
-    assert refused.returncode == 2
-    assert str(tmp_path / "data") in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
+    assert refused.code == 2
+    assert "data" in refused.err.splitlines()[-1] and "Traceback" not in refused.err

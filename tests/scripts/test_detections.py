@@ -12,6 +12,7 @@ from prediction.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.commands import run, succeeded
 from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.square_finder import PITCH, SQUARES, corners, write_square_finder, write_squares
+from tests.helpers.thin_weights import thin_networks
 from train_utils.metrics.coco_evaluation import MetricsOfAll, coco_results, score_all
 
 ON_CPU = ["--device", "cpu", "--workers", "0"]
@@ -22,8 +23,9 @@ WARNING = f"up to {SQUARES} objects in an image; the network stops at 100 detect
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("squares")
     write_squares(folder / "data")
-    write_square_finder(folder / "finder.pth", folder / "data")
-    yield folder
+    with thin_networks():
+        write_square_finder(folder / "finder.pth", folder / "data")
+        yield folder
 
 
 def numbers(text: str) -> dict[str, list[float]]:
@@ -52,7 +54,7 @@ def test_all_squares_are_scored_with_the_option_and_cocos_metrics_stay(lab):
 @pytest.mark.slow
 def test_train_py_warns_and_keeps_the_number_in_the_checkpoint(lab):
     words = ["--pretrain", "finder.pth", "--data-path", "data", "--test-only", *ON_CPU]
-    words += ["--min-size", "480", "--max-size", "800"]
+    words += ["--min-size", "480", "--max-size", "800", "--proposals", "1000"]
     plain = succeeded(run(lab, "train.py", *words))
     assert plain.err.count(WARNING) == 2  # of both splits
     more = succeeded(run(lab, "train.py", *words, "--detections", "300"))

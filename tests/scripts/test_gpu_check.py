@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.commands import started
+from tests.helpers.commands import run, started
 from tests.helpers.project import ROOT
 
 COMPARISONS = {"parts", "parity", "precision", "nccl", "resume"}
@@ -30,11 +30,11 @@ def test_every_part_runs_and_what_is_compared_agrees(tmp_path: Path):
     assert done.code == (1 if any(row["held"] is False for row in rows) else 0)
 
 
-@pytest.mark.slow
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path):
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    done = started([sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--out", "out"], tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    done = run(tmp_path, "benchmarks/gpu_check.py", "--out", "out")
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert done.code == 2 and len(errors) == 1 and "no CUDA device" in errors[0]
     assert not (tmp_path / "out").exists()

@@ -36,8 +36,11 @@ def write_weights(folder: Path, kind: str) -> Path:
     return path
 
 
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("torchvision v2", "own classes")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["torchvision v1, older keys", "torchvision v2", "own classes"])
+@pytest.mark.parametrize("kind", ["torchvision v1, older keys", *LONG])
 def test_all_weights_that_the_project_reads_are_exported(tmp_path, kind):
     path = write_weights(tmp_path, kind)
     sizes = ["--min-size", "96", "--max-size", "128"]
@@ -52,7 +55,7 @@ def test_all_weights_that_the_project_reads_are_exported(tmp_path, kind):
     assert OnnxModel(tmp_path / "model.onnx").description.names == trained.classes.names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_of_detectron2_are_exported(tmp_path, real_data_folder):
     zoo = real_data_folder / "detectron2_zoo"
     if not zoo.is_dir():

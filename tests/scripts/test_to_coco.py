@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from my_dataset_coco import CocoDetection
+from tests.helpers.commands import run
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 from tests.helpers.project import ROOT
 from train_utils.errors import InputError
@@ -94,6 +93,5 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_the_command_itself(tmp_path: Path) -> None:
     WRITERS["VIA 1"](tmp_path / "data", SAMPLES)
-    command = [sys.executable, ROOT / "tools" / "to_coco.py", tmp_path / "data", "--class-attribute", "size"]
-    result = subprocess.run([*command, "-o", tmp_path / "out.json"], capture_output=True, text=True)
-    assert result.returncode == 2 and "there are: class" in result.stderr and result.stderr.count("\n") == 1
+    outcome = run(tmp_path, "tools/to_coco.py", "data", "--class-attribute", "size", "-o", "out.json")
+    assert outcome.code == 2 and "there are: class" in outcome.err and outcome.err.count("\n") == 1

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.helpers.commands import Outcome, assert_refused, run, run_thin, succeeded, thin_network
+from tests.helpers.commands import Outcome, assert_refused, run, run_thin, succeeded
 from tests.helpers.comparing import scalars, unlike
 from tests.helpers.fenced_blocks import python_blocks
 from tests.helpers.project import ROOT
@@ -81,8 +81,7 @@ def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_run
     settings = TrainSettings.parse("", ["--data-path", str(lab / "data")])
     _, dataset = open_training_data(settings, 0)
     content = torch.load(plain / "model_1.pth", weights_only=True)
-    with thin_network():
-        model = thin_model(ModelConfig.from_plain(content["model_config"]))
+    model = thin_model(ModelConfig.from_plain(content["model_config"]))
     model.load_state_dict(content["model"])
     loader = evaluation_loader(dataset, None, 0)
     before = torch.random.get_rng_state()

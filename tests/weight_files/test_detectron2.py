@@ -279,7 +279,7 @@ def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, 
     succeeded(run(lab, "predict.py", "--device", "cpu", *weights))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_on_other_classes_starts_their_layers_anew(lab, zoo_file, voc, model):
     run_at = [*TRAINING, "--data-path", voc, "--output-dir", "voc_tuned", "--max-steps", "1", "--amp"]
     outcome = succeeded(run(lab, "train_multi_GPU.py", *run_at, "--pretrain", zoo_file))
@@ -312,7 +312,7 @@ def test_the_converter_writes_the_same_weights_and_cocos_names(lab, zoo_file, mo
         build_training_model(args, 91, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_classes_of_a_torch_file_get_names_and_the_converter_keeps_them(lab, arrays, coco):
     """model_final.pth as Detectron2's trainer leaves it, with three classes; also for data that count from 0."""
     state = {key: torch.from_numpy(array) for key, array in arrays.items()}

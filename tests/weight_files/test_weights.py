@@ -1,8 +1,7 @@
 """Weight files of every style end in the network that they belong to; whatever does not fit is named."""
 
-import subprocess
-import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from tests.helpers.commands import assert_refused, run, succeeded
+from tests.helpers.faults import thin_bodies
 from tests.helpers.parity import (
     assert_same_detections,
     detections_in_float64,
@@ -31,6 +32,14 @@ from train_utils.options import TrainSettings
 from train_utils.weight_files.weights import read_weight_file
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def v2_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("v2") / "v2.pth"
+    torch.save(published_v2().state_dict(), path)
+    yield path
+    path.unlink()
 
 
 def training_args(*given: str) -> TrainSettings:
@@ -65,9 +74,8 @@ def test_a_file_of_v2_is_known_by_its_keys_and_gives_torchvisions_detections(tmp
     assert_same_detections(detections_in_float64(own, images), detections_in_float64(published_v2(), images), least=10)
 
 
-def test_v2_trains_from_its_own_file_with_another_number_of_classes(tmp_path: Path, capsys):
-    torch.save(published_v2().state_dict(), tmp_path / "v2.pth")
-    model, config = build_training_model(training_args("--pretrain", str(tmp_path / "v2.pth")), 4, None)
+def test_v2_trains_from_its_own_file_with_another_number_of_classes(v2_file: Path, capsys):
+    model, config = build_training_model(training_args("--pretrain", str(v2_file)), 4, None)
     assert (config.arch, config.norm, config.trainable_layers) == ("v2", "batch", 3)
     own, theirs = model.state_dict(), published_v2().state_dict()
     anew = {key for key in own if own[key].shape != theirs[key].shape}
@@ -89,12 +97,11 @@ def test_v2_starts_from_a_classifier_or_from_nothing(tmp_path: Path):
     assert config.arch == "v2" and list(fresh.state_dict()) == list(published_v2().state_dict())
 
 
-def test_another_arch_than_the_files_is_refused(tmp_path: Path):
-    torch.save(published_v2().state_dict(), tmp_path / "v2.pth")
+def test_another_arch_than_the_files_is_refused(v2_file: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"v2\.pth: holds the weights of --arch v2, not of v1"):
-        load_trained_model(tmp_path / "v2.pth", evaluation_args(arch="v1"))
+        load_trained_model(v2_file, evaluation_args(arch="v1"))
     with pytest.raises(InputError, match=r"v2\.pth: holds the weights of --arch v2, not of v1"):
-        build_training_model(training_args("--arch", "v1", "--pretrain", str(tmp_path / "v2.pth")), 91, None)
+        build_training_model(training_args("--arch", "v1", "--pretrain", str(v2_file)), 91, None)
     content = {"model_config": ModelConfig(91, "v2").to_plain()}
     with pytest.raises(InputError, match="was trained with --arch v2"):
         build_training_model(training_args("--arch", "v1"), 91, (tmp_path / "model_0.pth", content))
@@ -121,10 +128,7 @@ def test_whatever_does_not_fit_is_named(tmp_path: Path, change, message: str):
 
 def exported(checkpoint: Path, output: Path) -> list[str]:
     """What tools/export_torchvision.py prints."""
-    command = [sys.executable, str(ROOT / "tools" / "export_torchvision.py"), str(checkpoint), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return succeeded(run(ROOT, "tools/export_torchvision.py", checkpoint, output)).out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -147,14 +151,14 @@ def test_an_exported_checkpoint_loads_in_torchvision_by_the_three_printed_lines(
 
 def test_the_export_of_something_else_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
-    command = [sys.executable, str(ROOT / "tools" / "export_torchvision.py"), str(tmp_path / "other.pth"), "out.pth"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "other.pth: not the weights of a Mask R-CNN" in done.stderr and not (tmp_path / "out.pth").exists()
+    outcome = run(tmp_path, "tools/export_torchvision.py", "other.pth", "out.pth")
+    assert_refused(outcome, "other.pth: not the weights of a Mask R-CNN")
+    assert not (tmp_path / "out.pth").exists()
 
 
 def test_checkpoints_of_torchvisions_scripts_and_of_lightning_are_read_safely(tmp_path: Path):
-    model = build_model(ModelConfig(num_classes=3))
+    with thin_bodies():
+        model = build_model(ModelConfig(num_classes=3))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
@@ -173,7 +177,8 @@ def test_checkpoints_of_torchvisions_scripts_and_of_lightning_are_read_safely(tm
         tmp_path / "lightning.ckpt",
     )
     for name in ("reference.pth", "lightning.ckpt"):
-        loaded, config, content = load_trained_model(tmp_path / name, evaluation_args())
+        with thin_bodies():
+            loaded, config, content = load_trained_model(tmp_path / name, evaluation_args())
         assert (config.num_classes, config.norm) == (3, "batch")
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
     assert read_weight_file(tmp_path / "reference.pth")["args"]["lr_steps"] == [16, 22]
