@@ -17,9 +17,9 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, torch
 
 # Files that take longest, in seconds on two cores. Parallel processes begin with them, so that none is left at the end.
 LONGEST = {
-    "test_commands.py": 400, "test_gpu_check.py": 250, "test_determinism.py": 250, "test_many_machines.py": 110,
-    "test_detections.py": 100, "test_detectron2.py": 100, "test_resume.py": 90, "test_weights.py": 90,
-    "test_network_equals_torchvision.py": 80, "test_exactness.py": 70,
+    "test_gpu_check.py": 250, "test_determinism.py": 250, "test_many_machines.py": 110,
+    "test_network_equals_torchvision.py": 80, "test_exactness.py": 70, "test_weights.py": 70, "test_commands.py": 60,
+    "test_detectron2.py": 60, "test_resume.py": 60,
 }  # fmt: skip
 
 

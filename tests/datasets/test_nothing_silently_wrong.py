@@ -1,7 +1,6 @@
 """What once trained or scored wrongly without a word: numberings, crowds, ids, EXIF orientations, too many objects."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 

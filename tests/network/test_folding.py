@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from backbone import conv_norm as conv_norm_module
 from backbone.conv_norm import conv_norm
 from network_files import MaskRCNN
+from tests.helpers.faults import thin_bodies
 from tests.helpers.parity import enliven_norms
 from train_utils.device import Precision
 from train_utils.evaluation import ready_for_inference
@@ -19,7 +20,8 @@ NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 def network(arch: str, norm: str) -> MaskRCNN:
-    model = build_model(ModelConfig(3, arch, norm, min_size=64, max_size=96))
+    with thin_bodies():
+        model = build_model(ModelConfig(3, arch, norm, min_size=64, max_size=96))
     enliven_norms(model)
     return model.eval()
 

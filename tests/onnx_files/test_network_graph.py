@@ -113,7 +113,7 @@ def test_networks_of_full_size_give_the_same_detections(arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["v1", "detectron2"])
+@pytest.mark.parametrize("arch", ["v1", pytest.param("detectron2", marks=pytest.mark.long)])
 def test_the_usual_input_size_gives_the_same_detections(arch):
     """800 to 1333 px, 1000 proposals."""
     model = lively_network(arch, classes=3)

@@ -70,9 +70,9 @@ Not measured here: a whole training on COCO, and the published weight files, whi
 replace. [DEVIATIONS.md](DEVIATIONS.md) lists what differs from torchvision's scripts and from the papers, and gives the
 published recipe; [METHOD.md](METHOD.md) maps the papers to the code.
 
-**How to read the tables.** `python -m tests.programs.exactness --write` writes them; `make test` checks the same rows
-on smaller inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on the
-same input, drawn from the seed. "Largest difference" is over all compared numbers. "Relative" is its share of the
+**How to read the tables.** `python -m tests.programs.exactness --write` writes them; `make test-all` checks the same
+rows on smaller inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on
+the same input, drawn from the seed. "Largest difference" is over all compared numbers. "Relative" is its share of the
 largest entry of the reference, for gradients and trained parameters of each tensor separately. Where a row counts
 things, the difference is the number of unequal ones. A run with nothing to compare fails, so no row is empty.
 """

@@ -67,10 +67,11 @@ and the versions of torch and torchvision. They are stored in every checkpoint; 
 continues, and warns in one line that its bits may differ. On CUDA, and with three or more processes, equal bits also
 require `--deterministic`.
 
-**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test` checks the same in
-short. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn images,
-with as many threads as the machine has cores. The thin network, where one is named, is a Mask R-CNN with a hundredth
-of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by machines.
+**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test-all` checks the
+same in short. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn
+images, with as many threads as the machine has cores. The thin network, where one is named, is a Mask R-CNN with a
+hundredth of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by
+machines.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from network_files import MaskRCNN
 from tests.helpers.faults import thin_model
+from tests.helpers.forked import ensure_server
 from tests.helpers.parity import enliven_norms, synthetic_batch
 from tests.helpers.photos import with_compact_masks
 from train_utils.device import Precision
@@ -32,7 +33,7 @@ def model() -> MaskRCNN:
 def model_without_draws() -> MaskRCNN:
     """A thin network with frozen BatchNorm that samples every anchor and proposal, so that nothing is drawn."""
     torch.manual_seed(0)
-    network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000))
+    network = thin_model(ModelConfig(91, norm="frozen", min_size=64, max_size=96, rois_per_image=100_000, proposals=30))
     network.rpn.sampler.batch_size_per_image = 100_000
     enliven_norms(network)
     return network.train()
@@ -100,7 +101,8 @@ def test_gradients_of_all_parts_are_clipped_together(model: MaskRCNN, photos: li
 def test_several_processes_exchange_the_gradients_of_all_parts(model: MaskRCNN, photos: list, tmp_path: Path) -> None:
     """Two processes with two parts each come to the same weights as one process with four."""
     shares = [[photos[0], photos[1]], [photos[2], photos[0]]]
-    spawn(step_in_group, (tmp_path, shares), nprocs=2)
+    ensure_server()
+    start_processes(step_in_group, (tmp_path, shares), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     _, alone = one_step(model, [*shares[0], *shares[1]], 4)
