@@ -4,12 +4,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from report.average_precision import (
+    BestScore,
+    ClassResult,
+    Group,
+    best_overall,
+    by_border,
+    by_crowding,
+    by_size,
+    class_results,
+    mean_curves,
+)
 from report.confusion import Confusion, confusion
 from report.error_kinds import Errors, find_errors
-from report.groups import Group, by_border, by_crowding, by_size
-from report.overlaps import Overlaps, find_overlaps, match
-from report.precision_recall import BestScore, ClassResult, best_overall, class_results, mean_curves
-from report.records import Scene
+from report.eval_data import EvalData
+from report.matching import Overlaps, find_overlaps, match
+
+KIND_NAMES = {"segm": "masks", "bbox": "boxes"}  # the first that was compared decides about images and suspects
 
 
 @dataclass
@@ -33,13 +44,17 @@ class Analysis:
     pairs: Confusion
     groups: dict[str, list[Group]]
 
+    def by_ap(self) -> list[int]:
+        """The classes that have objects, by falling AP."""
+        return sorted((k for k, r in enumerate(self.classes) if r.objects), key=lambda k: -self.classes[k].ap)
 
-def analyse(scene: Scene, kind: str) -> Analysis:
+
+def analyse(data: EvalData, kind: str) -> Analysis:
     """Compare boxes ("bbox") or masks ("segm")."""
-    overlaps = find_overlaps(scene, kind)
-    matching = match(scene, overlaps)
-    classes = class_results(scene, matching)
-    best = best_overall(scene, matching)
+    overlaps = find_overlaps(data, kind)
+    matching = match(data, overlaps)
+    classes = class_results(data, matching)
+    best = best_overall(data, matching)
     lowest = best.threshold if best.threshold == best.threshold else float("inf")  # NaN: no detection is right
     return Analysis(
         kind,
@@ -47,11 +62,11 @@ def analyse(scene: Scene, kind: str) -> Analysis:
         classes,
         mean_curves(classes),
         best,
-        find_errors(scene, overlaps, matching),
-        confusion(scene, overlaps, matching, lowest),
+        find_errors(data, overlaps, matching),
+        confusion(data, overlaps, matching, lowest),
         {
-            "size": by_size(scene, matching, kind),
-            "crowding": by_crowding(scene, matching),
-            "border": by_border(scene, matching),
+            "size": by_size(data, matching, kind),
+            "crowding": by_crowding(data, matching),
+            "border": by_border(data, matching),
         },
     )

@@ -1,12 +1,13 @@
-"""Count which class is taken for which, with background as one more class."""
+"""Count which class is detected as which, with background as one more class, and rank images by their errors."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
-from report.overlaps import Matching, Overlaps
-from report.precision_recall import AT_50
-from report.records import Scene
+from report.average_precision import AT_50
+from report.eval_data import EvalData
+from report.matching import Matching, Overlaps
 
 FITS = 0.5  # IoU
 
@@ -18,7 +19,7 @@ class Confusion:
     Attributes:
         score: the lowest score of the detections that count.
         matrix: int64 [K + 1, K + 1], rows the annotated class, columns the detected one; the last row holds detections
-            of nothing, the last column objects that are not found.
+            on background, the last column missed objects.
         rows, columns: int64 [N], the cell of each pair.
         objects, detections: int64 [N], the pair; -1 where it lacks one.
     """
@@ -31,15 +32,17 @@ class Confusion:
     detections: np.ndarray
 
 
-def confusion(scene: Scene, overlaps: Overlaps, matching: Matching, score: float) -> Confusion:
+def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: float) -> Confusion:
     """Pair detections with objects: first with those of their class, as COCO does, then with any by falling IoU.
 
-    Crowds, and detections that lie in one of any class, are left out.
+    hotcoco's confusion matrix pairs regardless of class first, so that a detection that COCO's AP counts as right can
+    appear as confused (4 of 832 pairs of the official example differ). Crowds, and unmatched detections inside a crowd
+    of any class, do not count.
     """
-    number, background = len(scene.detections), len(scene.class_names)
-    kept = scene.detections.scores >= score  # matching is by falling score, so that none depends on a lower one
+    number, background = len(data.detections), len(data.class_names)
+    kept = data.detections.scores >= score  # matching is by falling score, so that none depends on a lower one
     partner = np.where(kept, matching.objects[AT_50], -1)
-    taken = np.zeros(len(scene.objects), dtype=bool)
+    taken = np.zeros(len(data.objects), dtype=bool)
     taken[partner[partner >= 0]] = True
     fitting = np.flatnonzero((overlaps.ious >= FITS) & kept[overlaps.detections])
     for p in fitting[np.argsort(-overlaps.ious[fitting], kind="stable")].tolist():
@@ -50,11 +53,93 @@ def confusion(scene: Scene, overlaps: Overlaps, matching: Matching, score: float
     in_crowd[overlaps.detections[fitting[overlaps.crowds[fitting]]]] = True
 
     shown = np.flatnonzero(kept & ~(in_crowd & (partner < 0)))
-    missed = np.flatnonzero(~taken & ~scene.objects.crowds)
+    missed = np.flatnonzero(~taken & ~data.objects.crowds)
     objects = np.concatenate((partner[shown], missed))
     detections = np.concatenate((shown, np.full(len(missed), -1)))
-    rows = np.where(objects >= 0, scene.objects.classes[objects] if len(scene.objects) else background, background)
-    columns = np.where(detections >= 0, scene.detections.classes[detections] if number else background, background)
+    rows = np.where(objects >= 0, data.objects.classes[objects] if len(data.objects) else background, background)
+    columns = np.where(detections >= 0, data.detections.classes[detections] if number else background, background)
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
     np.add.at(matrix, (rows, columns), 1)
     return Confusion(score, matrix, rows, columns, objects, detections)
+
+
+@dataclass
+class ImageScores:
+    """Right and wrong detections of I images, at the score of the confusion matrix.
+
+    Attributes:
+        right, false, missed: int64 [I], detections with an object of their class, other detections, objects without a
+            detection of their class.
+        f1: float64 [I], NaN where an image has neither objects nor detections.
+    """
+
+    right: np.ndarray
+    false: np.ndarray
+    missed: np.ndarray
+    f1: np.ndarray
+
+    def worst(self, number: int) -> list[int]:
+        """Return images by rising F1; among equals those with most errors come first."""
+        wrong = self.false + self.missed
+        order = np.lexsort((-wrong, np.nan_to_num(self.f1, nan=2.0)))
+        return [i for i in order.tolist() if wrong[i]][:number]
+
+    def best(self, number: int) -> list[int]:
+        """Return images by falling F1; among equals those with most objects come first. The worst are left out."""
+        order = np.lexsort((-self.right, -np.nan_to_num(self.f1, nan=-1.0)))
+        taken = set(self.worst(number))
+        return [i for i in order.tolist() if self.right[i] and i not in taken][:number]
+
+    def sample(self, number: int) -> list[int]:
+        """Return randomly drawn images, the same ones every time."""
+        drawn = np.random.default_rng(0).permutation(len(self.f1))
+        return [i for i in drawn.tolist() if not np.isnan(self.f1[i])][:number]
+
+
+def score_images(data: EvalData, pairs: Confusion) -> ImageScores:
+    """Count right and wrong per image, from the pairs of the confusion matrix."""
+    number = len(data.image_ids)
+    images = images_of(data, pairs)
+    is_right = pairs.rows == pairs.columns
+    right = np.bincount(images[is_right], minlength=number)
+    false = np.bincount(images[~is_right & (pairs.detections >= 0)], minlength=number)
+    missed = np.bincount(images[~is_right & (pairs.objects >= 0)], minlength=number)
+    with np.errstate(invalid="ignore"):
+        f1 = 2 * right / (2 * right + false + missed)
+    return ImageScores(right, false, missed, f1)
+
+
+def images_of(data: EvalData, pairs: Confusion) -> np.ndarray:
+    """Return the image of each pair, int64 [N]."""
+    images = np.zeros(len(pairs.rows), dtype=np.int64)
+    with_object, with_detection = pairs.objects >= 0, pairs.detections >= 0
+    images[with_object] = data.objects.images[pairs.objects[with_object]]
+    images[with_detection] = data.detections.images[pairs.detections[with_detection]]
+    return images
+
+
+def wrong_in_words(data: EvalData, pairs: Confusion, of_image: np.ndarray, image: int) -> str:
+    """Describe the errors of an image, such as "missed: 2 cup; dog taken for cat; false: chair".
+
+    Args:
+        of_image: the result of `images_of`.
+    """
+    background = len(data.class_names)
+    missed: Counter[str] = Counter()
+    false: Counter[str] = Counter()
+    confused: Counter[str] = Counter()
+    for p in np.flatnonzero((of_image == image) & (pairs.rows != pairs.columns)).tolist():
+        row, column = int(pairs.rows[p]), int(pairs.columns[p])
+        if column == background:
+            missed[data.class_names[row]] += 1
+        elif row == background:
+            false[data.class_names[column]] += 1
+        else:
+            confused[f"{data.class_names[row]} taken for {data.class_names[column]}"] += 1
+    parts = [counted(confused)] if confused else []
+    parts += [f"{title}: {counted(names)}" for title, names in (("missed", missed), ("false", false)) if names]
+    return "; ".join(parts) or "nothing wrong"
+
+
+def counted(names: Counter[str]) -> str:
+    return ", ".join(f"{number} {name}" if number > 1 else name for name, number in names.most_common())

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_files.dataset import InstanceDataset
-from report.records import Scene
+from report.eval_data import EvalData
 
-MOST_IMAGES = 2000  # of a training split that are looked at; their masks have to be decoded
+MOST_IMAGES = 2000  # sampled from a training split, as their masks have to be decoded
 
 
 @dataclass
 class DataStatistics:
-    """Of the objects of a split, crowds left out.
+    """Statistics of the objects of a split, without crowds.
 
     Attributes:
         images: number of images in the split.
-        measured: number of those that were looked at.
+        measured: number of images that were sampled.
         class_counts: int64 [K], objects per class.
         class_images: int64 [K], images with the class.
         per_image: int64 [measured], objects per image.
@@ -36,21 +36,21 @@ class DataStatistics:
     together: np.ndarray
 
 
-def statistics_of_scene(scene: Scene) -> DataStatistics:
-    """Of what the evaluation compared with."""
-    objects, real = scene.objects, ~scene.objects.crowds
-    number = len(scene.image_ids)
+def statistics_of(data: EvalData) -> DataStatistics:
+    """Compute the statistics of an evaluation's ground truth."""
+    objects, real = data.objects, ~data.objects.crowds
+    number = len(data.image_ids)
     return statistics(
         number, number, objects.images[real], objects.classes[real], objects.boxes[real], objects.areas[real],
-        len(scene.class_names),
+        len(data.class_names),
     )  # fmt: skip
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
-    """Of a dataset; of a large one from images at even distances.
+    """Compute the statistics of a dataset; large ones are sampled at regular intervals.
 
     Args:
-        category_ids: K ids that the classes are counted by; objects of others are left out.
+        category_ids: ids of the K classes, in their order; objects of other classes are not counted.
     """
     number = len(dataset)
     measured = np.unique(np.linspace(0, number - 1, min(number, MOST_IMAGES)).round().astype(np.int64))
@@ -80,7 +80,7 @@ def statistics(
     areas: np.ndarray,
     num_classes: int,
 ) -> DataStatistics:
-    """Statistics of G objects: image and class numbers [G], boxes [G, 4] x, y, width, height, areas [G]."""
+    """Compute the statistics of G objects: image and class numbers [G], boxes [G, 4] x, y, width, height, areas [G]."""
     present = np.zeros((measured, num_classes), dtype=np.float32)
     present[images, classes] = 1
     together = (present.T @ present).astype(np.int64)

@@ -12,12 +12,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from report.groups import Group
+from report.average_precision import Group
 from train_utils.visual.curves import smooth, with_gaps
 
 INK = "#010203"
@@ -35,13 +36,39 @@ SETTINGS: Any = {
     "axes.spines.right": False,
     "legend.framealpha": 0,
 }
+LAST = 1_000_000  # end of the last bin of a histogram, whose name has no end
+COUNTS = (
+    (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, LAST),
+    "objects per image",
+    ("0", "1", "2", "3", "4-5", "6-7", "8-11", "12-15", "16-23", "24-31", "32+"),
+)
+SIZES = (
+    (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, LAST),
+    "square root of the area, px from",
+    ("0", "8", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384"),
+)
+SHAPES = (
+    (0, 0.2, 0.33, 0.5, 0.67, 0.83, 1.2, 1.5, 2, 3, 5, LAST),
+    "width to height, from",
+    ("0", "1:5", "1:3", "1:2", "2:3", "1:1", "1.2:1", "1.5:1", "2:1", "3:1", "5:1"),
+)
+HISTOGRAMS = (
+    ("per_image", "Objects per image", COUNTS, "Each bar is the share of images%s that have so many objects."),
+    (
+        "sizes",
+        "Sizes of objects",
+        SIZES,
+        "Each bar is the share of objects%s from that size up to the next; COCO's medium is from 32 to 96 pixels.",
+    ),
+    ("shapes", "Shapes of boxes", SHAPES, "Each bar is the share of boxes%s from that ratio up to the next."),
+)
 FAMILY = re.compile(r"""font-family: [^;"]*;? ?|(?<=font)(: [\d.]+px) '[^;"]*""")
 UNUSED_IDS = re.compile(r'<g id="[^"]*"')
 IDS = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
 NUMBERS = itertools.count(1)
 
 
-def precision_recall_figure(curves: np.ndarray) -> str:
+def precision_recall_figure(curves: np.ndarray) -> Markup:
     """Precision over recall at IoU 0.5, at 0.75 and as the mean over all IoUs, float64 [3, 101].
 
     Each of the 101 values is drawn over a hundred-and-first of the axis, so that the area is the AP.
@@ -60,7 +87,7 @@ def precision_recall_figure(curves: np.ndarray) -> str:
     return figure(draw)
 
 
-def cost_figure(costs: Mapping[str, float]) -> str:
+def cost_figure(costs: Mapping[str, float]) -> Markup:
     """Bars of how much AP50 rises if the errors of a kind are repaired."""
 
     def draw(axes: Axes) -> None:
@@ -75,7 +102,7 @@ def cost_figure(costs: Mapping[str, float]) -> str:
     return figure(draw)
 
 
-def group_figure(groups: Sequence[Group], label: str) -> str:
+def group_figure(groups: Sequence[Group], label: str) -> Markup:
     """Bars of the AP of each group, with the number of its objects below."""
 
     def draw(axes: Axes) -> None:
@@ -95,7 +122,7 @@ def group_figure(groups: Sequence[Group], label: str) -> str:
 
 def histogram_figure(
     values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str] | None = None
-) -> str:
+) -> Markup:
     """Shares of one or two splits in bins, side by side.
 
     Args:
@@ -124,7 +151,7 @@ def histogram_figure(
     return figure(draw)
 
 
-def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
+def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]]) -> Markup:
     """AP over the epochs of the run."""
 
     def draw(axes: Axes) -> None:
@@ -140,7 +167,7 @@ def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]])
     return figure(draw)
 
 
-def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> str:
+def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Markup:
     """Training loss over the logged steps, raw and smoothed."""
 
     def draw(axes: Axes) -> None:
@@ -154,7 +181,7 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> str:
     return figure(draw)
 
 
-def figure(draw: Callable[[Axes], None]) -> str:
+def figure(draw: Callable[[Axes], None]) -> Markup:
     """Draw on new axes and return the SVG element, without a fixed size and without an XML head."""
     with matplotlib.rc_context(SETTINGS):
         made = Figure(figsize=(4.8, 3.2), layout="constrained")
@@ -175,7 +202,7 @@ def figure(draw: Callable[[Axes], None]) -> str:
     text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # the page's font instead
     for stand_in, colour in PAGE_COLOURS.items():
         text = text.replace(stand_in, colour)
-    return text
+    return Markup(text)
 
 
 def short(number: int) -> str:

@@ -1,14 +1,14 @@
 """Collect the images that the page shows, and make their thumbnails, outlines and crops, one image at a time.
 
-The first images that are asked for get in, up to a limit that keeps the page small; examples in other images are left
-out, and their numbers stay in the tables.
+Images are admitted in the order of the requests, up to a limit that keeps the page small. Examples in other images are
+left out; the numbers in the tables stay complete.
 """
 
 import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import contourpy
 import numpy as np
@@ -17,113 +17,120 @@ from PIL import Image
 from dataset_files.image_reading import read_image
 from network_files.masks.rle import decode_crops
 from report.confusion import Confusion
-from report.records import Scene
+from report.eval_data import EvalData
 from train_utils.errors import warn
 
 MOST_IMAGES = 600
 THUMBNAIL, CROP = 320, 220  # pixels, long side
 LARGEST_THUMBNAIL = 24_000  # bytes; a larger one is compressed further
 OUTLINE_SIDE = 72  # pixels of a mask's crop, in which its outline is traced
-CROP_MARGIN, SMALLEST_CROP = 0.6, 48  # around a box, as a share of its longer side; pixels of the image
+MARGIN, SMALLEST_VIEW = 0.6, 48  # around a box, as a share of its longer side; pixels of the image
 
-Shot = list[int]  # image, object, detection; -1 where there is none
+
+class Shot(NamedTuple):
+    """An image with an object and a detection in it; -1 where there is none."""
+
+    image: int
+    object: int = -1
+    detection: int = -1
 
 
 @dataclass
 class Gallery:
-    """What the page shows of images.
+    """Shots of the page, which its script draws by their numbers.
 
     Attributes:
-        exif: how image files are read, see `read_image`.
         pairs: decides which objects and detections are right.
-        images: the images that are in, in order of their admission.
-        detections: detections below the pairs' score that are shown nevertheless.
-        crops: for each a shot, whose surroundings are shown in the image's own resolution.
+        exif: how image files are read, see `read_image`.
+        shots: each with its caption, and whether its surroundings are stored in the image's own resolution.
+        images: the images of the shots, in order of their admission.
     """
 
-    scene: Scene
+    data: EvalData
     pairs: Confusion
     exif: str | None = None
+    shots: list[tuple[Shot, str, bool]] = field(default_factory=list)
     images: dict[int, None] = field(default_factory=dict)
-    detections: set[int] = field(default_factory=set)
-    crops: list[Shot] = field(default_factory=list)
 
-    def admit(self, image: int, object: int = -1, detection: int = -1) -> Shot | None:
-        """Ask for an image; None if the gallery is full and does not have it."""
-        if image not in self.images and len(self.images) >= MOST_IMAGES:
+    def admit(self, shot: Shot, caption: str = "", crop: bool = False) -> int | None:
+        """Return the shot's number; None if the gallery is full and does not have the image."""
+        if shot.image not in self.images and len(self.images) >= MOST_IMAGES:
             return None
-        self.images[image] = None
-        if detection >= 0:
-            self.detections.add(detection)
-        return [image, object, detection]
+        self.images[shot.image] = None
+        self.shots.append((shot, caption or self.caption(shot), crop))
+        return len(self.shots) - 1
 
-    def admit_some(self, shots: Sequence[Shot], number: int) -> list[Shot]:
-        """Up to that many of the given shots, those first whose image is in the gallery already."""
-        known = [shot for shot in shots if shot[0] in self.images]
-        new = [shot for shot in shots if shot[0] not in self.images]
-        admitted = [self.admit(*shot) for shot in [*known, *new][:number]]
-        return [shot for shot in admitted if shot is not None]
+    def admit_some(self, shots: Sequence[Shot], number: int) -> list[int]:
+        """Admit up to that many shots, preferring those whose image is in the gallery already."""
+        known_first = sorted(shots, key=lambda shot: shot.image not in self.images)
+        return [n for shot in known_first[:number] if (n := self.admit(shot)) is not None]
 
-    def admit_crop(self, shot: Shot) -> int:
-        """Ask for a crop around an object or detection; returns its number, or -1 if there is no room."""
-        if self.admit(*shot) is None:
-            return -1
-        self.crops.append(shot)
-        return len(self.crops) - 1
+    def caption(self, shot: Shot) -> str:
+        found, names = self.data.detections, self.data.class_names
+        parts = []
+        if shot.object >= 0:
+            parts.append(f"annotated {names[self.data.objects.classes[shot.object]]}")
+        if shot.detection >= 0:
+            parts.append(f"detected {names[found.classes[shot.detection]]} {found.scores[shot.detection]:.2f}")
+        return f"{', '.join(parts)} – {self.data.file_names[shot.image]}"
 
     def content(self) -> dict[str, Any]:
-        """Everything in a form for JSON: `images` by number and `crops`. Coordinates are pixels of the images."""
+        """Return `images` by number and `shots` in a form for JSON. Coordinates are pixels of the images."""
+        shots: list[list[Any]] = [[*shot, self.view(shot, crop), None, caption] for shot, caption, crop in self.shots]
+        crops: dict[int, list[int]] = {}
+        for number, (shot, _, crop) in enumerate(self.shots):
+            if crop:
+                crops.setdefault(shot.image, []).append(number)
+        shown = {shot.detection for shot, _, _ in self.shots}
         images: dict[str, Any] = {}
-        crops: list[Any] = [None] * len(self.crops)
-        crops_of: dict[int, list[int]] = {}
-        for number, shot in enumerate(self.crops):
-            crops_of.setdefault(shot[0], []).append(number)
         unreadable = []
         right_objects, right_detections = self.right()
         for image in self.images:
-            height, width = self.scene.sizes[image].tolist()
+            height, width = self.data.sizes[image].tolist()
             picture = None
-            if self.scene.paths[image] is not None:
+            if self.data.paths[image] is not None:
                 try:
                     picture = self.read(image)
                 except (ValueError, OSError) as error:
                     unreadable.append(str(error))
             images[str(image)] = {
-                "file": self.scene.file_names[image],
-                "id": int(self.scene.image_ids[image]),
+                "file": self.data.file_names[image],
+                "id": int(self.data.image_ids[image]),
                 "size": [width, height],
-                "src": None if picture is None else thumbnail(picture),
+                "src": None if picture is None else as_data(picture, THUMBNAIL),
                 "truth": self.objects_of(image, right_objects),
-                "found": self.detections_of(image, right_detections),
+                "found": self.detections_of(image, right_detections, shown),
             }
-            for number in crops_of.get(image, ()):
-                region = self.region(self.crops[number])
-                crops[number] = [region, None if picture is None else crop(picture, region)]
+            if picture is None:
+                continue
+            for number in crops.get(image, ()):
+                x, y, w, h = shots[number][3]
+                shots[number][4] = as_data(picture.crop((x, y, x + w, y + h)), CROP)
         if unreadable:
             warn(f"{len(unreadable)} images are not shown in the report, the first: {unreadable[0]}")
-        return {"images": images, "crops": crops}
+        return {"images": images, "shots": shots}
 
     def read(self, image: int) -> Image.Image:
-        """The image in RGB.
+        """Read an image in RGB.
 
         Raises:
             ValueError: it cannot be read or has another size than the annotations say.
             FileNotFoundError: it is missing.
         """
-        path, (height, width) = self.scene.paths[image], self.scene.sizes[image].tolist()
+        path, (height, width) = self.data.paths[image], self.data.sizes[image].tolist()
         pixels = read_image(path, (height, width), self.exif) if path is not None else None
         if pixels is None or tuple(pixels.shape[1:]) != (height, width):
             raise ValueError(f"{path}: not of the annotated size, {width}x{height}")
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
     def right(self) -> tuple[set[int], set[int]]:
-        """Objects and detections that are paired with one of their class."""
+        """Return the objects and the detections that are paired with one of their own class."""
         right = self.pairs.rows == self.pairs.columns
         return set(self.pairs.objects[right].tolist()), set(self.pairs.detections[right].tolist())
 
     def objects_of(self, image: int, right: set[int]) -> list[list[Any]]:
-        """Entries [number, class, box, right, crowd, outline]."""
-        objects = self.scene.objects
+        """Return entries [number, class, box, right, crowd, outline]."""
+        objects = self.data.objects
         begin, end = np.searchsorted(objects.images, [image, image + 1]).tolist()
         outlines = outlines_of(objects.codes[begin:end]) if objects.codes else [""] * (end - begin)
         return [
@@ -131,12 +138,15 @@ class Gallery:
             for g, outline in zip(range(begin, end), outlines)
         ]
 
-    def detections_of(self, image: int, right: set[int]) -> list[list[Any]]:
-        """Entries [number, class, box, right, score, outline]; right is -1 for those below the score of the pairs."""
-        found = self.scene.detections
+    def detections_of(self, image: int, right: set[int], shown: set[int]) -> list[list[Any]]:
+        """Return entries [number, class, box, right, score, outline]; right is -1 below the score of the pairs.
+
+        Of the latter only those in `shown` are returned.
+        """
+        found = self.data.detections
         begin, end = np.searchsorted(found.images, [image, image + 1]).tolist()
         above = found.scores >= self.pairs.score
-        chosen = [d for d in range(begin, end) if above[d] or d in self.detections]
+        chosen = [d for d in range(begin, end) if above[d] or d in shown]
         outlines = outlines_of([found.codes[d] for d in chosen]) if found.codes else [""] * len(chosen)
         return [
             [d, int(found.classes[d]), rounded(found.boxes[d]), int(d in right) if above[d] else -1,
@@ -144,50 +154,41 @@ class Gallery:
             for d, outline in zip(chosen, outlines)
         ]  # fmt: skip
 
-    def region(self, shot: Shot) -> list[int]:
-        """The part of an image to show around a shot: x, y, width, height."""
-        image, g, d = shot
-        boxes = [self.scene.objects.boxes[g]] if g >= 0 else []
-        boxes += [self.scene.detections.boxes[d]] if d >= 0 else []
+    def view(self, shot: Shot, crop: bool) -> list[int]:
+        """Return the part of the image to show, x, y, width, height: all of it, or the surroundings of a shot."""
+        size = self.data.sizes[shot.image][::-1]
+        boxes = [self.data.objects.boxes[shot.object]] if shot.object >= 0 else []
+        boxes += [self.data.detections.boxes[shot.detection]] if shot.detection >= 0 else []
+        if not boxes:
+            return [0, 0, *size.tolist()]
         low = np.min([box[:2] for box in boxes], axis=0)
         high = np.max([box[:2] + box[2:] for box in boxes], axis=0)
-        side = max(SMALLEST_CROP, (1 + 2 * CROP_MARGIN) * float((high - low).max()))
-        size = self.scene.sizes[image][::-1]
+        smallest = SMALLEST_VIEW if crop else size.min() / 4  # a thumbnail enlarged further is a blur
+        side = max(smallest, (1 + 2 * MARGIN) * float((high - low).max()))
         begin = np.clip(np.floor((low + high - side) / 2), 0, size - 1).astype(int)
         end = np.clip(np.ceil((low + high + side) / 2), begin + 1, size).astype(int)
         return [*begin.tolist(), *(end - begin).tolist()]
 
 
-def thumbnail(picture: Image.Image) -> str:
+def as_data(picture: Image.Image, side: int) -> str:
+    """Return a JPEG of at most `side` pixels as a data address."""
     small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return as_data(small)
-
-
-def crop(picture: Image.Image, region: list[int]) -> str:
-    x, y, width, height = region
-    part = picture.crop((x, y, x + width, y + height))
-    part.thumbnail((CROP, CROP))
-    return as_data(part)
-
-
-def as_data(picture: Image.Image) -> str:
-    """A JPEG as a data address."""
+    small.thumbnail((side, side))
     for quality in (70, 40):
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality, optimize=True)
+        small.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= LARGEST_THUMBNAIL:
             break
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def outlines_of(codes: Sequence[dict]) -> list[str]:
-    """SVG paths of the outlines of masks, in whole pixels of the image."""
+    """Return SVG paths of the outlines of masks, in whole pixels of the image."""
     return [outline(*crop) for crop in decode_crops(codes)] if codes else []
 
 
 def outline(left: int, top: int, mask: np.ndarray) -> str:
-    """The outline of a mask, uint8 [h, w] at (left, top); a large one is traced in a smaller copy."""
+    """Return the outline of a mask, uint8 [h, w] at (left, top); a large one is traced in a smaller copy."""
     height, width = mask.shape
     if not height or not width:
         return ""

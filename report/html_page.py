@@ -1,61 +1,216 @@
-"""Put the page together: one HTML file with its style, script, data and images inside, that loads nothing."""
+"""Render the page: one HTML file with its style, script, data and images inside, that loads nothing.
+
+page/report.html is the template. It escapes every text that is put in, so that no class or file name becomes markup.
+"""
 
 import base64
 import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report.html_parts import KIND_NAMES, embedded_json, text
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-PARTS = Path(__file__).parent / "page"
-CHAPTERS = {
-    "summary": "Summary",
-    "classes": "Classes",
-    "curves": "Curves",
-    "confusion": "Confusion",
-    "costs": "Costs",
-    "groups": "Sizes",
-    "images": "Images",
-    "suspects": "Suspects",
-    "data": "Data",
-}
+from report import figures
+from report.analysis import KIND_NAMES, Analysis
+from report.confusion import ImageScores, images_of, wrong_in_words
+from report.data_statistics import DataStatistics
+from report.error_kinds import KINDS, MEANINGS, MISSED
+from report.eval_data import EvalData
+from report.gallery import Gallery, Shot
+from report.run_history import History
+from report.suspects import MEANING, Suspect
+from train_utils.metrics.coco_evaluation import METRIC_NAMES
+
+PAGE = Path(__file__).parent / "page"
+WORST, BEST, RANDOM = 18, 6, 6
+SUSPECTS_SHOWN = 200
+EXAMPLES_PER_CELL, EXAMPLES_PER_KIND = 4, 8
+CELLS_WITH_EXAMPLES = 1500  # those with most pairs
 
 
-def page(title: str, kinds: list[str], sections: str, data: dict[str, Any]) -> str:
-    """The whole page.
+@dataclass
+class ReportInput:
+    """What a report is written of.
+
+    Attributes:
+        title: of the page.
+        facts: name -> value, shown at the top: weights, data, options.
+        content: ground truth, `images`, `annotations` and `categories` of a COCO file.
+        results: "bbox", "segm" or both -> results in COCO's format; with both, entries are the same detections.
+        stats: the same keys -> COCO's 12 metrics.
+        paths: image id -> image file, of those that can be shown.
+        exif: how the files are read, see `read_image`.
+        training: statistics of the training split, in the order of the category ids; None if it is not known.
+        history: of the run; None if there is none.
+    """
+
+    title: str
+    facts: dict[str, str]
+    content: Mapping[str, Sequence[Mapping[str, Any]]]
+    results: Mapping[str, Sequence[Mapping[str, Any]]]
+    stats: Mapping[str, Sequence[float]]
+    paths: Mapping[int, Path] = field(default_factory=dict)
+    exif: str | None = None
+    training: DataStatistics | None = None
+    history: History | None = None
+
+
+def render_page(
+    given: ReportInput,
+    facts: Mapping[str, str],
+    data: EvalData,
+    analyses: Sequence[Analysis],
+    scores: ImageScores,
+    suspects: Sequence[Suspect],
+    statistics: DataStatistics,
+) -> str:
+    """Return the whole page; the first analysis is shown first and decides about images and suspects."""
+    leading = analyses[0]
+    gallery = Gallery(data, leading.pairs, given.exif)
+    splits = {"validation": statistics} | ({"training": given.training} if given.training is not None else {})
+    # The images of the most important sections come first into the gallery.
+    context = {
+        "image_groups": image_groups(data, leading, scores, gallery),
+        "suspects": [suspect_entry(data, s, gallery) for s in suspects[:SUSPECTS_SHOWN]],
+        "suspect_kinds": {kind: n for kind in MEANING if (n := sum(s.kind == kind for s in suspects))},
+        "examples": {a.kind: {name: examples(data, a, name, gallery) for name in a.errors.costs} for a in analyses},
+    }
+    cells = {f"confusion-{a.kind}": examples_of_cells(data, a, gallery) for a in analyses}
+    content = gallery.content()
+    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "ensure_ascii": False, "allow_nan": False, "separators": (",", ":"),
+    }  # fmt: skip
+    environment.filters |= {"fixed": fixed, "finite": math.isfinite}
+    return environment.get_template("report.html").render(
+        context,
+        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=histograms(splits),
+        content={"names": data.class_names, "cells": cells, **content},
+        shots=content["shots"], images=content["images"], all_suspects=len(suspects),
+        class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
+        figures=figures, kind_names=KIND_NAMES, metric_names=METRIC_NAMES, error_meanings=MEANINGS,
+        suspect_meanings=MEANING, style=Markup(style), script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """Format a number; a dash for what does not exist, NaN or COCO's -1."""
+    return f"{value:.{digits}f}" if math.isfinite(value) and value >= 0 else "–"
+
+
+def image_groups(data: EvalData, analysis: Analysis, scores: ImageScores, gallery: Gallery) -> dict[str, list[int]]:
+    """Return the shots of the worst, the best and some random images."""
+    of_image = images_of(data, analysis.pairs)
+    chosen = {"Worst": scores.worst(WORST), "Best": scores.best(BEST), "Drawn at random": scores.sample(RANDOM)}
+    groups: dict[str, list[int]] = {}
+    for title, images in chosen.items():
+        for image in images:
+            wrong = wrong_in_words(data, analysis.pairs, of_image, image)
+            caption = f"{data.file_names[image]} – F1 {scores.f1[image]:.2f} – {wrong}"
+            if (number := gallery.admit(Shot(image), caption)) is not None:
+                groups.setdefault(title, []).append(number)
+    return groups
+
+
+def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[str, Any]:
+    """Return the shot and the words of a suspect label."""
+    annotated = detected = "–"
+    if suspect.object >= 0:
+        name = data.class_names[data.objects.classes[suspect.object]]
+        annotated = f"{name} (annotation {data.objects.ids[suspect.object]})"
+    if suspect.detection >= 0:
+        name = data.class_names[data.detections.classes[suspect.detection]]
+        detected = f"{name} {data.detections.scores[suspect.detection]:.2f}"
+    shot = gallery.admit(Shot(suspect.image, suspect.object, suspect.detection), crop=True)
+    words = {"file": data.file_names[suspect.image], "annotated": annotated, "detected": detected}
+    return {"kind": suspect.kind, "confidence": suspect.confidence, "shot": shot} | words
+
+
+def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) -> list[int]:
+    """Return shots of the errors of a kind with the highest scores, or of the largest missed objects."""
+    errors, found, objects = analysis.errors, data.detections, data.objects
+    if name == MISSED:
+        missed = np.flatnonzero(errors.missed)
+        missed = missed[np.argsort(-objects.areas[missed], kind="stable")][:50]
+        shots = [Shot(int(objects.images[g]), int(g)) for g in missed]
+    else:
+        kind = next(number for number, title in KINDS.items() if title == name)
+        wrong = np.flatnonzero(errors.kinds == kind)
+        wrong = wrong[np.argsort(-found.scores[wrong], kind="stable")][:50]
+        shots = [Shot(int(found.images[d]), int(errors.targets[d]), int(d)) for d in wrong]
+    return gallery.admit_some(shots, EXAMPLES_PER_KIND)
+
+
+def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> dict[str, list[int]]:
+    """Return "row,column" of the confusion matrix -> shots, for the largest wrong cells and then for right ones."""
+    pairs = analysis.pairs
+    images = images_of(data, pairs)
+    keys = pairs.rows * len(pairs.matrix) + pairs.columns
+    scores = np.zeros(len(keys))
+    scores[pairs.detections >= 0] = data.detections.scores[pairs.detections[pairs.detections >= 0]]
+    order = np.lexsort((-scores, keys))
+    groups = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1) if len(order) else []
+    groups.sort(key=lambda g: (pairs.rows[g[0]] == pairs.columns[g[0]], -len(g)))
+    found = {}
+    for group in groups[:CELLS_WITH_EXAMPLES]:
+        shots = [Shot(int(images[p]), int(pairs.objects[p]), int(pairs.detections[p])) for p in group[:100]]
+        found[f"{pairs.rows[group[0]]},{pairs.columns[group[0]]}"] = gallery.admit_some(shots, EXAMPLES_PER_CELL)
+    return found
+
+
+def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return row, column and number of the largest cells beside the diagonal."""
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    places = np.argsort(-off, axis=None, kind="stable")[:12]
+    cells = np.stack((*np.unravel_index(places, off.shape), off.flat[places]), axis=1)
+    return [tuple(cell) for cell in cells.tolist() if cell[2]]
+
+
+def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
+    """Leave out empty classes: `used` numbers, and `rows` of a number and a colour's strength per cell.
 
     Args:
-        title: as plain text.
-        kinds: what was compared, the one that is shown first in front.
-        sections: HTML.
-        data: for the page's script.
+        numbers: int64 [K, K].
+        totals: int64 [K], the number of each row that has the strongest colour.
     """
-    style, script = ((PARTS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    links = "".join(f'<a href="#{name}">{words}</a>' for name, words in CHAPTERS.items())
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(title)}</title>\n<style>\n{style}</style></head>\n"
-        f'<body>{choices(kinds)}<header><h1>{text(title)}</h1><nav aria-label="Sections">{links}</nav></header>\n'
-        "<noscript><p>Images, sorting and filtering need this page's own script.</p></noscript>\n"
-        f"<main>\n{sections}</main>\n"
-        f'<script type="application/json" id="page-data">{embedded_json(data)}</script>\n'
-        f"<script>{script}</script>\n</body></html>\n"
-    )
+    used = np.flatnonzero(numbers.any(axis=0) | numbers.any(axis=1))
+    shares = np.sqrt(numbers / np.maximum(totals, 1)[:, None])
+    rows = [[(c, int(numbers[r, c]), float(shares[r, c])) for c in used.tolist()] for r in used]
+    return {"used": used.tolist(), "rows": list(zip(used.tolist(), rows))}
 
 
-def choices(kinds: list[str]) -> str:
-    """Radio buttons for boxes and masks, by which the style shows one of both."""
-    if len(kinds) < 2:
-        return ""
-    buttons = "".join(
-        f'<label><input type="radio" name="kind" id="show-{kind}"{" checked" if kind == kinds[0] else ""}> '
-        f"{KIND_NAMES[kind]}</label>"
-        for kind in kinds
-    )
-    return f'<fieldset class="kinds"><legend>compare</legend>{buttons}</fieldset>'
+def small_curves(curves: np.ndarray) -> list[str]:
+    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards; a value is a step of one unit."""
+    paths = []
+    for curve in curves:
+        heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]
+        steps = "".join(f"V{height}h{len(list(run))}" for height, run in itertools.groupby(heights))
+        paths.append(f"M0,{heights[0]}{steps}")
+    return paths
+
+
+def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[str, str, str]]:
+    """Return the figure, the title and how to read it, of objects per image, sizes and shapes."""
+    beside = " beside those of training" if "training" in splits else ""
+    return [
+        (figures.histogram_figure({n: getattr(s, name) for n, s in splits.items()}, *bins), title, reading % beside)
+        for name, title, bins, reading in figures.HISTOGRAMS
+    ]
+
+
+def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[list[Any]]:
+    """Return name, objects and images of each class, of all splits; classes without any come last."""
+    counts = np.stack([counts for s in splits.values() for counts in (s.class_counts, s.class_images)], axis=1)
+    rows = [[name, *numbers] for name, numbers in zip(data.class_names, counts.tolist())]
+    return sorted(rows, key=lambda row: not any(row[1:]))

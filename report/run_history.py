@@ -1,4 +1,4 @@
-"""Read what a run folder says about the run, and which version of the code is at work."""
+"""Read the history of a run from its folder, and the commit of the code."""
 
 import json
 import math

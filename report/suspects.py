@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from report.error_kinds import BACKGROUND, BOTH, CLASS, LOCATION, RIGHT, Errors
-from report.overlaps import LEAST_OVERLAP, Overlaps
-from report.records import Scene
+from report.eval_data import EvalData
+from report.matching import LEAST_OVERLAP, Overlaps
 
 WRONG_CLASS, MISSING, OUTLINE, NOTHING_THERE, DOUBLED = "wrong class", "missing", "outline", "nothing there", "doubled"
 MEANING = {
@@ -31,7 +31,7 @@ class Suspect:
 
     Attributes:
         image: number of the image.
-        object: the annotation's place in the scene; -1 if it is missing.
+        object: the annotation's place in the data; -1 if it is missing.
         detection: the detection that contradicts it; -1 if there is none.
     """
 
@@ -42,12 +42,12 @@ class Suspect:
     detection: int
 
 
-def find_suspects(scene: Scene, overlaps: Overlaps, errors: Errors) -> list[Suspect]:
-    """All suspects by falling confidence, at most one per annotation and one per detection."""
+def find_suspects(data: EvalData, overlaps: Overlaps, errors: Errors) -> list[Suspect]:
+    """Return the suspects by falling confidence, at most one per annotation and one per detection."""
     candidates = [
-        *contradicted(scene, errors),
-        *never_found(scene, overlaps),
-        *annotated_twice(scene),
+        *contradicted(data, errors),
+        *never_found(data, overlaps),
+        *annotated_twice(data),
     ]
     candidates.sort(key=lambda suspect: -suspect.confidence)
     suspects, objects, detections = [], set(), set()
@@ -60,18 +60,18 @@ def find_suspects(scene: Scene, overlaps: Overlaps, errors: Errors) -> list[Susp
     return suspects[:MOST]
 
 
-def contradicted(scene: Scene, errors: Errors) -> list[Suspect]:
-    """Suspects whose evidence is a false detection.
+def contradicted(data: EvalData, errors: Errors) -> list[Suspect]:
+    """Return suspects whose evidence is a false detection.
 
     The confidence is the detection's score, less so the better a detection agrees with the annotation after all.
     """
-    agreeing = np.zeros(len(scene.objects))  # the score of the detection that each object is matched to
+    agreeing = np.zeros(len(data.objects))  # the score of the detection that each object is matched to
     right = np.flatnonzero(errors.kinds == RIGHT)
-    agreeing[errors.targets[right]] = scene.detections.scores[right]
+    agreeing[errors.targets[right]] = data.detections.scores[right]
     suspects = []
     for d in np.flatnonzero(np.isin(errors.kinds, (CLASS, LOCATION, BOTH, BACKGROUND))).tolist():
-        kind, g, score = errors.kinds[d], int(errors.targets[d]), float(scene.detections.scores[d])
-        image, iou = int(scene.detections.images[d]), float(errors.ious[d])
+        kind, g, score = errors.kinds[d], int(errors.targets[d]), float(data.detections.scores[d])
+        image, iou = int(data.detections.images[d]), float(errors.ious[d])
         if kind == CLASS:
             suspects.append(Suspect(WRONG_CLASS, score * (1 - float(agreeing[g])), image, g, d))
         elif kind == LOCATION and not errors.found[g]:
@@ -81,12 +81,13 @@ def contradicted(scene: Scene, errors: Errors) -> list[Suspect]:
     return suspects
 
 
-def never_found(scene: Scene, overlaps: Overlaps) -> list[Suspect]:
-    """Objects that no detection touches; the confidence is the share of objects like them that one touches.
+def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
+    """Return objects that no detection touches.
 
-    Like them are those of the same class and the same third of its sizes.
+    The confidence is the share of similar objects that a detection touches: those of the same class and the same third
+    of its sizes.
     """
-    objects = scene.objects
+    objects = data.objects
     touched = np.zeros(len(objects), dtype=bool)
     touched[overlaps.objects[overlaps.ious >= LEAST_OVERLAP]] = True
     suspects = []
@@ -100,11 +101,11 @@ def never_found(scene: Scene, overlaps: Overlaps) -> list[Suspect]:
     return suspects
 
 
-def annotated_twice(scene: Scene) -> list[Suspect]:
-    """The later one of two annotations whose boxes are nearly the same; the confidence is their IoU."""
-    objects = scene.objects
+def annotated_twice(data: EvalData) -> list[Suspect]:
+    """Return the later of two annotations whose boxes are nearly the same; the confidence is their IoU."""
+    objects = data.objects
     suspects = []
-    borders = np.searchsorted(objects.images, np.arange(len(scene.image_ids) + 1))
+    borders = np.searchsorted(objects.images, np.arange(len(data.image_ids) + 1))
     for image in np.flatnonzero(np.diff(borders) > 1).tolist():
         of_image = np.arange(borders[image], borders[image + 1])
         of_image = of_image[~objects.crowds[of_image]]

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from dataset_files.atomic_files import write_atomically
-from report.analysis import Analysis
-from report.html_parts import KIND_NAMES
-from report.image_scores import ImageScores, images_of
-from report.records import Scene
+from report.analysis import KIND_NAMES, Analysis
+from report.confusion import ImageScores, images_of
+from report.eval_data import EvalData
 from report.suspects import Suspect
 
 CLASS_HEAD = (
@@ -30,19 +29,19 @@ IMAGE_HEAD = (*FILE_HEAD, "F1", "right", "false", "missed")
 
 def write_tables(
     folder: Path,
-    scene: Scene,
+    data: EvalData,
     analyses: Sequence[Analysis],
     scores: ImageScores,
     suspects: Sequence[Suspect],
     summary: Mapping[str, Any],
 ) -> None:
     """Write classes.csv, confusion.csv, errors.csv, images.csv, suspects.csv and report.json."""
-    write_csv(folder / "classes.csv", CLASS_HEAD, class_rows(scene, analyses))
-    write_csv(folder / "confusion.csv", ("compared", "annotated", "detected", "number"), cell_rows(scene, analyses))
-    write_csv(folder / "errors.csv", ERROR_HEAD, error_rows(scene, analyses))
-    write_csv(folder / "images.csv", IMAGE_HEAD, image_rows(scene, scores))
-    write_csv(folder / "suspects.csv", SUSPECT_HEAD, suspect_rows(scene, suspects))
-    content = dict(summary) | {analysis.kind: plain(scene, analysis) for analysis in analyses}
+    write_csv(folder / "classes.csv", CLASS_HEAD, class_rows(data, analyses))
+    write_csv(folder / "confusion.csv", ("compared", "annotated", "detected", "number"), cell_rows(data, analyses))
+    write_csv(folder / "errors.csv", ERROR_HEAD, error_rows(data, analyses))
+    write_csv(folder / "images.csv", IMAGE_HEAD, image_rows(data, scores))
+    write_csv(folder / "suspects.csv", SUSPECT_HEAD, suspect_rows(data, suspects))
+    content = dict(summary) | {analysis.kind: plain(data, analysis) for analysis in analyses}
     write_atomically(folder / "report.json", json.dumps(finite(content), ensure_ascii=False, indent=1) + "\n")
 
 
@@ -59,49 +58,49 @@ def shortened(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def class_rows(scene: Scene, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
+def class_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
     for analysis in analyses:
-        for name, category, r in zip(scene.class_names, scene.category_ids.tolist(), analysis.classes):
+        for name, category, r in zip(data.class_names, data.category_ids.tolist(), analysis.classes):
             numbers = (r.ap, r.ap50, r.ap75, r.precision, r.recall, r.f1, r.threshold)
             yield KIND_NAMES[analysis.kind], name, category, r.objects, *numbers
 
 
-def cell_rows(scene: Scene, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
-    names = [*scene.class_names, "background"]
+def cell_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
+    names = [*data.class_names, "background"]
     for analysis in analyses:
         for row, column in np.argwhere(analysis.pairs.matrix).tolist():
             number = int(analysis.pairs.matrix[row, column])
             yield KIND_NAMES[analysis.kind], names[row], names[column], number
 
 
-def error_rows(scene: Scene, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
+def error_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
     """The pairs beside the diagonal of the confusion matrix; boxes are the detection's, else the annotation's."""
     for analysis in analyses:
         pairs = analysis.pairs
-        images = images_of(scene, pairs)
+        images = images_of(data, pairs)
         for p in np.flatnonzero(pairs.rows != pairs.columns).tolist():
             image, g, d = int(images[p]), int(pairs.objects[p]), int(pairs.detections[p])
-            file = scene.file_names[image], int(scene.image_ids[image])
-            yield KIND_NAMES[analysis.kind], *file, *pair_values(scene, g, d, detection_first=True)
+            file = data.file_names[image], int(data.image_ids[image])
+            yield KIND_NAMES[analysis.kind], *file, *pair_values(data, g, d, detection_first=True)
 
 
-def image_rows(scene: Scene, scores: ImageScores) -> Iterator[Sequence[Any]]:
+def image_rows(data: EvalData, scores: ImageScores) -> Iterator[Sequence[Any]]:
     for image in np.argsort(np.nan_to_num(scores.f1, nan=2.0), kind="stable").tolist():
         counts = int(scores.right[image]), int(scores.false[image]), int(scores.missed[image])
-        yield scene.file_names[image], int(scene.image_ids[image]), float(scores.f1[image]), *counts
+        yield data.file_names[image], int(data.image_ids[image]), float(scores.f1[image]), *counts
 
 
-def suspect_rows(scene: Scene, suspects: Sequence[Suspect]) -> Iterator[Sequence[Any]]:
+def suspect_rows(data: EvalData, suspects: Sequence[Suspect]) -> Iterator[Sequence[Any]]:
     """Boxes are the annotation's; those of missing ones the detection's."""
     for rank, suspect in enumerate(suspects, start=1):
-        file = scene.file_names[suspect.image], int(scene.image_ids[suspect.image])
-        values = pair_values(scene, suspect.object, suspect.detection, detection_first=False)
+        file = data.file_names[suspect.image], int(data.image_ids[suspect.image])
+        values = pair_values(data, suspect.object, suspect.detection, detection_first=False)
         yield rank, suspect.kind, suspect.confidence, *file, *values
 
 
-def pair_values(scene: Scene, g: int, d: int, detection_first: bool) -> tuple[Any, ...]:
+def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[Any, ...]:
     """Annotation id, both classes, score and box of an object and a detection, of which one may be -1."""
-    objects, found, names = scene.objects, scene.detections, scene.class_names
+    objects, found, names = data.objects, data.detections, data.class_names
     annotated = (int(objects.ids[g]), names[objects.classes[g]]) if g >= 0 else ("", "")
     detected = (names[found.classes[d]], float(found.scores[d])) if d >= 0 else ("", "")
     take_detection = d >= 0 and (detection_first or g < 0)
@@ -109,10 +108,10 @@ def pair_values(scene: Scene, g: int, d: int, detection_first: bool) -> tuple[An
     return *annotated, *detected, *box
 
 
-def plain(scene: Scene, analysis: Analysis) -> dict[str, Any]:
+def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
     """The numbers of a comparison."""
     classes = []
-    for name, category, result in zip(scene.class_names, scene.category_ids.tolist(), analysis.classes):
+    for name, category, result in zip(data.class_names, data.category_ids.tolist(), analysis.classes):
         numbers = asdict(result) | {"curves": curves_of(result.curves)}
         classes.append({"name": name, "category_id": category} | numbers)
     return {

@@ -12,58 +12,44 @@ function element(tag, attributes = {}, content = "") {
 function shape(tag, attributes, content = "") {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (content) made.textContent = content;
+  made.textContent = content;
   return made;
 }
-
-// Run `act` when an element first comes near the part of the page that is seen.
-const waiting = new Map();
-const watcher = new IntersectionObserver(entries => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    watcher.unobserve(entry.target);
-    waiting.get(entry.target)();
-    waiting.delete(entry.target);
-  }
-}, { rootMargin: "300px" });
-function whenSeen(target, act) {
-  waiting.set(target, act);
-  watcher.observe(target);
-}
-
-// Paper does not scroll: draw everything before the page is printed or saved as PDF.
-window.addEventListener("beforeprint", () => {
-  for (const [target, act] of waiting) {
-    watcher.unobserve(target);
-    act();
-  }
-  waiting.clear();
-});
 
 // ---------------------------------------------------------------------------------------------------------- images
 
-function boundsOf(image, object, detection) {
-  const boxes = [];
-  for (const entry of image.truth) if (entry[0] === object) boxes.push(entry[2]);
-  for (const entry of image.found) if (entry[0] === detection) boxes.push(entry[2]);
-  const [width, height] = image.size;
-  if (!boxes.length) return [0, 0, width, height];
-  const low = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
-  const high = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
-  const side = Math.max(Math.min(width, height) / 4, 2.2 * Math.max(high[0] - low[0], high[1] - low[1]));
-  const begin = [0, 1].map(i => Math.max(0, (low[i] + high[i] - side) / 2));
-  const end = [0, 1].map(i => Math.min(image.size[i], (low[i] + high[i] + side) / 2));
-  return [begin[0], begin[1], end[0] - begin[0], end[1] - begin[1]];
+// Figures are filled when they come near the visible part of the page.
+const waiting = new Set();
+const watcher = new IntersectionObserver(entries => {
+  for (const entry of entries) if (entry.isIntersecting) fill(entry.target);
+}, { rootMargin: "300px" });
+
+function fill(figure) {
+  watcher.unobserve(figure);
+  if (!waiting.delete(figure)) return;
+  const [number, object, detection, view, crop] = data.shots[Number(figure.dataset.shot)];
+  const image = data.images[number];
+  const drawings = figure.querySelectorAll("svg");
+  const [x, y, width, height] = crop ? view : [0, 0, ...image.size];
+  const href = crop ?? image.src;
+  for (const drawing of drawings) {
+    if (href) drawing.append(shape("image", { href, x, y, width, height, preserveAspectRatio: "none" }));
+  }
+  if (figure.classList.contains("pair")) drawPair(drawings, image, Math.max(figure.clientWidth / 2, 100));
+  else drawEntries(drawings[0], [
+    ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
+    ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
+  ], view, 100);
 }
 
-function canvas(image, view, source, place) {
-  const made = shape("svg", { viewBox: view.join(" "), role: "img", "aria-label": image.file });
-  if (source) {
-    const [x, y, width, height] = place;
-    made.append(shape("image", { href: source, x, y, width, height, preserveAspectRatio: "none" }));
-  }
-  return made;
+function fillLater(figure) {
+  waiting.add(figure);
+  watcher.observe(figure);
 }
+document.querySelectorAll(".shot").forEach(fillLater);
+
+// Paper does not scroll.
+window.addEventListener("beforeprint", () => waiting.forEach(fill));
 
 function outlineOf(entry, css) {
   const [x, y, width, height] = entry[2];
@@ -96,11 +82,9 @@ function foundLabel(entry) { return names[entry[1]] + " " + entry[4].toFixed(2);
 
 const MOST_LABELS = 12;  // in an image; where there are more entries, only the wrong ones are labelled
 
-function fillPair(figure, image) {
+function drawPair([left, right], image, width) {
   const view = [0, 0, ...image.size];
   const found = image.found.filter(entry => entry[3] >= 0);
-  const width = Math.max(figure.clientWidth / 2, 100);
-  const left = canvas(image, view, image.src, view), right = canvas(image, view, image.src, view);
   drawEntries(left, image.truth.map(entry => {
     if (entry[4]) return [entry, "crowd", ""];
     if (!entry[3]) return [entry, "wrong", "✗ " + truthLabel(entry)];
@@ -108,32 +92,7 @@ function fillPair(figure, image) {
   }), view, width);
   drawEntries(right, found.map(entry => entry[3] ? [entry, "right", found.length > MOST_LABELS ? "" : foundLabel(entry)]
                                                  : [entry, "wrong", "✗ " + foundLabel(entry)]), view, width);
-  const sides = element("div", { class: "sides" });
-  sides.append(left, right);
-  figure.prepend(sides);
 }
-
-function fillZoom(figure, image, object, detection) {
-  const number = Number(figure.dataset.crop ?? -1);
-  const whole = [0, 0, ...image.size];
-  const [view, source, place] = number >= 0 ? [data.crops[number][0], data.crops[number][1], data.crops[number][0]]
-    : [boundsOf(image, object, detection), image.src, whole];
-  const made = canvas(image, view, source, place);
-  drawEntries(made, [
-    ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
-    ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
-  ], view, 100);
-  figure.prepend(made);
-}
-
-function prepareShot(figure) {
-  const [number, object, detection] = figure.dataset.shot.split(",").map(Number);
-  const image = data.images[number];
-  if (!image) return;
-  whenSeen(figure, () => figure.classList.contains("pair") ? fillPair(figure, image)
-                                                           : fillZoom(figure, image, object, detection));
-}
-document.querySelectorAll(".shot").forEach(prepareShot);
 
 // ---------------------------------------------------------------------------------------------------------- tables
 
@@ -184,106 +143,53 @@ if (suspectKind) suspectKind.addEventListener("change", () => {
 
 // -------------------------------------------------------------------------------------------------------- matrices
 
-function showBehind(frame, content, row, column) {
-  const panel = frame.nextElementSibling;
-  const cell = content.cells.find(each => each[0] === row && each[1] === column);
-  const [number, shots] = cell ? [cell[2], cell[3]] : [0, []];
-  const nothing = content.names.length - 1;
-  const words = column === nothing ? `${content.names[row]}: missed` : row === nothing
-    ? `${content.names[column]}: detected where nothing is annotated`
-    : `${content.names[row]} detected as ${content.names[column]}`;
-  panel.replaceChildren(element("p", {}, `${words}: ${number}` + (shots.length < number
-    ? `, ${shots.length} of them shown; errors.csv lists all that are wrong` : "")));
-  const grid = element("div", { class: "shots" });
-  for (const shot of shots) {
-    const image = data.images[shot[0]];
-    const figure = element("figure", { class: "shot zoom", "data-shot": shot.join(",") });
-    const truth = image.truth.find(entry => entry[0] === shot[1]), found = image.found.find(entry => entry[0] === shot[2]);
-    const parts = [truth && "annotated " + truthLabel(truth), found && "detected " + foundLabel(found)].filter(Boolean);
-    figure.append(element("figcaption", {}, `${parts.join(", ")} – ${image.file}`));
-    grid.append(figure);
-    prepareShot(figure);
-  }
-  panel.append(grid);
-}
-
-function choose(frame, content, cell) {
+function choose(frame, cell) {
   frame.querySelectorAll('[aria-selected="true"]').forEach(each => each.removeAttribute("aria-selected"));
   cell.setAttribute("aria-selected", "true");
-  if (content.pictured) showBehind(frame, content, Number(cell.dataset.row), Number(cell.dataset.column));
+  const cells = data.cells[frame.dataset.matrix];
+  if (!cells) return;
+  const numbers = cells[cell.dataset.cell] ?? [];
+  const hidden = Number(cell.textContent) > numbers.length;
+  const note = hidden ? `, ${numbers.length} of them shown; errors.csv lists all that are wrong` : "";
+  const grid = element("div", { class: "shots" });
+  for (const number of numbers) {
+    const [image, , , view, , caption] = data.shots[number];
+    const figure = element("figure", { class: "shot zoom", "data-shot": number });
+    figure.append(shape("svg", { viewBox: view.join(" "), role: "img", "aria-label": data.images[image].file }));
+    figure.append(element("figcaption", {}, caption));
+    grid.append(figure);
+    fillLater(figure);
+  }
+  frame.nextElementSibling.replaceChildren(element("p", {}, (cell.title || "none") + note), grid);
 }
 
-function buildMatrix(frame) {
-  const content = data.matrices[frame.dataset.matrix];
-  content.pictured = frame.dataset.matrix.startsWith("confusion");
-  const size = content.names.length;
-  const numbers = new Map(content.cells.map(([row, column, number]) => [row * size + column, number]));
-  const used = content.names.map((_, k) => k).filter(k => content.cells.some(([row, column]) => row === k || column === k));
-  const totals = new Map();
-  for (const [row, , number] of content.cells) totals.set(row, (totals.get(row) ?? 0) + number);
-  if (used.length > 25) frame.classList.add("large");
-  const table = element("table", { role: "grid" });
-  const head = table.createTHead().insertRow();
-  head.append(element("th", {}, content.corner));
-  for (const k of used) head.append(element("th", { class: "name", scope: "col", title: content.names[k] }, content.names[k]));
-  const body = table.createTBody();
-  for (const row of used) {
-    const line = body.insertRow();
-    line.append(element("th", { scope: "row", title: content.names[row] }, content.names[row]));
-    const total = content.pictured ? totals.get(row) : numbers.get(row * size + row);
-    for (const column of used) {
-      const number = numbers.get(row * size + column);
-      const cell = element("td", { "data-row": row, "data-column": column, role: "gridcell" }, number ?? "");
-      if (number) {
-        const share = Math.sqrt(number / total);
-        cell.style.setProperty("--share", share.toFixed(2));
-        if (share > 0.6) cell.classList.add("strong");
-        cell.title = `${content.names[row]} / ${content.names[column]}: ${number}`;
-        if (content.pictured) cell.dataset.examples = "";
-      }
-      line.append(cell);
-    }
-  }
-  if (!used.length) return () => {};
+document.querySelectorAll(".matrix table").forEach(table => {
+  const frame = table.parentElement, rows = table.tBodies[0].rows;
   table.querySelector("td").tabIndex = 0;
-  frame.append(table);
-  const panel = element("div", { class: "behind", "aria-live": "polite" });
-  frame.after(panel);
-  const at = (row, column) => body.rows[row]?.cells[column + 1];
   table.addEventListener("click", event => {
     const cell = event.target.closest("td");
-    if (cell) choose(frame, content, cell);
+    if (cell) choose(frame, cell);
   });
   table.addEventListener("keydown", event => {
     const cell = event.target.closest("td");
-    if (!cell) return;
-    const [row, column] = [cell.parentElement.sectionRowIndex, cell.cellIndex - 1];
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    if (!cell) return;
     if (event.key in steps) {
-      const next = column + steps[event.key][1] >= 0 && at(row + steps[event.key][0], column + steps[event.key][1]);
-      if (next) {
+      const [down, right] = steps[event.key];
+      const next = rows[cell.parentElement.sectionRowIndex + down]?.cells[cell.cellIndex + right];
+      if (next?.tagName === "TD") {
         cell.tabIndex = -1;
         next.tabIndex = 0;
         next.focus();
       }
-    } else if (event.key === "Enter" || event.key === " ") {
-      choose(frame, content, cell);
-    } else return;
+    } else if (event.key === "Enter" || event.key === " ") choose(frame, cell);
+    else return;
     event.preventDefault();
   });
-  return (row, column) => {
-    choose(frame, content, at(used.indexOf(row), used.indexOf(column)));
-    frame.nextElementSibling.scrollIntoView({ block: "nearest" });
-  };
-}
+});
 
-const choosers = new Map();
-function chooserOf(frame) {
-  if (!choosers.has(frame)) choosers.set(frame, buildMatrix(frame));
-  return choosers.get(frame);
-}
-document.querySelectorAll(".matrix").forEach(frame => whenSeen(frame, () => chooserOf(frame)));
-document.querySelectorAll("[data-cell]").forEach(button => button.addEventListener("click", () => {
-  const [name, row, column] = button.dataset.cell.split(",");
-  chooserOf(document.querySelector(`[data-matrix="${name}"]`))(Number(row), Number(column));
+document.querySelectorAll("[data-chooses]").forEach(button => button.addEventListener("click", () => {
+  const frame = button.closest(".of-kind").querySelector(".matrix");
+  choose(frame, frame.querySelector(`[data-cell="${button.dataset.chooses}"]`));
+  frame.nextElementSibling.scrollIntoView({ block: "nearest" });
 }));

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from report.records import Scene, make_scene
+from report.eval_data import EvalData, make_eval_data
 
 IMAGE, SIZE = 7, 200  # id, and both sides in pixels
 CAT, DOG, BIRD = 1, 2, 3
@@ -54,8 +54,8 @@ def every_kind_of_error(names: dict[int, str] = NAMES, file_name: str = "7.jpg")
     return truth, results
 
 
-def scene_of(truth: dict, results: dict[str, list[dict]], image: Path | None = None) -> Scene:
-    return make_scene(truth, results, {} if image is None else {IMAGE: image})
+def eval_data_of(truth: dict, results: dict[str, list[dict]], image: Path | None = None) -> EvalData:
+    return make_eval_data(truth, results, {} if image is None else {IMAGE: image})
 
 
 def corners(x: float, y: float, width: float, height: float) -> list[float]:

@@ -106,7 +106,7 @@ def test_boxes_and_masks_change_places(at_desk):
 
 def test_a_cell_of_the_confusion_matrix_shows_its_images(at_desk):
     frame = at_desk.find_element("css selector", '[data-matrix="confusion-segm"]')
-    cell = frame.find_element("css selector", 'td[data-row="1"][data-column="0"]')
+    cell = frame.find_element("css selector", 'td[data-cell="1,0"]')
     assert cell.text == "1"
     click(at_desk, cell)
     panel = at_desk.find_element("css selector", '[data-matrix="confusion-segm"] + .behind')
@@ -123,7 +123,7 @@ def test_the_matrix_follows_the_arrow_keys(at_desk):
     cell = at_desk.find_element("css selector", '[data-matrix="confusion-segm"] td[tabindex="0"]')
     cell.send_keys(Keys.ARROW_DOWN)
     active = at_desk.switch_to.active_element
-    assert (active.get_attribute("data-row"), active.get_attribute("data-column")) == ("1", "0")
+    assert active.get_attribute("data-cell") == "1,0"
     active.send_keys(Keys.ENTER)
     assert active.get_attribute("aria-selected") == "true"
     panel = at_desk.find_element("css selector", '[data-matrix="confusion-segm"] + .behind')
@@ -131,7 +131,7 @@ def test_the_matrix_follows_the_arrow_keys(at_desk):
 
 
 def test_a_button_of_the_most_confused_pairs_chooses_its_cell(at_desk):
-    button = at_desk.find_element("css selector", '[data-cell^="confusion-segm"]')
+    button = at_desk.find_element("css selector", '#confusion [data-kind="segm"] [data-chooses]')
     words = button.text
     click(at_desk, button)
     chosen = at_desk.find_element("css selector", '[data-matrix="confusion-segm"] td[aria-selected="true"]')
@@ -153,6 +153,19 @@ def test_images_of_all_kinds_are_drawn(at_desk):
     for css in (".shot.crop", "#costs .shot.zoom"):
         single = at_desk.execute_script(DRAWN_IMAGES, css)
         assert single and set(single) == {1}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_links_land_where_they_point_before_and_after_images_are_drawn(opened, evil_report: Path, width: int):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    place = "return document.getElementById(arguments[0]).getBoundingClientRect().top + window.scrollY"
+    opened.get((evil_report / "report.html").as_uri())
+    before = [opened.execute_script(place, name) for name in ("images", "suspects", "data")]
+    assert not opened.find_elements("css selector", ".shot.crop image")
+    opened.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert opened.find_elements("css selector", ".shot.crop image")
+    assert [opened.execute_script(place, name) for name in ("images", "suspects", "data")] == before
 
 
 def test_a_pdf_of_the_page_has_its_images_and_matrices(opened, evil_report: Path, tmp_path: Path):

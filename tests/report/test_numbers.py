@@ -10,17 +10,15 @@ import pytest
 
 from my_dataset_coco import coco_object
 from report.analysis import Analysis, analyse
-from report.confusion import confusion
-from report.data_statistics import statistics_of_scene
+from report.average_precision import by_border, by_crowding, by_size, class_results, mean_curves
+from report.confusion import confusion, images_of, score_images, wrong_in_words
+from report.data_statistics import statistics_of
 from report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
-from report.groups import by_border, by_crowding, by_size
-from report.image_scores import images_of, score_images, wrong_in_words
-from report.overlaps import Matching, find_overlaps, match
-from report.precision_recall import class_results, mean_curves
-from report.records import Scene
+from report.eval_data import EvalData
+from report.matching import Matching, find_overlaps, match
 from report.suspects import DOUBLED, MISSING, NOTHING_THERE, OUTLINE, WRONG_CLASS, find_suspects
 from tests.helpers.official_metrics import official_evaluation
-from tests.helpers.report_cases import CAT, DOG, OBJECTS, every_kind_of_error, random_truth_and_results, scene_of
+from tests.helpers.report_cases import CAT, DOG, OBJECTS, eval_data_of, every_kind_of_error, random_truth_and_results
 from tests.helpers.wrong_labels import KINDS as WRONG_KINDS
 from tests.helpers.wrong_labels import make_wrong, named
 from train_utils.metrics.coco_evaluation import run_cocoeval
@@ -34,24 +32,24 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def scene(kind: str) -> Scene:
+def data(kind: str) -> EvalData:
     truth, results = every_kind_of_error()
-    return scene_of(truth, {kind: results[kind]})
+    return eval_data_of(truth, {kind: results[kind]})
 
 
 @pytest.fixture
-def analysis(scene: Scene, kind: str) -> Analysis:
-    return analyse(scene, kind)
+def analysis(data: EvalData, kind: str) -> Analysis:
+    return analyse(data, kind)
 
 
-def matching_of(scene: Scene, kind: str) -> Matching:
-    return match(scene, find_overlaps(scene, kind))
+def matching_of(data: EvalData, kind: str) -> Matching:
+    return match(data, find_overlaps(data, kind))
 
 
 # ------------------------------------------------------------------------------------------- each kind of error once
 
 
-def test_each_detection_has_its_kind_of_error(scene: Scene, analysis: Analysis):
+def test_each_detection_has_its_kind_of_error(data: EvalData, analysis: Analysis):
     kinds = analysis.errors.kinds.tolist()
     assert kinds == [RIGHT, DUPLICATE, CLASS, LOCATION, BOTH, RIGHT, BACKGROUND, RIGHT]
     assert analysis.errors.targets.tolist() == [0, 0, 1, 2, 3, 4, -1, 5]
@@ -76,7 +74,7 @@ def test_repairs_gain_what_they_gain_on_paper(analysis: Analysis):
     assert analysis.errors.costs == pytest.approx({name: value / 303 for name, value in on_paper.items()})
 
 
-def test_hotcoco_agrees_on_the_costs(scene: Scene, analysis: Analysis, kind: str):
+def test_hotcoco_agrees_on_the_costs(data: EvalData, analysis: Analysis, kind: str):
     pytest.importorskip("hotcoco")
     if tuple(map(int, version("hotcoco").split(".")[:2])) < (1, 3):
         pytest.skip("hotcoco before 1.3 removes an error of class instead of giving the detection its object's class")
@@ -92,7 +90,7 @@ def test_a_class_whose_objects_are_all_missed_is_perfect_once_they_are_repaired(
     """Nothing is left to find; hotcoco would leave its AP at 0."""
     truth, results = every_kind_of_error()
     only_cats = [entry for entry in results["bbox"] if entry["category_id"] == CAT]
-    costs = analyse(scene_of(truth, {"bbox": only_cats}), "bbox").errors
+    costs = analyse(eval_data_of(truth, {"bbox": only_cats}), "bbox").errors
     # The second dog and both birds are missed, the first dog has an error of class: birds become perfect, dogs stay.
     assert costs.missed.tolist() == [False, False, True, True, False, True]
     assert costs.costs["missed"] == pytest.approx(1 / 3)
@@ -107,18 +105,18 @@ def test_results_per_class(analysis: Analysis):
     assert math.isnan(dog.threshold) and (dog.precision, dog.recall, dog.f1) == (0, 0, 0)
 
 
-def test_confusion_matrix(scene: Scene, kind: str):
-    overlaps = find_overlaps(scene, kind)
-    pairs = confusion(scene, overlaps, match(scene, overlaps), score=0.35)  # the bird of 0.3 is below
+def test_confusion_matrix(data: EvalData, kind: str):
+    overlaps = find_overlaps(data, kind)
+    pairs = confusion(data, overlaps, match(data, overlaps), score=0.35)  # the bird of 0.3 is below
     assert pairs.matrix.tolist() == [
         [2, 0, 0, 0],
         [1, 0, 0, 1],  # a dog taken for a cat, and one that is found at no IoU of 0.5
         [0, 0, 0, 2],
         [2, 1, 1, 0],
     ]
-    words = wrong_in_words(scene, pairs, images_of(scene, pairs), 0)
+    words = wrong_in_words(data, pairs, images_of(data, pairs), 0)
     assert words == "dog taken for cat; missed: 2 bird, dog; false: 2 cat, dog, bird"
-    scores = score_images(scene, pairs)
+    scores = score_images(data, pairs)
     assert (scores.right[0], scores.false[0], scores.missed[0]) == (2, 5, 4)
     assert scores.f1[0] == pytest.approx(4 / 13)
 
@@ -127,15 +125,15 @@ def test_a_detection_in_a_crowd_is_no_confusion():
     truth, results = every_kind_of_error()
     crowd = {"id": 9, "image_id": 7, "category_id": DOG, "bbox": [140, 140, 60, 60], "area": 3600, "iscrowd": 1}
     truth["annotations"].append(crowd)
-    scene = scene_of(truth, {"bbox": results["bbox"]})
-    overlaps = find_overlaps(scene, "bbox")
-    pairs = confusion(scene, overlaps, match(scene, overlaps), score=0.0)
+    data = eval_data_of(truth, {"bbox": results["bbox"]})
+    overlaps = find_overlaps(data, "bbox")
+    pairs = confusion(data, overlaps, match(data, overlaps), score=0.0)
     assert pairs.matrix[3].tolist() == [2, 1, 0, 0]  # the bird on background lies in the crowd
     assert pairs.matrix.sum(axis=1).tolist()[:3] == [2, 2, 2]
 
 
-def test_suspects_of_the_hand_made_case(scene: Scene, analysis: Analysis):
-    suspects = find_suspects(scene, analysis.overlaps, analysis.errors)
+def test_suspects_of_the_hand_made_case(data: EvalData, analysis: Analysis):
+    suspects = find_suspects(data, analysis.overlaps, analysis.errors)
     found = [(s.kind, round(s.confidence, 3), s.object, s.detection) for s in suspects]
     assert found == [
         (WRONG_CLASS, 0.7, 1, 2),
@@ -155,13 +153,13 @@ def test_doubled_annotations_and_annotations_of_nothing_are_suspect():
         for i, (label, *box) in enumerate(boxes)
     ]
     results = [{"image_id": 7, "category_id": CAT, "score": 0.9, "bbox": list(box)} for _, *box in boxes[:8]]
-    scene = scene_of(truth, {"bbox": results})
-    made = analyse(scene, "bbox")
-    found = {s.kind: s for s in find_suspects(scene, made.overlaps, made.errors)}
+    data = eval_data_of(truth, {"bbox": results})
+    made = analyse(data, "bbox")
+    found = {s.kind: s for s in find_suspects(data, made.overlaps, made.errors)}
     assert set(found) == {DOUBLED, NOTHING_THERE}
-    assert scene.objects.ids[found[DOUBLED].object] == 109
+    assert data.objects.ids[found[DOUBLED].object] == 109
     assert found[DOUBLED].confidence == pytest.approx(39 / 41)
-    assert scene.objects.ids[found[NOTHING_THERE].object] == 108
+    assert data.objects.ids[found[NOTHING_THERE].object] == 108
     assert found[NOTHING_THERE].confidence == pytest.approx(2 / 3)  # of its third of the sizes
 
 
@@ -174,19 +172,19 @@ def test_groups_of_objects():
         template | {"id": i, "bbox": list(box), "area": box[2] * box[3]} for i, box in enumerate(boxes, start=1)
     ]
     results = [{"image_id": 7, "category_id": CAT, "score": 0.9, "bbox": list(box)} for box in boxes[:2]]
-    scene = scene_of(truth, {"bbox": results})
-    matching = matching_of(scene, "bbox")
-    sizes = {g.name: (g.objects, g.ap) for g in by_size(scene, matching, "bbox") if g.objects}
+    data = eval_data_of(truth, {"bbox": results})
+    matching = matching_of(data, "bbox")
+    sizes = {g.name: (g.objects, g.ap) for g in by_size(data, matching, "bbox") if g.objects}
     assert sizes == {"under 16": (2, 0), "64-96": (1, pytest.approx(1)), "96-128": (1, pytest.approx(1))}
-    borders = {g.name: (g.objects, g.ap) for g in by_border(scene, matching)}
+    borders = {g.name: (g.objects, g.ap) for g in by_border(data, matching)}
     assert borders["touches it"] == (2, pytest.approx(51 / 101))
     assert borders["5-15 %"] == (2, pytest.approx(51 / 101))
-    crowding = [g.objects for g in by_crowding(scene, matching)]
+    crowding = [g.objects for g in by_crowding(data, matching)]
     assert crowding == [0, 0, 4, 0, 0]
 
 
-def test_statistics_of_the_data(scene: Scene):
-    statistics = statistics_of_scene(scene)
+def test_statistics_of_the_data(data: EvalData):
+    statistics = statistics_of(data)
     assert statistics.class_counts.tolist() == [2, 2, 2] and statistics.class_images.tolist() == [1, 1, 1]
     assert statistics.together.tolist() == [[1, 1, 1]] * 3
     assert statistics.per_image.tolist() == [6]
@@ -200,8 +198,8 @@ def test_statistics_of_the_data(scene: Scene):
 def test_aps_equal_those_of_cocoeval(seed: int):
     """With crowds, equal scores, and images with more than 100 detections of a class."""
     truth, results = random_truth_and_results(seed)
-    scene = scene_of(truth, {"bbox": results})
-    assert_equals_cocoeval(scene, truth, results, "bbox")
+    data = eval_data_of(truth, {"bbox": results})
+    assert_equals_cocoeval(data, truth, results, "bbox")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,19 +207,19 @@ def test_the_official_example_comes_out(real_data_folder: Path, kind: str):
     folder = real_data_folder / "cocoapi_demo"
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / f"instances_val2014_fake{kind}100_results.json").read_text())
-    scene = scene_of(truth, {kind: results})
-    curves = assert_equals_cocoeval(scene, truth, results, kind)
+    data = eval_data_of(truth, {kind: results})
+    curves = assert_equals_cocoeval(data, truth, results, kind)
     official = {"bbox": [0.697, 0.573, 0.505], "segm": [0.562, 0.299, 0.320]}[kind]
     assert np.round(curves.mean(axis=1), 3).tolist() == official
 
 
-def assert_equals_cocoeval(scene: Scene, truth: dict, results: list[dict], kind: str) -> np.ndarray:
+def assert_equals_cocoeval(data: EvalData, truth: dict, results: list[dict], kind: str) -> np.ndarray:
     evaluation = official_evaluation(truth, results, kind)
     assert np.array_equal(
         run_cocoeval(coco_object(truth), results, kind).eval["precision"], evaluation.eval["precision"]
     )
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # [IoU, recall, class]
-    found = class_results(scene, matching_of(scene, kind))
+    found = class_results(data, matching_of(data, kind))
     for k, result in enumerate(found):
         theirs = precision[:, :, k]
         if not result.objects:
@@ -236,12 +234,12 @@ def assert_equals_cocoeval(scene: Scene, truth: dict, results: list[dict], kind:
 
 def test_an_evaluation_without_detections_or_objects_has_numbers():
     truth, results = every_kind_of_error()
-    nothing_found = analyse(scene_of(truth, {"bbox": []}), "bbox")
+    nothing_found = analyse(eval_data_of(truth, {"bbox": []}), "bbox")
     assert nothing_found.errors.counts()["missed"] == len(OBJECTS)
     assert nothing_found.pairs.matrix[:, 3].tolist() == [2, 2, 2, 0] and nothing_found.classes[0].ap == 0
-    nothing_there = analyse(scene_of(truth | {"annotations": []}, {"bbox": results["bbox"]}), "bbox")
+    nothing_there = analyse(eval_data_of(truth | {"annotations": []}, {"bbox": results["bbox"]}), "bbox")
     assert math.isnan(nothing_there.classes[0].ap) and nothing_there.errors.counts()["background"] == 8
-    empty = analyse(scene_of(truth | {"annotations": []}, {"bbox": []}), "bbox")
+    empty = analyse(eval_data_of(truth | {"annotations": []}, {"bbox": []}), "bbox")
     assert empty.pairs.matrix.sum() == 0
 
 

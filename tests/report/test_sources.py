@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from report.data_statistics import statistics_of_dataset, statistics_of_scene
-from report.records import make_scene
+from report.data_statistics import statistics_of, statistics_of_dataset
+from report.eval_data import make_eval_data
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.open_data import open_held_out, open_training_beside
 from train_utils.options import DataSettings
@@ -70,7 +70,7 @@ def test_pascal_voc_has_both_splits(data_folder: Path):
     assert "train" in str(training.source) and len(training) > 5
     category_ids = sorted(held_out.category_ids.values())
     by_dataset = statistics_of_dataset(held_out, category_ids)
-    by_scene = statistics_of_scene(make_scene(coco_content(held_out), {"segm": []}, {}))
+    by_scene = statistics_of(make_eval_data(coco_content(held_out), {"segm": []}, {}))
     assert by_dataset.class_counts.tolist() == by_scene.class_counts.tolist()
     assert (by_dataset.together == by_scene.together).all()
     assert sorted(by_dataset.sizes) == pytest.approx(sorted(by_scene.sizes), rel=1e-5)

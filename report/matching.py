@@ -1,11 +1,11 @@
-"""Compare detections with objects once: every pair in an image that overlaps, and COCO's matching of the two."""
+"""Compute all overlaps of detections with objects once, and match the two as COCO's metrics do."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from report.records import Scene
+from report.eval_data import EvalData
 
 IOUS = np.linspace(0.5, 0.95, 10)
 LEAST_OVERLAP = 0.1  # below it a detection lies on background, as TIDE defines it
@@ -13,12 +13,12 @@ LEAST_OVERLAP = 0.1  # below it a detection lies on background, as TIDE defines 
 
 @dataclass
 class Overlaps:
-    """P pairs of a detection and an object of the same image whose IoU is at least 0.1, by detection.
+    """P pairs of a detection and an object of the same image whose IoU is at least 0.1, in the order of the detections.
 
     For a crowd the IoU is the share of the detection that lies in it, as in COCO's metrics.
 
     Attributes:
-        detections, objects: int64 [P], positions in the scene.
+        detections, objects: int64 [P], their numbers.
         ious: float64 [P].
         same_class: bool [P].
         crowds: bool [P], whether the object is a crowd.
@@ -33,7 +33,7 @@ class Overlaps:
 
 @dataclass
 class Matching:
-    """What COCO's metrics make of each of D detections, at each of the 10 IoU thresholds.
+    """The matches of D detections at each of the 10 IoU thresholds.
 
     Attributes:
         objects: int64 [10, D], the object that a detection is matched to; -1 if none.
@@ -44,10 +44,10 @@ class Matching:
     ignored: np.ndarray
 
 
-def find_overlaps(scene: Scene, kind: str) -> Overlaps:
+def find_overlaps(data: EvalData, kind: str) -> Overlaps:
     """Compute IoUs of boxes ("bbox") or of masks ("segm"), image by image."""
-    objects, detections = scene.objects, scene.detections
-    numbers = np.arange(len(scene.image_ids) + 1)
+    objects, detections = data.objects, data.detections
+    numbers = np.arange(len(data.image_ids) + 1)
     first_object = np.searchsorted(objects.images, numbers)
     first_detection = np.searchsorted(detections.images, numbers)
     found, truths, ious = [], [], []
@@ -70,12 +70,15 @@ def find_overlaps(scene: Scene, kind: str) -> Overlaps:
     return Overlaps(d, g, np.concatenate([np.zeros(0), *ious]), same_class, objects.crowds[g])
 
 
-def match(scene: Scene, overlaps: Overlaps) -> Matching:
+def match(data: EvalData, overlaps: Overlaps) -> Matching:
     """Match as COCO's metrics do: the best-scoring detection of a class first, each to the free object it fits best.
+
+    hotcoco finds the same matches, but returns them as a dict per image and class: 350 MB in
+    place of 13 MB at 1,250 images with 100 detections each.
 
     A detection without a free object is ignored if it lies in a crowd of its class.
     """
-    matched = np.full((len(IOUS), len(scene.detections)), -1, dtype=np.int64)
+    matched = np.full((len(IOUS), len(data.detections)), -1, dtype=np.int64)
     ignored = np.zeros(matched.shape, dtype=bool)
     chosen = np.flatnonzero(overlaps.same_class & (overlaps.ious >= IOUS[0]))
     rows = overlaps.detections[chosen]

@@ -1,7 +1,7 @@
 """Hold images, objects and detections of one evaluation as flat arrays, sorted by image.
 
-Ground truth and results come in COCO's format; the rest of this room works on these arrays. Image and class numbers
-are positions in `Scene.image_ids` and `Scene.category_ids`, which are sorted.
+Ground truth and results come in COCO's format; the rest of this package works on these arrays. Image and class numbers
+are positions in `EvalData.image_ids` and `EvalData.category_ids`, which are sorted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,8 +64,8 @@ class Detections:
 
 
 @dataclass
-class Scene:
-    """All that an evaluation compared.
+class EvalData:
+    """Images, ground truth and detections of an evaluation.
 
     Attributes:
         image_ids: int64 [I], sorted.
@@ -86,12 +86,12 @@ class Scene:
     detections: Detections
 
 
-def make_scene(
+def make_eval_data(
     content: Mapping[str, Sequence[Mapping[str, Any]]],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     paths: Mapping[int, Path],
-) -> Scene:
-    """Put ground truth and results into arrays.
+) -> EvalData:
+    """Build the arrays from ground truth and results.
 
     Args:
         content: `images`, `annotations` and `categories` of a COCO file.
@@ -104,7 +104,7 @@ def make_scene(
     category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
     with_masks = "segm" in results
-    return Scene(
+    return EvalData(
         image_ids,
         sizes,
         [str(image.get("file_name", image["id"])) for image in images],
@@ -173,7 +173,7 @@ def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, 
 
 
 def packed(code: Mapping[str, Any]) -> dict:
-    """A run-length code with packed bytes, from one with text or a list."""
+    """Return a run-length code with packed bytes, from one with text or a list."""
     counts, size = code["counts"], list(code["size"])
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
