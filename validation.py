@@ -1,14 +1,14 @@
 """Evaluate weights on a validation set: COCO's 12 metrics for boxes and masks, and AP by class.
 
-    python validation.py                                                       # what the last train.py left
+    python validation.py                                                       # the weights of the last training
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
-    python validation.py --report save_weights/report                    # and a page on what was learned
+    python validation.py --report save_weights/report                          # and a page that shows the errors
     python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
     python validation.py --results-json ... --annotation-file val.json --image-folder images --report DIR
 
-Prints both tables and writes them to record_mAP.txt beside the weights. The last two score detections that any
-detector wrote, and print COCO's official table. --report DIR also writes DIR/report.html, and its numbers beside it.
+Prints both tables and writes them to record_mAP.txt beside the weights. The last two commands score the results file of
+any detector, and print COCO's official table. --report DIR also writes DIR/report.html, with its numbers beside it.
 """
 
 from pathlib import Path
@@ -29,15 +29,8 @@ from train_utils.trained_model import open_trained_model
 
 def main(settings: ValidationSettings) -> None:
     if settings.results_json or settings.annotation_file or settings.iou_type:
-        if not (settings.results_json and settings.annotation_file):
-            raise InputError("--results-json and --annotation-file go together, --iou-type with both")
-        if settings.image_folder and not settings.report:
-            raise InputError("with --results-json, --image-folder has the images for --report; give both, or neither")
         if is_main():
-            scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
-            print("\n".join(filter(None, (official_table(scored.stats), explain_missing(scored.stats)))))
-            if settings.report:
-                print(f"report in {report_of_results(settings, scored)}")
+            score_results_json(settings)
         return
 
     # Weights
@@ -75,6 +68,18 @@ def main(settings: ValidationSettings) -> None:
         print(f"written to {folder / 'record_mAP.txt'}")
         if settings.report:
             print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
+
+
+def score_results_json(settings: ValidationSettings) -> None:
+    """Print COCO's official table of a results file, and write its report if --report asks for one."""
+    if not (settings.results_json and settings.annotation_file):
+        raise InputError("--results-json and --annotation-file go together, --iou-type with both")
+    if settings.image_folder and not settings.report:
+        raise InputError("with --results-json, --image-folder has the images for --report; give both, or neither")
+    scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
+    print("\n".join(filter(None, (official_table(scored.stats), explain_missing(scored.stats)))))
+    if settings.report:
+        print(f"report in {report_of_results(settings, scored)}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ NONE = BestScore(float("nan"), 0.0, 0.0, 0.0)
 
 
 def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
-    """Results of all classes, in their order."""
+    """Return the results of all classes, in their order."""
     counts = object_counts(data)
     by_class = detections_by_class(data)
     results = []
@@ -85,18 +85,18 @@ def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
 
 
 def mean_curves(results: list[ClassResult]) -> np.ndarray:
-    """The mean of all classes that have objects, float64 [3, 101]; NaN if none has."""
+    """Return the mean over the classes that have objects, float64 [3, 101]; NaN if none has."""
     curves = [result.curves for result in results if result.objects]
     return np.mean(curves, axis=0) if curves else np.full((3, 101), np.nan)
 
 
 def object_counts(data: EvalData) -> np.ndarray:
-    """The number of objects per class without crowds, int64 [K]."""
+    """Count the objects per class, without crowds, int64 [K]."""
     return np.bincount(data.objects.classes[~data.objects.crowds], minlength=len(data.class_names))
 
 
 def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> list[np.ndarray]:
-    """The detections of each class by falling score; ties by image, as in COCO's metrics.
+    """Return the detections of each class by falling score; ties by image, as in COCO's metrics.
 
     Args:
         classes: int64 [D], instead of the detections' own.
@@ -108,7 +108,7 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 
 
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
-    """COCO's precision at 101 recalls: the best that is reached at that recall or a higher one; 0 beyond the last.
+    """Return COCO's precision at 101 recalls: the best at that recall or a higher one; 0 beyond the last.
 
     Args:
         right, counted: bool [T, N], whether a detection is matched, and whether it is not ignored; by falling score.
@@ -127,7 +127,7 @@ def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int)
 
 
 def best_f1(scores: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: int) -> BestScore:
-    """The score with the best F1 of detections [N], which are given by falling score."""
+    """Find the score with the best F1 of detections [N], which are given by falling score."""
     scores, right = scores[counted], right[counted]
     if not len(scores) or not right.any():
         return NONE
@@ -140,7 +140,7 @@ def best_f1(scores: np.ndarray, right: np.ndarray, counted: np.ndarray, objects:
 
 
 def best_overall(data: EvalData, matching: Matching) -> BestScore:
-    """The one score for all classes with the best F1 at IoU 0.5."""
+    """Find the one score for all classes with the best F1 at IoU 0.5."""
     order = np.argsort(-data.detections.scores, kind="stable")
     right, counted = matching.objects[AT_50, order] >= 0, ~matching.ignored[AT_50, order]
     objects = int(object_counts(data).sum())
@@ -163,7 +163,7 @@ class Group:
 
 
 def by_size(data: EvalData, matching: Matching, kind: str) -> list[Group]:
-    """Groups by the square root of the area."""
+    """Group by the square root of the area."""
     own = data.detections.boxes[:, 2] * data.detections.boxes[:, 3]
     if kind == "segm":  # one by one: of a list pycocotools 2.0.11 returns no areas above 255 with numpy 2
         own = np.array([coco_mask.area(code) for code in data.detections.codes], dtype=np.float64)
@@ -172,7 +172,7 @@ def by_size(data: EvalData, matching: Matching, kind: str) -> list[Group]:
 
 
 def by_crowding(data: EvalData, matching: Matching) -> list[Group]:
-    """Groups by the number of objects in the image, crowds included."""
+    """Group by the number of objects in the image, including crowds."""
     counts = np.bincount(data.objects.images, minlength=len(data.image_ids))
     names = ["1", "2-3", "4-7", "8-15", "16 and more"]
     # An image without objects has only false detections; they belong to the first group.
@@ -181,7 +181,7 @@ def by_crowding(data: EvalData, matching: Matching) -> list[Group]:
 
 
 def by_border(data: EvalData, matching: Matching) -> list[Group]:
-    """Groups by the distance of the box to the nearest border of the image."""
+    """Group by the distance of the box to the nearest border of the image."""
     names = ["touches it", "1-5 %", "5-15 %", "over 15 %"]
     objects = border_distance(data, data.objects.boxes, data.objects.images)
     found = border_distance(data, data.detections.boxes, data.detections.images)
@@ -189,7 +189,7 @@ def by_border(data: EvalData, matching: Matching) -> list[Group]:
 
 
 def border_distance(data: EvalData, boxes: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The distance of boxes [N, 4] in percent of their image's short side, float64 [N]."""
+    """Return the distances of boxes [N, 4] in percent of their image's short side, float64 [N]."""
     height, width = data.sizes[images].T
     x, y, w, h = boxes.T
     gaps = np.stack((x, y, width - x - w, height - y - h))
@@ -204,7 +204,7 @@ def groups(
     edges: Sequence[float],
     names: Sequence[str],
 ) -> list[Group]:
-    """AP of each range of a property.
+    """Compute the AP of each range of a property.
 
     Args:
         of_objects, of_detections: the property, [G] and [D].

@@ -36,11 +36,11 @@ CELLS_WITH_EXAMPLES = 1500  # those with most pairs
 
 @dataclass
 class ReportInput:
-    """What a report is written of.
+    """The contents of a report.
 
     Attributes:
         title: of the page.
-        facts: name -> value, shown at the top: weights, data, options.
+        facts: name -> value of weights, data and options, shown at the top.
         content: ground truth, `images`, `annotations` and `categories` of a COCO file.
         results: "bbox", "segm" or both -> results in COCO's format; with both, entries are the same detections.
         stats: the same keys -> COCO's 12 metrics.

@@ -28,7 +28,7 @@ class History:
 
 
 def read_history(folder: Path) -> History | None:
-    """The history of the run in a folder; None if the folder holds none. Lines that cannot be read are left out."""
+    """Read the history of the run in a folder; None if there is none. Unreadable lines are skipped."""
     per_kind = {name: results_of(folder / file) for name, file in RESULTS.items()}
     epochs = sorted(set.intersection(*(set(results) for results in per_kind.values())))
     steps, losses = logged_losses(folder / LOG)
@@ -38,7 +38,7 @@ def read_history(folder: Path) -> History | None:
 
 
 def results_of(file: Path) -> dict[int, float]:
-    """Epoch -> AP, of a results file."""
+    """Return epoch -> AP of a results file."""
     found = {}
     for line in lines_of(file):
         first, *values = line.split()
@@ -71,7 +71,7 @@ def lines_of(file: Path) -> list[str]:
 
 
 def code_version() -> str:
-    """The commit of this project's code, with "changed" if files differ from it; "unknown" outside of git."""
+    """Return the commit of this code, with "changed" if files differ from it; "unknown" outside of git."""
     commit = git("rev-parse", "--short=12", "HEAD")
     if commit is None:
         return "unknown"

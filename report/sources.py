@@ -1,4 +1,4 @@
-"""Gather what a report is written of: from a network's evaluation, or from a results file of any detector."""
+"""Write the report of a network's evaluation, or of a results file of any detector."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,14 +74,14 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
     try:
         return write_report(report_folder(settings), given)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{settings.annotation_file}: no report can be made of it ({error!r})") from error
+        raise InputError(f"{settings.annotation_file}: cannot be reported on ({error!r})") from error
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """The folder `--report`, created.
+    """Create the folder `--report`, and return it.
 
     Raises:
-        InputError: it cannot be.
+        InputError: it cannot be created.
     """
     folder = Path(str(settings.report))
     if folder.exists() and not folder.is_dir():
@@ -92,7 +92,7 @@ def report_folder(settings: ValidationSettings) -> Path:
 
 
 def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]:
-    """Image id -> file below the folder; images that are not there are left out with a warning."""
+    """Return image id -> file below the folder; warn of missing images, which are left out."""
     if folder is None:
         return {}
     if not Path(folder).is_dir():
@@ -103,18 +103,18 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
     found = {image["id"]: Path(folder) / name for image, name in zip(images, names) if name not in absent}
     lacking = len(truth["images"]) - len(found)
     if lacking:
-        warn(f"{folder}: {lacking} of {len(truth['images'])} images are not there; they are shown as outlines")
+        warn(f"{folder}: {lacking} of {len(truth['images'])} images are missing; they are shown as outlines")
     return found
 
 
 def given_options(settings: ValidationSettings) -> str:
-    """The options as they were given on the command line."""
+    """Return the options that were given on the command line."""
     parts = [f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in sorted(settings.given)]
     return " ".join(parts) or "none"
 
 
 def trained_with(settings: Mapping[str, Any]) -> str:
-    """The settings of training that decide about its result."""
+    """Return the settings of the training that affect its result."""
     deciding = result_settings(TrainSettings())
     names = ("epochs", *(name for name in settings if name in deciding and settings[name] not in (None, False)))
     return ", ".join(f"{name} {settings[name]}" for name in names if name in settings) or "not known"

@@ -218,7 +218,7 @@ def test_missing_images_are_named_and_shown_as_outlines(files: Path):
     (files / "images" / "7.jpg").unlink()
     given = ("--results-json", "bbox.json", "--annotation-file", "truth.json", "--report", "out")
     outcome = succeeded(run(files, "validation.py", *given, "--image-folder", "images"))
-    assert "images: 1 of 1 images are not there" in outcome.err
+    assert "images: 1 of 1 images are missing" in outcome.err
 
 
 @pytest.mark.slow

@@ -41,10 +41,10 @@ class ClassMetrics:
 
 @dataclass
 class MetricsOfAll:
-    """What COCO's metrics do not show: AP and recall of all detections, where an image has more than 100.
+    """AP and recall of all detections, where an image has more than the 100 that COCO's metrics count.
 
     Attributes:
-        most: number of detections of the image that has the most.
+        most: the largest number of detections in an image.
         ap, recall: AP and AR over IoU 0.50 to 0.95, all areas.
     """
 
@@ -100,7 +100,7 @@ def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()
 
 
 class PendingDetections:
-    """The detections of a batch on their way from the device, which nothing waits for until they are read.
+    """The detections of a batch, copied from the device asynchronously; reading them waits for the copy.
 
     Args:
         detections: as `MaskRCNN.detect` returns them.
@@ -153,16 +153,16 @@ class CocoEvaluator:
         return None if detections is None else self.score(detections)
 
     def gathered(self) -> dict[int, dict] | None:
-        """The detections of all processes by image id, on the main process; None on the others."""
+        """Return the detections of all processes by image id on the main process; None on the others."""
         shards = gather_objects(self.detections)
         return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
 
     def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
-        """Those of the detections that COCO's metrics count, as `coco_results`."""
+        """Convert the detections that COCO's metrics count, as `coco_results` does."""
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
     def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
-        """The metrics of detections by image id, by IoU type."""
+        """Compute the metrics of detections by image id; return them by IoU type."""
         results = self.results(detections)
         metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
         most = max((len(d["labels"]) for d in detections.values()), default=0)
@@ -182,7 +182,7 @@ def coco_results(
     Detections of labels without a category (gaps in COCO's ids) are dropped.
 
     Args:
-        most: convert only so many detections of each image, the first, which are the best; None: all.
+        most: convert only the first detections of each image, which are the best ones; None: all.
     """
     boxes, masks = [], []
     for image_id in sorted(detections):

@@ -1,7 +1,8 @@
 """Draw detections or ground truth on an image.
 
 The result shows translucent masks with contours, thin boxes, and on top of both a label per instance, placed so that
-all labels stay readable.
+all labels stay readable. torchvision draws labels over one another and needs torch, which tools/predict_onnx.py
+runs without.
 """
 
 import colorsys
@@ -24,7 +25,7 @@ READABLE_SIDE, LARGEST_UPSCALED_SIDE = 480, 2000
 SMALLEST_FONT, LARGEST_FONT = 10, 64
 LONGEST_NAME = 40
 
-# Bright and saturated, as photos seldom are: a dark or greyish colour would hardly show in them.
+# Bright and saturated, as photos seldom are: a dark or grey colour would hardly show in them.
 PALETTE: tuple[Colour, ...] = (
     (255, 59, 48),
     (52, 199, 89),
@@ -43,7 +44,7 @@ PALETTE: tuple[Colour, ...] = (
     (255, 135, 195),
     (228, 70, 245),
 )
-# Chosen by trying values: with this one, COCO classes that often occur together seldom share a colour.
+# Found by trial: with this value, COCO classes that often occur together seldom share a colour.
 PALETTE_SEED = 23660
 
 

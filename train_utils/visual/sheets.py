@@ -29,7 +29,7 @@ from train_utils.training_state import RunState
 from train_utils.visual.drawing import draw_instances
 
 BATCH = "batch.png"
-SHOWN, LOOK_AHEAD = 8, 20  # images on a sheet of predictions; how far to look for one with objects
+SHOWN, LOOK_AHEAD = 8, 20  # images on a sheet of predictions; range of the search for one with objects
 LEAST_SCORE = 0.5
 TILE, BATCH_TILE = 320, 640  # pixels, the side of a tile
 MARGIN = 8
@@ -61,7 +61,7 @@ def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str]) -> Ima
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
-    """Items to show of a dataset, the same every time: spread evenly, where it is not far to one with objects."""
+    """Choose items of a dataset to show, always the same: spread evenly, preferring nearby ones with objects."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
         near = range(first, min(end, first + LOOK_AHEAD))
@@ -94,15 +94,15 @@ class PredictionSheets:
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
-    """Draw some images of a dataset, each with its objects on the left and what the model finds on the right.
+    """Draw some images of a dataset, each with its objects on the left and the detections on the right.
 
-    Shown are detections with a score of at least 0.5, and images that can be read; None if there are none.
+    Only detections with a score of at least 0.5 are shown. Unreadable images are skipped; None if all are unreadable.
     """
     network, tiles = ready_for_inference(model, precision), []
     for i in chosen_items(dataset):
         try:
             image, target = dataset[i]
-        except (ValueError, OSError):  # the evaluation has named it
+        except (ValueError, OSError):  # the evaluation has reported it
             continue
         with precision.autocast():
             (found,) = network.detect([image.to(device)])
@@ -118,7 +118,7 @@ def draw_predictions(
 
 
 def as_picture(image: Tensor) -> Image.Image:
-    """uint8 [3, H, W] -> an image in RGB."""
+    """Convert uint8 [3, H, W] to an image in RGB."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
