@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_files import shared_images  # noqa: E402
 from dataset_files.dataset import InstanceDataset  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
@@ -65,6 +66,8 @@ def main(settings: ReportSettings) -> None:
         print_problems(found, dataset, items)
         if dataset.training:
             train_set = dataset.drop_items(items)
+    if shared := shared_images.in_words(train_set, val_set):
+        print(f"\n{shared}")
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
 

@@ -7,9 +7,10 @@ file in doubt. The evaluation loses only what `--skip-bad` drops.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from os.path import join, realpath
+from os.path import realpath
 from pathlib import Path
 
+from dataset_files import shared_images
 from dataset_files.coco_index import Reading
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
@@ -49,8 +50,8 @@ def open_training_data(
         print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
         warn_of_unused(layout)
     train_set, val_set = check_and_drop([train_set, val_set], settings, detections)
-    if is_main():
-        warn_of_shared(train_set, val_set)
+    if is_main() and (shared := shared_images.in_words(train_set, val_set)):
+        warn(shared)
     return train_set, match_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
 
 
@@ -261,20 +262,6 @@ def find_held_out(opened: OpenedSplit, held_out: Mapping[str, int]) -> set[str]:
         if found:
             print(f"{where}: {len(found)} images, which the training held out, are for validation", flush=True)
     return found
-
-
-def warn_of_shared(train_set: InstanceDataset, val_set: InstanceDataset) -> None:
-    """Warn of validation images that are trained on."""
-    train_files, val_files = (
-        {join(realpath(dataset.image_folder), name) for name in dataset.image_names()}
-        for dataset in (train_set, val_set)
-    )
-    shared = train_files & val_files
-    if shared:
-        warn(
-            f"{val_set.source}: {len(shared)} of {len(val_files)} validation images are also trained on, so that the "
-            f"metrics promise too much: {listed(shared)}"
-        )
 
 
 def image_names(opened: OpenedSplit) -> set[str]:

@@ -1,0 +1,73 @@
+"""Find the images that two splits share, as one file or as copies, without reading most of them."""
+
+import filecmp
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from dataset_files.dataset import InstanceDataset
+
+HEAD = 1 << 14  # bytes that are compared first
+UNREADABLE = (-1, -1, -1)
+READERS = 8  # threads: on a network file system most of the time is waiting
+
+
+def in_words(training: InstanceDataset, validation: InstanceDataset) -> str | None:
+    """Describe the validation images that are trained on in one line; None if there are none."""
+    paths = [validation.image_path(i) for i in range(len(validation))]
+    pairs = shared_images(paths, [training.image_path(i) for i in range(len(training))])
+    if not pairs:
+        return None
+    shown = "; ".join(f"{own}" if own == other else f"{own} is {other}" for own, other in pairs[:3])
+    more = f"; and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    return (
+        f"{validation.source}: {len(pairs)} of {len(paths)} validation images are also trained on, so that the "
+        f"metrics are too good: {shown}{more}"
+    )
+
+
+def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pair each of `paths` with the first of `others` that is the same file or has the same bytes, if there is one.
+
+    Sizes are compared first, then the first kilobytes of files of equal size, then all bytes of files that agree there.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        states, other_states = list(pool.map(state_of, paths)), list(pool.map(state_of, others))
+        by_file = dict(zip(other_states[::-1], others[::-1]))
+        found = {path: by_file[state] for path, state in zip(paths, states) if state in by_file and state != UNREADABLE}
+        sizes = {size for path, (size, _, _) in zip(paths, states) if path not in found}
+        sizes &= {size for size, _, _ in other_states} - {UNREADABLE[0]}
+        candidates = [other for other, state in zip(others, other_states) if state[0] in sizes]
+        by_head: dict[tuple[int, bytes], list[Path]] = {}
+        for other, head in zip(candidates, pool.map(head_of, candidates)):
+            by_head.setdefault(head, []).append(other)
+        left = [path for path, state in zip(paths, states) if state[0] in sizes and path not in found]
+        alike = [by_head.get(head, []) for head in pool.map(head_of, left)]
+        equal = list(pool.map(equal_file, left, alike))
+    found |= {path: other for path, other in zip(left, equal) if other is not None}
+    return [(path, found[path]) for path in paths if path in found]
+
+
+def state_of(path: Path) -> tuple[int, int, int]:
+    """Size, device and inode of a file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return UNREADABLE
+    return status.st_size, status.st_dev, status.st_ino
+
+
+def head_of(path: Path) -> tuple[int, bytes]:
+    """Size and hash of the first bytes of a file; size -1 if it cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_size, sha256(file.read(HEAD)).digest()
+    return -1, b""
+
+
+def equal_file(path: Path, candidates: Sequence[Path]) -> Path | None:
+    with suppress(OSError):
+        return next((other for other in candidates if filecmp.cmp(path, other, shallow=False)), None)
+    return None
