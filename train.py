@@ -40,6 +40,7 @@ from train_utils.open_data import held_out_images, num_classes_for, open_trainin
 from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import write_checkpoint
+from train_utils.run.first_lines import print_first_lines
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.resuming import checkpoint_to_resume, resume
 from train_utils.run.run_folder import RunFolder
@@ -77,8 +78,7 @@ def main(settings: TrainSettings) -> None:
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
-    held_out = held_out_images(train_set, val_set)
-    facts = {"data": fingerprint(train_set), "processes": world_size(), "held_out": held_out}
+    facts = {"data": fingerprint(train_set), "processes": world_size(), "held_out": held_out_images(train_set, val_set)}
     if settings.show_batch:
         return write_batch_sheet(train_loader, settings, classes.names)
 
@@ -108,6 +108,7 @@ def main(settings: TrainSettings) -> None:
     last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     run = RunFolder.open(settings, checkpoint, continues=progress.step < last_step, lock=lock)
     state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
+    print_first_lines(state, len(train_set), len(val_set))
     hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *optional_hooks)
     save_checkpoint = partial(write_checkpoint, state, config, classes, facts)
 

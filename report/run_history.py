@@ -1,12 +1,10 @@
-"""Read the history of a run from its folder, and the commit of the code."""
+"""Read the history of a run from its folder."""
 
 import json
 import math
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = {"box AP": "det_results.txt", "mask AP": "seg_results.txt"}
 LOG = "log.jsonl"
 MOST_POINTS = 2000  # of the curve of the loss
@@ -68,19 +66,3 @@ def lines_of(file: Path) -> list[str]:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError):
         return []
-
-
-def code_version() -> str:
-    """Return the commit of this code, with "changed" if files differ from it; "unknown" outside of git."""
-    commit = git("rev-parse", "--short=12", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + (", changed" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -12,11 +12,11 @@ from report.confusion import score_images
 from report.data_statistics import statistics_of
 from report.eval_data import make_eval_data
 from report.html_page import ReportInput, render_page
-from report.run_history import code_version
 from report.suspects import find_suspects
 from report.tables import write_tables
 from train_utils.errors import reading_input
 from train_utils.metrics.coco_evaluation import METRIC_NAMES
+from train_utils.run.first_lines import code_version
 
 
 def write_report(folder: Path, given: ReportInput) -> Path:

@@ -13,10 +13,11 @@ from report import gallery as gallery_module
 from report.analysis import analyse
 from report.gallery import Gallery, Shot, outline
 from report.html_page import small_curves
-from report.run_history import PROJECT, code_version, read_history
+from report.run_history import read_history
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.report_cases import IMAGE, draw_image, eval_data_of, every_kind_of_error
 from tests.report.conftest import EVIL, EVIL_FILE, EVIL_NAMES
+from train_utils.run.first_lines import PROJECT, code_version
 
 
 class Parts(HTMLParser):

@@ -1,5 +1,6 @@
 """A resumed run deletes nothing that was not named, and an evaluation that failed leaves no results."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,12 @@ def test_an_epoch_whose_evaluation_failed_has_no_results_until_the_data_are_back
     failed = run_thin(tmp_path, "train.py", *words, "--output-dir", "run", "--hooks", "gone.py")
     assert failed.code == 2 and "2 of 2 validation images could not be read" in failed.err
     assert (tmp_path / "run" / "model_0.pth").is_file() and not (tmp_path / "run" / "det_results.txt").exists()
+    assert re.search(r"^code: (unknown|[0-9a-f]{12}).*; Python 3.*torch 2", failed.out, re.M)
+    assert (
+        "images: 4, for validation 2; 2 per step, 2 steps per epoch, epochs: 1; sgd, learning rate 0.002" in failed.out
+    )
+    assert re.search(r"million parameters are trained$", failed.out, re.M) and "device: cpu (1 threads)" in failed.out
+    assert re.search(r"step 2/2 .* s per step  data \d\.\d{3} s  ", failed.out)
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(tmp_path / "kept", tmp_path / "data")
     succeeded(run_thin(tmp_path, "train.py", *words, "--output-dir", "run", "--resume", "auto"))

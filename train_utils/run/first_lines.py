@@ -1,0 +1,52 @@
+"""Print the first lines of a run: code and versions, device, network, data and schedule."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+import torchvision
+
+from train_utils.distributed import world_size
+from train_utils.training_state import RunState
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def print_first_lines(state: RunState, images: int, val_images: int) -> None:
+    """Print on the main process what a run starts with; `images` and `val_images` are those of the two datasets."""
+    if not state.run.writes:
+        return
+    training, settings = state.training, state.settings
+    parameters = list(training.model.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or of_all) for of_all in (True, False))
+    per_step = settings.images_per_step() * world_size()
+    device = f"{torch.get_num_threads()} threads"
+    if training.device.type == "cuda":
+        device = torch.cuda.get_device_name(training.device)
+    dtype = str(training.precision.dtype or torch.float32).removeprefix("torch.")
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    print(
+        f"code: {code_version()}; {versions}\n"
+        f"device: {training.device} ({device}), processes: {world_size()}, {dtype}\n"
+        f"network: {trained / 1e6:.1f} million of {total / 1e6:.1f} million parameters are trained\n"
+        f"images: {images}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} steps per epoch, "
+        f"epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}",
+        flush=True,
+    )
+
+
+def code_version() -> str:
+    """Return the commit of this project's code, with "changed" if files differ from it; "unknown" outside of git."""
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "unknown"
+    return commit + (", changed" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
