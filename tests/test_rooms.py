@@ -106,8 +106,8 @@ def test_no_file_and_no_function_is_longer_than_the_limit():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
     }
-    assert files == LONG_FILES, f"above {LONGEST_FILE} lines"
-    assert functions == LONG_FUNCTIONS, f"above {LONGEST_FUNCTION} lines"
+    assert files <= LONG_FILES, f"above {LONGEST_FILE} lines"
+    assert functions <= LONG_FUNCTIONS, f"above {LONGEST_FUNCTION} lines"
 
 
 def count_lines(path: str) -> int:
