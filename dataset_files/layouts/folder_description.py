@@ -11,7 +11,9 @@ from dataset_files.problems import printable
 
 MOST_ENTRIES = 20_000  # files that are counted
 MOST_JSON = 20  # files whose keys are read
-LAYOUTS = "COCO's JSON, labelme, YOLO with a data.yaml, VIA, Pascal VOC, or images with masks as images"
+LAYOUTS = (
+    "COCO's JSON, labelme, ISAT, CVAT's XML, YOLO with a data.yaml, VIA, Pascal VOC, or images with masks as images"
+)
 
 
 def describe(root: Path) -> str:
@@ -28,12 +30,13 @@ def describe(root: Path) -> str:
 
 
 def contents_of(root: Path) -> tuple[Counter, set[str]]:
-    """How many files of each suffix are below a folder, and the names of its folders, all in lower case."""
+    """How many files of each suffix are below a folder, and the names of its folders and CSV files, in lower case."""
     suffixes: Counter[str] = Counter()
     all_folders: set[str] = set()
     for _, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         all_folders.update(folder.lower() for folder in folders)
+        all_folders.update(name.lower() for name in names if name.lower().endswith(".csv"))
         suffixes.update(os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
         if suffixes.total() > MOST_ENTRIES:
             break
@@ -62,6 +65,11 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
         absent = [key for key in ("images", "annotations", "categories") if f"'{key}'" not in text]
         lacking = f", which lacks the list {' and '.join(map(repr, absent))}" if absent else ""
         return f"closest to COCO's JSON{lacking}"
+    if has_images and "_classes.csv" in folders:
+        return (
+            "semantic masks with _classes.csv: they give each pixel a class and tell no objects apart; export "
+            "instances instead, in Roboflow as COCO Segmentation"
+        )
     if "'shapes'" in text:
         return "closest to labelme: a JSON with 'shapes' and 'imagePath' beside each image" + without(has_images)
     if "'project'" in text and "'attribute'" in text and "'view'" in text:

@@ -246,6 +246,7 @@ def touch(root: Path, names: list[str]) -> None:
         (["images/a.jpg", "labels/a.txt"], {}, "closest to YOLO's, without its data.yaml"),
         (["a.jpg", "a.xml"], {}, "closest to Pascal VOC"),
         (["images/a.jpg", "Masks/a.jpg"], {}, "closest to images with masks as images.*JPEG blurs"),
+        (["train/a.jpg", "train/a_mask.png", "train/_classes.csv"], {}, "semantic masks.*export instances"),
         (["a.mp4"], {}, r"found 1 \.mp4; none of the layouts"),
     ],
 )

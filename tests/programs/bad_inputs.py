@@ -324,7 +324,7 @@ CASES = [
         xml(lambda t: t.replace("<xmin>5<", "<xmin>70<").replace("<xmax>28<", "<xmax>99<")), 0,
         [r"outside their image \(1\), left out: Annotations/a.xml, object 1"], voc=True),
     *with_skipping("VOC: masks are missing", masks(Path.unlink),
-        r"invalid PNG files of masks \(1\)LEFT: .*SegmentationObject/a.png: not found", voc=True),
+        r"invalid mask images \(1\)LEFT: .*SegmentationObject/a.png: not found", voc=True),
     Case("VOC: masks of another size", masks(lambda path: Image.new("P", (9, 8)).save(path)), 2,
         ["SegmentationObject/a.png: is 9x8, but its XML has 64x64", MEND], voc=True),
     Case("VOC: masks in RGB, all black", masks(lambda path: Image.new("RGB", (SIZE, SIZE)).save(path)), 0,
