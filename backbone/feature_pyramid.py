@@ -6,6 +6,7 @@ Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144), 
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,7 +42,10 @@ class FeaturePyramidNetwork(nn.Module):
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(stages) - 2, -1, -1):
             lateral = self.inner_blocks[i](stages[i])
-            top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            # CUDA's autocast would copy pixels as float32, and all that follows would be float32 as well.
+            with torch.autocast(lateral.device.type, enabled=False):
+                upsampled = F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            top_down = lateral + upsampled
             levels.insert(0, self.layer_blocks[i](top_down))
         names = [str(i) for i in range(len(levels))]
         if self.extra_blocks is not None:

@@ -14,6 +14,7 @@ A backend of this kind needs `torch.utils.backend_registration._setup_privateuse
 releases of torch have.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -236,14 +237,8 @@ def pretended_gpu(roots: Sequence[Path]) -> Iterator[PretendedGPU]:
         yield GPU
 
 
-# --- autocast, with CUDA's lists as far as a detector needs them
+# --- autocast, with CUDA's lists
 
-LOW = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
-FULL = (
-    "binary_cross_entropy_with_logits", "smooth_l1_loss", "cross_entropy_loss", "nll_loss", "exp", "log", "log2",
-    "pow.Tensor_Scalar", "rsqrt", "log_softmax.int", "softmax.int", "sum", "sum.dim_IntList", "cumsum", "prod",
-)  # fmt: skip
-WIDEST = ("cat", "stack", "index_put", "scatter_add")
 casts: dict[int, tuple[Tensor, Tensor]] = {}  # of weights, as autocast keeps them until its context ends
 LIBRARIES: list[torch.library.Library] = []
 
@@ -254,10 +249,10 @@ def register_autocast() -> None:
     others = torch.library.Library("_", "IMPL")
     others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     LIBRARIES.extend((aten_library, vision, others))
-    for names, rule in ((LOW, lower), (FULL, to_float32), (WIDEST, to_widest)):
-        for name in names:
-            packet, _, overload = name.partition(".")
-            register(aten_library, getattr(getattr(aten, packet), overload or "default"), rule)
+    for name, rule in (("LOWER_PRECISION_FP", lower), ("FP32", to_float32), ("FP32_SET_OPT_DTYPE", to_float32),
+                       ("PROMOTE", to_widest)):  # fmt: skip
+        for op in autocast_list(name):
+            register(aten_library, op, rule)
     register(vision, torch.ops.torchvision.roi_align.default, to_float32)
     register(vision, torch.ops.torchvision.nms.default, to_float32)
     forget = torch.clear_autocast_cache
@@ -267,6 +262,17 @@ def register_autocast() -> None:
         forget()
 
     torch.clear_autocast_cache = clear
+
+
+def autocast_list(name: str) -> Iterator[Any]:
+    """Yield the operators of one of the lists by which CUDA's autocast chooses types, read from torch's own header."""
+    header = (Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h").read_text()
+    macro = header[header.index(f"define AT_FORALL_{name}(_)") :]
+    macro = macro[: macro.index("\n\n")].partition("\n")[2]
+    for packet, overload in re.findall(r"_\((\w+)(?:, (\w+))?\)", macro):
+        op = getattr(getattr(aten, packet, None), overload or "default", None)
+        if op is not None:
+            yield op
 
 
 def register(library: torch.library.Library, op: Any, rule: Callable[[Any], Any]) -> None:

@@ -5,9 +5,13 @@ equation 2.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from network_files.on_device import upload
 
 # A larger delta would turn a 16 px anchor into a box of more than 1000 px.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
@@ -51,6 +55,31 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x1, y1, x2, y2 = boxes.unbind(dim=1)
     width, height = x2 - x1, y2 - y1
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
+
+
+def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes [B, N, 4] with others [B, M, 4] -> [B, N, M], to the bit that of `torchvision.ops.box_iou`.
+
+    It takes a third of that operator's memory, and images side by side. Either may have one B for all.
+    """
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)
+    other_x1, other_y1, other_x2, other_y2 = others[:, None].unbind(dim=-1)
+    areas = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
+    shared = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)
+    shared.mul_(torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0))
+    return shared.div_(areas.sub_(shared))
+
+
+def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Clip boxes [B, N, 4] to images of the given heights and widths."""
+    limits = upload(torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype), boxes.device)
+    return torch.minimum(boxes.clamp(min=0), limits[:, None])
+
+
+def padded(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Boxes [N_b, 4] of each image -> [B, N, 4], with zeros after them, and how many each image has, int64 [B]."""
+    counts = upload(torch.tensor([len(b) for b in boxes]), boxes[0].device)
+    return pad_sequence(list(boxes), batch_first=True), counts
 
 
 def size_of(image: Tensor) -> tuple[int, int]:

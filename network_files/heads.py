@@ -143,7 +143,8 @@ class MaskRCNNPredictor(nn.Sequential):
         """
         x = self.upsample(x)
         # The backward of weight[classes] would add up gradients in the order in which threads arrive.
-        weight = F.embedding(classes, self.mask_fcn_logits.weight.flatten(1))
+        # Permuted, not flattened: the gradient of a channels-last weight then has its strides, as DDP's buckets do.
+        weight = F.embedding(classes, self.mask_fcn_logits.weight.permute(0, 2, 3, 1).flatten(1))
         bias = F.embedding(classes, bias_of(self.mask_fcn_logits)[:, None])
         logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + bias[:, :, None]
         return self.scatter_subpixels(logits.view(*x.shape[:-1], 1))[:, 0]

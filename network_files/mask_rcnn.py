@@ -167,11 +167,10 @@ class MaskRCNN(nn.Module):
 
 
 def upload_targets(targets: Sequence[dict], device: torch.device) -> list[dict]:
-    """The boxes, labels and masks of a batch on the images' device, without waiting for it."""
+    """The boxes and labels of a batch on the images' device, without waiting for it; masks follow for their targets."""
     counts = [len(target["labels"]) for target in targets]
     boxes, labels = (upload(torch.cat([t[key] for t in targets]), device).split(counts) for key in ("boxes", "labels"))
-    masks = [upload(target["masks"], device) for target in targets]
-    return [dict(zip(("boxes", "labels", "masks"), values)) for values in zip(boxes, labels, masks)]
+    return [{"boxes": b, "labels": i, "masks": t["masks"]} for b, i, t in zip(boxes, labels, targets)]
 
 
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:

@@ -1,19 +1,21 @@
 """Match anchors or proposals to objects, and sample those that a training step learns from.
 
 Faster R-CNN (arXiv:1506.01497), sections 3.1.2 (positive and negative anchors) and 3.1.3 (sampled mini-batches);
-for proposals Fast R-CNN (arXiv:1504.08083), section 2.3.
+for proposals Fast R-CNN (arXiv:1504.08083), section 2.3. All images of a batch are treated at once, padded to the
+largest number of objects and candidates.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from network_files.on_device import running_counts
+from network_files.boxes import pairwise_iou
+from network_files.on_device import upload
 
 BELOW_THRESHOLD = -1
 BETWEEN_THRESHOLDS = -2
+PAIRS_AT_ONCE = 2**24  # of an object and a candidate; their IoU takes 12 bytes each for a moment
 
 
 class Matcher:
@@ -33,21 +35,49 @@ class Matcher:
         self.low_threshold = low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches
 
-    def __call__(self, iou: Tensor) -> Tensor:
-        """IoU [objects, candidates] -> int64 [candidates]: an object's index, BELOW_ or BETWEEN_THRESHOLDS.
+    def __call__(self, objects: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
+        """Match the candidates of each image; one without objects has only background.
 
-        In an image without objects every candidate is background.
+        Args:
+            objects: [B, N, 4], x1y1x2y2, padded; counts: int64 [B], how many of them each image has.
+            candidates: [B, A, 4], or [1, A, 4] if they are the same in all images.
+
+        Returns:
+            int64 [B, A]: an object's index in its image, BELOW_ or BETWEEN_THRESHOLDS.
         """
-        if iou.shape[0] == 0:
-            return torch.full((iou.shape[1],), BELOW_THRESHOLD, dtype=torch.int64, device=iou.device)
-        best_iou, best_object = iou.max(dim=0)
+        shape = (len(objects), candidates.shape[1])
+        best_iou = candidates.new_full(shape, -1.0)
+        best_object = torch.zeros(shape, dtype=torch.int64, device=candidates.device)
+        is_best_of_some = torch.zeros_like(best_object, dtype=torch.bool)
+        # A few objects at a time: the IoU of all would take gigabytes.
+        at_once = max(1, PAIRS_AT_ONCE // max(best_iou.numel(), 1))
+        for first in range(0, objects.shape[1], at_once):
+            chunk = objects[:, first : first + at_once]
+            padding = torch.arange(first, first + chunk.shape[1], device=counts.device) >= counts[:, None]
+            iou = pairwise_iou(chunk, candidates).masked_fill_(padding[..., None], -1.0)
+            found = iou.max(dim=1)
+            better = found.values > best_iou  # of equal ones the first object stays
+            best_iou = torch.where(better, found.values, best_iou)
+            best_object = torch.where(better, found.indices + first, best_object)
+            if self.allow_low_quality_matches:
+                best_of_object = iou.amax(dim=2).masked_fill_(padding, 2.0)  # padding is the best of nothing
+                is_best_of_some |= (iou == best_of_object[..., None]).any(dim=1)
         matches = best_object.masked_fill(best_iou < self.high_threshold, BETWEEN_THRESHOLDS)
         matches = matches.masked_fill(best_iou < self.low_threshold, BELOW_THRESHOLD)
-        if self.allow_low_quality_matches:
-            best_of_object = iou.max(dim=1, keepdim=True).values
-            is_best_of_some = (iou == best_of_object).any(dim=0)
-            matches = torch.where(is_best_of_some, best_object, matches)
-        return matches
+        return torch.where(is_best_of_some, best_object, matches) if self.allow_low_quality_matches else matches
+
+
+class Sample(NamedTuple):
+    """The sampled candidates of a batch, as indices of its flattened labels [B * A].
+
+    Attributes:
+        positive, negative: int64 [P] and [N], ascending.
+        numbers: of positive and negative ones of each image.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    numbers: list[tuple[int, int]]
 
 
 class BalancedSampler:
@@ -61,26 +91,24 @@ class BalancedSampler:
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
 
-    def __call__(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Labels [candidates] per image (>= 1 positive, 0 negative, < 0 ignored) -> sampled positives and negatives.
-
-        Returns:
-            Per image two int64 tensors of indices, each ascending.
-        """
-        padded = pad_sequence(list(labels), batch_first=True, padding_value=-1)
-        running, totals = running_counts(torch.stack((padded >= 1, padded == 0), dim=1).flatten(0, 1))
-        samples = []
-        for i in range(len(labels)):
-            positives, negatives = totals[2 * i : 2 * i + 2]
-            num_positive = min(positives, int(self.batch_size_per_image * self.positive_fraction))
-            num_negative = min(negatives, self.batch_size_per_image - num_positive)
-            samples.append(
-                (draw(running[2 * i], positives, num_positive), draw(running[2 * i + 1], negatives, num_negative))
-            )
-        return samples
-
-
-def draw(running: Tensor, total: int, number: int) -> Tensor:
-    """Draw indices of that many true entries of a row, int64 [number] ascending; `running` as in `running_counts`."""
-    chosen = torch.randperm(total, device=running.device)[:number].sort().values
-    return torch.searchsorted(running, chosen + 1)
+    def __call__(self, labels: Tensor) -> Sample:
+        """Sample by labels [B, A]: positive from 1 on, 0 negative, below 0 ignored."""
+        masks = torch.stack((labels >= 1, labels == 0))
+        running = masks.flatten().cumsum(0)  # numbers the positives of all images, and then the negatives
+        totals: list[list[int]] = masks.sum(dim=2).tolist()
+        numbers = []
+        for positives, negatives in zip(*totals):
+            positive = min(positives, int(self.batch_size_per_image * self.positive_fraction))
+            numbers.append((positive, min(negatives, self.batch_size_per_image - positive)))
+        drawn = [
+            [torch.randperm(total, device=labels.device)[:number] for total, number in zip(pair, wanted)]
+            for pair, wanted in zip(zip(*totals), numbers)
+        ]
+        lengths = torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2).T.flatten()
+        ends = torch.tensor(totals, dtype=torch.int64).flatten().cumsum(0)
+        before = ends.roll(1).index_fill(0, torch.tensor([0]), 0).repeat_interleave(lengths)
+        drawn_numbers = torch.cat([pair[kind] for kind in (0, 1) for pair in drawn])
+        # The k-th true entry is the first at which the running count reaches k.
+        chosen = torch.searchsorted(running, (drawn_numbers + upload(before + 1, labels.device)).sort().values)
+        positive, negative = chosen.split([sum(n) for n in zip(*numbers)])
+        return Sample(positive, negative - labels.numel(), numbers)

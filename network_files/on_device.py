@@ -4,15 +4,16 @@ A host that reads a size or a value from a GPU waits until the GPU has computed 
 So everything that a step has to know on the host is read for the whole batch at once, and everything else stays there.
 """
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from network_files.masks.instance_masks import InstanceMasks
+if TYPE_CHECKING:
+    from network_files.masks.instance_masks import InstanceMasks
 
-Movable = TypeVar("Movable", Tensor, InstanceMasks)
+Movable = TypeVar("Movable", Tensor, "InstanceMasks")
 
 
 def upload(values: Movable, device: torch.device) -> Movable:
@@ -29,7 +30,7 @@ class AsyncHostCopy:
         self.values = values.detach().to("cpu", non_blocking=True)
         self.arrived = torch.cuda.Event() if values.is_cuda else None
         if self.arrived is not None:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(values.device))  # that of the copy
 
     def read(self) -> Tensor:
         if self.arrived is not None:

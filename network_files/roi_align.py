@@ -121,7 +121,7 @@ class PyramidRoIAlign(nn.Module):
         output = levels[0].new_zeros((len(rois), levels[0].shape[1], *self.output_size))
         for i, (level, grid) in enumerate(zip(levels, grids)):
             chosen = torch.where(level_ids == i)[0]
-            output[chosen] = self.operate(level, rois[chosen], grid).to(output.dtype)
+            output[chosen] = self.operate(level, rois[chosen], grid)
         return output
 
     def operate_on_all(self, levels: Sequence[Tensor], grids: "Grids", rois: Tensor, level_ids: Tensor) -> Tensor:
@@ -134,7 +134,9 @@ class PyramidRoIAlign(nn.Module):
         return torch.stack(parts).sum(dim=0)
 
     def operate(self, level: Tensor, rois: Tensor, grid: "LevelGrid") -> Tensor:
-        return roi_align(level, rois, self.output_size, grid.scale, self.sampling_ratio, self.aligned)
+        # The operator takes one type for both; the CPU's autocast is off inside CUDA's, which would see to it.
+        read = roi_align(level.to(rois.dtype), rois, self.output_size, grid.scale, self.sampling_ratio, self.aligned)
+        return read.to(level.dtype)
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:

@@ -11,31 +11,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import box_iou, clip_boxes_to_image
 
-from network_files.boxes import BoxCoder, at_least_float32
+from network_files.boxes import BoxCoder, at_least_float32, clip_boxes, padded
 from network_files.heads import MaskRCNNPredictor
 from network_files.masks.instance_masks import InstanceMasks
-from network_files.masks.targets import project_masks_on_boxes
+from network_files.masks.targets import mask_targets
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
-from network_files.on_device import nms_per_group, true_indices
+from network_files.on_device import true_indices
 from network_files.roi_align import RoIPool, SharedPyramid
+from network_files.suppression import nms_of_images
 
 
 class RoISample(NamedTuple):
-    """The proposals of one image that the heads learn from.
+    """The proposals that the heads learn from, image by image: S in all, P of them positive.
 
     Attributes:
         boxes: float [S, 4], x1y1x2y2 in pixels of the resized image.
         labels: int64 [S], 0 is background.
-        matched: int64 [S], the object of each; valid where its label is not 0.
+        matched: int64 [S], the object of each in its image; valid where its label is not 0.
+        image_ids: int64 [S].
         positive: int64 [P], the indices of those whose label is not 0, ascending.
+        numbers: how many each image has, and how many positive ones.
     """
 
     boxes: Tensor
     labels: Tensor
     matched: Tensor
+    image_ids: Tensor
     positive: Tensor
+    numbers: list[tuple[int, int]]
+
+    def all_boxes(self) -> Sequence[Tensor]:
+        """`boxes` of each image."""
+        return self.boxes.split([number for number, _ in self.numbers])
+
+    def positive_boxes(self) -> Sequence[Tensor]:
+        """The positive ones of `boxes` of each image."""
+        return self.boxes[self.positive].split([positive for _, positive in self.numbers])
+
+    def positive_objects(self) -> Sequence[Tensor]:
+        """The objects of the positive ones of each image."""
+        return self.matched[self.positive].split([positive for _, positive in self.numbers])
 
 
 class RoIHeads(nn.Module):
@@ -105,17 +121,15 @@ class RoIHeads(nn.Module):
             `loss_classifier`, `loss_box_reg`, `loss_mask`.
         """
         features = SharedPyramid.of(features)
-        samples = self.sample_proposals(proposals, targets)
-        class_logits, deltas = self.predict_boxes(features, [s.boxes for s in samples], image_sizes)
-        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, samples, targets)
+        sample = self.sample_proposals(proposals, targets)
+        class_logits, deltas = self.predict_boxes(features, sample.all_boxes(), image_sizes)
+        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, sample, targets)
 
-        mask_boxes = [s.boxes[s.positive] for s in samples]
-        mask_labels = torch.cat([s.labels[s.positive] for s in samples])
-        mask_matched = [s.matched[s.positive] for s in samples]
-        mask_logits = self.predict_masks(features, mask_boxes, image_sizes, mask_labels)
+        mask_boxes = sample.positive_boxes()
+        mask_logits = self.predict_masks(features, mask_boxes, image_sizes, sample.labels[sample.positive])
         masks = [t["masks"] for t in targets]
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, mask_matched, masks, aligned)
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), masks, aligned)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
@@ -168,40 +182,33 @@ class RoIHeads(nn.Module):
         return at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
 
     @torch.no_grad()
-    def sample_proposals(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> list[RoISample]:
+    def sample_proposals(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> RoISample:
         """Match the proposals of each image and its ground-truth boxes to its objects, and draw a sample."""
-        candidates = [torch.cat((p, t["boxes"].to(p.dtype))) for p, t in zip(proposals, targets)]
-        matched, labels = [], []
-        for boxes, target in zip(candidates, targets):
-            matches = self.matcher(box_iou(target["boxes"].to(boxes.dtype), boxes))
-            if len(target["labels"]) == 0:
-                image_labels = torch.zeros_like(matches)
-            else:
-                image_labels = target["labels"][matches.clamp(min=0)].masked_fill(matches == BELOW_THRESHOLD, 0)
-            labels.append(image_labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1))
-            matched.append(matches)
-        samples = []
-        for i, (positive, negative) in enumerate(self.sampler(labels)):
-            sampled = torch.cat((positive, negative)).sort().values
-            boxes, image_labels, matches = (values[i][sampled] for values in (candidates, labels, matched))
-            samples.append(RoISample(boxes, image_labels, matches, torch.searchsorted(sampled, positive)))
-        return samples
+        objects, counts = padded([t["boxes"].to(p.dtype) for t, p in zip(targets, proposals)])
+        given = [torch.cat((p, t["boxes"].to(p.dtype))) for p, t in zip(proposals, targets)]
+        candidates, numbers = padded(given)
+        matched = self.matcher(objects, counts, candidates)
+        classes = pad_sequence([F.pad(t["labels"], (0, 1)) for t in targets], batch_first=True)  # one at least
+        labels = classes.gather(1, matched.clamp(min=0)).masked_fill(matched == BELOW_THRESHOLD, 0)
+        padding = torch.arange(candidates.shape[1], device=numbers.device) >= numbers[:, None]
+        labels = labels.masked_fill((matched == BETWEEN_THRESHOLDS) | padding, -1)
+        positive, negative, drawn = self.sampler(labels)
+        sampled = torch.cat((positive, negative)).sort().values
+        return RoISample(
+            candidates.flatten(0, 1)[sampled], labels.flatten()[sampled], matched.flatten()[sampled],
+            sampled // candidates.shape[1], torch.searchsorted(sampled, positive), [(p + n, p) for p, n in drawn],
+        )  # fmt: skip
 
     def fast_rcnn_losses(
-        self,
-        class_logits: Tensor,
-        deltas: Tensor,
-        samples: Sequence[RoISample],
-        targets: Sequence[dict],
+        self, class_logits: Tensor, deltas: Tensor, sample: RoISample, targets: Sequence[dict]
     ) -> tuple[Tensor, Tensor]:
         """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas."""
-        boxes, labels = torch.cat([s.boxes for s in samples]), torch.cat([s.labels for s in samples])
+        boxes, labels, positive = sample.boxes, sample.labels, sample.positive
         if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
-        firsts = accumulate((len(s.boxes) for s in samples), initial=0)
-        positive = torch.cat([s.positive + first for s, first in zip(samples, firsts)])
-        objects = torch.cat([t["boxes"][s.matched[s.positive]] for s, t in zip(samples, targets)]).to(boxes.dtype)
-        regression_targets = self.box_coder.encode(objects, boxes[positive])
+        objects = pad_sequence([t["boxes"] for t in targets], batch_first=True)
+        matched_boxes = objects[sample.image_ids[positive], sample.matched[positive]].to(boxes.dtype)
+        regression_targets = self.box_coder.encode(matched_boxes, boxes[positive])
         loss_classifier = F.cross_entropy(class_logits, labels)
         loss_box_reg = F.smooth_l1_loss(
             deltas[positive, labels[positive]], regression_targets, beta=1 / 9, reduction="sum"
@@ -223,19 +230,20 @@ class RoIHeads(nn.Module):
         firsts = accumulate(counts, initial=0)
         rows = torch.cat([c // probs.shape[1] + first for c, first in zip(chosen, firsts)])
         columns = torch.cat(chosen) % probs.shape[1]
-        scores, labels = probs[rows, columns], columns + 1
-        decoded = self.box_coder.decode(deltas[rows, labels], torch.cat(list(proposals))[rows])
+        decoded = self.box_coder.decode(deltas[rows, columns + 1], torch.cat(list(proposals))[rows])
 
         counts = [len(c) for c in chosen]
-        boxes = [clip_boxes_to_image(b, size) for b, size in zip(decoded.split(counts), image_sizes)]
-        large = [(b[:, 2:] - b[:, :2] >= self.smallest_side).all(dim=1) for b in boxes]
-        usable = true_indices(pad_sequence(large, batch_first=True))
-        detections = []
-        for b, s, label, keep in zip(boxes, scores.split(counts), labels.split(counts), usable):
-            b, s, label = b[keep], s[keep], label[keep]
-            best = nms_per_group(b, s, label, self.nms_thresh)[: self.detections_per_img]
-            detections.append({"boxes": b[best], "labels": label[best], "scores": s[best]})
-        return detections
+        boxes, scores, labels = (
+            pad_sequence(list(values.split(counts)), batch_first=True)
+            for values in (decoded, probs[rows, columns], columns + 1)
+        )
+        boxes = clip_boxes(boxes, image_sizes)
+        large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
+        best = nms_of_images(boxes, scores, labels, large & (labels > 0), self.nms_thresh)  # padding has label 0
+        return [
+            {"boxes": b[kept], "labels": label[kept], "scores": s[kept]}
+            for b, label, s, kept in zip(boxes, labels, scores, (each[: self.detections_per_img] for each in best))
+        ]
 
 
 def mask_rcnn_loss(
@@ -253,8 +261,7 @@ def mask_rcnn_loss(
         masks: the objects of each image.
         aligned: see `PyramidRoIAlign`.
     """
-    size = mask_logits.shape[-1]
-    targets = torch.cat([project_masks_on_boxes(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])
+    targets = mask_targets(masks, boxes, matched, mask_logits.shape[-1], aligned)
     if len(targets) == 0:
         return mask_logits.sum() * 0
     return F.binary_cross_entropy_with_logits(mask_logits, targets)

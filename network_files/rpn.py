@@ -5,16 +5,18 @@ Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3.1.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms
 
 from network_files.anchors import AnchorGenerator
-from network_files.boxes import BoxCoder, at_least_float32
+from network_files.boxes import BoxCoder, at_least_float32, clip_boxes, padded
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
-from network_files.on_device import nms_per_group, true_indices
+from network_files.on_device import upload
+from network_files.suppression import nms_of_rows
 
 
 class RegionProposalNetwork(nn.Module):
@@ -81,13 +83,13 @@ class RegionProposalNetwork(nn.Module):
         objectness = at_least_float32(torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1))
         deltas = at_least_float32(torch.cat([per_anchor(x, 4) for x in level_deltas], dim=1))
         anchors = self.anchor_generator(padded_size, levels)
-        with torch.no_grad():
-            proposals = self.propose(objectness, deltas, anchors, image_sizes)
-        if not self.training:
-            return proposals, {}
-        if gt_boxes is None:
+        if self.training and gt_boxes is None:
             raise ValueError("training requires gt_boxes")
-        return proposals, self.losses(objectness, deltas, torch.cat(anchors), gt_boxes)
+        with torch.no_grad():
+            # The targets first: they need no predictions, so that the device has them when the host waits for NMS.
+            targets = self.assign_targets(gt_boxes, torch.cat(anchors)) if self.training and gt_boxes else None
+            proposals = self.propose(objectness, deltas, anchors, image_sizes)
+        return proposals, {} if targets is None else self.losses(objectness, deltas, torch.cat(anchors), targets)
 
     def propose(
         self,
@@ -103,66 +105,82 @@ class RegionProposalNetwork(nn.Module):
         """
         mode = "training" if self.training else "testing"
         counts = [len(level_anchors) for level_anchors in anchors]
-        firsts = accumulate(counts, initial=0)
-        best, level_ids = [], []
-        for i, (logits, first) in enumerate(zip(objectness.split(counts, dim=1), firsts)):
-            top = logits.topk(min(self.pre_nms_top_n[mode], logits.shape[1]), dim=1).indices
-            best.append(top + first)
-            level_ids.append(torch.full_like(top[0], i))
-        chosen = torch.cat(best, dim=1)
+        tops = [min(self.pre_nms_top_n[mode], count) for count in counts]
+        best = [
+            F.pad(logits.topk(top, dim=1).indices + first, (0, max(tops) - top))
+            for logits, top, first in zip(objectness.split(counts, dim=1), tops, accumulate(counts, initial=0))
+        ]
+        chosen = torch.cat(best, dim=1)  # per level as many as of the longest
+        places = torch.arange(max(tops)) < torch.tensor(tops)[:, None]
         chosen_deltas = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
         chosen_anchors = torch.cat(list(anchors))[chosen]
         decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), chosen_anchors.flatten(0, 1))
-        boxes = [clip_boxes_to_image(b, size) for b, size in zip(decoded.view_as(chosen_deltas), image_sizes)]
+        boxes = clip_boxes(decoded.view_as(chosen_deltas), image_sizes)
         scores = objectness.gather(1, chosen).sigmoid()
-        kept = self.suppress(torch.stack(boxes), scores, torch.cat(level_ids))
-        return [image_boxes[: self.post_nms_top_n[mode]] for image_boxes in kept]
+        large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
+        usable = large & (scores >= self.score_thresh) & upload(places, boxes.device).flatten()
+        return self.suppress(boxes, scores, usable, len(tops), self.post_nms_top_n[mode])
 
-    def suppress(self, boxes: Tensor, scores: Tensor, level_ids: Tensor) -> list[Tensor]:
-        """Drop boxes [B, n, 4] that are too small or have low scores [B, n], apply NMS per image and level [n].
+    def suppress(self, boxes: Tensor, scores: Tensor, usable: Tensor, levels: int, most: int) -> list[Tensor]:
+        """NMS per image and level of those boxes [B, n, 4] that are usable, bool [B, n].
+
+        Args:
+            scores: [B, n], falling within each of the `levels`, which have as many boxes each.
 
         Returns:
-            The kept boxes of each image, best first.
+            The kept boxes of each image, best first, at most `most`.
         """
-        large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
-        kept = []
-        for b, s, usable in zip(boxes, scores, true_indices(large & (scores >= self.score_thresh))):
-            b, s = b[usable], s[usable]
-            kept.append(b[nms_per_group(b, s, level_ids[usable], self.nms_thresh)])
-        return kept
+        if boxes.device.type == "cpu":
+            level_ids = torch.arange(levels).repeat_interleave(boxes.shape[1] // levels)
+            rows = [(b[use], s[use], level_ids[use]) for b, s, use in zip(boxes, scores, usable)]
+            return [b[batched_nms(b, s, ids, self.nms_thresh)[:most]] for b, s, ids in rows]
+        by_level = boxes.unflatten(1, (levels, -1)).flatten(0, 1)
+        kept, counts = nms_of_rows(by_level, usable.view(by_level.shape[:2]), self.nms_thresh)
+        ranks = torch.where(kept.view_as(usable), scores, -1.0).sort(dim=1, descending=True, stable=True).indices
+        best = boxes.gather(1, ranks[:, :most, None].expand(-1, -1, 4))
+        return [b[: sum(counts[i * levels : (i + 1) * levels])] for i, b in enumerate(best)]
+
+    def assign_targets(self, gt_boxes: Sequence[Tensor], anchors: Tensor) -> "AnchorTargets":
+        """Match the anchors [A, 4] to the objects of each image, [N_b, 4]."""
+        objects, counts = padded(gt_boxes)
+        matches = self.matcher(objects, counts, anchors[None])
+        labels = (matches >= 0).to(torch.int64)
+        return AnchorTargets(labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches, objects)
 
     def losses(
-        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Sequence[Tensor]
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
     ) -> dict[str, Tensor]:
         """Faster R-CNN, equation 1, over the sampled anchors of the whole batch; both terms are divided by their count.
 
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
         """
-        # One image after another: the IoU of all anchors and objects of a batch would take gigabytes.
-        labels, matches = zip(*(self.assign_targets(boxes, anchors) for boxes in gt_boxes))
-        positive, negative, matched_boxes, matched_anchors = [], [], [], []
-        for i, (chosen_positive, chosen_negative) in enumerate(self.sampler(labels)):
-            matched_boxes.append(gt_boxes[i][matches[i][chosen_positive]])
-            matched_anchors.append(anchors[chosen_positive])
-            positive.append(chosen_positive + i * len(anchors))
-            negative.append(chosen_negative + i * len(anchors))
-        positives = torch.cat(positive)
-        regression_targets = self.box_coder.encode(torch.cat(matched_boxes), torch.cat(matched_anchors))
-        sampled = torch.cat((positives, *negative))
+        positive, negative, _ = self.sampler(targets.labels)
+        image_ids = positive // len(anchors)
+        matched_boxes = targets.objects[image_ids, targets.matches.flatten()[positive]]
+        regression_targets = self.box_coder.encode(matched_boxes, anchors[positive % len(anchors)])
+        sampled = torch.cat((positive, negative))
         is_object = torch.zeros(len(sampled), dtype=objectness.dtype, device=sampled.device)
-        is_object[: len(positives)] = 1
-        loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positives], regression_targets, beta=1 / 9, reduction="sum")
+        is_object[: len(positive)] = 1
+        loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positive], regression_targets, beta=1 / 9, reduction="sum")
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], is_object),
             "loss_rpn_box_reg": loss_box / len(sampled),
         }
 
-    def assign_targets(self, gt_boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels [A] (1 object, 0 background, -1 ignored) and matched objects [A] (valid where the label is 1)."""
-        matches = self.matcher(box_iou(gt_boxes, anchors))
-        labels = (matches >= 0).to(torch.int64)
-        return labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches
+
+class AnchorTargets(NamedTuple):
+    """What the RPN learns.
+
+    Attributes:
+        labels: int64 [B, A], 1 object, 0 background, -1 ignored.
+        matches: int64 [B, A], the object of each anchor; valid where its label is 1.
+        objects: [B, N, 4], the boxes of the objects, padded.
+    """
+
+    labels: Tensor
+    matches: Tensor
+    objects: Tensor
 
 
 def per_anchor(prediction: Tensor, values: int) -> Tensor:

@@ -4,17 +4,34 @@ Mask R-CNN (arXiv:1703.06870), section 3.1, "Training": the target is the inters
 object. It is resampled by RoIAlign, as in torchvision.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import roi_align
 
 from network_files.boxes import at_least_float32
 from network_files.masks.instance_masks import InstanceMasks, paint
+from network_files.on_device import upload
 
+OUTSIDE = -(2**30)  # two of them still fit into an int32
 OBJECTS_AT_ONCE = 16  # painted planes; one of 800x1333 takes 4 MB, and its indices as much for a moment
+
+
+def mask_targets(
+    masks: Sequence[InstanceMasks],
+    boxes: Sequence[Tensor],
+    matched: Sequence[Tensor],
+    size: int,
+    aligned: bool = False,
+) -> Tensor:
+    """`project_masks_on_boxes` of all images, [P, M, M]; one entry of the first three arguments per image."""
+    if boxes[0].device.type == "cpu":
+        return torch.cat([project_masks_on_boxes(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])
+    return targets_on_device(masks, boxes, matched, size, aligned)
 
 
 def project_masks_on_boxes(
@@ -34,45 +51,66 @@ def project_masks_on_boxes(
     Returns:
         float [P, M, M] in 0..1, in the boxes' precision and on their device.
     """
-    boxes = at_least_float32(boxes.detach())
-    if boxes.device.type == "cpu":
-        return targets_on_cpu(masks, boxes, matched, size, aligned)
-    return targets_on_device(masks.to(boxes.device, non_blocking=True), boxes, matched, size, aligned)
+    if boxes.device.type != "cpu":
+        return targets_on_device([masks], [boxes], [matched], size, aligned)
+    return targets_on_cpu(masks, at_least_float32(boxes.detach()), matched, size, aligned)
 
 
-def targets_on_device(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
+def targets_on_device(
+    masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool
+) -> Tensor:
     """Paint full-size planes of some objects at a time and read all boxes from them, without waiting for the device."""
-    targets = boxes.new_zeros((len(boxes), size, size))
-    if len(masks) == 0 or len(masks.pixels) == 0:
-        return targets
-    rows, columns = masks.source_indices(boxes.device)
-    starts = masks.starts()
-    for first in range(0, len(masks), OBJECTS_AT_ONCE):
-        crops = masks.crops[first : first + OBJECTS_AT_ONCE]
-        planes = paint_planes(masks.pixels, crops, starts[first : first + len(crops)], rows, columns)
-        plane_ids = matched - first
-        of_these = (plane_ids >= 0) & (plane_ids < len(crops))
-        rois = torch.cat((plane_ids[:, None].to(boxes.dtype), boxes), dim=1)
-        # The other boxes read a single pixel, and their values are dropped.
-        rois = torch.where(of_these[:, None], rois, 0.0)
-        # Not torchvision.ops.roi_align: with deterministic algorithms that would compile another one.
-        read = torch.ops.torchvision.roi_align(planes.to(rois.dtype), rois, 1.0, size, size, -1, aligned)[:, 0]
-        targets = torch.where(of_these[:, None, None], read, targets)
-    return targets
+    device = boxes[0].device
+    all_boxes = at_least_float32(torch.cat(list(boxes)).detach())
+    if not any(len(m.pixels) for m in masks):
+        return all_boxes.new_zeros((len(all_boxes), size, size))
+    planes = MaskPlanes(masks, device)
+    rois = torch.cat((torch.cat(list(matched))[:, None].to(all_boxes.dtype), all_boxes), dim=1)
+    targets, first = [], 0
+    for image, (m, own) in enumerate(zip(masks, rois.split([len(b) for b in boxes]))):
+        found = own.new_zeros((len(own), size, size))
+        for start in range(0, len(m), OBJECTS_AT_ONCE):
+            count = min(OBJECTS_AT_ONCE, len(m) - start)
+            chunk = own
+            if len(m) > OBJECTS_AT_ONCE:
+                # The boxes of other objects read a single pixel, and their values are dropped.
+                of_these = (own[:, :1] >= start) & (own[:, :1] < start + count)
+                chunk = torch.where(of_these, torch.cat((own[:, :1] - start, own[:, 1:]), dim=1), 0.0)
+            # Not torchvision.ops.roi_align: with deterministic algorithms that would compile another one.
+            read = torch.ops.torchvision.roi_align(
+                planes.paint(image, first + start, count).to(chunk.dtype), chunk, 1.0, size, size, -1, aligned
+            )[:, 0]
+            found = read if chunk is own else torch.where(of_these[..., None], read, found)
+        targets.append(found)
+        first += len(m)
+    return torch.cat(targets)
 
 
-def paint_planes(pixels: Tensor, crops: Tensor, starts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Dense masks float32 [n, 1, H, W] of n objects, resized by nearest neighbour.
+class MaskPlanes:
+    """Paints dense masks of the objects of a batch on a device; `masks` has the objects of each image."""
 
-    Args:
-        pixels, crops: as in `InstanceMasks`; starts: int64 [n], where each crop begins in `pixels`.
-        rows, columns: int64 [H] and [W], the source row and column of each row and column of the planes.
-    """
-    left, top, width, height = crops[..., None].unbind(dim=1)
-    y, x = rows - top, columns - left
-    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
-    at = (starts[:, None] + y * width).int()[:, :, None] + x.int()[:, None]
-    return (pixels[at.clamp_(0, len(pixels) - 1)] * inside).to(torch.float32)[:, None]
+    def __init__(self, masks: Sequence[InstanceMasks], device: torch.device):
+        self.sizes = [m.size for m in masks]
+        crops = upload(torch.cat([m.crops for m in masks]), device)
+        self.pixels = upload(torch.cat([masks[0].pixels.new_zeros(1), *(m.pixels for m in masks)]), device)
+        owners = torch.arange(len(masks)).repeat_interleave(torch.tensor([len(m) for m in masks]))
+        tables = zip(*(m.source_indices(torch.device("cpu")) for m in masks))
+        rows, columns = (pad_sequence(list(table), batch_first=True)[owners] for table in tables)
+        left, top, width, height = crops[..., None].unbind(dim=1)
+        y, x = upload(rows, device) - top, upload(columns, device) - left
+        starts = (width * height).cumsum(0) - width * height + 1  # the first pixel is no object's
+        self.rows = torch.where((y >= 0) & (y < height), starts + y * width, OUTSIDE).int()
+        self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
+
+    def paint(self, image: int, first: int, count: int) -> Tensor:
+        """Dense masks uint8 [count, 1, H, W] of objects of an image, resized by nearest neighbour.
+
+        Args:
+            first: the first of them, counted over the whole batch.
+        """
+        height, width = self.sizes[image]
+        rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
+        return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
 
 
 def targets_on_cpu(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:

@@ -114,15 +114,16 @@ def proposal_checks(
         checks.append(absolute("RPN", what, found, proposals[mode], limits.values))
 
     labels, _ = reference.rpn.assign_targets_to_anchors(anchors, targets)
-    own_labels = [own.rpn.assign_targets(target["boxes"], anchors[0])[0] for target in targets]
+    own_labels = own.rpn.assign_targets([target["boxes"] for target in targets], anchors[0]).labels
     torch.manual_seed(seed)
     positive, negative = ([torch.where(mask)[0] for mask in masks] for masks in reference.rpn.fg_bg_sampler(labels))
     torch.manual_seed(seed)
-    own_positive, own_negative = zip(*own.rpn.sampler(own_labels))
+    own_positive, own_negative, _ = own.rpn.sampler(own_labels)
+    firsts = [image * len(anchors[0]) for image in range(len(anchors))]
     checks += [
-        absolute("RPN", "labels of anchors", own_labels, labels, 0),
-        absolute("RPN", "sampled positive anchors", own_positive, positive, 0),
-        absolute("RPN", "sampled negative anchors", own_negative, negative, 0),
+        absolute("RPN", "labels of anchors", list(own_labels), labels, 0),
+        absolute("RPN", "sampled positive anchors", [own_positive], [torch.cat(shifted(positive, firsts))], 0),
+        absolute("RPN", "sampled negative anchors", [own_negative], [torch.cat(shifted(negative, firsts))], 0),
     ]
     return checks, proposals[True], proposals[False]
 
@@ -141,8 +142,9 @@ def sample_checks(
     torch.manual_seed(seed)
     rois, matched, labels, regression = reference.roi_heads.select_training_samples(list(proposals), targets)
     torch.manual_seed(seed)
-    samples = own.roi_heads.sample_proposals(proposals, own_targets)
-    own_rois, own_labels, own_matched, _ = zip(*samples)
+    sample = own.roi_heads.sample_proposals(proposals, own_targets)
+    own_rois = sample.all_boxes()
+    own_labels, own_matched = (values.split([len(b) for b in own_rois]) for values in (sample.labels, sample.matched))
     positive = [torch.where(image_labels > 0)[0] for image_labels in labels]
     own_regression = [
         own.roi_heads.box_coder.encode(target["boxes"][objects[chosen]], boxes[chosen])
@@ -160,6 +162,10 @@ def sample_checks(
     expected = [reference_targets(t["masks"], b, i, 28) for t, b, i in zip(targets, boxes, objects)]
     found = [project_masks_on_boxes(t["masks"], b, i, 28) for t, b, i in zip(own_targets, boxes, objects)]
     return [*checks, absolute("mask head", "mask targets", found, expected, 0)]
+
+
+def shifted(values: list[Tensor], by: list[int]) -> list[Tensor]:
+    return [tensor + number for tensor, number in zip(values, by)]
 
 
 def at(values: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:

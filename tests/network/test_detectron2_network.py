@@ -13,7 +13,7 @@ from network_files import InstanceMasks, roi_heads
 from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import mask_crops
-from network_files.masks.targets import project_masks_on_boxes
+from network_files.masks.targets import mask_targets, project_masks_on_boxes
 from tests.helpers.detectron2_rows import as_tensor
 from train_utils.models import ModelConfig, build_model
 
@@ -89,7 +89,7 @@ def test_mask_targets_are_cut_out_as_the_features_are():
 @pytest.mark.parametrize("arch", ["v1", "detectron2"])
 def test_the_mask_loss_cuts_its_targets_out_as_the_network_is_built(arch, monkeypatch):
     seen = []
-    monkeypatch.setattr(roi_heads, "project_masks_on_boxes", lambda *a: seen.append(a[4]) or project_masks_on_boxes(*a))
+    monkeypatch.setattr(roi_heads, "mask_targets", lambda *a: seen.append(a[4]) or mask_targets(*a))
     network = build_model(ModelConfig(3, arch, "frozen", min_size=64, max_size=64)).train()
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[:, 10:50, 10:50] = 1

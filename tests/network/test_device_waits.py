@@ -39,6 +39,11 @@ def test_tensors_of_two_devices_are_an_error(results):
     assert "tensors on pretended:0 and cpu" in results["mixed devices"]
 
 
+def test_the_pyramid_is_computed_in_low_precision_throughout(results):
+    assert results["bf16"]["pyramid types"] == ["torch.bfloat16"]
+    assert results["frozen"]["pyramid types"] == ["torch.float32"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_step_of_two_images_waits_no_more_often_than_it_must(results, case):
     assert results[case]["waits"] <= TRAINING_WAITS

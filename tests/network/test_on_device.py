@@ -1,5 +1,7 @@
 """What runs on a device without waits gives what the ways of the CPU give, and torchvision."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,9 +10,12 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from network_files import InstanceMasks
 from network_files.masks.targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
 from network_files.matching import BalancedSampler
-from network_files.on_device import true_indices, upload
+from network_files.on_device import Download, true_indices, upload
 from network_files.roi_align import PyramidRoIAlign, SharedPyramid
 from tests.helpers.drawn_masks import blobs, boxes_of_every_kind
+from tests.helpers.faults import thin_model
+from tests.helpers.parity import synthetic_batch
+from train_utils.models import ModelConfig
 
 
 def test_true_indices_are_those_of_where():
@@ -24,16 +29,17 @@ def test_true_indices_are_those_of_where():
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
 def test_a_batch_of_images_is_sampled_as_by_torchvision_with_the_same_draws(share: float):
-    labels = [torch.where(torch.rand(n) < share, 7, torch.randint(-1, 1, (n,))) for n in (900, 1000, 40)]
+    labels = torch.where(torch.rand(3, 1000) < share, 7, torch.randint(-1, 1, (3, 1000)))
+    labels[2, 40:] = -1
     torch.manual_seed(4)
-    positive, negative = BalancedPositiveNegativeSampler(128, 0.25)(labels)
+    positive, negative = BalancedPositiveNegativeSampler(128, 0.25)(list(labels))
     state = torch.random.get_rng_state()
     torch.manual_seed(4)
-    samples = BalancedSampler(128, 0.25)(labels)
+    sample = BalancedSampler(128, 0.25)(labels)
     assert torch.equal(torch.random.get_rng_state(), state)
-    for sample, expected in zip(samples, zip(positive, negative)):
-        for own, mask in zip(sample, expected):
-            assert own.dtype == torch.int64 and torch.equal(own, torch.where(mask)[0])
+    for own, masks in ((sample.positive, positive), (sample.negative, negative)):
+        assert own.dtype == torch.int64 and torch.equal(own, torch.where(torch.cat(masks))[0])
+    assert sample.numbers == [(int(p.sum()), int(n.sum())) for p, n in zip(positive, negative)]
 
 
 @pytest.fixture
@@ -87,16 +93,61 @@ def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size, f
     matched = torch.randint(len(masks), (len(rois),))
     expected = targets_on_cpu(masks, rois, matched, 28, aligned)
     assert 0 < expected.mean() < 1
-    assert torch.equal(targets_on_device(masks, rois, matched, 28, aligned), expected)
+    assert torch.equal(targets_on_device([masks], [rois], [matched], 28, aligned), expected)
 
 
 def test_images_without_objects_or_pixels_make_no_mask_targets_on_a_device():
     nothing = torch.zeros(0, dtype=torch.int64)
     none = InstanceMasks.from_crops([], (20, 30))
-    assert targets_on_device(none, torch.zeros(0, 4), nothing, 28, False).shape == (0, 28, 28)
+    assert targets_on_device([none], [torch.zeros(0, 4)], [nothing], 28, False).shape == (0, 28, 28)
     empty = InstanceMasks.from_dense(torch.zeros(2, 20, 30, dtype=torch.uint8))
     rois = torch.tensor([[1.0, 2.0, 9.0, 8.0]])
-    assert torch.equal(targets_on_device(empty, rois, nothing.new_ones(1), 28, False), torch.zeros(1, 28, 28))
+    assert torch.equal(targets_on_device([empty], [rois], [nothing.new_ones(1)], 28, False), torch.zeros(1, 28, 28))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_roi_align_with_adaptive_samples_takes_features_in_low_precision_beside_float32_boxes(levels, boxes, dtype):
+    """As when --deterministic reads on the CPU what CUDA's autocast has made."""
+    low = {name: level.detach().to(dtype) for name, level in levels.items()}
+    pool, sizes = PyramidRoIAlign(output_size=7, sampling_ratio=0), [(256, 300), (200, 320)]
+    for read in ("operate_by_level", "operate_on_all"):
+        pool.operate_by_level = getattr(pool, read)
+        found = pool(low, boxes, sizes)
+        expected = pool({name: level.float() for name, level in low.items()}, boxes, sizes)
+        assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
+
+
+def test_gradients_have_the_strides_of_channels_last_weights_or_ddp_would_copy_each():
+    torch.manual_seed(0)
+    model = thin_model(ModelConfig(91, norm="frozen", min_size=96, max_size=160, rois_per_image=32)).train()
+    model.to(memory_format=torch.channels_last)
+    sum(model(*synthetic_batch()).values()).backward()
+    strides = {n: (p.stride(), p.grad.stride()) for n, p in model.named_parameters() if p.grad is not None}
+    assert len(strides) > 40
+    assert {name: pair for name, pair in strides.items() if pair[0] != pair[1]} == {}
+
+
+class OnSecondGPU(SimpleNamespace):
+    """What a copy to the host asks of a tensor on "cuda:1"."""
+
+    is_cuda, device = True, torch.device("cuda", 1)
+
+    def detach(self) -> "OnSecondGPU":
+        return self
+
+    def to(self, device: str, non_blocking: bool) -> Tensor:
+        assert device == "cpu" and non_blocking
+        return torch.ones(2)
+
+
+def test_a_copy_to_the_host_has_arrived_when_the_stream_of_its_own_device_has_reached_it(monkeypatch):
+    events = []
+    event = SimpleNamespace(record=lambda stream: events.append(stream), synchronize=lambda: events.append("waited"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    copy = Download(OnSecondGPU())
+    assert events == ["stream of cuda:1"]
+    assert torch.equal(copy.read(), torch.ones(2)) and events == ["stream of cuda:1", "waited"]
 
 
 def test_masks_move_as_a_whole():

@@ -62,7 +62,9 @@ def compare(gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = F
     batch = batch_of_two(empty)
     on_cpu = training_of(copy.deepcopy(model), torch.device("cpu"), amp)
     on_gpu = training_of(copy.deepcopy(model), torch.device(NAME, 0), amp)
-    result = {"cpu": losses_of(on_cpu, batch, 1)}
+    result = {"cpu": losses_of(on_cpu, batch, 1), "pyramid types": (types := set[str]())}
+    for layer in (m for m in on_gpu.model.backbone.fpn.modules() if isinstance(m, nn.Conv2d)):
+        layer.register_forward_hook(lambda _, inputs, __: types.add(str(inputs[0].dtype)))
     for number in (1, 2):  # what only the first step does is not counted
         gpu.reset()
         step = train_step(on_gpu, batch, number)
@@ -74,6 +76,7 @@ def compare(gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = F
     after = {key: value.cpu() for key, value in on_gpu.model.state_dict().items()}
     result["nan"] = {"applied": nan.applied, "same": all(torch.equal(after[key], before[key]) for key in before)}
     result |= compare_inference(gpu, model, batch, amp)
+    result["pyramid types"] = sorted(types)
     return result
 
 
