@@ -159,7 +159,9 @@ def recorded_samples(network: nn.Module):
     def ours(sampler):
         def sample(labels):
             chosen = sampler(labels)
-            recorded.extend(torch.cat(pair).sort().values.cpu() for pair in chosen)
+            both = torch.cat((chosen.positive, chosen.negative)).sort().values.cpu()
+            length = labels.shape[1]
+            recorded.extend(both[both // length == image] % length for image in range(len(labels)))
             return chosen
 
         return sample

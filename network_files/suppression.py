@@ -9,7 +9,7 @@ from torch import Tensor
 from network_files.boxes import pairwise_iou
 from network_files.on_device import nms_per_group, true_indices
 
-ROUNDS = 12  # between two looks of the host at whether all is decided
+ROUNDS = 24  # between two looks of the host; untrained proposals, in their longest chains, need more than 12
 MOST_IN_ROWS = 4096  # boxes; all pairs of more would take too much memory
 PAIRS_AT_ONCE = 2**24  # of boxes; their IoU takes 12 bytes each for a moment
 

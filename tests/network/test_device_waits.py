@@ -16,10 +16,10 @@ pytestmark = [
         reason="this release of torch cannot register a backend in Python",
     ),
 ]
-# Per batch: one for the RPN's filter, one for each sampler; per image one for NMS.
-TRAINING_WAITS = 3 + 2
-# Per batch: one for the RPN's filter, two for the selection of detections; per image two for NMS.
-INFERENCE_WAITS = 3 + 2 * 2
+# Whatever the batch: one for NMS, and one for each sampler.
+TRAINING_WAITS = 3
+# Whatever the batch: one for each NMS, and one for the likely detections.
+INFERENCE_WAITS = 3
 CASES = ("frozen", "batch norm", "adaptive RoIAlign", "bf16", "an image without objects", "no objects at all")
 
 
