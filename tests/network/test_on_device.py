@@ -10,7 +10,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from network_files import InstanceMasks
 from network_files.masks.targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
 from network_files.matching import BalancedSampler
-from network_files.on_device import Download, true_indices, upload
+from network_files.on_device import AsyncHostCopy, true_indices, upload
 from network_files.roi_align import PyramidRoIAlign, SharedPyramid
 from tests.helpers.drawn_masks import blobs, boxes_of_every_kind
 from tests.helpers.faults import thin_model
@@ -145,7 +145,7 @@ def test_a_copy_to_the_host_has_arrived_when_the_stream_of_its_own_device_has_re
     event = SimpleNamespace(record=lambda stream: events.append(stream), synchronize=lambda: events.append("waited"))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
-    copy = Download(OnSecondGPU())
+    copy = AsyncHostCopy(OnSecondGPU())
     assert events == ["stream of cuda:1"]
     assert torch.equal(copy.read(), torch.ones(2)) and events == ["stream of cuda:1", "waited"]
 
