@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import AS_WRITTEN
+from dataset_files.coco_masks import box_of_mask
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
 from dataset_files.image_reading import read_image
-from dataset_files.mask_measures import box_of_mask
 from network_files import InstanceMasks
 from network_files.masks.rle import decode_crops
 from transforms import Transform, collate_fn

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from dataset_files.dataset import InstanceDataset
 from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
+from train_utils.data_check import num_classes_for
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision, choose_device
 from train_utils.distributed import (
@@ -36,7 +37,7 @@ from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.models import build_training_model
-from train_utils.open_data import held_out_images, num_classes_for, open_training_data
+from train_utils.open_data import held_out_images, open_training_data
 from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import write_checkpoint

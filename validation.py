@@ -16,13 +16,14 @@ from pathlib import Path
 from dataset_files.atomic_files import write_atomically
 from prediction.test_time_augmentation import look_several_times
 from report.sources import report_folder, report_of_network, report_of_results
+from train_utils.data_check import match_classes
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.metrics.results_file import official_table, score_results_file
-from train_utils.open_data import match_classes, open_validation_data
+from train_utils.open_data import open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.trained_model import open_trained_model
 

@@ -27,13 +27,13 @@ from torchvision.ops import box_convert, box_iou
 from my_dataset_coco import CocoDetection
 from predict import Predictor
 from train_utils.classes import ClassTable
+from train_utils.data_check import num_classes_for
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.evaluation import evaluate
 from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
-from train_utils.open_data import num_classes_for
 from train_utils.optimizer import learning_rate, set_learning_rate
 from train_utils.option_parsing import add_flag, positive
 from train_utils.options import PredictorSettings, TrainSettings

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.box_formats import fit_of, look_like_fractions
-from dataset_files.boxes import ious
+from dataset_files.boxes import fit_of, ious, look_like_fractions
 from dataset_files.coco_file import Annotations, Pictures
 from dataset_files.problems import Problems, shown
 

@@ -1,17 +1,18 @@
-"""Masks of a COCO file's annotations as columns: polygons and run-length codes, checked many at once."""
+"""Check the masks of a COCO file, polygons and run-length codes, many at once; measure single ones."""
 
 from array import array
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from dataset_files.polygons import are_point_pairs, may_cover_no_pixel
 from dataset_files.problems import shown
 from dataset_files.whole_ids import int64
-from network_files.masks.rle import are_packed_codes, unpack_all
+from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all, unpack_counts
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
+SLACK = 1.2, 2.0  # of `may_cover_no_pixel`, for outlines that are not convex and for the rounding of their corners
 LARGEST_PICTURE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
 
 
@@ -134,8 +135,10 @@ class MaskColumns:
         extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have an invalid one
 
         chosen = fine & (given > 0)
-        found, around = extents_of_runs(counts[chosen[code_of]], lengths[chosen], sizes[chosen, 0])
-        extents[owners[chosen][found] - self.first] = around
+        boxes = boxes_of_runs(counts[chosen[code_of]], lengths[chosen], *sizes[chosen].T)
+        found = boxes[:, 2] > 0
+        boxes[:, 2:] += boxes[:, :2]
+        extents[owners[chosen][found] - self.first] = boxes[found]
 
 
 def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -144,30 +147,98 @@ def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarr
     return np.stack([way.reduceat(values, starts) for way, values in ways], axis=1)
 
 
-def extents_of_runs(counts: np.ndarray, lengths: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the extents of masks from their run lengths.
+def are_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Where an object begins that has three or more "polygons", all of two numbers: [[x1, y1], [x2, y2], ...].
 
     Args:
-        counts: int64 [S], the concatenated run lengths of N codes, column-major and beginning with zeros.
-        lengths: int64 [N], number of run lengths of each code, at least one.
-        heights: int64 [N].
+        lengths: int64 [P], the count of numbers of each polygon.
+        owners: int64 [P], the objects they belong to; each object's polygons are together.
 
     Returns:
-        The codes that have a pixel, int64 [M], and x1y1x2y2 around their pixels, float64 [M, 4].
+        int64 [M], places among the polygons, one for each such object.
     """
-    code_of = np.repeat(np.arange(len(lengths)), lengths)
-    starts = lengths.cumsum() - lengths
-    within = np.arange(len(counts)) - starts[code_of]
-    ends = counts.cumsum()
-    ends -= (ends - counts)[starts][code_of]
-    ones = np.flatnonzero((within % 2 == 1) & (counts > 0))
-    code_of, first, last = code_of[ones], (ends - counts)[ones], ends[ones] - 1
-    height = heights[code_of]
-    left, right = first // height, last // height
-    top, bottom = np.where(left == right, first % height, 0), np.where(left == right, last % height, height - 1)
-    borders = np.flatnonzero(np.diff(code_of, prepend=-1))
-    if not len(borders):
-        return code_of, np.zeros((0, 4))
-    low = [np.minimum.reduceat(values, borders) for values in (left, top)]
-    high = [np.maximum.reduceat(values, borders) + 1 for values in (right, bottom)]
-    return code_of[borders], np.stack(low + high, axis=1).astype(np.float64)
+    if np.count_nonzero(lengths == 2) < 3:
+        return np.zeros(0, dtype=np.int64)
+    borders = np.flatnonzero(np.diff(owners, prepend=-1))
+    counts = np.diff(borders, append=len(owners))
+    only_pairs = np.logical_and.reduceat(lengths == 2, borders)
+    return borders[only_pairs & (counts >= 3)]
+
+
+def may_cover_no_pixel(
+    x: np.ndarray, y: np.ndarray, starts: np.ndarray, borders: np.ndarray, around: np.ndarray
+) -> np.ndarray:
+    """Which objects may cover no pixel: their polygons have little area for their width and height, bool [N].
+
+    A convex outline that has none of a grid's points inside has an area of at most half its length (Nosarzewska's
+    inequality), which is at most the width and height of the box around it. Few objects of usual data are left.
+
+    Args:
+        x, y: float64 [S], the corners of all polygons one after the other.
+        starts: int64 [P], where each polygon begins among the corners.
+        borders: int64 [N], where each object begins among the polygons.
+        around: float64 [N, 4], x1y1x2y2 around each object.
+    """
+    following = np.arange(1, len(x) + 1)
+    following[np.append(starts[1:], len(x)) - 1] = starts
+    with np.errstate(over="ignore", invalid="ignore"):  # coordinates may be anything that a file can hold
+        areas = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2
+    sides = (around[:, 2:] - around[:, :2]).sum(axis=1)
+    return np.maximum.reduceat(areas, borders) <= SLACK[0] * sides + SLACK[1]
+
+
+# ------------------------------------------------------------------------------------------------- single masks
+
+
+def box_of_mask(segmentation: list | dict) -> list[float] | None:
+    """x, y, width, height around a mask; None if it is empty or invalid.
+
+    Of polygons that is the box around their corners, as COCO has it; of a run-length code (counts packed or listed) the
+    one around its pixels.
+    """
+    if isinstance(segmentation, dict):
+        counts = run_lengths(segmentation)
+        if counts is None or not counts[1::2].any():
+            return None
+        (box,) = boxes_of_runs(counts, np.array([len(counts)]), *segmentation["size"])
+        return [float(value) for value in box]
+    polygons = valid_polygons(segmentation)
+    if not polygons:
+        return None
+    points = np.concatenate(polygons).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | None:
+    """Pixels of a mask in an image of that size; None if it is invalid or has no outline."""
+    if isinstance(segmentation, dict):
+        counts = run_lengths(segmentation)
+        return None if counts is None else float(counts[1::2].sum())
+    polygons = valid_polygons(segmentation)
+    if not polygons or not 0 < height * width <= LARGEST_PICTURE:
+        return None
+    codes = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
+    return float(coco_mask.area(coco_mask.merge(codes)))
+
+
+def run_lengths(code: dict) -> np.ndarray | None:
+    """The run lengths of a code, int64, zeros first; None if they are invalid or do not add up to its size."""
+    try:
+        height, width = code["size"]
+        counts = code["counts"]
+        counts = unpack_counts(counts.encode()) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
+        valid = counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.max(initial=0) <= LARGEST_PICTURE
+        return counts if valid and len(counts) and 0 < int(counts.sum()) == height * width else None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def valid_polygons(polygons: list) -> list[np.ndarray]:
+    """The polygons with three points or more, float64 [2 * points] each; none at all if one is invalid."""
+    try:
+        valid = [np.array(polygon, dtype=np.float64) for polygon in polygons if len(polygon) >= 6]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    fine = all(p.ndim == 1 and len(p) % 2 == 0 and (np.abs(p) <= LARGEST_COORDINATE).all() for p in valid)
+    return valid if fine else []

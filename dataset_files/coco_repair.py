@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dataset_files.coco_file import NoCategory
+from dataset_files.coco_masks import area_of_mask, box_of_mask
 from dataset_files.conversion import Converted
 from dataset_files.file_names import resolve
-from dataset_files.mask_measures import area_of_mask, box_of_mask
 from dataset_files.problems import Problems, leaves_folder, shown
 from dataset_files.rgb_images import open_image
 from dataset_files.whole_ids import int64, number_of, text_of, whole_ids

@@ -18,16 +18,9 @@ from dataset_files import shared_images  # noqa: E402
 from dataset_files.dataset import InstanceDataset  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
+from train_utils.data_check import in_words, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.open_data import (  # noqa: E402
-    choose_splits,
-    in_words,
-    layout_of,
-    open_both,
-    outcome_of,
-    require_objects,
-    warn_of_unused,
-)
+from train_utils.open_data import choose_splits, layout_of, open_both, warn_of_unused  # noqa: E402
 from train_utils.option_parsing import natural, option  # noqa: E402
 from train_utils.options import DataSettings  # noqa: E402
 from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402

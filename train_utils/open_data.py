@@ -1,11 +1,9 @@
-"""Open the splits of a data set, check them before the first step, and report what they hold.
+"""Open the splits of a data set for training and evaluation.
 
-Layout -> plan (which split, which of its images) -> datasets -> check. Training drops what it can do without, with a
-warning. What would make results wrong stops the run; with `--skip-bad` it is dropped as well, unless it puts a whole
-file in doubt. The evaluation loses only what `--skip-bad` drops.
+Layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
@@ -15,17 +13,16 @@ from dataset_files.coco_index import Reading
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import InstanceDataset, ItemPlan
-from dataset_files.image_headers import check_images
 from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
-from dataset_files.problems import KINDS, Problems
+from dataset_files.problems import Problems
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
-from train_utils.distributed import broadcast_from_main, is_main, run_on_main
+from train_utils.data_check import check_and_drop, in_words, listed, match_classes, warn_of_shared
+from train_utils.distributed import is_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
-MOSTLY_CROWDS = 0.5
 SOURCES = ("data_path", "train_json", "val_json")
 
 
@@ -270,136 +267,3 @@ def image_names(opened: OpenedSplit) -> set[str]:
 
 def is_same_path(one: str | None, other: str | None) -> bool:
     return one == other or (bool(one) and bool(other) and realpath(str(one)) == realpath(str(other)))
-
-
-def match_classes(
-    dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
-) -> InstanceDataset:
-    """Number a dataset's classes as another one's or a checkpoint's, by name, and name what only one side has.
-
-    Raises:
-        InputError: they have no class in common.
-    """
-    own, names = set(dataset.class_names.values()), set(class_names.values())
-    if not own & names:
-        raise InputError(f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(names)})")
-    missing = [name for name, counts in dataset.objects_per_class().items() if name not in names and any(counts)]
-    if missing and is_main():
-        warn(f"{dataset.source}: objects of classes that {owner} lacks are left out: {listed(missing)}")
-    if owner == "the training data" and names - own and is_main():
-        warn(f"{dataset.source}: has no class {listed(names - own)}, which the training data have; they get no AP")
-    return dataset.remap_categories(class_names, category_ids)
-
-
-def in_words(dataset: InstanceDataset) -> str:
-    names = list(dataset.class_names.values())
-    shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {shown}"
-
-
-def listed(names: Iterable[str]) -> str:
-    in_order = sorted(names)
-    return ", ".join(f"'{name}'" for name in in_order[:5]) + (", ..." if len(in_order) > 5 else "")
-
-
-# ----------------------------------------------------------------------------------------------------------- the check
-
-
-def check_and_drop(
-    datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
-) -> list[InstanceDataset]:
-    """Check datasets on the main process, and return them without what cannot be used, on all processes alike."""
-    with reading_input():
-        unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
-    checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
-    if is_main():
-        for dataset in checked:
-            report_contents(dataset, detections)
-    return checked
-
-
-def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]]:
-    """The items that each dataset is to leave out; warns of what is wrong with each."""
-    found, left_out = [], []
-    for dataset in datasets:
-        problems, items = check_images(dataset)
-        all_problems = Problems()
-        all_problems.update(dataset.problems)
-        all_problems.update(problems)
-        found.append(all_problems)
-        left_out.append(items)
-    wrong = sum(len(problems.wrong()) for problems in found)
-    for dataset, problems in zip(datasets, found):
-        for kind in problems.harmless():
-            warn(f"{dataset.source}: {problems.in_words(kind, outcome_of(kind, dataset))}")
-        if skip_bad or wrong > 1:  # a single one is told by the error alone
-            for kind in problems.wrong():
-                left = skip_bad and KINDS[kind].skippable
-                warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if left else '')}")
-    unskippable = any(problems.unskippable() for problems in found)
-    if unskippable or (wrong and not skip_bad):
-        parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
-        remedy = "" if unskippable else "; fix the data, or pass --skip-bad to drop these"
-        raise InputError(f"{'; '.join(parts)}{remedy}")
-    for dataset, items in zip(datasets, left_out):
-        require_objects(dataset, len(items))
-    return left_out
-
-
-def outcome_of(kind: str, dataset: InstanceDataset) -> str:
-    if KINDS[kind].stays:
-        return ""
-    if dataset.training:
-        return ", left out"
-    return ", kept as crowds" if kind == "no mask" else ", kept"
-
-
-def require_objects(dataset: InstanceDataset, left_out: int) -> None:
-    """InputError for a split without a usable image, or whose objects are mostly crowds."""
-    counts = dataset.counts()
-    if dataset.training and counts.crowds > MOSTLY_CROWDS * counts.objects:
-        raise InputError(
-            f"{dataset.source}: {counts.crowds} of {counts.objects} objects are crowds (iscrowd: 1), which are not "
-            "trained on; if each is a single object, as in exports of brush masks, give --crowds-are-objects"
-        )
-    if dataset.training and len(dataset) in (left_out, counts.empty_images):
-        without_mask = dataset.problems.counts.get("no mask", 0)
-        raise InputError(
-            f"{dataset.source}: holds no image with a usable object to train on ({counts.objects} objects, "
-            f"{counts.crowds} of them crowds, {without_mask} without a mask)"
-        )
-    if not dataset.training and 0 < left_out == len(dataset):
-        raise InputError(f"{dataset.source}: no image is left to evaluate")
-
-
-def report_contents(dataset: InstanceDataset, detections: int) -> None:
-    """One line on what a split holds, and a warning of images with more objects than can be found."""
-    counts = dataset.counts()
-    line = f"{dataset.source}: {len(dataset)} images"
-    if dataset.training:
-        line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
-        line += f"; {counts.images_without_objects} images without objects are left out"
-        line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
-    else:
-        line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
-    print(line, flush=True)
-    if counts.most_in_an_image > detections:
-        warn(
-            f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "
-            "detections per image; --detections allows more"
-        )
-
-
-def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
-    """The number of classes with background: from `--num-classes`, or the largest label of the data.
-
-    Raises:
-        InputError: the data has a label that the given number has no place for.
-    """
-    largest = max(dataset.class_names)
-    if given is not None and largest > given:
-        raise InputError(
-            f"the data has '{dataset.class_names[largest]}', id {dataset.category_ids[largest]}, as label {largest}, "
-            f"--num-classes is {given}; leave --num-classes out or give at least {largest}"
-        )
-    return (given or largest) + 1

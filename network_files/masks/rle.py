@@ -170,12 +170,17 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     return crops
 
 
-def boxes_of_runs(counts: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
+def boxes_of_runs(
+    counts: np.ndarray, lengths: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
+) -> np.ndarray:
     """Left, top, width and height of the smallest box with every set pixel: int64 [N, 4]; zeros where there is none.
 
     Args:
         counts, lengths: as `unpack_all` returns them; the runs of each code add up to `height * width`.
+        height, width: of all codes, or of each, int64 [N].
     """
+    heights = np.broadcast_to(height, len(lengths))
+    planes = heights * width
     owners = np.repeat(np.arange(len(lengths)), lengths)
     is_object = (np.arange(len(counts)) - np.repeat(lengths.cumsum() - lengths, lengths)) % 2 == 1
     chosen = np.flatnonzero(is_object & (counts > 0))
@@ -183,7 +188,8 @@ def boxes_of_runs(counts: np.ndarray, lengths: np.ndarray, height: int, width: i
     if len(chosen) == 0:
         return boxes
     owners = owners[chosen]
-    ends = counts.cumsum()[chosen] - owners * (height * width)
+    ends = counts.cumsum()[chosen] - (planes.cumsum() - planes)[owners]
+    height = heights[owners]
     (left, top), (right, bottom) = np.divmod(ends - counts[chosen], height), np.divmod(ends - 1, height)
     several = left < right  # a run over several columns touches the first and the last row
     top, bottom = np.where(several, 0, top), np.where(several, height - 1, bottom)

@@ -26,8 +26,9 @@ from tests.helpers.commands import Outcome
 from tests.helpers.project import ROOT
 from tests.programs import bad_inputs
 from tests.programs.bad_inputs import CASES, Case, faults_of
+from train_utils.data_check import check, check_and_drop
 from train_utils.errors import InputError
-from train_utils.open_data import check, check_and_drop, open_split
+from train_utils.open_data import open_split
 from train_utils.options import DataSettings
 
 
