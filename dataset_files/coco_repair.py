@@ -19,7 +19,7 @@ from dataset_files.problems import Problems, leaves_folder, shown
 from dataset_files.rgb_images import open_image
 from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
-# Kinds of problems that a repair may mend; "missing" is found by the check of the images.
+# Kinds of problems that a repair may fix; "missing" is found by the check of the images.
 REPAIRABLE = {
     "annotation", "annotation id", "category", "code size", "file name", "image", "missing", "point pairs",
     "unknown category", "unknown image",
@@ -31,7 +31,7 @@ CROWDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none
 
 
 def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
-    """Whether what reading a file as it is has found may be mended by `repair`.
+    """Whether the problems found are ones that `repair` can fix.
 
     Args:
         problems: of its index, and of its images if they were checked.
@@ -48,7 +48,7 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 
 
 def repair(path: Path, image_folder: Path) -> Converted:
-    """Read a COCO file and mend what can be mended.
+    """Read a COCO file and fix what can be fixed.
 
     If the problems of the result are empty, nothing was, and the file can be used as it is.
 

@@ -1,7 +1,7 @@
 """The common form of annotations in a foreign layout: one COCO content per split, and where its images are.
 
 A reader of a layout finds the splits of a folder (`SplitFiles`) and turns the annotations of one into COCO's form
-(`Converted`), from which the one chain of checking, indexing and reading goes on.
+(`Converted`), which is then checked, indexed and read like any COCO file.
 """
 
 from collections.abc import Callable

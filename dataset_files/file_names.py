@@ -19,7 +19,7 @@ LARGEST_POINTER = 1024  # bytes, as Git LFS has it
 
 
 class Resolved(NamedTuple):
-    """File names in the order they were asked for, and what was found out about them."""
+    """Resolved file names in the requested order, and the problems found."""
 
     names: list[str]
     problems: Problems

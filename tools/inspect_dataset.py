@@ -36,7 +36,7 @@ class ReportSettings(DataSettings):
 
 
 def main(settings: ReportSettings) -> None:
-    """Print the report, and write the contact sheet if it is asked for.
+    """Print the report, and with --show write the contact sheet.
 
     Raises:
         InputError: the layout is not known, or the files cannot be read at all.

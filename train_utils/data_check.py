@@ -5,7 +5,6 @@ is dropped as well, unless it puts a whole file in doubt. The evaluation loses o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from os.path import join, realpath
 
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
@@ -100,20 +99,6 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
         warn(
             f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "
             "detections per image; --detections allows more"
-        )
-
-
-def warn_of_shared(train_set: InstanceDataset, val_set: InstanceDataset) -> None:
-    """Warn of validation images that are trained on."""
-    train_files, val_files = (
-        {join(realpath(dataset.image_folder), name) for name in dataset.image_names()}
-        for dataset in (train_set, val_set)
-    )
-    shared = train_files & val_files
-    if shared:
-        warn(
-            f"{val_set.source}: {len(shared)} of {len(val_files)} validation images are also trained on, so that the "
-            f"metrics promise too much: {listed(shared)}"
         )
 
 

@@ -17,7 +17,7 @@ from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import Problems
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
-from train_utils.data_check import check_and_drop, in_words, listed, match_classes, warn_of_shared
+from train_utils.data_check import check_and_drop, in_words, listed, match_classes
 from train_utils.distributed import is_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
