@@ -66,6 +66,8 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         if device.index >= torch.cuda.device_count():
             raise InputError(f"--device {name}: this machine has only {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(device)  # before anything asks for the current one
+        # Some convolutions are computed as products (fc6, the mask deconvolution): one precision for both.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     return device
 
 

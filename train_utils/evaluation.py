@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ def detect_all(
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
-    with ThreadPoolExecutor(max_workers=1) as coder:
+    # A thread starts on GPU 0; without this each process would open a context there.
+    own_gpu = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with ThreadPoolExecutor(max_workers=1, initializer=own_gpu) as coder:
         coding: Future | None = None
         for images, targets in tqdm(loader, desc="evaluation", unit="batch", disable=None if is_main() else True):
             report_activity("evaluating")

@@ -19,6 +19,14 @@ def two_gpus(monkeypatch) -> list[torch.device]:
     return chosen
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_products_on_a_gpu_are_as_precise_as_convolutions(two_gpus, monkeypatch, tf32):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", not tf32)
+    choose_device("cuda")
+    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+
+
 @pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
 def test_a_cuda_device_becomes_the_current_one(two_gpus, name, index):
     assert choose_device(name) == torch.device("cuda", index)
