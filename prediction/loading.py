@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from dataset_files import rgb_images
 from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of, turn_upright
 from network_files.masks.rle import MOST_PIXELS
 
@@ -44,7 +45,7 @@ def open_image(
 
 def read_file(path: Path, exif: str | None, large: bool, size: tuple[int, int] | None) -> Image.Image:
     try:
-        with open_any_size(path) if large else Image.open(path, formats=PICTURE_FORMATS) as picture:
+        with open_any_size(path) if large else rgb_images.open_image(path) as picture:
             as_annotated = size is None or is_turned(picture.size, orientation_of(picture), size)
             if exif == "apply" or exif is None and as_annotated:
                 picture = turn_upright(picture)
