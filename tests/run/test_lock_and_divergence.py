@@ -14,7 +14,7 @@ from PIL import Image
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from tests.helpers.faults import All, HangAtStep, ThinNetwork, thin_bodies, thin_model
+from tests.helpers.faults import All, HangAtStep, ThinNetwork, patch, thin_bodies, thin_model
 from tests.helpers.forked import Run, start, wait_until
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.models import ModelConfig, build_model
@@ -83,13 +83,27 @@ def test_weights_that_a_finite_step_made_infinite_are_never_saved(lab: Path, out
     good = begin(lab, output, "--epochs", "1")
     assert good.wait() == 0, good.said
     kept = (lab / output / "model_0.pth").read_bytes()
-    diverged = begin(lab, output, "--resume", "auto", "--force", "--lr", "1e42", "--checkpoint-every", "1")
+    diverged = begin(lab, output, "--resume", "auto", "--checkpoint-every", "1", fault=InfiniteStep())
     assert diverged.wait() == 4, diverged.said
     assert "weights are not finite" in diverged.said and "Traceback" not in diverged.said
     assert [file.name for file in (lab / output).glob("model_?.pth")] == ["model_0.pth"]
     assert (lab / output / "model_0.pth").read_bytes() == kept
     again = begin(lab, output, "--resume", "auto")
     assert again.wait() == 0, again.said
+
+
+class InfiniteStep:
+    """The optimizer leaves an infinite weight."""
+
+    def __call__(self) -> None:
+        def make(step):
+            def stepping(optimizer, *args, **kwargs):
+                step(optimizer, *args, **kwargs)
+                optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+            return stepping
+
+        patch("torch.optim:SGD.step", make)
 
 
 def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
