@@ -1,5 +1,7 @@
 """The device that is asked for is the one that is used, before anything else asks about one."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -19,12 +21,19 @@ def two_gpus(monkeypatch) -> list[torch.device]:
     return chosen
 
 
-@pytest.mark.parametrize("tf32", [True, False])
-def test_products_on_a_gpu_are_as_precise_as_convolutions(two_gpus, monkeypatch, tf32):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", not tf32)
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Puts both settings back; monkeypatch would delete them, as they are properties of a kind."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_on_a_gpu_are_as_precise_as_convolutions(two_gpus, tf32, allowed):
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = allowed, not allowed
     choose_device("cuda")
-    assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 
 @pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
