@@ -15,23 +15,21 @@ Everything goes to --output-dir, images under their names in the folders that th
     found = Predictor("save_weights/model_25.pth")("photo.jpg")
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prediction.pipeline import predict_all
-from prediction.prediction import Prediction
-from prediction.predictor import LoadedImage, Predictor
+from dataset_files.atomic_files import refuse_overwriting
+from prediction.pipeline import predict_images
+from prediction.prediction import one_line
+from prediction.predictor import Predictor
 from prediction.savers import open_savers
 from prediction.sources import Source, find_sources, result_images
 from prediction.video import predict_video
 from prediction.webcam import predict_webcam
-from train_utils.errors import INTERRUPTED, InputError, RunEnded, one_line_errors, reading_input, writing_output
+from train_utils.errors import InputError, one_line_errors, reading_input, writing_output
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
 from train_utils.trained_model import TrainedModel
-
-FAST = 1  # compression of drawn images: a fifth of the time of the default, files a tenth larger
 
 
 def main(settings: PredictSettings) -> None:
@@ -41,20 +39,27 @@ def main(settings: PredictSettings) -> None:
 
     # A camera
     if settings.webcam is not None:
-        predict_webcam(
-            predictor, settings.webcam, output / "webcam.mp4", lines_path(settings, "webcam"), settings.every
-        )
+        path = output / "webcam.mp4"
+        check_outputs([], [path, lines_path(settings, path)], settings)
+        predict_webcam(predictor, settings.webcam, path, lines_path(settings, path), settings.every)
         return
 
     # Images and videos
     sources = find_sources(settings.img_path or [example_image(predictor.trained)], output)
-    check_sources(sources, settings)
-    with writing_output():
-        output.mkdir(parents=True, exist_ok=True)
-    skipped = predict_images(predictor, [source for source in sources if not source.is_video()], settings)
-    skipped += predict_videos(predictor, [source for source in sources if source.is_video()], settings)
-    if skipped:
-        raise InputError(f"{len(skipped)} of {len(sources)} files could not be read, the first: {skipped[0].path}")
+    images = [source for source in sources if not source.is_video()]
+    videos = [source for source in sources if source.is_video()]
+    check_videos(videos, settings)
+    known = result_images(images, settings.annotation_file)
+    savers = open_savers(settings.formats, output, images, [image.id for image in known], predictor.classes)
+    drawn = [source.drawn_in(output) for source in sources]
+    lines = [lines_path(settings, video.drawn_in(output)) for video in videos]
+    check_outputs(sources, [*drawn, *lines, *(saver.path for saver in savers)], settings)
+    unreadable = predict_images(predictor, images, known, output, savers if images else [])
+    unreadable += predict_videos(predictor, videos, settings)
+    if unreadable:
+        raise InputError(
+            f"{len(unreadable)} of {len(sources)} files could not be read, the first: {unreadable[0].path}"
+        )
 
 
 def example_image(trained: TrainedModel) -> Path:
@@ -67,79 +72,42 @@ def example_image(trained: TrainedModel) -> Path:
     return dataset.image_path(best)
 
 
-def predict_images(predictor: Predictor, images: Sequence[Source], settings: PredictSettings) -> list[Source]:
-    """Draw and save what is found in each image, and print a line for each; return the unreadable ones."""
-    if not images:
-        return []
-    output = Path(settings.output_dir)
-    known = result_images(images, settings.annotation_file)
-    savers = open_savers(settings.formats, output, images, [image.id for image in known], predictor.classes)
-
-    def load(numbered: tuple[int, Source]) -> LoadedImage:
-        number, source = numbered
-        return predictor.load(source.path, known[number].size)
-
-    def finish(numbered: tuple[int, Source], found: Prediction, seconds: float) -> str:
-        number, source = numbered
-        with writing_output():
-            path = drawn_path(settings, source)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found.draw().save(path, compress_level=FAST)
-            for saver in savers:
-                saver.add(number, source, found)
-        return f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}"
-
-    skipped, done, start, stopped = [], 0, time.perf_counter(), False
-    try:
-        for outcome in predict_all(predictor, list(enumerate(images)), load, finish):
-            done += 1
-            if outcome.result is None:
-                skipped.append(outcome.item[1])
-            print(outcome.result or f"skipped: {outcome.error}", flush=True)
-    except KeyboardInterrupt:
-        stopped = True
-    seconds = time.perf_counter() - start
-    if done > 1:
-        print(f"{done} images in {seconds:.1f} s, {done / seconds:.2f} per second")
-    with writing_output():
-        for saver in savers:
-            print(saver.close(), flush=True)
-    if stopped:
-        raise RunEnded(f"stopped after {done} of {len(images)} images", INTERRUPTED)
-    return skipped
-
-
 def predict_videos(predictor: Predictor, videos: Sequence[Source], settings: PredictSettings) -> list[Source]:
     """Draw and save what is found in each video; return the unreadable and damaged ones."""
     skipped = []
     for video in videos:
-        lines = lines_path(settings, video.name)
-        error = predict_video(predictor, video, drawn_path(settings, video), lines, settings.every)
+        path = video.drawn_in(Path(settings.output_dir))
+        error = predict_video(predictor, video, path, lines_path(settings, path), settings.every)
         if error:
             skipped.append(video)
-            print(f"skipped: {error}", flush=True)
+            print(one_line(f"skipped: {error}"), flush=True)
     return skipped
 
 
-def drawn_path(settings: PredictSettings, source: Source) -> Path:
-    return Path(settings.output_dir) / f"{source.name}{'.mp4' if source.is_video() else '.png'}"
+def lines_path(settings: PredictSettings, drawn: Path) -> Path | None:
+    """The file for the JSON lines of a video; None without --save json."""
+    return drawn.with_name(f"{drawn.name.removesuffix('.mp4')}.jsonl") if settings.formats else None
 
 
-def lines_path(settings: PredictSettings, name: str) -> Path | None:
-    """Where the lines of JSON about a video go; None without --save json."""
-    return Path(settings.output_dir) / f"{name}.jsonl" if settings.formats else None
+# ---------------------------------------------------------------------------------------------------------- the checks
 
 
-def check_sources(sources: Sequence[Source], settings: PredictSettings) -> None:
-    """Raise InputError for options that have no meaning for these files, and before a file would be overwritten."""
-    video = next((source for source in sources if source.is_video()), None)
-    if video is None and settings.every > 1:
+def check_outputs(inputs: Sequence[Source], outputs: Sequence[Path | None], settings: PredictSettings) -> None:
+    """Raise InputError where a file that this command reads would be overwritten."""
+    options = (settings.weights_path, settings.annotation_file, settings.label_json_path)
+    paths = [*(source.path for source in inputs), *(Path(option) for option in options if option)]
+    with reading_input():
+        refuse_overwriting(paths, [path for path in outputs if path])
+    with writing_output():
+        Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def check_videos(videos: Sequence[Source], settings: PredictSettings) -> None:
+    """Raise InputError for options that have no meaning for these files."""
+    if videos:
+        require_json_only(settings, videos[0].path)
+    elif settings.every > 1:
         raise InputError(f"--every {settings.every} is for videos, and --img-path names none")
-    if video is not None:
-        require_json_only(settings, video.path)
-    for source in sources:
-        if drawn_path(settings, source).resolve() == source.path.resolve():
-            raise InputError(f"{source.path}: would be overwritten by its drawing; give another --output-dir")
 
 
 def check_camera(settings: PredictSettings) -> None:

@@ -14,7 +14,7 @@ any detector, and print COCO's official table. --report DIR also writes DIR/repo
 from pathlib import Path
 
 from dataset_files.atomic_files import write_atomically
-from prediction.test_time_augmentation import look_several_times
+from prediction.test_time_augmentation import with_tta
 from report.sources import report_folder, report_of_network, report_of_results
 from train_utils.data_check import match_classes
 from train_utils.distributed import is_main, process_group
@@ -54,7 +54,7 @@ def main(settings: ValidationSettings) -> None:
     # Metrics
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
-    model = look_several_times(trained.model) if settings.tta else trained.model
+    model = with_tta(trained.model) if settings.tta else trained.model
     evaluator = detect_all(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
     detections = evaluator.gathered()
     if detections is not None:  # on the main process

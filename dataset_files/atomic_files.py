@@ -1,63 +1,164 @@
-"""Write files atomically: a crash or a full disk leaves the old file or the whole new one, never a part."""
+"""Write files without losing any: whole or not at all, into new files only, and never onto a file that is read.
 
+Every writer fills a new file beside its target and then renames it. A crash or a full disk leaves the old file or the
+whole new one, and other names (hard links) of the old file keep its content.
+"""
+
+import csv
+import errno
+import io
 import os
+import re
+import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TEMPORARY = re.compile(r"\.mask-rcnn-[0-9a-f]{12}(\..*)?")  # short: the target's name may have all 255 bytes
+FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # how cells begin that spreadsheets compute
+
+
+def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Check, before anything is written, that no output replaces an input.
+
+    Args:
+        outputs: files, and folders in which files of any name are going to be written.
+
+    Raises:
+        ValueError: an input is one of the files or lies in one of the folders.
+        FileExistsError: an output is a device, a pipe or the like.
+    """
+    existing = [path for path in outputs if os.path.lexists(path)]
+    folders = {os.path.join(os.path.realpath(path), ""): path for path in existing if path.is_dir()}
+    files = {entry_of(path).casefold(): path for path in existing if not path.is_dir()}
+    for path in files.values():
+        require_replaceable(path)
+    for path in inputs if existing else ():
+        for entry in {entry_of(path), os.path.realpath(path)}:
+            file = files.get(entry.casefold())  # some file systems ignore case
+            if file is not None and (entry == entry_of(file) or os.path.samefile(entry, file)):
+                raise ValueError(f"{path}: would be overwritten by this command, which reads it; give another output")
+            folder = next((folders[start] for start in folders if entry.startswith(start)), None)
+            if folder is not None:
+                raise ValueError(f"{path}: lies in {folder}/, which this command writes to; give another output folder")
+
+
+def entry_of(path: Path) -> str:
+    """The absolute path of a directory entry: its folder without links; the entry itself may be one."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise FileExistsError for a folder, a device, a pipe and the like."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise FileExistsError(errno.EEXIST, "exists, and is not a regular file", str(path))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` once it is complete and synced to disk.
+def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file that the body writes there then replaces `path`.
 
-    If the body raises, the old file stays. The parent folder must exist.
+    The folder is created. If the body raises, the old file stays.
+
+    Args:
+        sync: whether the rename is to survive a power failure.
     """
+    require_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        yield temporary
+        put_in_place(temporary, path, sync)
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
-    sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` once it is complete; see `renaming_to`."""
+    with renaming_to(path, sync) as temporary, open(temporary, "xb") as file:
+        yield file
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, replacing an existing one."""
+    """Write a UTF-8 text file, replacing an existing one; what UTF-8 cannot hold becomes an escape such as \\udcff."""
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; an apostrophe precedes text that spreadsheets would take for a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([f"'{v}" if isinstance(v, str) and is_formula(v) else v for v in row])
+    write_atomically(path, text.getvalue())
+
+
+def is_formula(text: str) -> bool:
+    if FORMULA.match(text) is None:
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+def write_image(path: Path, image: "Image.Image", **options: Any) -> None:
+    """Write a Pillow image in the format of the path's suffix, creating its folder; `options` are those of `save`."""
+    with renaming_to(path) as temporary:
+        image.save(temporary, **options)
 
 
 def link_atomically(source: Path, path: Path) -> None:
     """Make `path` a hard link to `source`, replacing an existing file; copy where the file system has no links."""
-    temporary = temporary_path(path)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with replacing(path) as file:
-            file.write(source.read_bytes())
-        return
-    os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # os.replace leaves it where `path` is a link to the same file already
-    sync_folder(path.parent)
+    with renaming_to(path, sync=True) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def open_new(path: Path) -> TextIO:
+    """Open a text file that is read while it grows; an existing file of that name is removed, not emptied."""
+    require_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return open(path, "x", encoding="utf-8", errors="backslashreplace")
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    """Return a hidden path beside `path`, with its suffix, that no other process uses."""
+    return path.with_name(f".mask-rcnn-{uuid.uuid4().hex[:12]}{path.suffix}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync a folder so that a rename in it survives a power failure, where the file system supports that."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def put_in_place(temporary: Path, path: Path, sync: bool = False) -> None:
+    """Rename a complete temporary file, if it was written at all, to its final name."""
+    if not temporary.exists():
+        return
+    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # os.replace leaves it where both are links to one file
+    if sync:
+        with suppress(OSError):  # where the file system cannot sync folders
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -95,4 +95,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
         values = values.clip(0, 65535).astype(np.uint32)
         picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if isinstance(picture.info.get("transparency"), bytes):  # of a palette; Pillow would warn that it is dropped
+        picture = picture.copy()
+        del picture.info["transparency"]
     return picture.convert("RGB")

@@ -1,7 +1,7 @@
 """Write predictions as datasets that train.py and other tools open: COCO's layout, and labelme's for correction.
 
 Both hold the images too, as hard links where the file system permits, so that they need no space. An image that was
-turned by its EXIF tag is written anew, upright, since tools disagree on that tag.
+turned by its EXIF tag is written again, upright, since tools disagree on that tag.
 """
 
 import base64
@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dataset_files.atomic_files import link_atomically, write_atomically
+from dataset_files.atomic_files import link_atomically, write_atomically, write_image
 from dataset_files.image_files import is_image_name
 from dataset_files.rgb_images import orientation_of
 from prediction.loading import open_any_size
 from prediction.outlines import has_hole, outlines_of
-from prediction.prediction import Crop, Prediction
+from prediction.prediction import Crop, Prediction, one_line
 from prediction.sources import Source
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
@@ -32,13 +32,13 @@ class CocoSaver:
     """A COCO dataset: annotations.json, and the images in images/. Objects without any pixel are left out."""
 
     def __init__(self, folder: Path, ids: Sequence[int], classes: ClassTable):
-        self.folder, self.ids, self.classes = folder, ids, classes
+        self.path, self.ids, self.classes = folder, ids, classes
         self.images: dict[int, tuple[dict, list[dict]]] = {}
 
     def add(self, number: int, source: Source, prediction: Prediction) -> None:
         height, width = prediction.size
-        path = place_image(source, prediction.image, self.folder / "images")
-        file_name = path.relative_to(self.folder / "images").as_posix()
+        path = place_image(source, prediction.image, self.path / "images")
+        file_name = path.relative_to(self.path / "images").as_posix()
         image = {"id": self.ids[number], "file_name": file_name, "height": height, "width": width}
         self.images[number] = image, [entry for entry in annotations(prediction, self.ids[number]) if entry["area"]]
 
@@ -53,10 +53,8 @@ class CocoSaver:
                 for label, name in sorted(self.classes.names.items())
             ],
         }
-        path = self.folder / "annotations.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content))
-        return f"a COCO dataset of {len(images)} images and {len(objects)} objects in {self.folder}/"
+        write_atomically(self.path / "annotations.json", json.dumps(content))
+        return f"a COCO dataset of {len(images)} images and {len(objects)} objects in {self.path}/"
 
 
 def annotations(prediction: Prediction, image_id: int) -> list[dict]:
@@ -78,7 +76,7 @@ class LabelmeSaver:
     """
 
     def __init__(self, folder: Path, sources: Sequence[Source], classes: ClassTable):
-        self.folder, self.classes = folder, classes
+        self.path, self.classes = folder, classes
         existing = next((path for path in map(self.json_path, sources) if path.exists()), None)
         if existing is not None:
             raise InputError(
@@ -87,10 +85,10 @@ class LabelmeSaver:
             )
 
     def json_path(self, source: Source) -> Path:
-        return self.folder / f"{source.name}.json"
+        return self.path / f"{source.name}.json"
 
     def add(self, number: int, source: Source, prediction: Prediction) -> None:
-        image = place_image(source, prediction.image, self.folder)
+        image = place_image(source, prediction.image, self.path)
         height, width = prediction.size
         content: dict[str, object] = {
             "version": LABELME_VERSION,
@@ -104,10 +102,9 @@ class LabelmeSaver:
         write_atomically(self.json_path(source), json.dumps(content, indent=2, ensure_ascii=False))
 
     def close(self) -> str:
-        names = [name for _, name in sorted(self.classes.names.items())]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "labels.txt", "".join(f"{name}\n" for name in names))
-        return f"files to correct with: labelme {self.folder} --labels {self.folder / 'labels.txt'} --nodata"
+        names = [one_line(name) for _, name in sorted(self.classes.names.items())]
+        write_atomically(self.path / "labels.txt", "".join(f"{name}\n" for name in names))
+        return f"files to correct with: labelme {self.path} --labels {self.path / 'labels.txt'} --nodata"
 
 
 def shapes_of(prediction: Prediction) -> list[dict]:
@@ -118,7 +115,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
     ):
         if not crop[2].any():
             continue
-        common = {"label": name, "flags": {}, "description": f"score {score:.3f}"}
+        common = {"label": one_line(name), "flags": {}, "description": f"score {score:.3f}"}
         if has_hole(crop[2]):
             shapes.append(common | mask_shape(crop))
             continue
@@ -148,13 +145,12 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
     The file is linked or copied if it shows the pixels of `image` without being turned; else `image` is written.
     """
     with open_any_size(source.path) as stored:
-        as_it_is = orientation_of(stored) == 1 and is_image_name(source.path.name)
+        is_upright = orientation_of(stored) == 1 and is_image_name(source.path.name)
         is_jpeg = stored.format == "JPEG"
-    suffix = source.path.suffix.lower() if as_it_is else ".jpg" if is_jpeg else ".png"
+    suffix = source.path.suffix.lower() if is_upright else ".jpg" if is_jpeg else ".png"
     path = folder / f"{source.name}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if as_it_is:
+    if is_upright:
         link_atomically(source.path.resolve(), path)
     else:
-        image.save(path, quality=JPEG_QUALITY) if is_jpeg else image.save(path)
+        write_image(path, image, **({"quality": JPEG_QUALITY} if is_jpeg else {}))
     return path

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from dataset_files import rgb_images
-from dataset_files.rgb_images import PICTURE_FORMATS, as_rgb, is_turned, orientation_of, turn_upright
+from dataset_files.rgb_images import as_rgb, is_turned, orientation_of, turn_upright
 from network_files.masks.rle import MOST_PIXELS
+from train_utils.errors import warn
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 
@@ -44,15 +45,18 @@ def open_image(
 
 
 def read_file(path: Path, exif: str | None, large: bool, size: tuple[int, int] | None) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         with open_any_size(path) if large else rgb_images.open_image(path) as picture:
+            pages = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1  # a camera's: the same, smaller
+            if pages > 1:
+                warn(f"{path}: has {pages} pages or frames; only the first one is read")
             as_annotated = size is None or is_turned(picture.size, orientation_of(picture), size)
             if exif == "apply" or exif is None and as_annotated:
                 picture = turn_upright(picture)
             picture.load()
             return picture if picture.mode == "RGB" else as_rgb(picture)  # without a copy, which may be large
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: cannot be read as an image ({error}); give --tile 1024 if it is one") from error
     except Exception as error:  # a broken file makes Pillow raise anything
@@ -60,11 +64,11 @@ def read_file(path: Path, exif: str | None, large: bool, size: tuple[int, int] |
 
 
 def open_any_size(path: Path) -> Image.Image:
-    """Open an image whatever Pillow's limit against decompression bombs is, if run-length codes can hold its masks."""
+    """Open an image regardless of Pillow's limit against decompression bombs, if run-length codes fit its masks."""
     with raised_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(path, formats=PICTURE_FORMATS)
+            picture = rgb_images.open_image(path)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     if picture.width * picture.height > MOST_PIXELS:

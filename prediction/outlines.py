@@ -4,6 +4,9 @@ An outline follows the edges between pixels, and is then simplified as far as it
 but for a small share.
 """
 
+from typing import Any
+
+import contourpy
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -13,68 +16,54 @@ Points = list[list[float]]  # [[x, y], ...] in pixels of the image
 
 SIMILAR = 0.95  # IoU of a simplified outline's pixels and the mask's
 TOLERANCES = (2.0, 1.5, 1.0, 0.7, 0.4)  # pixels by which an outline may move, in the order of trying
-# Directions of an edge between pixels, clockwise: east, south, west, north.
-DX, DY = np.array([1, 0, -1, 0]), np.array([0, 1, 0, -1])
+LEVEL = 0.501  # of a mask's values 0 and 1; above a half, so that parts that only touch at a corner stay apart
 
 
 def outlines_of(crop: Crop) -> list[Points]:
     """Return a polygon per part of a mask without holes; pixels that only touch at a corner are separate parts."""
     left, top, pixels = crop
-    exact = boundaries(pixels)
+    exact = contours(pixels)
     for tolerance in TOLERANCES:
         simple = [simplified(corners, tolerance) for corners in exact]
         if min(map(len, simple)) >= 3 and similarity(simple, pixels) >= SIMILAR:
             break
     else:
         simple = exact
-    return [(corners + (left, top)).astype(float).tolist() for corners in simple]
+    return [(corners + (left, top)).tolist() for corners in simple]
 
 
 def has_hole(pixels: np.ndarray) -> bool:
     """Whether a mask, bool [h, w], encloses pixels that do not belong to it."""
-    return any(signed_area(corners) < 0 for corners in boundaries(pixels))
+    areas = [signed_area(corners) for corners in contours(pixels)]
+    return min(areas, default=0) < 0 < max(areas, default=0)
 
 
-def boundaries(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return the corners of each boundary of a mask, bool [h, w] -> int64 [P, 2] x, y each.
+def contours(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return the corners of each contour of a mask, bool [h, w] -> float64 [P, 2] x, y each, along the pixels' edges.
 
-    The mask is on the right of each edge: boundaries around a part run clockwise, those around a hole the other way.
+    Those around holes run the other way than those around parts.
     """
-    padded = np.pad(pixels, 1)
-    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    begins = np.stack((se & ~ne, sw & ~se, nw & ~sw, ne & ~nw))  # [4, h + 1, w + 1]: an edge begins at this corner
-    direction, y, x = np.nonzero(begins)
-    number = np.full(begins.shape, -1)
-    number[direction, y, x] = np.arange(len(direction))
-    end = y + DY[direction], x + DX[direction]
-    # A turn to the right, where possible, keeps parts apart that only touch at a corner.
-    right, onward, left = (number[((direction + turn) % 4, *end)] for turn in (1, 0, 3))
-    following = np.where(right >= 0, right, np.where(onward >= 0, onward, left)).tolist()
-
-    found, seen = [], bytearray(len(following))
-    for first in range(len(following)):
-        if seen[first]:
-            continue
-        cycle, edge = [], first
-        while not seen[edge]:
-            seen[edge] = 1
-            cycle.append(edge)
-            edge = following[edge]
-        turns = direction[cycle] != direction[np.roll(cycle, 1)]
-        found.append(np.stack((x[cycle], y[cycle]), axis=1)[turns])
+    values = np.pad(pixels, 1).repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
+    lines: Any = contourpy.contour_generator(z=values, line_type="Separate").lines(LEVEL)
+    found = []
+    for line in lines:
+        corners = np.rint((line - 1.5) / 2)  # contourpy cuts the corners, by less than half of a doubled pixel
+        corners = corners[1:][(np.diff(corners, axis=0) != 0).any(axis=1)]
+        steps = corners - np.roll(corners, 1, axis=0)
+        found.append(corners[(steps != np.roll(steps, -1, axis=0)).any(axis=1)])
     return found
 
 
 def signed_area(corners: np.ndarray) -> float:
-    """Twice the area of a polygon [P, 2], positive if it runs clockwise in an image."""
+    """The area of a polygon [P, 2], positive if it runs clockwise in an image."""
     (x, y), (next_x, next_y) = corners.T, np.roll(corners, -1, axis=0).T
-    return float((x * next_y - next_x * y).sum())
+    return float((x * next_y - next_x * y).sum() / 2)
 
 
 def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
     """Leave out corners of a closed polygon that lie within `tolerance` of the rest (Douglas and Peucker, 1973)."""
     far = int(((corners - corners[0]) ** 2).sum(axis=1).argmax())
-    closed = np.concatenate((corners, corners[:1])).astype(float)
+    closed = np.concatenate((corners, corners[:1]))
     kept = np.zeros(len(closed), dtype=bool)
     kept[[0, far, -1]] = True
     waiting = [(0, far), (far, len(corners))]
@@ -102,6 +91,6 @@ def distances_to(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> np.n
 
 def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:
     """IoU of the pixels that outlines cover and a mask, bool [h, w], in whose frame they are."""
-    polygons = [corners.reshape(-1).astype(float).tolist() for corners in outlines]
+    polygons = [corners.reshape(-1).tolist() for corners in outlines]
     covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *pixels.shape))).astype(bool)
     return float((covered & pixels).sum() / (covered | pixels).sum())

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from network_files.masks.paste import encode_masks
 from prediction.loading import ImageLike, open_image
+from prediction.pipeline import THREADS
 from prediction.prediction import Prediction
-from prediction.test_time_augmentation import look_several_times
+from prediction.test_time_augmentation import with_tta
 from prediction.tiles import Tile, TileDetections, merge_tiles, tiles_of
 from train_utils.errors import InputError
 from train_utils.evaluation import ready_for_inference
@@ -92,7 +93,7 @@ class Predictor:
         self.trained = trained
         self.classes = trained.classes
         self.device, self.precision = trained.device, trained.precision
-        model = look_several_times(trained.model) if settings.tta else trained.model
+        model = with_tta(trained.model) if settings.tta else trained.model
         self.network = ready_for_inference(model, trained.precision)
         self.continuous_paste = trained.model.continuous_paste
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
@@ -134,6 +135,11 @@ class Predictor:
     def images_per_step(self) -> int:
         """The number of images to load before a step; one that is tiled fills steps by itself."""
         return 1 if self.tile else self.batch_size
+
+    @property
+    def images_ahead(self) -> int:
+        """The number of images to load ahead of the network; those that are tiled are large."""
+        return 2 if self.tile else self.batch_size + THREADS
 
     def predict_together(self, images: Sequence[ImageLike]) -> list[Prediction]:
         loaded = [self.load(image) for image in images]
@@ -205,7 +211,7 @@ class Predictor:
 
 def to_pixels(image: Image.Image) -> Tensor:
     """RGB image -> uint8 [3, H, W], by NumPy: each thread that copies with torch would start threads of its own."""
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def check_options(settings: PredictorSettings) -> None:

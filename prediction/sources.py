@@ -1,11 +1,13 @@
 """Find what to predict: files, folders and patterns in, images and videos with a unique name for their outputs out."""
 
 import glob
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dataset_files.image_files import images_below, is_image_name
+from dataset_files.whole_ids import value_of
 from train_utils.errors import InputError, reading_input
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
@@ -29,6 +31,10 @@ class Source:
 
     def is_video(self) -> bool:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    def drawn_in(self, folder: Path) -> Path:
+        """Where the drawn image or video goes."""
+        return folder / f"{self.name}{'.mp4' if self.is_video() else '.png'}"
 
 
 def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Source]:
@@ -61,7 +67,8 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
             raise InputError(f"{text}: no image or video fits this pattern (--img-path)")
         yield from ((file, below(fixed_part(text), file)) for file in fitting)
     else:
-        raise InputError(f"{path}: no such file or folder (--img-path)")
+        what = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise InputError(f"{path}: {what} (--img-path)")
 
 
 def images_in(folder: Path, output_folder: Path) -> list[Path]:
@@ -105,7 +112,7 @@ def below(folder: Path, file: Path) -> str:
 
 
 def unique_names(file_names: Iterable[str]) -> list[str]:
-    """Names without suffix, numbered where several are the same but for case and suffix."""
+    """Names without suffix, numbered where several are the same but for suffix, case and Unicode form."""
     names, taken = [], set()
     for file_name in file_names:
         path = PurePosixPath(file_name)
@@ -114,9 +121,9 @@ def unique_names(file_names: Iterable[str]) -> list[str]:
             folders[0] = f"{folders[0]}_images"
         wanted = "/".join([*folders, path.stem])
         name, number = wanted, 2
-        while name.lower() in taken:
+        while (form := unicodedata.normalize("NFC", name).casefold()) in taken:
             name, number = f"{wanted}_{number}", number + 1
-        taken.add(name.lower())
+        taken.add(form)
         names.append(name)
     return names
 
@@ -154,9 +161,10 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
             twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
             raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
         return images
-    stems = [source.path.stem for source in sources]
-    if all(stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return [ResultImage(int(stem)) for stem in stems]
+    numbers = [value_of(source.path.stem) for source in sources]
+    ids = [number for number in numbers if number is not None and number >= 0]
+    if len(set(ids)) == len(sources):
+        return [ResultImage(number) for number in ids]
     return [ResultImage(number) for number in range(1, len(sources) + 1)]
 
 

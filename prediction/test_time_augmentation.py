@@ -22,7 +22,7 @@ from network_files.roi_align import SharedPyramid
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
 
 
-def look_several_times(model: MaskRCNN) -> MaskRCNN:
+def with_tta(model: MaskRCNN) -> MaskRCNN:
     """`TestTimeAugmentation` of a network, in evaluation a stand-in for the network itself."""
     return cast(MaskRCNN, TestTimeAugmentation(model))
 

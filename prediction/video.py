@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset_files.atomic_files import open_new, renaming_to
 from prediction.pipeline import predict_all
-from prediction.prediction import Prediction
+from prediction.prediction import Prediction, one_line
 from prediction.predictor import LoadedImage, Predictor
 from prediction.sources import Source
 from train_utils.errors import INTERRUPTED, InputError, RunEnded, writing_output
@@ -22,6 +23,8 @@ from train_utils.errors import INTERRUPTED, InputError, RunEnded, writing_output
 ENCODER = {"preset": "veryfast", "crf": "20"}
 BT601, LIMITED_RANGE = 6, 1  # how PyAV converts from RGB; players of untagged files may assume BT.709
 USUAL_RATE = Fraction(25)  # frames per second, of a file that does not say
+CLOCK_RESET = 1  # seconds by which times must jump back to count as a new clock, not as frames out of order
+SLACK = 0.02  # share of a video's frames or duration that may be missing: files state both imprecisely
 
 
 @dataclass
@@ -55,7 +58,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
         every: 1 for all frames, N for each N-th one; the others are left out.
 
     Returns:
-        What is wrong with the video's file; "" if nothing is.
+        What is wrong with the video's file; "" if nothing is. What can be read of a damaged one is predicted.
 
     Raises:
         InputError: PyAV is missing, or the output cannot be written.
@@ -73,9 +76,12 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
     def finish(frame: Frame, found: Prediction, seconds: float) -> tuple[Image.Image, Prediction]:
         return found.draw(enlarge=False), found
 
-    written, objects, start, stopped = 0, 0, time.perf_counter(), False
+    written, objects, start, stopped, failure = 0, 0, time.perf_counter(), False, None
     bar = tqdm(total=video.length, desc=source.file_name, unit=" frames")
-    with writing_output(), FrameLines(json_path) as lines, VideoWriter(av, path, video) as drawn, bar:
+    with (
+        writing_output(), FrameLines(json_path) as lines, renaming_to(path) as temporary,
+        VideoWriter(av, temporary, video) as drawn, bar,
+    ):  # fmt: skip
         try:
             for outcome in predict_all(predictor, video.frames(), load, finish):
                 if outcome.result is None:
@@ -87,12 +93,14 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
                 bar.update()
         except KeyboardInterrupt:
             stopped = True
+        except Exception as error:  # raised below, once both files are complete
+            failure = error
+    if failure is not None:
+        raise failure
     seconds = time.perf_counter() - start
-    print(
-        f"{source.path}: {objects} found in {written} frames in {seconds:.1f} s ({written / seconds:.2f} frames per "
-        f"second), drawn in {path}",
-        flush=True,
-    )
+    if written:
+        speed = f"{seconds:.1f} s ({written / seconds:.2f} frames per second)"
+        print(one_line(f"{source.path}: {objects} found in {written} frames in {speed}, drawn in {path}"), flush=True)
     if stopped:
         raise RunEnded(f"stopped: {path} holds the first {written} frames", INTERRUPTED)
     return video.error
@@ -112,8 +120,8 @@ class VideoReader:
     Attributes:
         time_base: seconds per unit of `Frame.pts`.
         rate: mean frames per second of what is read.
-        length: number of frames that are read, if the file says how many it has.
-        error: why reading ended before the end, if it did.
+        length: number of frames to read, if the file states how many it has.
+        error: what turned out to be wrong with the file once it has been read.
     """
 
     def __init__(self, av: ModuleType, path: Path, every: int):
@@ -126,28 +134,56 @@ class VideoReader:
         rate = self.stream.average_rate or self.stream.guessed_rate or USUAL_RATE
         self.rate = Fraction(rate) / every
         self.time_base = Fraction(self.stream.time_base or 1 / rate)
-        self.length = -(-self.stream.frames // every) or None
+        if self.stream.duration:
+            self.seconds = float(self.stream.duration * self.time_base)
+        else:
+            self.seconds = (self.container.duration or 0) / self.av.time_base
+        # A file may hold more frames than it shows, as editors on phones only hide what they cut off.
+        shown = round(self.seconds * float(rate)) if self.seconds else self.stream.frames
+        self.stated = min(self.stream.frames, shown)
+        self.length = -(-self.stated // every) or None
         self.error = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Every so many-th frame; times increase, also where the file has none."""
-        last, number, matrix = -1, -1, (1, 0, 0, 1)
+        """Yield every `every`-th frame; times increase, also where the file has none or its clock starts again."""
+        number, first, last, shift, matrix = -1, 0, -1, 0, (1, 0, 0, 1)
+        mean = step = max(1, round(1 / (self.rate * self.every) / self.time_base))
+        for number, picture in enumerate(self.pictures()):
+            matrix = display_matrix(picture) or matrix
+            time = number * mean if picture.pts is None else picture.pts + shift
+            if number == 0:
+                first = time
+            elif time < last - CLOCK_RESET / self.time_base:
+                shift, time = shift + last + step - time, last + step
+            else:
+                time = max(time, last + 1)
+                step = time - last
+            last = time
+            if number % self.every == 0:
+                yield Frame(number, time, picture, matrix)
+        self.container.close()
+        self.error = self.error or self.shortfall(number + 1, float((last + mean - first) * self.time_base))
+
+    def pictures(self) -> Iterator[Any]:
+        """Decode the frames; one that is damaged is left out."""
         try:
-            for number, picture in enumerate(self.container.decode(self.stream)):
-                matrix = display_matrix(picture) or matrix
-                if number % self.every:
+            for packet in self.container.demux(self.stream):
+                try:
+                    yield from packet.decode()
+                except self.av.error.InvalidDataError:
                     continue
-                pts = picture.pts
-                if pts is None:
-                    pts = round(number / (self.rate * self.every) / self.time_base)
-                last = pts if number == 0 else max(pts, last + 1)
-                yield Frame(number, last, picture, matrix)
         except self.av.FFmpegError as error:
-            self.error = f"{self.path}: is damaged after {number + 1} frames ({error})"
-        finally:
-            self.container.close()
-        if number < 0 and not self.error:
-            self.error = f"{self.path}: holds no frame"
+            self.error = f"{self.path}: is damaged ({error})"
+
+    def shortfall(self, frames: int, seconds: float) -> str:
+        """What the file states but does not hold; "" if nothing."""
+        if frames == 0:
+            return f"{self.path}: holds no frame that can be read"
+        if frames < (1 - SLACK) * self.stated - 1:
+            return f"{self.path}: is damaged or cut off: {frames} of {self.stated} frames could be read"
+        if seconds < (1 - SLACK) * self.seconds - 0.5:
+            return f"{self.path}: is damaged or cut off: {seconds:.1f} of {self.seconds:.1f} seconds could be read"
+        return ""
 
 
 def display_matrix(picture: Any) -> tuple[int, int, int, int] | None:
@@ -170,31 +206,30 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 class VideoWriter:
     """Context that writes an H.264 video with the times of another one; odd sides get one more row or column.
 
+    Without a frame, no file is written.
+
     Args:
         like: gives time base and rate.
     """
 
     def __init__(self, av: ModuleType, path: Path, like: VideoReader):
         self.av, self.path, self.like = av, path, like
-        self.stream: Any = None
+        self.container: Any = None
 
     def __enter__(self) -> "VideoWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.container = self.av.open(str(self.path), "w")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
+        if self.container is not None:
             self.container.mux(self.stream.encode(None))
-        self.container.close()
-        if self.stream is None:
-            self.path.unlink(missing_ok=True)
+            self.container.close()
 
     def write(self, image: Image.Image, pts: int) -> None:
         """Append a frame at a time in units of the time base."""
         pixels = np.asarray(image)
         pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
-        if self.stream is None:
+        if self.container is None:
+            self.container = self.av.open(str(self.path), "w")
             self.stream = self.container.add_stream("libx264", rate=self.like.rate, options=ENCODER)
             self.stream.height, self.stream.width = pixels.shape[:2]
             self.stream.pix_fmt = "yuv420p"
@@ -221,8 +256,7 @@ class FrameLines:
 
     def __enter__(self) -> "FrameLines":
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w", encoding="utf-8")
+            self.file = open_new(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:

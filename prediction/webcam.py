@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_files.atomic_files import renaming_to
 from prediction.predictor import Predictor
 from prediction.video import FrameLines
 from train_utils.errors import InputError, warn, writing_output
@@ -23,7 +24,7 @@ def predict_webcam(predictor: Predictor, number: int, path: Path, json_path: Pat
         number: of the camera, from 0.
         path: of the recording.
         json_path: where a line of JSON per predicted frame goes, if anywhere.
-        every: predict each so many-th frame that the camera gives.
+        every: predict every n-th frame that the camera gives.
 
     Raises:
         InputError: OpenCV is missing, or there is no such camera.
@@ -32,10 +33,12 @@ def predict_webcam(predictor: Predictor, number: int, path: Path, json_path: Pat
     camera = cv2.VideoCapture(number)
     if not camera.isOpened():
         raise InputError(f"--webcam {number}: there is no such camera, or another program uses it")
-    path.parent.mkdir(parents=True, exist_ok=True)
     predicted, start = 0, time.perf_counter()
     screen = Screen(cv2)
-    with writing_output(), FrameLines(json_path) as lines, Recording(cv2, path) as recording:
+    with (
+        writing_output(), FrameLines(json_path) as lines, renaming_to(path) as temporary,
+        Recording(cv2, temporary) as recording,
+    ):  # fmt: skip
         try:
             while (pixels := next_frame(camera, every)) is not None:
                 seconds = time.perf_counter() - start

@@ -9,7 +9,6 @@ Needs numpy, Pillow and onnxruntime; with matplotlib, labels are drawn in the fo
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +18,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from network_files.masks.paste_numpy import encode_masks  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
+from network_files.masks.paste_numpy import encode_masks  # noqa: E402
 from prediction.loading import open_image  # noqa: E402
+from prediction.pipeline import THREADS, predict_images  # noqa: E402
 from prediction.prediction import Prediction  # noqa: E402
-from prediction.results_saver import ResultsSaver  # noqa: E402
-from prediction.sources import Source, find_sources, result_images  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, writing_output  # noqa: E402
+from prediction.savers import ResultsSaver  # noqa: E402
+from prediction.sources import find_sources, result_images  # noqa: E402
+from train_utils.errors import InputError, one_line_errors, reading_input, writing_output  # noqa: E402
 from train_utils.option_parsing import positive  # noqa: E402
 
 if TYPE_CHECKING:
@@ -35,12 +36,18 @@ def main(args: argparse.Namespace) -> None:
     model = open_model(args.model, args.threads)
     output = Path(args.output_dir)
     images = find_sources(args.images, output)
-    videos = [image.path for image in images if image.is_video()]
-    if videos:
-        raise InputError(f"{videos[0]}: is a video, which only predict.py reads")
+    video = next((image.path for image in images if image.is_video()), None)
+    if video is not None:
+        raise InputError(f"{video}: is a video, which only predict.py reads")
+    known = result_images(images)
+    savers = [ResultsSaver(output / "predictions.json", [image.id for image in known])] if args.save_json else []
+    with reading_input():
+        inputs = [Path(args.model), *(image.path for image in images)]
+        refuse_overwriting(inputs, [*(image.drawn_in(output) for image in images), *(saver.path for saver in savers)])
     with writing_output():
         output.mkdir(parents=True, exist_ok=True)
-    skipped = predict_images(model, images, args, output)
+    steps = OnnxSteps(model, args.box_thresh, args.mask_thresh)
+    skipped = predict_images(steps, images, known, output, savers)
     if skipped:
         raise InputError(f"{len(skipped)} of {len(images)} files could not be read, the first: {skipped[0].path}")
 
@@ -55,54 +62,31 @@ def open_model(path: str, threads: int | None) -> "OnnxModel":
     return OnnxModel(path, threads)
 
 
-def predict_images(
-    model: "OnnxModel", images: Sequence[Source], args: argparse.Namespace, output: Path
-) -> list[Source]:
-    """Draw and save what is found in each image, and print a line for each; return the unreadable ones."""
-    ids = [image.id for image in result_images(images)]
-    saver = ResultsSaver(output / "predictions.json", ids) if args.save_json else None
-    skipped = []
-    for number, source in enumerate(images):
-        try:
-            image = open_image(source.path, model.description.exif)
-        except ValueError as error:
-            skipped.append(source)
-            print(f"skipped: {error}", flush=True)
-            continue
-        started = time.perf_counter()
-        found = predict(model, image, args.box_thresh, args.mask_thresh)
-        seconds = time.perf_counter() - started
-        path = output / f"{source.name}.png"
-        with writing_output():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found.draw().save(path)
-        if saver is not None:
-            saver.add(number, source, found)
-        print(f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}", flush=True)
-    if saver is not None:
-        with writing_output():
-            print(saver.close())
-    return skipped
+class OnnxSteps:
+    """The steps of a prediction with an exported network, for `predict_images`."""
 
+    images_per_step = 1
+    images_ahead = 1 + THREADS
 
-def predict(model: "OnnxModel", image: Image.Image, box_thresh: float, mask_thresh: float) -> Prediction:
-    """Find the objects in an RGB image that score at least `box_thresh` and have a class."""
-    found = model.detect(np.asarray(image))
-    names, category_ids = model.description.names, model.description.category_ids
-    named = np.array([label in category_ids for label in found["labels"].tolist()], dtype=bool)
-    keep = named & (found["scores"] >= box_thresh)
-    boxes, labels, scores, probs = (found[name][keep] for name in ("boxes", "labels", "scores", "masks"))
-    size = (image.height, image.width)
-    codes = encode_masks(probs, boxes, size, mask_thresh, model.description.continuous_paste)
-    return Prediction(
-        image,
-        boxes,
-        labels,
-        [names[label] for label in labels.tolist()],
-        scores,
-        codes,
-        [category_ids[label] for label in labels.tolist()],
-    )
+    def __init__(self, model: "OnnxModel", box_thresh: float, mask_thresh: float):
+        self.model, self.box_thresh, self.mask_thresh = model, box_thresh, mask_thresh
+
+    def load(self, image: Path, size: tuple[int, int] | None = None) -> Image.Image:
+        return open_image(image, self.model.description.exif, size=size)
+
+    def find(self, images: Sequence[Image.Image]) -> list[dict[str, np.ndarray]]:
+        return [self.model.detect(np.asarray(image)) for image in images]
+
+    def describe(self, image: Image.Image, found: dict[str, np.ndarray]) -> Prediction:
+        """Keep what scores at least `box_thresh` and has a class."""
+        about = self.model.description
+        named = np.array([label in about.category_ids for label in found["labels"].tolist()], dtype=bool)
+        keep = named & (found["scores"] >= self.box_thresh)
+        boxes, labels, scores, probs = (found[name][keep] for name in ("boxes", "labels", "scores", "masks"))
+        codes = encode_masks(probs, boxes, (image.height, image.width), self.mask_thresh, about.continuous_paste)
+        names = [about.names[label] for label in labels.tolist()]
+        ids = [about.category_ids[label] for label in labels.tolist()]
+        return Prediction(image, boxes, labels, names, scores, codes, ids)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Errors of the program itself keep their traceback and exit with status 1.
 """
 
+import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ STOPPED = 3  # by a signal; a checkpoint was written
 NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before them was written
 LOST_PROCESS = 5  # another process of the run died or hung
 INTERRUPTED = 130  # Ctrl-C twice: at once, without a checkpoint
+BROKEN_PIPE = 141  # the reader of stdout has gone, as after `| head`; a shell's status of a program that SIGPIPE ends
 
 
 class InputError(Exception):
@@ -28,21 +31,54 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status."""
+    """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
+
+    A reader of stdout that has gone ends the script without a message.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may not fit the encoding
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            flush_stdout()
+            raise
+        flush_stdout()
     except InputError as error:
         message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker puts its traceback before it
         leave(f"error: {message}", WRONG_INPUT)
     except RunEnded as end:
         leave(str(end), end.status)
     except KeyboardInterrupt:
-        leave("stopped at once, without a checkpoint", INTERRUPTED)
+        leave("stopped at once", INTERRUPTED)
+    except OSError as error:
+        if stdout_works():
+            raise
+        if isinstance(error, BrokenPipeError):
+            leave("", BROKEN_PIPE)
+        leave(f"error: cannot write to stdout ({error})", WRONG_INPUT)
 
 
 def leave(message: str, status: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    if message:
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    stdout_works()
     sys.exit(status)
+
+
+def flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def stdout_works() -> bool:
+    """Whether what was printed could be written; if not, drop it, or Python would try again when it exits."""
+    try:
+        flush_stdout()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def warn(message: str) -> None:
@@ -62,6 +98,8 @@ def reading_input() -> Iterator[None]:
     """Context for reading user input: turn the ValueError or OSError of a reader into an InputError."""
     try:
         yield
+    except BrokenPipeError:  # of stdout
+        raise
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
 
@@ -71,5 +109,7 @@ def writing_output() -> Iterator[None]:
     """Context for writing results: turn an OSError, such as a full disk, into an InputError."""
     try:
         yield
+    except BrokenPipeError:  # of stdout
+        raise
     except OSError as error:
         raise InputError(f"cannot write {error.filename or 'the output'}: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
 """A weight file of a thin network that finds a hundred things of three classes in any image, in milliseconds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def thin_networks() -> Iterator[None]:
         yield
 
 
-def write_thin_weights(path: Path) -> Path:
+def write_thin_weights(path: Path, names: Mapping[int, str] = NAMES) -> Path:
     """Write random weights whose scores and masks vary with the image; to be called within `thin_networks`."""
     torch.manual_seed(3)
     model = thin_model(CONFIG)
@@ -36,7 +36,7 @@ def write_thin_weights(path: Path) -> Path:
     torch.nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=1.0)
     torch.nn.init.constant_(heads.mask_predictor.mask_fcn_logits.bias, 0.5)
     content = {"model": model.state_dict(), "model_config": CONFIG.to_plain(), "args": {}}
-    torch.save(content | {"class_names": NAMES, "category_ids": CATEGORY_IDS}, path)
+    torch.save(content | {"class_names": dict(names), "category_ids": CATEGORY_IDS}, path)
     return path
 
 

@@ -12,12 +12,14 @@ QUARTER_TURN = (0, 1, 0, -1, 0, 0, 0, 0)  # display matrix a, b, u, c, d, v, x, 
 SMALLEST = 1 << 16  # 1.0 in the matrix, but for its last entry
 
 
-def write_clip(path: Path, images: Sequence[Image.Image], times: Sequence[int], time_base: Fraction) -> None:
-    """Write images as MPEG-4, which permits odd sizes, at times in units of `time_base`."""
+def write_clip(
+    path: Path, images: Sequence[Image.Image], times: Sequence[int], time_base: Fraction, codec: str = "mpeg4"
+) -> None:
+    """Write images, as MPEG-4, which permits odd sizes, at times in units of `time_base`."""
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
+        stream = container.add_stream(codec, rate=25)
         stream.width, stream.height = images[0].size
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 2_000_000
@@ -27,6 +29,21 @@ def write_clip(path: Path, images: Sequence[Image.Image], times: Sequence[int], 
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def cut_clip(path: Path, images: Sequence[Image.Image], format: str, keep: float) -> None:
+    """Write images as a video whose header comes first, and cut the file off."""
+    import av
+
+    with av.open(str(path), "w", format=format, options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
 
 
 def set_display_matrix(path: Path, matrix: Sequence[int]) -> None:

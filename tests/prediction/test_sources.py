@@ -82,6 +82,7 @@ def test_nothing_to_predict_is_refused_by_name(folder: Path) -> None:
 def test_equal_names_are_numbered_whatever_case_and_suffix() -> None:
     names = unique_names(["a.jpg", "A.png", "b/a.jpg", "a.jpg", "a_2.jpg", "Masks/a.jpg", "coco/x.png"])
     assert names == ["a", "A_2", "b/a", "a_3", "a_2_2", "Masks_images/a", "coco_images/x"]
+    assert unique_names(["caf\u00e9.jpg", "cafe\u0301.jpg"]) == ["caf\u00e9", "cafe\u0301_2"]
 
 
 def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path) -> None:
@@ -92,6 +93,12 @@ def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path
         (folder / "n" / name).touch()
     numbered = find_sources(["n"], Path("out"))
     assert ids_of(numbered[:2]) == [12, 7] and ids_of(numbered) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stem", ["\u00b2", "12345678901234567890123", "-3", "\u0663"])
+def test_a_name_that_is_no_id_numbers_all_images(stem: str) -> None:
+    sources = [Source(Path(f"{name}.jpg"), f"{name}.jpg", name) for name in ("7", stem)]
+    assert ids_of(sources) == [1, 2] and ids_of(sources[:1]) == [7]
 
 
 def test_ids_are_looked_up_by_whole_name_and_else_by_base_name(folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tests.helpers.commands import Outcome, assert_refused, run, succeeded
 from tests.helpers.faults import ThinNetwork
 from tests.helpers.forked import start, wait_until
 from tests.helpers.thin_weights import noise_image, thin_networks, write_thin_weights
-from tests.helpers.video_clips import QUARTER_TURN, frames_of, set_display_matrix, write_clip
+from tests.helpers.video_clips import QUARTER_TURN, cut_clip, frames_of, set_display_matrix, write_clip
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
@@ -27,6 +29,7 @@ FRAMES = 23
 TIMES = np.cumsum([0, *np.random.default_rng(0).integers(8, 90, FRAMES - 1)]).tolist()  # in 1/600 s
 UNIT = Fraction(1, 600)
 WORDS = ["--device", "cpu", "--weights-path", "thin.pth", "--box-thresh", "0.3"]
+FAST = [*WORDS, "--box-thresh", "0.999"]  # nothing to draw
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,94 @@ def test_a_video_that_cannot_be_read_is_named(lab: Path) -> None:
     outcome = run(lab, "predict.py", *WORDS, "--img-path", "none.mp4", "clip.mp4", "--every", "20")
     assert_refused_after_progress(outcome, "1 of 2 files could not be read, the first: none.mp4")
     assert "skipped: none.mp4: cannot be read as a video" in outcome.out and "clip.mp4: " in outcome.out
+
+
+def test_a_cut_video_is_named_with_the_frames_that_it_states_and_holds(lab: Path) -> None:
+    cut_clip(lab / "cut.mp4", [noise_image(k, SIZE) for k in range(40)], "mp4", keep=0.5)
+    outcome = run(lab, "predict.py", *FAST, "--img-path", "cut.mp4", "--output-dir", "cut")
+    assert_refused_after_progress(outcome, "1 of 1 files could not be read")
+    read = len(frames_of(lab / "cut" / "cut.mp4")[0])
+    assert 10 < read < 30 and f"cut.mp4: is damaged or cut off: {read} of 40 frames could be read" in outcome.out
+
+
+def test_a_cut_video_that_states_no_frames_is_named_with_both_durations(lab: Path) -> None:
+    cut_clip(lab / "cut.mkv", [noise_image(k, SIZE) for k in range(40)], "matroska", keep=0.5)
+    outcome = run(lab, "predict.py", *FAST, "--img-path", "cut.mkv", "--output-dir", "cut")
+    assert_refused_after_progress(outcome, "1 of 1 files could not be read")
+    assert re.search(r"cut.mkv: is damaged or cut off: [01]\.\d of 1\.6 seconds could be read", outcome.out)
+
+
+def test_a_video_without_a_readable_frame_is_not_said_to_be_drawn(lab: Path) -> None:
+    cut_clip(lab / "head.mkv", [noise_image(k, SIZE) for k in range(40)], "matroska", keep=0.02)
+    outcome = run(lab, "predict.py", *FAST, "--img-path", "head.mkv", "--output-dir", "head", "--save", "json")
+    assert_refused_after_progress(outcome, "1 of 1 files could not be read")
+    assert "drawn in" not in outcome.out and "holds no frame" in outcome.out
+    assert not (lab / "head" / "head.mp4").exists()
+
+
+def open_untouched(path: Path) -> Any:
+    """A file for packets, with an edit list that hides those before time 0."""
+    import av
+
+    return av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"})
+
+
+def test_frames_that_only_an_edit_list_hides_are_not_missing(lab: Path) -> None:
+    """Phones cut the beginning off a video in this way; the file then states more frames than it shows."""
+    import av
+
+    write_clip(lab / "whole.mp4", [noise_image(k, (96, 64)) for k in range(40)], range(40), Fraction(1, 25), "libx264")
+    with av.open(str(lab / "whole.mp4")) as given, open_untouched(lab / "trimmed.mp4") as written:
+        stream = given.streams.video[0]
+        cut = int(1 / stream.time_base)
+        copy = written.add_stream_from_template(stream)
+        for packet in given.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - cut, packet.dts - cut, copy
+                written.mux(packet)
+    with av.open(str(lab / "trimmed.mp4")) as container:
+        assert container.streams.video[0].frames == 40
+    succeeded(run(lab, "predict.py", *FAST, "--img-path", "trimmed.mp4", "--output-dir", "trimmed"))
+    assert 0 < len(frames_of(lab / "trimmed" / "trimmed.mp4")[0]) <= 20
+
+
+def test_a_clock_that_jumps_back_goes_on_from_where_it_was(lab: Path) -> None:
+    """As when streams are put behind one another; times are 0, 0.2, ..., 2.2 s, twice."""
+    content = b""
+    for name in ("one.ts", "other.ts"):
+        images = [noise_image(k, (96, 64)) for k in range(12)]
+        write_clip(lab / name, images, [120 * k for k in range(12)], UNIT, "libx264")
+        content += (lab / name).read_bytes()
+    (lab / "jump.ts").write_bytes(content)
+    succeeded(run(lab, "predict.py", *FAST, "--img-path", "jump.ts", "--output-dir", "jump"))
+    times, _ = frames_of(lab / "jump" / "jump.mp4")
+    steps = np.diff([float(time) for time in times])
+    assert len(times) == 24 and steps == pytest.approx(0.2, abs=0.17)
+    assert sum(steps) == pytest.approx(23 * 0.2, abs=0.4)
+
+
+def test_an_error_of_the_program_leaves_the_frames_before_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, calls = Predictor.find, []
+
+    def failing(self, images):
+        calls.append(images)
+        if len(calls) > 5:
+            raise ZeroDivisionError("in the sixth frame")
+        return find(self, images)
+
+    monkeypatch.setattr(Predictor, "find", failing)
+    words = ["--img-path", "clip.mp4", "--output-dir", "failed", "--save", "json", "-b", "1"]
+    outcome = run(lab, "predict.py", *WORDS, *words)
+    assert outcome.code == 1 and "in the sixth frame" in outcome.err
+    assert 0 < len(frames_of(lab / "failed" / "clip.mp4")[0]) == len(lines(lab / "failed" / "clip.jsonl")) <= 5
+
+
+def test_the_second_of_two_videos_of_one_stem_does_not_get_the_firsts_drawing(lab: Path) -> None:
+    (lab / "stems").mkdir()
+    for name in ("clip.mkv", "clip.mp4"):
+        (lab / "stems" / name).write_bytes((lab / "clip.mp4").read_bytes())
+    words = ["--img-path", "stems/clip.mkv", "stems/clip.mp4", "--output-dir", "stems"]
+    assert_refused(run(lab, "predict.py", *WORDS, *words), "clip.mp4: would be overwritten")
 
 
 def assert_refused_after_progress(outcome: Outcome, words: str) -> None:
