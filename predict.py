@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_files.atomic_files import refuse_overwriting
+from dataset_files.problems import printable
 from prediction.pipeline import predict_images
-from prediction.prediction import one_line
 from prediction.predictor import Predictor
 from prediction.savers import open_savers
 from prediction.sources import Source, find_sources, result_images
@@ -80,7 +80,7 @@ def predict_videos(predictor: Predictor, videos: Sequence[Source], settings: Pre
         error = predict_video(predictor, video, path, lines_path(settings, path), settings.every)
         if error:
             skipped.append(video)
-            print(one_line(f"skipped: {error}"), flush=True)
+            print(printable(f"skipped: {error}"), flush=True)
     return skipped
 
 

@@ -81,7 +81,7 @@ def main(settings: TrainSettings) -> None:
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "processes": world_size(), "held_out": held_out_images(train_set, val_set)}
     if settings.show_batch:
-        return write_batch_sheet(train_loader, settings, classes.names)
+        return write_batch_sheet(train_loader, train_set, settings, classes.names)
 
     # Model
     with reading_input():

@@ -13,7 +13,7 @@ any detector, and print COCO's official table. --report DIR also writes DIR/repo
 
 from pathlib import Path
 
-from dataset_files.atomic_files import write_atomically
+from dataset_files.atomic_files import refuse_overwriting, write_atomically
 from prediction.test_time_augmentation import with_tta
 from report.sources import report_folder, report_of_network, report_of_results
 from train_utils.data_check import match_classes
@@ -39,9 +39,12 @@ def main(settings: ValidationSettings) -> None:
         report_folder(settings)  # before the evaluation, which takes long
     trained = open_trained_model(settings)
     path, classes = trained.path, trained.classes
+    record = Path(settings.output_dir or path.parent) / "record_mAP.txt"
 
     # Data
     dataset = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
+    with reading_input():
+        refuse_overwriting([path, dataset.source], [record])
     if "category_ids" not in trained.content:  # then the labels are taken to be the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
@@ -62,11 +65,9 @@ def main(settings: ValidationSettings) -> None:
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += tables(metrics) + "\n"
         print(text, end="")
-        folder = Path(settings.output_dir) if settings.output_dir else path.parent
         with reading_input():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "record_mAP.txt", text)
-        print(f"written to {folder / 'record_mAP.txt'}")
+            write_atomically(record, text)
+        print(f"written to {record}")
         if settings.report:
             print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
 

@@ -1,6 +1,6 @@
 """The contract of a dataset: what loaders, the check and the evaluation ask of it."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,13 @@ class ObjectCounts(NamedTuple):
     most_in_an_image: int
     images_without_objects: int
     empty_images: int = 0
+
+
+def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
+    """The annotations and images of datasets, which no output may replace."""
+    for dataset in datasets:
+        yield dataset.source
+        yield from (dataset.image_folder / name for name in dataset.image_names())
 
 
 class ItemPlan(NamedTuple):

@@ -16,10 +16,11 @@ from pycocotools import mask as coco_mask
 
 from dataset_files.atomic_files import link_atomically, write_atomically, write_image
 from dataset_files.image_files import is_image_name
+from dataset_files.problems import printable
 from dataset_files.rgb_images import orientation_of
 from prediction.loading import open_any_size
 from prediction.outlines import has_hole, outlines_of
-from prediction.prediction import Crop, Prediction, one_line
+from prediction.prediction import Crop, Prediction
 from prediction.sources import Source
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
@@ -102,7 +103,7 @@ class LabelmeSaver:
         write_atomically(self.json_path(source), json.dumps(content, indent=2, ensure_ascii=False))
 
     def close(self) -> str:
-        names = [one_line(name) for _, name in sorted(self.classes.names.items())]
+        names = [printable(name) for _, name in sorted(self.classes.names.items())]
         write_atomically(self.path / "labels.txt", "".join(f"{name}\n" for name in names))
         return f"files to correct with: labelme {self.path} --labels {self.path / 'labels.txt'} --nodata"
 
@@ -115,7 +116,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
     ):
         if not crop[2].any():
             continue
-        common = {"label": one_line(name), "flags": {}, "description": f"score {score:.3f}"}
+        common = {"label": printable(name), "flags": {}, "description": f"score {score:.3f}"}
         if has_hole(crop[2]):
             shapes.append(common | mask_shape(crop))
             continue

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dataset_files.atomic_files import write_image
-from prediction.prediction import Prediction, one_line
+from dataset_files.problems import printable
+from prediction.prediction import Prediction
 from prediction.savers import Saver
 from prediction.sources import ResultImage, Source
 from train_utils.errors import INTERRUPTED, RunEnded, writing_output
@@ -105,7 +106,7 @@ def predict_images(
                 done += 1
                 if outcome.result is None:
                     skipped.append(outcome.item[1])
-                print(one_line(outcome.result or f"skipped: {outcome.error}"), flush=True)
+                print(printable(outcome.result or f"skipped: {outcome.error}"), flush=True)
         except KeyboardInterrupt:
             stopped = True
         seconds = time.perf_counter() - start

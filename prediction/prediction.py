@@ -1,6 +1,5 @@
 """Store what was found in one image: boxes, labels, names, scores and masks, in memory as run-length codes."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,8 +87,3 @@ class Prediction:
 
 def count(names: Sequence[str]) -> str:
     return ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names)) or "nothing"
-
-
-def one_line(text: str) -> str:
-    """Replace line breaks and other control characters, which names of classes and files may have."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)

@@ -14,8 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_files.atomic_files import open_new, renaming_to
+from dataset_files.problems import printable
 from prediction.pipeline import predict_all
-from prediction.prediction import Prediction, one_line
+from prediction.prediction import Prediction
 from prediction.predictor import LoadedImage, Predictor
 from prediction.sources import Source
 from train_utils.errors import INTERRUPTED, InputError, RunEnded, writing_output
@@ -100,7 +101,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
     seconds = time.perf_counter() - start
     if written:
         speed = f"{seconds:.1f} s ({written / seconds:.2f} frames per second)"
-        print(one_line(f"{source.path}: {objects} found in {written} frames in {speed}, drawn in {path}"), flush=True)
+        print(printable(f"{source.path}: {objects} found in {written} frames in {speed}, drawn in {path}"), flush=True)
     if stopped:
         raise RunEnded(f"stopped: {path} holds the first {written} frames", INTERRUPTED)
     return video.error

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataset_files.atomic_files import refuse_overwriting
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import missing_names, resolve
 from report.data_statistics import statistics_of_dataset
 from report.run_history import read_history
+from report.tables import FILES
 from report.write_report import ReportInput, write_report
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
@@ -86,7 +88,9 @@ def report_folder(settings: ValidationSettings) -> Path:
     folder = Path(str(settings.report))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder (--report)")
+    inputs = (settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path)
     with reading_input():
+        refuse_overwriting([Path(path) for path in inputs if path], [folder / name for name in FILES])
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -1,7 +1,5 @@
 """Write the report's numbers as CSV and JSON, for other programs."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dataset_files.atomic_files import write_atomically
+from dataset_files.atomic_files import write_atomically, write_csv
 from report.analysis import KIND_NAMES, Analysis
 from report.confusion import ImageScores, images_of
 from report.eval_data import EvalData
 from report.suspects import Suspect
 
+FILES = ("report.html", "report.json", "classes.csv", "confusion.csv", "errors.csv", "images.csv", "suspects.csv")
 CLASS_HEAD = (
     "compared", "class", "category_id", "objects", "AP", "AP50", "AP75", "precision", "recall", "F1", "threshold"
 )  # fmt: skip
@@ -36,26 +35,23 @@ def write_tables(
     summary: Mapping[str, Any],
 ) -> None:
     """Write classes.csv, confusion.csv, errors.csv, images.csv, suspects.csv and report.json."""
-    write_csv(folder / "classes.csv", CLASS_HEAD, class_rows(data, analyses))
-    write_csv(folder / "confusion.csv", ("compared", "annotated", "detected", "number"), cell_rows(data, analyses))
-    write_csv(folder / "errors.csv", ERROR_HEAD, error_rows(data, analyses))
-    write_csv(folder / "images.csv", IMAGE_HEAD, image_rows(data, scores))
-    write_csv(folder / "suspects.csv", SUSPECT_HEAD, suspect_rows(data, suspects))
+    write_table(folder / "classes.csv", CLASS_HEAD, class_rows(data, analyses))
+    write_table(folder / "confusion.csv", ("compared", "annotated", "detected", "number"), cell_rows(data, analyses))
+    write_table(folder / "errors.csv", ERROR_HEAD, error_rows(data, analyses))
+    write_table(folder / "images.csv", IMAGE_HEAD, image_rows(data, scores))
+    write_table(folder / "suspects.csv", SUSPECT_HEAD, suspect_rows(data, suspects))
     content = dict(summary) | {analysis.kind: plain(data, analysis) for analysis in analyses}
     write_atomically(folder / "report.json", json.dumps(finite(content), ensure_ascii=False, indent=1) + "\n")
 
 
-def write_csv(path: Path, head: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else shortened(v) for v in row])
-    write_atomically(path, file.getvalue())
+def write_table(path: Path, head: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
+    write_csv(path, head, ([shortened(value) for value in row] for row in rows))
 
 
 def shortened(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def class_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:

@@ -14,8 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset_files.atomic_files import refuse_overwriting, replacing  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2  # noqa: E402 (the path comes first)
+from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2  # noqa: E402
 from train_utils.weight_files.weights import read_tensors, state_dict_of  # noqa: E402
 
 
@@ -24,12 +25,10 @@ def main(source: str, output: str, label_json: str | None) -> None:
     if not is_detectron2(state):
         raise InputError(f"{source}: not a Detectron2 network (no key starts with backbone.bottom_up)")
     content = from_detectron2(state, source, label_json)
-    if Path(output).resolve() == Path(source).resolve():
-        raise InputError(f"{output}: is the source file; give another name")
-    if not Path(output).parent.is_dir():
-        raise InputError(f"{output}: its folder does not exist")
     with reading_input():
-        torch.save(content, output)
+        refuse_overwriting([Path(path) for path in (source, label_json) if path], [Path(output)])
+        with replacing(Path(output)) as file:
+            torch.save(content, file)
     names = content.get("class_names")
     print(f"{output}: {len(content['model'])} tensors, {content['model_config']['num_classes'] - 1} labels")
     print(f"classes: {', '.join(names.values())}" if names else "no class names; give them with --label-json-path")

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.option_parsing import positive  # noqa: E402
 from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import open_trained_model  # noqa: E402
@@ -33,10 +34,8 @@ def main(args: argparse.Namespace) -> None:
             raise
         raise InputError("the package onnx is missing; install it with: pip install onnx") from None
     output = Path(args.output)
-    if not output.parent.is_dir():
-        raise InputError(f"{output}: its folder does not exist")
-    if output.resolve() == Path(args.weights).resolve():
-        raise InputError(f"{output}: is the file of the weights; give another name")
+    with reading_input():
+        refuse_overwriting([Path(path) for path in (args.weights, args.label_json_path) if path], [output])
     trained = open_trained_model(
         InferenceSettings(
             weights_path=args.weights,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import refuse_overwriting, replacing  # noqa: E402 (the path comes first)
+from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.models import ModelConfig, config_of  # noqa: E402
 from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
 
@@ -29,7 +30,9 @@ def main(checkpoint: str, output: str) -> None:
     if config.arch not in BUILDERS:
         raise InputError(f"{checkpoint}: a network with --arch {config.arch}, which torchvision does not provide")
     with reading_input():
-        torch.save(torchvision_state(state, config.norm_eps), output)
+        refuse_overwriting([Path(checkpoint)], [Path(output)])
+        with replacing(Path(output)) as file:
+            torch.save(torchvision_state(state, config.norm_eps), file)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")
     print(loading_lines(output, config))
 

@@ -15,7 +15,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files import shared_images  # noqa: E402
-from dataset_files.dataset import InstanceDataset  # noqa: E402
+from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: E402
+from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
 from train_utils.data_check import in_words, outcome_of, require_objects  # noqa: E402
@@ -39,7 +40,7 @@ def main(settings: ReportSettings) -> None:
     """Print the report, and with --show write the contact sheet.
 
     Raises:
-        InputError: the layout is not known, or the files cannot be read at all.
+        InputError: the layout is not known, the files cannot be read at all, or the data would stop a training.
     """
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
@@ -47,7 +48,11 @@ def main(settings: ReportSettings) -> None:
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=False)
         train_set, val_set = open_both(layout, splits, settings, settings.seed, held_out={})
+    if settings.show:
+        with reading_input():
+            refuse_overwriting(files_of(train_set, val_set), [Path(settings.output)])
     warn_of_unused(layout)
+    stops = False
     print(f"layout: {layout.name}, {in_words(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):
         problems, items = check_images(dataset)
@@ -56,13 +61,15 @@ def main(settings: ReportSettings) -> None:
         found = Problems()
         found.update(dataset.problems)
         found.update(problems)
-        print_problems(found, dataset, items)
+        stops |= print_problems(found, dataset, items, settings.skip_bad)
         if dataset.training:
             train_set = dataset.drop_items(items)
     if shared := shared_images.in_words(train_set, val_set):
         print(f"\n{shared}")
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
+    if stops:
+        raise InputError(f"{train_set.source}: with these problems, training stops before its first step")
 
 
 def print_contents(dataset: InstanceDataset) -> None:
@@ -85,13 +92,15 @@ def print_contents(dataset: InstanceDataset) -> None:
         print(f"    ... and {len(per_class) - MOST_CLASSES} more classes")
 
 
-def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int]) -> None:
-    """What is wrong, with the items that cannot be used."""
+def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int], skip_bad: bool) -> bool:
+    """Print what is wrong, with the items that cannot be used; return whether it stops the training."""
+    stops = bool(problems.unskippable() if skip_bad else problems.wrong())
     try:
         require_objects(dataset, len(unusable))
         if not problems.counts:
             print("  nothing is wrong")
     except InputError as error:
+        stops = True
         print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
     for kind in problems.wrong():
         remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
@@ -100,6 +109,7 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
         print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
     if unusable:
         print(f"  images that cannot be used: {len(unusable)}")
+    return stops
 
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
@@ -108,7 +118,7 @@ def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
     if not tiles:
         raise InputError(f"{dataset.source}: no image to show")
     with reading_input():
-        contact_sheet(tiles, columns=6).save(path)
+        write_image(path, contact_sheet(tiles, columns=6))
     print(f"\n{len(tiles)} images drawn in {path}")
 
 

@@ -13,24 +13,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import write_atomically  # noqa: E402 (the path comes first)
-from dataset_files.coco_index import AS_WRITTEN  # noqa: E402
+from dataset_files.atomic_files import refuse_overwriting, write_atomically  # noqa: E402 (the path comes first)
+from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
 from dataset_files.conversion import Converted, SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
 from dataset_files.layouts.find import find_layout  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output  # noqa: E402
 
 
 def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool) -> None:
     with reading_input():
         splits = find_splits(source, class_attribute)
-        converted = [convert(split) for split in splits]
-        for split, one in zip(splits, converted):
-            report_problems(split, one, skip_bad)
-        for split, one in zip(splits, converted):
-            path = output.with_stem(f"{output.stem}_{split.name}") if len(splits) > 1 else output
-            write_atomically(path, json.dumps(one.content))
-            print(f"{path}: {in_words(one.content)}; its images: --image-folder {split.image_folder}")
+        paths = [output.with_stem(f"{output.stem}_{s.name}") if len(splits) > 1 else output for s in splits]
+        read = [path for s in splits for path in (s.source, *s.inputs(), *s.passed_over)]
+        refuse_overwriting([source, *read], paths)
+        contents = [convert(split, skip_bad) for split in splits]
+    for path, split, content in zip(paths, splits, contents):
+        with writing_output():
+            write_atomically(path, json.dumps(content))
+        print(f"{path}: {in_words(content)}; its images: --image-folder {split.image_folder}")
 
 
 def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
@@ -42,21 +43,36 @@ def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
     return find_layout(source, class_attribute).splits
 
 
-def convert(split: SplitFiles) -> Converted:
-    """A split's content; of a COCO file as it is repaired."""
+def convert(split: SplitFiles, skip_bad: bool) -> dict:
+    """Return a split as the content of a COCO file, and warn of what was repaired or left out.
+
+    Raises:
+        ValueError: some annotations are invalid, unless `skip_bad` leaves these out.
+    """
     if split.convert is not None:
-        return split.convert()
-    opened = open_split_index(split, AS_WRITTEN)
-    return Converted(json.loads(opened.index.path.read_text(encoding="utf-8-sig")), opened.problems)
-
-
-def report_problems(split: SplitFiles, converted: Converted, skip_bad: bool) -> None:
-    """Warn of what was repaired or left out; ValueError for what would be wrong, unless that is to be left out."""
-    problems = converted.problems
-    if problems.wrong() and not skip_bad:
-        raise ValueError(f"{split.source}: {problems.summary()}; --skip-bad leaves these out")
+        converted = split.convert()
+        content, problems = converted.content, converted.problems
+    else:
+        opened = open_split_index(split, AS_WRITTEN)
+        content, problems = json.loads(opened.index.path.read_text(encoding="utf-8-sig")), opened.problems
+        if problems.wrong():
+            content |= valid_content(opened.index)
+    if problems.unskippable() or problems.wrong() and not skip_bad:
+        remedy = "" if problems.unskippable() else "; --skip-bad leaves these out"
+        raise ValueError(f"{split.source}: {problems.summary()}{remedy}")
     for kind in (*problems.wrong(), *problems.harmless()):
-        print(f"{split.source}: {problems.in_words(kind)}", file=sys.stderr)
+        warn(f"{split.source}: {problems.in_words(kind)}")
+    return content
+
+
+def valid_content(index: CocoIndex) -> dict:
+    """The valid images, annotations and categories of a COCO file."""
+    columns = zip(index.image_ids.tolist(), index.file_names.tolist(), index.sizes.tolist())
+    return {
+        "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in columns],
+        "annotations": [a for i in range(len(index.image_ids)) for a in index.annotations(i, only_usable=False)],
+        "categories": [{"id": i, "name": name} for i, name in index.categories.items()],
+    }
 
 
 def in_words(content: dict) -> str:

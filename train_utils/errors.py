@@ -3,8 +3,10 @@
 Errors of the program itself keep their traceback and exit with status 1.
 """
 
+import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +42,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit:
-            flush_stdout()
-            raise
-        flush_stdout()
+        finally:
+            if sys.stdout is not None and not isinstance(sys.exc_info()[1], InputError | RunEnded):
+                sys.stdout.flush()  # an error of its reader is caught here, not when Python exits
     except InputError as error:
         message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker puts its traceback before it
         leave(f"error: {message}", WRONG_INPUT)
@@ -52,33 +53,33 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         leave("stopped at once", INTERRUPTED)
     except OSError as error:
-        if stdout_works():
-            raise
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
             leave("", BROKEN_PIPE)
-        leave(f"error: cannot write to stdout ({error})", WRONG_INPUT)
+        if error.errno == errno.ENOSPC and error.filename is None:
+            leave(f"error: cannot write the output: {error.strerror}", WRONG_INPUT)
+        raise
 
 
 def leave(message: str, status: int) -> None:
     if message:
         print(" ".join(message.split()), file=sys.stderr, flush=True)
-    stdout_works()
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):  # no stdout
+        pass
+    if reader_has_gone():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it exits
     sys.exit(status)
 
 
-def flush_stdout() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
-def stdout_works() -> bool:
-    """Whether what was printed could be written; if not, drop it, or Python would try again when it exits."""
+def reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
     try:
-        flush_stdout()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return bool(poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll on Windows, no stdout, or a test's
         return False
-    return True
 
 
 def warn(message: str) -> None:

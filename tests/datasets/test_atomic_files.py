@@ -10,10 +10,8 @@ from dataset_files.atomic_files import (
     link_atomically,
     open_new,
     refuse_overwriting,
-    remove_leftovers,
     renaming_to,
     replacing,
-    temporary_path,
     write_atomically,
     write_csv,
     write_image,
@@ -97,16 +95,6 @@ def test_an_input_is_recognised_under_any_of_its_names(tmp_path: Path) -> None:
             refuse_overwriting([given], [folder])
     # Another name of the same file is replaced without harm to the input.
     refuse_overwriting([given], [tmp_path / "hard.png", tmp_path / "alias.png", photos / "sub" / "b.png"])
-
-
-def test_only_leftovers_of_this_program_are_removed(tmp_path: Path) -> None:
-    for name in (".notes.tmp", ".model.pth.0123456789ab.tmp", "a.tmp", ".mask-rcnn-notes"):
-        (tmp_path / name).touch()
-    temporary_path(tmp_path / "model_1.pth").touch()
-    remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        ".notes.tmp", ".model.pth.0123456789ab.tmp", "a.tmp", ".mask-rcnn-notes"
-    }  # fmt: skip
 
 
 def test_cells_that_are_formulas_are_guarded_and_numbers_are_not(tmp_path: Path) -> None:

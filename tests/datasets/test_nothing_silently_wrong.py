@@ -114,10 +114,21 @@ def test_crowds_are_counted_and_mostly_crowds_stop_with_the_option(tmp_path: Pat
 def test_the_report_says_what_would_stop_the_training(tmp_path: Path, capsys):
     write_cvat(tmp_path, SAMPLES)
     edit(tmp_path / "annotations" / "instances_default.json", lambda w: [a.update(iscrowd=1) for a in w["annotations"]])
-    inspect_dataset.main(inspect_dataset.ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
+    with pytest.raises(InputError, match="training stops before its first step"):
+        inspect_dataset.main(inspect_dataset.ReportSettings.parse(None, ["--data-path", str(tmp_path)]))
     training, validation = capsys.readouterr().out.split("validation:")
     assert "wrong (stops the training): 4 of 4 objects are crowds" in training and "nothing is wrong" not in training
     assert "nothing is wrong" in validation
+
+
+def test_the_contact_sheet_replaces_no_image(tmp_path: Path, capsys):
+    write_cvat(tmp_path, SAMPLES)
+    (image,) = list(tmp_path.rglob(SAMPLES[0].name))
+    before = image.read_bytes()
+    words = ["--data-path", str(tmp_path), "--show", "2", "--output", str(image)]
+    with pytest.raises(InputError, match="would be overwritten"):
+        inspect_dataset.main(inspect_dataset.ReportSettings.parse(None, words))
+    assert image.read_bytes() == before
 
 
 def test_coco_files_that_no_split_uses_are_named(tmp_path: Path, capsys):

@@ -39,10 +39,15 @@ def test_an_older_checkpoint_is_resumed_in_its_folder_with_overwrite_only(folder
 
 def test_temporary_files_of_others_stay(folder):
     theirs = [".notes.tmp", ".cache.0123456789ab.tmp", ".model_0.pth.tmp", "model_0.pth.0123456789ab.tmp"]
-    for name in [*theirs, ".model_0.pth.0123456789ab.tmp", ".predictions_2.png.ffffffffffff.tmp"]:
+    for name in [
+        *theirs,
+        ".model_0.pth.0123456789ab.tmp",
+        ".predictions_2.png.ffffffffffff.tmp",
+        ".mask-rcnn-0123456789ab.pth",
+    ]:
         (folder.path / name).write_text("kept?")
     folder.remove_leftovers()
-    assert {name for name in files(folder.path) if name.endswith(".tmp")} == set(theirs)
+    assert {name for name in files(folder.path) if name.startswith(".") or name.endswith(".tmp")} == set(theirs)
 
 
 def test_links_to_checkpoints_and_checkpoints_that_are_links_are_those_of_the_folder(folder, tmp_path_factory):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from dataset_files.coco_index import open_index
 from my_dataset_coco import CocoDetection
 from tests.helpers.commands import run
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
@@ -89,6 +90,35 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     to_coco(tmp_path / "labelme", tmp_path / "out.json", skip_bad=True)
     captured = capsys.readouterr()
     assert "a.json" in captured.err and "5 images" in captured.out
+
+
+def test_skip_bad_leaves_the_invalid_annotations_of_a_coco_file_out(tmp_path: Path, capsys) -> None:
+    image = {"id": 1, "file_name": "a.png", "height": 20, "width": 20}
+    good = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0, "note": "kept"}
+    good["segmentation"] = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    bad = [good | {"id": 2, "bbox": [1, 1, -8, 8]}, good | {"id": 3, "image_id": 9}, good | {"id": 4, "category_id": 7}]
+    content = {"images": [image], "annotations": [good, *bad], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "given.json").write_text(json.dumps(content))
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="--skip-bad"):
+        to_coco(tmp_path / "given.json", tmp_path / "out.json")
+    to_coco(tmp_path / "given.json", tmp_path / "out.json", skip_bad=True)
+    assert capsys.readouterr().err.count("warning: ") == 3
+    assert json.loads((tmp_path / "out.json").read_text())["annotations"] == [good]
+    assert not open_index(tmp_path / "out.json").problems.wrong()
+
+
+def test_a_source_is_never_overwritten(tmp_path: Path) -> None:
+    WRITERS["labelme"](tmp_path / "data", SAMPLES)
+    file = next((tmp_path / "data").glob("*.json"))
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="would be overwritten"):
+        to_coco(tmp_path / "data", file)
+    to_coco(tmp_path / "data", tmp_path / "out.json")
+    written = (tmp_path / "out.json").read_bytes()
+    with pytest.raises(InputError, match="would be overwritten"):
+        to_coco(tmp_path / "out.json", tmp_path / "out.json")
+    assert file.read_bytes() == before and (tmp_path / "out.json").read_bytes() == written
 
 
 def test_the_command_itself(tmp_path: Path) -> None:

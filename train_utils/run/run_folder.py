@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dataset_files.atomic_files import link_atomically, replacing, write_atomically
+from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
@@ -34,7 +34,7 @@ PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
 BEST = "model_best.pth"
 # model_7.pth: at the end of epoch 7, or of a run within it; model_7_step1234.pth: after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
-LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # of dataset_files.atomic_files
+LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # of earlier versions
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
 INSIDE_KEPT = 2  # newest checkpoints within an epoch to keep, until the one at its end is written
 
@@ -119,7 +119,7 @@ class RunFolder:
         """Delete the temporary files that a killed run has left, and no others."""
         for file in self.path.iterdir():
             match = LEFTOVER.match(file.name)
-            if match and is_of_a_run(match[1]):
+            if TEMPORARY.fullmatch(file.name) or match and is_of_a_run(match[1]):
                 file.unlink(missing_ok=True)
 
     def own_path(self, checkpoint: Path) -> Path | None:

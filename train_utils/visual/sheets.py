@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset_files.atomic_files import replacing
-from dataset_files.dataset import InstanceDataset
+from dataset_files.atomic_files import refuse_overwriting, write_image
+from dataset_files.dataset import InstanceDataset, files_of
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
@@ -122,7 +122,9 @@ def as_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def write_batch_sheet(loader: DataLoader, settings: TrainSettings, names: Mapping[int, str]) -> None:
+def write_batch_sheet(
+    loader: DataLoader, dataset: InstanceDataset, settings: TrainSettings, names: Mapping[int, str]
+) -> None:
     """Write the run's first batch as the network sees it, resized and padded, as batch.png into --output-dir."""
     images, targets = next(iter(loader))
     torch.manual_seed(mix_seed(settings.seed, 0, rank()))  # as the first step does
@@ -137,8 +139,7 @@ def write_batch_sheet(loader: DataLoader, settings: TrainSettings, names: Mappin
             tiles, columns=math.ceil(len(tiles) ** 0.5), side=max(BATCH_TILE, min(max(pixels.shape), 1024))
         )
         with reading_input():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                sheet.save(file, format="PNG")
+            refuse_overwriting(files_of(dataset), [path])
+            write_image(path, sheet)
         height, width = pixels.shape[-2:]
         print(f"the first batch, {len(tiles)} images in a frame of {width}x{height}, is drawn in {path}", flush=True)
