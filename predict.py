@@ -29,12 +29,12 @@ from prediction.webcam import predict_webcam
 from train_utils.errors import InputError, one_line_errors, reading_input, writing_output
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings, PredictSettings
-from train_utils.trained_model import TrainedModel
+from train_utils.trained_model import TrainedModel, open_trained_model
 
 
 def main(settings: PredictSettings) -> None:
     check_camera(settings)
-    predictor = Predictor.of_settings(settings)
+    predictor = Predictor.of_trained(open_trained_model(settings), settings)
     output = Path(settings.output_dir)
 
     # A camera

@@ -137,11 +137,11 @@ def link_atomically(source: Path, path: Path) -> None:
 
 
 def open_new(path: Path) -> TextIO:
-    """Open a text file that is read while it grows; an existing file of that name is removed, not emptied."""
+    """Open a text file that is read while it grows, line by line; an existing one is removed, not emptied."""
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    return open(path, "x", encoding="utf-8", errors="backslashreplace")
+    return open(path, "x", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 def temporary_path(path: Path) -> Path:

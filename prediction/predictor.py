@@ -77,11 +77,6 @@ class Predictor:
         self.set_up(open_trained_model(settings), settings)
 
     @classmethod
-    def of_settings(cls, settings: PredictorSettings) -> "Predictor":
-        check_options(settings)
-        return cls.of_trained(open_trained_model(settings), settings)
-
-    @classmethod
     def of_trained(cls, trained: TrainedModel, settings: PredictorSettings) -> "Predictor":
         """A predictor of weights that are open already; of `settings` only what concerns images is used."""
         predictor = cls.__new__(cls)

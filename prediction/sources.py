@@ -56,39 +56,33 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
     path = Path(text)
     if path.is_file():
         yield path, path.name
-    elif path.is_dir():
-        inside = images_in(path, output_folder)
-        if not inside:
-            raise InputError(f"{path}: no image in this folder (--img-path; give videos by name or pattern)")
-        yield from ((file, below(path, file)) for file in inside)
+        return
+    if path.is_dir():
+        folder, files, reason = path, images_below(path), "no image in this folder (give videos by name)"
     elif glob.has_magic(text):
-        fitting = files_that_fit(text, output_folder)
-        if not fitting:
-            raise InputError(f"{text}: no image or video fits this pattern (--img-path)")
-        yield from ((file, below(fixed_part(text), file)) for file in fitting)
+        folder, files, reason = (
+            fixed_part(text),
+            files_that_fit(text),
+            "no image or video fits this pattern",
+        )
     else:
         what = "neither a file nor a folder" if path.exists() else "no such file or folder"
         raise InputError(f"{path}: {what} (--img-path)")
-
-
-def images_in(folder: Path, output_folder: Path) -> list[Path]:
-    images = images_below(folder)
     if output_folder != folder.resolve() and output_folder.is_relative_to(folder.resolve()):
-        images = [image for image in images if not image.resolve().is_relative_to(output_folder)]
-    return images
+        files = [file for file in files if not file.resolve().is_relative_to(output_folder)]
+    if not files:
+        raise InputError(f"{text}: {reason}")
+    yield from ((file, below(folder, file)) for file in files)
 
 
-def files_that_fit(pattern: str, output_folder: Path) -> list[Path]:
+def files_that_fit(pattern: str) -> list[Path]:
     """The images and videos that a pattern fits, and the images in folders that it fits, each once."""
     files: dict[Path, None] = {}
     for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
         if path.is_dir():
-            files |= dict.fromkeys(images_in(path, output_folder))
+            files |= dict.fromkeys(images_below(path))
         elif is_image_name(path.name) or path.suffix.lower() in VIDEO_SUFFIXES:
             files[path] = None
-    within = fixed_part(pattern).resolve()
-    if output_folder != within and output_folder.is_relative_to(within):
-        return [path for path in files if not path.resolve().is_relative_to(output_folder)]
     return list(files)
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -80,7 +81,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
     written, objects, start, stopped, failure = 0, 0, time.perf_counter(), False, None
     bar = tqdm(total=video.length, desc=source.file_name, unit=" frames")
     with (
-        writing_output(), FrameLines(json_path) as lines, renaming_to(path) as temporary,
+        writing_output(), open_lines(json_path) as lines, renaming_to(path) as temporary,
         VideoWriter(av, temporary, video) as drawn, bar,
     ):  # fmt: skip
         try:
@@ -89,7 +90,8 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
                     raise ValueError(outcome.error)
                 image, found = outcome.result
                 drawn.write(image, outcome.item.pts)
-                lines.write(outcome.item.number, float(outcome.item.pts * video.time_base), found)
+                if lines is not None:
+                    lines.write(frame_line(outcome.item.number, float(outcome.item.pts * video.time_base), found))
                 written, objects = written + 1, objects + len(found)
                 bar.update()
         except KeyboardInterrupt:
@@ -242,35 +244,20 @@ class VideoWriter:
         self.container.mux(self.stream.encode(frame))
 
 
-class FrameLines:
-    """Context that writes a line of JSON per frame, as soon as it is known.
+def open_lines(path: Path | None) -> AbstractContextManager:
+    """Open the file for the lines of JSON; None for a path of None."""
+    return nullcontext() if path is None else open_new(path)
 
-    A line has `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`, each with `category_id`,
+
+def frame_line(number: int, seconds: float, found: Prediction) -> str:
+    """Return a line of JSON about a frame.
+
+    It has `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`, each with `category_id`,
     `name`, `score`, `bbox` (x, y, width, height in pixels) and `segmentation`, a COCO run-length code.
-
-    Args:
-        path: None writes nothing.
     """
-
-    def __init__(self, path: Path | None):
-        self.path = path
-
-    def __enter__(self) -> "FrameLines":
-        if self.path is not None:
-            self.file = open_new(self.path)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.path is not None:
-            self.file.close()
-
-    def write(self, number: int, seconds: float, found: Prediction) -> None:
-        if self.path is None:
-            return
-        entries = [{"name": name, **entry} for name, entry in zip(found.names, found.to_coco())]
-        for entry in entries:
-            del entry["image_id"]
-        height, width = found.size
-        line = {"frame": number, "time": seconds, "width": width, "height": height, "objects": entries}
-        self.file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
-        self.file.flush()
+    entries = [{"name": name, **entry} for name, entry in zip(found.names, found.to_coco())]
+    for entry in entries:
+        del entry["image_id"]
+    height, width = found.size
+    line = {"frame": number, "time": seconds, "width": width, "height": height, "objects": entries}
+    return f"{json.dumps(line, ensure_ascii=False)}\n"

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset_files.atomic_files import renaming_to
 from prediction.predictor import Predictor
-from prediction.video import FrameLines
+from prediction.video import frame_line, open_lines
 from train_utils.errors import InputError, warn, writing_output
 
 WINDOW = "Mask R-CNN (q to stop)"
@@ -36,7 +36,7 @@ def predict_webcam(predictor: Predictor, number: int, path: Path, json_path: Pat
     predicted, start = 0, time.perf_counter()
     screen = Screen(cv2)
     with (
-        writing_output(), FrameLines(json_path) as lines, renaming_to(path) as temporary,
+        writing_output(), open_lines(json_path) as lines, renaming_to(path) as temporary,
         Recording(cv2, temporary) as recording,
     ):  # fmt: skip
         try:
@@ -45,7 +45,8 @@ def predict_webcam(predictor: Predictor, number: int, path: Path, json_path: Pat
                 found = predictor(np.ascontiguousarray(pixels[..., ::-1]))
                 drawn = np.ascontiguousarray(np.asarray(found.draw(enlarge=False))[..., ::-1])
                 recording.write(drawn, seconds)
-                lines.write((predicted + 1) * every - 1, seconds, found)
+                if lines is not None:
+                    lines.write(frame_line((predicted + 1) * every - 1, seconds, found))
                 predicted += 1
                 if screen.show(drawn):
                     break

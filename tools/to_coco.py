@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import refuse_overwriting, write_atomically  # noqa: E402 (the path comes first)
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
-from dataset_files.conversion import Converted, SplitFiles  # noqa: E402
+from dataset_files.conversion import SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
 from dataset_files.layouts.find import find_layout  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output  # noqa: E402
