@@ -6,13 +6,13 @@ import transforms
 from train_utils.errors import InputError
 from train_utils.options import TrainSettings
 
-LSJ_SIDE = 1.28  # times --min-size: 1024 pixels at 800
-STRIDE = 32  # the side is a multiple of it
-SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of multiscale, times --min-size: 640, 672, ..., 800
+LSJ_SIDE = 1.28  # in units of --min-size: 1024 pixels at 800
+STRIDE = 32  # the side is a multiple of this
+SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # sizes of multiscale, in units of --min-size: 640, 672, ..., 800
 
 
 def training_transforms(settings: TrainSettings) -> transforms.Compose:
-    """The transforms of training items, in the order in which they are applied; geometry first, on fewer pixels.
+    """Return the transforms of training items. Geometry comes first, so that the rest works on fewer pixels.
 
     Raises:
         InputError: the options contradict one another.
@@ -31,12 +31,12 @@ def training_transforms(settings: TrainSettings) -> transforms.Compose:
 
 
 def batch_transform(settings: TrainSettings) -> Callable[[Sequence], tuple] | None:
-    """The transform of whole batches; None if there is none."""
+    """Return the transform of whole batches, or None."""
     return transforms.CopyPaste() if settings.use_copypaste else None
 
 
 def training_sizes(settings: TrainSettings) -> int | list[int]:
-    """The short sides that the network resizes images to; of several, evaluation uses the last."""
+    """Return the short side that the network resizes images to, or several; evaluation uses the last of them."""
     if settings.data_augmentation == "multiscale":
         return [round(size * the_one_size(settings)) for size in SIZES]
     return settings.min_size
@@ -47,7 +47,11 @@ def lsj_side(settings: TrainSettings) -> int:
 
 
 def the_one_size(settings: TrainSettings) -> int:
-    """The short side, where an augmentation draws sizes of its own around it."""
+    """Return the short side as one number, for augmentations that draw their own sizes.
+
+    Raises:
+        InputError: --min-size has several values.
+    """
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

@@ -30,12 +30,12 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return a checkpoint's table; for weights without one COCO's if there are 90 classes, else numbered classes.
+        """Return the table of a checkpoint; without one, COCO's table for 90 classes, else numbered classes.
 
         Args:
             content: the weight file's content.
-            num_classes: background included.
-            label_json: a JSON file whose names override all others; or None.
+            num_classes: number of classes, including background.
+            label_json: JSON file whose names override all others, or None.
         """
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
@@ -64,11 +64,11 @@ class ClassTable:
         return cls(names, {label: label for label in names})
 
     def are_named(self) -> bool:
-        """Whether the labels have names, and not just numbers."""
+        """Whether the labels have names rather than just numbers."""
         return any(not name.startswith("class ") for name in self.names.values())
 
     def require_labels_of(self, dataset: InstanceDataset, weights: str | Path) -> None:
-        """Raise InputError where the dataset has a category whose label the network lacks."""
+        """Raise InputError if the dataset has a category that the network lacks."""
         known = set(self.category_ids.values())
         for label, category in dataset.category_ids.items():
             if category not in known:

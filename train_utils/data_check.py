@@ -1,7 +1,7 @@
-"""Check datasets before the first step, report what they hold, and match their classes.
+"""Check datasets before the first step, report their contents, and match their classes.
 
-Training drops what it can do without, with a warning. What would make results wrong stops the run; with `--skip-bad` it
-is dropped as well, unless it puts a whole file in doubt. The evaluation loses only what `--skip-bad` drops.
+Training drops harmless faults, with a warning. Faults that would make results wrong stop the run; `--skip-bad` drops
+them too, unless they cast doubt on a whole file. Evaluation drops only what `--skip-bad` does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ MOSTLY_CROWDS = 0.5
 def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
 ) -> list[InstanceDataset]:
-    """Check datasets on the main process, and return them without what cannot be used, on all processes alike."""
+    """Check datasets on the main process, and return them without unusable items, on all processes."""
     with reading_input():
         unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
@@ -31,7 +31,7 @@ def check_and_drop(
 
 
 def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]]:
-    """The items that each dataset is to leave out; warns of what is wrong with each."""
+    """Warn about each dataset's faults, and return the indices of the items to drop from it."""
     found, left_out = [], []
     for dataset in datasets:
         problems, items = check_images(dataset)
@@ -44,7 +44,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
     for dataset, problems in zip(datasets, found):
         for kind in problems.harmless():
             warn(f"{dataset.source}: {problems.in_words(kind, outcome_of(kind, dataset))}")
-        if skip_bad or wrong > 1:  # a single one is told by the error alone
+        if skip_bad or wrong > 1:  # a single fault is in the error message already
             for kind in problems.wrong():
                 left = skip_bad and KINDS[kind].skippable
                 warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if left else '')}")
@@ -67,7 +67,7 @@ def outcome_of(kind: str, dataset: InstanceDataset) -> str:
 
 
 def require_objects(dataset: InstanceDataset, left_out: int) -> None:
-    """InputError for a split without a usable image, or whose objects are mostly crowds."""
+    """Raise InputError for a split without a usable image, or whose objects are mostly crowds."""
     counts = dataset.counts()
     if dataset.training and counts.crowds > MOSTLY_CROWDS * counts.objects:
         raise InputError(
@@ -85,7 +85,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
 
 
 def report_contents(dataset: InstanceDataset, detections: int) -> None:
-    """One line on what a split holds, and a warning of images with more objects than can be found."""
+    """Print a split's contents in one line, and warn if images have more objects than the network can detect."""
     counts = dataset.counts()
     line = f"{dataset.source}: {len(dataset)} images"
     if dataset.training:
@@ -105,10 +105,10 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Number a dataset's classes as another one's or a checkpoint's, by name, and name what only one side has.
+    """Renumber a dataset's classes, by name, to match another dataset or a checkpoint; warn of unmatched classes.
 
     Raises:
-        InputError: they have no class in common.
+        InputError: the two have no class in common.
     """
     own, names = set(dataset.class_names.values()), set(class_names.values())
     if not own & names:
@@ -122,10 +122,10 @@ def match_classes(
 
 
 def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
-    """The number of classes with background: from `--num-classes`, or the largest label of the data.
+    """Return the number of classes, including background, from `--num-classes` or the largest label of the data.
 
     Raises:
-        InputError: the data has a label that the given number has no place for.
+        InputError: the given number is too small for the data's labels.
     """
     largest = max(dataset.class_names)
     if given is not None and largest > given:

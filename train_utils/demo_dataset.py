@@ -1,8 +1,7 @@
-"""Draw a small instance segmentation dataset in COCO 2017 layout: circles, squares and triangles that occlude each
-other.
+"""Draw a small dataset in COCO 2017 layout: circles, squares and triangles that occlude each other.
 
-From a seed, write images and annotation files with masks of the visible pixels. The task is easy enough to train on
-from scratch in minutes: as with real things, most objects of a class have a similar colour, though some do not.
+Images, and annotation files with masks of the visible pixels, are drawn from a seed. The task is easy enough to train
+from scratch in minutes: as with real objects, most of a class have a similar colour, but some do not.
 
     python -m train_utils.demo_dataset --root DIR [--num-train 440] [--num-val 80] [--seed 0]
 """
@@ -20,9 +19,9 @@ from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
 CLASS_HUES = (0.02, 0.35, 0.64)  # typical hue per class, in turns of the colour wheel: red, green, blue
-HUE_SPREAD, EXCEPTION_CHANCE = 0.05, 0.04  # standard deviation, and the share of objects of any hue
+HUE_SPREAD, EXCEPTION_CHANCE = 0.05, 0.04  # standard deviation, and share of objects with a random hue
 
-VERSION = "1.5"  # raise it with every change of the images, so that an old dataset is not taken for a new one
+VERSION = "1.5"  # increase it when the images change, so that an old dataset is not mistaken for a new one
 SPLITS = ("train2017", "val2017")
 IMAGE_SIDES = (128, 160)
 OBJECTS_PER_IMAGE = (2, 4)
@@ -53,7 +52,7 @@ def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80,
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise ValueError(
-            f"{root} holds something else than the complete demo dataset of version {VERSION} with "
+            f"{root} holds something other than the complete demo dataset of version {VERSION} with "
             f"num_train={num_train}, num_val={num_val}, seed={seed}: delete that folder or choose another"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,7 @@ def move_into_place(drawn: Path, root: Path, info: dict) -> None:
     """Rename the finished folder `drawn` to `root`, so that an interrupted run leaves no partial dataset."""
     try:
         if root.exists():
-            root.rmdir()  # it is empty, but not every system can rename onto an empty folder
+            root.rmdir()  # it is empty, but not every system can rename a folder onto it
         drawn.rename(root)
     except OSError:
         if not is_complete(root, info):  # another process may have drawn the same dataset meanwhile

@@ -1,4 +1,4 @@
-"""The device, the floating-point type and the determinism of a run."""
+"""Choose the device, the floating-point type and the determinism of a run."""
 
 import os
 from contextlib import AbstractContextManager
@@ -13,10 +13,10 @@ from train_utils.memory import keep_freed_memory
 
 @dataclass
 class Precision:
-    """The floating-point type that the network computes in: float32, or with --amp bf16 or fp16.
+    """Floating-point type of the network: float32, or with --amp bf16 or fp16.
 
     Attributes:
-        dtype: of autocast; None for float32 throughout.
+        dtype: type of autocast; None for float32 throughout.
     """
 
     device_type: str
@@ -24,7 +24,7 @@ class Precision:
 
     @classmethod
     def choose(cls, device: torch.device, amp: bool) -> "Precision":
-        """With `amp` bf16, except on GPUs without it, which get fp16 and need a GradScaler."""
+        """Choose float32, or with `amp` bf16; GPUs without bf16 use fp16, which needs a GradScaler."""
         dtype = None
         if amp:
             bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -39,12 +39,12 @@ class Precision:
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """Return the requested device, or the CPU with a warning where there is no CUDA.
+    """Return the requested device, or warn and return the CPU if CUDA is not available.
 
-    On the CPU the process keeps the memory that it frees, see `keep_freed_memory`; a CUDA device becomes the current.
+    A CUDA device becomes the current device. On the CPU, the process keeps freed memory, see `keep_freed_memory`.
 
     Args:
-        deterministic: compute the same bits in every run on CUDA too.
+        deterministic: compute the same bits in every run, on CUDA too.
 
     Raises:
         InputError: there is no such device.
@@ -65,16 +65,16 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             raise InputError(f"--device {name}: this machine has only {torch.cuda.device_count()} CUDA devices")
-        torch.cuda.set_device(device)  # before anything asks for the current one
-        # Some convolutions are computed as products (fc6, the mask deconvolution): one precision for both.
+        torch.cuda.set_device(device)  # before anything uses the current device
+        # Some convolutions are computed as matrix products (fc6, the mask deconvolution), so both use one precision.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     return device
 
 
 def use_deterministic_algorithms() -> None:
-    """The same bits in every run on CUDA too; to be called before the first use of the device."""
+    """Compute the same bits in every run, on CUDA too. Call this before the first use of the device."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Nothing here reads memory before it is written.
+    # No code here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

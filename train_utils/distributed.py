@@ -23,7 +23,7 @@ from train_utils.errors import WRONG_INPUT, InputError
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
-watchdogs: list[Watchdog] = []  # the one of this process, while it is in a group
+watchdogs: list[Watchdog] = []  # this process's watchdog while it is in a group
 
 
 def world_size() -> int:
@@ -55,10 +55,10 @@ class GroupSettings(Protocol):
 
 @contextmanager
 def process_group(settings: GroupSettings) -> Iterator[None]:
-    """Join the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes; leave it after.
+    """Context in the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
 
-    The backend is gloo, and nccl for what is on a GPU; each process takes the GPU of its local rank. Without any of
-    them the process stays alone.
+    The backend is gloo for CPU tensors and nccl for GPU tensors. Each process uses the GPU of its local rank. If
+    nothing describes a group, the process runs alone.
     """
     if {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= os.environ.keys():
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -84,7 +84,7 @@ def process_group(settings: GroupSettings) -> Iterator[None]:
         settings.device, backend = f"cuda:{local_rank}", "cpu:gloo,cuda:nccl"
         if "device_id" in inspect.signature(dist.init_process_group).parameters:
             bound["device_id"] = torch.device(settings.device)
-    # Collectives wait longer than the watchdog, which can name the missing process.
+    # Collectives time out later than the watchdog, which can name the missing process.
     patience = timedelta(seconds=settings.timeout + 60)
     store, my_rank, world = next(dist.rendezvous(settings.dist_url, my_rank, world, timeout=patience))
     store = fresh_namespace(store, my_rank, world)
@@ -99,7 +99,7 @@ def process_group(settings: GroupSettings) -> Iterator[None]:
         dist.destroy_process_group()
     except BaseException as error:
         if isinstance(error, RuntimeError) and is_broken_connection(error):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it before the explanation is there
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from the launcher, before the cause is known
             watchdog.end(watchdog.explain())
         watchdog.leave(f"{type(error).__name__} {error}")
         raise
@@ -116,8 +116,8 @@ def report_activity(activity: str, step: int | None = None) -> None:
 def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
     """Return a fresh, empty namespace of the store that all processes agree on.
 
-    torchrun's store outlives the processes that it restarts: entries of the dead ones, above all their addresses, must
-    not be taken for those of the new ones. So each process registers under a new name, and waits until the main one
+    torchrun's store outlives the processes that it restarts. Entries of dead processes, above all their addresses, must
+    not be mistaken for those of new ones. So each process registers under a new name, and waits until the main process
     has answered that name.
     """
     me = uuid.uuid4().hex
@@ -137,30 +137,30 @@ def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
 
 
 def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> nn.Module:
-    """Wrap the model for a training step of several processes, so that gradients are averaged over them.
+    """Wrap the model in DistributedDataParallel if there are several processes.
 
-    Running statistics are not synchronised at every step: evaluation and checkpoints use the main process's.
+    Running statistics are not synchronised at every step; evaluation and checkpoints use those of the main process.
 
     Args:
         fixed_buckets: keep the buckets in which gradients are first summed. By default they are rebuilt after a
-            process's first step, so that in a resumed run of three or more processes the sums round differently.
+            process's first step, so that in a resumed run of three or more processes the rounding differs.
     """
     if world_size() == 1:
         return model
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     apart: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    # Without device_ids, which would copy the targets to the device one by one, and wait for each.
+    # No device_ids: they would copy the targets to the device one by one, and wait for each.
     return DistributedDataParallel(model, find_unused_parameters=fixed_buckets, gradient_as_bucket_view=True, **apart)
 
 
 def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager:
-    """Context for a pass: its gradients are exchanged, or only added to this process's own until a later exchange."""
+    """Context for a pass that exchanges gradients between processes, or (not `now`) only accumulates them here."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not now else nullcontext()
 
 
-@torch.inference_mode(False)  # until torch 2.5, gloo cannot write into tensors that are made in inference mode
+@torch.inference_mode(False)  # up to torch 2.5, gloo cannot write to inference tensors
 def gather_objects(value: Any) -> list[Any] | None:
-    """Gather every process's value in the order of ranks on the main process; None on the others."""
+    """Return all processes' values, in the order of ranks, on the main process; None on the others."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size() if is_main() else None
@@ -180,7 +180,7 @@ def broadcast_from_main(value: Any) -> Any:
 def run_on_main(work: Callable[[], T]) -> T | None:
     """Call `work` on the main process while the others wait; return its value there, None on the others.
 
-    An InputError of the main process ends them all: only the main one prints it, the others exit with its status.
+    An InputError on the main process ends all processes: the main one prints it, the others exit with its status.
     """
     value = error = None
     if is_main():
@@ -197,7 +197,7 @@ def run_on_main(work: Callable[[], T]) -> T | None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the main process's buffers to all: running statistics differ, as each process saw other images."""
+    """Copy the main process's buffers to all processes, as running statistics differ between them."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -213,12 +213,12 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def use_sync_bn(model: nn.Module, device: torch.device) -> None:
     """Make BatchNorm normalise over the batches of all processes; raise InputError on the CPU."""
     if device.type != "cuda":
-        raise InputError("--sync-bn works between GPUs only; leave it out on the CPU")
+        raise InputError("--sync-bn works on GPUs only; omit it on the CPU")
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 class AsyncAllReduce:
-    """Sums over all processes of numbers that are known on the host; neither computes on a GPU nor waits for it."""
+    """Sum numbers from the host over all processes in the background, without using or waiting for a GPU."""
 
     def __init__(self, *numbers: int):
         self.sums = torch.tensor(numbers)

@@ -1,6 +1,7 @@
-"""One epoch of training, and in it one step: forward, backward, optimizer.
+"""Train for one epoch, step by step: forward, backward, optimizer.
 
-`optimizer.py` has the learning rate and the update of the weights, `step_results.py` what can go wrong in a step.
+The learning rate and the update of the weights are in `optimizer.py`, the handling of failed steps in
+`step_results.py`.
 """
 
 import time
@@ -35,10 +36,10 @@ def train_one_epoch(
     """Train to the end of the epoch, or to the run's last step if that comes first.
 
     Returns:
-        Whether a signal asked for a stop; the epoch is then left after the step.
+        Whether a signal requested a stop, which ends the epoch after the current step.
 
     Raises:
-        RunEnded, InputError: see `StepResults`; a checkpoint was written first.
+        RunEnded, InputError: see `StepResults`; a checkpoint is written first.
     """
     training, progress = state.training, state.training.progress
     training.parallel.train()
@@ -53,7 +54,7 @@ def train_one_epoch(
         hooks.call("before_step", state)
         state.number += 1
         step = train_step(training, batch, state.number, bool(stop.requested))
-        results.add(step)  # and read those of the step before, while the device computes this one
+        results.add(step)  # reads the previous step's results while the device computes this one
         if step.stop:
             break
         if state.checkpoint_is_due() and results.read():
@@ -66,8 +67,8 @@ class Batch(NamedTuple):
     """A batch of the loader.
 
     Attributes:
-        error: why no more could be loaded; images and targets are then those of the batch before.
-        data_time: seconds spent waiting for it.
+        error: the error that ended loading; images and targets are then those of the previous batch.
+        data_time: seconds spent waiting for the batch.
     """
 
     images: tuple[Tensor, ...]
@@ -83,16 +84,16 @@ class Batch(NamedTuple):
 
 
 def train_step(training: Training, batch: Batch, number: int, stop: bool = False) -> PendingStep:
-    """Start one step of all processes. The device decides whether to apply it, and the host reads the results later.
+    """Start one step. The device decides whether to apply it, and the host reads the results later.
 
-    All draws (the samples inside RPN and RoI heads) come from seed, step and rank alone, so that a run resumed at any
-    step continues as if it had never stopped.
+    The random samples of RPN and RoI heads depend on seed, step and rank only, so that a run resumed at any step
+    continues as if it had never stopped.
 
     Args:
-        batch: with `training.accumulate`, it passes through the network in that many parts, as if each part had a
-            process of its own.
+        batch: the batch; with `training.accumulate`, it passes through the network in that many parts, as if each part
+            were on another process.
         number: the step's number in the run, counted from 1.
-        stop: whether this process was asked to stop.
+        stop: whether this process has received a signal to stop.
     """
     torch.manual_seed(mix_seed(training.seed, number - 1, rank()))
     unreadable = [] if batch.error else [message for t in batch.targets for message in t.get("unreadable", ())]
@@ -132,9 +133,9 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield that many batches, after `done` steps. A batch that cannot be loaded is the last one again, with its error.
+    """Yield `number` batches, after `done` steps. If loading fails, yield the previous batch with the error.
 
-    The other processes wait in the step, so that this one has to take part in it.
+    The other processes wait in the step, so this one has to take part in it.
     """
     loading, batch = iter(loader), None
     for step in range(done, done + number):
@@ -151,5 +152,5 @@ def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
 
 
 def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Move images to the device, without waiting if pinned; the network moves what it needs of the targets."""
+    """Move images to the device, without waiting if they are pinned; the network moves the targets."""
     return [image.to(device, non_blocking=True) for image in images]

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 WRONG_INPUT = 2
-STOPPED = 3  # by a signal; a checkpoint was written
-NOT_FINITE = 4  # too many losses in a row were not finite; a checkpoint from before them was written
-LOST_PROCESS = 5  # another process of the run died or hung
-INTERRUPTED = 130  # Ctrl-C twice: at once, without a checkpoint
-BROKEN_PIPE = 141  # the reader of stdout has gone, as after `| head`; a shell's status of a program that SIGPIPE ends
+STOPPED = 3  # stopped by a signal, after writing a checkpoint
+NOT_FINITE = 4  # too many consecutive non-finite losses; the checkpoint is from before them
+LOST_PROCESS = 5  # another process of the run died or stalled
+INTERRUPTED = 130  # second Ctrl-C: immediately, without a checkpoint
+BROKEN_PIPE = 141  # the reader of stdout is gone, as after `| head`; the status that a shell reports for SIGPIPE
 
 
 class InputError(Exception):
-    """User input cannot be used; the message names what, where, and the remedy."""
+    """User input cannot be used; the message names the file or option, the fault and the remedy."""
 
 
 class RunEnded(Exception):
-    """The run ends in an orderly way before its last step."""
+    """The run ends cleanly before its last step."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -46,7 +46,7 @@ def one_line_errors() -> Iterator[None]:
             if sys.stdout is not None and not isinstance(sys.exc_info()[1], InputError | RunEnded):
                 sys.stdout.flush()  # an error of its reader is caught here, not when Python exits
     except InputError as error:
-        message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker puts its traceback before it
+        message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker prefixes its traceback
         leave(f"error: {message}", WRONG_INPUT)
     except RunEnded as end:
         leave(str(end), end.status)
@@ -83,9 +83,9 @@ def reader_has_gone() -> bool:
 
 
 def warn(message: str) -> None:
-    """Print a warning on stderr, past a progress bar."""
+    """Print a warning on stderr without breaking a progress bar."""
     line = f"warning: {' '.join(message.split())}"
-    if "tqdm" in sys.modules:  # else there is no bar, and programs that run exported networks may lack the package
+    if "tqdm" in sys.modules:  # otherwise there is no bar, and the package may be missing
         from tqdm import tqdm
 
         tqdm.write(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Evaluate a network: its COCO metrics, and the losses of training on the validation images."""
+"""Evaluate a network: compute its COCO metrics, and the training losses on the validation images."""
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,7 +50,7 @@ def detect_all(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> CocoEvaluator:
-    """Detect in all images of this process; the evaluator holds the detections.
+    """Detect objects in all images of this process; return the evaluator that holds the detections.
 
     Args:
         loader: this process's share of the images.
@@ -60,7 +60,7 @@ def detect_all(
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
-    # A thread starts on GPU 0; without this each process would open a context there.
+    # New threads use GPU 0; without this every process would create a context there.
     own_gpu = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
     with ThreadPoolExecutor(max_workers=1, initializer=own_gpu) as coder:
         coding: Future | None = None
@@ -78,7 +78,7 @@ def detect_all(
             with precision.autocast():
                 found = PendingDetections(network.detect(to_device(images, device)))
             if coding is not None:
-                coding.result()  # at most one batch of detections waits
+                coding.result()  # keep at most one batch waiting
             coding = coder.submit(evaluator.update_batch, ids, [size_of(image) for image in images], found)
         if coding is not None:
             coding.result()
@@ -89,12 +89,12 @@ def detect_all(
 
 
 def require_readable(unreadable: int, images: int, most: int) -> None:
-    """Raise InputError on all processes if too many images of an evaluation were unreadable: its metrics mean nothing.
+    """Raise InputError on all processes if too many images were unreadable for the metrics to be meaningful.
 
     Args:
-        unreadable: number of this process's images that were unreadable.
-        images: number of all processes' images.
-        most: the number that is accepted, unless it is all of them.
+        unreadable: number of unreadable images of this process.
+        images: number of images of all processes.
+        most: number of unreadable images to accept, unless all images are unreadable.
     """
     (number,) = AsyncAllReduce(unreadable).read()
     if number > most or images and number == images:
@@ -105,7 +105,7 @@ def require_readable(unreadable: int, images: int, most: int) -> None:
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
-    """Copy the model in evaluation mode, with normalisation folded into convolutions and weights cast once."""
+    """Return a copy in evaluation mode, with normalisation folded into the convolutions and weights cast once."""
     network = copy.deepcopy(model).eval()
     fold_norms(network)
     if precision.dtype is not None:
@@ -121,22 +121,22 @@ def validation_losses(
 ) -> dict[str, float]:
     """Compute "loss" and its parts as means over the images of an evaluation; all processes call this together.
 
-    They are computed as in training, but with the running statistics of BatchNorm and at the size of evaluation. The
-    draws of RPN and heads depend on seed and images alone, so that they are the same after each epoch, and those of the
-    training stay what they are.
+    They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
+    random samples of RPN and heads depend on the seed and the images only, so they are the same after each epoch, and
+    the random state of the training is restored.
 
     Args:
         loader: this process's share of the images.
-        with_empty: whether images without objects count too, as in training with --keep-empty.
+        with_empty: whether to include images without objects, as training does with --keep-empty.
 
     Returns:
-        The same on every process; nothing, if there are no images.
+        The means, the same on every process; empty if there are no images.
     """
     network = copy.deepcopy(model).train()
     for module in network.modules():
         if isinstance(module, _BatchNorm | ImageTransform):
             module.eval()
-    sums = torch.zeros(len(LOSS_NAMES) + 1, dtype=torch.float64)  # of the losses, and the number of images
+    sums = torch.zeros(len(LOSS_NAMES) + 1, dtype=torch.float64)  # sums of the losses, and the number of images
     bar = tqdm(loader, desc="validation loss", unit="batch", disable=None if is_main() else True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for images, targets in bar:
@@ -157,6 +157,6 @@ def validation_losses(
 
 
 def trainable(image: torch.Tensor, target: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """An item of an evaluation without what training leaves out: crowds, and objects without a box."""
+    """Remove the objects that training ignores from an evaluation item: crowds, and objects without a box."""
     boxes = target["boxes"]
     return image, select_objects(target, (target["iscrowd"] == 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))

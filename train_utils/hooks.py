@@ -1,7 +1,7 @@
 """Call functions at four moments of a run: before and after training, and before and after each step.
 
-The log, the sheets of predictions and TensorBoard are such functions, and so are those of a user's own file (--hooks).
-The moments have the names of Detectron2's.
+The step log, the sheets of predictions and TensorBoard are hooks, and so are the functions in a user's own file
+(--hooks). The four names are Detectron2's.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ MOMENTS = ("before_train", "after_train", "before_step", "after_step")
 
 
 class Hooks:
-    """Functions by moment, in the order of their sources; called on every process.
+    """Collect hook functions and call them in the order of their sources, on every process.
 
     Args:
         sources: modules or objects with functions `before_train(state)`, `after_train(state)`, `before_step(state)`
@@ -33,10 +33,10 @@ class Hooks:
 
 
 def load_hooks(path: str | None) -> list[ModuleType]:
-    """Run a user's Python file, if one is given, and return it as a module; what it raises keeps its traceback.
+    """Run a user's Python file, if given, and return it as a module. Its own exceptions keep their traceback.
 
     Raises:
-        InputError: there is no such file, or it defines no function of the four names.
+        InputError: the file is missing, or defines none of the four functions.
     """
     if path is None:
         return []
@@ -49,5 +49,5 @@ def load_hooks(path: str | None) -> list[ModuleType]:
     module.__file__ = str(path)
     exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
     if not any(callable(getattr(module, moment, None)) for moment in MOMENTS):
-        raise InputError(f"--hooks {path}: defines no function of the names {', '.join(MOMENTS)}")
+        raise InputError(f"--hooks {path}: defines none of the functions {', '.join(MOMENTS)}")
     return [module]

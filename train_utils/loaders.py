@@ -1,4 +1,4 @@
-"""Data loaders whose order of items depends on seed and epoch alone."""
+"""Build data loaders whose order of items depends only on seed and epoch."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from train_utils.errors import InputError, reading_input
 from train_utils.run.signals import leave_signals_to_the_main_process
 
 CPU = torch.device("cpu")
-GPU_BATCH = 8  # images per step of an evaluation
+GPU_BATCH = 8  # images per batch in evaluation
 
 
 def fingerprint(dataset: InstanceDataset) -> str:
@@ -42,11 +42,11 @@ def training_loader(
     batch_transform: Callable[[Sequence], tuple] | None = None,
     repeat_threshold: float = 0.0,
 ) -> "TrainingLoader":
-    """Load batches (images, targets) of similar aspect ratio: this process's share of every epoch.
+    """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio.
 
     Args:
         repeat_threshold: see `repeat_factors`; 0 for none.
-        batch_transform: a transform of whole batches, which collates them, in place of the dataset's `collate_fn`.
+        batch_transform: transform of whole batches, which also collates them, replacing the dataset's `collate_fn`.
     """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
@@ -70,15 +70,15 @@ def training_loader(
 def evaluation_loader(
     dataset: InstanceDataset, batch_size: int | None, workers: int | None, device: torch.device = CPU
 ) -> DataLoader:
-    """Load this process's share of the images; each image is in one process only.
+    """Return a loader of this process's share of the images; each image is on one process only.
 
-    A batch has images of one size, so that none is padded for another, which would change its detections: metrics
-    depend on the batch size no more than on how sums are rounded. Nor do they depend on the number of processes, as the
-    batches do not.
+    All images of a batch have the same size, since padding one image to another's size would change its detections. So
+    metrics depend on the batch size only by rounding. They do not depend on the number of processes, as the batches are
+    the same.
 
     Args:
-        batch_size: None: 8 on a GPU, else 1.
-        device: that the images go to; for CUDA they are loaded into pinned memory.
+        batch_size: images per batch; None: 8 on a GPU, else 1.
+        device: device that the images are for; CUDA needs pinned memory.
     """
     if batch_size is None:
         batch_size = 1 if device.type == "cpu" else GPU_BATCH
@@ -98,19 +98,19 @@ def evaluation_loader(
 
 
 def default_workers() -> int:
-    """Number of loader workers per training process: the cores that it may use, at most 8."""
+    """Return the number of loader workers per process: its share of the available cores, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // world_size()))
 
 
 class TrainingLoader(DataLoader):
-    """A loader of training batches, whose sampler says where in which epoch it begins."""
+    """Loader of training batches; its sampler sets the epoch and the first batch."""
 
     batch_sampler: "AspectRatioBatchSampler"
 
 
 class CheckedItems(Dataset):
-    """Items of a dataset; an unreadable one raises InputError, also in a loader worker."""
+    """Items of a dataset; an unreadable one raises InputError, in a loader worker too."""
 
     def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
@@ -145,13 +145,13 @@ class SeededItems(CheckedItems):
     tries = 20
 
     def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
-        """Args: keep_seeds: store the seed of each item's draws in its target, for `SeededBatches`."""
+        """Create the items; `keep_seeds` stores each item's seed in its target, for `SeededBatches`."""
         super().__init__(dataset)
         self.seed = seed
         self.keep_seeds = keep_seeds
 
     def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
-        """Load the item for (epoch, index), or (epoch, index, n) for an image that the epoch shows again."""
+        """Load the item for (epoch, index), or (epoch, index, n) for the n-th repetition of an image in the epoch."""
         epoch, index, *again = key
         unreadable = []
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
@@ -171,7 +171,7 @@ class SeededItems(CheckedItems):
 
 
 class SeededBatches:
-    """A transform of whole batches whose draws depend on the seeds of the batch's items, not on the worker."""
+    """Transform whole batches; its random draws depend on the seeds of the batch's items, not on the worker."""
 
     def __init__(self, transform: Callable[[Sequence], tuple]):
         self.transform = transform
@@ -189,7 +189,7 @@ def mix_seed(*numbers: int) -> int:
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
-    """How often an epoch shows each image on average, so that rare classes are seen more often.
+    """Return how often an epoch shows each image on average, so that rare classes are shown more often.
 
     Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class that occurs in a share f of
     the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes.
@@ -206,17 +206,17 @@ def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.nda
 
 
 class AspectRatioBatchSampler:
-    """Batches of (epoch, index) of images with similar aspect ratios, so that little is lost to padding.
+    """Sample batches of (epoch, index) of images with similar aspect ratios, which reduces padding.
 
     All processes draw the same batches from seed and epoch, and each takes every world_size-th of them. The leftovers
-    of all groups are batched together; the last batch, and the last round of batches, are filled up with images from
-    the epoch's start, so that all batches are full and all processes have the same number of them.
+    of all groups are batched together. The last batch and the last round of batches are filled up from the start of the
+    epoch, so that all batches are full and all processes have the same number of them.
 
     Args:
         ratios: width / height of each image.
         group_factor: number of groups per factor of 2 in the ratio, from 1/2 to 2; below 1 there is one group.
-        repeats: how often an epoch shows each image on average, at least once; None: once. Its second time in an epoch
-            an image is (epoch, index, 1), so that it is augmented in another way.
+        repeats: how often an epoch shows each image on average, at least once; None: once. When an image appears for
+            the second time in an epoch, its key is (epoch, index, 1), so that it is augmented differently.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class AspectRatioBatchSampler:
         self.first_batch = 0
 
     def __len__(self) -> int:
-        """Number of this process's batches in a whole epoch."""
+        """Return the number of this process's batches in a full epoch."""
         batches = -(-math.ceil(self.repeats.sum()) // self.batch_size)
         return -(-batches // self.world_size)
 
@@ -258,8 +258,8 @@ class AspectRatioBatchSampler:
     def order(self) -> list[tuple[int, ...]]:
         """Draw the epoch's images in a random order: (index,), or (index, n) for the n-th repetition.
 
-        The draws are systematic: each image comes as often as its factor, rounded up or down, and on average exactly as
-        often; their sum is the sum of the factors, rounded up or down.
+        The sampling is systematic: the number of times an image appears is its factor rounded up or down, and on
+        average exactly the factor. The total is the sum of the factors, rounded up or down.
         """
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(len(self.groups))
@@ -284,6 +284,6 @@ class AspectRatioBatchSampler:
         left = [key for group in sorted(waiting) for key in waiting[group]]
         left += islice(cycle(order), -len(left) % self.batch_size)
         batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
-        # Where the sum of the factors was rounded down, this may be a batch less than in other epochs.
+        # If the sum of the factors was rounded down, there may be one batch less than in other epochs.
         batches = list(islice(cycle(batches), -(-math.ceil(self.repeats.sum()) // self.batch_size)))
         return batches + list(islice(cycle(batches), -len(batches) % self.world_size))

@@ -32,7 +32,7 @@ from train_utils.weight_files.weights import (
 
 @dataclass
 class ModelConfig:
-    """Settings with which the network of a state dict is built and run as in training.
+    """Settings from which a state dict's network is built, so that it runs as in training.
 
     Attributes:
         num_classes: number of classes, including background.
@@ -40,13 +40,13 @@ class ModelConfig:
             heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or
             "detectron2", v1 with strides, anchors, RoIAlign, resizing and pasting as in Detectron2.
         norm: normalisation of the backbone, "batch" or "frozen".
-        norm_eps: its epsilon.
+        norm_eps: epsilon of that normalisation.
         trainable_layers: see `resnet50_fpn_backbone`.
         min_size, max_size: see `ImageTransform`.
         rois_per_image: number of proposals per image that the heads are trained on.
         proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
             training, 1000 in evaluation.
-        detections: the most detections kept per image.
+        detections: maximum number of detections per image.
     """
 
     num_classes: int
@@ -121,9 +121,9 @@ def detectron2_parts() -> dict[str, Any]:
 def build_training_model(
     args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
 ) -> tuple[MaskRCNN, ModelConfig]:
-    """Build the network that a run starts from: the resumed run's, else pretrained or not, according to `--pretrain`.
+    """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` says.
 
-    With published weights, BatchNorm is frozen and stem and first stage are not trained; from scratch nothing is
+    With published weights, BatchNorm is frozen, and stem and first stage are not trained. From scratch, nothing is
     frozen. `--norm` and `--trainable-backbone-layers` override this.
 
     Args:
@@ -233,10 +233,10 @@ def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
 
 
 def arch_of(content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = "") -> str:
-    """Return the architecture of a weight file: the stored one, else by whether its FPN is normalised.
+    """Return the architecture of a weight file: the stored one, else v2 if its FPN is normalised, else v1.
 
     Raises:
-        InputError: `wanted` is given and differs.
+        InputError: the file has another architecture than `wanted`.
     """
     if "model_config" in content:
         arch = ModelConfig.from_plain(content["model_config"]).arch

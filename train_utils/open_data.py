@@ -29,14 +29,14 @@ SOURCES = ("data_path", "train_json", "val_json")
 def open_training_data(
     settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: Mapping[str, int] | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open the training and the validation split, checked, the latter with the former's classes.
+    """Open and check the training and the validation split; the latter gets the classes of the former.
 
     Args:
-        detections: how many the network returns per image at most; a warning names images with more objects.
-        held_out: of the run that is resumed, see `held_out_images`.
+        detections: maximum number of detections per image; images with more objects cause a warning.
+        held_out: validation images of the run that is resumed, see `held_out_images`.
 
     Raises:
-        InputError: a split cannot be used; one line that names all faults.
+        InputError: a split cannot be used; the message names all faults in one line.
     """
     with reading_input():
         layout = layout_of(settings)
@@ -58,7 +58,7 @@ def open_validation_data(
     held_out: Mapping[str, int] | None = None,
     detections: int = MOST_DETECTIONS,
 ) -> InstanceDataset:
-    """Open the validation split, checked; see `open_held_out` and `open_training_data`."""
+    """Open and check the validation split; see `open_held_out` and `open_training_data`."""
     (dataset,) = check_and_drop([open_held_out(settings, trained_with, held_out)], settings, detections)
     return dataset
 
@@ -66,11 +66,11 @@ def open_validation_data(
 def open_held_out(
     settings: DataSettings, trained_with: Mapping, held_out: Mapping[str, int] | None = None
 ) -> InstanceDataset:
-    """Open the validation split, unchecked; of data that are not split the images that the run held out, else all.
+    """Open the validation split, unchecked. If the data are not split, take the images that the run held out, else all.
 
     Args:
-        trained_with: settings of the run that made the weights, or {}; options that were not given are read from there.
-        held_out: of that run, see `held_out_images`.
+        trained_with: settings of the run that wrote the weights, or {}; used for options that are not given.
+        held_out: validation images of that run, see `held_out_images`.
     """
     same_data = any(trained_with.get(s) for s in SOURCES) and all(
         is_same_path(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given
@@ -95,11 +95,12 @@ def open_held_out(
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """Open the training split that belongs to a validation split, unchecked, with its classes; None without one.
+    """Open the training split that belongs to a validation split, unchecked; return None if there is none.
 
     Args:
-        settings: as `open_held_out` left them.
-        held_out: what that returned; its images are left out where both are of one file.
+        settings: the settings, after `open_held_out` has completed them.
+        held_out: validation split that `open_held_out` returned. It determines the classes, and its images are excluded
+            if both splits come from one file.
     """
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
@@ -119,8 +120,8 @@ def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) ->
     """Open the training or validation split of a folder in any layout, unchecked.
 
     Raises:
-        InputError: there is no such folder, or its layout is not known.
-        ValueError, FileNotFoundError: the dataset's own, for what is broken inside.
+        InputError: the folder is missing, or its layout is unknown.
+        ValueError, FileNotFoundError: a file in it is broken or missing.
     """
     settings = DataSettings(data_path=str(data_path))
     with reading_input():
@@ -137,12 +138,12 @@ def layout_of(settings: DataSettings) -> Layout:
     first_json = settings.train_json or settings.val_json
     if first_json:
         if "data_path" in settings.given:
-            raise InputError("--train-json and --val-json stand in place of --data-path; leave that out")
+            raise InputError("--train-json and --val-json replace --data-path; omit --data-path")
         val = settings.val_json if settings.train_json else None
         folder = Path(settings.image_folder) if settings.image_folder else None
         return named_files(Path(first_json), Path(val) if val else None, folder)
     if settings.image_folder is not None:
-        raise InputError("--image-folder belongs to --train-json and --val-json; give these, or leave it out")
+        raise InputError("--image-folder needs --train-json or --val-json; give these, or omit it")
     return find_layout(data_folder(settings), settings.class_attribute)
 
 
@@ -153,7 +154,7 @@ def data_folder(settings: DataSettings) -> Path:
 
 
 def warn_of_unused(layout: Layout) -> None:
-    """Name annotation files of a folder that none of its splits is read from."""
+    """Warn about annotation files in the folder that no split uses."""
     unused = [path for split in layout.splits for path in split.passed_over]
     if unused:
         named = ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
@@ -161,7 +162,7 @@ def warn_of_unused(layout: Layout) -> None:
 
 
 def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
-    """Choose the splits for training and validation; the same one twice where the data are not split."""
+    """Choose the splits for training and validation; if the data are not split, return the same one twice."""
     by_name = {split.name: split for split in layout.splits}
     training = by_name.get("train") or by_name.get("") or layout.splits[0]
     validation = by_name.get("val") or by_name.get("test") or training
@@ -193,7 +194,7 @@ def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> Ope
 
 
 def plan_of(settings: DataSettings) -> ItemPlan:
-    """Plan a dataset of a whole split; what is wrong with it is reported by the check."""
+    """Return the plan for a whole split; faulty items are dropped here and reported by `check_and_drop`."""
     return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, exif=settings.exif)
 
 
@@ -204,7 +205,7 @@ def open_both(
     seed: int,
     held_out: Mapping[str, int],
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open the datasets for training and for validation; a split that is both is divided between them."""
+    """Open the datasets for training and validation; if both are one split, divide it between them."""
     training, validation = splits
     plan, opened = plan_of(settings), open_files(layout, training, settings)
     if training is not validation:
@@ -212,12 +213,12 @@ def open_both(
         return CocoDetection(opened, "train", plan=plan), CocoDetection(of_validation, "val", plan=plan)
     chosen = find_held_out(opened, held_out) or divide(opened, settings.val_fraction, seed)
     train_set = CocoDetection(opened, "train", plan=plan._replace(images=image_names(opened) - chosen))
-    opened = replace(opened, problems=Problems())  # those of the one file are reported once
+    opened = replace(opened, problems=Problems())  # report the problems of this file only once
     return train_set, CocoDetection(opened, "val", plan=plan._replace(images=chosen))
 
 
 def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
-    """Choose the images of an annotation file that are for validation, and print how many."""
+    """Choose images of an annotation file for validation, and print how many."""
     index = opened.index
     for_validation, one_sided = choose_validation(index.file_names.tolist(), index.classes_of_images(), fraction, seed)
     if is_main():
@@ -233,14 +234,14 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, int]:
-    """Return the validation images of data that are not split, name -> bytes, to find them wherever the data move."""
+    """Return name -> bytes of the validation images if the data are not split, to find them again after a move."""
     if val_set.source != train_set.source:
         return {}
     return {name: (val_set.image_folder / name).stat().st_size for name in val_set.image_names()}
 
 
 def find_held_out(opened: OpenedSplit, held_out: Mapping[str, int]) -> set[str]:
-    """Find the images that a run held out, by name and size in bytes, and report what is missing."""
+    """Find the images that a run held out, by name and size in bytes, and report missing ones."""
     folder, names = opened.split.image_folder, image_names(opened)
 
     def is_here(name: str) -> bool:

@@ -1,8 +1,8 @@
 """Build the optimizer, compute the learning rate of each step, and apply a step's gradients.
 
-Whether a step is applied is decided on the device, and the host does not wait to know: a step is not applied where its
-loss is not finite, where a GradScaler finds gradients beyond fp16, or where gradients are to be clipped and their norm
-is not finite.
+The device decides whether to apply a step, and the host does not wait for the decision. A step is not applied if its
+loss is not finite, if a GradScaler finds gradients that overflow fp16, or if gradients are clipped and their norm is
+not finite.
 """
 
 import math
@@ -20,7 +20,7 @@ NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
-    """Build SGD with momentum, or AdamW, over the trained parameters; both as one fused operation per step."""
+    """Build SGD with momentum, or AdamW, over the trained parameters; both are fused."""
     groups = parameter_groups(model, settings.weight_decay, settings.norm_weight_decay)
     if settings.opt == "adamw":
         return AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -34,9 +34,9 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Collect the trained parameters: one group, or with `norm_weight_decay` first those of normalisation layers.
+    """Collect the trained parameters in one group; `norm_weight_decay` puts normalisation layers in a group before it.
 
-    Groups without parameters are left out. As in torchvision's scripts, biases of other layers decay with the rest.
+    Empty groups are omitted. As in torchvision's scripts, biases of other layers decay with the rest.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if norm_weight_decay is None:
@@ -50,9 +50,9 @@ def parameter_groups(
 
 
 def create_momentum(optimizer: Optimizer) -> None:
-    """Set SGD's missing momentum buffers to zeros, which in the first step is the same as none.
+    """Create SGD's missing momentum buffers as zeros, which does not change the first step.
 
-    The fused optimizer creates them uninitialised, and where a GradScaler skips the first step, they stay so.
+    The fused optimizer creates them uninitialised, and they stay so if a GradScaler skips the first step.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
@@ -66,7 +66,7 @@ def learning_rate(step: int, settings: TrainSettings, steps_per_epoch: int) -> f
     The warm-up rises from 1/1000 over the first min(1000, one epoch) steps (Goyal et al., "Accurate, Large Minibatch
     SGD", arXiv:1706.02677, section 2.2). The drops are those of Mask R-CNN, section 3.1, "Training". The cosine is half
     a wave from 1 in the first epoch to 0 after the last (Loshchilov and Hutter, arXiv:1608.03983, eq. 5). It falls
-    between epochs, not within them. All as in torchvision's scripts.
+    between epochs, not within them. All this is as in torchvision's scripts.
     """
     warm_up = min(1.0, 0.001 + 0.999 * step / min(1000, steps_per_epoch))
     epochs = step / steps_per_epoch
@@ -83,7 +83,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
-    """Compute gradients; where the loss is not finite, all of them are NaN, which a GradScaler then notices."""
+    """Compute gradients. If the loss is not finite, make all of them NaN, so that a GradScaler detects it."""
     if scaler.is_enabled():
         loss = loss * (1 + 0 * loss.detach())
     scaler.scale(loss).backward()
@@ -92,11 +92,11 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights, unless the loss is not finite or infinite gradients are found.
+    """Update the weights, unless the loss or the gradients are not finite.
 
     Args:
-        optimizer: a fused one, which reads on the device whether to do anything.
-        finite: bool scalar on the device; the same on all processes.
+        optimizer: a fused optimizer, which reads `found_inf` on the device.
+        finite: bool scalar on the device, whether the loss is finite; the same on all processes.
         clip_grad_norm: scale the gradients so that their norm, over all weights, is at most this.
 
     Returns:
@@ -120,9 +120,9 @@ def optimizer_step(
 
 
 class RunningStatistics:
-    """The buffers that a forward pass in training changes, and their values before it.
+    """Copy of the buffers that a forward pass in training changes, to restore them if a step is not applied.
 
-    Those of one type are kept in one tensor, so that a step starts few operations for them.
+    Buffers of one dtype are copied into one tensor, so that a step needs few operations for them.
     """
 
     def __init__(self, model: nn.Module):
@@ -132,7 +132,7 @@ class RunningStatistics:
         self.kept = [flat(group) for group in self.by_type]
 
     def restore_unless(self, applied: Tensor) -> None:
-        """Put the values back unless the bool scalar on the device is true."""
+        """Restore the values unless the bool scalar on the device is true."""
         for buffers, kept in zip(self.by_type, self.kept):
             chosen = torch.where(applied, flat(buffers), kept).split([b.numel() for b in buffers])
             torch._foreach_copy_(buffers, [values.view_as(b) for values, b in zip(chosen, buffers)])

@@ -1,6 +1,6 @@
-"""How a script's options become typed settings: the description of an option, the types of values, the parser.
+"""Parse a script's options into typed settings: description of an option, types of values, parser.
 
-`options.py` has the options themselves, as fields of dataclasses derived from `Settings`.
+The options themselves are in `options.py`, as fields of dataclasses derived from `Settings`.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 from train_utils.options_file import options_in_file
 
 T = TypeVar("T", bound="Settings")
-SAME = object()  # the demo's default is that of all other data
-LARGEST = 1e9  # no option means anything beyond it
+SAME = object()  # the demo's default is the same as for other data
+LARGEST = 1e9  # upper limit of all numbers
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """A learning rate in proportion to the total batch."""
+    """A learning rate proportional to the total batch size."""
 
     rate: float
 
@@ -29,7 +29,7 @@ class PerImage:
 
 @dataclass(frozen=True)
 class Option:
-    """What a field's value on the command line is; see `option`."""
+    """Description of a command-line option; see `option`."""
 
     help: str
     flags: tuple[str, ...]
@@ -52,25 +52,25 @@ def option(
     one_start: bool = False,
     **argparse_arguments: Any,
 ) -> Any:
-    """A dataclass field that is an option of the command line.
+    """Declare a dataclass field that is a command-line option.
 
     Args:
-        default: the value where the option is not given; None if it depends on other things, which `help` says.
-        help: `{default}` in it is replaced by the defaults.
-        flags: names other than the field's.
-        group: the group in --help of this option and of those that follow it.
-        demo: the default on the demo's data.
-        changes_result: whether another value makes another run, which a resume refuses without --force.
-        inherited: whether a resumed run takes the checkpoint's value where the option is not given.
-        one_start: whether it is about one start of the script and not about the run, so that --config does not set it.
-        argparse_arguments: type, choices, nargs and so on; a field without them is a flag, bare or with True or False.
+        default: the value if the option is not given; None if it depends on other things, which `help` explains.
+        help: text for --help, in which `{default}` is replaced by the defaults.
+        flags: names on the command line, if they differ from the field's name.
+        group: group in --help of this option and of those that follow it.
+        demo: the default for the demo's data.
+        changes_result: whether the value affects the result, so that a resume refuses another value without --force.
+        inherited: whether a resumed run uses the checkpoint's value if the option is not given.
+        one_start: whether the option concerns one start of the script, not the run, so that --config ignores it.
+        argparse_arguments: type, choices, nargs and so on. Without them the option is a flag: bare, True or False.
     """
     described = Option(help, flags, argparse_arguments, group, demo, changes_result, inherited, one_start)
     return field(default=default, metadata={"option": described})
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Lines of at most 100 columns; flags without their values, other options with short metavars."""
+    """Format help with at most 100 columns and short metavars, and show flags without values."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns))
@@ -82,7 +82,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts every long option with `-` and with `_` in its name."""
+    """Parser that accepts `-` and `_` alike in the names of long options."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse has overloads
         args = sys.argv[1:] if args is None else args
@@ -97,7 +97,7 @@ def dashed(argument: str) -> str:
 
 
 def boolean(text: str) -> bool:
-    """`True`, `false`, `1`, `no`, ... as a bool."""
+    """Parse `True`, `false`, `1`, `no`, ... as a bool."""
     if text.lower() in ("true", "t", "yes", "y", "on", "1"):
         return True
     if text.lower() in ("false", "f", "no", "n", "off", "0"):
@@ -113,7 +113,7 @@ def boolean_or_path(text: str) -> bool | str:
 
 
 def whole(text: str, least: int, most: int = 2**31 - 1) -> int:
-    """A whole number within limits."""
+    """Parse a whole number within limits."""
     try:
         value = int(text)
     except ValueError:
@@ -124,7 +124,7 @@ def whole(text: str, least: int, most: int = 2**31 - 1) -> int:
 
 
 def number(text: str, least: float, most: float) -> float:
-    """A number within limits; neither nan nor infinite."""
+    """Parse a finite number within limits."""
     try:
         value = float(text)
     except ValueError:
@@ -174,7 +174,7 @@ def strength(text: str) -> float:
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
-    """An option that is given bare or with True or False."""
+    """Add an option that is given bare or with True or False."""
     parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
@@ -186,8 +186,8 @@ class Settings:
     """Options of a script.
 
     Attributes:
-        given: the names of those that stood on the command line or in a file of options.
-        from_file: those of them that only the file had.
+        given: names of the options given on the command line or in the --config file.
+        from_file: names of those given only in the file.
     """
 
     @classmethod
@@ -223,7 +223,7 @@ class Settings:
 
     @classmethod
     def parse(cls: type[T], description: str | None, arguments: Sequence[str] | None = None) -> T:
-        """Settings from the command line; argparse ends the process, with status 2, for what it does not know."""
+        """Parse the command line; argparse ends the process with status 2 for unknown or invalid options."""
         given = vars(cls.parser(description).parse_args(arguments))
         in_file: dict[str, Any] = {}
         if given.get("config"):
@@ -234,12 +234,12 @@ class Settings:
         settings.from_file = frozenset(in_file) - frozenset(given)
         return settings
 
-    # No annotations, so no fields: they are not options.
+    # Without annotations, so that they are not fields, and thus not options.
     given = frozenset[str]()
     from_file = frozenset[str]()
 
     def to_plain(self) -> dict[str, Any]:
-        """Name -> value, as args.json and checkpoints hold them."""
+        """Return name -> value, as stored in args.json and checkpoints."""
         return {each.name: getattr(self, each.name) for each in self.options()}
 
 

@@ -11,7 +11,7 @@ from train_utils.errors import InputError, warn
 
 
 class FileParser(argparse.ArgumentParser):
-    """Raises ValueError instead of ending the process."""
+    """Parser that raises ValueError instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -25,8 +25,8 @@ def options_in_file(
     Names are those of args.json or of the command line, with `-` or `_`. Values are checked as on the command line.
 
     Args:
-        add_options: adds the known options to a parser.
-        passed_over: names of options that a file does not set.
+        add_options: function that adds the known options to a parser.
+        passed_over: names of options that are ignored in a file.
 
     Raises:
         InputError: the file cannot be read, names an option that does not exist, or has an invalid value.
@@ -40,10 +40,10 @@ def options_in_file(
         action = actions.get(name.replace("-", "_"))
         if action is None:
             near = difflib.get_close_matches(name, actions, n=1)
-            raise InputError(f"{path}: there is no option '{name}'" + (f"; is '{near[0]}' meant?" if near else ""))
+            raise InputError(f"{path}: there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
         if value is None or action.dest in passed_over:
-            if value is not None and action.dest == "hooks":  # which runs a file
-                warn(f"{path}: 'hooks' is not taken from a file; give --hooks {value} to run it")
+            if value is not None and action.dest == "hooks":  # it would run a file
+                warn(f"{path}: 'hooks' is ignored in a file; give --hooks {value} to run it")
             continue
         flag = action.option_strings[-1]
         words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
@@ -62,5 +62,5 @@ def read_object(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not an object of options and values, as args.json of a run is")
+        raise InputError(f"{path}: not an object of options and values like a run's args.json")
     return content

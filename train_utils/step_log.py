@@ -1,4 +1,4 @@
-"""Hook that shows the steps on the main process's terminal and writes some of them into log.jsonl."""
+"""Hook that shows the steps on the main process's terminal and writes the printed ones to log.jsonl."""
 
 import math
 import time
@@ -12,10 +12,10 @@ from train_utils.training_state import RunState, StepResult
 
 
 class StepLog:
-    """A progress bar per epoch, or without a terminal a line per printed step; printed steps go into the log as well.
+    """Show a progress bar per epoch, or without a terminal one line per printed step, and log the printed steps.
 
-    Every `--print-freq`-th step is printed, and the last of an epoch. A line has the seconds per step since the line
-    before, and how many of them the loader kept the step waiting.
+    Every `--print-freq`-th step and the last step of an epoch are printed. A line contains the mean seconds per step
+    since the previous line, and how many of them the step waited for the loader.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class StepLog:
                 disable=None if is_main() else True,
             )  # fmt: skip
             self.began = self.printed_at = time.perf_counter()
-            self.data_times: list[float] = []  # of the steps since the last line
+            self.data_times: list[float] = []  # one per step since the last line
 
     def after_step(self, state: RunState) -> None:
         step, bar = state.step, self.bar

@@ -1,4 +1,4 @@
-"""Read, count and check the results of a step, one step after it was started, and end a run that cannot continue."""
+"""Read, count and check the results of a step once the next one has started, and end a run that cannot continue."""
 
 import copy
 import math
@@ -24,11 +24,11 @@ class PendingStep:
     Attributes:
         number, lr, bad_pictures, data_time: see `StepResult`.
         stop: whether any process received a signal to stop.
-        error: why this process could load no more images.
+        error: the error that ended loading on this process, else None.
         loading_failed: whether loading failed on any process; such a step is not applied.
         names: "loss" and its parts.
         values: means of the losses over the processes, the losses of this process, and whether the step was applied.
-        image_ids: of this process.
+        image_ids: ids of this process's images.
     """
 
     number: int
@@ -56,9 +56,9 @@ class PendingStep:
 
 
 class StepResults:
-    """The results of an epoch's steps; progress counts those that have been read, and hooks then get them.
+    """Read the results of an epoch's steps, add them to the progress, and pass them to hooks.
 
-    Where the run cannot continue, all processes together write a checkpoint and end it.
+    If the run cannot continue, all processes together write a checkpoint and end it.
 
     Args:
         save_checkpoint: called by all processes; the main one writes.
@@ -71,20 +71,20 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: PendingStep) -> None:
-        """Read the step before this one; this one at once only if it may end the run, so that no further one begins.
+        """Read the previous step; if this step may end the run, read it too, before the next one starts.
 
         Raises:
-            RunEnded, InputError: see `check`; the loader's error, or InputError for that of another process.
+            RunEnded, InputError: see `check`. If loading failed: this process's own error, or InputError for another's.
         """
         self.read()
         if step.loading_failed:
-            self.end(step.error or InputError("another process of the run could load no more images"))
+            self.end(step.error or InputError("loading images failed on another process of the run"))
         self.pending = step
         if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.bad_pictures:
             self.read()
 
     def read(self) -> bool:
-        """Read the step that was added last, if it has not been read; return whether it was applied."""
+        """Read the last added step, unless it has been read; return whether it was applied."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             step = pending.read()
@@ -96,8 +96,12 @@ class StepResults:
         return self.applied
 
     def check(self, step: StepResult) -> None:
-        """Raise RunEnded if too many steps in a row were not applied or the weights are not finite, and InputError if
-        too many images could not be read."""
+        """End the run if it cannot continue.
+
+        Raises:
+            RunEnded: too many consecutive steps were not applied, or the weights are not finite.
+            InputError: too many images could not be read.
+        """
         training, settings = self.state.training, self.state.settings
         progress = training.progress
         if step.applied:
@@ -126,7 +130,7 @@ class StepResults:
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:
-    """Notice weights that a step with a finite loss has made infinite; all processes call this together.
+    """Check that all weights are finite, as a step with a finite loss can make them infinite; all processes call this.
 
     Raises:
         RunEnded: a weight or running mean of any process is not finite.

@@ -1,4 +1,4 @@
-"""Open weights for evaluation and prediction: the one way in for validation.py, predict.py and everybody else."""
+"""Open weights for evaluation and prediction; used by validation.py, predict.py, the exporter and Python code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from train_utils.run.run_folder import newest_checkpoint
 
 @dataclass
 class TrainedModel:
-    """A network in evaluation mode on its device, and what its file says about it.
+    """A network in evaluation mode on its device, with the data stored in its weight file.
 
     Attributes:
         path: the weight file.
-        content: of the file, without the weights.
-        classes: of the network; from the file, --label-json-path, or COCO's.
+        content: content of the file, without the weights.
+        classes: classes of the network, from the file, --label-json-path or COCO.
         trained_with: the settings of the run that wrote the file; {} for published weights.
         held_out: the images that this run held out for validation, see `held_out_images`.
     """
@@ -39,16 +39,16 @@ class TrainedModel:
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:
-    """The weights that `--weights-path` names, or the newest checkpoint in the default output folder.
+    """Open the weights that `--weights-path` names, or the newest checkpoint in the default output folder.
 
     Raises:
-        InputError: there are none, or they cannot be used; the message names the file.
+        InputError: there are no weights, or they cannot be used; the message names the file.
     """
     path = settings.weights_path or newest_checkpoint(OUTPUT_FOLDER)
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
     model, config, content = load_trained_model(path, settings)
-    trained_with = content.get("args", {}) if "model_config" in content else {}  # not another script's options
+    trained_with = content.get("args", {}) if "model_config" in content else {}  # else not this project's options
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)

@@ -1,4 +1,4 @@
-"""State of a training run: what a step computes with, how far the run has come, and what hooks get to see."""
+"""State of a training run: model and optimizer, progress, and the state that is passed to hooks."""
 
 from dataclasses import dataclass, field
 
@@ -20,8 +20,8 @@ class StepResult:
         number: the step's number in the run, counted from 1.
         losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
-        applied: whether the weights were changed; they are not where the loss of any process is not finite, nor where
-            gradients exceed fp16, or with --clip-grad-norm their norm is not finite.
+        applied: whether the weights were updated. They are not if the loss of any process is not finite, if gradients
+            overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
         bad_pictures: number of images, over all processes, that could not be read and were replaced.
         data_time: seconds for which this process waited for its loader.
     """
@@ -44,7 +44,7 @@ class Progress:
         epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
         epoch_steps: number of applied steps in the current epoch.
         not_applied: number of steps of the current epoch that were not applied.
-        in_a_row: number of such steps since the last applied one.
+        in_a_row: number of steps that were not applied since the last applied one.
         bad_pictures: number of images of the current epoch that could not be read.
     """
 
@@ -77,14 +77,14 @@ class Progress:
 
 @dataclass
 class Training:
-    """State that a training step changes, and settings that it computes with.
+    """State that a training step updates, and the settings that it uses.
 
     Attributes:
-        parallel: the model as a step calls it: in DistributedDataParallel, or with one process the model itself.
-        scaler: of `precision`, unless given.
-        seed: of the samples that RPN and RoI heads draw.
-        accumulate: into how many passes a step divides its batch, to add up their gradients.
-        clip_grad_norm: the norm that gradients are reduced to where theirs is larger; None: never.
+        parallel: the model wrapped in DistributedDataParallel, or with one process the model itself.
+        scaler: GradScaler; by default that of `precision`.
+        seed: seed of the random samples of RPN and RoI heads.
+        accumulate: number of batches per step whose gradients are accumulated.
+        clip_grad_norm: maximum norm of the gradients; None for no clipping.
     """
 
     model: MaskRCNN
@@ -104,17 +104,17 @@ class Training:
 
 @dataclass
 class RunState:
-    """A run, as hooks get it.
+    """State of a run that is passed to hooks.
 
     Attributes:
         training: model, optimizer, progress and so on.
         settings: the options.
         run: the run folder; `run.writes` is true on the main process only.
-        steps_per_epoch: of a whole epoch.
+        steps_per_epoch: number of steps in a full epoch.
         last_step: the step after which the run ends.
-        number: steps that have been started. Before a step, the weights are those after so many.
-        step: the step that `after_step` is about, with its losses. By then the device may be computing the next one.
-        stopping: whether a signal stops the run after that step.
+        number: number of steps that have been started. In `before_step`, it equals the number of finished updates.
+        step: in `after_step`, the finished step and its losses. The device may already be computing the next step.
+        stopping: whether a signal stops the run after this step.
     """
 
     training: Training
@@ -135,7 +135,7 @@ class RunState:
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.last_step)
 
     def checkpoint_is_due(self) -> bool:
-        """Whether a checkpoint follows the step that was started last, within the epoch."""
+        """Whether to write a checkpoint within the epoch, after the step that was started last."""
         every = self.settings.checkpoint_every
         due = every is not None and self.number % every == 0
         return (due or self.run.retry_is_due(self.number)) and not self.ends_epoch(self.number)

@@ -344,8 +344,8 @@ CASES = [
         voc_file("ImageSets/Segmentation/train.txt", lambda path: path.write_text("a\n../../b\n")), 2,
         [r"lead out of the image folder.* \(1\): '../../b'", MEND], voc=True),
     # weight files and arguments
-    Case("weights with code in them", trap, 2, [r"bad.pth: refused, .* \(it names .*\.mkdir\)"], BAD),
-    Case("a bare pickle with code in it", bare_trap, 2, ["bad.pth: refused, as it names .*mkdir"], BAD),
+    Case("weights with code in them", trap, 2, [r"bad.pth: refused: .* \(it names .*\.mkdir\)"], BAD),
+    Case("a bare pickle with code in it", bare_trap, 2, ["bad.pth: refused: it names .*mkdir"], BAD),
     Case("weights with code in them, validation.py", trap, 2, ["bad.pth: refused"], ["--weights-path", "bad.pth"],
         "validation.py"),
     Case("weights with code in them, predict.py", trap, 2, ["bad.pth: refused"], ["--weights-path", "bad.pth"],

@@ -65,7 +65,7 @@ def test_options_of_one_start_are_not_taken(tmp_path):
 def test_hooks_of_a_file_are_not_run_but_named(tmp_path, capsys):
     """A file of another person must not run code."""
     assert parsed(tmp_path, {"hooks": "theirs.py"}).hooks is None
-    assert "'hooks' is not taken from a file; give --hooks theirs.py" in capsys.readouterr().err
+    assert "'hooks' is ignored in a file; give --hooks theirs.py" in capsys.readouterr().err
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
@@ -93,7 +93,7 @@ def test_a_share_that_the_run_had_by_default_is_not_asked_for(tmp_path):
 
 
 FLAWED = {
-    "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; is 'epochs' meant?"),
+    "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; did you mean 'epochs'?"),
     "nothing like it": ({"zzz": 3}, "there is no option 'zzz'"),
     "type": ({"epochs": "many"}, "argument --epochs: 'many' is not a whole number"),
     "range": ({"color_jitter": 3}, "argument --color-jitter: '3' is not between 0 and 1"),

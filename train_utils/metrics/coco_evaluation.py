@@ -1,4 +1,4 @@
-"""Compute COCO metrics: collect detections compactly, gather them over processes, score them with hotcoco."""
+"""Compute COCO metrics: collect detections, gather them over processes, and score them with hotcoco."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ class ClassMetrics:
 
 @dataclass
 class MetricsOfAll:
-    """AP and recall of all detections, where an image has more than the 100 that COCO's metrics count.
+    """AP and recall of all detections, if an image has more than the 100 that COCO's metrics count.
 
     Attributes:
         most: the largest number of detections in an image.
@@ -58,10 +58,10 @@ class Metrics:
     """COCO metrics.
 
     Attributes:
-        stats: COCO's 12 numbers in the official order, of the best 100 detections of each image; -1 where the data has
-            no such objects.
-        classes: the metrics per class, of the same detections.
-        of_all: the metrics of all detections; None where no image has more than 100.
+        stats: COCO's 12 numbers in the official order, for the best 100 detections per image; -1 if the data has no
+            such objects.
+        classes: metrics per class, for the same detections.
+        of_all: metrics of all detections; None if no image has more than 100.
     """
 
     stats: list[float]
@@ -69,7 +69,7 @@ class Metrics:
     of_all: MetricsOfAll | None = None
 
     def table(self, title: str) -> str:
-        """Format both as text, ready to print."""
+        """Format the metrics as a text table."""
         lines = [title]
         lines += [f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats)]
         if self.of_all is not None:
@@ -83,13 +83,13 @@ class Metrics:
 
 
 def tables(metrics: Mapping[str, Metrics]) -> str:
-    """Format boxes and masks as text, with a line that explains what is -1."""
+    """Format the tables of boxes and masks, and a line that explains any -1."""
     parts = [metrics["bbox"].table("boxes"), metrics["segm"].table("masks")]
     return "\n".join([*parts, *filter(None, [explain_missing(metrics["bbox"].stats, metrics["bbox"].classes)])])
 
 
 def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
-    """Say why some of COCO's 12 numbers are -1; empty if none is, and all classes have objects."""
+    """Explain why some of COCO's 12 numbers are -1; empty if none is, and all classes have objects."""
     if stats[0] == -1:
         return "-1: the validation images have no objects to find (crowds do not count), so that there is no AP"
     sizes = [name for name, value in zip(("small", "medium", "large"), stats[3:6]) if value == -1]
@@ -103,7 +103,7 @@ class PendingDetections:
     """The detections of a batch, copied from the device asynchronously; reading them waits for the copy.
 
     Args:
-        detections: as `MaskRCNN.detect` returns them.
+        detections: return value of `MaskRCNN.detect`.
     """
 
     def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
@@ -111,7 +111,7 @@ class PendingDetections:
         self.columns = {key: AsyncHostCopy(torch.cat([d[key] for d in detections])) for key in detections[0]}
 
     def read(self) -> list[dict[str, Tensor]]:
-        """Return them on the CPU, per image."""
+        """Return the detections of each image, on the CPU."""
         columns = {key: column.read().split(self.counts) for key, column in self.columns.items()}
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
@@ -120,8 +120,8 @@ class CocoEvaluator:
     """Collect the detections of one process, and score those of all processes.
 
     Args:
-        ground_truth: a COCO object of hotcoco; None on all processes but the main one.
-        classes: meaning of the detections' labels.
+        ground_truth: hotcoco's COCO object on the main process, None on the others.
+        classes: table of the detections' labels.
         continuous_paste: how masks are pasted into the image, see `mask_crops`.
     """
 
@@ -158,7 +158,7 @@ class CocoEvaluator:
         return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
 
     def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
-        """Convert the detections that COCO's metrics count, as `coco_results` does."""
+        """Convert the detections that COCO's metrics count to its results format, see `coco_results`."""
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
     def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
@@ -178,11 +178,11 @@ def coco_results(
 ) -> dict[str, list[dict]]:
     """Convert detections by image id to COCO's results format per IoU type; labels become category ids.
 
-    Boxes and masks are separate entries, as in official results files, so that mask detections have their masks' areas.
+    Boxes and masks are separate entries, as in official results files, so that a mask detection has its mask's area.
     Detections of labels without a category (gaps in COCO's ids) are dropped.
 
     Args:
-        most: convert only the first detections of each image, which are the best ones; None: all.
+        most: how many detections to convert per image, best first; None: all.
     """
     boxes, masks = [], []
     for image_id in sorted(detections):
@@ -229,7 +229,8 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: in
     """Run COCO's evaluation without its output. All numbers equal those of pycocotools to the last bit.
 
     Args:
-        most: detections per image and class, in place of COCO's 1, 10 and 100; then `stats` is not computed.
+        most: maximum number of detections per image and class, instead of COCO's 1, 10 and 100; `stats` is then not
+            computed.
     """
     from hotcoco import COCOeval  # only the main process needs it
 

@@ -28,11 +28,11 @@ OFFICIAL_LINES = [
 
 @dataclass
 class ScoredResults:
-    """A results file and the metrics of what is in it.
+    """A results file and its metrics.
 
     Attributes:
         truth: the content of the annotation file.
-        results: entries with `image_id`, `category_id`, `score` and `bbox` or `segmentation`, as `iou_type` says.
+        results: entries with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` depending on `iou_type`.
         stats: COCO's 12 numbers.
     """
 
@@ -91,7 +91,7 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
     categories = {category["id"] for category in truth["categories"]}
     foreign = sum(entry["category_id"] not in categories for entry in results)
     if foreign:
-        warn(f"{path}: {foreign} detections are ignored, as the ground truth lacks their categories")
+        warn(f"{path}: {foreign} detections are ignored because the ground truth lacks their categories")
     return results
 
 
@@ -106,7 +106,7 @@ def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> 
         hint = f"; it has {other}, try --iou-type {'bbox' if other == 'bbox' else 'segm'}" if other in entry else ""
         return f"lacks {', '.join(missing)}{hint if missing == [shape] else ''}"
     if not is_integer(entry["image_id"]) or entry["image_id"] not in sizes:
-        return f"is of image {entry['image_id']!r}, which the annotation file lacks"
+        return f"belongs to image {entry['image_id']!r}, which the annotation file lacks"
     if not is_integer(entry["category_id"]):
         return f"has the category {entry['category_id']!r}, which is not a whole number"
     if not is_finite(entry["score"]):
@@ -124,7 +124,7 @@ def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> 
 
 
 def covers(counts: str | list, pixels: int) -> bool:
-    """Whether the runs, packed or as a list, are lengths that add up to the number of pixels."""
+    """Whether the run lengths, packed or as a list, are valid and add up to the number of pixels."""
     if isinstance(counts, list):
         return all(is_integer(run) and run >= 0 for run in counts) and sum(counts) == pixels
     try:

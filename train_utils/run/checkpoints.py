@@ -44,7 +44,7 @@ def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, 
 
 
 def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
-    """Collect what a resumed run, an evaluation or a prediction needs."""
+    """Collect the content of a checkpoint, from which a run resumes and a network is evaluated or predicts."""
     training, progress = state.training, state.training.progress
     content = {
         **weights_with_classes(training.model, config, classes),
@@ -63,7 +63,7 @@ def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, fac
 
 
 def weights_with_classes(model: MaskRCNN, config: ModelConfig, classes: ClassTable) -> dict[str, Any]:
-    """The part of a checkpoint that validation.py and predict.py need."""
+    """Return the part of a checkpoint that validation.py and predict.py need."""
     return {
         "model": model.state_dict(),
         "model_config": config.to_plain(),
@@ -73,7 +73,7 @@ def weights_with_classes(model: MaskRCNN, config: ModelConfig, classes: ClassTab
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:
-    """Return what the last bits of a sum depend on besides the seed: threads, processor or GPU, and versions."""
+    """Return what affects the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
     return {
         "threads": torch.get_num_threads(),
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
@@ -83,7 +83,7 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Return model and instruction set, as far as the system reports them."""
+    """Return the processor's model and instruction set, as far as the system reports them."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a run's checkpoint.
 
     Raises:
-        InputError: the file is broken or no checkpoint of a run, or its weights are not finite.
+        InputError: the file is broken, is not the checkpoint of a run, or has weights that are not finite.
     """
     content = read_weight_file(path)
     missing = NEEDED - set(content)
@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, force: bool) -> None:
-    """Load a checkpoint's state into a run's objects and free it; learning rate and decay are the command line's.
+    """Load a checkpoint's state into a run and free it. Learning rate and decay stay those of the command line.
 
     Args:
         force: if the number of steps per epoch has changed, resume at the same fraction of the epoch.

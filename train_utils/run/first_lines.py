@@ -14,7 +14,12 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def print_first_lines(state: RunState, images: int, val_images: int) -> None:
-    """Print on the main process what a run starts with; `images` and `val_images` are those of the two datasets."""
+    """Print the first lines on the main process.
+
+    Args:
+        images: number of training images.
+        val_images: number of validation images.
+    """
     if not state.run.writes:
         return
     training, settings = state.training, state.settings
@@ -37,7 +42,7 @@ def print_first_lines(state: RunState, images: int, val_images: int) -> None:
 
 
 def code_version() -> str:
-    """Return the commit of this project's code, with "changed" if files differ from it; "unknown" outside of git."""
+    """Return the commit of the code, with ", changed" if files differ from it; "unknown" outside a git checkout."""
     commit = git("rev-parse", "--short=12", "HEAD")
     if commit is None:
         return "unknown"

@@ -1,6 +1,6 @@
-"""Lock the folder of a run, so that a second run in it ends before it touches a file.
+"""Lock the folder of a run, so that a second run in the same folder ends before it touches a file.
 
-The lock belongs to the process: it is released when the process ends, however that happens.
+The lock belongs to the process and is released when the process ends, even if it is killed.
 """
 
 import os
@@ -31,7 +31,7 @@ class FolderLock:
 
     @classmethod
     def of_existing(cls, folder: Path) -> "FolderLock | None":
-        """Lock a folder if it exists; a run that fails before its first step creates none."""
+        """Lock a folder if it exists; a run that fails before its first step must not create one."""
         return cls(folder) if folder.is_dir() else None
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class FolderLock:
             time.sleep(0.1)
 
     def acquire(self, folder: Path) -> bool:
-        """Try to take the lock. True as well, with a warning, where the file system has no locks."""
+        """Try to take the lock; return whether it succeeded. If the file system has no locks, warn and return True."""
         if fcntl is None:
             return True
         try:

@@ -12,7 +12,7 @@ from train_utils.run.run_folder import checkpoints
 from train_utils.training_state import Training
 
 RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
-# Options that the comparison ignores: they ask for the resume, or matter only at the start of a run.
+# Options that the comparison ignores: they control the resume itself, or matter only at the start of a run.
 IGNORED_SETTINGS = (
     "config", "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
     "held_out",
@@ -20,10 +20,10 @@ IGNORED_SETTINGS = (
 
 
 def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
-    """Read the checkpoint that `--resume` names; with `auto` the newest usable one in the output folder, if any.
+    """Read the checkpoint that `--resume` names, or for `auto` the newest usable one in the output folder, if any.
 
     Raises:
-        InputError: the file is missing or no checkpoint of a run, or `auto` finds only unusable ones.
+        InputError: the file is missing or is not the checkpoint of a run, or `auto` finds only unusable ones.
     """
     if not settings.resume:
         return None
@@ -38,7 +38,7 @@ def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
 
 
 def newest_usable(folder: Path) -> Path | None:
-    """Return the newest readable checkpoint; warn of unreadable newer ones and set them aside."""
+    """Return the newest readable checkpoint. Rename unreadable newer ones, with a warning."""
     refused = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -60,20 +60,20 @@ def newest_usable(folder: Path) -> Path | None:
 def resume(
     checkpoint: Checkpoint, training: Training, settings: TrainSettings, facts: dict[str, Any], steps_per_epoch: int
 ) -> None:
-    """Check that a run continues as the one of the checkpoint, and restore its state; see `check_settings`."""
+    """Check that the settings match the checkpoint's (see `check_settings`), and restore its state."""
     if not settings.test_only:
         check_settings(checkpoint, settings, facts)
     restore(checkpoint, training, steps_per_epoch, settings.force or settings.test_only)
 
 
 def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any]) -> None:
-    """Print the settings that differ from the checkpoint's, and warn if the machine differs, as its bits may too.
+    """Print the settings that differ from the checkpoint's, and warn if hardware or versions differ.
 
     Args:
         facts: `data`, the fingerprint of the training set, and `processes`, the number of processes.
 
     Raises:
-        InputError: a setting that changes the result differs, and `--force` was not given; or the optimizer does.
+        InputError: the optimizer differs, or another setting that changes the result does and `--force` is not given.
     """
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
@@ -113,7 +113,7 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
 
 
 def are_alike(name: str, before: Any, now: Any) -> bool:
-    """Compare a setting, but for the number of a process's device, and for what older fingerprints of data lack."""
+    """Compare a setting, ignoring the device index and the parts of the data fingerprint that older runs lack."""
     if name == "device":
         return before.partition(":")[0] == now.partition(":")[0]
     return now.startswith(before) if name == "data" else before == now

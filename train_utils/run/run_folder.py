@@ -1,7 +1,7 @@
-"""Run folder, --output-dir: checkpoints, results files with a line per epoch, log and curves.
+"""Run folder (--output-dir): checkpoints, results files with one line per epoch, log and curves.
 
-A run may be killed at any moment. Whatever it was doing then, `open` rolls the folder back to its state at the
-checkpoint that the run resumes from, so that nothing is lost or written twice. No run overwrites another.
+A run may be killed at any moment. On resume, `open` rolls the folder back to its state at the checkpoint, so that
+nothing is lost or written twice. No run overwrites another.
 """
 
 import json
@@ -27,16 +27,17 @@ from train_utils.weight_files.weights import read_weight_file
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, SETTINGS = "log.jsonl", "args.json"
-LOSS = "loss"  # is in the log's lines of training steps; those of the validation loss have others
+LOSS = "loss"  # key of training steps in the log; lines of the validation loss have other keys
 EVENTS = "tensorboard"  # TensorBoard's folder
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
 PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
 BEST = "model_best.pth"
-# model_7.pth: at the end of epoch 7, or of a run within it; model_7_step1234.pth: after 1234 steps in total.
+# model_7.pth: written at the end of epoch 7, or where the run ended within it.
+# model_7_step1234.pth: written within epoch 7, after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
-LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # of earlier versions
+LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # temporary files of earlier versions
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
-INSIDE_KEPT = 2  # newest checkpoints within an epoch to keep, until the one at its end is written
+INSIDE_KEPT = 2  # how many checkpoints within an epoch to keep until the one at its end is written
 
 
 class RunFolder:
@@ -109,28 +110,28 @@ class RunFolder:
             write_atomically(folder.path / SETTINGS, plain + "\n")
             folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
         if all(folder.results.values()):
-            folder.draw_curves()  # the run may have been killed before it came to that
+            folder.draw_curves()  # a killed run may not have drawn its last epoch
         return folder
 
     def files_of_a_run(self) -> list[Path]:
         return [file for file in sorted(self.path.iterdir()) if is_of_a_run(file.name)]
 
     def remove_leftovers(self) -> None:
-        """Delete the temporary files that a killed run has left, and no others."""
+        """Delete only the temporary files that a killed run left behind."""
         for file in self.path.iterdir():
             match = LEFTOVER.match(file.name)
             if TEMPORARY.fullmatch(file.name) or match and is_of_a_run(match[1]):
                 file.unlink(missing_ok=True)
 
     def own_path(self, checkpoint: Path) -> Path | None:
-        """Return a checkpoint's path in this folder, None if it is elsewhere; either may be a link."""
+        """Return a checkpoint's path within this folder, or None if it is elsewhere; file and folder may be links."""
         for path in (checkpoint, checkpoint.resolve()):
             if path.parent.resolve() == self.path.resolve():
                 return self.path / path.name
         return None
 
     def sheets(self) -> dict[int, Path]:
-        """Epoch -> its sheet of predictions, in the order of epochs."""
+        """Return the sheets of predictions by epoch, in ascending order."""
         matches = [(PREDICTIONS.match(file.name), file) for file in self.path.iterdir()]
         return dict(sorted((int(match[1]), file) for match, file in matches if match))
 
@@ -144,10 +145,12 @@ class RunFolder:
         return text[: text.rfind("\n") + 1].splitlines()
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Drop what was written after a checkpoint and, if the run continues, what only its stop there has left.
+        """Delete everything written after a checkpoint.
+
+        If the run continues, also undo what it did only because it stopped there, such as logging its last step.
 
         Raises:
-            InputError: there are newer checkpoints, which are deleted with `overwrite` only.
+            InputError: there are newer checkpoints, and `overwrite`, which deletes them, is off.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
@@ -174,7 +177,7 @@ class RunFolder:
             if drawn >= evaluated:
                 file.unlink()
         logged = [(json.loads(line), line) for line in self.lines(LOG)]
-        stays = step if inside and step % print_freq else step + 1  # a stopped run logs its last step out of turn
+        stays = step if inside and step % print_freq else step + 1  # logged only because it was the last step
         logged = [(entry, line) for entry, line in logged if LOSS in entry or entry["epoch"] < evaluated]
         self.rewrite(LOG, [line for entry, line in logged if entry["step"] < stays])
 
@@ -195,7 +198,7 @@ class RunFolder:
             self.log_file.add(json.dumps(dict(entry)))
 
     def log_validation(self, epoch: int, step: int, losses: Mapping[str, float]) -> None:
-        """Append an epoch's validation losses to the log, in place of those that a killed run may have left."""
+        """Append an epoch's validation losses to the log, replacing those of a killed run, if any."""
         if not self.writes or not losses:
             return
         lines = self.lines(LOG)
@@ -205,7 +208,7 @@ class RunFolder:
         self.log({"epoch": epoch, "step": step} | {f"val_{name}": round(value, 7) for name, value in losses.items()})
 
     def has_stalled(self, epochs: int | None) -> bool:
-        """Whether the best mask AP is that many epochs old, or older; the same on every process. None: never."""
+        """Whether mask AP has not improved for `epochs` epochs; the same on every process. None means never."""
         if epochs is None:
             return False
         lines = self.results["segm"]
@@ -224,7 +227,7 @@ class RunFolder:
             numbers = [f"{value:.4f}" for value in [*metrics[kind].stats, mean_loss]] + [f"{lr:.6f}"]
             others = [line for line in lines if epoch_of(line) != epoch]
             lines[:] = [*others, "  ".join([f"epoch:{epoch}", *numbers])]
-        # Before the results files: a line there means to a resumed run that this is done.
+        # Before the results files: a resumed run takes a line there to mean that the link exists.
         if best_epoch(self.results["segm"]) == epoch:
             self.mark_best(epoch)
         for kind, name in RESULTS.items():
@@ -232,7 +235,7 @@ class RunFolder:
                 self.rewrite(name, self.results[kind])
 
     def write_predictions(self, epoch: int, draw: Callable[[], Image.Image | None]) -> None:
-        """Write the sheet that `draw` returns as predictions_{epoch}.png, if the epoch has results and no sheet yet."""
+        """Write predictions_{epoch}.png with the sheet that `draw` returns, if the epoch has results but no sheet."""
         path = self.path / f"predictions_{epoch}.png"
         if not self.writes or path.exists() or epoch not in map(epoch_of, self.results["segm"]):
             return
@@ -270,7 +273,7 @@ class RunFolder:
             )
 
     def retry_is_due(self, step: int) -> bool:
-        """Whether to retry now a checkpoint that could not be written."""
+        """Whether it is time to retry a checkpoint that could not be written."""
         return self.unsaved_since is not None and step >= self.unsaved_since + TRY_AGAIN
 
     def require_saved(self) -> None:
@@ -283,13 +286,13 @@ class RunFolder:
             )
 
     def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
-        """Write model_{epoch}.pth, or within an epoch model_{epoch}_step{step}.pth, and delete the oldest.
+        """Write model_{epoch}.pth, or within an epoch model_{epoch}_step{step}.pth, and delete old checkpoints.
 
-        The file is written atomically. On a full disk the old ones stay, and the step is stored as `unsaved_since`.
+        The file is written atomically. On a full disk, keep the old ones and store the step as `unsaved_since`.
 
         Args:
-            last: whether this is the end of the run, which counts as the end of its epoch.
-            keep: how many checkpoints to keep; None: those of all finished epochs.
+            last: whether the run ends here, which counts as the end of the epoch.
+            keep: how many checkpoints to keep; None keeps those of all finished epochs.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         finished = last or step % content["steps_per_epoch"] == 0
@@ -312,10 +315,10 @@ class RunFolder:
             file.unlink()
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk has delayed, and print what to do next; all processes call this together.
+        """Write whatever a full disk delayed, and print the next commands; all processes call this together.
 
         Args:
-            patience: the epochs of --patience, if they ended the run before its last step.
+            patience: value of --patience if it ended the run early, else None.
 
         Raises:
             InputError: the disk is still full.
@@ -347,7 +350,7 @@ def is_of_a_run(name: str) -> bool:
 
 @contextmanager
 def trying_again_later(path: Path) -> Iterator[None]:
-    """On a full disk, warn and continue; for files that the run can do without for now."""
+    """Context for files that the run can do without for now: on a full disk, warn and continue."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -371,10 +374,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def age(path: Path) -> tuple[int, float]:
-    """Sort key of checkpoints: the epoch, then the step; infinity at the epoch's end."""
+    """Return a checkpoint's sort key: epoch and step, with step infinity at the end of the epoch."""
     match = CHECKPOINT.match(path.name)
     if match is None:
-        raise ValueError(f"{path}: not the name of a checkpoint")
+        raise ValueError(f"{path}: not a valid checkpoint name")
     epoch, step = match.groups()
     return int(epoch), math.inf if step is None else int(step)
 
@@ -385,7 +388,7 @@ def epoch_of(line: str) -> int:
 
 
 def epoch_in(path: Path) -> int | None:
-    """Read the epoch from a checkpoint's content; None if it is broken."""
+    """Read the epoch from a checkpoint's content; return None if the file is broken."""
     try:
         return read_weight_file(path).get("epoch")
     except InputError:
@@ -393,5 +396,5 @@ def epoch_in(path: Path) -> int | None:
 
 
 def best_epoch(mask_results: Sequence[str]) -> int | None:
-    """Return the epoch with the highest mask AP among results lines, the first in case of a tie."""
+    """Return the epoch with the highest mask AP among the results lines, the first one if there is a tie."""
     return epoch_of(max(mask_results, key=lambda line: float(line.split()[1]))) if mask_results else None

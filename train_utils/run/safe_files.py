@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class LineFile:
-    """Append complete lines to a text file; lines that a full disk rejects are kept and written with the next one."""
+    """Append complete lines to a text file. Lines that did not fit on a full disk are written with the next one."""
 
     def __init__(self, path: Path):
         self.path = path
         self.waiting = b""
 
     def add(self, line: str) -> None:
-        """Append a line; raise OSError if it has to wait."""
+        """Append a line; raise OSError if it could not be written yet."""
         self.waiting += line.encode("utf-8") + b"\n"
         self.write_waiting()
 
@@ -32,7 +32,7 @@ class LineFile:
         self.waiting = b""
 
     def sync(self) -> None:
-        """Sync the lines to disk, so that no checkpoint is newer than the lines of its steps."""
+        """Sync the file to disk, so that the lines of all steps before a checkpoint are there when it is."""
         self.write_waiting()
         if self.path.is_file():
             with open(self.path, "rb") as file:
@@ -40,7 +40,7 @@ class LineFile:
 
 
 def reason_of_full_disk(error: BaseException) -> OSError | None:
-    """Return the OSError behind an error, as torch.save raises a RuntimeError of its own; None if there is none."""
+    """Return the OSError that caused an error, or None; torch.save wraps it in a RuntimeError."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

@@ -11,7 +11,7 @@ from types import FrameType
 from train_utils.errors import STOPPED, RunEnded
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
-FORWARDED_WITHIN = 1.0  # seconds in which a second Ctrl-C is the first one, forwarded by a launcher
+FORWARDED_WITHIN = 1.0  # seconds in which a second Ctrl-C is taken for the first one, forwarded by a launcher
 
 
 class StopSignals:
@@ -45,7 +45,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Context for work that a resumed run repeats: a signal need not wait for its end."""
+        """Context for work that a resumed run repeats: a signal ends the run immediately."""
         self.nothing_to_save = True
         try:
             if self.requested:

@@ -1,7 +1,7 @@
 """Hook that shows a run in TensorBoard: the log, results files and sheets of predictions in its folder.
 
-A resumed run adds to TensorBoard's files. `purge_step` makes TensorBoard forget what they hold from that step on, which
-is then copied from the run's own files, so that each step is shown once.
+A resumed run adds to TensorBoard's files. `purge_step` discards the entries from that step on; they are then copied
+from the run's own files again, so that each step is shown once.
 """
 
 import json
@@ -20,7 +20,7 @@ GROUPS = {"bbox": "box", "segm": "mask"}
 
 
 class TensorBoard:
-    """Scalars over steps; results and sheets at the last step of their epoch. Only the main process writes.
+    """Write scalars per step, and results and sheets at the last step of their epoch; on the main process only.
 
     Raises:
         InputError: the package is missing.
@@ -31,12 +31,12 @@ class TensorBoard:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise InputError(
-                "--tensorboard needs a package that is not installed: pip install tensorboard, or leave it out"
+                "--tensorboard needs a package that is not installed: pip install tensorboard, or omit the option"
             ) from None
         self.writer: Any = None
-        self.first = 0  # what belongs to a step before this one has been copied by an earlier start of the run
-        self.read = 0  # bytes of the log
-        self.shown: set[Path | str] = set()  # sheets, and lines of results files
+        self.first = 0  # entries of earlier steps were copied before the run was resumed
+        self.read = 0  # bytes of the log read so far
+        self.shown: set[Path | str] = set()  # sheets and results lines copied so far
 
     def before_train(self, state: RunState) -> None:
         if not state.run.writes:
@@ -48,7 +48,7 @@ class TensorBoard:
         self.copy(state)
 
     def before_step(self, state: RunState) -> None:
-        if state.ends_epoch(state.number):  # and is evaluated
+        if state.ends_epoch(state.number):  # the epoch has been evaluated
             self.copy(state)
 
     def after_step(self, state: RunState) -> None:
@@ -61,7 +61,7 @@ class TensorBoard:
             self.writer.close()
 
     def copy(self, state: RunState) -> None:
-        """Copy what is new. On a full disk warn, and write no more."""
+        """Copy new entries. On a full disk, warn and stop writing."""
         if self.writer is None:
             return
         try:
@@ -74,7 +74,7 @@ class TensorBoard:
             if reason is None:
                 raise
             self.writer = None
-            warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); this run writes it no more")
+            warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); this run no longer writes it")
 
     def copy_log(self, run: RunFolder) -> None:
         log = run.path / LOG
@@ -102,9 +102,9 @@ class TensorBoard:
                     continue
                 self.shown.add(key)
                 for name, value in zip(METRIC_NAMES, values):
-                    if value >= 0:  # else the images have no such objects
+                    if value >= 0:  # -1: the images have no such objects
                         self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
-                if kind == "bbox":  # the other file has the same
+                if kind == "bbox":  # both files contain it
                     self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
 
     def copy_sheets(self, state: RunState) -> None:

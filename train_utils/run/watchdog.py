@@ -1,10 +1,10 @@
 """Watchdog for multi-process runs: detects a dead or stalled process, names it, and ends the run.
 
-Each process writes a heartbeat with its current activity into the process group's store, once per second, from a thread
-of its own. A process that ends with an error reports so there. The first two processes detect one that makes no
-progress. The first two of each machine detect one that is gone, whatever their main threads wait for: on their own
-machine by its process id, elsewhere by its heartbeats. So does a process whose connection broke. All then end, and name
-it.
+A background thread of each process writes a heartbeat with its current activity into the process group's store once per
+second. A process that ends with an error records that there. Ranks 0 and 1 detect a process that makes no progress. The
+first two processes of each machine detect dead ones, even while their own main threads are blocked: on the same machine
+by process id, elsewhere by missing heartbeats. A process whose connection broke looks for the dead one too. Then all
+processes end with a message that names it.
 """
 
 import json
@@ -20,14 +20,14 @@ import torch.distributed as dist
 
 from train_utils.errors import LOST_PROCESS
 
-# Activities in their order within a step; the number of finished steps is compared first.
+# Activities in their order within a step. Progress is compared by finished steps first, then by activity.
 ACTIVITIES = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading images", "forward", "backward")
 INTERVAL = 1.0  # seconds between two heartbeats
-HEARTBEAT_TIMEOUT = 5.0  # seconds without a heartbeat, after a connection broke, that mean a dead process
-LOST_TIMEOUT = 7.0  # the same while no connection broke; between machines, as process ids tell sooner
-WORKING = ACTIVITIES[4:] + ("evaluating",)  # in the others one long call may keep the heartbeat from being sent
-GRACE = 3.0  # seconds in which a process may still end with an error of its own
-STORE_LOST = "the store of the run is gone, and with it the process or machine that held it"
+HEARTBEAT_TIMEOUT = 5.0  # seconds without a heartbeat that mean a dead process after a connection broke
+LOST_TIMEOUT = 7.0  # the same before one broke; used between machines only, as process ids are faster
+WORKING = ACTIVITIES[4:] + ("evaluating",)  # in the other activities one long call may delay the heartbeat
+GRACE = 3.0  # seconds in which a process may still end with its own error
+STORE_LOST = "the store of the run is gone, and with it the process or machine that hosted it"
 
 
 class Watchdog(threading.Thread):
@@ -40,7 +40,7 @@ class Watchdog(threading.Thread):
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float):
         super().__init__(daemon=True)
-        # A client of its own where the store can be cloned: a waiting thread holds the shared one.
+        # Clone the client if possible: a thread that waits in the shared one blocks it.
         self.store = dist.PrefixStore("watchdog", store.clone() if hasattr(store, "clone") else store)
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self.interval = INTERVAL * max(1, world_size / 200)
@@ -50,11 +50,11 @@ class Watchdog(threading.Thread):
         self.last_states: list[list] = [[None] * 8] * world_size
         self.last_change = [time.monotonic()] * world_size
         self.last_heartbeat = [time.monotonic()] * world_size
-        self.watches = True  # until the first look at all heartbeats
+        self.watches = True  # until all heartbeats have been read once
         self.send_heartbeat()
 
     def report_activity(self, activity: str, step: int | None) -> None:
-        """Record progress: the activity that begins now, one of ACTIVITIES, and the step; None: the same step."""
+        """Record progress: the activity that begins now, one of ACTIVITIES, and the step (None: unchanged)."""
         self.step = self.step if step is None else step
         self.activity, self.changes = activity, self.changes + 1
 
@@ -76,7 +76,7 @@ class Watchdog(threading.Thread):
                 if self.watches:
                     self.update_states()
                     self.find_lost()
-                if self.rank < 2:  # one is enough, unless it is the stalled one
+                if self.rank < 2:  # two processes, as one may be the stalled one
                     self.find_stalled()
                 if self.store.check(["verdict"]) and not self.leaving.wait(GRACE):
                     self.end(self.store.get("verdict").decode())
@@ -85,7 +85,7 @@ class Watchdog(threading.Thread):
                 self.end(STORE_LOST)
 
     def update_states(self) -> None:
-        """Read all heartbeats, and note whose are new."""
+        """Read all heartbeats, and record when each process last sent one and last made progress."""
         now, states = time.monotonic(), self.read_all()
         for r, (old, new) in enumerate(zip(self.last_states, states)):
             if new[0] != old[0]:
@@ -94,10 +94,10 @@ class Watchdog(threading.Thread):
                 self.last_change[r] = now
         self.last_states = states
         neighbours = [r for r, state in enumerate(states) if state[7] == self.namespace]
-        self.watches = self.rank < 2 or self.rank in neighbours[:2]  # one is enough, unless it is the one that is gone
+        self.watches = self.rank < 2 or self.rank in neighbours[:2]  # two processes, as one may be the dead one
 
     def find_lost(self) -> None:
-        """Blame processes that ended without a report: of this machine those that are gone, of others silent ones."""
+        """Blame processes that died: on this machine those that no longer run, on others those without a heartbeat."""
         now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
         lost = []
         for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):
@@ -111,7 +111,7 @@ class Watchdog(threading.Thread):
     def find_stalled(self) -> None:
         """Once a process has made no progress for the timeout, blame the processes furthest behind.
 
-        The others wait for them. Among those, processes without a heartbeat are preferred.
+        All others wait for those. If some of them send no heartbeat, blame only these.
         """
         now, states = time.monotonic(), self.last_states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
@@ -124,11 +124,11 @@ class Watchdog(threading.Thread):
             self.blame(f"no progress for {self.timeout:.0f} s (--timeout) by {' and '.join(blamed)}")
 
     def blame(self, verdict: str) -> str:
-        """Publish why the run ends, unless a verdict is there already; return the valid one."""
+        """Publish why the run ends, unless another process already has; return the published verdict."""
         return self.store.compare_set("verdict", "", verdict).decode()
 
     def explain(self) -> str:
-        """Return which process is gone after a connection broke. Takes some seconds."""
+        """Find out which process died after a connection broke, and return the verdict; takes a few seconds."""
         try:
             before, end = self.read_all(), time.monotonic() + HEARTBEAT_TIMEOUT + self.interval
             while time.monotonic() < end and not self.store.check(["verdict"]):
@@ -140,7 +140,7 @@ class Watchdog(threading.Thread):
             return STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """Stop watching, as this process ends now; with a verdict, end the others too."""
+        """Stop the watchdog, because this process ends now; a verdict also ends the other processes."""
         self.leaving.set()
         self.join(HEARTBEAT_TIMEOUT)
         try:
@@ -148,18 +148,18 @@ class Watchdog(threading.Thread):
             if verdict:
                 self.blame(f"{describe(self.rank, self.read_all()[self.rank])} ended: {verdict}")
         except RuntimeError:
-            pass  # the store is gone already, and with it all who could read the verdict
+            pass  # the store is gone, so nobody can read the verdict
 
     def end(self, verdict: str) -> None:
-        """End the process from this thread, as the main one may wait in a collective that never returns."""
+        """End the process from this thread, as the main thread may be blocked in a collective."""
         print(stop_message(verdict), file=sys.stderr, flush=True)
         if self.rank == 0:
-            time.sleep(GRACE + self.interval)  # this process may hold the store, and the others have to read it
+            time.sleep(GRACE + self.interval)  # it may host the store, and the others must read the verdict
         os._exit(LOST_PROCESS)
 
 
 def process_namespace() -> str:
-    """Name what process ids are unique in: a started machine, and in it the namespace of a container."""
+    """Identify the namespace in which process ids are unique: the boot of a machine and the container."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
@@ -167,9 +167,9 @@ def process_namespace() -> str:
 
 
 def is_running(pid: int) -> bool | None:
-    """Whether a process of this namespace is running, and not a zombie; None where the system cannot tell."""
+    """Whether a process of this namespace is running and not a zombie; None if the system does not report it."""
     if not Path("/proc/self/stat").exists():
-        return None  # os.kill(pid, 0) is no question on Windows
+        return None  # on Windows os.kill(pid, 0) would end the process
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -186,6 +186,6 @@ def stop_message(verdict: str) -> str:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether an error of torch means that another process could not be reached."""
+    """Whether a torch error means that another process could not be reached."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text

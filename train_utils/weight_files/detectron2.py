@@ -18,7 +18,7 @@ from network_files.mask_rcnn import IMAGENET_STD
 from train_utils.classes import COCO_NAMES, ClassTable
 from train_utils.errors import InputError
 
-# Detectron2's names -> ours. Its mask_fcn1..4 are also torchvision's older names, which were renamed before.
+# Detectron2's names -> ours. Its mask_fcn1..4, also torchvision's older names, have been renamed already.
 RENAMES = (
     (r"^backbone\.bottom_up\.stem\.", "backbone.body."),
     (r"^backbone\.bottom_up\.res(\d)\.", lambda m: f"backbone.body.layer{int(m[1]) - 1}."),
@@ -43,7 +43,7 @@ CLASS_KEYS = [f"{layer}.{kind}" for layer in (CLASS_LOGITS, BOX_DELTAS, MASK_LOG
 
 ANCHORS_KEY = "proposal_generator.anchor_generator.cell_anchors."  # in files of Detectron2 before 2021
 PIXEL_MEAN = [103.53, 116.28, 123.675]  # blue, green, red: 255 times this network's
-IMPOSSIBLE = -1e4  # the logit of a label without a class: its probability is 0 in every precision
+IMPOSSIBLE = -1e4  # logit of a label without a class: its probability is 0 in any precision
 
 
 def is_detectron2(state: Mapping[str, Any]) -> bool:
@@ -57,7 +57,7 @@ def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: s
 
     Args:
         state: Detectron2's state dict, with its mask head's keys already renamed.
-        path: for messages.
+        path: the file, named in messages.
         label_json: JSON file with class names by label, for a network trained on the user's own classes.
 
     Raises:
@@ -97,8 +97,8 @@ def check_anchors(state: dict[str, Tensor], path: str | Path) -> None:
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
     """Adapt the first convolution, in place, to the output of this network's `ImageTransform`.
 
-    Detectron2's takes (x - mean) / std of blue, green, red in 0..255. Its mean is 255 times this network's, so the zero
-    padding stays zero, and one factor per channel remains.
+    Detectron2's takes (x - mean) / std of blue, green, red in 0..255. Its mean is 255 times this network's, so zero
+    padding remains correct, and it is enough to scale each channel.
     """
     mean = state.pop("pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().tolist()
     std = state.pop("pixel_std", torch.ones(3)).flatten().tolist()
@@ -109,7 +109,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return the label of each of Detectron2's classes, which are ordered by the data's ids, and their names if known.
+    """Return the labels of Detectron2's classes, in the order of their category ids, and their names if known.
 
     The labels are those of the JSON if it names as many classes, else COCO's ids for 80 classes, else 1, 2, 3, ...
     """
@@ -130,7 +130,8 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
     """Move the rows of each class to its label, and the background's to 0, in place.
 
-    Detectron2 has the background last, and none for boxes and masks. A label without a class is never predicted.
+    In Detectron2 the background is last; boxes and masks have no row for it. A label without a class is never
+    predicted.
     """
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels

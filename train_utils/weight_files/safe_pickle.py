@@ -1,8 +1,8 @@
 """Read pickled numpy arrays, as in Detectron2's model zoo, without running any code that the file names.
 
-A pickle is a program: it names functions and calls them. Here the names that an array needs are resolved to methods
-that only store their arguments; any other name is rejected, so nothing else can be called. Before any pickle is read,
-including those of torch, `check_opcodes` checks its opcodes against an allow-list without running them.
+A pickle is a program that names functions and calls them. Here, the names that an array needs resolve to methods that
+only store their arguments, and any other name is rejected, so nothing else can be called. Before any pickle is read,
+including those of torch.save, `check_opcodes` compares its opcodes with an allow-list, without running them.
 """
 
 import io
@@ -23,8 +23,8 @@ from train_utils.errors import InputError
 TORCH_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
 ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
-# Opcodes of containers, numbers, strings and objects made of them. The others allocate memory before the data for it
-# is read, or do what no weight file needs.
+# Opcodes of containers, numbers, strings and objects made of them. The others allocate memory before they read the data
+# for it, or are never needed in a weight file.
 ALLOWED_OPCODES = set(
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT "
     "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE SHORT_BINUNICODE "
@@ -32,7 +32,7 @@ ALLOWED_OPCODES = set(
     "SETITEM SETITEMS EMPTY_SET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE "
     "BUILD NEWOBJ PERSID BINPERSID".split()
 )
-# What torch.save names for tensors and plain values; training scripts add their options and milestones.
+# Names that torch.save writes for tensors and plain values, and for the options and milestones of training scripts.
 TORCH_NAMES = re.compile(
     r"collections (OrderedDict|Counter)|argparse Namespace|_codecs encode|(__builtin__|builtins) (set|complex)|"
     r"torch._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|"
@@ -64,7 +64,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             raise ValueError('not {"model": {name: array, ...}}')
         return {checked_name(name): as_tensor(name, value) for name, value in arrays.items()}
     except Refused as error:
-        raise InputError(f"{path}: refused, as it names {error}, which no file of arrays needs") from error
+        raise InputError(f"{path}: refused: it names {error}, which no file of arrays needs") from error
     except Exception as error:  # a damaged pickle can raise anything
         message = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path}: broken, or not a pickle of arrays ({message})") from error
@@ -81,8 +81,8 @@ def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -
         names: allowed names, as "module name"; None if the unpickler checks each name itself.
 
     Raises:
-        Refused: it names something else.
-        ValueError: it is broken, or has opcodes that no file of tensors or arrays needs.
+        Refused: the pickle names something else.
+        ValueError: the pickle is broken, or has opcodes that no file of tensors or arrays needs.
     """
     stored = 0
     argument: Any
@@ -127,14 +127,14 @@ class ArrayUnpickler(pickle.Unpickler):
         return dict(*pairs)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """Decode bytes as Python 3 writes them in protocol 2."""
+        """Return the bytes that Python 3 wrote as a string, as it does in protocol 2."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}")
         return str.encode(text, "latin1")
 
 
 class PickledDtype:
-    """Data type of an array: numpy's code of kind and size, and the byte order."""
+    """Data type of an array: numpy's code, such as f4, and the byte order."""
 
     def __init__(self, code: str):
         self.code, self.order = code, "<"
@@ -144,7 +144,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """State of an array in a pickle: version, shape, dtype, whether in Fortran order, bytes."""
+    """State of an array in a pickle: version, shape, dtype, Fortran order (bool), bytes."""
 
     state: tuple = ()
 
@@ -159,10 +159,10 @@ def checked_name(name: Any) -> str:
 
 
 def as_tensor(name: str, array: Any) -> Tensor:
-    """Convert a pickled array, after checking that it holds numbers only, and the bytes that its shape needs.
+    """Convert a pickled array to a tensor.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the array holds anything but numbers, or its shape and its number of bytes disagree.
     """
     if not isinstance(array, PickledArray) or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")

@@ -1,4 +1,4 @@
-"""Find or download weight files, read them safely, and load them into a network, naming whatever does not fit."""
+"""Find or download weight files, read them safely, and load them into a network; errors name what does not fit."""
 
 import io
 import mmap
@@ -25,7 +25,7 @@ from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_opc
 
 @dataclass
 class PublishedFile:
-    name: str  # looked for in the working folder
+    name: str  # file name in the working folder
     url: str  # its file name ends with the first digits of the SHA-256
 
 
@@ -38,7 +38,7 @@ MASK_RCNN_V2_COCO = PublishedFile(
 )
 RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
 
-# What training scripts save besides: options and milestones. They hold plain values, which `check_values` looks at.
+# Training scripts also save options and milestones; `check_values` checks that these hold plain values.
 torch.serialization.add_safe_globals([Namespace, Counter, encode, set, complex])  # torch 2.4 lacks the last three
 PREFIXES = ("module.", "model.", "_orig_mod.")
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
@@ -50,10 +50,10 @@ CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_l
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
     """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it.
 
-    The main process searches for all: a late process must not find a file that another one is still downloading.
+    Only the main process searches, as another process could find a file that is still being downloaded.
 
     Args:
-        arch: "v1" or "v2", the detector to look for; a classification ResNet-50 fits both.
+        arch: "v1" or "v2", the published detector to find; a classification ResNet-50 fits both.
 
     Raises:
         InputError: the named file is missing, or the download failed.
@@ -92,7 +92,7 @@ def download(published: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint or state dict without running code in it; Detectron2's are converted to this project's form.
+    """Read a checkpoint or state dict without running code in it. Files of Detectron2 are converted.
 
     Args:
         label_json: class names for a Detectron2 file, see `from_detectron2`.
@@ -107,7 +107,7 @@ def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[st
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save, or a pickle of numpy arrays."""
+    """Read a file that torch.save wrote, or a pickle of numpy arrays."""
     if not path.is_file():
         raise InputError(f"{path}: no such weight file")
     try:
@@ -118,23 +118,23 @@ def read_tensors(path: Path) -> dict[str, Any]:
         else:
             check_old_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict):  # options as torchvision's reference scripts and those like them save them
+        if isinstance(content, dict):  # torchvision's reference scripts save their options as a Namespace
             content = {k: vars(v) if isinstance(v, Namespace) else v for k, v in content.items()}
         check_values(content)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message explains how to run it anyway
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message explains how to load it unsafely
         reason = f"it names {named.group(1)}" if named else first_line(error)
-        raise InputError(f"{path}: refused, it is not a file of tensors and plain values ({reason})") from error
+        raise InputError(f"{path}: refused: it is not a file of tensors and plain values ({reason})") from error
     except Refused as error:
         remedy = ""
         if str(error).startswith(("torch.nn.", "torchvision.", "network_files.", "backbone.", "__main__.", "models.")):
             remedy = "; a whole model was pickled: save only its weights, torch.save(model.state_dict(), 'weights.pth')"
         raise InputError(
-            f"{path}: refused, it is not a file of tensors and plain values (it names {error}){remedy}"
+            f"{path}: refused: it is not a file of tensors and plain values (it names {error}){remedy}"
         ) from error
-    except Exception as error:  # a damaged pickle makes its reader stumble over anything
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a checkpoint or state dict")
@@ -142,11 +142,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def check_records(path: Path) -> None:
-    """Check what torch.load ignores in a zip archive: its checksums, and that it does not grow when it is read.
+    """Check a zip archive for faults that torch.load ignores: wrong checksums, and records larger than the file.
 
     Raises:
-        Refused: it names something that tensors and plain values do not need.
-        ValueError, BadZipFile: it is damaged or compressed, or claims more data than its size.
+        Refused: the file names something that tensors and plain values do not need.
+        ValueError, BadZipFile: the file is damaged or compressed, or claims more data than its size.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -166,8 +166,8 @@ def check_old_file(path: Path) -> None:
     """Check a file that torch.save wrote before 2020: five pickles, then the numbers.
 
     Raises:
-        Refused: it names something that tensors and plain values do not need.
-        ValueError: it is damaged.
+        Refused: the file names something that tensors and plain values do not need.
+        ValueError: the file is damaged.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for _ in range(5):  # magic number, version, machine, content, names of the storages
@@ -175,7 +175,7 @@ def check_old_file(path: Path) -> None:
 
 
 def check_values(content: Any) -> None:
-    """Raise ValueError if a content has anything but plain values and tensors with all their numbers."""
+    """Raise ValueError for anything but plain values and complete tensors."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
@@ -200,9 +200,10 @@ def first_line(error: Exception) -> str:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a weight file: the content itself, or under "model" or "state_dict"; keys in today's style.
+    """Return the state dict in a weight file, with keys in torchvision's current style.
 
-    Prefixes that DistributedDataParallel ("module.") and Lightning ("model.") put before every key are removed.
+    It is the content itself, or its entry "model" or "state_dict". Prefixes that DistributedDataParallel ("module.")
+    and Lightning ("model.") add to every key are removed.
     """
     state = dict(inner_state(content))
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
@@ -214,7 +215,7 @@ def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor
 
 
 def inner_state(content: dict[str, Any]) -> dict[str, Any]:
-    """What a file holds under "model" or "state_dict", or else itself; keys as they are."""
+    """Return the entry "model" or "state_dict" of a file, or else the whole content, with unchanged keys."""
     inside = [content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)]
     return inside[0] if inside else content
 
@@ -234,7 +235,7 @@ def not_finite(state: dict[str, Tensor]) -> list[str]:
     keys = [key for key, value in state.items() if value.is_floating_point()]
     if not keys:
         return []
-    finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one wait for a device
+    finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one synchronisation
     return [key for key, good in zip(keys, finite) if not good]
 
 
@@ -251,7 +252,7 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:
     """Load a detector's state dict, strictly.
 
-    BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or unexpected.
+    Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or superfluous.
 
     Args:
         other_classes: skip the layers that depend on the number of classes if they are missing or their shapes
