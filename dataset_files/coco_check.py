@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.boxes import fit_of, ious, look_like_fractions
-from dataset_files.coco_file import Annotations, Pictures
+from dataset_files.coco_file import Annotations, ImageEntries
 from dataset_files.problems import Problems, shown
 
 # IoU of a box and the box around its mask. None of 2,359 objects of COCO was below 0.9, but single objects of correct
@@ -30,7 +30,7 @@ class Checked(NamedTuple):
 
 def check_annotations(
     annotations: Annotations,
-    pictures: Pictures,
+    images: ImageEntries,
     categories: dict[int, str],
     problems: Problems,
     text: str,
@@ -44,13 +44,13 @@ def check_annotations(
     """
     count = len(annotations.ids)
     ids, image_ids = np.array(annotations.ids, dtype=np.int64), np.array(annotations.image_ids, dtype=np.int64)
-    owners = find_places(image_ids, pictures.ids)
+    owners = find_places(image_ids, images.ids)
     valid = np.ones(count, dtype=bool)
 
     def note(kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
         def describe(k: int) -> str:
             annotation = json.loads(text[annotations.starts[k] : annotations.ends[k]])
-            name = f" ({pictures.file_names[owners[k]]})" if owners[k] >= 0 and pictures.valid[owners[k]] else ""
+            name = f" ({images.file_names[owners[k]]})" if owners[k] >= 0 and images.valid[owners[k]] else ""
             return f"annotation {ids[k]} of image {image_ids[k]}{name}: {shown(value(annotation, k))}"
 
         problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
@@ -66,7 +66,7 @@ def check_annotations(
     masks = annotations.masks
     category_ids = np.array(annotations.category_ids, dtype=np.int64)
     refuse("unknown image", owners < 0, lambda a, k: {"bbox": a["bbox"]})
-    valid[valid] = pictures.valid[owners[valid]]  # an unusable image was named already, and its objects go with it
+    valid[valid] = images.valid[owners[valid]]  # an unusable image was named already, and its objects go with it
     shifted = numbered_in_two_ways(category_ids, categories)
     if shifted:
         problems.add("category numbering", shifted)
@@ -76,7 +76,7 @@ def check_annotations(
 
     # Boxes and masks, each on their own
     boxes = np.array(annotations.boxes).reshape(-1, 4)
-    sizes = pictures.sizes[owners] if len(pictures.ids) else np.zeros((count, 2), dtype=np.int64)
+    sizes = images.sizes[owners] if len(images.ids) else np.zeros((count, 2), dtype=np.int64)
     extents = np.concatenate(masks.extents or [np.zeros((0, 4))])
     no_mask = flawed_masks("no mask")
     wrong_masks = np.logical_or.reduce([flawed_masks(k) for k in ("odd polygon", "polygon numbers", "code counts")])
@@ -90,7 +90,7 @@ def check_annotations(
     refuse("point pairs", flawed_masks("point pairs"), lambda a, k: a["segmentation"])
     refuse("odd polygon", flawed_masks("odd polygon"), lambda a, k: a["segmentation"])
     refuse("polygon numbers", flawed_masks("polygon numbers"), lambda a, k: a["segmentation"])
-    refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "picture": sizes[k].tolist()})
+    refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "image": sizes[k].tolist()})
     refuse("code counts", flawed_masks("code counts"), lambda a, k: a["segmentation"])
 
     # Both together, first for the whole file: the meaning of its boxes and masks

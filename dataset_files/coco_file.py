@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_files.coco_masks import LARGEST_PICTURE, MaskColumns
+from dataset_files.coco_masks import LARGEST_IMAGE, MaskColumns
 from dataset_files.problems import Problems, leaves_folder, shown
 from dataset_files.whole_ids import int64, natural, whole
 
@@ -165,7 +165,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
     return names
 
 
-class Pictures(NamedTuple):
+class ImageEntries(NamedTuple):
     """The list "images" as columns: ids int64 [P], sizes int64 [P, 2] (height, width), file names str [P].
 
     `valid` bool [P] marks the usable ones; the others are kept to recognise their annotations.
@@ -177,7 +177,7 @@ class Pictures(NamedTuple):
     valid: np.ndarray
 
 
-def read_pictures(images: list, problems: Problems) -> Pictures:
+def read_image_entries(images: list, problems: Problems) -> ImageEntries:
     ids, sizes, names, valid = array("q"), array("q"), [], []
     taken = set()
     for number, image in enumerate(images):
@@ -191,7 +191,7 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
             name, height, width = image["file_name"], int64(image["height"]), int64(image["width"])
             if not isinstance(name, str):
                 raise ValueError(f"has the file name {shown(name)}")
-            if height < 1 or width < 1 or height * width > LARGEST_PICTURE:
+            if height < 1 or width < 1 or height * width > LARGEST_IMAGE:
                 raise ValueError(f"has a height of {height} and a width of {width}")
         except MALFORMED as error:
             problems.add("image", f"image {key} {reason_of(error, image)}")
@@ -208,7 +208,7 @@ def read_pictures(images: list, problems: Problems) -> Pictures:
             sizes.extend((0, 0) if flawed else (height, width))
             names.append("" if flawed else name)
             valid.append(not flawed)
-    return Pictures(
+    return ImageEntries(
         np.array(ids, dtype=np.int64),
         np.array(sizes, dtype=np.int64).reshape(-1, 2),
         np.array(names, dtype=np.str_),

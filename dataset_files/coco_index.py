@@ -20,7 +20,7 @@ import numpy as np
 
 from dataset_files.atomic_files import replacing
 from dataset_files.coco_check import check_annotations
-from dataset_files.coco_file import Annotations, read_categories, read_content, read_pictures
+from dataset_files.coco_file import Annotations, read_categories, read_content, read_image_entries
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
 from dataset_files.unused_categories import tell_apart, unused_categories
@@ -95,13 +95,13 @@ class CocoIndex:
     usable: np.ndarray
     problems: Problems
 
-    def annotations(self, picture: int, only_usable: bool) -> list[dict]:
+    def annotations(self, image: int, only_usable: bool) -> list[dict]:
         """Read the annotations of an image from the file.
 
         Raises:
             AnnotationsLost: the file has changed since it was indexed, or is gone.
         """
-        chosen = np.arange(self.first[picture], self.first[picture + 1])
+        chosen = np.arange(self.first[image], self.first[image + 1])
         if only_usable:
             chosen = chosen[self.usable[chosen]]
         texts = []
@@ -261,23 +261,23 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     for unused in unused_categories(content["categories"], used):
         problems.add("unused category", f"category {unused}, '{categories.pop(unused)}'")
     tell_apart(categories, content["categories"], problems)
-    pictures = read_pictures(content["images"], problems)
+    images = read_image_entries(content["images"], problems)
     problems.update(annotations.problems)
-    found = check_annotations(annotations, pictures, categories, problems, text, reading.boxes_from_masks)
+    found = check_annotations(annotations, images, categories, problems, text, reading.boxes_from_masks)
     crowds = np.array(annotations.crowds, dtype=bool) & (not reading.crowds_are_objects)
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
-    place = pictures.valid.cumsum() - 1  # of each image among the usable ones
+    place = images.valid.cumsum() - 1  # of each image among the usable ones
     return CocoIndex(
         path,
         stamp,
         categories,
-        pictures.ids[pictures.valid],
-        pictures.sizes[pictures.valid],
-        pictures.file_names[pictures.valid],
-        bare=~np.isin(pictures.ids[pictures.valid], np.array(annotations.image_ids, dtype=np.int64)),
-        first=np.searchsorted(place[found.owners[order]], np.arange(pictures.valid.sum() + 1)),
+        images.ids[images.valid],
+        images.sizes[images.valid],
+        images.file_names[images.valid],
+        bare=~np.isin(images.ids[images.valid], np.array(annotations.image_ids, dtype=np.int64)),
+        first=np.searchsorted(place[found.owners[order]], np.arange(images.valid.sum() + 1)),
         starts=starts[order],
         lengths=(ends - starts)[order],
         category_ids=np.array(annotations.category_ids, dtype=np.int64)[order],

@@ -13,7 +13,7 @@ from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all,
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
 SLACK = 1.2, 2.0  # of `may_cover_no_pixel`, for outlines that are not convex and for the rounding of their corners
-LARGEST_PICTURE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
+LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
 
 
 class MaskColumns:
@@ -128,8 +128,8 @@ class MaskColumns:
 
         fine = np.concatenate((valid, np.ones(len(self.loose), dtype=bool)))
         pixels = sizes.astype(np.float64).prod(axis=1)
-        fine &= (sizes > 0).all(axis=1) & (pixels <= LARGEST_PICTURE)
-        fine[code_of[(counts < 0) | (counts > LARGEST_PICTURE)]] = False
+        fine &= (sizes > 0).all(axis=1) & (pixels <= LARGEST_IMAGE)
+        fine[code_of[(counts < 0) | (counts > LARGEST_IMAGE)]] = False
         fine &= (np.bincount(code_of, counts, minlength=len(owners)) == pixels) | (given == 0)
         self.flaws["code counts"] += owners[~fine].tolist()
         extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have an invalid one
@@ -216,7 +216,7 @@ def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | 
         counts = run_lengths(segmentation)
         return None if counts is None else float(counts[1::2].sum())
     polygons = valid_polygons(segmentation)
-    if not polygons or not 0 < height * width <= LARGEST_PICTURE:
+    if not polygons or not 0 < height * width <= LARGEST_IMAGE:
         return None
     codes = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
     return float(coco_mask.area(coco_mask.merge(codes)))
@@ -228,7 +228,7 @@ def run_lengths(code: dict) -> np.ndarray | None:
         height, width = code["size"]
         counts = code["counts"]
         counts = unpack_counts(counts.encode()) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
-        valid = counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.max(initial=0) <= LARGEST_PICTURE
+        valid = counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.max(initial=0) <= LARGEST_IMAGE
         return counts if valid and len(counts) and 0 < int(counts.sum()) == height * width else None
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

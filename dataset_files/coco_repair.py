@@ -204,8 +204,8 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
         return
     else:
         try:
-            with open_image(folder / name) as picture:
-                size = picture.size[::-1]
+            with open_image(folder / name) as opened:
+                size = opened.size[::-1]
         except Exception:  # a broken file makes Pillow raise anything; the check of the images names it
             return
     image["height"], image["width"] = size

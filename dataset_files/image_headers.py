@@ -26,8 +26,8 @@ READERS = 8  # threads: on a network file system most of the time is waiting
 # Stand for the size of what is not a file.
 MISSING, NO_FILE = -1, -2
 # State of a header, and the kind of problem with the same index.
-FINE, NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
-FAULTS = ("", "no picture", "bomb", "unreadable", "lfs", "float")
+FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
+FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float")
 
 
 def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
@@ -50,7 +50,7 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     note("missing", files[:, 0] == MISSING)
     note("unreadable", files[:, 0] == NO_FILE)
     note("empty", files[:, 0] == 0)
-    for fault in (NO_PICTURE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
+    for fault in (NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
         note(FAULTS[fault], headers[:, 3] == fault)
     exif = dataset.exif
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
@@ -129,11 +129,11 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
 def read_header(path: str) -> tuple[int, int, int, int]:
     """Read a row of `read_headers`."""
     try:
-        with open_image(path) as picture:
-            return (*picture.size, orientation_of(picture), FLOAT if picture.mode == "F" else FINE)
+        with open_image(path) as image:
+            return (*image.size, orientation_of(image), FLOAT if image.mode == "F" else FINE)
     except Image.DecompressionBombError:
         return 0, 0, 1, BOMB
     except PermissionError:
         return 0, 0, 1, UNREADABLE
     except Exception:  # with a broken header Pillow can raise anything
-        return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NO_PICTURE
+        return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NOT_AN_IMAGE

@@ -24,16 +24,16 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
     """
     path = Path(path)
     try:
-        with open_image(path) as picture:
-            if exif == "apply" or size is not None and is_turned(picture.size, orientation_of(picture), size, exif):
-                return picture_to_tensor(turn_upright(picture))
-            return picture_to_tensor(picture)
+        with open_image(path) as image:
+            if exif == "apply" or size is not None and is_turned(image.size, orientation_of(image), size, exif):
+                return image_to_tensor(turn_upright(image))
+            return image_to_tensor(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image") from None
     except Exception as error:  # with a broken file Pillow can raise anything
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def picture_to_tensor(picture: Image.Image) -> Tensor:
+def image_to_tensor(image: Image.Image) -> Tensor:
     """Convert a Pillow image of any mode to uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1).contiguous()

@@ -119,7 +119,7 @@ KINDS = {
     "missing": Kind("images that are missing"),
     "empty": Kind("images that are empty files"),
     "unreadable": Kind("images that cannot be opened"),
-    "no picture": Kind("files that are not images"),
+    "not an image": Kind("files that are not images"),
     "float": Kind("images of floating-point values, whose range is unknown; save them with 8 or 16 bits"),
     "size": Kind("images of another size than annotated"),
     "bomb": Kind("images too large to be opened safely"),

@@ -22,7 +22,7 @@ TRANSPOSES = {
 EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
 # Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
 Image.init()
-PICTURE_FORMATS = tuple(
+IMAGE_FORMATS = tuple(
     name
     for name in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
     if name in Image.OPEN  # AVIF came with Pillow 11.3
@@ -37,25 +37,25 @@ def open_image(path: str | Path) -> Image.Image:
     """
     if str(path).lower().endswith(".json"):
         found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
-        return Image.open(io.BytesIO(base64.b64decode(found[1]) if found else b""), formats=PICTURE_FORMATS)
-    return Image.open(path, formats=PICTURE_FORMATS)
+        return Image.open(io.BytesIO(base64.b64decode(found[1]) if found else b""), formats=IMAGE_FORMATS)
+    return Image.open(path, formats=IMAGE_FORMATS)
 
 
-def orientation_of(picture: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Return the orientation from EXIF or XMP data, or a PNG's raw profile; 1 (upright) if there is none.
 
     TIFF images count as upright, since Pillow turns them when it reads their pixels.
     """
-    if picture.format == "TIFF" or picture.info.keys().isdisjoint(ORIENTATION_KEYS):
+    if image.format == "TIFF" or image.info.keys().isdisjoint(ORIENTATION_KEYS):
         return 1
-    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     return orientation if orientation in TRANSPOSES else 1
 
 
-def turn_upright(picture: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> Image.Image:
     """Turn an image as its orientation says."""
-    orientation = orientation_of(picture)
-    return picture.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else picture
+    orientation = orientation_of(image)
+    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
 
 
 def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
@@ -80,7 +80,7 @@ def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Convert a Pillow image of any mode to 8-bit RGB.
 
     Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
@@ -89,13 +89,13 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         ValueError: the values are floating-point numbers, whose range is unknown.
     """
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ValueError("holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
-    values = np.array(picture) if picture.mode.startswith("I") else np.zeros(1)
-    if picture.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
+    values = np.array(image) if image.mode.startswith("I") else np.zeros(1)
+    if image.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
         values = values.clip(0, 65535).astype(np.uint32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if isinstance(picture.info.get("transparency"), bytes):  # of a palette; Pillow would warn that it is dropped
-        picture = picture.copy()
-        del picture.info["transparency"]
-    return picture.convert("RGB")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would warn that it is dropped
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")

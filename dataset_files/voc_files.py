@@ -281,8 +281,8 @@ def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Read the indices of a palette PNG, uint8 [H, W]."""
-    with open_masks(path, size) as picture:
-        return np.array(picture)
+    with open_masks(path, size) as image:
+        return np.array(image)
 
 
 @contextmanager
@@ -296,11 +296,11 @@ def open_masks(path: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the masks of a listed image)")
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            if picture.mode not in ("P", "L"):
-                raise ValueError(f"has mode {picture.mode}; masks are palette images")
-            if picture.size != (size[1], size[0]):
-                raise ValueError(f"is {picture.width}x{picture.height}, but its XML has {size[1]}x{size[0]}")
-            yield picture
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"has mode {image.mode}; masks are palette images")
+            if image.size != (size[1], size[0]):
+                raise ValueError(f"is {image.width}x{image.height}, but its XML has {size[1]}x{size[0]}")
+            yield image
     except Exception as error:  # with a broken file Pillow can raise anything
         raise ValueError(f"{path}: {error}") from error

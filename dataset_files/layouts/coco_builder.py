@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_PICTURE
+from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_IMAGE
 from dataset_files.conversion import Converted
 from dataset_files.image_files import read_size
 from dataset_files.problems import Problems, shown
@@ -53,7 +53,7 @@ class CocoBuilder:
         size = size or self.size_of(file_name)
         if size is None:
             return None
-        if min(size) < 1 or size[0] * size[1] > LARGEST_PICTURE:
+        if min(size) < 1 or size[0] * size[1] > LARGEST_IMAGE:
             self.problems.add("image", f"{file_name}: {size[1]}x{size[0]} pixels")
             return None
         self.known_files.add(file_name)

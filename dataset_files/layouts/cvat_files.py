@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from dataset_files.coco_masks import LARGEST_PICTURE
+from dataset_files.coco_masks import LARGEST_IMAGE
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import names_in, split_folders, split_in
@@ -193,6 +193,6 @@ def mask_crop(shape: Element) -> Crop:
     """The pixels of a mask: run lengths along the rows of its box, the first one of 0."""
     left, top, width, height = (int(numbers_of(shape.get(key, ""))[0]) for key in ("left", "top", "width", "height"))
     counts = np.array(numbers_of(shape.get("rle", "")), dtype=np.int64)
-    if min(width, height) < 1 or width * height > LARGEST_PICTURE or counts.min() < 0 or counts.sum() != width * height:
+    if min(width, height) < 1 or width * height > LARGEST_IMAGE or counts.min() < 0 or counts.sum() != width * height:
         raise ValueError(f"a mask of {width}x{height} pixels, whose run lengths cover {counts.sum()}")
     return left, top, np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)

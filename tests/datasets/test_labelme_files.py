@@ -141,7 +141,7 @@ def test_labelme_broken_image_inside_a_json_is_named(tmp_path: Path, monkeypatch
     write_shapes(tmp_path / "data", [shape("polygon", [[1, 1], [9, 1], [9, 9]])], imageData="aGFsbG8=")
     (tmp_path / "data" / "a.png").unlink()
     (split,) = labelme_files.find(tmp_path / "data")
-    assert check_images(CocoDetection(open_split_index(split)))[0].counts == {"no picture": 1}
+    assert check_images(CocoDetection(open_split_index(split)))[0].counts == {"not an image": 1}
 
 
 @pytest.mark.parametrize("json_folder", ["json", "json/train"])
