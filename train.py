@@ -1,6 +1,6 @@
 """Train Mask R-CNN on one GPU, on several, or on the CPU.
 
-python train.py                                       # the demo: draws its own data, ten minutes on two cores
+python train.py                                       # demo on generated data, ten minutes on two cores
 python train.py --data-path /data/coco2017            # COCO 2017 layout
 python train.py --data-path /data/VOCdevkit --amp     # Pascal VOC 2012 layout, mixed precision
 python train.py --data-path ... --resume auto         # continue where the last run in --output-dir stopped
@@ -117,14 +117,14 @@ def main(settings: TrainSettings) -> None:
     with StopSignals() as stop:
         hooks.call("before_train", state)
         if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
-            if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before it came to that
+            if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before this evaluation
                 evaluate_epoch(checkpoint.content["epoch"], state, val_loader, val_set, classes, stop)
         while progress.step < last_step and not run.has_stalled(settings.patience):
             epoch = progress.step // steps_per_epoch
             stopped = train_one_epoch(state, train_loader, hooks, save_checkpoint, stop)
             save_checkpoint()
             if stopped:
-                barrier()  # no process leaves while the main one writes
+                barrier()  # no process exits while the main one writes
                 run.require_saved()
                 stop.end()
             evaluate_epoch(epoch, state, val_loader, val_set, classes, stop)
@@ -142,12 +142,12 @@ def evaluate_epoch(
     classes: ClassTable,
     stop: StopSignals,
 ) -> None:
-    """Evaluate on the validation set, and write and print the results; a signal ends it at once."""
+    """Evaluate on the validation set, and write and print the results; a signal ends the run immediately."""
     training, settings, run = state.training, state.settings, state.run
     model, device, precision = training.model, training.device, training.precision
     share_buffers(model)
     ground_truth = val_set.coco if is_main() else None
-    with stop.at_once():  # the checkpoint is written, and a resumed run makes up for the results
+    with stop.at_once():  # the checkpoint is written, and a resumed run repeats the evaluation
         unreadable: list[str] = []
         metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable)
         require_readable(len(unreadable), len(val_set), settings.max_bad_pictures)

@@ -1,8 +1,8 @@
 """Transform an image and its target between file and batch: (image, target) -> (image, target).
 
-Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame. All draws come
-from torch's RNG, which `SeededItems` seeds per item. Nothing here resamples an image, but for `CopyPaste`: what changes
-the scale notes a `View` in the target, and the network's own resize does the rest.
+Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame. All random
+numbers come from torch's RNG, which `SeededItems` seeds per item. Only `CopyPaste` resamples images: transforms that
+change the scale store a `View` in the target, and the network's own resize carries it out.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class RandomHorizontalFlip:
 
 
 class RandomVerticalFlip:
-    """Turn the image, its boxes and its masks upside down with probability `prob`."""
+    """Flip the image, its boxes and its masks upside down with probability `prob`."""
 
     def __init__(self, prob: float = 0.5):
         self.prob = prob
@@ -66,7 +66,7 @@ class ColorJitter:
     """Change brightness, contrast and saturation by factors between 1 - strength and 1 + strength.
 
     The factors mean the same as in torchvision's ColorJitter. As all three are linear in the colours, they are applied
-    as one matrix, with values rounded and clipped once, which takes a tenth of the time.
+    as one matrix, and values are rounded and clipped once, which takes a tenth of the time.
     """
 
     grey = torch.tensor([[0.299, 0.587, 0.114]])  # luma of red, green, blue (ITU-R BT.601)
@@ -91,11 +91,11 @@ class ColorJitter:
 class ScaleJitter:
     """Large-scale jitter (Ghiasi et al., arXiv:2012.07177, section 3): a random scale, then a square cropped or padded.
 
-    At scale 1 the image just fits into the square. What the square cuts off is cropped here, in pixels of the image;
-    the scale and the padding are left to the network's resize, as a `View` in the target.
+    At scale 1 the image just fits into the square. Parts outside the square are cropped here, in pixels of the image.
+    Scaling and padding are left to the network's resize, by a `View` in the target.
 
     Args:
-        side: of the square that the network sees, in pixels.
+        side: side of the square that the network sees, in pixels.
         scale_range: limits of the scale, drawn uniformly.
     """
 
@@ -124,12 +124,12 @@ class ScaleJitter:
 def crop(
     image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
 ) -> tuple[Tensor, dict]:
-    """A window of the image, in whole pixels, and the objects that it shows.
+    """Return a window of the image, in whole pixels, and the objects in it.
 
-    Objects that the window cuts get the box and area of the mask that remains; the others keep theirs.
+    Objects that the window cuts get the box and area of their remaining mask; the others keep theirs.
 
     Args:
-        least: an object of which a smaller share of its pixels remains is dropped.
+        least: drop objects of whose pixels a smaller share remains.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -143,10 +143,10 @@ def crop(
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Take box and area of the objects that have lost pixels from their masks.
+    """Recompute box and area of the objects that have lost pixels from their masks.
 
     Args:
-        before: int64 [N], the areas of the whole masks.
+        before: int64 [N], areas of the masks before the cut.
     """
     areas = target["masks"].areas()
     cut = areas < before
@@ -157,21 +157,21 @@ def measure_cut(target: dict, before: Tensor) -> dict:
 
 
 def select_objects(target: dict, kept: Tensor) -> dict:
-    """The target with the objects that `kept`, bool [N], selects."""
+    """Return the target with only the objects that `kept`, bool [N], selects."""
     if bool(kept.all()):
         return target
     return {key: value[kept] if key in PER_OBJECT else value for key, value in target.items()}
 
 
 class CopyPaste:
-    """Make a batch in which each image has random objects of another one pasted in (arXiv:2012.07177).
+    """Paste random objects of another image into each image of a batch (Ghiasi et al., arXiv:2012.07177).
 
-    As in torchvision's reference scripts: image i gets objects of image i - 1 of the batch, as many draws with
-    replacement as that has objects. They keep size and place, cover what is there, and are not blended. Images come
-    from `ScaleJitter`. Each is resampled once, here instead of in the network.
+    As in torchvision's reference scripts, image i gets objects of image i - 1 of the batch: if that has n objects, n
+    are drawn with replacement. They keep their size and place, cover the objects there, and are not blended. The images
+    must come from `ScaleJitter`. Each is resampled once, here instead of in the network.
 
     Args:
-        batch: images and targets; draws come from torch's RNG, which the loader seeds per batch.
+        batch: images and targets; random numbers come from torch's RNG, which the loader seeds per batch.
     """
 
     def __call__(self, batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
@@ -180,7 +180,7 @@ class CopyPaste:
 
 
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Carry out the view of an item: resize the image and pad it with ImageNet's mean colour."""
+    """Apply an item's view: resize the image and pad it with ImageNet's mean colour."""
     view: View = target["view"]
     frame = torch.tensor(IMAGENET_MEAN).mul(255).round().to(torch.uint8)[:, None, None].repeat(1, *view.frame)
     frame[:, : view.height, : view.width] = resize_to_view(image, view)
@@ -195,7 +195,7 @@ def in_frame(image: Tensor, target: dict) -> Item:
 def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
     """Paste a random part of the objects of `source` over an image of the same size.
 
-    Objects that are covered get the box and area of what remains visible; those that are covered wholly are dropped.
+    Partly covered objects get the box and area of their visible part; fully covered ones are dropped.
     """
     count = len(source_target["masks"])
     if count == 0:
@@ -213,6 +213,6 @@ def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> I
 
 
 def collate_fn(batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
-    """Collate items to (images, targets): images of different sizes are not stacked until the network pads them."""
+    """Collate items to (images, targets) without stacking: images differ in size until the network pads them."""
     images, targets = zip(*batch)
     return images, targets

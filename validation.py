@@ -1,9 +1,9 @@
-"""Evaluate weights on a validation set: COCO's 12 metrics for boxes and masks, and AP by class.
+"""Evaluate weights on a validation set: COCO's 12 metrics for boxes and masks, and AP per class.
 
     python validation.py                                                       # the weights of the last training
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
-    python validation.py --report save_weights/report                          # and a page that shows the errors
+    python validation.py --report save_weights/report                          # also write a page about the errors
     python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
     python validation.py --results-json ... --annotation-file val.json --image-folder images --report DIR
 
@@ -36,7 +36,7 @@ def main(settings: ValidationSettings) -> None:
 
     # Weights
     if settings.report and is_main():
-        report_folder(settings)  # before the evaluation, which takes long
+        report_folder(settings)  # check it before the long evaluation
     trained = open_trained_model(settings)
     path, classes = trained.path, trained.classes
     record = Path(settings.output_dir or path.parent) / "record_mAP.txt"
@@ -45,7 +45,7 @@ def main(settings: ValidationSettings) -> None:
     dataset = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
     with reading_input():
         refuse_overwriting([path, dataset.source], [record])
-    if "category_ids" not in trained.content:  # then the labels are taken to be the data's
+    if "category_ids" not in trained.content:  # assume that the labels are the data's
         classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
         if classes.are_named():
@@ -73,11 +73,11 @@ def main(settings: ValidationSettings) -> None:
 
 
 def score_results_json(settings: ValidationSettings) -> None:
-    """Print COCO's official table of a results file, and write its report if --report asks for one."""
+    """Print COCO's official table for a results file, and write its report if --report is given."""
     if not (settings.results_json and settings.annotation_file):
-        raise InputError("--results-json and --annotation-file go together, --iou-type with both")
+        raise InputError("--results-json and --annotation-file need each other, and --iou-type needs both")
     if settings.image_folder and not settings.report:
-        raise InputError("with --results-json, --image-folder has the images for --report; give both, or neither")
+        raise InputError("with --results-json, --image-folder is for --report only; give both, or neither")
     scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
     print("\n".join(filter(None, (official_table(scored.stats), explain_missing(scored.stats)))))
     if settings.report:

@@ -1,9 +1,9 @@
-"""Convert a Detectron2 Mask R-CNN to this project's weight file: the same weights, and the network's description.
+"""Convert a Detectron2 Mask R-CNN to a weight file of this project, which also describes the network.
 
     python tools/convert_detectron2.py model_final_f10217.pkl mask_rcnn_detectron2.pth
     python tools/convert_detectron2.py output/model_final.pth mine.pth --label-json-path my_classes.json
 
-The scripts also read Detectron2's files directly; use this to publish weights, or to store their class names.
+The scripts also read Detectron2's files directly. Use this tool to publish weights, or to store their class names.
 """
 
 import argparse

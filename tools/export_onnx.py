@@ -3,14 +3,14 @@
     python tools/export_onnx.py save_weights/model_25.pth model.onnx
     python tools/export_onnx.py maskrcnn_resnet50_fpn_coco.pth model.onnx --uint8
 
-Takes all weights that validation.py takes: of this project, of torchvision (v1 and v2) and of Detectron2. The file has
-the input `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes, which it normalises and
-resizes itself; and the outputs `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best
+Accepts all weights that validation.py accepts: of this project, of torchvision (v1 and v2) and of Detectron2. The input
+is `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes; the network normalises and
+resizes it. The outputs are `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best
 first, and `masks` [N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the
-network's settings are in its metadata. tools/predict_onnx.py runs it; docs/ONNX.md says more.
+network's settings are in its metadata. tools/predict_onnx.py runs it; see docs/ONNX.md for more.
 
-The graph is written operator by operator from the network's modules, not traced by an exporter of torch: it is exact,
-its sizes stay free, Detectron2's variant is possible, and it depends on nothing but the ONNX standard (opset 17).
+The graph is written operator by operator from the network's modules, not traced by an exporter of torch. It is exact,
+accepts any image size, supports Detectron2's variant, and depends only on the ONNX standard (opset 17).
 """
 
 import argparse

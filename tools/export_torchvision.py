@@ -17,7 +17,7 @@ from train_utils.errors import InputError, one_line_errors, reading_input  # noq
 from train_utils.models import ModelConfig, config_of  # noqa: E402
 from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
 
-TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision builds if it downloads no weights
+TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision uses when it builds a network without weights
 BUILDERS = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}
 
 
@@ -38,10 +38,10 @@ def main(checkpoint: str, output: str) -> None:
 
 
 def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Tensor]:
-    """Return the state dict for torchvision's network with BatchNorm2d, equal to the frozen one in evaluation.
+    """Return the state dict for torchvision's network with BatchNorm2d, which in evaluation equals the frozen one.
 
-    The counters that FrozenBatchNorm2d lacks are added. A difference in epsilon is added to the backbone's variances,
-    as only their sum is used.
+    This adds the counters that FrozenBatchNorm2d lacks. A difference in epsilon is added to the backbone's variances,
+    as only the sum of variance and epsilon is used.
     """
     result = {}
     for key, value in state.items():

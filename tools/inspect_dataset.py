@@ -1,7 +1,7 @@
-"""Report what a data set of any layout holds and what is wrong with it, without training.
+"""Report the contents and the faults of a dataset in any layout, without training.
 
 python tools/inspect_dataset.py my_data               # layout, splits, objects per class, sizes, problems
-python tools/inspect_dataset.py my_data --show 24     # and data_sheet.png, 24 images with their masks drawn
+python tools/inspect_dataset.py my_data --show 24     # also write data_sheet.png: 24 images with masks
 python tools/inspect_dataset.py --train-json a.json --val-json b.json
 """
 
@@ -26,13 +26,13 @@ from train_utils.option_parsing import natural, option  # noqa: E402
 from train_utils.options import DataSettings  # noqa: E402
 from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
 
-MOST_CLASSES = 100  # that are listed
+MOST_CLASSES = 100  # listed at most
 
 
 @dataclass
 class ReportSettings(DataSettings):
-    seed: int = option(0, "of the division of data that are not split ({default})", type=natural)
-    show: int = option(0, "write a contact sheet of that many images, masks drawn ({default})", type=natural)
+    seed: int = option(0, "seed for dividing data that are not split ({default})", type=natural)
+    show: int = option(0, "write a contact sheet of N images with their masks ({default})", type=natural)
     output: str = option("data_sheet.png", "file of the contact sheet ({default})", type=str)
 
 
@@ -40,7 +40,7 @@ def main(settings: ReportSettings) -> None:
     """Print the report, and with --show write the contact sheet.
 
     Raises:
-        InputError: the layout is not known, the files cannot be read at all, or the data would stop a training.
+        InputError: the layout is unknown, the files cannot be read, or training would stop with these data.
     """
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
@@ -93,7 +93,7 @@ def print_contents(dataset: InstanceDataset) -> None:
 
 
 def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int], skip_bad: bool) -> bool:
-    """Print what is wrong, with the items that cannot be used; return whether it stops the training."""
+    """Print the faults of a split and the number of unusable images; return whether they stop the training."""
     stops = bool(problems.unskippable() if skip_bad else problems.wrong())
     try:
         require_objects(dataset, len(unusable))
@@ -113,7 +113,7 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
 
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
-    """Draw the first images of a split side by side, with their objects as the network would be taught them."""
+    """Draw the first images of a split side by side, with their objects as in training."""
     tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
     if not tiles:
         raise InputError(f"{dataset.source}: no image to show")

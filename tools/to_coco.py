@@ -2,8 +2,8 @@
 
     python tools/to_coco.py my_data -o out.json
 
-Opens every layout that train.py opens; COCO files are written as they are repaired, Pascal VOC with difficult
-objects as crowds. One split gives out.json, several give out_train.json, out_val.json and so on.
+Accepts every layout that train.py accepts. COCO files are repaired, and difficult objects of Pascal VOC become crowds.
+One split gives out.json, several give out_train.json, out_val.json and so on.
 """
 
 import argparse
@@ -35,19 +35,19 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
 
 
 def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
-    """The splits of a folder or file in whichever layout it has.
+    """Return the splits of a folder or file of any layout.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing, or has no known layout.
+        FileNotFoundError, ValueError: the source is missing, or its layout is unknown.
     """
     return find_layout(source, class_attribute).splits
 
 
 def convert(split: SplitFiles, skip_bad: bool) -> dict:
-    """Return a split as the content of a COCO file, and warn of what was repaired or left out.
+    """Return a split as the content of a COCO file, and warn about repaired and dropped annotations.
 
     Raises:
-        ValueError: some annotations are invalid, unless `skip_bad` leaves these out.
+        ValueError: some annotations are invalid, unless `skip_bad` drops them.
     """
     if split.convert is not None:
         converted = split.convert()
@@ -66,7 +66,7 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
 
 
 def valid_content(index: CocoIndex) -> dict:
-    """The valid images, annotations and categories of a COCO file."""
+    """Return the valid images, annotations and categories of a COCO file."""
     columns = zip(index.image_ids.tolist(), index.file_names.tolist(), index.sizes.tolist())
     return {
         "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in columns],
@@ -76,7 +76,7 @@ def valid_content(index: CocoIndex) -> dict:
 
 
 def in_words(content: dict) -> str:
-    """How much is in a COCO file."""
+    """Describe the size of a COCO file in words."""
     names = ", ".join(category["name"] for category in content["categories"])
     return f"{len(content['images'])} images, {len(content['annotations'])} objects of {names or 'no class'}"
 
@@ -84,9 +84,11 @@ def in_words(content: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the folder of the data, or its YAML or VIA JSON file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the COCO file to write, or its name's start")
-    parser.add_argument("--class-attribute", metavar="NAME", help="VIA: the region attribute that is the class")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what would be wrong instead of stopping")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="the COCO file to write; several splits add their names to it"
+    )
+    parser.add_argument("--class-attribute", metavar="NAME", help="VIA: region attribute with the class")
+    parser.add_argument("--skip-bad", action="store_true", help="drop invalid annotations instead of stopping")
     args = parser.parse_args()
     with one_line_errors():
         if args.output.suffix.lower() != ".json":

@@ -1,7 +1,7 @@
-"""Options of the four scripts, each in one place: name, type, defaults, help, and what it means for a resumed run.
+"""Options of the four scripts, each in one place: name, type, defaults, help, and its role in a resumed run.
 
-A script's options are the fields of a dataclass. The command line, the recipes that fill in what is not given, what a
-resumed run takes from its checkpoint, and which differences make it another run all follow from the field.
+A script's options are the fields of a dataclass. A field determines the command line, the defaults of the demo, what a
+resumed run takes from its checkpoint, and which changes it refuses.
 """
 
 from collections.abc import Mapping
@@ -28,16 +28,16 @@ from train_utils.option_parsing import (
 
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
-ADAMW_RATE = 1e-4  # whatever the batch: Adam's steps do not grow with the gradient
+ADAMW_RATE = 1e-4  # for any batch size: Adam's steps do not grow with the gradient
 
 
 @dataclass
 class DataSettings(Settings):
-    """How images and annotations are found and read; kept in the checkpoint, so that validation reads them alike."""
+    """Options for finding and reading the data; stored in checkpoints, so that validation reads them the same way."""
 
     data_path: str | None = option(
         None, "folder of images and annotations as the labelling tool wrote it, or its annotation file (default: the "
-        f"checkpoint's; of a new run the demo's, drawn into {DEMO_FOLDER}/)", type=str, metavar="PATH", group="data",
+        f"checkpoint's; for a new run the demo's, drawn into {DEMO_FOLDER}/)", type=str, metavar="PATH", group="data",
         inherited=True)  # fmt: skip
     train_json: str | None = option(
         None, "COCO file of the training images, instead of --data-path", type=str, metavar="FILE", inherited=True
@@ -47,29 +47,29 @@ class DataSettings(Settings):
         None, "folder of the images of --train-json and --val-json (default: found beside them)", type=str,
         metavar="DIR", inherited=True)  # fmt: skip
     class_attribute: str | None = option(
-        None, "the region attribute that is the class, in VIA's files (default: the only one)", type=str,
+        None, "region attribute with the class, in VIA's files (default: the only one)", type=str,
         metavar="NAME", inherited=True)  # fmt: skip
     val_fraction: float = option(
         0.2, "share of the images for validation, where the data are not split ({default})", type=fraction,
         changes_result=True, inherited=True)  # fmt: skip
     skip_bad: bool = option(
-        False, "drop images and annotations that would make results wrong, and say how many, instead of stopping",
+        False, "drop images and annotations that would make results wrong, and report how many, instead of stopping",
         inherited=True)  # fmt: skip
     keep_empty: bool = option(
-        False, "also train on images without annotations, which teach what background is", changes_result=True,
+        False, "also train on images without annotations, as examples of background", changes_result=True,
         inherited=True)  # fmt: skip
     boxes_from_masks: bool = option(
-        False, "take the box of each object that has a mask from the mask", changes_result=True, inherited=True
+        False, "compute the box of each object with a mask from its mask", changes_result=True, inherited=True
     )
     crowds_are_objects: bool = option(
         False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them",
         changes_result=True, inherited=True)  # fmt: skip
     exif: str | None = option(
-        None, "turn images as their EXIF orientation says, or never (default: where only then they have the annotated "
-        "size)", choices=("apply", "ignore"), changes_result=True, inherited=True)  # fmt: skip
+        None, "apply the EXIF orientation of images, or ignore it (default: apply it if only then an image has its "
+        "annotated size)", choices=("apply", "ignore"), changes_result=True, inherited=True)  # fmt: skip
 
     def is_demo(self) -> bool:
-        """Whether the data are the demo's: none are named, or its folder is."""
+        """Whether the data are the demo's: no data, or the demo's folder, is given."""
         if self.train_json or self.val_json:
             return False
         return self.data_path is None or Path(self.data_path).resolve() == Path(DEMO_FOLDER).resolve()
@@ -90,11 +90,11 @@ class TrainSettings(DataSettings):
         None, "torchvision's maskrcnn_resnet50_fpn, or its v2 with BatchNorm in FPN and heads (default: detected from "
         "the weights, else v1)", choices=("v1", "v2"))  # fmt: skip
     norm: str | None = option(
-        None, "the backbone's BatchNorm (default: batch; frozen if v1 and pretrained)", choices=("batch", "frozen")
+        None, "BatchNorm of the backbone (default: batch; frozen if v1 and pretrained)", choices=("batch", "frozen")
     )
     trainable_backbone_layers: int | None = option(None, "(default: 3; 5 from scratch)", type=int, choices=range(6))
     min_size: int | list[int] = option(
-        800, "short side of the network's input ({default}); of several, training draws one per image, and evaluation "
+        800, "short side of the network's input ({default}); if several, training draws one per image, and evaluation "
         "uses the last", type=positive, nargs="+", demo=128, changes_result=True, inherited=True)  # fmt: skip
     max_size: int = option(
         1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
@@ -106,7 +106,7 @@ class TrainSettings(DataSettings):
         None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
         type=positive, demo=100, changes_result=True, inherited=True)  # fmt: skip
     detections: int = option(
-        100, "most detections per image in evaluation and of the finished network ({default})", type=positive,
+        100, "maximum detections per image, in evaluation and in the finished network ({default})", type=positive,
         inherited=True)  # fmt: skip
 
     epochs: int = option(26, "({default})", type=positive, group="training", demo=5, inherited=True)
@@ -116,7 +116,7 @@ class TrainSettings(DataSettings):
         4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
         inherited=True)  # fmt: skip
     accumulate: int = option(
-        1, "batches per step, whose gradients are added up, for larger steps than memory holds ({default})",
+        1, "batches per step, whose gradients are accumulated, if memory is too small for --batch-size ({default})",
         type=positive, changes_result=True, inherited=True)  # fmt: skip
     opt: str = option(
         "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
@@ -132,7 +132,7 @@ class TrainSettings(DataSettings):
         (16, 22), "epochs at which the rate drops ({default})", type=natural, nargs="+", changes_result=True,
         inherited=True)  # fmt: skip
     lr_step_size: int | None = option(
-        None, "drop the rate every so many epochs, unless --lr-steps is given", type=positive
+        None, "drop the rate every N epochs, unless --lr-steps is given", type=positive
     )  # fmt: skip
     lr_gamma: float = option(
         0.1, "factor of a drop ({default})", type=natural_number, changes_result=True, inherited=True
@@ -145,10 +145,10 @@ class TrainSettings(DataSettings):
         None, "of normalisation layers (default: as --wd)", type=natural_number, changes_result=True, inherited=True
     )
     clip_grad_norm: float | None = option(
-        None, "reduce gradients to this norm, over all weights, where theirs is larger", type=positive_number,
+        None, "clip the norm of the gradients, over all weights, to this value", type=positive_number,
         changes_result=True, inherited=True)  # fmt: skip
     patience: int | None = option(
-        None, "end the run when mask AP has not risen for so many epochs", type=positive, inherited=True
+        None, "end the run when mask AP has not risen for N epochs", type=positive, inherited=True
     )
 
     data_augmentation: str = option(
@@ -178,19 +178,17 @@ class TrainSettings(DataSettings):
     resume: str = option(
         "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, metavar="FILE|auto",
         one_start=True)  # fmt: skip
-    force: bool = option(False, "resume although settings differ that make it another run", one_start=True)
+    force: bool = option(False, "resume even if settings that change the result differ", one_start=True)
     overwrite: bool = option(
         False, "delete what --output-dir holds: the run, or what came after the checkpoint of --resume", one_start=True
     )
     config: str | None = option(
-        None, "JSON file of options, as args.json of an earlier run, for those that are not given (not --resume, "
+        None, "JSON file with options, such as args.json of an earlier run, for those not given here (except --resume, "
         "--force, --overwrite, --hooks, --test-only, --show-batch)", type=str, metavar="FILE", one_start=True,
     )  # fmt: skip
-    test_only: bool = option(False, "only evaluate what --resume or --pretrain names", one_start=True)
+    test_only: bool = option(False, "only evaluate the weights that --resume or --pretrain names", one_start=True)
     show_batch: bool = option(False, "only write the first batch, as the network sees it, as batch.png", one_start=True)
-    checkpoint_every: int | None = option(
-        None, "also write a checkpoint after every so many steps", type=positive, inherited=True
-    )
+    checkpoint_every: int | None = option(None, "also write a checkpoint every N steps", type=positive, inherited=True)
     keep: int | None = option(
         None, "delete all checkpoints but the newest N and model_best.pth ({default})", type=positive, demo=2,
         inherited=True)  # fmt: skip
@@ -198,10 +196,12 @@ class TrainSettings(DataSettings):
     val_loss: bool = option(
         False, "also compute the losses on the validation images, for log.jsonl and the curves", inherited=True
     )
-    tensorboard: bool = option(False, "also write that for TensorBoard, in --output-dir/tensorboard", inherited=True)
+    tensorboard: bool = option(
+        False, "also write losses, metrics and sheets for TensorBoard, to --output-dir/tensorboard", inherited=True
+    )
     hooks: str | None = option(
         None, "Python file with functions before_train, after_train, before_step or after_step, called with the state "
-        "of the run; to be given again on resume", type=str, metavar="FILE", one_start=True)  # fmt: skip
+        "of the run; give it again when resuming", type=str, metavar="FILE", one_start=True)  # fmt: skip
 
     device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str,
                          metavar="DEVICE", group="machine")  # fmt: skip
@@ -211,12 +211,14 @@ class TrainSettings(DataSettings):
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     seed: int = option(0, "({default})", type=seed_number, changes_result=True, inherited=True)
-    deterministic: bool = option(False, "the same bits in every run on CUDA and with many processes", inherited=True)
+    deterministic: bool = option(
+        False, "compute the same bits in every run, on CUDA and with several processes too", inherited=True
+    )
     max_bad_steps: int = option(
-        10, "stop after so many losses in a row that are not finite ({default}); such steps are not applied",
+        10, "stop after N consecutive losses that are not finite ({default}); such steps are not applied",
         type=positive)  # fmt: skip
     max_bad_pictures: int = option(
-        100, "stop when more images than that could not be read in an epoch ({default}); others take their place",
+        100, "stop when more than N images of an epoch could not be read ({default}); others replace them",
         type=natural)  # fmt: skip
     sync_bn: bool = option(False, "BatchNorm over the batches of all processes", changes_result=True, inherited=True)
     world_size: int = option(1, "number of processes, if not started by torchrun", type=positive)
@@ -226,14 +228,14 @@ class TrainSettings(DataSettings):
     )
 
     def images_per_step(self) -> int:
-        """Number of images that a process trains on in each step."""
+        """Return the number of images per step and process."""
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in what was not given: from the run that is resumed, else from the recipe for this data.
+        """Fill in the options that were not given: from the resumed run, else from the defaults for this data.
 
         Args:
-            processes: their number; the default learning rate is per image of a step, over all processes.
+            processes: number of processes; the default learning rate is per image of a step over all of them.
             stopped_run: the settings in the checkpoint to resume from, if any.
         """
         kept = {} if stopped_run is None else dict(stopped_run)
@@ -257,7 +259,7 @@ class TrainSettings(DataSettings):
 
 
 def result_settings(settings: TrainSettings) -> set[str]:
-    """Names of the options whose change makes a run another run."""
+    """Return the names of the options that affect the result of a run."""
     names = {each.name for each in settings.options() if each.metadata["option"].changes_result}
     return names | ({"epochs"} if settings.lr_scheduler == "cosineannealinglr" else set())
 
@@ -267,7 +269,7 @@ HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: 
 
 @dataclass
 class InferenceSettings(Settings):
-    """What validation.py and predict.py share: which weights, and how they are run."""
+    """Options that validation.py and predict.py share: the weights, and how to run them."""
 
     weights_path: str | None = option(None, HELP_WEIGHTS, type=str, metavar="FILE", group="model")
     arch: str | None = option(None, "(default: detected from the weights)", choices=("v1", "v2"))
@@ -278,7 +280,7 @@ class InferenceSettings(Settings):
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
     detections: int | None = option(
-        None, "most detections per image (default: as in training, else 100)", type=positive
+        None, "maximum number of detections per image (default: as in training, else 100)", type=positive
     )
     tta: bool = option(
         False, "test-time augmentation: three sizes of each image, plain and mirrored, merged; six times as slow"
@@ -309,12 +311,12 @@ class ValidationSettings(DataSettings, InferenceSettings):
         None, "with --results-json: the ground truth, in COCO's annotation format", type=str, metavar="FILE"
     )
     iou_type: str | None = option(
-        None, "with --results-json: what is compared (default: bbox)", choices=("bbox", "segm")
+        None, "with --results-json: compare boxes or masks (default: bbox)", choices=("bbox", "segm")
     )
     report: str | None = option(
-        None, "also write report.html into this folder, a page on classes, errors, images and suspect labels, and its "
-        "numbers as CSV and JSON; with --results-json, --image-folder has the images to show", type=str, metavar="DIR",
-    )  # fmt: skip
+        None, "also write report.html into this folder, a page about classes, errors, images and suspect labels, and "
+        "its numbers as CSV and JSON; with --results-json, --image-folder holds the images to show", type=str,
+        metavar="DIR")  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
     timeout: int = 1800
@@ -322,7 +324,7 @@ class ValidationSettings(DataSettings, InferenceSettings):
 
 @dataclass
 class PredictorSettings(InferenceSettings):
-    """How images are predicted: the options that predict.py and `Predictor` share."""
+    """Options that predict.py and `Predictor` share."""
 
     batch_size: int | None = option(
         None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
@@ -330,15 +332,15 @@ class PredictorSettings(InferenceSettings):
     box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=strength, group="prediction")
     mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=strength)
     exif: str | None = option(
-        None, "turn images as their EXIF orientation says, or read them as they are stored (default: as in training; "
-        "else apply, but with --annotation-file only to images that then have the size in that file)",
+        None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "
+        "--annotation-file only to images that then have the size in that file)",
         choices=("apply", "ignore"))  # fmt: skip
     tile: int | None = option(
-        None, "predict large images in overlapping tiles of so many pixels a side, and merge what they find",
+        None, "predict large images in overlapping tiles of N x N pixels, and merge their detections",
         type=positive)  # fmt: skip
     overlap: float | None = option(
-        None, "with --tile: share of a tile's side that the next tile sees too (default: 0.2); objects up to that size "
-        "are always whole in a tile", type=share)  # fmt: skip
+        None, "with --tile: share of a tile's side that the next tile overlaps (default: 0.2); objects up to that size "
+        "are always whole in some tile", type=share)  # fmt: skip
 
 
 SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
@@ -350,7 +352,7 @@ class PredictSettings(PredictorSettings):
 
     img_path: list[str] | None = option(
         None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
-        "of the validation set that the checkpoint was trained with)", type=str, nargs="+", action="extend",
+        "from the checkpoint's validation set)", type=str, nargs="+", action="extend",
         metavar="PATH", group="input and output")  # fmt: skip
     output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str, metavar="DIR")
     save: list[str] = option(
@@ -359,14 +361,14 @@ class PredictSettings(PredictorSettings):
         nargs="+", action="extend")  # fmt: skip
     save_json: bool = option(False, "the same as --save json")
     annotation_file: str | None = option(
-        None, "COCO file whose image ids saved detections take, by file name (default: the numbers in the file names, "
+        None, "COCO file with the image ids for saved detections, by file name (default: numbers in the file names, "
         "else 1, 2, 3, ...)", type=str, metavar="FILE")  # fmt: skip
-    every: int = option(1, "predict and write only every so many frames of a video ({default})", type=positive)
+    every: int = option(1, "predict and write only every n-th frame of a video ({default})", type=positive)
     webcam: int | None = option(
-        None, "predict what this camera sees, show it and record it, until q, Esc or Ctrl-C (default: 0)", type=natural,
+        None, "predict, show and record the images of this camera, until q, Esc or Ctrl-C (default: 0)", type=natural,
         nargs="?", const=0, metavar="N")  # fmt: skip
 
     @property
     def formats(self) -> list[str]:
-        """The formats of --save and --save-json, each once."""
+        """Return the formats of --save and --save-json without duplicates."""
         return list(dict.fromkeys([*self.save, *(["json"] if self.save_json else [])]))

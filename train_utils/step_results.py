@@ -125,7 +125,7 @@ class StepResults:
 
     def end(self, reason: Exception) -> NoReturn:
         self.save_checkpoint()
-        barrier()  # no process leaves while the main one writes
+        barrier()  # no process exits while the main one writes
         raise reason
 
 

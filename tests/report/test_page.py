@@ -208,7 +208,7 @@ def test_the_report_of_a_results_file(files: Path):
 def test_wrong_use_is_refused(files: Path):
     given = ("--results-json", "bbox.json", "--annotation-file", "truth.json")
     refused = run(files, "validation.py", *given, "--image-folder", "images")
-    assert_refused(refused, "--image-folder has the images for --report")
+    assert_refused(refused, "--image-folder is for --report only")
     assert_refused(run(files, "validation.py", *given, "--report", "truth.json"), "truth.json: is a file")
     refused = run(files, "validation.py", *given, "--report", "out", "--image-folder", "none")
     assert_refused(refused, "none: no such folder (--image-folder)")
