@@ -1,1 +1,1 @@
-"""Write a page that shows what a network learned and what is wrong with the data."""
+"""Write a report on a network's results and errors and on faults in its data."""

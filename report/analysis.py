@@ -1,4 +1,4 @@
-"""Everything that is computed from one comparison, of boxes or of masks."""
+"""Compute all results of one comparison, of boxes or of masks."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from report.error_kinds import Errors, find_errors
 from report.eval_data import EvalData
 from report.matching import Overlaps, find_overlaps, match
 
-KIND_NAMES = {"segm": "masks", "bbox": "boxes"}  # the first that was compared decides about images and suspects
+KIND_NAMES = {"segm": "masks", "bbox": "boxes"}  # the first kind in the results determines images and suspects
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Analysis:
 
     Attributes:
         kind: "bbox" or "segm".
-        curves: float64 [3, 101], the mean of the classes' curves.
-        best: the one score for all classes with the best F1.
-        pairs: objects and detections in pairs, at that score.
-        groups: "size", "crowding" and "border" -> AP of groups.
+        curves: float64 [3, 101], mean of the classes' curves.
+        best: the score threshold, common to all classes, with the best F1.
+        pairs: pairs of objects and detections at that threshold.
+        groups: "size", "crowding" and "border" -> AP of each group.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Analysis:
     groups: dict[str, list[Group]]
 
     def by_ap(self) -> list[int]:
-        """The classes that have objects, by falling AP."""
+        """Return the numbers of the classes that have objects, by descending AP."""
         return sorted((k for k, r in enumerate(self.classes) if r.objects), key=lambda k: -self.classes[k].ap)
 
 
@@ -55,7 +55,7 @@ def analyse(data: EvalData, kind: str) -> Analysis:
     matching = match(data, overlaps)
     classes = class_results(data, matching)
     best = best_overall(data, matching)
-    lowest = best.threshold if best.threshold == best.threshold else float("inf")  # NaN: no detection is right
+    lowest = best.threshold if best.threshold == best.threshold else float("inf")  # NaN: no detection is correct
     return Analysis(
         kind,
         overlaps,

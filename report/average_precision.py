@@ -1,12 +1,12 @@
-"""Compute AP from a matching: per class with its curves and its best F1, and for groups of objects.
+"""Compute AP from a matching: per class, with curves and best F1, and per group of objects.
 
-The curves and APs of classes equal those of hotcoco and pycocotools; they are computed here because the groups, and the
-repairs of error_kinds.py, need AP of detections and objects that neither library can be given.
+Curves and APs of classes equal those of hotcoco and pycocotools. They are computed here because the groups, and the
+repairs of error_kinds.py, need the AP of subsets of detections and objects, which neither library supports.
 
-Groups are by size, by how crowded the image is, or by distance to the border. Objects keep the match that they have
-among all. A matched detection belongs to its object's group, any other to the group that it would be in as an object.
-COCO's small, medium and large match anew within each range, so the numbers of equal ranges can differ in the third
-decimal.
+Objects are grouped by size, by the number of objects in the image, or by distance to the border. The matching over all
+objects is kept. A matched detection belongs to its object's group, any other to the group of its own size or place.
+COCO's small, medium and large repeat the matching within each range, so the numbers of equal ranges can differ in the
+third decimal.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from report.eval_data import EvalData
 from report.matching import Matching
 
 RECALLS = np.linspace(0, 1, 101)
-AT_50, AT_75 = 0, 5  # places of these thresholds in matching.IOUS
-SIZE_EDGES = (0, 16, 32, 64, 96, 128, 256)  # square root of the area, in pixels; COCO's 32 and 96 among them
+AT_50, AT_75 = 0, 5  # indices of these thresholds in matching.IOUS
+SIZE_EDGES = (0, 16, 32, 64, 96, 128, 256)  # square root of the area, in pixels; includes COCO's 32 and 96
 CROWDING_EDGES = (1, 2, 4, 8, 16)  # objects in the image
-BORDER_EDGES = (0, 1, 5, 15)  # distance in percent of the image's short side, of which the first is "touches it"
+BORDER_EDGES = (0, 1, 5, 15)  # distance in percent of the image's short side; the first range is "touches it"
 
 
 @dataclass
 class ClassResult:
-    """Result for one class; numbers are NaN where the data has no object of it.
+    """Results of one class; numbers are NaN if the data has no object of the class.
 
     Attributes:
-        objects: their number, without crowds.
-        ap, ap50, ap75: COCO's.
-        precision, recall, f1: at IoU 0.5, of the detections that score at least `threshold`.
-        threshold: the score at which F1 is best; NaN without detections.
+        objects: number of objects, without crowds.
+        ap, ap50, ap75: COCO's AP, AP50 and AP75.
+        precision, recall, f1: at IoU 0.5, for the detections that score at least `threshold`.
+        threshold: the score with the best F1; NaN without correct detections.
         curves: float64 [3, 101], interpolated precision at the recalls 0, 0.01, ..., 1 at IoU 0.5, at 0.75, and as the
             mean over all IoUs. The mean of a curve is AP50, AP75 or AP.
     """
@@ -51,7 +51,7 @@ class ClassResult:
 
 @dataclass
 class BestScore:
-    """The score with the best F1, and precision, recall and F1 of what scores at least that."""
+    """The score threshold with the best F1, and precision, recall and F1 at that threshold."""
 
     threshold: float
     precision: float
@@ -96,10 +96,10 @@ def object_counts(data: EvalData) -> np.ndarray:
 
 
 def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> list[np.ndarray]:
-    """Return the detections of each class by falling score; ties by image, as in COCO's metrics.
+    """Return the detections of each class by descending score; ties by image, as in COCO's metrics.
 
     Args:
-        classes: int64 [D], instead of the detections' own.
+        classes: int64 [D], classes to use instead of the detections' own.
     """
     classes = data.detections.classes if classes is None else classes
     order = np.lexsort((-data.detections.scores, classes))
@@ -108,10 +108,11 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 
 
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
-    """Return COCO's precision at 101 recalls: the best at that recall or a higher one; 0 beyond the last.
+    """Return COCO's precision at 101 recalls: the best at that recall or a higher one; 0 beyond the highest.
 
     Args:
-        right, counted: bool [T, N], whether a detection is matched, and whether it is not ignored; by falling score.
+        right, counted: bool [T, N], whether a detection is matched, and whether it counts (is not ignored); by
+            descending score.
         objects: number of objects to find, at least 1.
 
     Returns:
@@ -127,20 +128,20 @@ def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int)
 
 
 def best_f1(scores: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: int) -> BestScore:
-    """Find the score with the best F1 of detections [N], which are given by falling score."""
+    """Find the score threshold with the best F1 for detections [N], sorted by descending score."""
     scores, right = scores[counted], right[counted]
     if not len(scores) or not right.any():
         return NONE
     hits, found = right.cumsum(), np.arange(1, len(right) + 1)
     f1 = 2 * hits / (objects + found)
-    f1[:-1][scores[:-1] == scores[1:]] = -1  # a threshold takes all detections of one score
+    f1[:-1][scores[:-1] == scores[1:]] = -1  # a threshold includes all detections with equal scores
     best = int(f1.argmax())
     recall = float(hits[best] / objects)
     return BestScore(float(scores[best]), float(hits[best] / found[best]), recall, float(f1[best]))
 
 
 def best_overall(data: EvalData, matching: Matching) -> BestScore:
-    """Find the one score for all classes with the best F1 at IoU 0.5."""
+    """Find the score threshold, common to all classes, with the best F1 at IoU 0.5."""
     order = np.argsort(-data.detections.scores, kind="stable")
     right, counted = matching.objects[AT_50, order] >= 0, ~matching.ignored[AT_50, order]
     objects = int(object_counts(data).sum())
@@ -149,12 +150,12 @@ def best_overall(data: EvalData, matching: Matching) -> BestScore:
 
 @dataclass
 class Group:
-    """Objects that share a range.
+    """Objects within one range of a property.
 
     Attributes:
-        name: the range in words.
-        objects: their number, without crowds.
-        ap: mean over IoUs and the classes that have objects in the group; NaN without objects.
+        name: the range as text.
+        objects: number of objects, without crowds.
+        ap: mean over IoUs and over the classes with objects in the group; NaN without objects.
     """
 
     name: str
@@ -165,7 +166,7 @@ class Group:
 def by_size(data: EvalData, matching: Matching, kind: str) -> list[Group]:
     """Group by the square root of the area."""
     own = data.detections.boxes[:, 2] * data.detections.boxes[:, 3]
-    if kind == "segm":  # one by one: of a list pycocotools 2.0.11 returns no areas above 255 with numpy 2
+    if kind == "segm":  # one by one: for a list, pycocotools 2.0.11 with numpy 2 returns wrong areas above 255
         own = np.array([coco_mask.area(code) for code in data.detections.codes], dtype=np.float64)
     names = range_names(SIZE_EDGES)
     return groups(data, matching, np.sqrt(data.objects.areas), np.sqrt(own), SIZE_EDGES, names)
@@ -175,7 +176,7 @@ def by_crowding(data: EvalData, matching: Matching) -> list[Group]:
     """Group by the number of objects in the image, including crowds."""
     counts = np.bincount(data.objects.images, minlength=len(data.image_ids))
     names = ["1", "2-3", "4-7", "8-15", "16 and more"]
-    # An image without objects has only false detections; they belong to the first group.
+    # False detections in an image without objects belong to the first group.
     found_in = np.maximum(counts[data.detections.images], 1)
     return groups(data, matching, counts[data.objects.images], found_in, CROWDING_EDGES, names)
 
@@ -207,7 +208,7 @@ def groups(
     """Compute the AP of each range of a property.
 
     Args:
-        of_objects, of_detections: the property, [G] and [D].
+        of_objects, of_detections: values of the property, [G] and [D].
         edges: lower ends of the ranges.
     """
     in_range = np.searchsorted(edges, of_objects, side="right") - 1

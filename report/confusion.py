@@ -1,4 +1,4 @@
-"""Count which class is detected as which, with background as one more class, and rank images by their errors."""
+"""Compute the confusion matrix, with background as an extra class, and rank images by their errors."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ FITS = 0.5  # IoU
 
 @dataclass
 class Confusion:
-    """Objects and detections in pairs, at IoU 0.5 and a score.
+    """Pairs of objects and detections, at IoU 0.5 and a score threshold.
 
     Attributes:
-        score: the lowest score of the detections that count.
-        matrix: int64 [K + 1, K + 1], rows the annotated class, columns the detected one; the last row holds detections
-            on background, the last column missed objects.
+        score: the score threshold; lower detections are ignored.
+        matrix: int64 [K + 1, K + 1]. Rows are annotated classes, columns detected classes. The last row counts
+            detections on background, the last column missed objects.
         rows, columns: int64 [N], the cell of each pair.
-        objects, detections: int64 [N], the pair; -1 where it lacks one.
+        objects, detections: int64 [N], the pair; -1 if it lacks one.
     """
 
     score: float
@@ -33,14 +33,14 @@ class Confusion:
 
 
 def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: float) -> Confusion:
-    """Pair detections with objects: first with those of their class, as COCO does, then with any by falling IoU.
+    """Pair detections with objects: first within their class, as COCO does, then across classes by descending IoU.
 
-    hotcoco's confusion matrix pairs regardless of class first, so that a detection that COCO's AP counts as right can
-    appear as confused (4 of 832 pairs of the official example differ). Crowds, and unmatched detections inside a crowd
-    of any class, do not count.
+    Crowds, and unmatched detections inside a crowd of any class, do not count. hotcoco's confusion matrix ignores the
+    class from the start, so that it can show a detection as confused that COCO's AP counts as right (4 of 832 pairs of
+    the official example differ).
     """
     number, background = len(data.detections), len(data.class_names)
-    kept = data.detections.scores >= score  # matching is by falling score, so that none depends on a lower one
+    kept = data.detections.scores >= score  # matches do not depend on detections with lower scores
     partner = np.where(kept, matching.objects[AT_50], -1)
     taken = np.zeros(len(data.objects), dtype=bool)
     taken[partner[partner >= 0]] = True
@@ -68,9 +68,10 @@ class ImageScores:
     """Right and wrong detections of I images, at the score of the confusion matrix.
 
     Attributes:
-        right, false, missed: int64 [I], detections with an object of their class, other detections, objects without a
-            detection of their class.
-        f1: float64 [I], NaN where an image has neither objects nor detections.
+        right: int64 [I], detections with an object of their class.
+        false: int64 [I], other detections.
+        missed: int64 [I], objects without a detection of their class.
+        f1: float64 [I], NaN if an image has neither objects nor detections.
     """
 
     right: np.ndarray
@@ -79,13 +80,13 @@ class ImageScores:
     f1: np.ndarray
 
     def worst(self, number: int) -> list[int]:
-        """Return images by rising F1; among equals those with most errors come first."""
+        """Return images by ascending F1; among equals, those with most errors come first."""
         wrong = self.false + self.missed
         order = np.lexsort((-wrong, np.nan_to_num(self.f1, nan=2.0)))
         return [i for i in order.tolist() if wrong[i]][:number]
 
     def best(self, number: int) -> list[int]:
-        """Return images by falling F1; among equals those with most objects come first. The worst are left out."""
+        """Return images by descending F1, without the worst; among equals, those with most objects come first."""
         order = np.lexsort((-self.right, -np.nan_to_num(self.f1, nan=-1.0)))
         taken = set(self.worst(number))
         return [i for i in order.tolist() if self.right[i] and i not in taken][:number]
@@ -97,7 +98,7 @@ class ImageScores:
 
 
 def score_images(data: EvalData, pairs: Confusion) -> ImageScores:
-    """Count right and wrong per image, from the pairs of the confusion matrix."""
+    """Count right, false and missed per image, from the pairs of the confusion matrix."""
     number = len(data.image_ids)
     images = images_of(data, pairs)
     is_right = pairs.rows == pairs.columns

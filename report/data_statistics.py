@@ -8,7 +8,7 @@ import numpy as np
 from dataset_files.dataset import InstanceDataset
 from report.eval_data import EvalData
 
-MOST_IMAGES = 2000  # sampled from a training split, as their masks have to be decoded
+MOST_IMAGES = 2000  # sampled from a training split, as decoding all masks takes long
 
 
 @dataclass
@@ -50,7 +50,7 @@ def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int])
     """Compute the statistics of a dataset; large ones are sampled at regular intervals.
 
     Args:
-        category_ids: ids of the K classes, in their order; objects of other classes are not counted.
+        category_ids: ids of the K classes, in order; objects of other classes are not counted.
     """
     number = len(dataset)
     measured = np.unique(np.linspace(0, number - 1, min(number, MOST_IMAGES)).round().astype(np.int64))

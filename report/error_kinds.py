@@ -1,11 +1,11 @@
 """Classify the errors of detections, and compute how much AP each kind of error costs.
 
-The six kinds and their repairs are those of TIDE (Bolya et al., ECCV 2020), at IoU 0.5, with 0.1 as the limit of
-background: the cost of a kind is how much AP50 rises if all errors of that kind are repaired.
+The six kinds and their repairs are those of TIDE (Bolya et al., ECCV 2020), at IoU 0.5 and with 0.1 as the limit of
+background. The cost of a kind is how much AP50 rises if all errors of that kind are repaired.
 
-hotcoco has the same kinds (`tide_errors`), but returns sums only, while the page and the suspects need the kind of each
-detection. On crowds and ties its counts differ (in most of 40 random scenes), and where all objects of a class are
-missed and then repaired, it leaves the AP of the class at 0.
+hotcoco has the same kinds (`tide_errors`), but returns only sums; the page and the suspects need the kind of each
+detection. Its counts differ for crowds and ties (in most of 40 random scenes), and if all objects of a class are
+missed, its repair leaves the AP of the class at 0.
 """
 
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Errors:
         kinds: int64 [D], RIGHT, CLASS, ... or IGNORED.
         targets: int64 [D], the object that a detection is matched to or confused with; -1 if there is none.
         ious: float64 [D], the IoU with that object; 0 if there is none.
-        found: bool [G], objects that a detection is matched to.
-        missed: bool [G], objects without a match that no error of class or location refers to.
-        ap50: the AP at IoU 0.5, mean over classes that have objects.
+        found: bool [G], objects with a matched detection.
+        missed: bool [G], objects without a match and without an error of class or location.
+        ap50: AP at IoU 0.5, mean over the classes that have objects.
         costs: kind -> how much AP50 rises if its errors are repaired.
     """
 
@@ -91,17 +91,17 @@ def find_errors(data: EvalData, overlaps: Overlaps, matching: Matching) -> Error
 
 
 def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest IoU of each of D detections among the chosen pairs, and its object; 0 and -1 without one."""
+    """Return the highest IoU of each detection among the chosen pairs, and its object; 0 and -1 if there is none."""
     places = np.flatnonzero(chosen)
     places = places[np.argsort(overlaps.ious[places], kind="stable")]
     best, objects = np.zeros(number), np.full(number, -1, dtype=np.int64)
-    best[overlaps.detections[places]] = overlaps.ious[places]  # of equal indices the last value stays, the highest
+    best[overlaps.detections[places]] = overlaps.ious[places]  # the last value of an index stays: the highest
     objects[overlaps.detections[places]] = overlaps.objects[places]
     return best, objects
 
 
 def iou_of_pairs(overlaps: Overlaps, objects: np.ndarray) -> np.ndarray:
-    """Return the IoU of each detection with its object in `objects`, float64 [D]; 0 where that is -1."""
+    """Return the IoU of each detection with its object in `objects`, float64 [D]; 0 if that is -1."""
     values = np.zeros(len(objects))
     chosen = objects[overlaps.detections] == overlaps.objects
     values[overlaps.detections[chosen]] = overlaps.ious[chosen]
@@ -113,9 +113,9 @@ def cost_of_each(
 ) -> tuple[float, dict[str, float]]:
     """Return AP50, and how much each repair raises it.
 
-    An error of class or location becomes a right detection of its object, if no other detection is matched to that and
-    it is the best-scoring of those that would be; else it is removed. The errors of other kinds are removed. A missed
-    object is subtracted from the number of objects to find.
+    An error of class or location becomes a correct detection of its object, unless the object already has a match or
+    another such error has a higher score; then it is removed. Errors of other kinds are removed. Missed objects are
+    subtracted from the number of objects to find.
     """
     classes, counts = data.detections.classes, object_counts(data)
     right = kinds == RIGHT
@@ -149,7 +149,7 @@ def mean_ap50(
 ) -> float:
     """Return the mean AP50 over the classes that have objects in `counts` [K]; 0 if none has.
 
-    Where nothing is left to find, the AP is 1 without a false detection and 0 with one.
+    If no object of a class is left to find, its AP is 1 without a false detection and 0 with one.
     """
     aps = []
     groups = detections_by_class(data, classes)

@@ -1,7 +1,7 @@
-"""Hold images, objects and detections of one evaluation as flat arrays, sorted by image.
+"""Store images, objects and detections of one evaluation as flat arrays, sorted by image.
 
 Ground truth and results come in COCO's format; the rest of this package works on these arrays. Image and class numbers
-are positions in `EvalData.image_ids` and `EvalData.category_ids`, which are sorted.
+are indices into `EvalData.image_ids` and `EvalData.category_ids`, which are sorted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from my_dataset_coco import packed_code
 
-DETECTIONS_PER_CLASS = 100  # that COCO's metrics look at in an image
+DETECTIONS_PER_CLASS = 100  # the number per image that COCO's metrics use
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Objects:
         boxes: float64 [G, 4], x, y, width, height in pixels of the image.
         areas: float64 [G], the annotations' `area`.
         crowds: bool [G].
-        codes: run-length codes of the masks; empty if boxes alone are compared.
+        codes: run-length codes of the masks; empty if only boxes are compared.
     """
 
     ids: np.ndarray
@@ -44,7 +44,7 @@ class Objects:
 
 @dataclass
 class Detections:
-    """D detections, in each image by falling score; at most 100 per image and class.
+    """D detections, sorted by image and descending score; at most 100 per image and class.
 
     Attributes:
         images, classes: int64 [D], numbers.
@@ -70,8 +70,8 @@ class EvalData:
     Attributes:
         image_ids: int64 [I], sorted.
         sizes: int64 [I, 2], height and width.
-        file_names: I names as the annotations have them.
-        paths: I image files; None where there is none to show.
+        file_names: I names from the annotations.
+        paths: I image files; None if there is none to show.
         category_ids: int64 [K], sorted.
         class_names: K names.
     """
@@ -95,7 +95,7 @@ def make_eval_data(
 
     Args:
         content: `images`, `annotations` and `categories` of a COCO file.
-        results: results in COCO's format for "bbox", "segm" or both, whose entries then are the same detections.
+        results: results in COCO's format for "bbox", "segm" or both; if both, entries at one index are one detection.
         paths: image id -> file.
     """
     images = sorted(content["images"], key=lambda image: int(image["id"]))
@@ -161,7 +161,7 @@ def read_detections(
 
 
 def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the order by image and falling score, ties as given, without what is beyond 100 of a class per image."""
+    """Return indices by image and descending score, stable, with at most 100 detections per image and class."""
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")
@@ -173,7 +173,7 @@ def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, 
 
 
 def packed(code: Mapping[str, Any]) -> dict:
-    """Return a run-length code with packed bytes, from one with text or a list."""
+    """Return a run-length code with packed bytes; its counts may be text or a list."""
     counts, size = code["counts"], list(code["size"])
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)

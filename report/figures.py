@@ -1,7 +1,7 @@
-"""Draw the report's figures as SVG that takes its colours and fonts from the page.
+"""Draw the report's figures as SVG with the colours and fonts of the page.
 
-Text and lines are drawn in stand-in colours that are replaced by the page's CSS variables, so that one figure suits a
-light and a dark page. No figure contains a class or file name.
+Text and lines are drawn in placeholder colours that are then replaced by the page's CSS variables, so that a figure
+suits both light and dark pages. No figure contains a class or file name.
 """
 
 import io
@@ -36,7 +36,7 @@ SETTINGS: Any = {
     "axes.spines.right": False,
     "legend.framealpha": 0,
 }
-LAST = 1_000_000  # end of the last bin of a histogram, whose name has no end
+LAST = 1_000_000  # upper end of a histogram's last bin, which its label omits
 COUNTS = (
     (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, LAST),
     "objects per image",
@@ -53,7 +53,7 @@ SHAPES = (
     ("0", "1:5", "1:3", "1:2", "2:3", "1:1", "1.2:1", "1.5:1", "2:1", "3:1", "5:1"),
 )
 HISTOGRAMS = (
-    ("per_image", "Objects per image", COUNTS, "Each bar is the share of images%s that have so many objects."),
+    ("per_image", "Objects per image", COUNTS, "Each bar is the share of images%s with that number of objects."),
     (
         "sizes",
         "Sizes of objects",
@@ -69,9 +69,9 @@ NUMBERS = itertools.count(1)
 
 
 def precision_recall_figure(curves: np.ndarray) -> Markup:
-    """Precision over recall at IoU 0.5, at 0.75 and as the mean over all IoUs, float64 [3, 101].
+    """Draw precision over recall at IoU 0.5, at 0.75 and as the mean over all IoUs, float64 [3, 101].
 
-    Each of the 101 values is drawn over a hundred-and-first of the axis, so that the area is the AP.
+    Each of the 101 values covers 1/101 of the axis, so that the area under the curve is the AP.
     """
 
     def draw(axes: Axes) -> None:
@@ -88,7 +88,7 @@ def precision_recall_figure(curves: np.ndarray) -> Markup:
 
 
 def cost_figure(costs: Mapping[str, float]) -> Markup:
-    """Bars of how much AP50 rises if the errors of a kind are repaired."""
+    """Draw bars of how much AP50 rises if the errors of a kind are repaired."""
 
     def draw(axes: Axes) -> None:
         names = list(costs)[::-1]
@@ -103,7 +103,7 @@ def cost_figure(costs: Mapping[str, float]) -> Markup:
 
 
 def group_figure(groups: Sequence[Group], label: str) -> Markup:
-    """Bars of the AP of each group, with the number of its objects below."""
+    """Draw a bar for the AP of each group, with its number of objects below."""
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(groups))
@@ -123,12 +123,12 @@ def group_figure(groups: Sequence[Group], label: str) -> Markup:
 def histogram_figure(
     values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str] | None = None
 ) -> Markup:
-    """Shares of one or two splits in bins, side by side.
+    """Draw a histogram of one or two splits, side by side, in percent.
 
     Args:
         values: name of a split -> its values [N].
-        edges: B + 1 borders of bins; values beyond them count in the first and last.
-        ticks: names of the B bins; None: their lower borders.
+        edges: B + 1 edges of the bins; values beyond them count in the first or last bin.
+        ticks: labels of the B bins; None: their lower edges.
     """
 
     def draw(axes: Axes) -> None:
@@ -152,7 +152,7 @@ def histogram_figure(
 
 
 def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]]) -> Markup:
-    """AP over the epochs of the run."""
+    """Draw AP over the epochs of the run."""
 
     def draw(axes: Axes) -> None:
         for (name, values), colour, style in zip(series.items(), SERIES, STYLES):
@@ -168,7 +168,7 @@ def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]])
 
 
 def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Markup:
-    """Training loss over the logged steps, raw and smoothed."""
+    """Draw the training loss over the logged steps, raw and smoothed."""
 
     def draw(axes: Axes) -> None:
         known = with_gaps(losses)
@@ -198,20 +198,20 @@ def figure(draw: Callable[[Axes], None]) -> Markup:
     head, _, rest = text.partition(">")
     head = re.sub(r' (?:width|height|version|xmlns:xlink)="[^"]*"', "", head)
     text = UNUSED_IDS.sub("<g", f'{head} role="img">{rest}'.replace("xlink:href", "href"))
-    text = IDS.sub(f"figure{next(NUMBERS)}-", text)  # those that are used; the page has many figures
-    text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # the page's font instead
+    text = IDS.sub(f"figure{next(NUMBERS)}-", text)  # make used ids unique, as the page has many figures
+    text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # use the page's font
     for stand_in, colour in PAGE_COLOURS.items():
         text = text.replace(stand_in, colour)
     return Markup(text)
 
 
 def short(number: int) -> str:
-    """1234 -> "1.2k"."""
+    """Abbreviate a number: 1234 -> "1.2k"."""
     return str(number) if number < 1000 else f"{number / 1000:.1f}k" if number < 10_000 else f"{number // 1000}k"
 
 
 def tick_name(name: str) -> str:
-    """A range as short as an axis needs it."""
+    """Abbreviate a range for an axis."""
     for words, sign in (("under ", "<"), ("over ", ">"), (" and more", "+")):
         name = name.replace(words, sign)
     return name

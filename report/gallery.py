@@ -1,7 +1,7 @@
-"""Collect the images that the page shows, and make their thumbnails, outlines and crops, one image at a time.
+"""Collect the images of the page, and create their thumbnails, outlines and crops, one image at a time.
 
 Images are admitted in the order of the requests, up to a limit that keeps the page small. Examples in other images are
-left out; the numbers in the tables stay complete.
+omitted; the numbers in the tables are still complete.
 """
 
 import base64
@@ -28,7 +28,7 @@ MARGIN, SMALLEST_VIEW = 0.6, 48  # around a box, as a share of its longer side; 
 
 
 class Shot(NamedTuple):
-    """An image with an object and a detection in it; -1 where there is none."""
+    """An image with one of its objects and detections; -1 means none."""
 
     image: int
     object: int = -1
@@ -37,13 +37,13 @@ class Shot(NamedTuple):
 
 @dataclass
 class Gallery:
-    """Shots of the page, which its script draws by their numbers.
+    """Shots of the page, which its script draws by their indices.
 
     Attributes:
-        pairs: decides which objects and detections are right.
-        exif: how image files are read, see `read_image`.
-        shots: each with its caption, and whether its surroundings are stored in the image's own resolution.
-        images: the images of the shots, in order of their admission.
+        pairs: determines which objects and detections are right.
+        exif: how to treat EXIF orientations, see `read_image`.
+        shots: shot, caption, and whether to store a crop of its surroundings at the image's own resolution.
+        images: images of the shots, in order of admission.
     """
 
     data: EvalData
@@ -53,7 +53,7 @@ class Gallery:
     images: dict[int, None] = field(default_factory=dict)
 
     def admit(self, shot: Shot, caption: str = "", crop: bool = False) -> int | None:
-        """Return the shot's number; None if the gallery is full and does not have the image."""
+        """Add a shot and return its index; None if the gallery is full and lacks the image."""
         if shot.image not in self.images and len(self.images) >= MOST_IMAGES:
             return None
         self.images[shot.image] = None
@@ -61,7 +61,7 @@ class Gallery:
         return len(self.shots) - 1
 
     def admit_some(self, shots: Sequence[Shot], number: int) -> list[int]:
-        """Admit up to that many shots, preferring those whose image is in the gallery already."""
+        """Admit up to `number` shots, preferring those whose image is already in the gallery."""
         known_first = sorted(shots, key=lambda shot: shot.image not in self.images)
         return [n for shot in known_first[:number] if (n := self.admit(shot)) is not None]
 
@@ -75,7 +75,7 @@ class Gallery:
         return f"{', '.join(parts)} – {self.data.file_names[shot.image]}"
 
     def content(self) -> dict[str, Any]:
-        """Return `images` by number and `shots` in a form for JSON. Coordinates are pixels of the images."""
+        """Return `images` by index and `shots`, ready for JSON. Coordinates are pixels of the images."""
         shots: list[list[Any]] = [[*shot, self.view(shot, crop), None, caption] for shot, caption, crop in self.shots]
         crops: dict[int, list[int]] = {}
         for number, (shot, _, crop) in enumerate(self.shots):
@@ -114,8 +114,8 @@ class Gallery:
         """Read an image in RGB.
 
         Raises:
-            ValueError: it cannot be read or has another size than the annotations say.
-            FileNotFoundError: it is missing.
+            ValueError: the image cannot be read, or its size differs from the annotations.
+            FileNotFoundError: the image is missing.
         """
         path, (height, width) = self.data.paths[image], self.data.sizes[image].tolist()
         pixels = read_image(path, (height, width), self.exif) if path is not None else None
@@ -139,9 +139,9 @@ class Gallery:
         ]
 
     def detections_of(self, image: int, right: set[int], shown: set[int]) -> list[list[Any]]:
-        """Return entries [number, class, box, right, score, outline]; right is -1 below the score of the pairs.
+        """Return entries [number, class, box, right, score, outline].
 
-        Of the latter only those in `shown` are returned.
+        For detections below the score of the pairs, `right` is -1; only those in `shown` are returned.
         """
         found = self.data.detections
         begin, end = np.searchsorted(found.images, [image, image + 1]).tolist()
@@ -155,7 +155,7 @@ class Gallery:
         ]  # fmt: skip
 
     def view(self, shot: Shot, crop: bool) -> list[int]:
-        """Return the part of the image to show, x, y, width, height: all of it, or the surroundings of a shot."""
+        """Return the part of the image to show as x, y, width, height: the whole image or a shot's surroundings."""
         size = self.data.sizes[shot.image][::-1]
         boxes = [self.data.objects.boxes[shot.object]] if shot.object >= 0 else []
         boxes += [self.data.detections.boxes[shot.detection]] if shot.detection >= 0 else []
@@ -163,7 +163,7 @@ class Gallery:
             return [0, 0, *size.tolist()]
         low = np.min([box[:2] for box in boxes], axis=0)
         high = np.max([box[:2] + box[2:] for box in boxes], axis=0)
-        smallest = SMALLEST_VIEW if crop else size.min() / 4  # a thumbnail enlarged further is a blur
+        smallest = SMALLEST_VIEW if crop else size.min() / 4  # a thumbnail enlarged further would be blurred
         side = max(smallest, (1 + 2 * MARGIN) * float((high - low).max()))
         begin = np.clip(np.floor((low + high - side) / 2), 0, size - 1).astype(int)
         end = np.clip(np.ceil((low + high + side) / 2), begin + 1, size).astype(int)
@@ -171,7 +171,7 @@ class Gallery:
 
 
 def as_data(picture: Image.Image, side: int) -> str:
-    """Return a JPEG of at most `side` pixels as a data address."""
+    """Return a JPEG of at most `side` pixels as a data URL."""
     small = picture.copy()
     small.thumbnail((side, side))
     for quality in (70, 40):
@@ -188,7 +188,7 @@ def outlines_of(codes: Sequence[dict]) -> list[str]:
 
 
 def outline(left: int, top: int, mask: np.ndarray) -> str:
-    """Return the outline of a mask, uint8 [h, w] at (left, top); a large one is traced in a smaller copy."""
+    """Return the outline of a mask, uint8 [h, w] at (left, top); large masks are traced in a smaller copy."""
     height, width = mask.shape
     if not height or not width:
         return ""

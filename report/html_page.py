@@ -1,6 +1,6 @@
-"""Render the page: one HTML file with its style, script, data and images inside, that loads nothing.
+"""Render the page: one self-contained HTML file with its style, script, data and images.
 
-page/report.html is the template. It escapes every text that is put in, so that no class or file name becomes markup.
+page/report.html is the template. It escapes all inserted text, so that no class or file name becomes markup.
 """
 
 import base64
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parent / "page"
 WORST, BEST, RANDOM = 18, 6, 6
 SUSPECTS_SHOWN = 200
 EXAMPLES_PER_CELL, EXAMPLES_PER_KIND = 4, 8
-CELLS_WITH_EXAMPLES = 1500  # those with most pairs
+CELLS_WITH_EXAMPLES = 1500  # the cells with most pairs
 
 
 @dataclass
@@ -39,15 +39,15 @@ class ReportInput:
     """The contents of a report.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         facts: name -> value of weights, data and options, shown at the top.
-        content: ground truth, `images`, `annotations` and `categories` of a COCO file.
-        results: "bbox", "segm" or both -> results in COCO's format; with both, entries are the same detections.
+        content: ground truth: `images`, `annotations` and `categories` of a COCO file.
+        results: "bbox", "segm" or both -> results in COCO's format; if both, entries at one index are one detection.
         stats: the same keys -> COCO's 12 metrics.
-        paths: image id -> image file, of those that can be shown.
-        exif: how the files are read, see `read_image`.
-        training: statistics of the training split, in the order of the category ids; None if it is not known.
-        history: of the run; None if there is none.
+        paths: image id -> image file, for the images that can be shown.
+        exif: how to treat EXIF orientations, see `read_image`.
+        training: statistics of the training split, in the order of the category ids; None if unknown.
+        history: history of the run; None if there is none.
     """
 
     title: str
@@ -70,11 +70,11 @@ def render_page(
     suspects: Sequence[Suspect],
     statistics: DataStatistics,
 ) -> str:
-    """Return the whole page; the first analysis is shown first and decides about images and suspects."""
+    """Return the whole page; the first analysis is shown first and determines images and suspects."""
     leading = analyses[0]
     gallery = Gallery(data, leading.pairs, given.exif)
     splits = {"validation": statistics} | ({"training": given.training} if given.training is not None else {})
-    # The images of the most important sections come first into the gallery.
+    # The most important sections come first, as the gallery admits a limited number of images.
     context = {
         "image_groups": image_groups(data, leading, scores, gallery),
         "suspects": [suspect_entry(data, s, gallery) for s in suspects[:SUSPECTS_SHOWN]],
@@ -104,7 +104,7 @@ def render_page(
 
 
 def fixed(value: float, digits: int = 3) -> str:
-    """Format a number; a dash for what does not exist, NaN or COCO's -1."""
+    """Format a number; NaN and COCO's -1 become a dash."""
     return f"{value:.{digits}f}" if math.isfinite(value) and value >= 0 else "–"
 
 
@@ -123,7 +123,7 @@ def image_groups(data: EvalData, analysis: Analysis, scores: ImageScores, galler
 
 
 def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[str, Any]:
-    """Return the shot and the words of a suspect label."""
+    """Return the shot and the text of a suspect label."""
     annotated = detected = "–"
     if suspect.object >= 0:
         name = data.class_names[data.objects.classes[suspect.object]]
@@ -169,7 +169,7 @@ def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> d
 
 
 def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return row, column and number of the largest cells beside the diagonal."""
+    """Return row, column and number of the largest off-diagonal cells."""
     off = matrix.copy()
     np.fill_diagonal(off, 0)
     places = np.argsort(-off, axis=None, kind="stable")[:12]
@@ -178,11 +178,11 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
-    """Leave out empty classes: `used` numbers, and `rows` of a number and a colour's strength per cell.
+    """Return a matrix without empty classes: `used` class numbers, and `rows` of class, number and colour strength.
 
     Args:
         numbers: int64 [K, K].
-        totals: int64 [K], the number of each row that has the strongest colour.
+        totals: int64 [K], for each row the number that gets the strongest colour.
     """
     used = np.flatnonzero(numbers.any(axis=0) | numbers.any(axis=1))
     shares = np.sqrt(numbers / np.maximum(totals, 1)[:, None])
@@ -201,7 +201,7 @@ def small_curves(curves: np.ndarray) -> list[str]:
 
 
 def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[str, str, str]]:
-    """Return the figure, the title and how to read it, of objects per image, sizes and shapes."""
+    """Return figure, title and explanation of the histograms of objects per image, sizes and shapes."""
     beside = " beside those of training" if "training" in splits else ""
     return [
         (figures.histogram_figure({n: getattr(s, name) for n, s in splits.items()}, *bins), title, reading % beside)
@@ -210,7 +210,7 @@ def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[str, str, str
 
 
 def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[list[Any]]:
-    """Return name, objects and images of each class, of all splits; classes without any come last."""
+    """Return name, objects and images of each class for all splits; classes without objects come last."""
     counts = np.stack([counts for s in splits.values() for counts in (s.class_counts, s.class_images)], axis=1)
     rows = [[name, *numbers] for name, numbers in zip(data.class_names, counts.tolist())]
     return sorted(rows, key=lambda row: not any(row[1:]))

@@ -7,16 +7,18 @@ from pathlib import Path
 
 RESULTS = {"box AP": "det_results.txt", "mask AP": "seg_results.txt"}
 LOG = "log.jsonl"
-MOST_POINTS = 2000  # of the curve of the loss
+MOST_POINTS = 2000  # limit for the loss curve
 
 
 @dataclass
 class History:
-    """Attributes:
-    epochs: E numbers.
-    ap: "box AP" and "mask AP" -> E values.
-    steps: S logged steps.
-    losses: S training losses.
+    """History of a run.
+
+    Attributes:
+        epochs: E epoch numbers.
+        ap: "box AP" and "mask AP" -> E values.
+        steps: S logged steps.
+        losses: S training losses.
     """
 
     epochs: list[int]
@@ -26,7 +28,7 @@ class History:
 
 
 def read_history(folder: Path) -> History | None:
-    """Read the history of the run in a folder; None if there is none. Unreadable lines are skipped."""
+    """Read the history of the run in a folder, skipping unreadable lines; return None if there is none."""
     per_kind = {name: results_of(folder / file) for name, file in RESULTS.items()}
     epochs = sorted(set.intersection(*(set(results) for results in per_kind.values())))
     steps, losses = logged_losses(folder / LOG)

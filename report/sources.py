@@ -26,7 +26,7 @@ def report_of_network(
     results: Mapping[str, list[dict[str, Any]]],
     metrics: Mapping[str, Metrics],
 ) -> Path:
-    """Write the report of a network's detections in a dataset into the folder `--report`; returns the page's path."""
+    """Write the report of a network's detections on a dataset into the folder `--report`; return the page's path."""
     truth = dataset.coco
     content = {
         "images": truth.loadImgs(truth.getImgIds()),
@@ -56,7 +56,7 @@ def report_of_network(
 
 
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
-    """Write the report of a results file; without --image-folder it shows outlines alone.
+    """Write the report of a results file; without --image-folder it shows only outlines.
 
     Raises:
         InputError: the annotations cannot be used; the message names the file.
@@ -80,10 +80,10 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Create the folder `--report`, and return it.
+    """Create and return the folder `--report`.
 
     Raises:
-        InputError: it cannot be created.
+        InputError: the folder cannot be created.
     """
     folder = Path(str(settings.report))
     if folder.exists() and not folder.is_dir():
@@ -96,7 +96,7 @@ def report_folder(settings: ValidationSettings) -> Path:
 
 
 def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]:
-    """Return image id -> file below the folder; warn of missing images, which are left out."""
+    """Return image id -> file in the folder, without missing images, about which it warns."""
     if folder is None:
         return {}
     if not Path(folder).is_dir():

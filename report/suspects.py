@@ -1,7 +1,7 @@
-"""List annotations that are probably wrong: those that a confident detection contradicts.
+"""List annotations that are probably wrong, because a confident detection contradicts them.
 
-Each suspect has a confidence between 0 and 1, by which the list is sorted. It is no probability: a network that is
-wrong with confidence puts right annotations on the list, so that people decide.
+The list is sorted by a confidence between 0 and 1. It is not a probability: a network that is confidently wrong puts
+correct annotations on the list, so a person has to decide.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ MEANING = {
     NOTHING_THERE: "the network finds objects of this class and size, but none here",
     DOUBLED: "another annotation covers the same object",
 }
-SAME_OBJECT = 0.85  # IoU of two annotations from which on they are one object annotated twice
+SAME_OBJECT = 0.85  # two annotations with at least this IoU are one object annotated twice
 LEAST_CONFIDENCE = 0.3
-MOST = 1000  # suspects that are listed
+MOST = 1000  # suspects listed at most
 
 
 @dataclass
@@ -30,9 +30,9 @@ class Suspect:
     """One entry of the list.
 
     Attributes:
-        image: number of the image.
-        object: the annotation's place in the data; -1 if it is missing.
-        detection: the detection that contradicts it; -1 if there is none.
+        image: index of the image.
+        object: index of the annotation; -1 if it is missing.
+        detection: index of the detection that contradicts it; -1 if there is none.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Suspect:
 
 
 def find_suspects(data: EvalData, overlaps: Overlaps, errors: Errors) -> list[Suspect]:
-    """Return the suspects by falling confidence, at most one per annotation and one per detection."""
+    """Return the suspects by descending confidence, at most one per annotation and one per detection."""
     candidates = [
         *contradicted(data, errors),
         *never_found(data, overlaps),
@@ -61,11 +61,11 @@ def find_suspects(data: EvalData, overlaps: Overlaps, errors: Errors) -> list[Su
 
 
 def contradicted(data: EvalData, errors: Errors) -> list[Suspect]:
-    """Return suspects whose evidence is a false detection.
+    """Return suspects contradicted by a false detection.
 
-    The confidence is the detection's score, less so the better a detection agrees with the annotation after all.
+    The confidence is the detection's score, reduced if another detection or the overlap supports the annotation.
     """
-    agreeing = np.zeros(len(data.objects))  # the score of the detection that each object is matched to
+    agreeing = np.zeros(len(data.objects))  # score of the detection that is matched to each object
     right = np.flatnonzero(errors.kinds == RIGHT)
     agreeing[errors.targets[right]] = data.detections.scores[right]
     suspects = []
@@ -82,10 +82,10 @@ def contradicted(data: EvalData, errors: Errors) -> list[Suspect]:
 
 
 def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
-    """Return objects that no detection touches.
+    """Return objects that no detection overlaps.
 
-    The confidence is the share of similar objects that a detection touches: those of the same class and the same third
-    of its sizes.
+    The confidence is the share of similar objects that a detection overlaps. Similar objects are those of the same
+    class and the same third of its sizes.
     """
     objects = data.objects
     touched = np.zeros(len(objects), dtype=bool)
@@ -117,7 +117,7 @@ def annotated_twice(data: EvalData) -> list[Suspect]:
 
 
 def pairwise_ious(boxes: np.ndarray) -> np.ndarray:
-    """IoUs of boxes x, y, width, height among themselves, [N, 4] -> [N, N]; 0 for boxes without area."""
+    """Compute the IoUs of all pairs of boxes x, y, width, height, [N, 4] -> [N, N]; 0 for boxes without area."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
     common = np.maximum(sides, 0).prod(axis=2)

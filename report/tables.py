@@ -70,7 +70,7 @@ def cell_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence
 
 
 def error_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
-    """The pairs beside the diagonal of the confusion matrix; boxes are the detection's, else the annotation's."""
+    """Yield the off-diagonal pairs of the confusion matrix, with the detection's box, else the annotation's."""
     for analysis in analyses:
         pairs = analysis.pairs
         images = images_of(data, pairs)
@@ -87,7 +87,7 @@ def image_rows(data: EvalData, scores: ImageScores) -> Iterator[Sequence[Any]]:
 
 
 def suspect_rows(data: EvalData, suspects: Sequence[Suspect]) -> Iterator[Sequence[Any]]:
-    """Boxes are the annotation's; those of missing ones the detection's."""
+    """Yield the suspects with the annotation's box, or if it is missing, the detection's."""
     for rank, suspect in enumerate(suspects, start=1):
         file = data.file_names[suspect.image], int(data.image_ids[suspect.image])
         values = pair_values(data, suspect.object, suspect.detection, detection_first=False)
@@ -95,7 +95,7 @@ def suspect_rows(data: EvalData, suspects: Sequence[Suspect]) -> Iterator[Sequen
 
 
 def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[Any, ...]:
-    """Annotation id, both classes, score and box of an object and a detection, of which one may be -1."""
+    """Return annotation id, both classes, score and box of an object and a detection; one of the two may be -1."""
     objects, found, names = data.objects, data.detections, data.class_names
     annotated = (int(objects.ids[g]), names[objects.classes[g]]) if g >= 0 else ("", "")
     detected = (names[found.classes[d]], float(found.scores[d])) if d >= 0 else ("", "")
@@ -105,7 +105,7 @@ def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[
 
 
 def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
-    """The numbers of a comparison."""
+    """Return the numbers of a comparison, ready for JSON."""
     classes = []
     for name, category, result in zip(data.class_names, data.category_ids.tolist(), analysis.classes):
         numbers = asdict(result) | {"curves": curves_of(result.curves)}
@@ -125,12 +125,12 @@ def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
 
 
 def curves_of(curves: np.ndarray) -> dict[str, list[float]]:
-    """Precision at the recalls 0, 0.01, ..., 1."""
+    """Return the precision at the recalls 0, 0.01, ..., 1, by curve."""
     return dict(zip(("IoU 0.5", "IoU 0.75", "IoU 0.5 to 0.95"), curves.tolist()))
 
 
 def finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):

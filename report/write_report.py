@@ -1,4 +1,4 @@
-"""Write the report of an evaluation: report.html, one file that loads nothing, and its numbers as CSV and JSON.
+"""Write the report of an evaluation: report.html, a self-contained file, and its numbers as CSV and JSON.
 
 Ground truth and results -> `EvalData` -> `analyse` (boxes, masks) -> page and tables.
 """
@@ -20,7 +20,7 @@ from train_utils.run.first_lines import code_version
 
 
 def write_report(folder: Path, given: ReportInput) -> Path:
-    """Write the report into a folder, which is created, and return the page's path.
+    """Create the folder, write the report into it, and return the page's path.
 
     Raises:
         InputError: the folder cannot be written to.

@@ -31,13 +31,13 @@ def plot_loss_and_lr(
     """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
     Args:
-        losses: S total losses, one per logged step. Where the loss is not finite, the line has a gap, and the bottom
-            axis a mark.
+        losses: S total losses, one per logged step. A loss that is not finite leaves a gap in the line and a mark on
+            the bottom axis.
         learning_rates: S learning rates of the same steps.
         path: the PNG to write; an existing one is replaced atomically.
         steps: S numbers of the steps; None: 1, 2, 3, ...
-        epoch_ends: epoch -> its last step, for the axis at the top.
-        validation: step -> validation loss after it.
+        epoch_ends: epoch -> its last step, shown on the top axis.
+        validation: step -> validation loss after that step.
     """
     numbers = np.arange(1, len(losses) + 1) if steps is None else np.asarray(steps)
     if not len(losses) == len(learning_rates) == len(numbers):
@@ -68,7 +68,7 @@ def plot_loss_and_lr(
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     if epoch_ends:
         add_epoch_axis(axes, epoch_ends)
-    # On the right axis, which is drawn last: no line runs over the legend.
+    # On the right axis, which is drawn last, so that no line crosses the legend.
     right.legend(lines.values(), lines.keys(), loc="upper right")
     write_png(figure, path)
 
@@ -113,7 +113,7 @@ def plot_map(
 
 
 def add_epoch_axis(axes: Axes, epoch_ends: Mapping[int, int]) -> None:
-    """Mark the last steps of some epochs at the top, at most about MOST_TICKS of them."""
+    """Mark the last steps of epochs on the top axis, for at most about MOST_TICKS epochs."""
     ends = sorted(epoch_ends.items())
     chosen = ends[:: -(-len(ends) // MOST_TICKS)]
     top = axes.secondary_xaxis("top")
@@ -122,9 +122,9 @@ def add_epoch_axis(axes: Axes, epoch_ends: Mapping[int, int]) -> None:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred moving average over the finite ones of 2 * window + 1 values, float [S] -> float [S].
+    """Return the centred moving average of the finite values among 2 * window + 1, float [S] -> float [S].
 
-    NaN where there are none.
+    It is NaN if none of them is finite.
     """
     if not len(values):
         return values
@@ -157,11 +157,11 @@ def with_gaps(values: Sequence[float]) -> np.ndarray:
 
 
 def point_marker(values: np.ndarray) -> str | None:
-    """Return a marker for a line of one point, which has no length and would be invisible."""
+    """Return a marker for a line of a single point, which would be invisible."""
     return "o" if np.isfinite(values).sum() == 1 else None
 
 
 def write_png(figure: Figure, path: str | os.PathLike) -> None:
-    """Save a figure as a PNG atomically: whoever opens the file during a run finds a complete image."""
+    """Save a figure as a PNG atomically, so that a file opened during a run is always complete."""
     with replacing(Path(path)) as file:
         figure.savefig(file, format="png")

@@ -1,8 +1,8 @@
 """Draw detections or ground truth on an image.
 
-The result shows translucent masks with contours, thin boxes, and on top of both a label per instance, placed so that
-all labels stay readable. torchvision draws labels over one another and needs torch, which tools/predict_onnx.py
-runs without.
+The result shows translucent masks with contours, thin boxes, and on top of them one label per instance, placed so that
+all labels stay readable. torchvision's functions draw labels over one another, and need torch, which
+tools/predict_onnx.py does without.
 """
 
 import colorsys
@@ -25,7 +25,7 @@ READABLE_SIDE, LARGEST_UPSCALED_SIDE = 480, 2000
 SMALLEST_FONT, LARGEST_FONT = 10, 64
 LONGEST_NAME = 40
 
-# Bright and saturated, as photos seldom are: a dark or grey colour would hardly show in them.
+# Bright and saturated, unlike most of a photo, in which dark or grey colours would hardly stand out.
 PALETTE: tuple[Colour, ...] = (
     (255, 59, 48),
     (52, 199, 89),
@@ -44,7 +44,7 @@ PALETTE: tuple[Colour, ...] = (
     (255, 135, 195),
     (228, 70, 245),
 )
-# Found by trial: with this value, COCO classes that often occur together seldom share a colour.
+# Found by trial: with this seed, COCO classes that often occur together seldom share a colour.
 PALETTE_SEED = 23660
 
 
@@ -65,7 +65,7 @@ def draw_instances(
     Args:
         image: in RGB; other modes are converted. It is not modified.
         boxes: float [N, 4], x1y1x2y2 in pixels of `image`.
-        names: N class names. A class has the same colour in all images; its instances differ slightly in hue and
+        names: N class names. A class has the same colour in all images; its instances vary slightly in hue and
             lightness.
         scores: float [N] in 0..1, or None for ground truth.
         masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the image, its top-left pixel at
@@ -189,7 +189,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
         small = boxes[box_areas < 4 * sizes[i][0] * sizes[i][1]]
         hidden_text = intersections(candidates[:, None], plates[placed]).sum(1) / areas(candidates)
         hidden_objects = (intersections(candidates[:, None], small) / areas(small)).sum(1)
-        # Hiding another label is by far the worst; among equally good places the first, the most usual one, wins.
+        # Hiding another label is by far the worst. Among equally good places the first, most common one wins.
         cost = 50 * hidden_text + hidden_objects + 0.1 * np.arange(len(candidates))
         plates[i] = candidates[cost.argmin()]
         placed.append(i)
@@ -197,7 +197,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
 
 
 def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """List places for a plate (w, h) at a box, int [C, 4] x1y1x2y2 within the image, the most usual first."""
+    """List places for a plate (w, h) at a box, int [C, 4] x1y1x2y2 within the image, the most common first."""
     (x1, y1, x2, y2), (w, h) = box.tolist(), size
     rows = (y1 - h, y1, y2, y2 - h)
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
@@ -224,9 +224,9 @@ def covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:
-    """Return a colour's k-th variant, k = 0 being the colour itself.
+    """Return a colour's k-th variant; variant 0 is the colour itself.
 
-    The others are spread evenly around it in hue and lightness, by a low-discrepancy sequence.
+    A low-discrepancy sequence spreads the others evenly around it in hue and lightness.
     """
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
@@ -242,14 +242,14 @@ def blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: i
         return
     under = pixels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]]
     under[crop] = under[crop] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY
-    # Lighter than fill and box, to stand out from both and from a background of the same hue.
+    # Lighter than fill and box, to stand out from both, and from a background of the same hue.
     under[mask_contour(crop, line_width)] = [(2 * channel + 255) // 3 for channel in colour]
 
 
 def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width: int) -> None:
     """Draw a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place.
 
-    The line is inside the box, however small that is.
+    The line always lies inside the box.
     """
     x1, y1, x2, y2 = box
     inside = pixels[y1:y2, x1:x2]

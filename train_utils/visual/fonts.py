@@ -1,4 +1,4 @@
-"""Find a font for a class name: matplotlib's DejaVu Sans, an installed Chinese one, or Pillow's own."""
+"""Find a font for a class name: matplotlib's DejaVu Sans, an installed CJK font, or Pillow's own."""
 
 import logging
 from functools import lru_cache
@@ -13,7 +13,7 @@ try:
     from matplotlib.ft2font import FT2Font
 
     HAS_MATPLOTLIB = True
-except ModuleNotFoundError:  # programs that run exported networks can do without it
+except ModuleNotFoundError:  # tools/predict_onnx.py runs without it
     HAS_MATPLOTLIB = False
 
 # Font families with Chinese, Japanese and Korean characters on Linux, Windows and macOS, in order of preference.
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 def font_for(name: str) -> str:
     """Return the path of a font for a name.
 
-    DejaVu Sans, which comes with matplotlib, if it has all characters; else the installed CJK font with most of them.
-    Without matplotlib it is always "", Pillow's own font.
+    This is DejaVu Sans, which comes with matplotlib, if it has all characters; else the installed CJK font that has
+    most of them. Without matplotlib it is always "", which means Pillow's own font.
     """
     if not HAS_MATPLOTLIB:
         if not name.isascii():
@@ -102,7 +102,7 @@ def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def pillows_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font that Pillow brings along, from version 10.1 on."""
+    """Return the font that is part of Pillow 10.1 and newer."""
     try:
         font = ImageFont.load_default(size)
     except TypeError:  # older versions take no size

@@ -29,7 +29,7 @@ from train_utils.training_state import RunState
 from train_utils.visual.drawing import draw_instances
 
 BATCH = "batch.png"
-SHOWN, LOOK_AHEAD = 8, 20  # images on a sheet of predictions; range of the search for one with objects
+SHOWN, LOOK_AHEAD = 8, 20  # images on a sheet of predictions; range in which to search for one with objects
 LEAST_SCORE = 0.5
 TILE, BATCH_TILE = 320, 640  # pixels, the side of a tile
 MARGIN = 8
@@ -37,10 +37,10 @@ GREY = (32, 32, 32)
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) -> Image.Image:
-    """Place images on a grid of squares of `side` pixels, row by row; larger ones are reduced.
+    """Place images on a grid of squares of `side` pixels, row by row; larger ones are scaled down.
 
     Args:
-        columns: the most images in a row.
+        columns: maximum number of images in a row.
     """
     columns = min(len(tiles), columns)
     rows = -(-len(tiles) // columns)
@@ -61,7 +61,7 @@ def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str]) -> Ima
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
-    """Choose items of a dataset to show, always the same: spread evenly, preferring nearby ones with objects."""
+    """Choose items to show, the same every time: evenly spaced, preferring nearby ones with objects."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
         near = range(first, min(end, first + LOOK_AHEAD))
@@ -96,13 +96,14 @@ def draw_predictions(
 ) -> Image.Image | None:
     """Draw some images of a dataset, each with its objects on the left and the detections on the right.
 
-    Only detections with a score of at least 0.5 are shown. Unreadable images are skipped; None if all are unreadable.
+    Only detections with a score of at least 0.5 are shown. Unreadable images are skipped. If all are
+    unreadable, None is returned.
     """
     network, tiles = ready_for_inference(model, precision), []
     for i in chosen_items(dataset):
         try:
             image, target = dataset[i]
-        except (ValueError, OSError):  # the evaluation has reported it
+        except (ValueError, OSError):  # the evaluation has reported this
             continue
         with precision.autocast():
             (found,) = network.detect([image.to(device)])
@@ -118,7 +119,7 @@ def draw_predictions(
 
 
 def as_picture(image: Tensor) -> Image.Image:
-    """Convert uint8 [3, H, W] to an image in RGB."""
+    """Convert uint8 [3, H, W] to an RGB image."""
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -127,7 +128,7 @@ def write_batch_sheet(
 ) -> None:
     """Write the run's first batch as the network sees it, resized and padded, as batch.png into --output-dir."""
     images, targets = next(iter(loader))
-    torch.manual_seed(mix_seed(settings.seed, 0, rank()))  # as the first step does
+    torch.manual_seed(mix_seed(settings.seed, 0, rank()))  # same seed as in the first step
     transform = ImageTransform(training_sizes(settings), settings.max_size, IMAGENET_MEAN, IMAGENET_STD).train()
     batch, targets = transform(images, targets)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
