@@ -1,18 +1,18 @@
-"""Areas, intersections and IoU of numpy boxes x1y1x2y2; tell what the four numbers of a file's boxes mean.
+"""Compute areas, intersections and IoU of numpy boxes, x1y1x2y2, and recognise the box format of a file.
 
-Areas, intersections and IoU broadcast over the leading dimensions: `ious(a, b)` of two [N, 4] compares pair by pair and
-returns [N]; `ious(a[:, None], b)` of [N, 4] and [M, 4] compares all with all and returns [N, M].
+Areas, intersections and IoU broadcast over the leading dimensions. For a and b [N, 4], `ious(a, b)` compares pairwise
+and returns [N]. For a [N, 4] and b [M, 4], `ious(a[:, None], b)` compares all pairs and returns [N, M].
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-MOST_OBJECTS = 4096  # looked at per file, spread over it
-FEWEST_OBJECTS = 3  # below that a file is not judged as a whole
-GOOD_FIT = 0.9  # median IoU of the boxes of right files and their masks is above
-MUCH_BETTER = 0.2  # by which another reading's median IoU has to exceed that of x, y, width, height
-FRACTION = 1.5  # no coordinate of a file of fractions is above, or below -0.5: outlines may reach a little outside
+MOST_OBJECTS = 4096  # sampled per file, at regular intervals
+FEWEST_OBJECTS = 3  # with fewer, the format of a file is not judged
+GOOD_FIT = 0.9  # the median IoU of boxes and masks in a correct file is above this
+MUCH_BETTER = 0.2  # another format's median IoU must exceed that of x, y, width, height by this
+FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may extend a little beyond the image
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -35,7 +35,12 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 @dataclass
 class BoxFit:
-    """Median IoU of a file's boxes with the extents of their masks, by reading, and of how many objects."""
+    """How well a file's boxes fit their masks in each box format.
+
+    Attributes:
+        medians: box format -> median IoU of the boxes with the extents of their masks.
+        count: the number of objects compared.
+    """
 
     medians: dict[str, float]
     count: int
@@ -45,31 +50,31 @@ class BoxFit:
         return self.medians["x, y, width, height"]
 
     def other_format(self) -> str:
-        """The problem in words, if the boxes clearly are of another format; else ""."""
-        reading = max(self.medians, key=self.medians.__getitem__)
-        median = self.medians[reading]
+        """Describe the problem if the boxes clearly have another format; else return ""."""
+        box_format = max(self.medians, key=self.medians.__getitem__)
+        median = self.medians[box_format]
         if self.count < FEWEST_OBJECTS or median <= GOOD_FIT or median <= self.expected + MUCH_BETTER:
             return ""
         return (
-            f"boxes look like {reading} (median IoU with the masks {median:.2f}; as x, y, width, height "
+            f"boxes look like {box_format} (median IoU with the masks {median:.2f}; as x, y, width, height "
             f"{self.expected:.2f}); convert them, or take them from the masks with --boxes-from-masks"
         )
 
     def loose(self) -> str:
-        """The same if the boxes fit the masks badly, but no other format fits."""
+        """Describe the problem if the boxes fit the masks badly in the expected format; else return ""."""
         if self.count < FEWEST_OBJECTS or self.expected >= GOOD_FIT:
             return ""
         return (
             f"median IoU of boxes and masks {self.expected:.2f}, usually above {GOOD_FIT}; "
-            "look at some, or take the boxes from the masks with --boxes-from-masks"
+            "check some of them, or take the boxes from the masks with --boxes-from-masks"
         )
 
 
 def fit_of(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> BoxFit:
-    """Compare boxes with the masks' extents in each reading.
+    """Compare boxes with the masks' extents in each box format.
 
     Args:
-        boxes: float64 [N, 4], finite, of whatever meaning.
+        boxes: float64 [N, 4], finite, in an unknown format.
         extents: float64 [N, 4], x1y1x2y2.
         sizes: int64 [N, 2], height and width of the images.
     """
@@ -77,20 +82,20 @@ def fit_of(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> BoxFit:
     boxes, edges = boxes[chosen], sizes[chosen][:, [1, 0, 1, 0]]
     extents = extents[chosen].clip(0, edges)
     start, end = boxes[:, :2], boxes[:, 2:]
-    readings = {
+    formats = {
         "x, y, width, height": (start, start + end),
         "x1, y1, x2, y2": (start, end),
         "centre x, centre y, width, height": (start - end / 2, start + end / 2),
     }
     medians = {}
-    for name, (low, high) in readings.items():
+    for name, (low, high) in formats.items():
         corners = np.concatenate((low, np.maximum(low, high)), axis=1).clip(0, edges)
         medians[name] = float(np.median(ious(corners, extents))) if len(chosen) else 0.0
     return BoxFit(medians, len(chosen))
 
 
 def look_like_fractions(corners: np.ndarray) -> bool:
-    """Whether x1y1x2y2 [N, 4] all lie within 0..1, so that they are fractions of the image size and not pixels."""
+    """Whether boxes x1y1x2y2 [N, 4] look normalised: fractions of the image size instead of pixels."""
     if len(corners) < FEWEST_OBJECTS or not corners.any():
         return False
     return bool(corners.max() <= FRACTION and corners.min() >= 1 - FRACTION)

@@ -1,6 +1,6 @@
 """Parse a COCO instances file into columns of numbers, so that a million annotations need little memory.
 
-Invalid entries are noted as problems and dropped; only a text that is not an instances file at all is an error.
+Invalid entries are noted as problems and dropped. Only a text that is not an instances file raises an error.
 """
 
 import json
@@ -60,7 +60,7 @@ def expect(text: str, i: int, character: str) -> int:
     """Skip white space and `character`, and return the position of what follows.
 
     Raises:
-        Unexpected: the next character is another one.
+        Unexpected: the next character is a different one.
     """
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
@@ -69,7 +69,7 @@ def expect(text: str, i: int, character: str) -> int:
 
 
 class Annotations:
-    """Columns of the annotations that the index needs, in the order of the file; numbers only, to save memory.
+    """The fields that the index needs of all annotations, as columns of numbers, in the order of the file.
 
     Masks are checked in groups; only their extents and problems are kept.
     """
@@ -91,7 +91,7 @@ class Annotations:
         while True:
             annotation, end = scan(text, i)
             try:
-                self.take(annotation)
+                self.append(annotation)
             except MALFORMED as error:
                 self.drop(annotation, number, error)
             else:
@@ -101,11 +101,11 @@ class Annotations:
             if text[end] not in ",]":
                 end = WHITESPACE.match(text, end).end()
             if text[end] == "]":
-                self.masks.look()
+                self.masks.check_group()
                 return end + 1
             i = end + 1 if text[end : end + 2] == ",{" else expect(text, end, ",")
 
-    def take(self, annotation: dict) -> None:
+    def append(self, annotation: dict) -> None:
         """Append an annotation to the columns, or raise one of MALFORMED. Called a million times."""
         box, mask = annotation["bbox"], annotation["segmentation"]
         if len(box) != 4:
@@ -127,7 +127,7 @@ class Annotations:
             self.masks.add_code(mask)
 
     def drop(self, annotation: Any, number: int, error: Exception) -> None:
-        """Note that an annotation is invalid, and remove what was appended of it."""
+        """Note that an annotation is invalid, and remove the values that were appended for it."""
         count = len(self.ends)
         for column in (self.ids, self.image_ids, self.category_ids, self.crowds):
             del column[count:]
@@ -143,7 +143,7 @@ class NoCategory(ValueError):
 
 
 def read_categories(categories: list, problems: Problems) -> dict[int, str]:
-    """Read category id -> name; of two with the same id, the first.
+    """Read category id -> name. Of two categories with the same id, keep the first.
 
     Raises:
         NoCategory: no category is usable.
@@ -152,7 +152,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
     for number, category in enumerate(categories):
         try:
             key = natural(category["id"])
-            name = str(category["name"]).encode(errors="replace").decode()  # half a surrogate pair cannot be encoded
+            name = str(category["name"]).encode(errors="replace").decode()  # a lone surrogate cannot be encoded
         except MALFORMED as error:
             problems.add("category", f"category number {number} of the list {reason_of(error, category)}")
             continue
@@ -168,7 +168,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
 class ImageEntries(NamedTuple):
     """The list "images" as columns: ids int64 [P], sizes int64 [P, 2] (height, width), file names str [P].
 
-    `valid` bool [P] marks the usable ones; the others are kept to recognise their annotations.
+    `valid` bool [P] marks the usable images. The others are kept so that their annotations are recognised.
     """
 
     ids: np.ndarray
@@ -178,6 +178,7 @@ class ImageEntries(NamedTuple):
 
 
 def read_image_entries(images: list, problems: Problems) -> ImageEntries:
+    """Read the list "images". Of two images with the same id, keep the first."""
     ids, sizes, names, valid = array("q"), array("q"), [], []
     taken = set()
     for number, image in enumerate(images):

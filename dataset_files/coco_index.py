@@ -1,8 +1,8 @@
-"""Index a COCO instances file: store the byte positions of its annotations in a few megabytes, however long the file.
+"""Index a COCO instances file: the byte positions of its annotations, in a few megabytes however large the file.
 
-COCO's file of a million training objects takes half a minute and gigabytes as Python objects. Here it is parsed once,
-object by object, and only the position of each image's annotations in the file is kept. The index is stored beside the
-file or in the user's cache folder, and read from there at the next start as long as the file has not changed.
+As Python objects, COCO's million training objects take half a minute to load and gigabytes of memory. Here the file is
+parsed once, object by object, and only the position of each image's annotations is kept. The index is stored beside the
+file or in the user's cache folder, and read from there at the next start unless the file has changed.
 """
 
 import io
@@ -30,13 +30,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
-VERSION = 6  # of the stored index; another one is not read
+VERSION = 6  # of the stored index; other versions are ignored
 DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
-STORED_FROM = 1 << 20  # bytes: a smaller file is read as fast as its index would be
+STORED_FROM = 1 << 20  # bytes; a smaller file is parsed as fast as its index would be read
 
 
 class Reading(NamedTuple):
-    """How the annotations of a file are to be understood.
+    """How to interpret the annotations of a file.
 
     Attributes:
         boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
@@ -47,19 +47,20 @@ class Reading(NamedTuple):
     crowds_are_objects: bool = False
 
     def suffix(self) -> str:
-        """Of a stored index."""
+        """Return the file suffix of a stored index."""
         return (".masks" if self.boxes_from_masks else "") + (".objects" if self.crowds_are_objects else "") + ".index"
 
 
 class AnnotationsLost(ValueError):
-    """An annotation file has changed or vanished while it was in use; none of its images can be read any more."""
+    """An annotation file has changed or vanished while it was in use, so that no further item can be read."""
 
 
 @dataclass
 class CocoIndex:
-    """Positions of the annotations of P images and A objects in their file, by image, in the order of the file.
+    """Byte positions of the annotations of P images and A objects in their file.
 
-    Images and annotations that would make results wrong are not in it, but in `problems`.
+    Objects are grouped by image and, within an image, in the order of the file. Images and annotations that would make
+    results wrong are not indexed; `problems` describes them.
 
     Attributes:
         path: the file.
@@ -68,14 +69,14 @@ class CocoIndex:
         image_ids: int64 [P].
         sizes: int64 [P, 2], height and width.
         file_names: str [P].
-        bare: bool [P], images of which the file has no annotation at all, not even one that is invalid.
+        bare: bool [P], images without any annotation in the file, not even an invalid one.
         first: int64 [P + 1]; image p has the objects first[p] .. first[p + 1] - 1.
-        starts: int64 [A], the byte offset of each in the file.
-        lengths: int64 [A], in bytes.
+        starts: int64 [A], the byte offset of each annotation in the file.
+        lengths: int64 [A], the length of each annotation in bytes.
         category_ids: int64 [A].
-        checksums: int64 [A], CRC-32 of each one's text.
+        checksums: int64 [A], CRC-32 of each annotation's text.
         crowds: bool [A].
-        usable: bool [A], what training can learn from: no crowds, box and mask not empty.
+        usable: bool [A], objects that training can use: not crowds, with a non-empty box and mask.
         problems: what is wrong with the file.
     """
 
@@ -117,15 +118,15 @@ class CocoIndex:
         return json.loads(b"[" + b",".join(texts) + b"]")
 
     def owners(self) -> np.ndarray:
-        """int64 [A]: the image of each object."""
+        """Return the image index of each object, int64 [A]."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
     def usable_counts(self) -> np.ndarray:
-        """int64 [P]: how many objects of each image training can learn from."""
+        """Count the objects that training can use in each image, int64 [P]."""
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
     def classes_of_images(self, only_usable: bool = False) -> list[list[int]]:
-        """The category ids of the objects of each image."""
+        """Return the distinct category ids of each image's objects."""
         chosen = self.usable if only_usable else np.ones(len(self.usable), dtype=bool)
         return [
             np.unique(self.category_ids[first:end][chosen[first:end]]).tolist()
@@ -137,7 +138,7 @@ AS_WRITTEN = Reading()
 
 
 def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """The index of an instances file, stored or made anew.
+    """Return the index of an instances file: the stored one if it is up to date, else a new one.
 
     Raises:
         ValueError: the file cannot be used; the message says where and why.
@@ -148,7 +149,7 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     suffix = reading.suffix()
     stored = read_stored(path, stamp, suffix)
     if stored is None:
-        with locked(path):  # one of several processes builds the index, the others wait here and find it
+        with locked(path):  # one process builds the index; the others wait here and then read it
             stored = read_stored(path, stamp, suffix)
             if stored is None:
                 stored = make_index(path, reading)
@@ -166,7 +167,7 @@ def stamp_of(file: Path | int) -> np.ndarray:
 
 
 def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
-    """Return where an index may be stored: beside the file, and for read-only folders in the user's cache."""
+    """Return the paths where an index may be stored: beside the file, or in the user's cache if that fails."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}{suffix}"
     in_cache = cache / "mask-rcnn" / own_name
@@ -174,7 +175,7 @@ def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
 
 
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
-    """Read the stored index of the file's current version; None if there is none, or it is damaged."""
+    """Read the stored index of the file's current version; None if it is missing or damaged."""
     for columns in stored_columns(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
             ids, names = columns.pop("categories").tolist(), columns.pop("category_names").tolist()
@@ -184,7 +185,7 @@ def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIn
 
 
 def stored_columns(places: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns of each of these files that exists and is intact."""
+    """Yield the columns of each file that exists and is intact."""
     for place in places:
         try:
             data = place.read_bytes()
@@ -204,7 +205,7 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
 
 
 def store_columns(columns: Mapping[str, Any], places: list[Path]) -> None:
-    """Write columns (arrays), preceded by their digest, to the first writable place; there may be none."""
+    """Write arrays, preceded by their digest, to the first writable path, if there is one."""
     content = io.BytesIO()
     np.savez(content, **columns)
     for place in places:
@@ -217,13 +218,13 @@ def store_columns(columns: Mapping[str, Any], places: list[Path]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock per file and machine, where the system supports it; it is released when its process ends."""
+    """Lock a file against other processes of this machine, where the system supports it, until the block ends."""
     with open(path, "rb") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # some network file systems have no locks: then each process builds the index itself
+            pass  # some network file systems have no locks; there each process builds the index itself
         yield
 
 
@@ -231,14 +232,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Parse and check an instances file, see `open_index`.
+    """Parse, check and index an instances file.
 
     Raises:
         ValueError: it is not readable as JSON, or not an instances file.
     """
     stamp = stamp_of(path)
     try:
-        with open(path, encoding="utf-8", newline="") as file:  # newlines unchanged: positions are counted
+        with open(path, encoding="utf-8", newline="") as file:  # keep all newlines, since positions are counted
             text = file.read()
         content = read_content(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -268,7 +269,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
-    place = images.valid.cumsum() - 1  # of each image among the usable ones
+    place = images.valid.cumsum() - 1  # index of each image among the usable ones
     return CocoIndex(
         path,
         stamp,
@@ -291,7 +292,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert ascending positions in a text from characters to bytes of its UTF-8 file."""
+    """Convert ascending positions in a text from characters to bytes in UTF-8."""
     if text.isascii():
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()

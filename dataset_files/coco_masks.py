@@ -1,4 +1,4 @@
-"""Check the masks of a COCO file, polygons and run-length codes, many at once; measure single ones."""
+"""Check the polygons and run-length codes of a COCO file in groups; compute the box and area of single masks."""
 
 from array import array
 
@@ -12,17 +12,17 @@ from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all,
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
-SLACK = 1.2, 2.0  # of `may_cover_no_pixel`, for outlines that are not convex and for the rounding of their corners
+SLACK = 1.2, 2.0  # factor and offset in `may_cover_no_pixel`, for non-convex outlines and rounded vertices
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
 
 
 class MaskColumns:
     """Masks of annotations, added one by one and checked in groups.
 
-    Attributes, which `look` extends by the masks added since its last call:
-        extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN where it has none.
+    Attributes (`check_group` extends them by the masks added since its last call):
+        extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN for an empty mask.
         flaws: indices of the affected annotations, by kind of problem.
-        thin: annotations whose polygons may cover no pixel at all; only rasterising them shows it.
+        thin: annotations whose polygons may cover no pixel at all; only rasterising them can tell.
         codes, sizes: annotations whose masks are run-length codes, and the heights and widths of the codes.
     """
 
@@ -58,7 +58,7 @@ class MaskColumns:
             self.owners.append(self.count)
         self.count += 1
         if len(self.points) > AT_ONCE:
-            self.look()
+            self.check_group()
 
     def add_code(self, code: dict) -> None:
         if not isinstance(code, dict):
@@ -82,41 +82,41 @@ class MaskColumns:
         self.count += 1
         self.characters += len(counts)
         if self.characters > AT_ONCE:
-            self.look()
+            self.check_group()
 
-    def look(self) -> None:
-        """Compute extents and problems of the masks in this group, and begin a new one."""
+    def check_group(self) -> None:
+        """Compute extents and problems of the masks in the current group, and begin a new one."""
         extents = np.full((self.count - self.first, 4), np.nan)
         if self.owners:
-            self.look_at_polygons(extents)
+            self.check_polygons(extents)
         if self.packed_owners or self.loose_owners:
-            self.look_at_codes(extents)
+            self.check_codes(extents)
         empty = np.flatnonzero(np.isnan(extents[:, 0])) + self.first
         self.flaws["no mask"] += empty.tolist()
         self.extents.append(extents)
         self.begin()
 
-    def look_at_polygons(self, extents: np.ndarray) -> None:
+    def check_polygons(self, extents: np.ndarray) -> None:
         points, lengths, owners = (np.array(column) for column in (self.points, self.lengths, self.owners))
         odd, short = lengths % 2 == 1, lengths < 6
         self.flaws["odd polygon"] += np.unique(owners[odd]).tolist()
         self.flaws["short polygon"] += np.unique(owners[short & ~odd]).tolist()
-        self.flaws["point pairs"] += owners[are_point_pairs(lengths, owners)].tolist()
+        self.flaws["point pairs"] += owners[find_point_pairs(lengths, owners)].tolist()
         good = ~odd & ~short
         if not good.all():
             points, lengths, owners = points[np.repeat(good, lengths)], lengths[good], owners[good]
         if not len(owners):
             return
-        borders = np.flatnonzero(np.diff(owners, prepend=-1))  # each object's polygons are together
+        borders = np.flatnonzero(np.diff(owners, prepend=-1))  # each object's polygons are contiguous
         starts = (lengths.cumsum() - lengths) // 2
         around = corners_around(points[::2], points[1::2], starts[borders])
-        fine = (np.abs(around) <= LARGEST_COORDINATE).all(axis=1)  # not if NaN
+        fine = (np.abs(around) <= LARGEST_COORDINATE).all(axis=1)  # False for NaN
         self.flaws["polygon numbers"] += owners[borders][~fine].tolist()
         extents[owners[borders] - self.first] = np.where(fine[:, None], around, 0)
         thin = fine & may_cover_no_pixel(points[::2], points[1::2], starts, borders, around)
         self.thin.extend(owners[borders][thin].tolist())
 
-    def look_at_codes(self, extents: np.ndarray) -> None:
+    def check_codes(self, extents: np.ndarray) -> None:
         owners = np.array(self.packed_owners + self.loose_owners, dtype=np.int64)
         sizes = np.array(self.sizes).reshape(-1, 2)[np.searchsorted(np.array(self.codes), owners)]
         given = np.array([len(code) for code in (*self.packed, *self.loose)])
@@ -132,7 +132,7 @@ class MaskColumns:
         fine[code_of[(counts < 0) | (counts > LARGEST_IMAGE)]] = False
         fine &= (np.bincount(code_of, counts, minlength=len(owners)) == pixels) | (given == 0)
         self.flaws["code counts"] += owners[~fine].tolist()
-        extents[owners[~fine] - self.first] = 0  # these are not without a mask, but have an invalid one
+        extents[owners[~fine] - self.first] = 0  # not NaN: these objects have a mask, though an invalid one
 
         chosen = fine & (given > 0)
         boxes = boxes_of_runs(counts[chosen[code_of]], lengths[chosen], *sizes[chosen].T)
@@ -142,20 +142,20 @@ class MaskColumns:
 
 
 def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return x1y1x2y2 around groups of points that begin at `starts`, float64 [N, 4]; NaN if a group has one."""
+    """Return the box x1y1x2y2 around each group of points, float64 [N, 4]; groups begin at `starts`, NaN propagates."""
     ways = ((np.minimum, x), (np.minimum, y), (np.maximum, x), (np.maximum, y))
     return np.stack([way.reduceat(values, starts) for way, values in ways], axis=1)
 
 
-def are_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Where an object begins that has three or more "polygons", all of two numbers: [[x1, y1], [x2, y2], ...].
+def find_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Find objects whose "polygons" are three or more single points: [[x1, y1], [x2, y2], ...].
 
     Args:
-        lengths: int64 [P], the count of numbers of each polygon.
-        owners: int64 [P], the objects they belong to; each object's polygons are together.
+        lengths: int64 [P], how many numbers each polygon has.
+        owners: int64 [P], the object of each polygon; each object's polygons are contiguous.
 
     Returns:
-        int64 [M], places among the polygons, one for each such object.
+        int64 [M], the index of each such object's first polygon.
     """
     if np.count_nonzero(lengths == 2) < 3:
         return np.zeros(0, dtype=np.int64)
@@ -168,15 +168,15 @@ def are_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
 def may_cover_no_pixel(
     x: np.ndarray, y: np.ndarray, starts: np.ndarray, borders: np.ndarray, around: np.ndarray
 ) -> np.ndarray:
-    """Which objects may cover no pixel: their polygons have little area for their width and height, bool [N].
+    """Mark objects that may cover no pixel, since their area is small for their width and height, bool [N].
 
-    A convex outline that has none of a grid's points inside has an area of at most half its length (Nosarzewska's
-    inequality), which is at most the width and height of the box around it. Few objects of usual data are left.
+    A convex outline without a grid point inside has an area of at most half its perimeter (Nosarzewska's inequality),
+    which is at most the sum of width and height of its bounding box. Few objects of typical data are that thin.
 
     Args:
-        x, y: float64 [S], the corners of all polygons one after the other.
-        starts: int64 [P], where each polygon begins among the corners.
-        borders: int64 [N], where each object begins among the polygons.
+        x, y: float64 [S], the vertices of all polygons, concatenated.
+        starts: int64 [P], the index of each polygon's first vertex.
+        borders: int64 [N], the index of each object's first polygon.
         around: float64 [N, 4], x1y1x2y2 around each object.
     """
     following = np.arange(1, len(x) + 1)
@@ -191,10 +191,10 @@ def may_cover_no_pixel(
 
 
 def box_of_mask(segmentation: list | dict) -> list[float] | None:
-    """x, y, width, height around a mask; None if it is empty or invalid.
+    """Return the box [x, y, width, height] around a mask; None if the mask is empty or invalid.
 
-    Of polygons that is the box around their corners, as COCO has it; of a run-length code (counts packed or listed) the
-    one around its pixels.
+    For polygons it is the box around their vertices, as in COCO; for a run-length code (packed or listed counts), the
+    box around its pixels.
     """
     if isinstance(segmentation, dict):
         counts = run_lengths(segmentation)
@@ -211,7 +211,7 @@ def box_of_mask(segmentation: list | dict) -> list[float] | None:
 
 
 def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | None:
-    """Pixels of a mask in an image of that size; None if it is invalid or has no outline."""
+    """Count the pixels of a mask in an image of this size; None if the mask is invalid or has no outline."""
     if isinstance(segmentation, dict):
         counts = run_lengths(segmentation)
         return None if counts is None else float(counts[1::2].sum())
@@ -223,7 +223,7 @@ def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | 
 
 
 def run_lengths(code: dict) -> np.ndarray | None:
-    """The run lengths of a code, int64, zeros first; None if they are invalid or do not add up to its size."""
+    """Return the run lengths of a code, int64, zeros first; None if they are invalid or do not add up to its size."""
     try:
         height, width = code["size"]
         counts = code["counts"]
@@ -235,7 +235,7 @@ def run_lengths(code: dict) -> np.ndarray | None:
 
 
 def valid_polygons(polygons: list) -> list[np.ndarray]:
-    """The polygons with three points or more, float64 [2 * points] each; none at all if one is invalid."""
+    """Return the polygons of three or more points, float64 [2 * points] each; an empty list if any is invalid."""
     try:
         valid = [np.array(polygon, dtype=np.float64) for polygon in polygons if len(polygon) >= 6]
     except (TypeError, ValueError, OverflowError):

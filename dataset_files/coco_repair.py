@@ -1,7 +1,7 @@
-"""Repair a COCO file whose meaning is clear but whose form is not COCO's: a file in, clean COCO content out.
+"""Repair a COCO file whose meaning is clear although it deviates from COCO's format.
 
-Each repair is counted as a harmless problem of its own kind. What cannot be repaired stays as it is, for the ordinary
-check to report. The file is read whole as Python objects, so that only files which need it should come here.
+Each repair is counted as a harmless problem of its own kind. Anything else stays unchanged, and the regular check
+reports it. The whole file is loaded as Python objects, so repair only files that need it.
 """
 
 import json
@@ -19,7 +19,7 @@ from dataset_files.problems import Problems, leaves_folder, shown
 from dataset_files.rgb_images import open_image
 from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
-# Kinds of problems that a repair may fix; "missing" is found by the check of the images.
+# Kinds of problems that a repair may fix; "missing" is found by the image check.
 REPAIRABLE = {
     "annotation", "annotation id", "category", "code size", "file name", "image", "missing", "point pairs",
     "unknown category", "unknown image",
@@ -34,8 +34,8 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
     """Whether the problems found are ones that `repair` can fix.
 
     Args:
-        problems: of its index, and of its images if they were checked.
-        error: what `make_index` raised instead.
+        problems: found in the annotations, and in the images if they were checked.
+        error: the exception that `make_index` raised instead.
     """
     cause = getattr(error, "__cause__", None)
     if isinstance(cause, json.JSONDecodeError):
@@ -50,10 +50,10 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 def repair(path: Path, image_folder: Path) -> Converted:
     """Read a COCO file and fix what can be fixed.
 
-    If the problems of the result are empty, nothing was, and the file can be used as it is.
+    If the result has no problems, nothing was repaired, and the original file can be used.
 
     Args:
-        image_folder: where the images are; file names are looked for in it and below.
+        image_folder: searched, with its sub-folders, for the images that the file names.
 
     Raises:
         ValueError: the file is not readable as JSON, or lacks one of the three lists.
@@ -61,7 +61,7 @@ def repair(path: Path, image_folder: Path) -> Converted:
     problems = Problems()
     content = read(path, problems)
     images, annotations, categories = (
-        [one(entry, fields) for entry in content[key]]
+        [pick_fields(entry, fields) for entry in content[key]]
         for key, fields in (
             ("images", IMAGE_FIELDS + ("coco_url", "flickr_url", "path")),
             ("annotations", ANNOTATION_FIELDS),
@@ -81,7 +81,7 @@ def repair(path: Path, image_folder: Path) -> Converted:
 
 
 def read(path: Path, problems: Problems) -> dict:
-    """The content of a JSON file in any Unicode encoding."""
+    """Read a JSON file in any Unicode encoding."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     try:
@@ -97,8 +97,8 @@ def read(path: Path, problems: Problems) -> dict:
     return content
 
 
-def one(entry: Any, fields: tuple[str, ...]) -> Any:
-    """A new entry with those of the fields that it has; anything but an object as it is."""
+def pick_fields(entry: Any, fields: tuple[str, ...]) -> Any:
+    """Copy the given fields of an entry, as far as it has them; return anything but an object unchanged."""
     return {key: entry[key] for key in fields if key in entry} if isinstance(entry, dict) else entry
 
 
@@ -106,7 +106,7 @@ def one(entry: Any, fields: tuple[str, ...]) -> Any:
 
 
 def repair_references(entries: list, annotations: list, key: str, problems: Problems) -> None:
-    """Make the ids of images or categories whole numbers, in their list and in the annotations alike.
+    """Convert the ids of images or categories to whole numbers, both in their list and in the annotations.
 
     Args:
         key: "image" or "category".
@@ -119,14 +119,14 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
     for entry, name in [(entry, "id") for entry in owners] + [(user, field) for user in users]:
         number = number_of(entry[name], numbers)
         if number is not None and type(entry[name]) is not int:
-            if type(entry[name]) is not float:  # 7.0 is read as it stands, too
+            if type(entry[name]) is not float:  # 7.0 needs no repair
                 changed.append(f"{key} {shown(entry[name])} -> {number}")
             entry[name] = number
     problems.add_all("text id", dict.fromkeys(changed), str)
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
-    """The annotations without those that repeat another one, id and all: these are one object, written twice."""
+    """Drop annotations that repeat another one exactly, including its id: one object was written twice."""
     kept, dropped = [], []
     groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:
@@ -143,7 +143,7 @@ def drop_repeated(annotations: list, problems: Problems) -> list:
 
 
 def number_annotations(annotations: list, problems: Problems) -> None:
-    """Number all annotations from 1 if an id is missing, no whole number, or another one's."""
+    """Number all annotations from 1 if any id is missing, repeated, or not a whole number."""
     entries = [annotation for annotation in annotations if isinstance(annotation, dict)]
     values = [entry.get("id") for entry in entries]
     numbers = whole_ids(values)
@@ -167,7 +167,7 @@ def is_digits(value: Any) -> bool:
 
 
 def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
-    """Give each image a file name that exists below the folder, where there is one, and a height and width."""
+    """Give each image the name of an existing file below the folder, if there is one, and a height and width."""
     entries = [image for image in images if isinstance(image, dict)]
     for image in entries:
         sources = [image.pop(key, None) for key in ("coco_url", "flickr_url", "path")]
@@ -187,7 +187,7 @@ def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
 
 
 def has_size(image: Any) -> bool:
-    """Whether an entry of "images" has an id, a height and a width that can be used."""
+    """Whether an entry of "images" has a valid id, height and width."""
     try:
         return int64(image["height"]) > 0 and int64(image["width"]) > 0 and int64(image["id"]) >= 0
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -195,7 +195,7 @@ def has_size(image: Any) -> bool:
 
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
-    """Height and width as numbers where they are text, else as the image is stored, whatever its EXIF tag."""
+    """Convert height and width from text, or else read them from the stored image, ignoring its EXIF tag."""
     name: str = image["file_name"]
     given: list[Any] = [image.get("height"), image.get("width")]
     if all(map(is_digits, given)):
@@ -206,7 +206,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
         try:
             with open_image(folder / name) as opened:
                 size = opened.size[::-1]
-        except Exception:  # a broken file makes Pillow raise anything; the check of the images names it
+        except Exception:  # Pillow can raise any exception for a broken file; the image check reports it
             return
     image["height"], image["width"] = size
     problems.add("no size", f"{name_of(image)}: {size[1]}x{size[0]}")
@@ -216,7 +216,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
-    """Mend the mask first, since box and area may have to come from it."""
+    """Repair an annotation, its mask first, since box and area may have to be computed from it."""
     image_id: Any = annotation.get("image_id")
     size = sizes.get(image_id) if type(image_id) is int else None
     if annotation.get("segmentation") is None:
@@ -243,7 +243,7 @@ def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], probl
 
 
 def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
-    """A flat polygon, or pairs of coordinates, as a list of flat polygons; anything else as it is."""
+    """Convert a flat polygon, or pairs of coordinates, to a list of flat polygons; return anything else unchanged."""
     if len(mask) >= 6 and all(map(is_number, mask)):
         note("flat polygon")
         return [mask]
@@ -257,7 +257,7 @@ def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
 
 
 def are_pairs(points: list) -> bool:
-    """Whether three points or more are given as [x, y] or {"x": x, "y": y} each."""
+    """Whether a list has three or more points, each [x, y] or {"x": x, "y": y}."""
     return len(points) >= 3 and all(
         (isinstance(p, list) and len(p) == 2 and all(map(is_number, p)))
         or (isinstance(p, dict) and is_number(p.get("x")) and is_number(p.get("y")))
@@ -270,7 +270,7 @@ def flat(points: list) -> list[float]:
 
 
 def exchanged(given: Any, size: tuple[int, int]) -> bool:
-    """Whether a run-length code's size is width, height, and could not be height, width."""
+    """Whether a run-length code's size is width, height instead of height, width."""
     return isinstance(given, list) and tuple(given) == size[::-1] and tuple(given) != size
 
 
@@ -294,7 +294,7 @@ def is_number(value: Any) -> bool:
 
 
 def name_of(entry: dict) -> str:
-    """An annotation or image in words."""
+    """Name an annotation or image for a message."""
     if "image_id" in entry:
         return f"annotation {shown(entry.get('id'))} of image {shown(entry['image_id'])}"
     return f"image {shown(entry.get('id'))}"

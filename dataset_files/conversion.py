@@ -1,7 +1,7 @@
-"""The common form of annotations in a foreign layout: one COCO content per split, and where its images are.
+"""The files of a split, and its annotations converted to COCO's form.
 
-A reader of a layout finds the splits of a folder (`SplitFiles`) and turns the annotations of one into COCO's form
-(`Converted`), which is then checked, indexed and read like any COCO file.
+The reader of a layout finds the splits of a folder (`SplitFiles`) and converts the annotations of a split to COCO's
+form (`Converted`). The result is checked, indexed and read like any COCO file.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Converted:
             width), `annotations` (id from 1, image_id, category_id, bbox [x, y, width, height] in pixels, area,
             iscrowd, segmentation: polygons, or a run-length code with packed or listed counts; [] without a mask) and
             `categories` (id, name).
-        problems: what was repaired, skipped or cannot be used.
+        problems: entries that were repaired or skipped, or that cannot be used.
     """
 
     content: dict[str, Any]
@@ -30,16 +30,16 @@ class Converted:
 
 @dataclass
 class SplitFiles:
-    """Where one split of a data set is.
+    """The files of one split of a dataset.
 
     Attributes:
         name: "train", "val" or "test"; "" for annotations that are not split.
-        source: the file or folder that messages name: the COCO file itself, or what `convert` reads.
+        source: the file or folder that messages name: the COCO file itself, or the input of `convert`.
         image_folder: the folder that file names are relative to.
-        convert: reads annotations that are no COCO file; None where `source` is one.
-        inputs: the files that `convert` reads, as far as they are known without reading; a change makes the conversion
-            stale. Images need not be listed.
-        passed_over: annotation files of the folder that none of its splits is read from.
+        convert: reads annotations of another layout; None if `source` is a COCO file.
+        inputs: returns the files that `convert` reads, as far as they are known in advance. A change to any of them
+            makes the stored conversion stale. Images need not be listed.
+        passed_over: annotation files in the folder that belong to none of its splits.
     """
 
     name: str

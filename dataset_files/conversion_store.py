@@ -1,7 +1,7 @@
-"""The COCO file of a split: the one that lies there, or the stored result of converting or repairing what lies there.
+"""Open the annotations of a split: its COCO file, or the stored result of a conversion or repair.
 
-A conversion is stored in the user's cache folder, together with what was found to be wrong. It is never changed: when a
-file that it was read from changes, another one is stored beside it, so that a run keeps reading what it began with.
+A conversion is stored in the user's cache folder, together with its problems, and is never modified. When one of its
+input files changes, a new conversion is stored beside it, so that a run keeps reading the one that it opened.
 """
 
 import json
@@ -26,7 +26,7 @@ from dataset_files.file_names import resolve
 from dataset_files.problems import Problems
 
 VERSION = 2  # of stored conversions
-KEPT = 30 * 24 * 3600  # seconds
+KEPT = 30 * 24 * 3600  # seconds after its last use
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
     """Open the annotations of a split in any layout, and find the image files that they name.
 
     Args:
-        key: what the conversion depends on besides the files.
+        key: the options that the conversion depends on besides the files, as text.
 
     Raises:
         ValueError: the annotations cannot be used; the message names the file.
@@ -59,7 +59,7 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
 
 
 def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Problems]:
-    """Index a COCO file as it is, or a repaired copy if that has other problems."""
+    """Index a COCO file, or its repaired copy if a repair changes anything."""
     repaired = replace(split, convert=partial(coco_repair.repair, split.source, split.image_folder))
     try:
         index = open_index(split.source, reading)
@@ -75,7 +75,7 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
 
 
 def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
-    """Convert a split, or find its stored conversion; return the index of the result and the conversion's problems."""
+    """Convert a split unless its conversion is stored; return the index of the result and the conversion's problems."""
     assert split.convert is not None
     name = f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}"
     stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *split.inputs()})))
@@ -84,7 +84,7 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
     if problems is None:
         lock = place.with_name(f"{name}.lock")
         lock.touch()
-        with locked(lock):  # of several processes one converts, the others wait here and find it
+        with locked(lock):  # one process converts; the others wait here and then read the result
             problems = stored_problems(place)
             if problems is None:
                 problems = store(place, split.convert())
@@ -92,7 +92,7 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
     try:
         return open_index(place, reading), problems
     except ValueError as error:
-        if problems.wrong():  # the reader's reasons come first: the index's follow from them
+        if problems.wrong():  # the converter's problems come first, since those of the index follow from them
             raise ValueError(f"{split.source}: {problems.summary()}") from error
         if key != "repair" and isinstance(error.__cause__, NoCategory):
             reasons = "".join(f"; {problems.in_words(kind)}" for kind in problems.harmless())
@@ -108,7 +108,7 @@ def store(place: Path, converted: Converted) -> Problems:
 
 
 def stored_problems(place: Path) -> Problems | None:
-    """Return the problems of a stored conversion; None where there is none."""
+    """Return the problems of a stored conversion; None if it does not exist."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads(about_file(place).read_text(encoding="utf-8"))
         if place.stat().st_size == about["size"]:
@@ -131,18 +131,18 @@ def about_file(place: Path) -> Path:
 
 
 def storage_folder() -> Path:
-    """Return the folder of stored conversions: in the user's cache, or a temporary one if that cannot be written."""
+    """Return the folder of stored conversions: in the user's cache, or a temporary one if the cache is not writable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     for folder in (cache / "mask-rcnn" / "converted", Path(tempfile.gettempdir()) / "mask-rcnn" / "converted"):
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
-    raise OSError(f"{cache}: cannot be written, nor can {tempfile.gettempdir()}; set XDG_CACHE_HOME")
+    raise OSError(f"{cache}: not writable, and neither is {tempfile.gettempdir()}; set XDG_CACHE_HOME")
 
 
 def stamp_of(path: Path) -> str:
-    """Path, size and time of change of an input; a folder's time changes with the names in it."""
+    """Return path, size and mtime of an input; a folder's mtime changes with the names in it."""
     try:
         status = path.stat()
     except OSError:

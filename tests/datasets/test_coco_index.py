@@ -475,7 +475,7 @@ def test_packed_and_loose_codes_reach_as_far_as_their_pixels(tmp_path):
         counts = unpack_counts(code["counts"]).tolist()
         masks.add_code({"size": [40, 50], "counts": code["counts"].decode()})
         masks.add_code({"size": [40, 50], "counts": counts})
-    masks.look()
+    masks.check_group()
     xywh = coco_mask.toBbox(codes)
     expected = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
     assert np.array_equal(masks.extents[0][::2], expected) and np.array_equal(masks.extents[0][1::2], expected)
