@@ -1,7 +1,7 @@
-"""Annotations in COCO's form and images in, (image, target) items out.
+"""Dataset of images with annotations in COCO's form; its items are (image, target).
 
-The annotations stay in their file until an item needs them (dataset_files/coco_index.py knows where they are), so that
-COCO's million of them costs no worker a Python object.
+The annotations stay in their file until an item needs them (dataset_files/coco_index.py stores their positions), so
+that no loader worker holds a million annotations as Python objects.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from transforms import Transform, collate_fn
 
 
 class CocoDetection(Dataset):
-    """Images and instances of one split; see `InstanceDataset` for what it offers.
+    """Images and instances of one split; implements `InstanceDataset`.
 
-    For training, crowds are left out, and so are objects without a box or mask and images that are then without object.
-    Any other split keeps every image and every crowd.
+    Training leaves out crowds, objects without a box or mask, and images in which no object is left. Any other
+    split keeps every image and every crowd.
 
     Args:
         root: a folder with `annotations/instances_{dataset}{years}.json` and `{dataset}{years}/`; or an opened split of
@@ -45,7 +45,7 @@ class CocoDetection(Dataset):
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the JSON cannot be used, or holds what would make results wrong; the message says where and why.
+        ValueError: the JSON cannot be used, or would make results wrong; the message says where and why.
     """
 
     collate_fn = staticmethod(collate_fn)
@@ -71,7 +71,7 @@ class CocoDetection(Dataset):
         self.training = dataset == "train"
         names = self.index.file_names.tolist()
         is_own = np.array([plan.images is None or name in plan.images for name in names], dtype=bool)
-        self.own_images = np.flatnonzero(is_own)  # with those that training leaves out
+        self.own_images = np.flatnonzero(is_own)  # including those that training leaves out
         self.image_indices = self.own_images
         if self.training:
             is_kept = (self.index.usable_counts() > 0) | (plan.keep_empty & self.index.bare)
@@ -80,7 +80,7 @@ class CocoDetection(Dataset):
         self._coco: Any = None
 
     def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "CocoDetection":
-        """Return the dataset with the labels and category ids of another table, matched by name.
+        """Return a copy with the labels and category ids of another class table, matched by name.
 
         Objects of classes that the table lacks are left out.
         """
@@ -92,7 +92,7 @@ class CocoDetection(Dataset):
         return remapped
 
     def drop_items(self, items: Sequence[int]) -> "CocoDetection":
-        """Return the dataset without these items; the others close up."""
+        """Return a copy without these items; the others are renumbered."""
         smaller = copy.copy(self)
         smaller.image_indices = np.delete(self.image_indices, np.array(items, dtype=np.int64))
         smaller._coco = None
@@ -102,7 +102,7 @@ class CocoDetection(Dataset):
         return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        """Item i.
+        """Return item i.
 
         Returns:
             Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels`
@@ -122,7 +122,7 @@ class CocoDetection(Dataset):
         return image, target
 
     def target(self, i: int) -> dict:
-        """The target of item i, as `__getitem__` returns it but before the transforms."""
+        """Return the target of item i as in `__getitem__`, but before the transforms."""
         size = self.get_height_and_width(i)
         annotations = self.annotations(i, only_usable=self.training)
         try:
@@ -143,7 +143,7 @@ class CocoDetection(Dataset):
         }
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
-        """The annotations of item i as in the file, but for what `reading` changes and classes that are left out."""
+        """Return the annotations of item i, modified as `reading` says and without classes that are left out."""
         annotations = self.index.annotations(self.image_indices[i], only_usable)
         annotations = [a for a in annotations if a["category_id"] in self.label_of]
         for annotation in annotations:
@@ -157,19 +157,19 @@ class CocoDetection(Dataset):
         return int(self.index.image_ids[self.image_indices[i]])
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Of image i, from the annotations, without opening it."""
+        """Return the annotated height and width of image i, without opening it."""
         height, width = self.index.sizes[self.image_indices[i]].tolist()
         return height, width
 
     def image_names(self) -> list[str]:
-        """The file of each image below `image_folder`."""
+        """Return the file of each image, relative to `image_folder`."""
         return self.index.file_names[self.image_indices].tolist()
 
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
     def counts(self) -> ObjectCounts:
-        """How many objects of its images the split has, and what is not trained on."""
+        """Count the objects of the split, and its images without an object to train on."""
         chosen = np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
@@ -178,42 +178,42 @@ class CocoDetection(Dataset):
         return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty)
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
-        """Class name -> objects that are no crowds, and crowds."""
+        """Return class name -> number of objects that are not crowds, and of crowds."""
         owners = self.index.owners()
-        here = np.isin(owners, self.own_images if self.training else self.image_indices)
+        is_own = np.isin(owners, self.own_images if self.training else self.image_indices)
         table = {}
         for category, label in self.label_of.items():
-            crowds = self.index.crowds[here & (self.index.category_ids == category)]
+            crowds = self.index.crowds[is_own & (self.index.category_ids == category)]
             table[self.class_names[label]] = (int((~crowds).sum()), int(crowds.sum()))
         return table
 
     def classes_of_images(self) -> list[list[int]]:
-        """The category ids of the objects of each item, in training of those that are trained on."""
+        """Return the category ids of each item's objects; for training, only of those that are trained on."""
         of_all = self.index.classes_of_images(only_usable=self.training)
         return [of_all[place] for place in self.image_indices]
 
     def checksum(self) -> str:
-        """A text that changes with the images' names and with any annotation of these images."""
+        """Return a string that changes with the images' names and with any annotation of these images."""
         chosen = np.isin(self.index.owners(), self.image_indices)
         names = "\n".join(self.image_names()).encode(errors="surrogatepass")
         return sha256(names + self.index.checksums[chosen].tobytes()).hexdigest()[:16]
 
     def __getstate__(self) -> dict:
-        """What a loader worker gets where processes are not forked; the ground truth cannot be pickled."""
+        """Return the state for loader workers that are spawned; the ground truth cannot be pickled."""
         return self.__dict__ | {"_coco": None}
 
     @property
     def coco(self) -> Any:
-        """Ground truth for the evaluation, made on first use: a COCO object of hotcoco."""
+        """The ground truth for the evaluation, a COCO object of hotcoco; created on first use."""
         if self._coco is None and self.is_whole():
-            with contextlib.suppress(ValueError):  # hotcoco's, of a field that nothing here needs
+            with contextlib.suppress(ValueError):  # hotcoco rejects a field that is not needed here
                 self._coco = coco_object(str(self.source))
         if self._coco is None:
             self._coco = coco_object(self.coco_content())
         return self._coco
 
     def is_whole(self) -> bool:
-        """Whether the ground truth is the file as it stands."""
+        """Whether the ground truth is the unmodified annotation file."""
         as_written = self.index.path == self.source and self.reading == AS_WRITTEN and not self.problems.counts
         own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())
         return (
@@ -224,7 +224,7 @@ class CocoDetection(Dataset):
         )
 
     def coco_content(self) -> dict:
-        """The split as the content of a COCO file, without what was left out and in a form that every reader takes.
+        """Return the split as the content of a COCO file that every reader accepts, without dropped items.
 
         Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish.
         """
@@ -266,7 +266,7 @@ def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
 
 
 def box_code(box: Sequence[float], height: int, width: int) -> dict:
-    """The packed run-length code of a box [x, y, width, height], clipped to its image."""
+    """Return the packed run-length code of a box [x, y, width, height], clipped to its image."""
     x1, y1, x2, y2 = clipped_corners(np.array([box], dtype=np.float64), np.array((height, width)))[0].tolist()
     return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)[0]
 
@@ -285,10 +285,10 @@ def coco_object(source: str | dict) -> Any:
 
 
 def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
-    """Label -> category id, for all categories of a data set.
+    """Return label -> category id, for all categories of a dataset.
 
-    Labels are the ids themselves whenever these start at 1 or above and the largest is at most twice their number
-    (COCO: 90 for 80), so that published weights fit. Any other numbering becomes 1..K in the order of the ids.
+    Labels equal the ids if these start at 1 or above and the largest is at most twice their number (COCO: 90 for 80
+    classes), so that published weights fit. Otherwise labels are 1..K in the order of the ids.
     """
     ids = sorted(category_ids)
     if ids and ids[0] >= 1 and ids[-1] <= 2 * len(ids):
@@ -297,12 +297,12 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 
 
 def packed_code(annotation: dict, height: int, width: int) -> dict:
-    """The packed run-length code of an annotation's mask: polygons, a list of counts, or packed already.
+    """Convert an annotation's mask (polygons, or a run-length code with listed or packed counts) to a packed code.
 
-    Polygons of fewer than three points are passed over; pycocotools would take two points for a box.
+    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
 
     Raises:
-        ValueError: the counts are none.
+        ValueError: the counts are invalid.
     """
     mask = annotation["segmentation"]
     polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []

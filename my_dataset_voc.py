@@ -1,7 +1,7 @@
-"""Pascal VOC's XML files, images and instance PNGs in, (image, target) items out.
+"""Dataset of the segmentation lists of Pascal VOC's devkit; its items are (image, target).
 
-The annotations are converted to COCO's form once and stored (dataset_files/voc_files.py); from there on, the dataset is
-the same as for COCO.
+The annotations are converted to COCO's form once and stored (dataset_files/voc_files.py). From then on, the dataset
+works as for COCO.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ class VOCInstances(CocoDetection):
     """Images and instances of one list of the devkit; see `CocoDetection`.
 
     Labels and category ids are 1..20, in the devkit's order. Training lists ("train.txt", "trainval.txt") leave out
-    difficult objects, objects without a mask, and images that are then without object. Other lists keep both as
-    crowds, which the metrics neither reward nor punish.
+    difficult objects, objects without a mask, and images in which no object is left. Other lists keep these
+    objects as crowds, which the metrics neither reward nor punish.
 
     Args:
         voc_root: the folder VOC{year}, the VOCdevkit that holds it, or the folder that holds the VOCdevkit.

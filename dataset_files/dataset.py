@@ -1,4 +1,4 @@
-"""The contract of a dataset: what loaders, the check and the evaluation ask of it."""
+"""The interface of a dataset that loaders, the data check and the evaluation rely on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -10,11 +10,13 @@ from dataset_files.problems import Problems
 
 
 class ObjectCounts(NamedTuple):
-    """Objects of a split: all, crowds, the most in one image; and its images without an object to train on.
+    """Numbers of objects in a split, and of images without an object to train on.
 
     Attributes:
-        images_without_objects: how many of these training leaves out.
-        empty_images: how many are kept to train on as background.
+        objects: all objects, including crowds.
+        most_in_an_image: objects in the image that has the most.
+        images_without_objects: images without an object to train on, which training leaves out.
+        empty_images: images without annotations that training keeps as background.
     """
 
     objects: int
@@ -32,12 +34,12 @@ def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
 
 
 class ItemPlan(NamedTuple):
-    """Which images and objects of a split a dataset offers.
+    """The selection of images and objects of a split that a dataset offers.
 
     Attributes:
-        images: names of the images that belong to this side of a divided file; None for all.
-        keep_empty: train also on images that have no annotation at all; all that they show is background.
-        skip_bad: drop what would make results wrong instead of raising; it is noted in `problems` either way.
+        images: names of the images to use, if one file is divided into training and validation; None for all.
+        keep_empty: also train on images without any annotation, as background.
+        skip_bad: drop invalid images and annotations instead of raising; `problems` lists them either way.
         exif: how images with an EXIF orientation are read, see `read_image`.
     """
 
@@ -51,16 +53,16 @@ EVERYTHING = ItemPlan()
 
 
 class InstanceDataset(Protocol):
-    """Images and instances of one split. Nothing but `transforms` changes once it is built.
+    """Images and instances of one split. Only `transforms` may change once it is built.
 
-    An item is an image, uint8 [3, H, W], and a target: `boxes` float32 [N, 4], x1y1x2y2 in its pixels, `labels` int64
+    An item is an image, uint8 [3, H, W], and a target: `boxes` float32 [N, 4], x1y1x2y2 in pixels, `labels` int64
     [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
 
     Attributes:
         class_names: label -> name.
         category_ids: label -> category id in the annotations and in written results.
-        training: whether items are for training: without crowds, and images without objects are left out.
-        source: what messages name: the annotation file, or the file or folder that it was converted from.
+        training: whether the items are for training, without crowds and without images that have no objects.
+        source: the path that messages name: the annotation file, or the file or folder it was converted from.
         problems: what is wrong with the annotations.
         image_folder: the folder that `image_names` are relative to.
         exif: how images with an EXIF orientation are read, see `read_image`.
@@ -88,34 +90,34 @@ class InstanceDataset(Protocol):
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Any]]: ...
 
     def target(self, i: int) -> dict[str, Any]:
-        """The target of item i, before the transforms and without opening the image."""
+        """Return the target of item i, before the transforms and without opening the image."""
 
     def image_id(self, i: int) -> int: ...
 
     def image_names(self) -> list[str]:
-        """The file of each image, relative to `image_folder`."""
+        """Return the file of each image, relative to `image_folder`."""
 
     def image_path(self, i: int) -> Path: ...
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Of image i, from the annotations, without opening it."""
+        """Return the annotated height and width of image i, without opening it."""
 
     def counts(self) -> ObjectCounts: ...
 
     def classes_of_images(self) -> list[list[int]]:
-        """The category ids of the objects of each item, in training of those that are trained on."""
+        """Return the category ids of each item's objects; for training, only of those that are trained on."""
 
     def checksum(self) -> str:
-        """A text that changes with the images' names and with any annotation."""
+        """Return a string that changes with the images' names and with any annotation."""
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
-        """Class name -> objects that are no crowds, and crowds."""
+        """Return class name -> number of objects that are not crowds, and of crowds."""
 
     def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "InstanceDataset":
-        """Return the dataset with the labels and category ids of another table, matched by name.
+        """Return a copy with the labels and category ids of another class table, matched by name.
 
         Objects of classes that the table lacks are left out.
         """
 
     def drop_items(self, items: Sequence[int]) -> "InstanceDataset":
-        """Return the dataset without these items; the others close up."""
+        """Return a copy without these items; the others are renumbered."""

@@ -1,7 +1,7 @@
-"""Find the image files that annotations name: file names as tools write them in, names that exist below a folder out.
+"""Resolve file names in annotations, as various tools write them, to files below an image folder.
 
-Names that exist as they stand are kept. Any other gets the one file below the image folder that has the same base
-name, whatever its folder, case or image suffix; nothing outside of that folder is ever looked at.
+A name that exists is kept. Any other is replaced by the one file below the image folder that has the same base name,
+regardless of folder, case and image suffix. Nothing outside that folder is ever opened.
 """
 
 import os
@@ -15,7 +15,7 @@ from dataset_files.image_files import IMAGE_SUFFIXES, images_below
 from dataset_files.problems import Problems, is_file_name, leaves_folder, shown
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
-LARGEST_POINTER = 1024  # bytes, as Git LFS has it
+LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 
 
 class Resolved(NamedTuple):
@@ -26,12 +26,13 @@ class Resolved(NamedTuple):
 
 
 def resolve(names: Sequence[str], folder: Path) -> Resolved:
-    """The file below `folder` that each name means, relative to it with forward slashes.
+    """Find the file below `folder` that each name refers to.
 
-    A name without such a file is returned as it is, for the check of the images to report as missing.
+    A name without such a file is returned unchanged, and the image check reports it as missing.
 
     Returns:
-        The names, and how many were "found elsewhere" or are "ambiguous", since several files fit equally well.
+        The names relative to `folder`, with forward slashes. Those that were "found elsewhere", or are "ambiguous" as
+        several files match equally well, are noted as problems.
     """
     absent = set(missing_names(names, folder))
     if not absent:
@@ -55,7 +56,7 @@ def resolve(names: Sequence[str], folder: Path) -> Resolved:
 
 
 def missing_names(names: Sequence[str], folder: Path) -> list[str]:
-    """The names that are no file below `folder` as they stand; each folder is listed once, whatever the count."""
+    """Return the names that are not files below `folder`. Each folder is listed only once."""
     wanted: dict[str, list[str]] = {}
     for name in names:
         wanted.setdefault(name.rpartition("/")[0], []).append(name)
@@ -69,7 +70,7 @@ def missing_names(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of the files in a folder, links included; none if there is no such folder."""
+    """Return the names of the files in a folder, including links; an empty set if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -78,7 +79,7 @@ def listing(folder: Path) -> set[str]:
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Whether a file is Git LFS's stand-in for one that was not downloaded."""
+    """Whether a file is a Git LFS pointer to content that was not downloaded."""
     try:
         with open(path, "rb") as file:
             start = file.read(LARGEST_POINTER + 1)
@@ -88,14 +89,14 @@ def is_lfs_pointer(path: str | Path) -> bool:
 
 
 class ImageFinder:
-    """Finds images below `root` by the names that annotations have for them; the folder is listed on first use."""
+    """Finds images below `root` by their names in annotations. The folder is listed on first use."""
 
     def __init__(self, root: Path):
         self.root = root
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Base name in lower case -> images relative to `root` with forward slashes; no links that lead outside."""
+        """Map base names in lower case to images, relative to `root` with forward slashes; no links to outside."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
@@ -105,14 +106,14 @@ class ImageFinder:
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """The same by base name without suffix."""
+        """Map base names without suffix to images, like `by_base`."""
         groups: dict[str, list[str]] = {}
         for base, names in self.by_base.items():
             groups.setdefault(os.path.splitext(base)[0], []).extend(names)
         return groups
 
     def at(self, folder: Path, name: str) -> str | None:
-        """The image `name` as seen from `folder`, relative to `root`; None if it is missing or outside `root`."""
+        """Return the path of `folder / name` relative to `root`; None if it is missing or outside `root`."""
         if not name or "\0" in name or not is_file_name(name):
             return None
         path = Path(os.path.normpath(folder / name))
@@ -121,13 +122,13 @@ class ImageFinder:
         return path.relative_to(self.root).as_posix()
 
     def find(self, name: str, *folders: Path) -> str | None:
-        """The image called `name`, relative to `root` with forward slashes.
+        """Return the image that `name` refers to, relative to `root` with forward slashes.
 
         Args:
-            folders: where to look for it as it stands, and for its base name, in this order.
+            folders: searched in this order, first for the whole name, then for its base name.
 
         Returns:
-            What was found there, else the one image that fits best, see `fitting`; None if none does, or several.
+            The image found in these folders, else the best match, see `fitting`; None without a single best match.
         """
         name = name.replace("\\", "/")
         for wanted in dict.fromkeys((name, name.rpartition("/")[2])):
@@ -139,9 +140,9 @@ class ImageFinder:
         return next((group[0] for group in (fitting, near) if len(group) == 1), None)
 
     def fitting(self, name: str) -> list[str]:
-        """The images that `name` fits best: most folders in common, then the same case; several if they fit equally.
+        """Return the images that match `name` best: most parent folders in common, then same case; several on a tie.
 
-        Those of the same base name, whatever its folder and case; else those with another image suffix.
+        Candidates have the same base name, in any folder and case; if there are none, another image suffix is allowed.
         """
         plain = name.replace("\\", "/").partition("?d=")[2] or name.replace("\\", "/")  # Label Studio's local files
         for wanted in dict.fromkeys((plain, unquote(plain))):
@@ -157,7 +158,7 @@ class ImageFinder:
 
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
-    """How many folders above the base names are the same, and whether the base names are, also in case."""
+    """Count the parent folders that agree, innermost first; tell whether the base names agree, including case."""
     folders, others = name.split("/")[-2::-1], file.split("/")[-2::-1]
     same = 0
     while same < min(len(folders), len(others)) and folders[same].lower() == others[same].lower():

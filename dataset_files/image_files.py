@@ -1,4 +1,4 @@
-"""Image files of a data set: list them, tell splits by the names of folders, read a size from the header."""
+"""List the image files of a dataset, recognise splits by folder names, and read image sizes from headers."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from dataset_files.rgb_images import open_image, orientation_of
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
 )
-# Names of sub-folders, lists and keys, in lower case -> the split's.
+# Names of sub-folders, lists and keys in lower case -> split.
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -21,7 +21,7 @@ SPLIT_WORD = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of `folder` that are named like a split: "train", "val" or "test" -> folder."""
+    """Return the sub-folders of `folder` that are named like a split: "train", "val" or "test" -> folder."""
     found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
         split = SPLIT_NAMES.get(name.lower())
@@ -31,13 +31,13 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def split_in(name: str) -> str:
-    """The split that a name says anywhere: "train" for stage1_train, but not for trains; "" if it says none."""
+    """Return the split that a name contains as a word: "train" for stage1_train, not for trains; "" without one."""
     found = SPLIT_WORD.search(name.lower())
     return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder; none if there is no such folder."""
+    """Return the names in a folder; an empty list if the folder does not exist."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -50,7 +50,7 @@ def is_image_name(name: str) -> bool:
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """All files in a folder and its sub-folders, sorted, hidden ones left out; linked folders are entered once each.
+    """Yield the files in a folder and its sub-folders, sorted, without hidden ones; enter linked folders only once.
 
     Args:
         depth: levels of sub-folders to enter; None for all.
@@ -72,12 +72,12 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as its EXIF tag turns it, from its header.
+    """Read the height and width of an image from its header, with its EXIF orientation applied.
 
-    Tools that store no size show images turned, and so their coordinates are meant.
+    Tools that store no size display images upright, so their coordinates refer to the upright image.
 
     Raises:
-        ValueError: the file is not an image that can be read.
+        ValueError: the file is not a readable image.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -86,5 +86,5 @@ def read_size(path: Path) -> tuple[int, int]:
             return (width, height) if orientation_of(image) in (5, 6, 7, 8) else (height, width)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a broken file makes Pillow raise anything
+    except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(str(error)) from error

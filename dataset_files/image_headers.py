@@ -21,9 +21,9 @@ from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
 
-KEPT_FROM = 5000  # images: the headers of fewer are read in a second
+KEPT_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
-# Stand for the size of what is not a file.
+# Used instead of a file's size: the path does not exist, or is not a regular file.
 MISSING, NO_FILE = -1, -2
 # State of a header, and the kind of problem with the same index.
 FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
@@ -66,7 +66,7 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return size in bytes and mtime of each file, int64 [P, 2]; a size of MISSING or NO_FILE for what is not one."""
+    """Return size in bytes and mtime of each file, int64 [P, 2]; size is MISSING or NO_FILE if there is none."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -118,7 +118,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
             warnings.simplefilter("ignore")  # Pillow warns again when the images are opened
             read = pool.map(read_header, paths, chunksize=64)
-            quiet = None if len(paths) > KEPT_FROM else True  # None: where there is no terminal
+            quiet = None if len(paths) > KEPT_FROM else True  # None: hidden without a terminal
             headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
         if len(names) >= KEPT_FROM:
             columns = {"names": np.array(names, dtype=np.str_), "files": files, "headers": headers}
@@ -135,5 +135,5 @@ def read_header(path: str) -> tuple[int, int, int, int]:
         return 0, 0, 1, BOMB
     except PermissionError:
         return 0, 0, 1, UNREADABLE
-    except Exception:  # with a broken header Pillow can raise anything
+    except Exception:  # Pillow can raise any exception for a broken header
         return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NOT_AN_IMAGE

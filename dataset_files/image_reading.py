@@ -1,4 +1,4 @@
-"""Read image files of any kind into uint8 RGB, in the orientation that their annotations mean."""
+"""Read image files as uint8 RGB tensors, in the orientation that their annotations refer to."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
     """Read an image file as uint8 [3, H, W].
 
     Args:
-        size: height and width that annotations say.
-        exif: "apply" turns the image as its EXIF orientation says, "ignore" leaves it as it is stored; None turns it if
-            only then it has the annotated size.
+        size: the annotated height and width.
+        exif: "apply" applies the EXIF orientation, "ignore" does not; None applies it if only then the image has the
+            annotated size.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -30,7 +30,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, exif: str 
             return image_to_tensor(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image") from None
-    except Exception as error:  # with a broken file Pillow can raise anything
+    except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 

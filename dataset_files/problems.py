@@ -1,4 +1,4 @@
-"""Collect problems of a dataset by kind: the number of each, and the first few described.
+"""Collect the problems of a dataset by kind: their number, and descriptions of the first few.
 
 Readers note problems here instead of stopping at the first one, so that a user can fix all of them at once.
 """
@@ -17,11 +17,11 @@ class Kind(NamedTuple):
     """A kind of problem.
 
     Attributes:
-        text: what is affected, in plural.
-        wrong: whether it would make results wrong; otherwise training drops what is affected and continues.
-        stays: whether training keeps what is affected, too.
-        skippable: whether `--skip-bad` can drop what a wrong kind affects. It cannot where a whole file is in doubt,
-            as the rest would be equally wrong.
+        text: the affected items, in the plural.
+        wrong: whether it would make results wrong; if not, training drops the affected items and continues.
+        stays: whether training keeps the affected items of a harmless kind.
+        skippable: whether `--skip-bad` can drop the affected items of a wrong kind. It cannot if a whole file is in
+            doubt, as the remaining items would be equally wrong.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # a COCO file as a whole; first, since its other problems follow from these
+    # a COCO file as a whole; listed first, since other problems follow from these
     "box format": Kind("annotation files whose boxes are not x, y, width, height", skippable=False),
     "fractions": Kind("annotation files whose coordinates are not pixels", skippable=False),
     "category numbering": Kind("annotation files that number categories in two ways", skippable=False),
@@ -73,12 +73,12 @@ KINDS = {
     "label line": Kind("invalid lines in label files"),
     "shared labels": Kind("label or mask files that several images share; rename the images and their files"),
     "class id": Kind("objects with class numbers beyond 'names'"),
-    "colour": Kind("colours in masks that no class has"),
+    "colour": Kind("colours in masks that belong to no class"),
     "not an area": Kind("shapes without an area (points, lines), which are left out", wrong=False, stays=True),
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
     "labels beside": Kind(
-        "label files beside their images although there is a folder of labels, used where that has none", False, True
+        "label files beside their images, used only where the folder of labels has none", False, True
     ),
     "no label image": Kind("label files without an image, which are left out", wrong=False, stays=True),
     "no mask image": Kind("masks without an image, which are left out", wrong=False, stays=True),
@@ -124,7 +124,7 @@ KINDS = {
     "size": Kind("images of another size than annotated"),
     "bomb": Kind("images too large to be opened safely"),
     "exif": Kind(
-        "images whose EXIF orientation their size does not confirm, read as they are stored; --exif apply turns them",
+        "images whose EXIF orientation their size does not confirm, read as stored; --exif apply turns them upright",
         wrong=False,
         stays=True,
     ),
@@ -160,7 +160,7 @@ class Problems:
         return [kind for kind in KINDS if kind in self.counts and KINDS[kind].wrong]
 
     def harmless(self) -> list[str]:
-        """List the other kinds found."""
+        """List the kinds found that would not make results wrong, in the order of KINDS."""
         return [kind for kind in KINDS if kind in self.counts and not KINDS[kind].wrong]
 
     def in_words(self, kind: str, outcome: str = "") -> str:
@@ -197,14 +197,14 @@ def shown(value: object) -> str:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name from a dataset might lead out of its folder, on any system."""
+    """Whether a file name from a dataset might lead out of its folder on any operating system."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
     return not name or "\0" in name or parts[0] == "" or has_drive or ".." in parts or not is_file_name(name)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a system can have a file with this name."""
+    """Whether a file system can hold a file of this name."""
     try:
         return len(name.encode()) < 1024
     except UnicodeEncodeError:

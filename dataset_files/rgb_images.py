@@ -1,4 +1,4 @@
-"""Open image files of any kind with Pillow as 8-bit RGB, and read their EXIF orientation; without torch."""
+"""Open image files with Pillow, read their EXIF orientation and convert them to 8-bit RGB, all without torch."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
-ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # of Pillow's `info`
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of Pillow's `info`
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,7 +30,7 @@ IMAGE_FORMATS = tuple(
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open an image file with Pillow; of a JSON file the image that labelme stored in it as `imageData`.
+    """Open an image file with Pillow; from a JSON file, open the image that labelme embedded as `imageData`.
 
     Raises:
         FileNotFoundError, PIL.UnidentifiedImageError, ...: whatever Pillow raises.
@@ -53,19 +53,19 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its orientation says."""
+    """Apply an image's EXIF orientation."""
     orientation = orientation_of(image)
     return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
 
 
 def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
-    """Whether annotations mean an image as its EXIF orientation turns it, not as it is stored.
+    """Whether annotations refer to an image with its EXIF orientation applied, not to the stored image.
 
-    COCO's mean it as it is stored. Those of other tools may not; that shows where width and height are exchanged.
+    COCO's annotations refer to the stored image. Those of other tools may not; swapped width and height reveal it.
 
     Args:
         stored: width and height, as in Pillow.
-        orientation: the EXIF tag; from 5 on it turns by a quarter.
+        orientation: the EXIF tag; values from 5 swap width and height.
         annotated: height and width.
         exif: see `read_image`.
     """
@@ -76,7 +76,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
 
 
 def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether the annotated size cannot tell if annotations mean an image as its EXIF orientation turns it."""
+    """Whether the annotated size leaves open if annotations refer to the image with its EXIF orientation applied."""
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 

@@ -16,7 +16,7 @@ READERS = 8  # threads: on a network file system most of the time is waiting
 
 
 def in_words(training: InstanceDataset, validation: InstanceDataset) -> str | None:
-    """Describe the validation images that are trained on in one line; None if there are none."""
+    """Describe in one line the validation images that are also trained on; None if there are none."""
     paths = [validation.image_path(i) for i in range(len(validation))]
     pairs = shared_images(paths, [training.image_path(i) for i in range(len(training))])
     if not pairs:
@@ -52,7 +52,7 @@ def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[P
 
 
 def state_of(path: Path) -> tuple[int, int, int]:
-    """Size, device and inode of a file."""
+    """Return size, device and inode of a file."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -61,7 +61,7 @@ def state_of(path: Path) -> tuple[int, int, int]:
 
 
 def head_of(path: Path) -> tuple[int, bytes]:
-    """Size and hash of the first bytes of a file; size -1 if it cannot be read."""
+    """Return the size of a file and a hash of its first bytes; a size of -1 if it cannot be read."""
     with suppress(OSError), open(path, "rb") as file:
         return os.fstat(file.fileno()).st_size, sha256(file.read(HEAD)).digest()
     return -1, b""

@@ -1,9 +1,9 @@
 """Divide the images of one annotation file into training and validation, the same way at every start.
 
-By a hash of each file name and the seed, so that every process divides them alike. Copies of one image (Roboflow's
-names end with `.rf.` and a hash) stay together. An image keeps its side when others are added, except those few that
-are moved so that each class, and each side, has an image: adding images may change which these are. A checkpoint
-therefore stores the names of the images that were held out.
+The side of an image depends on a hash of its file name and the seed, so that every process divides the images alike.
+Copies of one image (Roboflow's names end with `.rf.` and a hash) stay together. An image keeps its side when others are
+added, except for a few that are moved so that both sides have images, and images of each class. Adding images may
+change which ones are moved, so a checkpoint stores the names of the validation images.
 """
 
 import re
@@ -19,13 +19,13 @@ COPY = re.compile(r"(_(jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]+$", re.IGNOR
 def choose_validation(
     names: Sequence[str], classes: Sequence[Sequence[int]], fraction: float, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """The images that are for validation.
+    """Choose the images for validation.
 
-    Every class is put on both sides if it occurs in two images that may be parted.
+    A class that occurs in at least two images, not counting copies, is put on both sides if possible.
 
     Args:
         names: the file of each of P images.
-        classes: the classes that occur in each.
+        classes: the classes that occur in each image.
         fraction: the share of images for validation, in 0..1.
 
     Returns:
@@ -36,7 +36,7 @@ def choose_validation(
         groups.setdefault(original_of(name), []).append(i)
     position = {stem: place_of(stem, seed) for stem in groups}
     chosen = {stem: position[stem] < fraction for stem in groups}
-    if len(groups) > 1:  # neither side is empty
+    if len(groups) > 1:  # so that neither side is empty
         ordered = sorted(groups, key=position.__getitem__)
         chosen[ordered[0]], chosen[ordered[-1]] = True, False
     holders: dict[int, list[str]] = {}
@@ -62,11 +62,11 @@ def choose_validation(
 
 
 def original_of(name: str) -> str:
-    """The name that copies of one image share: its path without suffix and without Roboflow's addition."""
+    """Return the name that all copies of an image share: its path without suffix and without Roboflow's addition."""
     path = PurePosixPath(name)
     return COPY.sub("", str(path.with_suffix("")))
 
 
 def place_of(stem: str, seed: int) -> float:
-    """A number in 0..1 that depends on name and seed only."""
+    """Return a number in 0..1 that depends only on name and seed."""
     return int.from_bytes(sha256(f"{seed} {stem}".encode(errors="surrogatepass")).digest()[:8], "big") / 2**64

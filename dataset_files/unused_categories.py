@@ -1,4 +1,4 @@
-"""Find the classes among categories: drop headings, such as Roboflow's, and background; tell equal names apart."""
+"""Drop categories that are not classes (headings such as Roboflow's, background), and make equal names distinct."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ BACKGROUND = ("_background_", "__background__", "__ignore__")
 
 
 def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
-    """The ids of categories that no annotation uses and that are no class.
+    """Return the ids of categories that no annotation uses and that are not classes: headings and background.
 
-    That is the category that all others name as their supercategory, and those called background. A category that is
-    only unused stays: a split may lack a class. So does the last one.
+    A heading is the supercategory of all other categories. Any other unused category stays, since a split may lack a
+    class. If no category would be left, all stay.
 
     Args:
-        entries: a COCO file's list "categories", which may hold anything.
+        entries: a COCO file's list "categories", not yet validated.
         used: the category ids of its annotations.
     """
     valid = [e for e in entries if isinstance(e, dict) and type(e.get("id")) is int and isinstance(e.get("name"), str)]
@@ -32,9 +32,9 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
 
 
 def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None:
-    """Add the supercategory to names that several categories share; note those that even so are the same.
+    """Add the supercategory to names that several categories share; note those that are still equal.
 
-    Classes of different splits are matched by name, so that two of one name would become one.
+    Classes of different splits are matched by name, so two classes of one name would be merged.
 
     Args:
         names: category id -> name; changed in place.

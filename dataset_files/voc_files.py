@@ -1,6 +1,6 @@
-"""Convert the lists of Pascal VOC's devkit, with their XML annotations and PNGs of masks, to COCO's form.
+"""Convert the image lists of Pascal VOC's devkit, with their XML annotations and mask PNGs, to COCO's form.
 
-Only files of the devkit's layout are opened, whatever a file names, and no entity of an XML file is expanded.
+Only paths of the devkit's layout are opened, whatever paths the files contain, and XML entities are never expanded.
 """
 
 import math
@@ -29,7 +29,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 VOID_LABEL = 255  # palette index of the contours between objects, which belong to no object
 LARGEST_XML = 10 << 20  # bytes
-SMALLEST_OVERLAP = 0.2  # IoU of an object's box with the box around a mask, below which they are not the same
+SMALLEST_OVERLAP = 0.2  # with a smaller IoU, an object's box and the box around a mask do not match
 READERS = 4  # threads
 
 Crop: TypeAlias = tuple[int, int, np.ndarray]  # left, top and bool [h, w]
@@ -38,12 +38,12 @@ Crop: TypeAlias = tuple[int, int, np.ndarray]  # left, top and bool [h, w]
 @dataclass
 class VOCObject:
     label: int
-    box: tuple[float, float, float, float]  # x1y1x2y2, 0-based, the right and lower edges beyond the last pixel
+    box: tuple[float, float, float, float]  # x1y1x2y2, 0-based, with exclusive right and lower edges
     difficult: bool
 
 
 class VOCImage(NamedTuple):
-    """Size (height, width), objects and problems of one image; `is_usable` if it belongs to the data set."""
+    """Size (height, width), objects and problems of one image; `is_usable` if it becomes part of the dataset."""
 
     size: tuple[int, int]
     objects: list[dict]
@@ -52,7 +52,7 @@ class VOCImage(NamedTuple):
 
 
 def find_voc_folder(root: str | Path, year: str) -> Path:
-    """Return the folder VOC{year}, which is `root`, or lies in it or in its VOCdevkit.
+    """Return the folder VOC{year}: `root` itself, or a folder in `root` or in its VOCdevkit.
 
     Raises:
         FileNotFoundError: there is none.
@@ -93,7 +93,7 @@ def classes_path(folder: Path, name: str) -> Path:
 def convert_list(folder: Path, listed: Path) -> Converted:
     """Convert the images of a list to COCO's form; an image's id is its line number.
 
-    Difficult objects become crowds. So do objects without a mask, which cover their box.
+    Difficult objects become crowds. So do objects without a mask, whose box becomes the mask.
     """
     problems = Problems()
     names = read_list(listed, problems)
@@ -149,7 +149,7 @@ def read_voc_image(folder: Path, name: str) -> VOCImage:
 
 
 def annotation_of(thing: VOCObject, crop: Crop | None, size: tuple[int, int]) -> dict:
-    """Return an object in COCO's form; without a crop its mask is its box."""
+    """Convert an object to COCO's form; without a crop, its box becomes its mask."""
     x1, y1, x2, y2 = thing.box
     if crop is None:
         left, top = int(x1), int(y1)
@@ -167,7 +167,7 @@ def annotation_of(thing: VOCObject, crop: Crop | None, size: tuple[int, int]) ->
 
 
 def read_masks(folder: Path, name: str, size: tuple[int, int]) -> tuple[list[Crop], list[int]]:
-    """Read the instances of an image's PNGs: their crops, and the class that most of their pixels have."""
+    """Read the instances of an image's PNGs: their crops, and the most frequent class of their pixels."""
     instances = read_palette_png(instances_path(folder, name), size)
     classes = read_palette_png(classes_path(folder, name), size)
     crops, labels = [], []
@@ -181,9 +181,9 @@ def read_masks(folder: Path, name: str, size: tuple[int, int]) -> tuple[list[Cro
 
 
 def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], labels: Sequence[int]) -> list[Crop | None]:
-    """Return the crop of each XML object's mask, or None: pairs by class and by overlap, the best first.
+    """Return the crop of each XML object's mask, or None: match by class and overlap, best pairs first.
 
-    The order of the XML says nothing: objects without a mask stand between others.
+    The order in the XML is no help, since objects without a mask stand between the others.
     """
     boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
     overlap = ious(np.array([thing.box for thing in objects])[:, None], boxes)
@@ -198,7 +198,7 @@ def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], labels: Seq
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
-    """Read the names in a list of images, by their line number, counted from 1 without empty lines."""
+    """Read a list of images: line number -> name. Lines count from 1, without empty ones."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the list of images)")
     try:
@@ -215,8 +215,8 @@ def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
     """Parse an XML file of at most `largest` bytes and return its root.
 
     Raises:
-        ValueError: it is not readable, or declares a document type, which could define entities that expand without
-            end or read other files, and which annotations do not need.
+        ValueError: it is not readable, or declares a document type. Annotations do not need one, and it could define
+            entities that expand without end or read other files.
     """
     if not path.is_file():
         raise ValueError("not found")
@@ -302,5 +302,5 @@ def open_masks(path: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
             if image.size != (size[1], size[0]):
                 raise ValueError(f"is {image.width}x{image.height}, but its XML has {size[1]}x{size[0]}")
             yield image
-    except Exception as error:  # with a broken file Pillow can raise anything
+    except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(f"{path}: {error}") from error

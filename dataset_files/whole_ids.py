@@ -1,4 +1,4 @@
-"""Whole numbers in JSON files: checked ones, and ids of any form, where text is read as a number or numbered."""
+"""Validate whole numbers from JSON files, and convert ids of any type to whole numbers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ LARGEST = 2**63 - 1
 
 
 def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
-    """`text_of` of each id -> its whole number, the same on every run.
+    """Map `text_of` each id to a whole number, the same on every run.
 
-    Whole numbers, also as text ("12", "0012"), keep their value, unless two texts would get the same one; what is left
-    is numbered behind the largest, in order. Ids that are neither numbers nor texts are left out.
+    Whole numbers keep their value, also as text ("12", "0012"), unless two texts have the same value. The other ids get
+    the numbers after the largest, in order. Ids that are neither whole numbers nor text are left out.
     """
     texts = dict.fromkeys(text for text in map(text_of, ids) if text is not None)
     values = {text: value_of(text) for text in texts}
@@ -31,13 +31,13 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
 
 
 def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
-    """The whole number of an id in the result of `whole_ids`; None if it was left out."""
+    """Look up the whole number of an id in the result of `whole_ids`; None if it was left out."""
     text = text_of(value)
     return None if text is None else numbers.get(text)
 
 
 def text_of(value: Any) -> str | None:
-    """An id as text, a whole number in the same way whatever its type; None if it is neither a number nor text."""
+    """Format an id as text, 7 and 7.0 alike; None if it is neither a whole number nor text."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if isinstance(value, float):
@@ -46,12 +46,12 @@ def text_of(value: Any) -> str | None:
 
 
 def small_text(value: int) -> str | None:
-    """An int as text; None for one that no file means as an id, and whose text would be endless."""
+    """Format an int as text; None if it is too large to be an id, as its text could have any length."""
     return str(value) if -LARGEST <= value <= LARGEST else None
 
 
 def value_of(text: str) -> int | None:
-    """The number that a text is; None if it is none, or too large for a column of numbers."""
+    """Parse a text as a whole number; None if it is not one, or does not fit into int64."""
     digits = text[1:] if text.startswith("-") else text
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
         return None
@@ -59,12 +59,12 @@ def value_of(text: str) -> int | None:
 
 
 def whole(number: Any) -> Any:
-    """Turn an id that a tool wrote as 7.0 back into an int."""
+    """Convert a number that a tool wrote as 7.0 to an int."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def int64(number: Any) -> int:
-    """Convert a number of a JSON file to a whole number.
+    """Convert a number from a JSON file to an int that fits into int64.
 
     Raises:
         ValueError, OverflowError: it is not whole, or too large.
@@ -78,7 +78,7 @@ def int64(number: Any) -> int:
 
 
 def natural(number: Any) -> int:
-    """Convert like `int64`, to 0 or above: COCO's readers accept no other ids of images and categories."""
+    """Convert like `int64`, but refuse negative numbers, which COCO's readers do not accept as ids."""
     if int64(number) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
     return int64(number)
