@@ -14,10 +14,10 @@ from report.matching import LEAST_OVERLAP, Overlaps
 
 WRONG_CLASS, MISSING, OUTLINE, NOTHING_THERE, DOUBLED = "wrong class", "missing", "outline", "nothing there", "doubled"
 MEANING = {
-    WRONG_CLASS: "the network sees another class here",
-    MISSING: "the network sees an object that has no annotation",
-    OUTLINE: "the network sees an object of this class here, of another extent",
-    NOTHING_THERE: "the network finds objects of this class and size, but none here",
+    WRONG_CLASS: "the network detects another class here",
+    MISSING: "the network detects an object without an annotation",
+    OUTLINE: "the network detects this class here, but with a different outline",
+    NOTHING_THERE: "the network usually finds objects of this class and size, but none here",
     DOUBLED: "another annotation covers the same object",
 }
 SAME_OBJECT = 0.85  # two annotations with at least this IoU are one object annotated twice

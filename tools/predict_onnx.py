@@ -3,8 +3,8 @@
     python tools/predict_onnx.py model.onnx photo.jpg
     python tools/predict_onnx.py model.onnx photos/ 'more/**/*.png' --box-thresh 0.7 --save-json
 
-Needs numpy, Pillow and onnxruntime; with matplotlib, labels are drawn in the font of predict.py. Drawn images, and with
---save-json predictions.json, go to --output-dir, as with predict.py.
+Needs numpy, Pillow and onnxruntime; with matplotlib, labels are drawn in the font of predict.py. As predict.py does, it
+writes drawn images, and with --save-json predictions.json, to --output-dir.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def open_model(path: str, threads: int | None) -> "OnnxModel":
 
 
 class OnnxSteps:
-    """The steps of a prediction with an exported network, for `predict_images`."""
+    """Steps of a prediction with an exported network, for `predict_images`."""
 
     images_per_step = 1
     images_ahead = 1 + THREADS
@@ -78,7 +78,7 @@ class OnnxSteps:
         return [self.model.detect(np.asarray(image)) for image in images]
 
     def describe(self, image: Image.Image, found: dict[str, np.ndarray]) -> Prediction:
-        """Keep what scores at least `box_thresh` and has a class."""
+        """Describe the detections that score at least `box_thresh` and have a class."""
         about = self.model.description
         named = np.array([label in about.category_ids for label in found["labels"].tolist()], dtype=bool)
         keep = named & (found["scores"] >= self.box_thresh)
@@ -94,12 +94,12 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a file of tools/export_onnx.py")
     parser.add_argument("images", nargs="+", help="images, folders of images, or patterns such as 'photos/**/*.jpg'")
     parser.add_argument("--output-dir", default="predictions", help="drawn images and JSON (%(default)s)")
-    parser.add_argument("--box-thresh", type=float, default=0.5, help="lowest score that is shown (%(default)s)")
+    parser.add_argument("--box-thresh", type=float, default=0.5, help="minimum score to show (%(default)s)")
     parser.add_argument(
-        "--mask-thresh", type=float, default=0.5, help="lowest probability of an object's pixel (%(default)s)"
+        "--mask-thresh", type=float, default=0.5, help="minimum probability of a mask's pixels (%(default)s)"
     )
     parser.add_argument("--save-json", action="store_true", help="also write the detections, in COCO's results format")
-    parser.add_argument("--threads", type=positive, help="threads of the CPU (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
     arguments = parser.parse_args()
     with one_line_errors():
         main(arguments)

@@ -35,16 +35,16 @@ class RunEnded(Exception):
 def one_line_errors() -> Iterator[None]:
     """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
 
-    A reader of stdout that has gone ends the script without a message.
+    If the reader of stdout is gone, end the script without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may not fit the encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
     try:
         try:
             yield
         finally:
             if sys.stdout is not None and not isinstance(sys.exc_info()[1], InputError | RunEnded):
-                sys.stdout.flush()  # an error of its reader is caught here, not when Python exits
+                sys.stdout.flush()  # so that a broken pipe is caught here, not when Python exits
     except InputError as error:
         message = str(error).rpartition(f"{InputError.__name__}: ")[2]  # a loader worker prefixes its traceback
         leave(f"error: {message}", WRONG_INPUT)
@@ -68,17 +68,17 @@ def leave(message: str, status: int) -> None:
     except (OSError, AttributeError):  # no stdout
         pass
     if reader_has_gone():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python tries again when it exits
     sys.exit(status)
 
 
 def reader_has_gone() -> bool:
-    """Whether stdout is a pipe that nobody reads any more."""
+    """Whether stdout is a pipe without a reader."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         return bool(poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # no poll on Windows, no stdout, or a test's
+    except (AttributeError, OSError, ValueError):  # Windows has no poll; there may be no stdout, or a test's
         return False
 
 

@@ -224,7 +224,7 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
     if is_main():
         print(
             f"{opened.split.source}: not split; {for_validation.sum()} of {len(for_validation)} images, chosen by "
-            f"their names, are for validation (--val-fraction {fraction:g})",
+            f"their names, are used for validation (--val-fraction {fraction:g})",
             flush=True,
         )
         if one_sided:
@@ -258,7 +258,7 @@ def find_held_out(opened: OpenedSplit, held_out: Mapping[str, int]) -> set[str]:
                 f"here, or have changed: {listed(missing)}"
             )
         if found:
-            print(f"{where}: {len(found)} images, which the training held out, are for validation", flush=True)
+            print(f"{where}: {len(found)} images that the training held out are used for validation", flush=True)
     return found
 
 

@@ -116,7 +116,7 @@ class TrainSettings(DataSettings):
         4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
         inherited=True)  # fmt: skip
     accumulate: int = option(
-        1, "batches per step, whose gradients are accumulated, if memory is too small for --batch-size ({default})",
+        1, "batches per step, whose gradients are accumulated, for larger steps than fit in memory ({default})",
         type=positive, changes_result=True, inherited=True)  # fmt: skip
     opt: str = option(
         "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
@@ -329,8 +329,8 @@ class PredictorSettings(InferenceSettings):
     batch_size: int | None = option(
         None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
     )
-    box_thresh: float = option(0.5, "lowest score that is shown ({default})", type=strength, group="prediction")
-    mask_thresh: float = option(0.5, "lowest probability of an object's pixel ({default})", type=strength)
+    box_thresh: float = option(0.5, "minimum score to show ({default})", type=strength, group="prediction")
+    mask_thresh: float = option(0.5, "minimum probability of a mask's pixels ({default})", type=strength)
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "
         "--annotation-file only to images that then have the size in that file)",

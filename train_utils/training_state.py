@@ -112,7 +112,7 @@ class RunState:
         run: the run folder; `run.writes` is true on the main process only.
         steps_per_epoch: number of steps in a full epoch.
         last_step: the step after which the run ends.
-        number: number of steps that have been started. In `before_step`, it equals the number of finished updates.
+        number: number of steps that have been started. In `before_step`, the weights are those after that many steps.
         step: in `after_step`, the finished step and its losses. The device may already be computing the next step.
         stopping: whether a signal stops the run after this step.
     """

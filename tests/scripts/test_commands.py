@@ -764,7 +764,7 @@ def test_a_training_split_alone_is_divided_which_is_said(lab, scratch):
     assert json.loads((scratch / "out" / "args.json").read_text())["val_fraction"] == 0.2
     again = succeeded(run(lab, "validation.py", *ON_CPU, "--weights-path", scratch / "out" / "model_0.pth"))
     assert "not split; 2 of 6 images" in outcome.out
-    assert "2 images, which the training held out, are for validation" in again.out
+    assert "2 images that the training held out are used for validation" in again.out
 
 
 @pytest.mark.parametrize("content", ['{"images": [', "[1, 2]", "{}", "\x00\x01"])

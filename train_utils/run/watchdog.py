@@ -169,7 +169,7 @@ def process_namespace() -> str:
 def is_running(pid: int) -> bool | None:
     """Whether a process of this namespace is running and not a zombie; None if the system does not report it."""
     if not Path("/proc/self/stat").exists():
-        return None  # on Windows os.kill(pid, 0) would end the process
+        return None  # on Windows os.kill(pid, 0) is not a mere test
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
