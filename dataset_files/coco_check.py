@@ -1,6 +1,6 @@
 """Check the annotations of a COCO file: find the usable ones, and note the problems of the others.
 
-All checks work on columns; an annotation is parsed again only to describe its problem.
+All checks work on columns. An annotation is parsed again only to describe its problem.
 """
 
 import json
@@ -17,11 +17,17 @@ from dataset_files.problems import Problems, shown
 # IoU of a box and the box around its mask. None of 2,359 objects of COCO was below 0.9, but single objects of correct
 # files go down to 0.27. Below 0.1 the two show different things: nothing could be learnt from the mask in that box.
 SMALLEST_OVERLAP = 0.1
-FAR = 1.0  # image sizes beyond its edge
+FAR = 1.0  # image sizes beyond the edge of an image
 
 
 class Checked(NamedTuple):
-    """Of A annotations: their images' places, int64; whether they are right, bool; and have box and mask, bool."""
+    """The results for A annotations.
+
+    Attributes:
+        owners: int64 [A], the index of each annotation's image.
+        valid: bool [A], annotations that would not make results wrong.
+        complete: bool [A], valid annotations with a box and a mask.
+    """
 
     owners: np.ndarray
     valid: np.ndarray
@@ -42,90 +48,127 @@ def check_annotations(
         text: the text of the file.
         boxes_from_masks: use the masks' extents as boxes of objects that have a mask, and ignore the file's.
     """
-    count = len(annotations.ids)
-    ids, image_ids = np.array(annotations.ids, dtype=np.int64), np.array(annotations.image_ids, dtype=np.int64)
-    owners = find_places(image_ids, images.ids)
-    valid = np.ones(count, dtype=bool)
+    check = AnnotationCheck(annotations, images, problems, text)
+    check.check_references(categories)
+    check.check_boxes_and_masks(boxes_from_masks)
+    complete = check.compare_boxes_with_masks()
+    return Checked(check.owners, check.valid, complete)
 
-    def note(kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
+
+class AnnotationCheck:
+    """The columns of a file's annotations, and which annotations have passed the checks so far (`valid`)."""
+
+    def __init__(self, annotations: Annotations, images: ImageEntries, problems: Problems, text: str) -> None:
+        self.annotations, self.images, self.problems, self.text = annotations, images, problems, text
+        self.count = len(annotations.ids)
+        self.ids = np.array(annotations.ids, dtype=np.int64)
+        self.image_ids = np.array(annotations.image_ids, dtype=np.int64)
+        self.owners = find_places(self.image_ids, images.ids)
+        self.sizes = images.sizes[self.owners] if len(images.ids) else np.zeros((self.count, 2), dtype=np.int64)
+        self.boxes = np.array(annotations.boxes).reshape(-1, 4)
+        self.extents = np.concatenate(annotations.masks.extents or [np.zeros((0, 4))])
+        self.valid = np.ones(self.count, dtype=bool)
+
+    def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
+        """Note a problem of the flawed annotations, bool [A]; `value` returns what to show of one."""
+
         def describe(k: int) -> str:
-            annotation = json.loads(text[annotations.starts[k] : annotations.ends[k]])
-            name = f" ({images.file_names[owners[k]]})" if owners[k] >= 0 and images.valid[owners[k]] else ""
-            return f"annotation {ids[k]} of image {image_ids[k]}{name}: {shown(value(annotation, k))}"
+            annotation = json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
+            owner = self.owners[k]
+            name = f" ({self.images.file_names[owner]})" if owner >= 0 and self.images.valid[owner] else ""
+            return f"annotation {self.ids[k]} of image {self.image_ids[k]}{name}: {shown(value(annotation, k))}"
 
-        problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
+        self.problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
 
-    def refuse(kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        note(kind, flawed & valid, value)
-        valid[flawed] = False
+    def refuse(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
+        """Note a problem of the flawed annotations that were valid so far, and mark them as invalid."""
+        self.note(kind, flawed & self.valid, value)
+        self.valid[flawed] = False
 
-    def flawed_masks(kind: str) -> np.ndarray:
-        return np.isin(np.arange(count), np.array(masks.flaws[kind], dtype=np.int64))
+    def with_flaw(self, kind: str) -> np.ndarray:
+        """Return which annotations have masks with a problem of this kind, bool [A]."""
+        return np.isin(np.arange(self.count), np.array(self.annotations.masks.flaws[kind], dtype=np.int64))
 
-    # Images and categories
-    masks = annotations.masks
-    category_ids = np.array(annotations.category_ids, dtype=np.int64)
-    refuse("unknown image", owners < 0, lambda a, k: {"bbox": a["bbox"]})
-    valid[valid] = images.valid[owners[valid]]  # an unusable image was named already, and its objects go with it
-    shifted = numbered_in_two_ways(category_ids, categories)
-    if shifted:
-        problems.add("category numbering", shifted)
-    else:
-        refuse("unknown category", ~np.isin(category_ids, list(categories)), lambda a, k: a["category_id"])
-    refuse("annotation id", find_places(ids, ids) != np.arange(count), lambda a, k: {"bbox": a["bbox"]})
+    def check_references(self, categories: dict[int, str]) -> None:
+        """Check the ids of annotations, images and categories."""
+        self.refuse("unknown image", self.owners < 0, lambda a, k: {"bbox": a["bbox"]})
+        # Objects of an unusable image are dropped without a word, since the image itself was reported.
+        self.valid[self.valid] = self.images.valid[self.owners[self.valid]]
+        category_ids = np.array(self.annotations.category_ids, dtype=np.int64)
+        shifted = numbered_in_two_ways(category_ids, categories)
+        if shifted:
+            self.problems.add("category numbering", shifted)
+        else:
+            unknown = ~np.isin(category_ids, list(categories))
+            self.refuse("unknown category", unknown, lambda a, k: a["category_id"])
+        repeated = find_places(self.ids, self.ids) != np.arange(self.count)
+        self.refuse("annotation id", repeated, lambda a, k: {"bbox": a["bbox"]})
 
-    # Boxes and masks, each on their own
-    boxes = np.array(annotations.boxes).reshape(-1, 4)
-    sizes = images.sizes[owners] if len(images.ids) else np.zeros((count, 2), dtype=np.int64)
-    extents = np.concatenate(masks.extents or [np.zeros((0, 4))])
-    no_mask = flawed_masks("no mask")
-    wrong_masks = np.logical_or.reduce([flawed_masks(k) for k in ("odd polygon", "polygon numbers", "code counts")])
-    if boxes_from_masks:
-        drawn = ~no_mask & ~wrong_masks
-        boxes[drawn] = np.concatenate((extents[:, :2], extents[:, 2:] - extents[:, :2]), axis=1)[drawn]
-    codes, code_sizes = np.array(masks.codes, dtype=np.int64), np.array(masks.sizes).reshape(-1, 2)
-    resized = np.zeros(count, dtype=bool)
-    resized[codes] = (code_sizes != sizes[codes]).any(axis=1)
-    refuse("box numbers", ~(np.abs(boxes) < 1e30).all(axis=1), lambda a, k: a["bbox"])
-    refuse("point pairs", flawed_masks("point pairs"), lambda a, k: a["segmentation"])
-    refuse("odd polygon", flawed_masks("odd polygon"), lambda a, k: a["segmentation"])
-    refuse("polygon numbers", flawed_masks("polygon numbers"), lambda a, k: a["segmentation"])
-    refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "image": sizes[k].tolist()})
-    refuse("code counts", flawed_masks("code counts"), lambda a, k: a["segmentation"])
+    def check_boxes_and_masks(self, boxes_from_masks: bool) -> None:
+        """Check boxes and masks independently of each other."""
+        masks, sizes = self.annotations.masks, self.sizes
+        if boxes_from_masks:
+            kinds = ("no mask", "odd polygon", "polygon numbers", "code counts")
+            drawn = ~np.logical_or.reduce([self.with_flaw(kind) for kind in kinds])
+            corners = self.extents[drawn]
+            self.boxes[drawn] = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
+        self.refuse("box numbers", ~(np.abs(self.boxes) < 1e30).all(axis=1), lambda a, k: a["bbox"])
+        for kind in ("point pairs", "odd polygon", "polygon numbers"):
+            self.refuse(kind, self.with_flaw(kind), lambda a, k: a["segmentation"])
+        codes, code_sizes = np.array(masks.codes, dtype=np.int64), np.array(masks.sizes).reshape(-1, 2)
+        resized = np.zeros(self.count, dtype=bool)
+        resized[codes] = (code_sizes != sizes[codes]).any(axis=1)
+        self.refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "image": sizes[k].tolist()})
+        self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
-    # Both together, first for the whole file: the meaning of its boxes and masks
-    outlined = valid & ~no_mask & ~have_code(count, codes)
-    empty = drawn_empty(np.array(masks.thin, dtype=np.int64), valid, sizes, annotations, text)
-    no_mask[empty] = True
-    with_mask = valid & ~no_mask
-    fit = fit_of(boxes[with_mask], extents[with_mask], sizes[with_mask])
-    whole_file = {
-        "fractions": in_fractions(boxes[valid], extents[outlined]),
-        "box format": fit.other_format(),
-    }
-    kind = next((kind for kind, found in whole_file.items() if found), None)
-    if kind is not None:
-        problems.add(kind, whole_file[kind])
-    elif fit.loose():
-        problems.add("loose boxes", fit.loose())
+    def compare_boxes_with_masks(self) -> np.ndarray:
+        """Check the format of all boxes, then each box against its mask; return the complete annotations, bool [A]."""
+        boxes, extents, sizes, valid = self.boxes, self.extents, self.sizes, self.valid
+        masks = self.annotations.masks
+        no_mask = self.with_flaw("no mask")
+        outlined = valid & ~no_mask & ~np.isin(np.arange(self.count), np.array(masks.codes, dtype=np.int64))
+        no_mask[drawn_empty(np.array(masks.thin, dtype=np.int64), valid, sizes, self.annotations, self.text)] = True
+        is_doubtful = self.check_box_format(valid & ~no_mask, outlined)
 
-    # Then object by object
-    inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
-    no_area = ~(boxes[:, 2:] > 0).all(axis=1)
-    outside = ~no_area & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
-    good = valid & ~no_area & ~outside & ~no_mask
-    if kind is None:  # otherwise all of these follow from it
-        apart = np.zeros(count, dtype=bool)
-        apart[good] = ious(inside[good], drawn[good]) < SMALLEST_OVERLAP
-        refuse("apart", apart, lambda a, k: {"bbox": a["bbox"], "mask from x1 y1 to x2 y2": extents[k].tolist()})
-        note("empty box", valid & no_area, lambda a, k: a["bbox"])
-        note("box outside", valid & outside, lambda a, k: a["bbox"])
-    note("no mask", valid & no_mask, lambda a, k: a["segmentation"])
-    note("short polygon", valid & flawed_masks("short polygon") & ~no_mask, lambda a, k: a["segmentation"])
-    far = FAR * sizes[:, [1, 0]]
-    reaching = (extents[:, :2] < -far).any(axis=1) | (extents[:, 2:] > sizes[:, [1, 0]] + far).any(axis=1)
-    note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
-    return Checked(owners, valid, good & valid)
+        inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
+        no_area = ~(boxes[:, 2:] > 0).all(axis=1)
+        outside = ~no_area & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
+        good = valid & ~no_area & ~outside & ~no_mask
+        if not is_doubtful:  # otherwise all of these problems follow from the box format
+            apart = np.zeros(self.count, dtype=bool)
+            apart[good] = ious(inside[good], drawn[good]) < SMALLEST_OVERLAP
+            self.refuse(
+                "apart", apart, lambda a, k: {"bbox": a["bbox"], "mask from x1 y1 to x2 y2": extents[k].tolist()}
+            )
+            self.note("empty box", valid & no_area, lambda a, k: a["bbox"])
+            self.note("box outside", valid & outside, lambda a, k: a["bbox"])
+        self.note("no mask", valid & no_mask, lambda a, k: a["segmentation"])
+        short = self.with_flaw("short polygon") & ~no_mask
+        self.note("short polygon", valid & short, lambda a, k: a["segmentation"])
+        far = FAR * sizes[:, [1, 0]]
+        reaching = (extents[:, :2] < -far).any(axis=1) | (extents[:, 2:] > sizes[:, [1, 0]] + far).any(axis=1)
+        self.note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
+        return good & valid
+
+    def check_box_format(self, with_mask: np.ndarray, outlined: np.ndarray) -> bool:
+        """Note whether the boxes of the whole file have another format or are fractions, and return that.
+
+        Args:
+            with_mask: bool [A], valid annotations with a mask.
+            outlined: bool [A], valid annotations with polygons.
+        """
+        fit = fit_of(self.boxes[with_mask], self.extents[with_mask], self.sizes[with_mask])
+        found = {
+            "fractions": in_fractions(self.boxes[self.valid], self.extents[outlined]),
+            "box format": fit.other_format(),
+        }
+        for kind, problem in found.items():
+            if problem:
+                self.problems.add(kind, problem)
+                return True
+        if fit.loose():
+            self.problems.add("loose boxes", fit.loose())
+        return False
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -138,9 +181,9 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -> str:
-    """Describe the problem if annotations count categories from 0 and "categories" from 1; else "".
+    """Describe the problem if annotations count categories from 0 and "categories" from 1; else return "".
 
-    It is not corrected: it is as likely that one class is wrong in all annotations of the file.
+    It is not corrected, since one class may just as well be wrong throughout the file.
     """
     used = np.unique(category_ids).tolist()
     if not used or used[0] != 0 or 0 in categories or not all(number + 1 in categories for number in used):
@@ -154,7 +197,7 @@ def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -
 def drawn_empty(
     thin: np.ndarray, valid: np.ndarray, sizes: np.ndarray, annotations: Annotations, text: str
 ) -> np.ndarray:
-    """Return those of the valid annotations in `thin`, int64 [M], whose polygons cover no pixel when rasterised."""
+    """Return the valid annotations among `thin`, int64 [M], whose polygons cover no pixel when rasterised."""
     empty = []
     for k in thin[valid[thin]].tolist():
         polygons = json.loads(text[annotations.starts[k] : annotations.ends[k]])["segmentation"]
@@ -165,13 +208,8 @@ def drawn_empty(
     return np.array(empty, dtype=np.int64)
 
 
-def have_code(count: int, codes: np.ndarray) -> np.ndarray:
-    """Return which annotations have a run-length code as their mask, bool [count]."""
-    return np.isin(np.arange(count), codes)
-
-
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """Describe the problem if all coordinates of a file's boxes or polygons are fractions; else "".
+    """Describe the problem if all coordinates of a file's boxes or polygons are fractions; else return "".
 
     Args:
         boxes: float64 [N, 4], x, y, width, height.

@@ -18,7 +18,7 @@ SIDE_BY_SIDE = {("report", "prediction"), ("onnx_files", "report"), ("onnx_files
 DATASETS = {"my_dataset_coco", "my_dataset_voc", "transforms"}
 LONGEST_FUNCTION, LONGEST_FILE = 80, 400
 # Still above a limit; each entry goes when its owner has shortened it, and none is added.
-LONG_FUNCTIONS = {"dataset_files/coco_check.py: check_annotations"}
+LONG_FUNCTIONS: set[str] = set()
 LONG_FILES: set[str] = set()
 
 
