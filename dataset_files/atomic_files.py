@@ -1,4 +1,4 @@
-"""Write files without losing any: whole or not at all, into new files only, and never onto a file that is read.
+"""Write files safely: completely or not at all, never into an existing file, and never over an input.
 
 Every writer fills a new file beside its target and then renames it. A crash or a full disk leaves the old file or the
 whole new one, and other names (hard links) of the old file keep its content.
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 if TYPE_CHECKING:
     from PIL import Image
 
-TEMPORARY = re.compile(r"\.mask-rcnn-[0-9a-f]{12}(\..*)?")  # short: the target's name may have all 255 bytes
-FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # how cells begin that spreadsheets compute
+TEMPORARY = re.compile(r"\.mask-rcnn-[0-9a-f]{12}(\..*)?")  # short, since names are limited to 255 bytes
+FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spreadsheets evaluate
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Check, before anything is written, that no output replaces an input.
+    """Check that no output would replace an input; call this before anything is written.
 
     Args:
-        outputs: files, and folders in which files of any name are going to be written.
+        outputs: files, and folders in which files of any name may be written.
 
     Raises:
         ValueError: an input is one of the files or lies in one of the folders.
@@ -50,12 +50,12 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
 
 
 def entry_of(path: Path) -> str:
-    """The absolute path of a directory entry: its folder without links; the entry itself may be one."""
+    """Return the absolute path of a directory entry. Links are resolved in its folder, but not in the entry itself."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise FileExistsError for a folder, a device, a pipe and the like."""
+    """Raise FileExistsError if the path is a folder, a device, a pipe or the like."""
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
@@ -69,7 +69,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
     The folder is created. If the body raises, the old file stays.
 
     Args:
-        sync: whether the rename is to survive a power failure.
+        sync: whether the rename must survive a power failure.
     """
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +96,13 @@ def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, replacing an existing one; what UTF-8 cannot hold becomes an escape such as \\udcff."""
+    """Write a UTF-8 text file, replacing an existing one; characters that UTF-8 cannot encode become escapes."""
     with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; an apostrophe precedes text that spreadsheets would take for a formula."""
+    """Write a table; text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -128,7 +128,7 @@ def write_image(path: Path, image: "Image.Image", **options: Any) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Make `path` a hard link to `source`, replacing an existing file; copy where the file system has no links."""
+    """Make `path` a hard link to `source`, replacing an existing file; copy if the file system has no links."""
     with renaming_to(path, sync=True) as temporary:
         try:
             os.link(source, temporary)
@@ -137,7 +137,7 @@ def link_atomically(source: Path, path: Path) -> None:
 
 
 def open_new(path: Path) -> TextIO:
-    """Open a text file that is read while it grows, line by line; an existing one is removed, not emptied."""
+    """Open a new line-buffered text file, which can be read while it grows; remove an existing one first."""
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -150,13 +150,13 @@ def temporary_path(path: Path) -> Path:
 
 
 def put_in_place(temporary: Path, path: Path, sync: bool = False) -> None:
-    """Rename a complete temporary file, if it was written at all, to its final name."""
+    """Rename a complete temporary file to its final name; do nothing if it was never written."""
     if not temporary.exists():
         return
     os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # os.replace leaves it where both are links to one file
+    temporary.unlink(missing_ok=True)  # os.replace keeps it if both are links to one file
     if sync:
-        with suppress(OSError):  # where the file system cannot sync folders
+        with suppress(OSError):  # some file systems cannot sync folders
             handle = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(handle)

@@ -92,7 +92,7 @@ class AnnotationCheck:
     def check_references(self, categories: dict[int, str]) -> None:
         """Check the ids of annotations, images and categories."""
         self.refuse("unknown image", self.owners < 0, lambda a, k: {"bbox": a["bbox"]})
-        # Objects of an unusable image are dropped without a word, since the image itself was reported.
+        # Objects of an unusable image are not reported, since the image itself was.
         self.valid[self.valid] = self.images.valid[self.owners[self.valid]]
         category_ids = np.array(self.annotations.category_ids, dtype=np.int64)
         shifted = numbered_in_two_ways(category_ids, categories)

@@ -78,7 +78,7 @@ class Annotations:
         self.ids, self.image_ids, self.category_ids = array("q"), array("q"), array("q")
         self.boxes = array("d")  # four numbers each: x, y, width, height
         self.crowds = array("b")
-        self.starts, self.ends = array("q"), array("q")  # in characters of the text
+        self.starts, self.ends = array("q"), array("q")  # positions in the text, in characters
         self.masks = MaskColumns()
         self.problems = Problems()
 

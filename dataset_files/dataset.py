@@ -27,7 +27,7 @@ class ObjectCounts(NamedTuple):
 
 
 def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
-    """The annotations and images of datasets, which no output may replace."""
+    """Yield the annotation and image files of datasets, which no output may replace."""
     for dataset in datasets:
         yield dataset.source
         yield from (dataset.image_folder / name for name in dataset.image_names())
