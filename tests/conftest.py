@@ -1,6 +1,7 @@
 """Fixtures of all tests: the number of threads, the seed, tests that need a GPU, and photos."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _same_random_numbers_in_any_order() -> None:
     """A test draws the same numbers alone and among the others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as `run` of helpers/commands.py has, for results that are equal to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def upright_images(path: Path) -> list[Image.Image]:
     return [Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_270) for pixels in frames_of(path)[1]]
 
 
-def test_each_tenth_frame_is_predicted_as_the_same_image(lab: Path, predicted) -> None:
+def test_each_tenth_frame_is_predicted_as_the_same_image(lab: Path, predicted, one_thread) -> None:
     predictor = Predictor(lab / "thin.pth", device="cpu", box_thresh=0.3)
     found, outcome = predicted
     assert [line["frame"] for line in found] == list(range(FRAMES))
