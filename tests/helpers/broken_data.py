@@ -29,7 +29,7 @@ def make_coco(root: Path) -> None:
         images, annotations = [], []
         for image_id in ids:
             name = f"{image_id}.png"
-            picture().save(root / f"{split}2017" / name)
+            picture(seed=image_id).save(root / f"{split}2017" / name)
             images.append({"id": image_id, "height": SIZE, "width": SIZE, "file_name": name})
             for k in (0, 1):
                 x, y, w, h = box = (4 + 28 * k, 8, 24, 40)
@@ -42,8 +42,8 @@ def make_coco(root: Path) -> None:
         annotation_file(root, split).write_text(json.dumps(content))
 
 
-def picture(mode: str = "RGB") -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+def picture(mode: str = "RGB", seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
 
@@ -71,7 +71,7 @@ def make_voc(root: Path) -> None:
     for split, names in (("train", "abcd"), ("val", "ef")):
         (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
         for name in names:
-            picture().save(folder / "JPEGImages" / f"{name}.jpg")
+            picture(seed=ord(name)).save(folder / "JPEGImages" / f"{name}.jpg")
             instances = np.zeros((SIZE, SIZE), dtype=np.uint8)
             instances[8:48, 4:28], instances[8:48, 32:56] = 1, 2
             save_palette(instances, folder / "SegmentationObject" / f"{name}.png")
