@@ -20,7 +20,7 @@ SEED = int(os.environ.get("EXACTNESS_SEED", "0"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part", [*(pytest.param(p, marks=pytest.mark.long) for p in ("trained", "gradients", "trajectory")), "v2", "masks"]
+    "part", [*(pytest.param(p, marks=pytest.mark.long) for p in ("trained", "gradients", "trajectory", "v2")), "masks"]
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_every_row_holds(data_folder, part: str):

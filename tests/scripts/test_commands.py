@@ -677,7 +677,7 @@ def test_training_with_two_processes_reports_what_its_checkpoint_gives(together,
 # ------------------------------------------------------------------------------------- processes, with the real network
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_validation_and_prediction_as_processes_and_torchvisions_state_dict_validates_alike(lab, scratch):
     def python(script: str, *arguments: str) -> Outcome:
         return succeeded(started([sys.executable, str(ROOT / script), *arguments], lab))
@@ -730,7 +730,7 @@ def train_on(lab: Path, data: str | Path, *arguments: str | Path) -> Outcome:
     return outcome
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_refusal_is_one_line_and_status_2_in_a_process_of_its_own(lab):
     outcome = started([sys.executable, str(ROOT / "train.py"), *SMALL, "--data-path", "nowhere"], lab)
     assert_refused(outcome, "nowhere", "--data-path")

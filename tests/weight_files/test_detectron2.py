@@ -73,7 +73,7 @@ def model(zoo_file: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("name", [PHOTOS[0], *(pytest.param(name, marks=pytest.mark.long) for name in PHOTOS[1:])])
 def test_every_stage_equals_detectron2s(zoo, model, name):
     for row in stage_rows(model, Reference(zoo, name)):
         limit = ALLOWED.get(f"{row.stage} {row.what}", ALLOWED.get(row.stage))
@@ -257,7 +257,7 @@ def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
     assert "2 images" in table and re.search(r"toothbrush +\d", table) and "N/A" not in table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_on_coco_goes_on_from_cocos_classes_and_can_be_resumed(lab, zoo_file, coco, model):
     run_at = [*TRAINING, "--data-path", coco, "--output-dir", "tuned"]
     outcome = succeeded(run(lab, "train.py", *run_at, "--pretrain", zoo_file, "--max-steps", "1"))

@@ -63,7 +63,9 @@ def test_an_epsilon_of_0_matters_to_that_file(tmp_path: Path):
         assert_same_detections(detections_in_float64(other, images), detections_in_float64(published_v1(), images))
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under the key model"])
+@pytest.mark.parametrize(
+    "wrapped", [pytest.param(False, marks=pytest.mark.long), True], ids=["plain", "under the key model"]
+)
 def test_a_file_of_v2_is_known_by_its_keys_and_gives_torchvisions_detections(tmp_path: Path, wrapped: bool):
     state = published_v2().state_dict()
     torch.save({"model": state, "epoch": 25} if wrapped else state, tmp_path / "v2.pth")
@@ -133,7 +135,10 @@ def exported(checkpoint: Path, output: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "config",
-    [ModelConfig(5, norm="frozen", norm_eps=0.0, **SIZES), ModelConfig(3, "v2", **SIZES)],
+    [
+        ModelConfig(5, norm="frozen", norm_eps=0.0, **SIZES),
+        pytest.param(ModelConfig(3, "v2", **SIZES), marks=pytest.mark.long),
+    ],
     ids=["v1, frozen, epsilon 0", "v2"],
 )
 def test_an_exported_checkpoint_loads_in_torchvision_by_the_three_printed_lines(tmp_path: Path, config: ModelConfig):
