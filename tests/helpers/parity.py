@@ -287,6 +287,7 @@ def assert_same_detections(
     own: list[dict[str, Tensor]],
     reference: list[dict[str, Tensor]],
     least: int = 1,
+    tolerance: float = DETECTION_TOLERANCE,
 ) -> None:
     """The same detections in float64, `least` or more per image; equally scored ones may have changed places."""
     assert len(own) == len(reference)
@@ -302,7 +303,7 @@ def assert_same_detections(
         theirs = {k: v[nearest] for k, v in theirs.items()}
         assert torch.equal(ours["labels"], theirs["labels"])
         for name in ("boxes", "scores", "masks"):
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=DETECTION_TOLERANCE)
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance)
 
 
 # --- cases ----------------------------------------------------------------------------------------------------
