@@ -13,7 +13,7 @@ from network_files import MaskRCNN
 from tests.helpers.detectron2_rows import Row
 from tests.helpers.exact_rows import Check, absolute, counted, difference, merged, relative
 from tests.helpers.exact_stages import as_uint8
-from tests.helpers.parity import GRADIENT_TOLERANCE, LOSS_TOLERANCE, LOSSES, Batch, in_float64
+from tests.helpers.parity import GRADIENT_TOLERANCE, LOSSES, Batch, in_float64, loss_tolerance
 from tests.helpers.photos import with_compact_masks
 from train_utils import engine
 from train_utils.device import Precision
@@ -66,7 +66,8 @@ def gradient_checks(reference: nn.Module, own: MaskRCNN, batch: Batch, seed: int
     reference.float()
     own.float()
     checks += [
-        relative("losses, float64", name, own_losses[name], losses[name], LOSS_TOLERANCE) for name in sorted(LOSSES)
+        relative("losses, float64", name, own_losses[name], losses[name], loss_tolerance(name))
+        for name in sorted(LOSSES)
     ]
     frozen, own_frozen = ({n for n, p in model.named_parameters() if not p.requires_grad} for model in (reference, own))
     parameters = len(list(reference.parameters()))

@@ -37,7 +37,8 @@ SMALL = dict(
     box_detections_per_img=12,
 )
 # Both networks compute in float64, so that no rounding decides at a threshold, a rank or a ReLU, on any processor.
-LOSS_TOLERANCE = 1e-7  # relative; torchvision's loss_objectness is float32, as its labels are
+LOSS_TOLERANCE = 1e-7  # relative
+OBJECTNESS_TOLERANCE = 1e-5  # torchvision computes loss_objectness in float32, as its labels are
 GRADIENT_TOLERANCE = 1e-9  # relative to the gradient's largest entry
 DETECTION_TOLERANCE = 1e-9  # pixels and probabilities
 THIN = 16  # channels of the thin pyramid
@@ -280,7 +281,12 @@ def assert_same_losses(own: dict[str, Tensor], reference: dict[str, Tensor], tol
     """Each loss within `tolerance`, relative to the reference (and absolute where that is near 0)."""
     assert set(own) == set(reference) == LOSSES
     for name, value in reference.items():
-        assert own[name].item() == pytest.approx(value.item(), rel=tolerance, abs=1e-7), name
+        assert own[name].item() == pytest.approx(value.item(), rel=max(tolerance, loss_tolerance(name)), abs=1e-7), name
+
+
+def loss_tolerance(name: str) -> float:
+    """How far a loss may be from torchvision's in float64, relative."""
+    return OBJECTNESS_TOLERANCE if name == "loss_objectness" else LOSS_TOLERANCE
 
 
 def assert_same_detections(

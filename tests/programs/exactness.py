@@ -30,7 +30,7 @@ from tests.helpers.exact_stages import same_detections, stage_checks
 from tests.helpers.exact_training import gradient_checks, trained_weights, trajectory_checks
 from tests.helpers.parity import (
     DIFFERENT_ARGUMENTS,
-    LOSS_TOLERANCE,
+    OBJECTNESS_TOLERANCE,
     Batch,
     detections_of,
     edge_cases,
@@ -233,7 +233,7 @@ def both_ways(name: str, reference, own, images: list, targets: list[dict]) -> l
     expected = losses_of(reference, images, targets)
     found = losses_of(own, images, with_compact_masks(targets))
     rows = [relative("", key, found[key], value, 0).row for key, value in expected.items()]
-    losses = Check(merged(name, "the five losses", rows), LOSS_TOLERANCE, relative=True)
+    losses = Check(merged(name, "the five losses", rows), OBJECTNESS_TOLERANCE, relative=True)
     return [losses, *same_detections(name, "detections", own.eval()(images), reference.eval()(images))]
 
 
