@@ -1,6 +1,6 @@
 """Open weights for evaluation and prediction; used by validation.py, predict.py, the exporter and Python code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class TrainedModel:
     device: torch.device
     precision: Precision
     trained_with: dict[str, Any]
-    held_out: dict[str, int]
+    held_out: dict[str, int] = field(default_factory=dict)
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:

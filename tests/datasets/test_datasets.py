@@ -665,7 +665,7 @@ def test_perfect_detections_on_voc_files_have_an_ap_of_one(data_folder, iou_type
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_voc_masks_lie_in_their_boxes(data_folder, split):
-    """In each split one object has a box and no mask and others stay with their own."""
+    """At most one object of a split has a box and no mask; the others stay with their own."""
     dataset = VOCInstances(data_folder / "voc_tiny", txt_name=f"{split}.txt")
     assert len(dataset) == (23 if split == "train" else 24)  # all that one training picture shows is difficult
     objects = maskless = 0
@@ -682,4 +682,4 @@ def test_voc_masks_lie_in_their_boxes(data_folder, split):
         for mask, (x1, y1, x2, y2) in zip(target["masks"].dense(), target["boxes"].tolist()):
             left, top, right, bottom = tight_box(mask)
             assert left >= x1 - 3 and top >= y1 - 3 and right <= x2 + 3 and bottom <= y2 + 3
-    assert maskless == 1 and objects > 20
+    assert maskless <= 1 and objects > 20  # an object without a mask may be difficult as well

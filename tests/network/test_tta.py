@@ -18,7 +18,7 @@ from train_utils.evaluation import ready_for_inference
 def model() -> MaskRCNN:
     network = lively_network("v1", 30, min_size=96, max_size=160, proposals=150)
     network.roi_heads.detections_per_img = 30
-    return network
+    return network.double()
 
 
 @pytest.fixture

@@ -195,16 +195,16 @@ def test_another_version_or_missing_pictures_are_refused(tmp_path, monkeypatch):
     make_demo_dataset(root, 2, 1)
     with monkeypatch.context() as patch:
         patch.setattr(demo_dataset, "VERSION", "0.0")
-        with pytest.raises(ValueError, match="something else"):
+        with pytest.raises(ValueError, match="something other"):
             make_demo_dataset(root, 2, 1)
     next((root / "train2017").glob("*.jpg")).unlink()
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="something other"):
         make_demo_dataset(root, 2, 1)
 
 
 def test_a_folder_with_other_files_is_refused_and_an_empty_one_is_filled(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="something other"):
         make_demo_dataset(tmp_path, 2, 1)
     (tmp_path / "empty").mkdir()
     make_demo_dataset(tmp_path / "empty", 2, 1)
