@@ -70,7 +70,7 @@ def stub_trained(detector: StubDetector) -> TrainedModel:
     """The detector as if it had been opened from a file."""
     cpu = torch.device("cpu")
     classes = ClassTable(NAMES, {label: label for label in NAMES})
-    return TrainedModel(Path("stub"), detector, ModelConfig(4), {}, classes, cpu, Precision("cpu", None), {})
+    return TrainedModel(Path("stub"), detector, ModelConfig(4), {}, classes, cpu, Precision("cpu", None), {}, {})
 
 
 Box = tuple[int, int, int, int]  # x1y1x2y2, the last two excluded
