@@ -27,7 +27,7 @@ from tests.helpers.project import ROOT
 from tests.programs import bad_inputs
 from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.data_check import check, check_and_drop
-from train_utils.errors import InputError
+from train_utils.errors import InputError, reading_input
 from train_utils.open_data import open_split
 from train_utils.options import DataSettings
 
@@ -38,9 +38,9 @@ def test_case_ends_as_the_list_says(tmp_path, case):
 
 
 def open_checked(data_path: str, splits, skip_bad: bool):
-    datasets = [open_split(data_path, training, skip_bad=True) for training in splits]
-    check_and_drop(datasets, DataSettings(skip_bad=skip_bad))
-    return datasets
+    with reading_input():
+        datasets = [open_split(data_path, training, skip_bad=True) for training in splits]
+    return check_and_drop(datasets, DataSettings(skip_bad=skip_bad))
 
 
 def test_list_has_every_case_once():

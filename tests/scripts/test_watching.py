@@ -103,7 +103,7 @@ def test_patience_ends_a_run_whose_mask_ap_does_not_rise_and_a_resumed_one_at_on
     results = (lab / "patience" / "seg_results.txt").read_text().splitlines()
     assert [line.split()[0] for line in results] == ["epoch:0", "epoch:1", "epoch:2"]
     again = trained(lab, "patience", *words, "--resume", "auto").out
-    assert "ended before its last epoch" in again and "step" not in again.partition("resuming")[2].partition("ended")[0]
+    assert "ended before its last epoch" in again and not re.search(r"step \d+/", again)
     trained(lab, "patience", *words[:2], "--lr", "0", "--resume", "auto", "--patience", "3")
     assert len((lab / "patience" / "seg_results.txt").read_text().splitlines()) == 4
 
