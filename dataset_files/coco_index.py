@@ -166,11 +166,15 @@ def stamp_of(file: Path | int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- the stored index
 
 
+def user_cache() -> Path:
+    """Return this project's folder in the user's cache; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mask-rcnn"
+
+
 def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
     """Return the paths where an index may be stored: beside the file, or in the user's cache if that fails."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}{suffix}"
-    in_cache = cache / "mask-rcnn" / own_name
+    in_cache = user_cache() / own_name
     return [in_cache] if path.is_dir() else [path.with_suffix(suffix), in_cache]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
 from dataset_files.coco_file import NoCategory
-from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, locked, open_index
+from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, locked, open_index, user_cache
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import resolve
 from dataset_files.problems import Problems
@@ -132,13 +132,12 @@ def about_file(place: Path) -> Path:
 
 def storage_folder() -> Path:
     """Return the folder of stored conversions: in the user's cache, or a temporary one if the cache is not writable."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    for folder in (cache / "mask-rcnn" / "converted", Path(tempfile.gettempdir()) / "mask-rcnn" / "converted"):
+    for folder in (user_cache() / "converted", Path(tempfile.gettempdir()) / "mask-rcnn" / "converted"):
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
-    raise OSError(f"{cache}: not writable, and neither is {tempfile.gettempdir()}; set XDG_CACHE_HOME")
+    raise OSError(f"{user_cache()}: not writable, and neither is {tempfile.gettempdir()}; set XDG_CACHE_HOME")
 
 
 def stamp_of(path: Path) -> str:

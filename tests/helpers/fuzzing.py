@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
+from dataset_files.conversion_store import storage_folder
 from train_utils.errors import InputError
 
 SECONDS = 10  # that a reader may take for a file of some hundred bytes
@@ -123,10 +124,11 @@ FORBIDDEN = {
     "os.rmdir", "os.mkdir", "shutil.rmtree", "socket.connect", "urllib.Request", "pickle.find_class", "ctypes.dlopen",
 }  # fmt: skip
 reading = False
+conversions = ""  # the folder of converted files, the only one that readers write to
 
 
 def look_at(event: str, arguments: tuple) -> None:
-    if not reading or (arguments and "mask-rcnn" in str(arguments[0])):  # the cache of converted files
+    if not reading or (arguments and str(arguments[0]).startswith(conversions)):
         return
     written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
     if event in FORBIDDEN or written:
@@ -138,7 +140,8 @@ sys.addaudithook(look_at)  # there is no way to take one off again
 
 @contextmanager
 def nothing_runs() -> Iterator[None]:
-    global reading
+    global reading, conversions
+    conversions = str(storage_folder())
     reading = True
     try:
         yield
