@@ -342,7 +342,7 @@ def test_own_classes_of_a_torch_file_get_names_and_the_converter_keeps_them(lab,
     table = succeeded(run(lab, "validation.py", *SMALL, *weights, "--output-dir", "scores")).out
     assert all(re.search(rf"{name} +[1-9]", table) for name in ("cat", "dog", "owl"))
     assert_refused(run(lab, str(CONVERTER), "mine.pth", "again.pth"), "mine.pth", "not a Detectron2 network")
-    assert_refused(run(lab, str(CONVERTER), "model_final.pth", "no/such/folder.pth"), "no/such")
+    assert_refused(run(lab, str(CONVERTER), "model_final.pth", "names.json/mine.pth"), "names.json")
     assert_refused(run(lab, str(ROOT / "tools" / "export_torchvision.py"), "mine.pth", "out.pth"), "detectron2")
 
 
