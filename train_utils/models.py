@@ -1,6 +1,6 @@
 """Build the network from options or from a checkpoint, which stores its ModelConfig."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.augmentation import training_sizes
+from train_utils.classes import ClassTable
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
+from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
 from train_utils.weight_files.weights import (
-    CLASS_LAYERS,
     find_pretrained,
     inner_state,
     is_classifier,
@@ -119,7 +120,10 @@ def detectron2_parts() -> dict[str, Any]:
 
 
 def build_training_model(
-    args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None, labels: Collection[int] = ()
+    args: TrainSettings,
+    num_classes: int,
+    resumed: tuple[Path, dict[str, Any]] | None,
+    names: Mapping[int, str] | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:
     """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` says.
 
@@ -127,7 +131,8 @@ def build_training_model(
     frozen. `--norm` and `--trainable-backbone-layers` override this.
 
     Args:
-        labels: labels of the data, which may be fewer than the network's.
+        names: label -> name in the data, whose labels may be fewer than the network's; rows of the weights are matched
+            by it.
 
     Returns:
         The network and its description.
@@ -169,9 +174,6 @@ def build_training_model(
         else:
             config.arch = arch_of(content, state, args.arch, path)
             config.norm, config.norm_eps = normalisation_of(content)
-            if not set(labels) <= set(content.get("class_names", labels)):
-                # A label without a class in the weights (a gap in COCO's ids) could never be learnt.
-                state = {key: value for key, value in state.items() if not key.startswith(CLASS_LAYERS)}
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -187,6 +189,9 @@ def build_training_model(
         with reading_input():
             load_classification_weights(model.backbone.body, path)
     elif state:
+        known = ClassTable.of_weights(content, len(state.get(f"{CLASS_LOGITS}.bias", ())), None)
+        if names and known.are_named():
+            state = match_class_rows(state, model, known.names, names, path)
         load_weights(model, state, path, other_classes=True)
     return model, config
 
