@@ -21,7 +21,7 @@ from prediction.pipeline import THREADS
 from prediction.prediction import Prediction
 from prediction.test_time_augmentation import with_tta
 from prediction.tiles import Tile, TileDetections, merge_tiles, tiles_of
-from train_utils.errors import InputError
+from train_utils.errors import InputError, naming_batch
 from train_utils.evaluation import ready_for_inference
 from train_utils.options import PredictorSettings
 from train_utils.trained_model import TrainedModel, open_trained_model
@@ -174,7 +174,7 @@ class Predictor:
             Per image, on the CPU, what scores at least `box_thresh` and has a class: `boxes` float [N, 4], `labels`
             int64 [N], `scores` float [N] and `masks`, probabilities float [N, 1, 28, 28].
         """
-        with self.one_at_a_time, self.precision.autocast():
+        with self.one_at_a_time, self.precision.autocast(), naming_batch(pixels, "lower --batch-size or --min-size"):
             found = self.network.detect([image.to(self.device) for image in pixels])
             on_cpu = [{name: value.cpu() for name, value in detection.items()} for detection in found]
         return [self.kept(detection) for detection in on_cpu]

@@ -19,11 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train_utils.errors import WRONG_INPUT, InputError
+from train_utils.errors import WRONG_INPUT, InputError, is_out_of_memory
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
 watchdogs: list[Watchdog] = []  # this process's watchdog while it is in a group
+cut_off = False  # whether this process takes no part in collectives, see `without_others`
 
 
 def world_size() -> int:
@@ -39,8 +40,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_connected() -> bool:
+    """Whether this process exchanges values with others."""
+    return dist.is_initialized() and not cut_off
+
+
+@contextmanager
+def without_others() -> Iterator[None]:
+    """Context in which all functions here work as in a single process, as the others wait elsewhere."""
+    global cut_off
+    cut_off = True
+    try:
+        yield
+    finally:
+        cut_off = False
+
+
 def barrier() -> None:
-    if dist.is_initialized():
+    if is_connected():
         dist.barrier()
 
 
@@ -98,7 +115,7 @@ def process_group(settings: GroupSettings) -> Iterator[None]:
         watchdog.leave()
         dist.destroy_process_group()
     except BaseException as error:
-        if isinstance(error, RuntimeError) and is_broken_connection(error):
+        if isinstance(error, RuntimeError) and is_broken_connection(error) and not is_out_of_memory(error):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from the launcher, before the cause is known
             watchdog.end(watchdog.explain())
         watchdog.leave(f"{type(error).__name__} {error}")
@@ -161,7 +178,7 @@ def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager
 @torch.inference_mode(False)  # up to torch 2.5, gloo cannot write to inference tensors
 def gather_objects(value: Any) -> list[Any] | None:
     """Return all processes' values, in the order of ranks, on the main process; None on the others."""
-    if not dist.is_initialized():
+    if not is_connected():
         return [value]
     values = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
@@ -170,7 +187,7 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 def broadcast_from_main(value: Any) -> Any:
     """Return the main process's value on every process."""
-    if not dist.is_initialized():
+    if not is_connected():
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
@@ -198,14 +215,14 @@ def run_on_main(work: Callable[[], T]) -> T | None:
 
 def share_buffers(model: nn.Module) -> None:
     """Copy the main process's buffers to all processes, as running statistics differ between them."""
-    if dist.is_initialized():
+    if is_connected():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """Sum float [N] over all processes in place, without waiting for the device."""
-    if dist.is_initialized():
+    if is_connected():
         dist.all_reduce(values)
     return values
 
@@ -222,7 +239,7 @@ class AsyncAllReduce:
 
     def __init__(self, *numbers: int):
         self.sums = torch.tensor(numbers)
-        self.work = dist.all_reduce(self.sums, async_op=True) if dist.is_initialized() else None
+        self.work = dist.all_reduce(self.sums, async_op=True) if is_connected() else None
 
     def read(self) -> list[int]:
         """Wait for the numbers of all processes and return the sums."""

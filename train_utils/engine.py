@@ -53,7 +53,11 @@ def train_one_epoch(
         set_learning_rate(training.optimizer, learning_rate(state.number, state.settings, state.steps_per_epoch))
         hooks.call("before_step", state)
         state.number += 1
-        step = train_step(training, batch, state.number, bool(stop.requested))
+        try:
+            step = train_step(training, batch, state.number, bool(stop.requested))
+        except Exception as error:
+            results.end_if_out_of_memory(error, batch.images, batch.targets)
+            raise
         results.add(step)  # reads the previous step's results while the device computes this one
         if step.stop:
             break
@@ -100,30 +104,30 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
     for message in unreadable:
         warn(f"{message}; another image replaces it")
     counts = AsyncAllReduce(stop, batch.error is not None, len(unreadable))
-    statistics = RunningStatistics(training.model)
     parts, values = batch.parts(training.accumulate), []
 
     training.optimizer.zero_grad(set_to_none=True)
-    for i, part in enumerate(parts):
-        with exchange_gradients(training.parallel, i == len(parts) - 1):
-            images = to_device(part.images, training.device)
-            report_activity("forward")
-            with training.precision.autocast():
-                losses = training.parallel(images, part.targets)
-                loss = sum(losses.values())
-            report_activity("backward")
-            backward(loss if len(parts) == 1 else loss * (1 / len(parts)), training.scaler)
-        values.append(torch.stack([loss, *losses.values()]).detach().float())
+    with RunningStatistics(training.model) as statistics:
+        for i, part in enumerate(parts):
+            with exchange_gradients(training.parallel, i == len(parts) - 1):
+                images = to_device(part.images, training.device)
+                report_activity("forward")
+                with training.precision.autocast():
+                    losses = training.parallel(images, part.targets)
+                    loss = sum(losses.values())
+                report_activity("backward")
+                backward(loss if len(parts) == 1 else loss * (1 / len(parts)), training.scaler)
+            values.append(torch.stack([loss, *losses.values()]).detach().float())
 
-    own = torch.stack(values).mean(dim=0)
-    means = sum_over_processes(own.clone()) / world_size()
-    stopping, loading_failed, bad_pictures = counts.read()
-    if loading_failed:
-        applied = torch.zeros_like(means[0], dtype=torch.bool)
-    else:
-        finite = means[0].isfinite()
-        applied = optimizer_step(training.optimizer, training.scaler, finite, training.clip_grad_norm)
-    statistics.restore_unless(applied)
+        own = torch.stack(values).mean(dim=0)
+        means = sum_over_processes(own.clone()) / world_size()
+        stopping, loading_failed, bad_pictures = counts.read()
+        if loading_failed:
+            applied = torch.zeros_like(means[0], dtype=torch.bool)
+        else:
+            finite = means[0].isfinite()
+            applied = optimizer_step(training.optimizer, training.scaler, finite, training.clip_grad_norm)
+        statistics.restore_unless(applied)
 
     return PendingStep(
         number, training.optimizer.param_groups[0]["lr"], bool(stopping), batch.error, bool(loading_failed),

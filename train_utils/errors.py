@@ -8,15 +8,20 @@ import io
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 WRONG_INPUT = 2
 STOPPED = 3  # stopped by a signal, after writing a checkpoint
 NOT_FINITE = 4  # too many consecutive non-finite losses; the checkpoint is from before them
 LOST_PROCESS = 5  # another process of the run died or stalled
+OUT_OF_MEMORY = 6  # of the GPU or the machine; in training after writing a checkpoint, if possible
 INTERRUPTED = 130  # second Ctrl-C: immediately, without a checkpoint
 BROKEN_PIPE = 141  # the reader of stdout is gone, as after `| head`; the status that a shell reports for SIGPIPE
+
+# Of CUDA and its libraries, of torch on the CPU, and of a loader worker that the system ended.
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "signal: Killed")
 
 
 class InputError(Exception):
@@ -35,7 +40,7 @@ class RunEnded(Exception):
 def one_line_errors() -> Iterator[None]:
     """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
 
-    If the reader of stdout is gone, end the script without a message.
+    The same for errors that mean a lack of memory. If the reader of stdout is gone, end the script without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
@@ -52,10 +57,12 @@ def one_line_errors() -> Iterator[None]:
         leave(str(end), end.status)
     except KeyboardInterrupt:
         leave("stopped at once", INTERRUPTED)
-    except OSError as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            leave(f"error: out of memory{getattr(error, 'batch', '')} ({first_line(error)})", OUT_OF_MEMORY)
         if isinstance(error, BrokenPipeError) and reader_has_gone():
             leave("", BROKEN_PIPE)
-        if error.errno == errno.ENOSPC and error.filename is None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             leave(f"error: cannot write the output: {error.strerror}", WRONG_INPUT)
         raise
 
@@ -80,6 +87,36 @@ def reader_has_gone() -> bool:
         return bool(poll.poll(0))
     except (AttributeError, OSError, ValueError):  # Windows has no poll; there may be no stdout, or a test's
         return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the memory of a GPU or of the machine did not suffice."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):  # torch's errors, without importing torch
+        return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def naming_batch(images: Sequence[Any], remedy: str) -> Iterator[None]:
+    """Context for running a network: add the batch and a remedy to an out-of-memory error's message.
+
+    Args:
+        images: the batch, [3, H, W] each.
+        remedy: how to use less memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+            vars(error)["batch"] = f" at {len(images)} images of up to {height} x {width} pixels; {remedy}"
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def warn(message: str) -> None:

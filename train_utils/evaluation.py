@@ -19,12 +19,13 @@ from train_utils.classes import ClassTable
 from train_utils.device import Precision
 from train_utils.distributed import AsyncAllReduce, is_main, report_activity, sum_over_processes
 from train_utils.engine import to_device
-from train_utils.errors import InputError, warn
+from train_utils.errors import InputError, naming_batch, warn
 from train_utils.loaders import mix_seed
 from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics, PendingDetections
 from transforms import select_objects
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+REMEDY = "lower --min-size, or --batch-size of validation.py"
 
 
 def evaluate(
@@ -75,7 +76,7 @@ def detect_all(
             ids = [target["image_id"] for target in targets if "unreadable" not in target]
             if not images:
                 continue
-            with precision.autocast():
+            with precision.autocast(), naming_batch(images, REMEDY):
                 found = PendingDetections(network.detect(to_device(images, device)))
             if coding is not None:
                 coding.result()  # keep at most one batch waiting
@@ -147,7 +148,7 @@ def validation_losses(
                 continue
             images, targets = zip(*kept)
             torch.manual_seed(mix_seed(seed, *(abs(target["image_id"]) for target in targets)))
-            with precision.autocast():
+            with precision.autocast(), naming_batch(images, REMEDY):
                 losses = network.losses(to_device(images, device), targets)
             values = torch.stack([losses[name].double() for name in LOSS_NAMES]).cpu()
             sums += len(kept) * torch.cat((values, values.new_ones(1)))

@@ -120,7 +120,7 @@ def optimizer_step(
 
 
 class RunningStatistics:
-    """Copy of the buffers that a forward pass in training changes, to restore them if a step is not applied.
+    """Copy of the buffers that a forward pass in training changes, to restore them if a step is not applied or fails.
 
     Buffers of one dtype are copied into one tensor, so that a step needs few operations for them.
     """
@@ -131,11 +131,21 @@ class RunningStatistics:
         self.by_type = [[b for b in buffers if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in buffers)]
         self.kept = [flat(group) for group in self.by_type]
 
+    def __enter__(self) -> "RunningStatistics":
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if error is not None:
+            self.copy_back(self.kept)
+
     def restore_unless(self, applied: Tensor) -> None:
         """Restore the values unless the bool scalar on the device is true."""
-        for buffers, kept in zip(self.by_type, self.kept):
-            chosen = torch.where(applied, flat(buffers), kept).split([b.numel() for b in buffers])
-            torch._foreach_copy_(buffers, [values.view_as(b) for values, b in zip(chosen, buffers)])
+        self.copy_back([torch.where(applied, flat(now), kept) for now, kept in zip(self.by_type, self.kept)])
+
+    def copy_back(self, values: list[Tensor]) -> None:
+        for buffers, whole in zip(self.by_type, values):
+            parts = whole.split([b.numel() for b in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers)])
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

@@ -2,16 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from network_files import MaskRCNN
 from network_files.on_device import AsyncHostCopy
-from train_utils.distributed import barrier, rank, sum_over_processes
-from train_utils.errors import NOT_FINITE, InputError, RunEnded, warn
+from train_utils.distributed import barrier, is_main, rank, sum_over_processes, without_others
+from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
 from train_utils.hooks import Hooks
 from train_utils.training_state import RunState, StepResult
 from train_utils.weight_files.weights import not_finite
@@ -123,10 +126,58 @@ class StepResults:
             )
             self.end(InputError(message))
 
+    def end_if_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> None:
+        """If a step failed for lack of memory, write a checkpoint of the state before it, and end the run.
+
+        This process works alone, as the others wait in the step until the watchdog ends them. It writes even if it is
+        not the main process, unless its running statistics differ from that one's.
+
+        Raises:
+            RunEnded: the step ran out of memory.
+        """
+        if not is_out_of_memory(error):
+            return
+        state, model, progress = self.state, self.state.training.model, self.state.training.progress
+        traceback.clear_frames(error.__traceback__)  # they hold the activations
+        state.training.optimizer.zero_grad(set_to_none=True)
+        if state.training.device.type == "cuda":
+            torch.cuda.empty_cache()
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+        own_statistics = any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        result = "the last checkpoint stays"
+        with without_others():
+            self.read()
+            if progress.step % state.steps_per_epoch and (is_main() or not own_statistics):
+                state.run.writes, state.run.unsaved_since = True, progress.step
+                try:
+                    self.save_checkpoint()
+                except (OSError, RuntimeError, MemoryError) as failed:
+                    warn(f"the checkpoint could not be written ({first_line(failed)})")
+                if state.run.unsaved_since is None:
+                    result = f"a checkpoint of step {progress.step} was written"
+        height, width = network_size(model, images, targets)
+        objects, parts = sum(len(target["labels"]) for target in targets), state.training.accumulate
+        raise RunEnded(
+            f"out of memory in step {state.number}: {len(images)} images of up to {height} x {width} pixels, {objects} "
+            f"objects{f', in {parts} parts' if parts > 1 else ''} ({first_line(error)}); {result}; continue with "
+            "--resume auto --force and half the --batch-size with twice the --accumulate, or a smaller --min-size",
+            OUT_OF_MEMORY,
+        )
+
     def end(self, reason: Exception) -> NoReturn:
         self.save_checkpoint()
         barrier()  # no process exits while the main one writes
         raise reason
+
+
+def network_size(model: MaskRCNN, images: Sequence[Tensor], targets: Sequence[dict]) -> tuple[int, int]:
+    """Return the largest height and width to which the network resizes a batch in training."""
+    transform, sizes = model.transform, []
+    for image, target in zip(images, targets):
+        sides = image.shape[-2:]
+        scale = min(max(transform.min_size) / min(sides), transform.max_size / max(sides))
+        sizes.append(target["view"].frame if "view" in target else [int(side * scale) for side in sides])
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:

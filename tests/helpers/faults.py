@@ -251,6 +251,32 @@ class LossNotFiniteAt:
 
 
 @dataclass
+class OutOfMemoryAt:
+    """There is no memory for one of this process's training steps, after its forward pass."""
+
+    number: int
+    error: str = "torch:OutOfMemoryError"
+    message: str = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+    def __call__(self) -> None:
+        left = self.number
+        module, _, name = self.error.partition(":")
+
+        def make(compute):
+            def losses(*args):
+                nonlocal left
+                left -= 1
+                result = compute(*args)
+                if left == -1:
+                    raise getattr(importlib.import_module(module), name)(self.message)
+                return result
+
+            return losses
+
+        patch("network_files:MaskRCNN.losses", make)
+
+
+@dataclass
 class DiskFull:
     """The first writings of a checkpoint fail when a part of it is on the disk."""
 

@@ -30,6 +30,7 @@ from tests.helpers.faults import (
     ImpatientWatchdog,
     LargestFile,
     LossNotFiniteAt,
+    OutOfMemoryAt,
     Signal,
     ThinNetwork,
     TryAgainAfter,
@@ -47,7 +48,7 @@ OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "40", "--max-
 OPTIONS += ["--batch-size", "2", "--workers", "0", "--print-freq", "3", "--pretrain", "False", "--lr", "0.01"]
 OPTIONS += ["--epochs", str(EPOCHS)]
 THIN = All((ThinNetwork(), ImpatientWatchdog()))
-STOPPED, NOT_FINITE, LOST_PROCESS = 3, 4, 5  # as the README has them
+STOPPED, NOT_FINITE, LOST_PROCESS, OUT_OF_MEMORY = 3, 4, 5, 6  # as docs/TRAINING.md has them
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +362,42 @@ def test_checkpoint_before_stays_where_the_next_one_finds_no_room(folder, straig
     assert checkpoints(folder) == {"model_0.pth", "model_best.pth"}
     run(folder, "--resume", "auto")
     assert_same_run(folder, straight_runs["one"])
+
+
+# ---------------------------------------------------------------------------------------------------- out of memory
+
+
+def test_without_memory_for_a_step_the_state_before_it_is_saved_and_resumed_to_the_same_bits(folder, straight_runs):
+    fault = OutOfMemoryAt(5, "builtins:RuntimeError", "[enforce fail at alloc_cpu.cpp:117] can't allocate memory: 9 GB")
+    said = run(folder, fault=fault, status=OUT_OF_MEMORY).said
+    errors = [line for line in said.splitlines() if "memory" in line or "Traceback" in line]
+    assert len(errors) == 1 and re.search(
+        r"out of memory in step 6: 2 images of up to \d+ x \d+ pixels, \d+ objects \(\[enforce .*; a checkpoint of "
+        "step 5 was written; continue with --resume auto --force and half the --batch-size with twice the "
+        "--accumulate, or a smaller --min-size", errors[0]), said  # fmt: skip
+    assert checkpoints(folder) == {"model_0.pth", "model_best.pth", "model_1_step5.pth"}
+    run(folder, "--resume", "auto")
+    assert_same_run(folder, straight_runs["one"])
+
+
+@pytest.mark.parametrize("failing, options", [(0, []), (1, ["--norm", "frozen"]), (1, [])])
+def test_all_processes_end_where_one_has_no_memory(folder, straight_runs, failing, options):
+    """One whose running statistics differ from the main process's cannot write the run's state."""
+    words = [*MODES["two"][1], *options]
+    group = {0: THIN, 1: THIN} | {failing: All((THIN, OutOfMemoryAt(2)))}  # two passes a step
+    all_words = [*OPTIONS, *words, "--output-dir", folder.name]
+    runs = start_group(2, "train_multi_GPU.py", all_words, folder.parent, group)
+    assert [each.wait(60) for each in runs] == [OUT_OF_MEMORY if rank == failing else LOST_PROCESS for rank in (0, 1)]
+    assert "out of memory in step 2: 2 images" in runs[failing].said and "in 2 parts" in runs[failing].said
+    assert f"process {failing} (pid {runs[failing].pid}" in runs[1 - failing].said
+    assert "out of memory" in runs[1 - failing].said
+    if failing == 1 and not options:
+        assert checkpoints(folder) == set() and "the last checkpoint stays" in runs[1].said
+        return
+    assert checkpoints(folder) == {"model_0_step1.pth"}
+    if not options:
+        run(folder, *words, "--resume", "auto", processes=2)
+        assert_same_run(folder, straight_runs["two"])
 
 
 # ------------------------------------------------------------------------------------------------- losses and pictures

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.helpers.project import ROOT
+from train_utils.errors import is_out_of_memory, naming_batch, one_line_errors
 
 PROLOGUE = "from train_utils.errors import InputError, one_line_errors\nwith one_line_errors():\n"
 
@@ -40,6 +42,30 @@ def test_a_broken_pipe_of_another_kind_keeps_its_traceback() -> None:
     command = [sys.executable, "-c", f"{PROLOGUE}    raise BrokenPipeError('of a loader')"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "of a loader" in done.stderr
+
+
+OUT_OF_MEMORY = [
+    "MemoryError('Unable to allocate 9 GiB for an array')", "OSError(12, 'Cannot allocate memory')",
+    "RuntimeError('[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can\\'t allocate memory: x')",
+    "RuntimeError('CUDA error: out of memory')", "RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')",
+    "RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_lack_of_memory_is_one_line_with_the_batch_and_a_status_of_its_own(error, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    images = [np.zeros((3, 480, 640)), np.zeros((3, 500, 20))]
+    with pytest.raises(SystemExit, match="^6$"), one_line_errors(), naming_batch(images, "lower --batch-size"):
+        raise eval(error)
+    line = capsys.readouterr().err
+    assert line.startswith("error: out of memory at 2 images of up to 500 x 640 pixels; lower --batch-size (")
+    assert line.count("\n") == 1
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    for error in (RuntimeError("gloo: connection closed"), OSError(2, "No such file"), ValueError("out of memory")):
+        assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

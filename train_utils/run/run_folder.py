@@ -312,7 +312,7 @@ class RunFolder:
         old = [file for file in inside if age(file) < done] + inside[:-INSIDE_KEPT]
         old += files[:-keep] if keep else []
         for file in set(old):
-            file.unlink()
+            file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
         """Write whatever a full disk delayed, and print the next commands; all processes call this together.

@@ -45,6 +45,7 @@ class Watchdog(threading.Thread):
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self.interval = INTERVAL * max(1, world_size / 200)
         self.step, self.activity, self.changes, self.heartbeats = 0, "starting", 0, 0
+        self.verdict = ""  # why the run ends, once it is published
         self.leaving = threading.Event()
         self.namespace = process_namespace()
         self.last_states: list[list] = [[None] * 8] * world_size
@@ -78,8 +79,10 @@ class Watchdog(threading.Thread):
                     self.find_lost()
                 if self.rank < 2:  # two processes, as one may be the stalled one
                     self.find_stalled()
-                if self.store.check(["verdict"]) and not self.leaving.wait(GRACE):
-                    self.end(self.store.get("verdict").decode())
+                if self.store.check(["verdict"]):
+                    self.verdict = self.store.get("verdict").decode()  # before the process that hosts the store ends
+                    if not self.leaving.wait(GRACE):
+                        self.end(self.verdict)
         except RuntimeError:
             if not self.leaving.wait(HEARTBEAT_TIMEOUT):
                 self.end(STORE_LOST)
@@ -137,7 +140,7 @@ class Watchdog(threading.Thread):
             named = " and ".join(describe(r, before[r]) for r in gone) or "a process that is still alive"
             return self.blame(f"lost the connection to {named}")
         except RuntimeError:
-            return STORE_LOST
+            return self.verdict or STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
         """Stop the watchdog, because this process ends now; a verdict also ends the other processes."""
@@ -147,6 +150,9 @@ class Watchdog(threading.Thread):
             self.send_heartbeat(finished=True)
             if verdict:
                 self.blame(f"{describe(self.rank, self.read_all()[self.rank])} ended: {verdict}")
+                end = time.monotonic() + GRACE
+                while self.rank == 0 and time.monotonic() < end and not all(state[4] for state in self.read_all()):
+                    time.sleep(self.interval / 10)  # it may host the store, and the others must read the verdict
         except RuntimeError:
             pass  # the store is gone, so nobody can read the verdict
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from network_files.state_dicts import rename_old_keys
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
-from train_utils.errors import InputError
+from train_utils.errors import InputError, first_line
 from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
 from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_opcodes, is_pickle, read_arrays
 
@@ -193,10 +193,6 @@ def check_values(content: Any) -> None:
                 raise ValueError(f"a tensor has shape {list(value.shape)}, but not the bytes for it")
         elif not isinstance(value, PLAIN):
             raise ValueError(f"it holds a {type(value).__name__}")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
