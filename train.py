@@ -27,7 +27,6 @@ from train_utils.distributed import (
     process_group,
     run_on_main,
     share_buffers,
-    use_sync_bn,
     world_size,
 )
 from train_utils.engine import train_one_epoch
@@ -48,6 +47,7 @@ from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.run.tensorboard import TensorBoard
 from train_utils.step_log import StepLog
+from train_utils.sync_batch_norm import use_sync_bn
 from train_utils.training_state import Progress, RunState, Training
 from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
 

@@ -227,13 +227,6 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def use_sync_bn(model: nn.Module, device: torch.device) -> None:
-    """Make BatchNorm normalise over the batches of all processes; raise InputError on the CPU."""
-    if device.type != "cuda":
-        raise InputError("--sync-bn works on GPUs only; omit it on the CPU")
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
-
-
 class AsyncAllReduce:
     """Sum numbers from the host over all processes in the background, without using or waiting for a GPU."""
 

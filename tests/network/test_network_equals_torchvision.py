@@ -372,19 +372,6 @@ def test_detections_with_batch_norm_equal_torchvision(published_pair):
     assert_same_detections(detections_of(own, images), detections_of(reference, images), least=5)
 
 
-@pytest.mark.slow
-@torch.no_grad()
-def test_sync_batch_norm_takes_the_place_of_batch_norm(published_pair):
-    reference, own = published_pair
-    own.load_state_dict(reference.state_dict(), strict=True)
-    images = drawn(1)[0]
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(own))
-    norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 53 and all(isinstance(module, nn.SyncBatchNorm) for module in norms)
-    assert list(converted.state_dict()) == list(own.state_dict())
-    assert_same_detections(detections_of(converted, images), detections_of(own, images), least=5)
-
-
 def test_state_dicts_of_the_published_files_older_style_load(default_pair):
     reference, own = default_pair
     state = reference.state_dict()
