@@ -5,33 +5,23 @@ parsed once, object by object, and only the position of each image's annotations
 file or in the user's cache folder, and read from there at the next start unless the file has changed.
 """
 
-import io
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
-from dataset_files.atomic_files import replacing
+from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
 from dataset_files.coco_check import check_annotations
 from dataset_files.coco_file import Annotations, read_categories, read_content, read_image_entries
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
 from dataset_files.unused_categories import tell_apart, unused_categories
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
-
 VERSION = 6  # of the stored index; other versions are ignored
-DIGEST = 32  # bytes of the SHA-256 that a stored index begins with
 STORED_FROM = 1 << 20  # bytes; a smaller file is parsed as fast as its index would be read
 
 
@@ -149,7 +139,8 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     suffix = reading.suffix()
     stored = read_stored(path, stamp, suffix)
     if stored is None:
-        with locked(path):  # one process builds the index; the others wait here and then read it
+        # One process builds the index; the others wait here and then read it.
+        with locked(f"{digest(str(path.resolve()))}.lock"):
             stored = read_stored(path, stamp, suffix)
             if stored is None:
                 stored = make_index(path, reading)
@@ -166,21 +157,9 @@ def stamp_of(file: Path | int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- the stored index
 
 
-def user_cache() -> Path:
-    """Return this project's folder in the user's cache; it may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mask-rcnn"
-
-
-def storage_places(path: Path, suffix: str = ".index") -> list[Path]:
-    """Return the paths where an index may be stored: beside the file, or in the user's cache if that fails."""
-    own_name = f"{path.stem}-{sha256(str(path.resolve()).encode()).hexdigest()[:16]}{suffix}"
-    in_cache = user_cache() / own_name
-    return [in_cache] if path.is_dir() else [path.with_suffix(suffix), in_cache]
-
-
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
     """Read the stored index of the file's current version; None if it is missing or damaged."""
-    for columns in stored_columns(storage_places(path, suffix)):
+    for columns in read_arrays(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
             ids, names = columns.pop("categories").tolist(), columns.pop("category_names").tolist()
             problems = Problems(**json.loads(columns.pop("found").item()))
@@ -188,48 +167,12 @@ def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIn
     return None
 
 
-def stored_columns(places: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns of each file that exists and is intact."""
-    for place in places:
-        try:
-            data = place.read_bytes()
-        except OSError:
-            continue
-        if sha256(data[DIGEST:]).digest() == data[:DIGEST]:
-            with np.load(io.BytesIO(data[DIGEST:]), allow_pickle=False) as columns:
-                yield dict(columns)
-
-
 def store(index: CocoIndex, suffix: str = ".index") -> None:
     columns = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
     columns["categories"] = np.array(list(index.categories), dtype=np.int64)
     columns["category_names"] = np.array(list(index.categories.values()), dtype=np.str_)
     columns["found"] = np.array(json.dumps(vars(index.problems)))
-    store_columns(columns, storage_places(index.path, suffix))
-
-
-def store_columns(columns: Mapping[str, Any], places: list[Path]) -> None:
-    """Write arrays, preceded by their digest, to the first writable path, if there is one."""
-    content = io.BytesIO()
-    np.savez(content, **columns)
-    for place in places:
-        with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(place) as file:
-                file.write(sha256(content.getvalue()).digest() + content.getvalue())
-            return
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lock a file against other processes of this machine, where the system supports it, until the block ends."""
-    with open(path, "rb") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # some network file systems have no locks; there each process builds the index itself
-        yield
+    write_arrays(columns, storage_places(index.path, suffix))
 
 
 # ---------------------------------------------------------------------------------------------------- reading the file

@@ -4,11 +4,12 @@ The reader of a layout finds the splits of a folder (`SplitFiles`) and converts 
 form (`Converted`). The result is checked, indexed and read like any COCO file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset_files.image_files import files_below
 from dataset_files.problems import Problems
 
 
@@ -37,14 +38,19 @@ class SplitFiles:
         source: the file or folder that messages name: the COCO file itself, or the input of `convert`.
         image_folder: the folder that file names are relative to.
         convert: reads annotations of another layout; None if `source` is a COCO file.
-        inputs: returns the files that `convert` reads, as far as they are known in advance. A change to any of them
-            makes the stored conversion stale. Images need not be listed.
-        passed_over: annotation files in the folder that belong to none of its splits.
+        inputs: files and folders that decide about the result of `convert`, besides `source`. A change to any file in
+            them makes the stored conversion stale.
+        problems: found while looking for the splits.
     """
 
     name: str
     source: Path
     image_folder: Path
     convert: Callable[[], Converted] | None = None
-    inputs: Callable[[], list[Path]] = list
-    passed_over: list[Path] = field(default_factory=list)
+    inputs: Sequence[Path] = ()
+    problems: Problems = field(default_factory=Problems)
+
+    def files(self) -> Iterator[tuple[Path, Path]]:
+        """Yield `source` and each input with the files in it; a file is in itself."""
+        for path in dict.fromkeys((self.source, *self.inputs)):
+            yield from ((path, file) for file in (files_below(path) if path.is_dir() else [path]))

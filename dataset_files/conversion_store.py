@@ -5,28 +5,26 @@ input files changes, a new conversion is stored beside it, so that a run keeps r
 """
 
 import json
-import os
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
+from dataset_files.cache import digest, locked, writable_cache
 from dataset_files.coco_file import NoCategory
-from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, locked, open_index, user_cache
+from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, open_index
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import resolve
 from dataset_files.problems import Problems
 
-VERSION = 2  # of stored conversions
-KEPT = 30 * 24 * 3600  # seconds after its last use
+VERSION = 3  # of stored conversions
+KEEP_SECONDS = 30 * 24 * 3600  # after the last use
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
     index, problems = open_converted(split, reading, key) if split.convert else open_coco_file(split, reading)
     together = Problems()
     resolved = resolve(index.file_names.tolist(), split.image_folder)
-    for found in (problems, index.problems, resolved.problems):
+    for found in (split.problems, problems, index.problems, resolved.problems):
         together.update(found)
     if resolved.problems.counts:
         index = replace(index, file_names=np.array(resolved.names, dtype=np.str_))
@@ -60,7 +58,8 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
 
 def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Problems]:
     """Index a COCO file, or its repaired copy if a repair changes anything."""
-    repaired = replace(split, convert=partial(coco_repair.repair, split.source, split.image_folder))
+    convert = partial(coco_repair.repair, split.source, split.image_folder)
+    repaired = replace(split, convert=convert, inputs=[split.image_folder])
     try:
         index = open_index(split.source, reading)
     except ValueError as error:
@@ -77,14 +76,12 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
 def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
     """Convert a split unless its conversion is stored; return the index of the result and the conversion's problems."""
     assert split.convert is not None
-    name = f"{split.source.stem}-{digest(str(split.source.resolve()), split.name, key)}"
-    stamp = digest(str(VERSION), *(stamp_of(path) for path in sorted({split.source, *split.inputs()})))
-    place = storage_folder() / f"{name}-{stamp}.json"
+    identity = digest(str(split.source.resolve()), str(split.image_folder.resolve()), split.name, key)
+    name = f"{split.source.stem[:60]}-{identity}"
+    place = writable_cache("converted") / f"{name}-{state_of(split)}.json"
     problems = stored_problems(place)
     if problems is None:
-        lock = place.with_name(f"{name}.lock")
-        lock.touch()
-        with locked(lock):  # one process converts; the others wait here and then read the result
+        with locked(f"{identity}.lock"):  # one process converts; the others wait here and then read the result
             problems = stored_problems(place)
             if problems is None:
                 problems = store(place, split.convert())
@@ -101,27 +98,27 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
 
 
 def store(place: Path, converted: Converted) -> Problems:
-    write_atomically(place, json.dumps(converted.content))
-    about = {"size": place.stat().st_size, "problems": vars(converted.problems)}
-    write_atomically(about_file(place), json.dumps(about))
+    content, problems = json.dumps(converted.content), json.dumps(vars(converted.problems))
+    write_atomically(place, content)
+    write_atomically(about_file(place), json.dumps({"digest": digest(content, problems), "problems": problems}))
     return converted.problems
 
 
 def stored_problems(place: Path) -> Problems | None:
-    """Return the problems of a stored conversion; None if it does not exist."""
+    """Return the problems of a stored conversion; None if it does not exist or is damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads(about_file(place).read_text(encoding="utf-8"))
-        if place.stat().st_size == about["size"]:
+        if digest(place.read_text(encoding="utf-8"), about["problems"]) == about["digest"]:
             about_file(place).touch()
-            return Problems(**about["problems"])
+            return Problems(**json.loads(about["problems"]))
     return None
 
 
 def remove_unused(folder: Path, name: str) -> None:
-    """Delete older conversions of the same source that no run has opened for KEPT seconds."""
+    """Delete older conversions of the same source that no run has opened for KEEP_SECONDS."""
     for about in folder.glob(f"{escape(name)}-*.about.json"):
         with suppress(OSError):
-            if about.stat().st_mtime < time.time() - KEPT:
+            if about.stat().st_mtime < time.time() - KEEP_SECONDS:
                 for file in folder.glob(escape(about.name.removesuffix(".about.json")) + ".*"):
                     file.unlink()
 
@@ -130,24 +127,16 @@ def about_file(place: Path) -> Path:
     return place.with_suffix(".about.json")
 
 
-def storage_folder() -> Path:
-    """Return the folder of stored conversions: in the user's cache, or a temporary one if the cache is not writable."""
-    for folder in (user_cache() / "converted", Path(tempfile.gettempdir()) / "mask-rcnn" / "converted"):
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    raise OSError(f"{user_cache()}: not writable, and neither is {tempfile.gettempdir()}; set XDG_CACHE_HOME")
-
-
-def stamp_of(path: Path) -> str:
-    """Return path, size and mtime of an input; a folder's mtime changes with the names in it."""
-    try:
-        status = path.stat()
-    except OSError:
-        return f"{path} missing"
-    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-
-
-def digest(*parts: str) -> str:
-    return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:24]
+def state_of(split: SplitFiles) -> str:
+    """Return a digest of the path, size and mtime of all files that a conversion reads."""
+    parts = [str(VERSION)]
+    resolved: dict[Path, Path] = {}
+    for place, file in split.files():
+        inner = str(file).removeprefix(str(place))
+        real = resolved[place] = resolved.get(place) or place.resolve()
+        try:
+            status = file.stat()
+            parts.append(f"{real}{inner} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            parts.append(f"{real}{inner} missing")
+    return digest(*parts)

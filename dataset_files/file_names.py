@@ -100,7 +100,8 @@ class ImageFinder:
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
-            if not path.is_symlink() or is_below(os.path.realpath(path), root, os.path.realpath(path.parent)):
+            real = os.path.realpath(path) if path.is_symlink() else ""
+            if not real or os.path.isfile(real) and is_below(real, root, os.path.realpath(path.parent)):
                 groups.setdefault(path.name.lower(), []).append(path.relative_to(self.root).as_posix())
         return groups
 

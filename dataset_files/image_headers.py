@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset_files.coco_index import storage_places, store_columns, stored_columns
+from dataset_files.cache import read_arrays, storage_places, write_arrays
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
@@ -35,7 +35,8 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     folder, names = dataset.image_folder, dataset.image_names()
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
     files = file_states(folder, names)
-    headers = read_headers(folder, names, files, storage_places(dataset.source, ".pictures"))
+    suffix = ".training" if dataset.training else ".validation"  # both may come from one file
+    headers = read_headers(folder, names, files, storage_places(dataset.source, suffix))
     problems, bad = Problems(), np.zeros(len(names), dtype=bool)
 
     def note(kind: str, flawed: np.ndarray, what: str = "") -> None:
@@ -104,7 +105,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
     """
     headers = np.zeros((len(names), 4), dtype=np.int64)
     is_unread = files[:, 0] > 0
-    kept = next(stored_columns(list(places)), None) if len(names) >= KEPT_FROM else None
+    kept = next(read_arrays(places), None) if len(names) >= KEPT_FROM else None
     if kept is not None:
         rows = dict(zip(kept["names"].tolist(), range(len(kept["names"]))))
         row = np.array([rows.get(name, -1) for name in names], dtype=np.int64)
@@ -122,7 +123,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
             headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
         if len(names) >= KEPT_FROM:
             columns = {"names": np.array(names, dtype=np.str_), "files": files, "headers": headers}
-            store_columns(columns, list(places))
+            write_arrays(columns, places)
     return headers
 
 

@@ -36,6 +36,9 @@ KINDS = {
     "fractions": Kind("annotation files whose coordinates are not pixels", skippable=False),
     "category numbering": Kind("annotation files that number categories in two ways", skippable=False),
     # the lists of a COCO file
+    "unused file": Kind(
+        "COCO files that are not used; to choose others give --train-json FILE and --val-json FILE", False, stays=True
+    ),
     "category": Kind("invalid categories"),
     "category id": Kind("categories with a repeated id"),
     "category name": Kind(
@@ -115,7 +118,7 @@ KINDS = {
     "crowd": Kind("iscrowd values that are not 0 or 1, converted", wrong=False, stays=True),
     # images
     "lfs": Kind("Git LFS pointers instead of images; run `git lfs pull`"),
-    "file name": Kind("file names that lead out of the image folder, which are never opened"),
+    "file name": Kind("file names that are folders or lead out of the image folder, which are never opened"),
     "missing": Kind("images that are missing"),
     "empty": Kind("images that are empty files"),
     "unreadable": Kind("images that cannot be opened"),
@@ -200,7 +203,8 @@ def leaves_folder(name: str) -> bool:
     """Whether a file name from a dataset might lead out of its folder on any operating system."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
-    return not name or "\0" in name or parts[0] == "" or has_drive or ".." in parts or not is_file_name(name)
+    is_folder = parts[-1] in ("", ".")
+    return is_folder or "\0" in name or parts[0] == "" or has_drive or ".." in parts or not is_file_name(name)
 
 
 def is_file_name(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset_files.dataset import InstanceDataset
 
-HEAD = 1 << 14  # bytes that are compared first
+HEAD = 1 << 14  # bytes at either end that are compared first
 UNREADABLE = (-1, -1, -1)
 READERS = 8  # threads: on a network file system most of the time is waiting
 
@@ -32,7 +32,7 @@ def in_words(training: InstanceDataset, validation: InstanceDataset) -> str | No
 def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Pair each of `paths` with the first of `others` that is the same file or has the same bytes, if there is one.
 
-    Sizes are compared first, then the first kilobytes of files of equal size, then all bytes of files that agree there.
+    Sizes are compared first, then both ends of files of equal size, then all bytes of files that agree there.
     """
     with ThreadPoolExecutor(READERS) as pool:
         states, other_states = list(pool.map(state_of, paths)), list(pool.map(state_of, others))
@@ -61,9 +61,11 @@ def state_of(path: Path) -> tuple[int, int, int]:
 
 
 def head_of(path: Path) -> tuple[int, bytes]:
-    """Return the size of a file and a hash of its first bytes; a size of -1 if it cannot be read."""
+    """Return the size of a file and a hash of its first and last bytes; a size of -1 if it cannot be read."""
     with suppress(OSError), open(path, "rb") as file:
-        return os.fstat(file.fileno()).st_size, sha256(file.read(HEAD)).digest()
+        size, start = os.fstat(file.fileno()).st_size, file.read(HEAD)
+        file.seek(max(size - HEAD, 0))
+        return size, sha256(start + file.read()).digest()
     return -1, b""
 
 

@@ -69,13 +69,12 @@ def voc_split(folder: Path, txt_name: str) -> SplitFiles:
     listed = folder / "ImageSets" / "Segmentation" / txt_name
     name = "train" if txt_name.startswith("train") else "val"
     return SplitFiles(
-        name, listed, folder / "JPEGImages", partial(convert_list, folder, listed), partial(input_files, folder, listed)
+        name,
+        listed,
+        folder / "JPEGImages",
+        partial(convert_list, folder, listed),
+        [folder / name for name in ("Annotations", "SegmentationObject", "SegmentationClass")],
     )
-
-
-def input_files(folder: Path, listed: Path) -> list[Path]:
-    names = read_list(listed, Problems()).values()
-    return [place(folder, name) for name in names for place in (xml_path, instances_path, classes_path)]
 
 
 def xml_path(folder: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
 from train_utils.data_check import in_words, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.open_data import choose_splits, layout_of, open_both, warn_of_unused  # noqa: E402
+from train_utils.open_data import choose_splits, layout_of, open_both  # noqa: E402
 from train_utils.option_parsing import natural, option  # noqa: E402
 from train_utils.options import DataSettings  # noqa: E402
 from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
@@ -51,7 +51,6 @@ def main(settings: ReportSettings) -> None:
     if settings.show:
         with reading_input():
             refuse_overwriting(files_of(train_set, val_set), [Path(settings.output)])
-    warn_of_unused(layout)
     stops = False
     print(f"layout: {layout.name}, {in_words(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):

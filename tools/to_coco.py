@@ -25,8 +25,7 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
     with reading_input():
         splits = find_splits(source, class_attribute)
         paths = [output.with_stem(f"{output.stem}_{s.name}") if len(splits) > 1 else output for s in splits]
-        read = [path for s in splits for path in (s.source, *s.inputs(), *s.passed_over)]
-        refuse_overwriting([source, *read], paths)
+        refuse_overwriting([source, *(file for s in splits for _, file in s.files())], paths)
         contents = [convert(split, skip_bad) for split in splits]
     for path, split, content in zip(paths, splits, contents):
         with writing_output():
@@ -52,6 +51,7 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
     if split.convert is not None:
         converted = split.convert()
         content, problems = converted.content, converted.problems
+        problems.update(split.problems)
     else:
         opened = open_split_index(split, AS_WRITTEN)
         content, problems = json.loads(opened.index.path.read_text(encoding="utf-8-sig")), opened.problems

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.coco_index import AnnotationsLost
 from dataset_files.dataset import InstanceDataset
+from dataset_files.image_headers import file_states
 from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError, reading_input
 from train_utils.run.signals import leave_signals_to_the_main_process
@@ -29,7 +30,8 @@ def fingerprint(dataset: InstanceDataset) -> str:
     names = repr(sorted(dataset.class_names.items())).encode()
     # Older checkpoints store the text up to the comma before "content"; they are compared with that part.
     counts = f"{len(dataset)} pictures, check sum {zlib.crc32(sizes.tobytes(), zlib.crc32(names)):08x}"
-    return f"{counts}, content {dataset.checksum()}"
+    files = file_states(dataset.image_folder, dataset.image_names())[:, 0]
+    return f"{counts}, content {dataset.checksum()}, files {zlib.crc32(files.tobytes()):08x}"
 
 
 def training_loader(

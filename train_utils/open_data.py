@@ -3,7 +3,9 @@
 Layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`).
 """
 
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
@@ -15,6 +17,7 @@ from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import Problems
+from dataset_files.shared_images import head_of
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
 from train_utils.data_check import check_and_drop, in_words, listed, match_classes
@@ -23,11 +26,15 @@ from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
+HeldOut = Mapping[str, str | int]  # name -> content of images, see `held_out_images`
 SOURCES = ("data_path", "train_json", "val_json")
 
 
 def open_training_data(
-    settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: Mapping[str, int] | None = None
+    settings: DataSettings,
+    seed: int,
+    detections: int = MOST_DETECTIONS,
+    held_out: HeldOut | None = None,
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open and check the training and the validation split; the latter gets the classes of the former.
 
@@ -45,7 +52,6 @@ def open_training_data(
     if is_main():
         where = settings.data_path or settings.train_json
         print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
-        warn_of_unused(layout)
     train_set, val_set = check_and_drop([train_set, val_set], settings, detections)
     if is_main() and (shared := shared_images.in_words(train_set, val_set)):
         warn(shared)
@@ -55,7 +61,7 @@ def open_training_data(
 def open_validation_data(
     settings: DataSettings,
     trained_with: Mapping,
-    held_out: Mapping[str, int] | None = None,
+    held_out: HeldOut | None = None,
     detections: int = MOST_DETECTIONS,
 ) -> InstanceDataset:
     """Open and check the validation split; see `open_held_out` and `open_training_data`."""
@@ -63,9 +69,7 @@ def open_validation_data(
     return dataset
 
 
-def open_held_out(
-    settings: DataSettings, trained_with: Mapping, held_out: Mapping[str, int] | None = None
-) -> InstanceDataset:
+def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
     """Open the validation split, unchecked. If the data are not split, take the images that the run held out, else all.
 
     Args:
@@ -87,8 +91,8 @@ def open_held_out(
         opened = open_files(layout, split, settings)
         plan = plan_of(settings)
         if training is split and (held_out or split.name in ("", "train")):
-            names = find_held_out(opened, held_out or {})
-            if not names and (same_data or "val_fraction" in settings.given):
+            names = find_held_out(opened, held_out or {}, same_data or (None if settings.val_json else False))
+            if not names and ((same_data and not held_out) or "val_fraction" in settings.given):
                 names = divide(opened, settings.val_fraction, int(trained_with.get("seed") or 0))
             plan = plan._replace(images=names or None)
         return CocoDetection(opened, "val", plan=plan)
@@ -153,14 +157,6 @@ def data_folder(settings: DataSettings) -> Path:
     return Path(settings.data_path)
 
 
-def warn_of_unused(layout: Layout) -> None:
-    """Warn about annotation files in the folder that no split uses."""
-    unused = [path for split in layout.splits for path in split.passed_over]
-    if unused:
-        named = ", ".join(map(str, unused[:5])) + (f" and {len(unused) - 5} more" if unused[5:] else "")
-        warn(f"COCO files that are not used: {named}; to choose others give --train-json FILE and --val-json FILE")
-
-
 def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
     """Choose the splits for training and validation; if the data are not split, return the same one twice."""
     by_name = {split.name: split for split in layout.splits}
@@ -203,7 +199,7 @@ def open_both(
     splits: tuple[SplitFiles, SplitFiles],
     settings: DataSettings,
     seed: int,
-    held_out: Mapping[str, int],
+    held_out: HeldOut,
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open the datasets for training and validation; if both are one split, divide it between them."""
     training, validation = splits
@@ -211,7 +207,12 @@ def open_both(
     if training is not validation:
         of_validation = open_files(layout, validation, settings)
         return CocoDetection(opened, "train", plan=plan), CocoDetection(of_validation, "val", plan=plan)
-    chosen = find_held_out(opened, held_out) or divide(opened, settings.val_fraction, seed)
+    chosen = find_held_out(opened, held_out, trust_names=True) or divide(opened, settings.val_fraction, seed)
+    if not chosen:
+        raise ValueError(
+            f"{training.source}: one image cannot be divided into training and validation; add images, or give "
+            "--train-json FILE and --val-json FILE"
+        )
     train_set = CocoDetection(opened, "train", plan=plan._replace(images=image_names(opened) - chosen))
     opened = replace(opened, problems=Problems())  # report the problems of this file only once
     return train_set, CocoDetection(opened, "val", plan=plan._replace(images=chosen))
@@ -233,33 +234,61 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
     return set(index.file_names[for_validation].tolist())
 
 
-def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, int]:
-    """Return name -> bytes of the validation images if the data are not split, to find them again after a move."""
+def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
+    """Return name -> content of the validation images if the data are not split, to find them again."""
     if val_set.source != train_set.source:
         return {}
-    return {name: (val_set.image_folder / name).stat().st_size for name in val_set.image_names()}
+    return {name: content_of(val_set.image_folder / name) for name in val_set.image_names()}
 
 
-def find_held_out(opened: OpenedSplit, held_out: Mapping[str, int]) -> set[str]:
-    """Find the images that a run held out, by name and size in bytes, and report missing ones."""
+def content_of(path: Path) -> str:
+    size, digest = head_of(path)
+    return f"{size} {digest.hex()[:32]}"
+
+
+def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
+    """Find the images that a run held out, by name and content, else by content, and report the others.
+
+    Args:
+        held_out: see `held_out_images`; older checkpoints store the size in bytes in place of the content.
+        trust_names: whether images of the same name count although their content has changed. With False, they
+            count only if all of them have changed, as in resized data, and none is missing. With None, never.
+    """
     folder, names = opened.split.image_folder, image_names(opened)
 
-    def is_here(name: str) -> bool:
-        path = folder / name
-        return name in names and path.is_file() and path.stat().st_size == held_out[name]
+    def is_unchanged(name: str) -> bool:
+        content = content_of(folder / name)
+        return held_out[name] in (content, int(content.split()[0]))
 
-    found = {name for name in held_out if is_here(name)}
-    missing = sorted(held_out.keys() - found)
+    found = {name for name in held_out if name in names and is_unchanged(name)}
+    left = held_out.keys() - found
+    if any(isinstance(held_out[name], str) for name in left):
+        wanted = Counter(held_out[name] for name in left)
+        sizes = {int(str(content).split()[0]) for content in wanted}
+        for name in sorted(names - found):
+            with suppress(OSError):
+                if (folder / name).stat().st_size in sizes and wanted[content_of(folder / name)] > 0:
+                    wanted[content_of(folder / name)] -= 1
+                    found.add(name)
+        left = {name for name in left if wanted[held_out[name]] > 0}
+    changed = {name for name in left & names if (folder / name).is_file()}
+    if not trust_names and (trust_names is None or found or changed != left):
+        changed = set()
+    where, count = opened.split.source, len(held_out)
     if held_out and is_main():
-        where = opened.split.source
-        if missing:
+        if missing := left - changed:
             warn(
-                f"{where}: {len(missing)} of {len(held_out)} images that the training held out for validation are not "
+                f"{where}: {len(missing)} of {count} images that the training held out for validation are not "
                 f"here, or have changed: {listed(missing)}"
+            )
+        if changed:
+            warn(
+                f"{where}: {len(changed)} of {count} images that the training held out for validation have changed "
+                f"since, and are still used for it: {listed(changed)}"
             )
         if found:
             print(f"{where}: {len(found)} images that the training held out are used for validation", flush=True)
-    return found
+    return found | changed
 
 
 def image_names(opened: OpenedSplit) -> set[str]:

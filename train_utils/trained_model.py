@@ -35,7 +35,7 @@ class TrainedModel:
     device: torch.device
     precision: Precision
     trained_with: dict[str, Any]
-    held_out: dict[str, int] = field(default_factory=dict)
+    held_out: dict[str, str | int] = field(default_factory=dict)
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:

@@ -57,7 +57,8 @@ def find(root: Path) -> list[SplitFiles]:
         )
     splits = [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
     if splits:
-        splits[0].passed_over = [path for path in files if path not in chosen.values()]
+        splits[0].inputs = [path for path in files if path not in chosen.values()]
+        splits[0].problems.add_all("unused file", splits[0].inputs, str)
     return splits
 
 

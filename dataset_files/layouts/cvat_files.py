@@ -47,7 +47,7 @@ def find(root: Path) -> list[SplitFiles]:
             name = split if subset is None else split_in(subset)
             if name in found:
                 raise ValueError(f"{path}: the subset {shown(subset)} is not the only one for the split '{name}'")
-            found[name] = SplitFiles(name, path, path.parent, partial(read_cvat, path, subset), partial(list, [path]))
+            found[name] = SplitFiles(name, path, path.parent, partial(read_cvat, path, subset), [path.parent])
     if "" in found and len(found) > 1:
         raise ValueError(f"{root}: some of its subsets are named like a split, others are not; name all or none")
     return [found[name] for name in ("train", "val", "test", "") if name in found]

@@ -48,14 +48,14 @@ def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
     if not folders and root.is_dir() and first_files(root, tool):
         folders = {"": root}
     base = root
-    if any(leads_outside(path, root, tool) for folder in folders.values() for path in first_files(folder, tool)):
+    files = [path for folder in folders.values() for path in first_files(folder, tool)]
+    beside = dict.fromkeys(image.parent for path in files if (image := image_outside(path, root, tool)) is not None)
+    if beside:
         root = Path(os.path.abspath(root))
         base = root.parent
         folders = {split: Path(os.path.abspath(folder)) for split, folder in folders.items()}
     return [
-        SplitFiles(
-            split, folder, base, partial(read_files, folder, root, base, tool), partial(input_files, folder, root)
-        )
+        SplitFiles(split, folder, base, partial(read_files, folder, root, base, tool), [root, *beside])
         for split, folder in folders.items()
     ]
 
@@ -78,11 +78,12 @@ def is_of_tool(path: Path, tool: Tool) -> bool:
         return False  # reported when read, if others are the tool's
 
 
-def leads_outside(path: Path, root: Path, tool: Tool) -> bool:
-    """Whether the image of a JSON is in a folder beside `root`."""
+def image_outside(path: Path, root: Path, tool: Tool) -> Path | None:
+    """The image of a JSON if it is in a folder beside `root`."""
     content = tool.as_labelme(read_json(path)) or {}
     root = Path(os.path.abspath(root))
-    return image_beside(Path(os.path.abspath(path)), content.get("imagePath"), root.parent, root) is not None
+    inner = image_beside(Path(os.path.abspath(path)), content.get("imagePath"), root.parent, root)
+    return root.parent / inner if inner else None
 
 
 def image_beside(path: Path, image_path: object, base: Path, root: Path) -> str | None:
@@ -94,13 +95,6 @@ def image_beside(path: Path, image_path: object, base: Path, root: Path) -> str 
         return None
     inner = image.relative_to(base)
     return inner.as_posix() if len(inner.parts) > 1 and image.is_file() else None
-
-
-def input_files(folder: Path, root: Path) -> list[Path]:
-    """The files of a split that decide what is read, and its folders, for images without a JSON are reported, too."""
-    files = list(files_below(folder))
-    folders = dict.fromkeys(path.parent for path in files)
-    return [*label_lists(folder, root), *folders, *(p for p in files if p.suffix.lower() == ".json")]
 
 
 def label_lists(folder: Path, root: Path) -> list[Path]:

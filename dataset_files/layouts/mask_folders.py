@@ -124,7 +124,7 @@ def find(root: Path) -> list[SplitFiles]:
         if not found and (everything := of_folder(root)) is not None:
             found = {"": everything}
     return [
-        SplitFiles(name, split.source, split.image_folder, partial(read_masks, split), partial(input_files, split))
+        SplitFiles(name, split.source, split.image_folder, partial(read_masks, split), [split.image_folder])
         for name, split in found.items()
         if split.seems_right()
     ]
@@ -179,16 +179,6 @@ def of_folder(folder: Path) -> MaskSplit | None:
 
 def first_names(folder: Path) -> list[str]:
     return [path.name for path, _ in zip(files_below(folder, 2), range(20))]
-
-
-def input_files(split: MaskSplit) -> list[Path]:
-    """The folders of images, for their listings, and all masks."""
-    folders = {split.source: None, split.image_folder: None}
-    files: list[Path] = []
-    for part in split.parts:
-        folders |= {path.parent: None for path in part.image_paths}
-        files += files_below(part.masks)
-    return [*folders, *files]
 
 
 def read_masks(split: MaskSplit) -> Converted:

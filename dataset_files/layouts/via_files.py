@@ -30,7 +30,7 @@ def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
         if not sources and (source := via_json(root)):
             sources = {"": source}
     return [
-        SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), partial(list, [source]))
+        SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
         for split, source in sources.items()
     ]
 

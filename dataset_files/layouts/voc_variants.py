@@ -87,12 +87,10 @@ def find(root: Path) -> list[SplitFiles]:
         raise ValueError(f"{folder}: nothing names the classes; expected {expected}")
     images = image_folder(folder)
     lists = find_lists(folder)
-    if not lists:
-        masks = instances_folder(folder)
-        return [SplitFiles("", masks, images, partial(read_split, folder, None), partial(input_files, folder, None))]
+    sources = lists or {"": None}
     return [
-        SplitFiles(name, path, images, partial(read_split, folder, path), partial(input_files, folder, path))
-        for name, path in lists.items()
+        SplitFiles(name, path or instances_folder(folder), images, partial(read_split, folder, path), inputs_of(folder))
+        for name, path in sources.items()
     ]
 
 
@@ -182,11 +180,11 @@ def find_lists(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def input_files(folder: Path, listed: Path | None) -> list[Path]:
-    """All that is read: the list, the classes, the XML files and the masks."""
+def inputs_of(folder: Path) -> list[Path]:
+    """All that is read besides the list of images."""
     places = [masks_folder(folder, name) for name in ("SegmentationObject", "SegmentationClass")]
-    files = [path for place in (*places, folder / "Annotations") if place for path in files_below(place)]
-    return [path for path in (listed, class_table_file(folder)) if path is not None] + files
+    places += [class_table_file(folder), folder / "Annotations", image_folder(folder)]
+    return [path for path in places if path is not None and path.exists()]
 
 
 def read_class_table(folder: Path) -> ClassTable | None:

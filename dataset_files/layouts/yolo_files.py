@@ -35,7 +35,7 @@ def find(root: Path) -> list[SplitFiles]:
         if not any(path is not None and is_label_file(path) for path in labels):
             return []
     return [
-        SplitFiles(name, split.source, split.base, partial(read_yolo, split), partial(input_files, split))
+        SplitFiles(name, split.source, split.base, partial(read_yolo, split), inputs_of(split))
         for name, split in splits.items()
     ]
 
@@ -99,11 +99,11 @@ def is_label_file(path: Path) -> bool:
     return False
 
 
-def input_files(split: YoloSplit) -> list[Path]:
-    """The YAML, lists, folders (for their listings), label files, and images, whose sizes scale the coordinates."""
-    files = LabelFiles(split)
-    labels = (path for path in files.of_images.values() if path is not None)
-    return [split.source, *split.entries, *files.names, *labels, *files.images]
+def inputs_of(split: YoloSplit) -> list[Path]:
+    """The folders of images and label files, and the lists of images, which may be anywhere in `base`."""
+    folders = [entry for entry in split.entries if entry.is_dir()]
+    listed = [split.base] if len(folders) < len(split.entries) else []
+    return [*split.entries, *(replaced_folder(folder, split.base) for folder in folders), *listed]
 
 
 def listed_images(split: YoloSplit) -> dict[Path, str]:

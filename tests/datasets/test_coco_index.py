@@ -13,8 +13,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from dataset_files import coco_index
-from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of, storage_places
+from dataset_files import cache, coco_index
+from dataset_files.cache import storage_places
+from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of
 from dataset_files.coco_masks import MaskColumns
 from dataset_files.conversion_store import open_split_index
 from dataset_files.dataset import ItemPlan
@@ -418,7 +419,7 @@ def test_masks_without_boxes_take_boxes_from_masks_and_keep_their_own_index(tmp_
     for _ in range(2):
         assert open_index(file, Reading(boxes_from_masks=True)).usable_counts().sum() == 6
     assert open_index(file).usable_counts().sum() == 0
-    assert sorted(os.listdir(tmp_path)) == ["some.index", "some.json", "some.masks.index"]
+    assert sorted(os.listdir(tmp_path)) == ["cache", "some.json", "some.mask-rcnn.index", "some.mask-rcnn.masks.index"]
 
 
 def test_boxes_from_masks_of_photos_are_those_of_the_file(data_folder):
@@ -504,7 +505,7 @@ def test_index_is_small_whatever_the_masks(file):
 
 def test_second_start_takes_the_stored_index(file, monkeypatch):
     expected = contents(open_index(file))
-    assert sorted(os.listdir(file.parent)) == ["instances.index", "instances.json"]
+    assert sorted(os.listdir(file.parent)) == ["instances.json", "instances.mask-rcnn.index"]
     forbid_reading(monkeypatch)
     assert contents(open_index(file)) == expected
 
@@ -545,7 +546,7 @@ def damage(data: bytes, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["empty", "cut off", "one byte", "zeros", "text", "pickle"])
 def test_damaged_index_is_made_anew(file, kind):
     expected = contents(open_index(file))
-    stored = storage_places(file)[0]
+    stored = storage_places(file, ".index")[0]
     whole = stored.read_bytes()
     for _ in range(2):
         stored.write_bytes(damage(whole, kind))
@@ -555,7 +556,7 @@ def test_damaged_index_is_made_anew(file, kind):
 
 def test_every_single_damaged_byte_is_noticed(file):
     open_index(file)
-    stored = storage_places(file)[0]
+    stored = storage_places(file, ".index")[0]
     whole = stored.read_bytes()
     for place in range(0, len(whole), 7):
         stored.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
@@ -563,22 +564,22 @@ def test_every_single_damaged_byte_is_noticed(file):
 
 
 def test_folder_that_cannot_be_written_sends_the_index_to_the_cache(file, monkeypatch):
-    beside, cached = storage_places(file)
+    beside, cached = storage_places(file, ".index")
     (beside / "in the way").mkdir(parents=True)
     expected = contents(open_index(file))
-    assert cached.is_file() and os.listdir(cached.parent) == [cached.name]
-    assert sorted(os.listdir(file.parent)) == [beside.name, file.name]  # no draft is left
+    assert cached.is_file() and sorted(os.listdir(cached.parent)) == [cached.name, "locks"]
+    assert sorted(os.listdir(file.parent)) == [file.name, beside.name]  # no draft is left
     forbid_reading(monkeypatch)
     assert contents(open_index(file)) == expected
 
 
 def test_files_of_the_same_name_have_their_own_places_in_the_cache(file, tmp_path):
     other = tmp_path / "other" / file.name
-    assert storage_places(file)[1] != storage_places(other)[1]
+    assert storage_places(file, ".index")[1] != storage_places(other, ".index")[1]
 
 
 def test_no_place_to_store_an_index_is_no_error(file, tmp_path, monkeypatch):
-    (storage_places(file)[0] / "in the way").mkdir(parents=True)
+    (storage_places(file, ".index")[0] / "in the way").mkdir(parents=True)
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     assert contents(open_index(file)) == contents(make_index(file))
@@ -611,7 +612,7 @@ def start(file: Path, made: Path, results) -> None:
     results.put(contents(open_index(file)))
 
 
-@pytest.mark.skipif(coco_index.fcntl is None, reason="no file locks on this system")
+@pytest.mark.skipif(cache.fcntl is None, reason="no file locks on this system")
 def test_of_several_processes_that_start_together_one_reads_the_file(file, tmp_path):
     made = tmp_path / "made"
     made.mkdir()
@@ -625,11 +626,11 @@ def test_of_several_processes_that_start_together_one_reads_the_file(file, tmp_p
         process.join(timeout=60)
     assert found == [contents(make_index(file))] * 4
     assert len(os.listdir(made)) == 1
-    assert sorted(os.listdir(file.parent)) == ["instances.index", "instances.json"]
+    assert sorted(os.listdir(file.parent)) == ["instances.json", "instances.mask-rcnn.index"]
 
 
 def test_systems_without_locks_come_to_the_same_index(file, monkeypatch):
-    monkeypatch.setattr(coco_index, "fcntl", None)
+    monkeypatch.setattr(cache, "fcntl", None)
     assert contents(open_index(file)) == contents(open_index(file)) == contents(make_index(file))
 
 

@@ -166,8 +166,8 @@ def test_files_that_no_split_uses_are_known(tmp_path):
     for name in ("train.json", "val.json", "default.json"):
         write_coco(tmp_path / name, ["1.jpg"])
     splits = find(tmp_path)
-    assert [path.name for split in splits for path in split.passed_over] == ["default.json"]
-    assert find(tmp_path / "train.json")[0].passed_over == []
+    assert [path.name for split in splits for path in split.inputs] == ["default.json"]
+    assert find(tmp_path / "train.json")[0].problems.counts == {}
 
 
 @pytest.mark.parametrize("padding", [0, 1 << 20], ids=["small", "large"])

@@ -38,7 +38,7 @@ def test_every_layout_holds_the_same_images_and_objects(layout: str, tmp_path: P
     parts = [SAMPLES[:4], SAMPLES[4:]] if layout in SPLIT else [SAMPLES]
     for split, samples in zip(splits, parts):
         check_same(split.convert(), split.image_folder, samples, layout)
-        assert split.source.exists() and all(path.exists() for path in split.inputs())
+        assert split.source.exists() and all(path.exists() for path in split.inputs)
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -135,7 +135,7 @@ def test_coco_files_that_no_split_uses_are_named(tmp_path: Path, capsys):
     write_coco_2017(tmp_path, SAMPLES)
     write_json(tmp_path / "annotations" / "instances_default.json", content(SAMPLES[:1]))
     open_training_data(settings(tmp_path), seed=0)
-    assert "COCO files that are not used: " in (said := capsys.readouterr().err) and "instances_default.json;" in said
+    assert "COCO files that are not used; " in (said := capsys.readouterr().err) and "instances_default.json" in said
 
 
 def test_objects_without_a_mask_are_crowds_in_the_ground_truth(tmp_path: Path):

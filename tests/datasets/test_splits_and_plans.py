@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dataset_files import image_headers
 from dataset_files.image_headers import read_header
 from dataset_files.image_reading import read_image
 from dataset_files.splitting import choose_validation, original_of, place_of
@@ -77,10 +78,57 @@ def test_older_checkpoints_divide_the_data_again_whatever_the_path(trained, path
     assert set(open_held_out(given(data_path=path), trained_with).image_names()) == set(held_out)
 
 
+def rename_all(folder: Path) -> None:
+    for file in folder.glob("*.png"):
+        file.rename(folder / f"img_{file.name}")
+    edit(folder / "result.json", lambda c: [i.update(file_name=f"img_{i['file_name']}") for i in c["images"]])
+
+
+def double_all(folder: Path) -> None:
+    for file in folder.glob("*.png"):
+        image = Image.open(file)
+        image.resize((2 * image.width, 2 * image.height)).save(file)
+    edit(folder / "result.json", lambda c: [i.update(width=2 * i["width"], height=64) for i in c["images"]])
+
+
+@pytest.mark.parametrize("change", [rename_all, double_all])
+@pytest.mark.parametrize("moved", [False, True])
+def test_held_out_images_are_found_after_all_were_renamed_or_resized(trained, change, moved, tmp_path):
+    folder, trained_with, held_out = trained
+    if moved:
+        folder = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    change(folder)
+    dataset = open_held_out(given(data_path=str(folder)), trained_with, held_out)
+    assert {name.removeprefix("img_") for name in dataset.image_names()} == set(held_out)
+    settings = given(data_path=str(folder), val_fraction=0.5)
+    train_set, val_set = open_training_data(settings, seed=3, held_out=held_out)
+    assert {name.removeprefix("img_") for name in val_set.image_names()} == set(held_out)
+    assert len(train_set) == IMAGES - len(held_out)
+
+
+def test_a_file_named_with_val_json_is_validated_whole_unless_it_holds_the_same_images(trained, tmp_path):
+    folder, trained_with, held_out = trained
+    same = given(val_json=str(folder / "result.json"))
+    assert set(open_held_out(same, trained_with, held_out).image_names()) == set(held_out)
+    double_all(other := Path(shutil.copytree(folder, tmp_path / "other")))
+    assert len(open_held_out(given(val_json=str(other / "result.json")), trained_with, held_out)) == IMAGES
+
+
+def test_checkpoints_that_store_sizes_in_bytes_find_their_held_out_images(trained):
+    folder, trained_with, held_out = trained
+    sizes = {name: (folder / name).stat().st_size for name in held_out}
+    assert set(open_held_out(given(data_path=str(folder)), trained_with, sizes).image_names()) == set(held_out)
+
+
+def test_a_single_image_cannot_be_divided(tmp_path):
+    with pytest.raises(InputError, match="result.json: one image cannot be divided.*--val-json"):
+        open_training_data(given(data_path=str(make_unsplit(tmp_path / "one", 1))), seed=0)
+
+
 def test_held_out_images_that_are_missing_are_named_and_other_data_are_taken_whole(trained, tmp_path, capsys):
     folder, trained_with, held_out = trained
     first, *others = sorted(held_out)
-    (folder / first).write_bytes(b"another image")
+    (folder / first).unlink()
     dataset = open_held_out(given(data_path=str(folder)), trained_with, held_out)
     assert set(dataset.image_names()) == set(others)
     assert f"1 of {len(held_out)} images that the training held out" in (err := capsys.readouterr().err)
@@ -152,9 +200,16 @@ def test_a_fingerprint_changes_with_any_annotation_but_not_with_the_path(trained
     before = of(folder)
     shutil.copytree(folder, tmp_path / "moved")
     assert of(tmp_path / "moved") == before
+    for older in (", content", ", files"):
+        assert are_alike("data", before.partition(older)[0], before)
+    shutil.copytree(folder, tmp_path / "edited")
+    for file in (tmp_path / "edited").glob("*.png"):
+        Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file, compress_level=0)
+    edited = of(tmp_path / "edited")
+    assert edited != before and edited.partition(", files")[0] == before.partition(", files")[0]
     edit(folder / "result.json", lambda c: [a["bbox"].__setitem__(2, 17) for a in c["annotations"]])
     assert of(folder) != before and of(folder).partition(", content")[0] == before.partition(", content")[0]
-    assert are_alike("data", before.partition(", content")[0], before) and not are_alike("data", of(folder), before)
+    assert not are_alike("data", of(folder), before)
 
 
 def test_a_label_corrected_during_a_run_changes_nothing_for_it(tmp_path: Path, monkeypatch):
@@ -179,6 +234,107 @@ def test_annotations_that_change_during_a_run_end_it_and_are_no_unreadable_image
         next(iter(evaluation_loader(val_set, None, workers=0)))
     with pytest.raises(InputError, match="result.json: has changed since it was opened"):
         next(iter(training_loader(train_set, 2, 3, 0, 0, pin_memory=False)))
+
+
+LATE = [name for name in WRITERS if not name.startswith("labelme")]
+
+
+@pytest.mark.parametrize("layout", LATE)
+def test_a_conversion_is_made_again_when_a_missing_image_appears(layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    WRITERS[layout](tmp_path / "data", SAMPLES)
+    (image,) = (tmp_path / "data").rglob("a.jpg")
+    image.rename(tmp_path / "aside")
+    before = count_or_error(tmp_path / "data")
+    (tmp_path / "aside").rename(image)
+    assert count_or_error(tmp_path / "data") in (5, 6) != before
+
+
+def count_or_error(folder: Path) -> int | str:
+    try:
+        return sum(map(len, open_training_data(given(data_path=str(folder)), seed=0)))
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("layout", ["VIA 1", "YOLO", "COCO without sizes"])
+def test_sizes_are_read_again_when_images_are_resized(layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if layout in WRITERS:
+        WRITERS[layout](tmp_path / "data", SAMPLES)
+    else:
+        make_unsplit(tmp_path / "data", 6)
+        edit(tmp_path / "data" / "result.json", lambda c: [i.pop("width") + i.pop("height") for i in c["images"]])
+
+    def sizes() -> list[tuple[int, int]]:
+        dataset = open_training_data(given(data_path=str(tmp_path / "data")), seed=0)[0]
+        return [dataset.get_height_and_width(i) for i in range(len(dataset))]
+
+    before = sizes()
+    for file in (tmp_path / "data").rglob("*.*"):
+        if file.suffix in (".jpg", ".png", ".jpeg", ".bmp"):
+            image = Image.open(file)
+            image.resize((2 * image.width, 2 * image.height)).save(file)
+    assert sizes() == [(2 * h, 2 * w) for h, w in before]
+
+
+def test_repaired_files_are_stored_for_each_image_folder(tmp_path):
+    folder = make_unsplit(tmp_path / "mine", 6)
+    edit(folder / "result.json", lambda c: [i.pop("width") + i.pop("height") for i in c["images"]])
+    (tmp_path / "large").mkdir()
+    for file in folder.glob("*.png"):
+        image = Image.open(file)
+        image.resize((2 * image.width, 64)).save(tmp_path / "large" / file.name)
+    for place, height in ((folder, 32), (tmp_path / "large", 64)):
+        settings = given(train_json=str(folder / "result.json"), image_folder=str(place))
+        assert open_training_data(settings, seed=0)[0].get_height_and_width(0)[0] == height
+
+
+def test_a_damaged_conversion_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    WRITERS["YOLO"](tmp_path / "data", SAMPLES)
+    before = count_or_error(tmp_path / "data")
+    stored = list((tmp_path / "cache" / "mask-rcnn" / "converted").iterdir())
+    assert len(stored) == 4
+    for path in stored:
+        path.write_bytes(path.read_bytes().replace(b"1", b"\0"))
+    assert count_or_error(tmp_path / "data") == before == 5
+
+
+@pytest.mark.parametrize("name", ["s" * 240, os.fsdecode(b"caf\xe9"), "a[b]*"])
+def test_names_of_any_length_and_encoding_have_a_place_in_the_cache(name, tmp_path):
+    folder = make_unsplit(tmp_path / (name if len(name) < 99 else "mine"), 6)
+    edit(folder / "result.json", lambda c: [a.pop("bbox") for a in c["annotations"]])
+    (folder / "result.json").rename(folder / f"{name}.json")
+    assert count_or_error(folder) == 6
+
+
+def test_headers_of_data_that_are_not_split_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_headers, "KEPT_FROM", 1)
+    folder = make_unsplit(tmp_path / "mine", 8)
+    (folder / "result.index").write_text("a file of the user")
+    count_or_error(folder)
+    monkeypatch.setattr(image_headers, "read_header", None)
+    assert count_or_error(folder) == 8 and (folder / "result.index").read_text() == "a file of the user"
+
+
+def test_a_broken_link_is_missing_and_not_found_elsewhere(tmp_path, capsys):
+    folder = make_unsplit(tmp_path / "mine", 6)
+    (folder / "1.png").unlink()
+    (folder / "1.png").symlink_to("nowhere")
+    assert "images that are missing (1)" in str(count_or_error(folder))
+    assert "found in the image folder" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".", "inner/"])
+def test_names_of_folders_are_no_names_of_images(name, tmp_path):
+    folder = make_unsplit(tmp_path / "mine", 6)
+    (folder / "inner").mkdir()
+    edit(folder / "result.json", lambda c: c["images"][0].update(file_name=name))
+    assert (
+        f"file names that are folders or lead out of the image folder, which are never opened (1): image 1, '{name}'"
+        in (str(count_or_error(folder)))
+    )
 
 
 def test_old_conversions_that_no_run_uses_are_deleted(tmp_path: Path, monkeypatch):

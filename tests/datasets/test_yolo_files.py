@@ -225,7 +225,7 @@ def test_yolo_labels_beside_images_are_read_although_there_is_a_folder_of_labels
     assert converted.problems.examples["labels beside"] == ["images/a.txt"]
     assert [a["category_id"] for a in objects_of(converted, "a.jpg")] == [2]
     (split,) = yolo_files.find(tmp_path)
-    assert tmp_path / "images" / "a.txt" in split.inputs()
+    assert tmp_path / "images" / "a.txt" in [file for _, file in split.files()]
 
 
 def test_yolo_labels_without_image_are_counted_in_all_folders_of_labels(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from dataset_files.conversion_store import storage_folder
+from dataset_files.cache import writable_cache
 from train_utils.errors import InputError
 
 SECONDS = 10  # that a reader may take for a file of some hundred bytes
@@ -141,7 +141,7 @@ sys.addaudithook(look_at)  # there is no way to take one off again
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     global reading, conversions
-    conversions = str(storage_folder())
+    conversions = str(writable_cache("converted"))
     reading = True
     try:
         yield

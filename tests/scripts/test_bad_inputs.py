@@ -227,7 +227,7 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
     problems, items = check()
     assert items == [2, 3] and problems.counts == {"size": 1, "missing": 1} and read == ["3.png"]
     assert check() == (problems, items) and read == []
-    stored = annotation_file(tmp_path / "data", "train").with_suffix(".pictures")
+    stored = annotation_file(tmp_path / "data", "train").with_suffix(".mask-rcnn.training")
     stored.write_bytes(stored.read_bytes()[:-1])  # damaged
     assert check() == (problems, items) and sorted(read) == ["1.png", "2.png", "3.png"]
 

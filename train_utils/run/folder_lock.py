@@ -8,12 +8,8 @@ import socket
 import time
 from pathlib import Path
 
+from dataset_files.cache import lock
 from train_utils.errors import InputError, warn
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
 LOCK = ".lock"
 PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed, may hold its lock for a moment
@@ -21,9 +17,6 @@ PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed
 
 class FolderLock:
     """Hold a folder exclusively, from creation until `release` or the end of the process.
-
-    A POSIX record lock: unlike with flock(2), loader workers do not inherit it, so it cannot outlive the process that
-    took it. Most network file systems support it across machines.
 
     Raises:
         InputError: another process holds the lock; the message names host and process.
@@ -50,12 +43,9 @@ class FolderLock:
 
     def acquire(self, folder: Path) -> bool:
         """Try to take the lock; return whether it succeeded. If the file system has no locks, warn and return True."""
-        if fcntl is None:
-            return True
         try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
+            if not lock(self.file):
+                return False
         except OSError as error:
             warn(f"{folder}: no locks on this file system ({error.strerror}); do not start a second run in it")
             return True
