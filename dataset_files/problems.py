@@ -88,6 +88,14 @@ KINDS = {
     "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),
     "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
     "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),
+    "semantic masks": Kind(
+        "folders of masks that look like classes of pixels, not objects; each value of a mask is taken as one object",
+        wrong=False,
+        stays=True,
+    ),
+    "assumed encoding": Kind(
+        "text files that are not UTF-8; save them as UTF-8 if these characters are wrong", wrong=False, stays=True
+    ),
     "single value": Kind("mask images with a single value, taken as one object each", wrong=False, stays=True),
     "blurred edges": Kind("masks of one object with blurred edges, cut at half their value", wrong=False, stays=True),
     "no split": Kind("splits that are named but missing", wrong=False, stays=True),

@@ -3,8 +3,9 @@
 Readers of other layouts add images and objects in any order; `converted` numbers the classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -20,23 +21,49 @@ Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: an object's pix
 Size = tuple[int, int]  # height, width
 
 
+class Shape(NamedTuple):
+    """An object in a tool's file, or one of its parts.
+
+    Attributes:
+        where: names it in messages.
+        label: its class; "" if it has none.
+        group: shapes of the same label and group are one object; None for an object of its own.
+        read: returns its polygon or its pixels, or raises NoArea or ValueError.
+    """
+
+    where: str
+    label: str
+    group: object
+    read: Callable[[], list[float] | Crop]
+    crowd: bool = False
+
+
+class NoArea(ValueError):
+    """A shape is a point, a line or the like."""
+
+
 class CocoBuilder:
     """Images and objects of one split.
 
     Args:
         image_folder: the folder that file names are relative to.
         class_names: classes in their order; others that objects have follow sorted by name.
+        problems: found so far; extended.
         report_new: note objects of classes beyond `class_names` as a problem.
-
-    Attributes:
-        problems: found so far.
     """
 
-    def __init__(self, image_folder: Path, class_names: Sequence[str] = (), *, report_new: bool = False):
+    def __init__(
+        self,
+        image_folder: Path,
+        class_names: Sequence[str] = (),
+        problems: Problems | None = None,
+        *,
+        report_new: bool = False,
+    ):
         self.image_folder = image_folder
         self.class_names = list(dict.fromkeys(class_names))
         self.report_new = report_new and bool(class_names)
-        self.problems = Problems()
+        self.problems = problems or Problems()
         self.images: list[dict] = []
         self.objects: list[tuple[str, dict]] = []
         self.known_files: set[str] = set()
@@ -120,6 +147,29 @@ class CocoBuilder:
         ))  # fmt: skip
         if self.report_new and class_name not in self.class_names:
             self.problems.add("new class", f"{shown(class_name)} in {image['file_name']}")
+
+    def add_shapes(self, image: dict, shapes: Iterable[Shape]) -> None:
+        """Add the objects of an image; shapes that cannot be used are noted."""
+        objects: dict[object, tuple[Shape, list]] = {}
+        for number, shape in enumerate(shapes):
+            reason: ValueError | None = None
+            try:
+                part = shape.read()
+            except ValueError as error:
+                reason = error
+            if isinstance(reason, NoArea):
+                self.problems.add("not an area", f"{shape.where}: {reason}")
+            elif not shape.label:
+                self.problems.add("no class", shape.where)
+            elif reason is not None:
+                self.problems.add("outline", f"{shape.where}: {reason}")
+            else:
+                key = number if shape.group is None else (shape.label, shape.group)
+                objects.setdefault(key, (shape, []))[1].append(part)
+        for shape, parts in objects.values():
+            polygons = [part for part in parts if isinstance(part, list)]
+            crops = [part for part in parts if not isinstance(part, list)]
+            self.add_object(image, shape.label, polygons=polygons, crops=crops, crowd=shape.crowd)
 
     def converted(self) -> Converted:
         """All that was added, in COCO's form."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -12,20 +12,20 @@ import numpy as np
 from dataset_files.coco_masks import LARGEST_IMAGE
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import names_in, split_folders, split_in
-from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
+from dataset_files.image_files import split_in
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.text_files import file_per_split, in_order
 from dataset_files.problems import shown
 from dataset_files.voc_files import parse_xml
 
 HEAD = 1 << 12  # bytes of a file that are enough to recognise it
 LARGEST = 1 << 30  # bytes of a file
-ROOT = re.compile(rb"<annotations[\s>].*?<(version|meta|image|track)\b", re.DOTALL)
 SUBSET = re.compile(rb'<image [^>]*?\bsubset="([^"]*)"')
 FRAME = re.compile(r"frame_(\d{6,})", re.IGNORECASE)  # the names of images in CVAT's exports of videos
 NO_AREA = ("polyline", "points", "cuboid", "skeleton")
 
-Shape = tuple[str, str, Element]  # class, group ("0" for none) and the XML element
+Labelled = tuple[str, str | None, Element]  # class, group and shape
 
 
 def find(root: Path) -> list[SplitFiles]:
@@ -34,15 +34,9 @@ def find(root: Path) -> list[SplitFiles]:
     Raises:
         ValueError: it is not clear which file or subset is for training.
     """
-    if root.is_file():
-        sources = [("", root)] if is_cvat(root) else []
-    else:
-        sources = [(split, path) for split, folder in split_folders(root).items() for path in xml_files(folder)]
-        sources = sources or [(split_in(path.stem), path) for path in xml_files(root)]
-    if len({split for split, _ in sources}) < len(sources):
-        raise ValueError(f"{root}: has several XML files of CVAT; keep one, or name it instead of the folder")
-    found = {}
-    for split, path in sources:
+    sources = file_per_split(root, ".xml", is_cvat, "XML files of CVAT")
+    found: dict[str, SplitFiles] = {}
+    for split, path in sources.items():
         for subset in subsets_of(path) if len(sources) == 1 else [None]:
             name = split if subset is None else split_in(subset)
             if name in found:
@@ -50,13 +44,7 @@ def find(root: Path) -> list[SplitFiles]:
             found[name] = SplitFiles(name, path, path.parent, partial(read_cvat, path, subset), [path.parent])
     if "" in found and len(found) > 1:
         raise ValueError(f"{root}: some of its subsets are named like a split, others are not; name all or none")
-    return [found[name] for name in ("train", "val", "test", "") if name in found]
-
-
-def xml_files(folder: Path) -> list[Path]:
-    return [
-        folder / name for name in sorted(names_in(folder)) if name.lower().endswith(".xml") and is_cvat(folder / name)
-    ]
+    return list(in_order(found).values())
 
 
 def is_cvat(path: Path) -> bool:
@@ -94,7 +82,7 @@ def read_cvat(source: Path, subset: str | None) -> Converted:
         if subset in (None, element.get("subset")):
             name = element.get("name", "")
             file_name = finder.find(name, source.parent, source.parent / "images")
-            shapes = [(one.get("label", ""), one.get("group_id", "0"), one) for one in element]
+            shapes = [(one.get("label", ""), one.get("group_id"), one) for one in element]
             add_image(builder, file_name, name, size_of(element.get("height"), element.get("width")), shapes)
     if root.find("track") is not None:
         add_frames(builder, finder, root)
@@ -108,12 +96,12 @@ def size_of(height: str | None, width: str | None) -> tuple[int, int] | None:
 def add_frames(builder: CocoBuilder, finder: ImageFinder, root: Element) -> None:
     """Add the frames of a video: those that lie there as images, and those with shapes."""
     files = {int(match[1]): stem for stem in finder.by_stem if (match := FRAME.fullmatch(stem))}
-    frames: dict[int, list[Shape]] = {number: [] for number in files}
+    frames: dict[int, list[Labelled]] = {number: [] for number in files}
     for track in root.iterfind("track"):
         shapes = {int(s.get("frame", "")): s for s in track if s.get("frame", "").isdecimal()}
         for number, shape in shapes.items():
             if shape.get("outside") != "1":
-                frames.setdefault(number, []).append((track.get("label", ""), track.get("group_id", "0"), shape))
+                frames.setdefault(number, []).append((track.get("label", ""), track.get("group_id"), shape))
         for first, following in zip(sorted(shapes), sorted(shapes)[1:]):
             if shapes[first].get("outside") != "1" and any(number in files for number in range(first + 1, following)):
                 builder.problems.add("track gap", f"track {track.get('id')}, between frames {first} and {following}")
@@ -124,61 +112,59 @@ def add_frames(builder: CocoBuilder, finder: ImageFinder, root: Element) -> None
 
 
 def add_image(
-    builder: CocoBuilder, file_name: str | None, name: str, size: tuple[int, int] | None, shapes: Iterable[Shape]
+    builder: CocoBuilder, file_name: str | None, name: str, size: tuple[int, int] | None, shapes: Iterable[Labelled]
 ) -> None:
-    """Add an image and its objects: shapes of the same class and group are one."""
+    """Add an image with its objects."""
     if file_name is None:
         builder.problems.add("missing", shown(name))
-        return
-    image = builder.add_image(file_name, size)
-    if image is None:
-        return
-    objects: dict[object, tuple[str, list, list]] = {}
-    for number, (label, group, shape) in enumerate(shapes, start=1):
-        where = f"{file_name}, shape {number}"
-        if shape.tag in NO_AREA:
-            builder.problems.add("not an area", f"{where}, {shown(label)}: {shape.tag}")
-        elif not label and shape.tag != "tag":
-            builder.problems.add("no class", f"{where}: {shape.tag}")
-        elif shape.tag != "tag":
-            try:
-                parts = list(shape_parts(shape))
-            except ValueError as error:
-                builder.problems.add("outline", f"{where}, {shown(label)}: {error}")
-                continue
-            key = (label, group) if group not in ("", "0") else (label, group, number)
-            _, polygons, crops = objects.setdefault(key, (label, [], []))
-            for part in parts:
-                (polygons if isinstance(part, list) else crops).append(part)
-    for label, polygons, crops in objects.values():
-        builder.add_object(image, label, polygons=polygons, crops=crops)
+    elif (image := builder.add_image(file_name, size)) is not None:
+        builder.add_shapes(
+            image,
+            (
+                Shape(
+                    f"{file_name}, shape {number}, {shown(label)}", label, None if group in ("", "0") else group,
+                    partial(read_shape, shape),
+                )
+                for number, (label, group, shape) in enumerate(shapes, start=1)
+                if shape.tag != "tag"
+            ),
+        )  # fmt: skip
 
 
-def shape_parts(shape: Element) -> Iterator[list[float] | Crop]:
+def read_shape(shape: Element) -> list[float] | Crop:
     """The outline or the pixels of a shape.
 
     Raises:
+        NoArea: it is a line, points or the like.
         ValueError: the shape is unknown, or its numbers are not usable.
     """
+    if shape.tag in NO_AREA:
+        raise NoArea(shape.tag)
     angle = math.radians(numbers_of(shape.get("rotation", "0"))[0])  # clockwise, around the centre
     if shape.tag == "polygon":
         polygon = numbers_of(shape.get("points", "").replace(";", ","))
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon of {len(polygon)} numbers")
-        yield polygon
-    elif shape.tag == "box":
+        return polygon
+    if shape.tag == "box":
         x1, y1, x2, y2 = (numbers_of(shape.get(key, ""))[0] for key in ("xtl", "ytl", "xbr", "ybr"))
-        cx, cy, cosine, sine = (x1 + x2) / 2, (y1 + y2) / 2, math.cos(angle), math.sin(angle)
-        corners = rectangle_polygon(x1 - cx, y1 - cy, x2 - cx, y2 - cy)
-        turned = ((cx + x * cosine - y * sine, cy + x * sine + y * cosine) for x, y in zip(corners[::2], corners[1::2]))
-        yield [value for corner in turned for value in corner] if angle else rectangle_polygon(x1, y1, x2, y2)
-    elif shape.tag == "ellipse":
+        return turned(rectangle_polygon(x1, y1, x2, y2), (x1 + x2) / 2, (y1 + y2) / 2, angle)
+    if shape.tag == "ellipse":
         cx, cy, rx, ry = (numbers_of(shape.get(key, ""))[0] for key in ("cx", "cy", "rx", "ry"))
-        yield ellipse_polygon(cx, cy, rx, ry, angle)
-    elif shape.tag == "mask":
-        yield mask_crop(shape)
-    else:
-        raise ValueError(f"unknown shape {shown(shape.tag)}")
+        return ellipse_polygon(cx, cy, rx, ry, angle)
+    if shape.tag == "mask":
+        return mask_crop(shape)
+    raise ValueError(f"unknown shape {shown(shape.tag)}")
+
+
+def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[float]:
+    """A polygon turned around a point; unchanged to the bit without an angle."""
+    if not angle:
+        return polygon
+    points = [
+        complex(x - cx, y - cy) * complex(math.cos(angle), math.sin(angle)) for x, y in zip(polygon[::2], polygon[1::2])
+    ]
+    return [value for p in points for value in (cx + p.real, cy + p.imag)]
 
 
 def numbers_of(text: str) -> list[float]:

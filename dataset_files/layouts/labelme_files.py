@@ -15,10 +15,10 @@ from PIL import Image
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import files_below, images_below, is_image_name, split_folders
-from dataset_files.layouts.coco_builder import CocoBuilder, Crop, image_coordinates
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.layouts.text_files import read_json, read_lines
-from dataset_files.problems import is_file_name, shown
+from dataset_files.problems import Problems, is_file_name, shown
 
 IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
 NO_AREA = ("point", "points", "line", "linestrip")
@@ -97,14 +97,11 @@ def image_beside(path: Path, image_path: object, base: Path, root: Path) -> str 
     return inner.as_posix() if len(inner.parts) > 1 and image.is_file() else None
 
 
-def label_lists(folder: Path, root: Path) -> list[Path]:
-    return [path for path in dict.fromkeys((folder / "labels.txt", root / "labels.txt")) if path.is_file()]
-
-
-def read_label_list(folder: Path, root: Path) -> list[str]:
+def read_label_list(folder: Path, root: Path, problems: Problems) -> list[str]:
     """The classes of labels.txt in their order; [] without such a file."""
-    for path in label_lists(folder, root):
-        return [name for name in read_lines(path) if name and name not in IGNORED_LABELS]
+    for path in (folder / "labels.txt", root / "labels.txt"):
+        if path.is_file():
+            return [name for name in read_lines(path, problems) if name and name not in IGNORED_LABELS]
     return []
 
 
@@ -115,7 +112,9 @@ def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
         root: where images are looked for by their names.
         base: the folder that file names are relative to: `root`, or the one above it.
     """
-    builder, finder = CocoBuilder(base, read_label_list(folder, root), report_new=True), ImageFinder(root)
+    problems = Problems()
+    builder = CocoBuilder(base, read_label_list(folder, root, problems), problems, report_new=True)
+    finder = ImageFinder(root)
     described = set()
     for path in files_below(folder):
         if path.suffix.lower() == ".json":
@@ -129,7 +128,7 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) 
     """Add the image of one JSON and its objects, and return the image's file name; None if there is no such file."""
     name = path.relative_to(finder.root).as_posix()
     try:
-        content = read_json(path)
+        content = read_json(path, builder.problems)
         content = tool.as_labelme(content) if isinstance(content, dict) else None
         if content is None:
             raise ValueError(f'expected a list "{tool.key}" and the name of the image')
@@ -152,7 +151,7 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) 
     height, width = (side if isinstance(side, int) and not isinstance(side, bool) and side > 0 else 0 for side in sides)
     image = builder.add_image(file_name, (height, width) if height and width else None)
     if image is not None:
-        add_shapes(builder, image, content["shapes"], name)
+        builder.add_shapes(image, shapes_of(content["shapes"], name, builder.problems))
     return file_name
 
 
@@ -171,39 +170,30 @@ def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | Non
     return finder.find(named, path.parent) if named else None
 
 
-def add_shapes(builder: CocoBuilder, image: dict, shapes: list, name: str) -> None:
-    """Add the objects of an image: shapes of the same label and group_id are one."""
-    objects: dict[object, tuple[str, list, list, bool]] = {}
-    for number, shape in enumerate(shapes, start=1):
-        where = f"{name}, shape {number}"
-        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
-            builder.problems.add("no class", f"{where}: {shown(shape)}")
-            continue
-        label, kind = shape["label"].strip(), shape.get("shape_type") or "polygon"
-        if label in IGNORED_LABELS or kind in NO_AREA:
-            builder.problems.add("ignored" if label in IGNORED_LABELS else "not an area", f"{where}, {shown(label)}")
-            continue
-        try:
-            parts = list(shape_parts(shape, kind))
-        except ValueError as error:
-            builder.problems.add("outline", f"{where}, {shown(label)}: {error}")
-            continue
-        group = shape.get("group_id")
-        key = (label, group) if isinstance(group, (int, str)) else (label, None, number)
-        _, polygons, crops, _ = objects.setdefault(key, (label, [], [], shape.get("iscrowd") is True))
-        for part in parts:
-            (polygons if isinstance(part, list) else crops).append(part)
-    for label, polygons, crops, crowd in objects.values():
-        builder.add_object(image, label, polygons=polygons, crops=crops, crowd=crowd)
+def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
+    """The shapes of one JSON, without those that are labelled as background or to be ignored."""
+    for number, entry in enumerate(entries, start=1):
+        fields = entry if isinstance(entry, dict) else {}
+        label, group = fields.get("label"), fields.get("group_id")
+        label = label.strip() if isinstance(label, str) else ""
+        where = f"{name}, shape {number}, {shown(label) if label else shown(entry)}"
+        if label in IGNORED_LABELS:
+            problems.add("ignored", where)
+        else:
+            group = group if isinstance(group, (int, str)) else None
+            yield Shape(where, label, group, partial(read_shape, fields), fields.get("iscrowd") is True)
 
 
-def shape_parts(shape: dict, kind: object) -> Iterator[list[float] | Crop]:
+def read_shape(shape: dict) -> list[float] | Crop:
     """The polygon or the pixels of a shape.
 
     Raises:
+        NoArea: it is a line or points.
         ValueError: it is of an unknown kind, or its points do not fit the kind.
     """
-    points = shape.get("points")
+    points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
+    if kind in NO_AREA:
+        raise NoArea(kind)
     if not isinstance(points, list) or not points or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"expected points [[x, y], ...], not {shown(points)}")
     flat = image_coordinates([value for point in points for value in point])
@@ -216,13 +206,12 @@ def shape_parts(shape: dict, kind: object) -> Iterator[list[float] | Crop]:
         raise ValueError(f"a {kind} of {len(points)} points")
     if kind == "circle":
         radius = float(np.hypot(xs[1] - xs[0], ys[1] - ys[0]))
-        yield ellipse_polygon(xs[0], ys[0], radius, radius)
-    elif kind == "rectangle":
-        yield rectangle_polygon(min(xs), min(ys), max(xs), max(ys))
-    elif kind == "mask":
-        yield round(min(xs)), round(min(ys)), decode_mask(shape.get("mask"))
-    else:
-        yield flat
+        return ellipse_polygon(xs[0], ys[0], radius, radius)
+    if kind == "rectangle":
+        return rectangle_polygon(min(xs), min(ys), max(xs), max(ys))
+    if kind == "mask":
+        return round(min(xs)), round(min(ys)), decode_mask(shape.get("mask"))
+    return flat
 
 
 def decode_mask(text: object) -> np.ndarray:

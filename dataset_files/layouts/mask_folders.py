@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
+
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
 from dataset_files.layouts.coco_builder import CocoBuilder
@@ -18,6 +20,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "PNGImages")
 MASK_FOLDERS = ("masks", "mask", "PedMasks", "instance_masks", "instances")
 ENDINGS = ("", "_mask", "-mask", "_masks", "_instance", "_instances")
 ONLY_CLASS = "object"
+MOST_CLASSES = 32  # values; masks with more are those of instances
 
 
 @dataclass
@@ -186,6 +189,7 @@ def read_masks(split: MaskSplit) -> Converted:
     classes = [name for part in split.parts for name in part.class_names or [part.only_class()]]
     builder = CocoBuilder(split.image_folder, classes)
     singles: list[str] = []
+    apart: list[bool] = []  # of each value of a mask with several
     any_masks = False
     for part in split.parts:
         owners: dict[Path, list[str]] = {path: [] for masks in part.masks_by_stem.values() for path in masks.values()}
@@ -198,7 +202,7 @@ def read_masks(split: MaskSplit) -> Converted:
             if any(len(owners[mask]) > 1 for mask, _ in masks):
                 continue
             if masks:
-                singles += add_masks(builder, path, masks, part, split)
+                singles += add_masks(builder, path, masks, part, split, apart)
             else:
                 builder.problems.add("unlabelled", path.relative_to(split.image_folder).as_posix())
         for mask in sorted(owners):
@@ -210,13 +214,24 @@ def read_masks(split: MaskSplit) -> Converted:
     if not any_masks:
         raise ValueError(f"{split.source}: no mask is named like an image; expected a.png or a_mask.png for a.jpg")
     builder.problems.add_all("single value", singles, str)
+    if len(apart) > 2 and 2 * sum(apart) > len(apart):
+        seen = f"{split.source}: {sum(apart)} of {len(apart)} values lie in several places of their image"
+        builder.problems.add("semantic masks", seen)
     return builder.converted()
 
 
 def add_masks(
-    builder: CocoBuilder, path: Path, masks: list[tuple[Path, str]], part: MaskFolders, split: MaskSplit
+    builder: CocoBuilder,
+    path: Path,
+    masks: list[tuple[Path, str]],
+    part: MaskFolders,
+    split: MaskSplit,
+    apart: list[bool],
 ) -> list[str]:
     """Add an image and an object per value of its masks.
+
+    Args:
+        apart: extended by whether each value lies in several places.
 
     Returns:
         The names of masks with a single value, where that may be several objects.
@@ -247,6 +262,13 @@ def add_masks(
             builder.problems.add("blurred edges", name)
         if len(crops) == 1 and not part.has_file_per_object(path):
             singles.append(name)
+        if 1 < len(crops) <= MOST_CLASSES and not part.has_file_per_object(path):
+            apart += [has_gap(pixels) for _, _, pixels in crops]
         for crop in crops:
             builder.add_object(image, class_name, crops=[crop])
     return singles
+
+
+def has_gap(crop: np.ndarray) -> bool:
+    """Whether a row or column within the pixels of an object, bool [h, w], is empty."""
+    return not (crop.any(axis=0).all() and crop.any(axis=1).all())

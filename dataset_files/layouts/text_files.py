@@ -1,15 +1,54 @@
-"""Read the text, JSON and YAML files of labelling tools; a file that is not readable is a ValueError of one line."""
+"""Find and read the text, JSON and YAML files of labelling tools; an unreadable one is a ValueError of one line."""
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dataset_files.image_files import SPLIT_ORDER, names_in, split_folders, split_in
+from dataset_files.problems import Problems, shown
 
-def read_text(path: Path) -> str:
+MOST_FILES = 20  # with a suffix in one folder; where there are more, each belongs to an image
+
+
+def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
+    """Find a tool's annotation files: split -> file, from the names of folders or files; "" without a split.
+
+    Args:
+        root: a folder, or such a file itself.
+        tool: name of the tool and of its files.
+
+    Raises:
+        ValueError: several files may be meant for one split.
+    """
+
+    def files_in(folder: Path) -> list[Path]:
+        names = sorted(name for name in names_in(folder) if name.lower().endswith(suffix))
+        return [folder / name for name in names if is_of_tool(folder / name)] if len(names) <= MOST_FILES else []
+
+    if root.is_file():
+        return {"": root} if is_of_tool(root) else {}
+    found = [(split, path) for split, folder in split_folders(root).items() for path in files_in(folder)]
+    found = found or [(split_in(path.stem), path) for path in files_in(root)]
+    if len(dict(found)) < len(found):
+        names = ", ".join(path.relative_to(root).as_posix() for _, path in found)
+        raise ValueError(f"{root}: has several {tool} ({names}); keep one, or name it instead of the folder")
+    return in_order(dict(found))
+
+
+def in_order(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in (*SPLIT_ORDER, "") if name in found}
+
+
+def read_text(path: Path, problems: Problems | None = None) -> str:
     """Read a text file in UTF-8, in UTF-16 with a byte-order mark, or in GB 18030, as editors on Windows save it.
+
+    Args:
+        problems: extended by a note if the encoding is only assumed.
 
     Raises:
         ValueError: it has another encoding.
@@ -20,28 +59,34 @@ def read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # Chinese text has its bytes beyond ASCII in pairs; European 8-bit encodings mostly have single ones.
+        # East Asian text has its bytes beyond ASCII in pairs; European 8-bit encodings mostly have single ones.
         runs = re.findall(rb"[\x80-\xff]+", data)
         if 2 * sum(len(run) % 2 == 0 for run in runs) > len(runs):
-            try:
-                return data.decode("gb18030")
-            except UnicodeDecodeError:
-                pass
+            with suppress(UnicodeDecodeError):
+                text = data.decode("gb18030")
+                if problems is not None:
+                    problems.add("assumed encoding", f"{path} as GB 18030, e.g. {shown(text_beyond_ascii(text))}")
+                return text
         raise ValueError(f"{path}: not text in UTF-8 ({error})") from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file without surrounding white space, empty ones included."""
-    return [line.strip() for line in read_text(path).splitlines()]
+def text_beyond_ascii(text: str) -> str:
+    found = re.search(r"[^\x00-\x7f]+", text)
+    return found[0] if found else ""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
+    """Read the lines of a text file without surrounding white space, empty ones included; see `read_text`."""
+    return [line.strip() for line in read_text(path, problems).splitlines()]
+
+
+def read_json(path: Path, problems: Problems | None = None) -> Any:
+    """Read a JSON file; see `read_text`.
 
     Raises:
         ValueError: it is not JSON.
     """
-    text = read_text(path)
+    text = read_text(path, problems)
     try:
         return json.loads(text)
     except ValueError as error:
@@ -67,13 +112,13 @@ class TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file: dicts, lists, and text, which is "" where there is no value.
+def read_yaml(path: Path, problems: Problems | None = None) -> Any:
+    """Read a YAML file: dicts, lists, and text, which is "" where there is no value; see `read_text`.
 
     Raises:
         ValueError: it is not YAML, or has repeated keys or aliases.
     """
-    text = read_text(path)
+    text = read_text(path, problems)
     try:
         return yaml.load(text, Loader=TextLoader)
     except yaml.MarkedYAMLError as error:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import names_in, split_folders
-from dataset_files.layouts.coco_builder import CocoBuilder, image_coordinates
+from dataset_files.layouts.coco_builder import CocoBuilder, NoArea, Shape, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
-from dataset_files.layouts.text_files import read_json
-from dataset_files.problems import shown
+from dataset_files.layouts.text_files import file_per_split, read_json
+from dataset_files.problems import Problems, shown
 
 HEAD = 1 << 18  # characters of a file that are enough to recognise it
 ONLY_CLASS = "object"  # where regions have no attribute
@@ -23,32 +22,10 @@ def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
     Args:
         class_attribute: the region attribute that is the class, where there are several.
     """
-    if root.is_file():
-        sources = {"": root} if is_via(root) else {}
-    else:
-        sources = {split: source for split, folder in split_folders(root).items() if (source := via_json(folder))}
-        if not sources and (source := via_json(root)):
-            sources = {"": source}
     return [
         SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
-        for split, source in sources.items()
+        for split, source in file_per_split(root, ".json", is_via, "VIA files").items()
     ]
-
-
-def via_json(folder: Path) -> Path | None:
-    """The VIA file in a folder; None if there is none.
-
-    Raises:
-        ValueError: there are several.
-    """
-    names = sorted(name for name in names_in(folder) if name.lower().endswith(".json"))
-    if len(names) > 20:  # a JSON beside each image: no layout of VIA's
-        return None
-    found = [folder / name for name in names if is_via(folder / name)]
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found)
-        raise ValueError(f"{folder}: has several VIA files ({listed}); keep one, or name it instead of the folder")
-    return found[0] if found else None
 
 
 def is_via(path: Path) -> bool:
@@ -69,10 +46,11 @@ def read_via(source: Path, class_attribute: str | None) -> Converted:
     Raises:
         ValueError: the file is not VIA's, or it is not clear which attribute is the class.
     """
-    content = read_json(source)
+    problems = Problems()
+    content = read_json(source, problems)
     entries = image_entries(content, source)
     attribute = choose_attribute(entries, class_attribute, source)
-    builder, finder = CocoBuilder(source.parent), ImageFinder(source.parent)
+    builder, finder = CocoBuilder(source.parent, (), problems), ImageFinder(source.parent)
     folders = [source.parent, source.parent / "images", *default_folder(content, source.parent)]
     for entry in entries:
         name = str(entry["filename"])
@@ -80,7 +58,7 @@ def read_via(source: Path, class_attribute: str | None) -> Converted:
         if file_name is None:
             builder.problems.add("missing", shown(name))
         elif (image := builder.add_image(file_name)) is not None:
-            add_regions(builder, image, entry, attribute, options_of(content, attribute))
+            builder.add_shapes(image, shapes_of(entry, file_name, attribute, options_of(content, attribute)))
     return builder.converted()
 
 
@@ -144,44 +122,38 @@ def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> s
     return next(iter(attributes), None)
 
 
-def add_regions(builder: CocoBuilder, image: dict, entry: dict, attribute: str | None, options: dict) -> None:
+def shapes_of(entry: dict, file_name: str, attribute: str | None, options: dict) -> Iterator[Shape]:
     for number, shape, values in regions_of(entry):
-        where = f"{image['file_name']}, region {number}"
-        name = class_of(values, attribute, options)
-        if not isinstance(shape, dict):
-            builder.problems.add("outline", f"{where}: has no shape_attributes")
-        elif shape.get("name") == "point":
-            builder.problems.add("not an area", where)
-        elif name is None:
-            builder.problems.add("no class", f"{where}: {shown(values)}")
-        else:
-            try:
-                builder.add_object(image, name, polygons=[shape_polygon(shape)])
-            except ValueError as error:
-                builder.problems.add("outline", f"{where}: {error}")
+        label, where = class_of(values, attribute, options), f"{file_name}, region {number}"
+        yield Shape(where if label else f"{where}, {shown(values)}", label, None, partial(shape_polygon, shape))
 
 
-def class_of(values: object, attribute: str | None, options: dict) -> str | None:
-    """The class name of a region from its attributes; a checkbox is a dict, of which one key may be true."""
+def class_of(values: object, attribute: str | None, options: dict) -> str:
+    """The class name of a region from its attributes, "" without one; of a checkbox's dict one key may be true."""
     if attribute is None:
         return ONLY_CLASS
     value = values.get(attribute) if isinstance(values, dict) else None
     if isinstance(value, dict):
         chosen = [key for key, ticked in value.items() if ticked is True or ticked == "true"]
         value = chosen[0] if len(chosen) == 1 else None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
-        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
     description = options.get(str(value))
-    return description.strip() if isinstance(description, str) and description.strip() else str(value).strip()
+    return (description.strip() if isinstance(description, str) else "") or str(value).strip()
 
 
-def shape_polygon(shape: dict) -> list[float]:
+def shape_polygon(shape: object) -> list[float]:
     """The outline of a region; a polyline is closed.
 
     Raises:
+        NoArea: it is a point.
         ValueError: the shape is unknown, or its numbers are not usable.
     """
+    if not isinstance(shape, dict):
+        raise ValueError("has no shape_attributes")
     kind = shape.get("name")
+    if kind == "point":
+        raise NoArea("point")
     if kind in ("polygon", "polyline"):
         xs, ys = image_coordinates(shape.get("all_points_x")), image_coordinates(shape.get("all_points_y"))
         if len(xs) != len(ys) or len(xs) < 3:

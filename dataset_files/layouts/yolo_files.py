@@ -34,10 +34,13 @@ def find(root: Path) -> list[SplitFiles]:
         labels = (labels for split in splits.values() for labels in LabelFiles(split).of_images.values())
         if not any(path is not None and is_label_file(path) for path in labels):
             return []
-    return [
+    found = [
         SplitFiles(name, split.source, split.base, partial(read_yolo, split), inputs_of(split))
         for name, split in splits.items()
     ]
+    if found:
+        found[0].problems = next(iter(splits.values())).problems
+    return found
 
 
 class LabelFiles:
@@ -180,7 +183,6 @@ def read_yolo(split: YoloSplit) -> Converted:
     if are_poses(outlines):
         raise ValueError(f"{split.source}: each label is a box followed by points inside it: {POSES}")
     problems = builder.problems
-    problems.add_all("no split", split.missing, lambda entry: f"{entry} in {split.source.name}")
     problems.add_all("shared labels", shared, lambda path: f"{split.short(path)} of {' and '.join(shared[path])}")
     problems.add_all("labels beside", files.beside, split.short)
     problems.add_all("no label image", files.lonely(), split.short)
@@ -191,7 +193,7 @@ def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSpl
     """Add the objects of one label file, one per line, and return the coordinates of those that are no boxes."""
     name, outlines = split.short(path), []
     try:
-        lines = read_lines(path)
+        lines = read_lines(path, builder.problems)
     except ValueError as error:
         builder.problems.add("label line", str(error))
         return []

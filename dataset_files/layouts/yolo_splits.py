@@ -1,12 +1,12 @@
 """Find the splits of YOLO's layout: from its YAML file, or from a list of classes and the names of folders."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, names_in, split_folders
-from dataset_files.layouts.text_files import read_lines, read_yaml
-from dataset_files.problems import shown
+from dataset_files.image_files import SPLIT_NAMES, names_in, split_folders
+from dataset_files.layouts.text_files import in_order, read_lines, read_yaml
+from dataset_files.problems import Problems, shown
 
 USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # taken before others
 LARGEST_YAML = 4 << 20  # bytes
@@ -26,14 +26,14 @@ class YoloSplit:
         base: the folder that file names are relative to.
         class_names: by class number.
         entries: image folders and lists of images.
-        missing: what the YAML names for any split without its being there.
+        problems: found in the YAML or the list of classes.
     """
 
     source: Path
     base: Path
     class_names: list[str]
     entries: list[Path]
-    missing: list[str] = field(default_factory=list)
+    problems: Problems
 
     def short(self, path: Path) -> str:
         """A path in messages: relative to `base` if it lies there."""
@@ -56,7 +56,8 @@ def find_yaml(root: Path) -> Path | None:
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
     """The splits that a YAML names and that exist."""
-    content = read_yaml(yaml)
+    problems = Problems()
+    content = read_yaml(yaml, problems)
     if not isinstance(content, dict):
         raise ValueError(f"{yaml}: expected lines such as 'train: images/train', not {shown(content)}")
     if "kpt_shape" in content:
@@ -77,13 +78,14 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
             if path is not None and taken.setdefault(path, one) != one:
                 both = f"{taken[path]!r} and {one!r}"
                 raise ValueError(f"{yaml}: {both} both lead to {path}; write where each of them is, e.g. images/val")
-        missing += [f"{key}: {one}" for one, path in entries.items() if path is None]
+        missing += [f"{key}: {one} in {yaml.name}" for one, path in entries.items() if path is None]
         there = [path for path in entries.values() if path is not None]
         if there:
-            splits[name] = YoloSplit(yaml, common_base(base, there), class_names, there, missing)
+            splits[name] = YoloSplit(yaml, common_base(base, there), class_names, there, problems)
     if not splits:
         raise ValueError(f"{yaml}: names no folder that exists ({shown(missing)}, looked for in {base})")
-    return {name: splits[name] for name in SPLIT_ORDER if name in splits}
+    problems.add_all("no split", missing, str)
+    return in_order(splits)
 
 
 def read_class_names(names: object, yaml: Path) -> list[str]:
@@ -146,27 +148,24 @@ def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
     Raises:
         ValueError: lists of classes contradict each other.
     """
-    found = find_class_list(root)
+    problems = Problems()
+    found = find_class_list(root, problems)
     if found is None:
         return {}
     source, class_names = found
-    lists = {split_name: path for folder in (source.parent, root) for split_name, path in lists_in(folder).items()}
     images = root / "images" if (root / "images").is_dir() else root
-    entries = lists or split_folders(images) or split_folders(root) or {"": images}
-    return {name: YoloSplit(source, root, class_names, [path]) for name, path in entries.items()}
+    lists = lists_in(source.parent) | lists_in(root)
+    entries = in_order(lists) or split_folders(images) or split_folders(root) or {"": images}
+    return {name: YoloSplit(source, root, class_names, [path], problems) for name, path in entries.items()}
 
 
 def lists_in(folder: Path) -> dict[str, Path]:
     """The lists of images in a folder, such as train.txt, by split."""
-    found = {SPLIT_NAMES.get(Path(name).stem.lower()): folder / name for name in names_in(folder) if is_text(name)}
-    return {name: found[name] for name in SPLIT_ORDER if name in found}
+    names = [name for name in names_in(folder) if name.lower().endswith(".txt")]
+    return {SPLIT_NAMES.get(Path(name).stem.lower(), "no list"): folder / name for name in names}
 
 
-def is_text(name: str) -> bool:
-    return name.lower().endswith(".txt")
-
-
-def find_class_list(root: Path) -> tuple[Path, list[str]] | None:
+def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | None:
     """The list of classes in a folder, or beside its label files, and the names in it.
 
     labelImg writes one into every folder of labels, and adds new classes at the end of only one.
@@ -178,7 +177,10 @@ def find_class_list(root: Path) -> tuple[Path, list[str]] | None:
     places = [root, root / "data", labels, *split_folders(labels).values(), root / "images"]
     places += [place for split in splits for place in (split, split / "labels")]
     lists = {
-        path: read_class_list(path) for place in places for name in CLASS_LISTS if (path := place / name).is_file()
+        path: read_class_list(path, problems)
+        for place in places
+        for name in CLASS_LISTS
+        if (path := place / name).is_file()
     }
     if not lists:
         return None
@@ -189,13 +191,13 @@ def find_class_list(root: Path) -> tuple[Path, list[str]] | None:
     return longest, lists[longest]
 
 
-def read_class_list(path: Path) -> list[str]:
+def read_class_list(path: Path, problems: Problems) -> list[str]:
     """One class name per line.
 
     Raises:
         ValueError: the file is not text, or has empty or repeated lines.
     """
-    names = read_lines(path)
+    names = read_lines(path, problems)
     while names and not names[-1]:
         names.pop()
     if not names or not all(names) or len(set(names)) < len(names):

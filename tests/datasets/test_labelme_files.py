@@ -131,9 +131,19 @@ def test_labelme_image_is_read_from_inside_its_json(encoding: str, tmp_path: Pat
         (tmp_path / "data" / "a.png").unlink()
         (split,) = labelme_files.find(tmp_path / "data")
         dataset = CocoDetection(open_split_index(split))
-        assert dataset.problems.counts == {"embedded": 1} and not dataset.problems.wrong()
+        assumed = {"assumed encoding": 1} if encoding == "gb18030" else {}
+        assert dataset.problems.counts == assumed | {"embedded": 1} and not dataset.problems.wrong()
         assert list(dataset.class_names.values()) == ["\u7ea2\u8272"] and check_images(dataset) == (Problems(), [])
         assert np.array_equal(dataset[0][0].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_labelme_text_in_another_encoding_says_as_what_it_was_read(tmp_path: Path) -> None:
+    write_shapes(tmp_path, [shape("polygon", [[1, 1], [9, 1], [9, 9]], label="\u306d\u3053")])
+    text = json.dumps(json.loads((tmp_path / "a.json").read_text()), ensure_ascii=False)
+    (tmp_path / "a.json").write_bytes(text.encode("shift-jis"))
+    problems = only(labelme_files, tmp_path).problems
+    wrong = text.encode("shift-jis").decode("gb18030").partition('"label": "')[2].partition('"')[0]
+    assert f"a.json as GB 18030, e.g. '{wrong}'" in problems.in_words("assumed encoding") and not problems.wrong()
 
 
 def test_labelme_broken_image_inside_a_json_is_named(tmp_path: Path, monkeypatch) -> None:

@@ -332,3 +332,22 @@ def test_images_that_share_a_mask_are_named(tmp_path: Path) -> None:
     converted = only(mask_folders, tmp_path)
     assert converted.problems.examples == {"shared labels": [f"{path.name} of a.jpg and a.png"]}
     assert converted.content["images"] == []
+
+
+def write_semantic(root: Path, places: list[tuple[int, int]]) -> None:
+    """Three images with squares of value 1 at x = 4 and 60, and of value 2 at the given places."""
+    for number in range(3):
+        values = np.zeros((40, 80), dtype=np.uint8)
+        for value, x in [(1, 4), (1, 60), *places]:
+            values[5 + 10 * value : 12 + 10 * value, x : x + 8] = value
+        for folder, pixels in (("images", np.zeros((40, 80, 3), dtype=np.uint8)), ("masks", values)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{number}.png")
+
+
+def test_masks_of_classes_in_place_of_objects_are_named(tmp_path: Path) -> None:
+    write_semantic(tmp_path / "classes", [(2, 10), (2, 40)])
+    problems = only(mask_folders, tmp_path / "classes").problems
+    assert "6 of 6 values lie in several places" in problems.in_words("semantic masks") and not problems.wrong()
+    write_semantic(tmp_path / "objects", [(2, 10)])  # an object behind another one lies in two places, too
+    assert only(mask_folders, tmp_path / "objects").problems.counts == {}

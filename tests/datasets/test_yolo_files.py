@@ -106,7 +106,7 @@ def test_yolo_list_of_folders_is_one_split(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("train:\n  - one/images\n  - two/images\nval: gone\nnames: [cat]\n")
     (split,) = yolo_files.find(tmp_path)
     converted = split.convert()
-    assert len(converted.content["annotations"]) == 4 and converted.problems.counts == {"no split": 1}
+    assert len(converted.content["annotations"]) == 4 and split.problems.counts == {"no split": 1}
     assert sorted(i["file_name"] for i in converted.content["images"])[0] == "one/images/a.jpg"
 
 
