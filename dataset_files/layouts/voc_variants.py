@@ -87,7 +87,7 @@ def find(root: Path) -> list[SplitFiles]:
         raise ValueError(f"{folder}: nothing names the classes; expected {expected}")
     images = image_folder(folder)
     lists = find_lists(folder)
-    sources = lists or {"": None}
+    sources: dict[str, Path | None] = {**lists} or {"": None}
     return [
         SplitFiles(name, path or instances_folder(folder), images, partial(read_split, folder, path), inputs_of(folder))
         for name, path in sources.items()
