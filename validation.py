@@ -5,6 +5,7 @@
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
     python validation.py --report save_weights/report                          # also write a page about the errors
     python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
+    python validation.py --compare save_weights/model_20.pth save_weights/model_25.pth    # or results files (.json)
     python validation.py --results-json ... --annotation-file val.json --image-folder images --report DIR
 
 Prints both tables and writes them to record_mAP.txt beside the weights. The last two commands score the results file of
@@ -15,13 +16,15 @@ from pathlib import Path
 
 from dataset_files.atomic_files import refuse_overwriting, write_atomically
 from prediction.test_time_augmentation import with_tta
-from report.sources import report_folder, report_of_network, report_of_results
-from train_utils.data_check import match_classes
+from report.analysis import boundary_metrics
+from report.comparison import compare, table
+from report.comparison_page import write_comparison
+from report.eval_data import make_eval_data
+from report.sides import detect, match_to_network, open_sides
+from report.sources import content_of, given_options, report_folder, report_of_network, report_of_results
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.evaluation import detect_all
-from train_utils.loaders import evaluation_loader
-from train_utils.metrics.coco_evaluation import explain_missing, tables
+from train_utils.metrics.coco_evaluation import TITLES, explain_missing, tables
 from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import open_validation_data
 from train_utils.options import ValidationSettings
@@ -29,39 +32,37 @@ from train_utils.trained_model import open_trained_model
 
 
 def main(settings: ValidationSettings) -> None:
-    if settings.results_json or settings.annotation_file or settings.iou_type:
+    if settings.report and is_main():
+        report_folder(settings)  # check it before the long evaluation
+    if settings.compare:
+        compare_two(settings)
+        return
+    if settings.results_json or settings.annotation_file:
         if is_main():
             score_results_json(settings)
         return
 
     # Weights
-    if settings.report and is_main():
-        report_folder(settings)  # check it before the long evaluation
     trained = open_trained_model(settings)
-    path, classes = trained.path, trained.classes
+    path = trained.path
     record = Path(settings.output_dir or path.parent) / "record_mAP.txt"
 
     # Data
-    dataset = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
+    opened = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
     with reading_input():
-        refuse_overwriting([path, dataset.source], [record])
-    if "category_ids" not in trained.content:  # assume that the labels are the data's
-        classes.category_ids |= {k: v for k, v in dataset.category_ids.items() if k in classes.names}
-    if settings.label_json_path is None:
-        if classes.are_named():
-            dataset = match_classes(dataset, classes.names, classes.category_ids, str(path))
-        else:
-            classes.require_labels_of(dataset, path)
-    loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
+        refuse_overwriting([path, opened.source], [record])
+    dataset = match_to_network(settings, trained, opened)
 
     # Metrics
-    unreadable: list[str] | None = [] if settings.skip_bad else None
-    ground_truth = dataset.coco if is_main() else None
-    model = with_tta(trained.model) if settings.tta else trained.model
-    evaluator = detect_all(model, loader, ground_truth, classes, trained.device, trained.precision, unreadable)
+    evaluator = detect(settings, trained, dataset, with_tta)
     detections = evaluator.gathered()
     if detections is not None:  # on the main process
-        metrics = evaluator.score(detections)
+        kinds = settings.kinds("bbox", "segm")
+        metrics = evaluator.score(detections, [kind for kind in kinds if kind != "boundary"])
+        if "boundary" in kinds:
+            data = make_eval_data(content_of(dataset), {"segm": evaluator.results(detections)["segm"]}, {})
+            metrics["boundary"] = boundary_metrics(data, trained.classes.category_ids)
+        metrics = {kind: metrics[kind] for kind in kinds}
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
         text += tables(metrics) + "\n"
         print(text, end="")
@@ -72,14 +73,33 @@ def main(settings: ValidationSettings) -> None:
             print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
 
 
+def compare_two(settings: ValidationSettings) -> None:
+    """Print which of two is better, with 95 % intervals, and write the page of the comparison if --report is given."""
+    sides = open_sides(settings, with_tta)
+    if sides is not None:  # on the main process
+        compared = compare(sides.content, sides.a, sides.b, sides.kinds, sides.paths)
+        data = f"{sides.source}, {len(sides.content['images']):,} images"
+        print(f"data: {data}\n{table(compared)}")
+        if settings.report:
+            facts = {"data": data, "options": given_options(settings)}
+            print(f"page in {write_comparison(report_folder(settings), compared, facts, sides.exif)}")
+
+
 def score_results_json(settings: ValidationSettings) -> None:
     """Print COCO's official table for a results file, and write its report if --report is given."""
     if not (settings.results_json and settings.annotation_file):
-        raise InputError("--results-json and --annotation-file need each other, and --iou-type needs both")
+        raise InputError("--results-json and --annotation-file need each other")
     if settings.image_folder and not settings.report:
         raise InputError("with --results-json, --image-folder is for --report only; give both, or neither")
-    scored = score_results_file(settings.results_json, settings.annotation_file, settings.iou_type or "bbox")
-    print("\n".join(filter(None, (official_table(scored.stats), explain_missing(scored.stats)))))
+    kinds = settings.kinds("bbox")
+    scored = score_results_file(settings.results_json, settings.annotation_file, kinds)
+    if "boundary" in kinds:
+        data = make_eval_data(scored.truth, {"segm": scored.results["segm"]}, {})
+        scored.stats["boundary"] = boundary_metrics(data).stats
+    scored.stats = {kind: scored.stats[kind] for kind in kinds}
+    for kind, stats in scored.stats.items():
+        title = TITLES[kind] if len(kinds) > 1 else ""
+        print("\n".join(filter(None, (title, official_table(stats), explain_missing(stats)))))
     if settings.report:
         print(f"report in {report_of_results(settings, scored)}")
 

@@ -1,5 +1,6 @@
 """Compute all results of one comparison, of boxes or of masks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,18 @@ from report.average_precision import (
     class_results,
     mean_curves,
 )
+from report.bootstrap import coco_stats
 from report.confusion import Confusion, confusion
 from report.error_kinds import Errors, find_errors
 from report.eval_data import EvalData
-from report.matching import Overlaps, find_overlaps, match
+from report.matching import Overlaps, find_overlaps, match, match_areas
+from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics
 
-KIND_NAMES = {"segm": "masks", "bbox": "boxes"}  # the first kind in the results determines images and suspects
+KIND_NAMES = {
+    "segm": "masks",
+    "bbox": "boxes",
+    "boundary": "boundaries",
+}  # the first kind in the results determines images and suspects
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Analysis:
     """Results of one comparison.
 
     Attributes:
-        kind: "bbox" or "segm".
+        kind: "bbox", "segm" or "boundary".
         curves: float64 [3, 101], mean of the classes' curves.
         best: the score threshold, common to all classes, with the best F1.
         pairs: pairs of objects and detections at that threshold.
@@ -50,7 +57,7 @@ class Analysis:
 
 
 def analyse(data: EvalData, kind: str) -> Analysis:
-    """Compare boxes ("bbox") or masks ("segm")."""
+    """Compare boxes ("bbox"), masks ("segm") or boundaries ("boundary")."""
     overlaps = find_overlaps(data, kind)
     matching = match(data, overlaps)
     classes = class_results(data, matching)
@@ -70,3 +77,19 @@ def analyse(data: EvalData, kind: str) -> Analysis:
             "border": by_border(data, matching),
         },
     )
+
+
+def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) -> Metrics:
+    """Compute COCO's metrics of boundaries, see report/boundaries.py.
+
+    Args:
+        labels: label -> category id; None: they are the same.
+    """
+    areas = match_areas(data, find_overlaps(data, "boundary"), "boundary")
+    results = class_results(data, areas["AP"].matching)
+    label_of = {category: label for label, category in (labels or {}).items()}
+    of_classes = [
+        ClassMetrics(label_of.get(category, category), name, r.objects, *np.nan_to_num([r.ap, r.ap50], nan=-1).tolist())
+        for category, name, r in zip(data.category_ids.tolist(), data.class_names, results)
+    ]
+    return Metrics(coco_stats(data, areas), of_classes)

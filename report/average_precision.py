@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from report.eval_data import EvalData
-from report.matching import Matching
+from report.matching import Matching, detection_areas
 
 RECALLS = np.linspace(0, 1, 101)
 AT_50, AT_75 = 0, 5  # indices of these thresholds in matching.IOUS
@@ -165,11 +164,9 @@ class Group:
 
 def by_size(data: EvalData, matching: Matching, kind: str) -> list[Group]:
     """Group by the square root of the area."""
-    own = data.detections.boxes[:, 2] * data.detections.boxes[:, 3]
-    if kind == "segm":  # one by one: for a list, pycocotools 2.0.11 with numpy 2 returns wrong areas above 255
-        own = np.array([coco_mask.area(code) for code in data.detections.codes], dtype=np.float64)
     names = range_names(SIZE_EDGES)
-    return groups(data, matching, np.sqrt(data.objects.areas), np.sqrt(own), SIZE_EDGES, names)
+    own = np.sqrt(detection_areas(data, kind))
+    return groups(data, matching, np.sqrt(data.objects.areas), own, SIZE_EDGES, names)
 
 
 def by_crowding(data: EvalData, matching: Matching) -> list[Group]:

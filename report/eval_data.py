@@ -160,8 +160,10 @@ def read_detections(
     return Detections(images[order], classes[order], scores[order], boxes, codes)
 
 
-def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return indices by image and descending score, stable, with at most 100 detections per image and class."""
+def best_per_image(
+    images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int, most: int = DETECTIONS_PER_CLASS
+) -> np.ndarray:
+    """Return indices by image and descending score, stable, with at most `most` detections per image and class."""
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")
@@ -169,7 +171,7 @@ def best_per_image(images: np.ndarray, classes: np.ndarray, scores: np.ndarray, 
     begins = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
     ranks = np.empty(len(groups), dtype=np.int64)
     ranks[by_group] = np.arange(len(groups)) - np.repeat(begins, np.diff(begins, append=len(groups)))
-    return order[ranks < DETECTIONS_PER_CLASS]
+    return order[ranks < most]
 
 
 def packed(code: Mapping[str, Any]) -> dict:

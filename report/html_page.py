@@ -1,6 +1,7 @@
 """Render the page: one self-contained HTML file with its style, script, data and images.
 
-page/report.html is the template. It escapes all inserted text, so that no class or file name becomes markup.
+page/report.html is the template; page/parts.html is shared with the page of a comparison. Templates escape all inserted
+text, so that no class or file name becomes markup.
 """
 
 import base64
@@ -43,7 +44,7 @@ class ReportInput:
         facts: name -> value of weights, data and options, shown at the top.
         content: ground truth: `images`, `annotations` and `categories` of a COCO file.
         results: "bbox", "segm" or both -> results in COCO's format; if both, entries at one index are one detection.
-        stats: the same keys -> COCO's 12 metrics.
+        stats: the same keys, and "boundary" if wanted -> COCO's 12 metrics; they determine what is shown.
         paths: image id -> image file, for the images that can be shown.
         exif: how to treat EXIF orientations, see `read_image`.
         training: statistics of the training split, in the order of the category ids; None if unknown.
@@ -83,6 +84,19 @@ def render_page(
     }
     cells = {f"confusion-{a.kind}": examples_of_cells(data, a, gallery) for a in analyses}
     content = gallery.content()
+    return render(
+        "report.html",
+        context,
+        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=histograms(splits),
+        content={"names": data.class_names, "cells": cells, **content},
+        shots=content["shots"], images=content["images"], all_suspects=len(suspects),
+        class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
+        figures=figures, metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
+    )  # fmt: skip
+
+
+def render(template: str, context: Mapping[str, Any], **more: Any) -> str:
+    """Fill in a template of page/, with the style and the script of all pages."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -91,14 +105,8 @@ def render_page(
         "ensure_ascii": False, "allow_nan": False, "separators": (",", ":"),
     }  # fmt: skip
     environment.filters |= {"fixed": fixed, "finite": math.isfinite}
-    return environment.get_template("report.html").render(
-        context,
-        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=histograms(splits),
-        content={"names": data.class_names, "cells": cells, **content},
-        shots=content["shots"], images=content["images"], all_suspects=len(suspects),
-        class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
-        figures=figures, kind_names=KIND_NAMES, metric_names=METRIC_NAMES, error_meanings=MEANINGS,
-        suspect_meanings=MEANING, style=Markup(style), script=Markup(script),
+    return environment.get_template(template).render(
+        context, **more, kind_names=KIND_NAMES, style=Markup(style), script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 

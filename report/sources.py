@@ -13,7 +13,7 @@ from report.tables import FILES
 from report.write_report import ReportInput, write_report
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
-from train_utils.metrics.results_file import ScoredResults
+from train_utils.metrics.results_file import ScoredResults, with_masks
 from train_utils.open_data import open_training_beside
 from train_utils.options import TrainSettings, ValidationSettings, result_settings
 from train_utils.trained_model import TrainedModel
@@ -27,12 +27,7 @@ def report_of_network(
     metrics: Mapping[str, Metrics],
 ) -> Path:
     """Write the report of a network's detections on a dataset into the folder `--report`; return the page's path."""
-    truth = dataset.coco
-    content = {
-        "images": truth.loadImgs(truth.getImgIds()),
-        "annotations": truth.loadAnns(truth.getAnnIds()),
-        "categories": truth.loadCats(truth.getCatIds()),
-    }
+    content = content_of(dataset)
     category_ids = sorted(int(category["id"]) for category in content["categories"])
     training = open_training_beside(settings, dataset)
     given = ReportInput(
@@ -45,7 +40,7 @@ def report_of_network(
             "device": str(trained.device),
         },
         content=content,
-        results=results,
+        results={kind: results[kind] for kind in with_masks(list(metrics))},
         stats={kind: of_kind.stats for kind, of_kind in metrics.items()},
         paths={dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))},
         exif=dataset.exif,
@@ -69,14 +64,24 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
             "options": given_options(settings),
         },
         content=scored.truth,
-        results={scored.iou_type: scored.results},
-        stats={scored.iou_type: scored.stats},
+        results=scored.results,
+        stats=scored.stats,
         paths=image_paths(scored.truth, settings.image_folder),
     )
     try:
         return write_report(report_folder(settings), given)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{settings.annotation_file}: cannot be reported on ({error!r})") from error
+
+
+def content_of(dataset: InstanceDataset) -> dict[str, Any]:
+    """Return the ground truth of a dataset: `images`, `annotations` and `categories` of a COCO file."""
+    truth = dataset.coco
+    return {
+        "images": truth.loadImgs(truth.getImgIds()),
+        "annotations": truth.loadAnns(truth.getAnnIds()),
+        "categories": truth.loadCats(truth.getCatIds()),
+    }
 
 
 def report_folder(settings: ValidationSettings) -> Path:
@@ -88,7 +93,10 @@ def report_folder(settings: ValidationSettings) -> Path:
     folder = Path(str(settings.report))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder (--report)")
-    inputs = (settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path)
+    inputs = (
+        settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path,
+        *(settings.compare or ()),
+    )  # fmt: skip
     with reading_input():
         refuse_overwriting([Path(path) for path in inputs if path], [folder / name for name in FILES])
         folder.mkdir(parents=True, exist_ok=True)

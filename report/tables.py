@@ -15,7 +15,16 @@ from report.confusion import ImageScores, images_of
 from report.eval_data import EvalData
 from report.suspects import Suspect
 
-FILES = ("report.html", "report.json", "classes.csv", "confusion.csv", "errors.csv", "images.csv", "suspects.csv")
+FILES = (
+    "report.html",
+    "report.json",
+    "classes.csv",
+    "confusion.csv",
+    "errors.csv",
+    "images.csv",
+    "suspects.csv",
+    "comparison.csv",
+)
 CLASS_HEAD = (
     "compared", "class", "category_id", "objects", "AP", "AP50", "AP75", "precision", "recall", "F1", "threshold"
 )  # fmt: skip
@@ -41,7 +50,11 @@ def write_tables(
     write_table(folder / "images.csv", IMAGE_HEAD, image_rows(data, scores))
     write_table(folder / "suspects.csv", SUSPECT_HEAD, suspect_rows(data, suspects))
     content = dict(summary) | {analysis.kind: plain(data, analysis) for analysis in analyses}
-    write_atomically(folder / "report.json", json.dumps(finite(content), ensure_ascii=False, indent=1) + "\n")
+    write_atomically(folder / "report.json", as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(finite(content), ensure_ascii=False, indent=1) + "\n"
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
@@ -133,6 +146,6 @@ def finite(content: Any) -> Any:
     """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, (list, tuple)):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -28,7 +28,7 @@ def write_report(folder: Path, given: ReportInput) -> Path:
     with reading_input():
         folder.mkdir(parents=True, exist_ok=True)
     data = make_eval_data(given.content, given.results, given.paths)
-    kinds = [kind for kind in KIND_NAMES if kind in given.results]
+    kinds = [kind for kind in KIND_NAMES if kind in given.stats]
     analyses = [analyse(data, kind) for kind in kinds]
     leading = analyses[0]
     scores = score_images(data, leading.pairs)

@@ -304,22 +304,33 @@ class ValidationSettings(DataSettings, InferenceSettings):
                                  type=natural)  # fmt: skip
     output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str,
                                     metavar="DIR", group="output")  # fmt: skip
+    compare: list[str] | None = option(
+        None, "compare two on the same images, with 95 % intervals: weights or results files (.json), or one of each",
+        type=str, nargs=2, metavar=("A", "B"))  # fmt: skip
     results_json: str | None = option(
         None, "score these detections, in COCO's results format, instead of a network's", type=str, metavar="FILE"
     )
     annotation_file: str | None = option(
-        None, "with --results-json: the ground truth, in COCO's annotation format", type=str, metavar="FILE"
-    )
-    iou_type: str | None = option(
-        None, "with --results-json: compare boxes or masks (default: bbox)", choices=("bbox", "segm")
+        None, "with --results-json or two results files: the ground truth, in COCO's annotation format", type=str,
+        metavar="FILE")  # fmt: skip
+    iou_type: list[str] | None = option(
+        None, "what to compute, in this order: boxes, masks, boundaries (default: bbox segm; with --results-json bbox; "
+        "with --compare, which decides by the first, segm bbox)", choices=("bbox", "segm", "boundary"),
+        nargs="+")  # fmt: skip
+    boundary: bool = option(
+        False, "also compute boundary AP, in which an outline that is slightly off counts in large objects too"
     )
     report: str | None = option(
         None, "also write report.html into this folder, a page about classes, errors, images and suspect labels, and "
-        "its numbers as CSV and JSON; with --results-json, --image-folder holds the images to show", type=str,
+        "its numbers as CSV and JSON; with results files, --image-folder holds the images to show", type=str,
         metavar="DIR")  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
     timeout: int = 1800
+
+    def kinds(self, *default: str) -> list[str]:
+        """Return what to compute, in order and without duplicates."""
+        return list(dict.fromkeys([*(self.iou_type or default), *(["boundary"] if self.boundary else [])]))
 
 
 @dataclass

@@ -35,7 +35,7 @@ function fill(figure) {
   for (const drawing of drawings) {
     if (href) drawing.append(shape("image", { href, x, y, width, height, preserveAspectRatio: "none" }));
   }
-  if (figure.classList.contains("pair")) drawPair(drawings, image, Math.max(figure.clientWidth / 2, 100));
+  if (figure.classList.contains("pair")) drawPair(drawings, image, Math.max(figure.clientWidth / drawings.length, 100));
   else drawEntries(drawings[0], [
     ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
     ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
@@ -82,16 +82,20 @@ function foundLabel(entry) { return names[entry[1]] + " " + entry[4].toFixed(2);
 
 const MOST_LABELS = 12;  // in an image; where there are more entries, only the wrong ones are labelled
 
-function drawPair([left, right], image, width) {
+// Draw the annotations, the detections, and on the page of a comparison those of the other.
+function drawPair([left, ...others], image, width) {
   const view = [0, 0, ...image.size];
-  const found = image.found.filter(entry => entry[3] >= 0);
   drawEntries(left, image.truth.map(entry => {
     if (entry[4]) return [entry, "crowd", ""];
     if (!entry[3]) return [entry, "wrong", "✗ " + truthLabel(entry)];
     return [entry, "right", image.truth.length > MOST_LABELS ? "" : truthLabel(entry)];
   }), view, width);
-  drawEntries(right, found.map(entry => entry[3] ? [entry, "right", found.length > MOST_LABELS ? "" : foundLabel(entry)]
-                                                 : [entry, "wrong", "✗ " + foundLabel(entry)]), view, width);
+  others.forEach((drawing, number) => {
+    const found = [image.found, image.other][number].filter(entry => entry[3] >= 0);
+    const label = entry => found.length > MOST_LABELS ? "" : foundLabel(entry);
+    drawEntries(drawing, found.map(entry => entry[3] ? [entry, "right", label(entry)]
+                                                     : [entry, "wrong", "✗ " + foundLabel(entry)]), view, width);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------- tables

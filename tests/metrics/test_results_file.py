@@ -119,5 +119,5 @@ def test_a_ground_truth_that_is_none_is_refused(tmp_path: Path):
 
 
 def test_the_options_go_together(tmp_path: Path):
-    outcome = run(tmp_path, "validation.py", "--iou-type", "segm")
+    outcome = run(tmp_path, "validation.py", "--annotation-file", "truth.json")
     assert_refused(outcome, "--results-json and --annotation-file need each other")

@@ -16,6 +16,7 @@ from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
 IOU_TYPES = ("bbox", "segm")
+TITLES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 METRIC_NAMES = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
@@ -83,9 +84,10 @@ class Metrics:
 
 
 def tables(metrics: Mapping[str, Metrics]) -> str:
-    """Format the tables of boxes and masks, and a line that explains any -1."""
-    parts = [metrics["bbox"].table("boxes"), metrics["segm"].table("masks")]
-    return "\n".join([*parts, *filter(None, [explain_missing(metrics["bbox"].stats, metrics["bbox"].classes)])])
+    """Format the tables of boxes, masks and boundaries, in the given order, and a line that explains any -1."""
+    first = next(iter(metrics.values()))
+    parts = [of_kind.table(TITLES[kind]) for kind, of_kind in metrics.items()]
+    return "\n".join([*parts, *filter(None, [explain_missing(first.stats, first.classes)])])
 
 
 def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
@@ -161,14 +163,14 @@ class CocoEvaluator:
         """Convert the detections that COCO's metrics count to its results format, see `coco_results`."""
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
-    def score(self, detections: Mapping[int, dict]) -> dict[str, Metrics]:
-        """Compute the metrics of detections by image id; return them by IoU type."""
+    def score(self, detections: Mapping[int, dict], kinds: Sequence[str] = IOU_TYPES) -> dict[str, Metrics]:
+        """Compute the metrics of detections by image id; return them by IoU type, in the order of `kinds`."""
         results = self.results(detections)
-        metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in IOU_TYPES}
+        metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in kinds}
         most = max((len(d["labels"]) for d in detections.values()), default=0)
         if most > MOST_DETECTIONS:
             results = coco_results(detections, self.classes.category_ids)
-            for kind in IOU_TYPES:
+            for kind in kinds:
                 metrics[kind].of_all = score_all(self.ground_truth, results[kind], kind, most)
         return metrics
 

@@ -6,6 +6,7 @@ a COCO annotation file.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,6 +15,8 @@ from my_dataset_coco import coco_object
 from network_files.masks.rle import unpack_all
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import run_cocoeval
+
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # of an entry, by kind
 
 # The lines of COCO's table, in order: title, abbreviation, IoU, area, detections per image.
 OFFICIAL_LINES = [
@@ -32,33 +35,38 @@ class ScoredResults:
 
     Attributes:
         truth: the content of the annotation file.
-        results: entries with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` depending on `iou_type`.
-        stats: COCO's 12 numbers.
+        results: "bbox", "segm" or both -> entries with `image_id`, `category_id`, `score`, and `bbox` or
+            `segmentation`.
+        stats: the same keys -> COCO's 12 numbers.
     """
 
     truth: dict[str, Any]
-    results: list[dict[str, Any]]
-    iou_type: str
-    stats: list[float]
+    results: dict[str, list[dict[str, Any]]]
+    stats: dict[str, list[float]]
 
 
-def score_results_file(results_path: str, annotation_path: str, iou_type: str) -> ScoredResults:
-    """Compute the 12 metrics; `official_table` prints them.
+def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[str]) -> ScoredResults:
+    """Compute the 12 metrics of boxes ("bbox") and masks ("segm"); `official_table` prints them.
 
-    For masks a `bbox` in the same entry is ignored, so that small, medium and large depend on the mask's area.
+    For boundaries ("boundary"), masks are read and scored. For masks a `bbox` in the same entry is ignored, so that
+    small, medium and large depend on the mask's area.
 
     Raises:
         InputError: a file cannot be read, or the two do not fit together; the message names file and entry.
     """
     truth = read_annotations(annotation_path)
-    results = read_results(results_path, truth, iou_type)
-    shape = "segmentation" if iou_type == "segm" else "bbox"
-    results = [{key: entry[key] for key in ("image_id", "category_id", "score", shape)} for entry in results]
+    results = {kind: read_results(results_path, truth, kind) for kind in with_masks(kinds)}
     try:
-        stats = run_cocoeval(coco_object(truth), results, iou_type).stats
+        ground_truth = coco_object(truth)
+        stats = {kind: run_cocoeval(ground_truth, entries, kind).stats for kind, entries in results.items()}
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{results_path}, {annotation_path}: cannot be scored ({error})") from error
-    return ScoredResults(truth, results, iou_type, [float(value) for value in stats])
+    return ScoredResults(truth, results, {kind: [float(value) for value in values] for kind, values in stats.items()})
+
+
+def with_masks(kinds: Sequence[str]) -> list[str]:
+    """Replace boundaries by the masks that they are computed from, without duplicates."""
+    return list(dict.fromkeys("segm" if kind == "boundary" else kind for kind in kinds))
 
 
 def read_annotations(path: str) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def read_annotations(path: str) -> dict[str, Any]:
 
 
 def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[str, Any]]:
-    """Read a results file, and check its entries against the images of the ground truth."""
+    """Read a results file, check its entries against the images of the ground truth, and keep what `iou_type` needs."""
     results = read_json(path, "--results-json")
     if not isinstance(results, list):
         raise InputError(f"{path}: not a results file (a list of detections)")
@@ -92,12 +100,12 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
     foreign = sum(entry["category_id"] not in categories for entry in results)
     if foreign:
         warn(f"{path}: {foreign} detections are ignored because the ground truth lacks their categories")
-    return results
+    return [{key: entry[key] for key in ("image_id", "category_id", "score", SHAPES[iou_type])} for entry in results]
 
 
 def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> str | None:
     """Describe what makes a detection invalid; None if it is valid."""
-    shape = "segmentation" if iou_type == "segm" else "bbox"
+    shape = SHAPES[iou_type]
     if not isinstance(entry, dict):
         return "is not an object with image_id, category_id, score and " + shape
     missing = [key for key in ("image_id", "category_id", "score", shape) if key not in entry]

@@ -1,0 +1,159 @@
+"""Compare two sets of detections on the same images: AP with intervals, the differences, and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from report.analysis import KIND_NAMES
+from report.average_precision import best_overall, object_counts
+from report.bootstrap import METRICS, Interval, Resampled, draw_weights, interval_of, resample
+from report.confusion import Confusion, ImageScores, confusion, score_images
+from report.eval_data import EvalData, make_eval_data
+from report.matching import find_overlaps, match_areas
+
+
+@dataclass
+class Side:
+    """One of the two: its name and its detections.
+
+    Attributes:
+        results: kind -> results in COCO's format; entries at one index are one detection.
+    """
+
+    name: str
+    results: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass
+class Row:
+    """One metric of A and B; NaN where the data has no such objects.
+
+    Attributes:
+        name: of the metric or the class.
+        objects: number of objects, without crowds; of all sizes.
+        ahead: share of the resamples in which B is ahead of A.
+    """
+
+    name: str
+    objects: int
+    a: float
+    of_a: Interval
+    b: float
+    of_b: Interval
+    of_difference: Interval
+    ahead: float
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+
+@dataclass
+class KindComparison:
+    """The comparison of boxes, masks or boundaries.
+
+    Attributes:
+        metrics: COCO's six APs.
+        classes: AP per class.
+        pairs, scores: of A and of B, each at its best score.
+    """
+
+    kind: str
+    metrics: list[Row]
+    classes: list[Row]
+    pairs: tuple[Confusion, Confusion]
+    scores: tuple[ImageScores, ImageScores]
+
+    def verdict(self) -> str:
+        """Say in a sentence which is better, by the interval of the difference in AP."""
+        ap = self.metrics[0]
+        low, high = ap.of_difference
+        words = "B is better" if low > 0 else "A is better" if high < 0 else "this data cannot tell"
+        if low == high == 0:
+            return f"{words}: the AP of {KIND_NAMES[self.kind]} is {ap.a:.4f} for both, in every resample too"
+        found = f"AP of {KIND_NAMES[self.kind]} {ap.a:.4f} and {ap.b:.4f}"
+        return f"{words}: {found}, a difference of {signed(ap.difference)} ({signed(low)} to {signed(high)})"
+
+    def changed_most(self, number: int) -> list[int]:
+        """Return the images whose F1 differs most between A and B, those with most objects first among equals."""
+        a, b = self.scores
+        change = np.abs(np.nan_to_num(b.f1, nan=1.0) - np.nan_to_num(a.f1, nan=1.0))
+        order = np.lexsort((-np.abs(b.right - a.right), -change))
+        return [i for i in order.tolist() if change[i] > 0][:number]
+
+
+@dataclass
+class Comparison:
+    """The comparison of A and B in all kinds; `data` holds the detections of A and of B."""
+
+    names: tuple[str, str]
+    data: tuple[EvalData, EvalData]
+    kinds: list[KindComparison]
+
+
+def compare(
+    content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], seed: int = 0
+) -> Comparison:
+    """Compare two sets of detections.
+
+    Args:
+        content: ground truth: `images`, `annotations` and `categories` of a COCO file.
+        kinds: "segm", "bbox", "boundary"; the first decides.
+        paths: image id -> file.
+    """
+    data = make_eval_data(content, a.results, paths), make_eval_data(content, b.results, paths)
+    weights = draw_weights(len(content["images"]), seed=seed)
+    return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])
+
+
+def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray) -> KindComparison:
+    samples, pairs, scores = [], [], []
+    for one in data:
+        overlaps = find_overlaps(one, kind)
+        areas = match_areas(one, overlaps, kind)
+        matching = areas["AP"].matching
+        best = best_overall(one, matching).threshold
+        samples.append(resample(one, areas, weights))
+        pairs.append(confusion(one, overlaps, matching, best if best == best else float("inf")))
+        scores.append(score_images(one, pairs[-1]))
+    a, b = samples
+    counts = object_counts(data[0])
+    metrics = [row(name, int(counts.sum()), a, b, i, -1) for i, name in enumerate(METRICS)]
+    classes = [row(name, int(counts[k]), a, b, 0, k) for k, name in enumerate(data[0].class_names)]
+    return KindComparison(kind, metrics, classes, (pairs[0], pairs[1]), (scores[0], scores[1]))
+
+
+def row(name: str, objects: int, a: Resampled, b: Resampled, metric: int, k: int) -> Row:
+    of_a, of_b = a.values[metric, k], b.values[metric, k]
+    difference = of_b - of_a
+    known = difference[1:][~np.isnan(difference[1:])]
+    return Row(
+        name, objects, float(of_a[0]), interval_of(of_a[1:]), float(of_b[0]), interval_of(of_b[1:]),
+        interval_of(difference[1:]), float((known > 0).mean()) if len(known) else float("nan"),
+    )  # fmt: skip
+
+
+def table(comparison: Comparison) -> str:
+    """Format the comparison as text; the last line is the verdict."""
+    lines = [f"{letter}: {name}" for letter, name in zip("AB", comparison.names)]
+    for each in comparison.kinds:
+        width = max(len(row.name) for row in each.metrics + each.classes)
+        for title, rows in (("", each.metrics), ("AP per class", each.classes)):
+            head = f"  {title:<{width}}  {'A':^22}  {'B':^22}  {'B - A':^27}  B ahead in"
+            lines += ["", head] if title else ["", KIND_NAMES[each.kind], head]
+            lines += [f"  {one.name:<{width}}  {cells(one)}" for one in rows]
+    return "\n".join([*lines, "", comparison.kinds[0].verdict()])
+
+
+def cells(row: Row) -> str:
+    if np.isnan(row.a):
+        return "-1: no such objects"
+    sides = [f"{value:.4f} ({low:.4f}-{high:.4f})" for value, (low, high) in ((row.a, row.of_a), (row.b, row.of_b))]
+    low, high = row.of_difference
+    return f"{'  '.join(sides)}  {signed(row.difference)} ({signed(low)} to {signed(high)})  {row.ahead:8.1%}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}"
