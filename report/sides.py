@@ -107,12 +107,12 @@ def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | No
     ]
     if not kinds:
         raise InputError(f"{paths[0]}, {paths[1]}: one has only boxes, the other only masks")
-    sides = [Side(path, results) for path, results in zip(paths, known)]
+    a, b = (Side(path, results) for path, results in zip(paths, known))
     if opened is None:
-        shown = image_paths(content, settings.image_folder)
-        return TwoSides(content, str(settings.annotation_file), *sides, kinds, shown)
+        found = image_paths(content, settings.image_folder)
+        return TwoSides(content, str(settings.annotation_file), a, b, kinds, found)
     shown = {opened.image_id(i): opened.image_path(i) for i in range(len(opened))}
-    return TwoSides(content, str(opened.source), *sides, kinds, shown, opened.exif)
+    return TwoSides(content, str(opened.source), a, b, kinds, shown, opened.exif)
 
 
 def with_categories_of(
