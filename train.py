@@ -35,6 +35,7 @@ from train_utils.evaluation import evaluate, require_readable, validation_losses
 from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import explain_missing, tables
+from train_utils.model_ema import ModelEma
 from train_utils.models import build_training_model
 from train_utils.open_data import held_out_images, open_training_data
 from train_utils.optimizer import build_optimizer
@@ -98,11 +99,13 @@ def main(settings: TrainSettings) -> None:
     training = Training(
         model, in_parallel(model, device, settings.deterministic), build_optimizer(model, settings), precision, device,
         settings.seed, settings.accumulate, settings.clip_grad_norm, Progress(settings.start_epoch * steps_per_epoch),
+        ModelEma.of_run(model, settings, steps_per_epoch),
     )  # fmt: skip
     if checkpoint is not None:
         resume(checkpoint, training, settings, facts, steps_per_epoch)
     if settings.test_only:
-        metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
+        with training.evaluated():
+            metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
         if metrics is not None:
             print(tables(metrics))
         return
@@ -150,7 +153,9 @@ def evaluate_epoch(
     model, device, precision = training.model, training.device, training.precision
     share_buffers(model)
     ground_truth = val_set.coco if is_main() else None
-    with stop.at_once():  # the checkpoint is written, and a resumed run repeats the evaluation
+    with stop.at_once(), training.evaluated():  # the checkpoint is written, and a resumed run repeats the evaluation
+        if training.ema is not None:
+            share_buffers(model)  # the averaged ones
         unreadable: list[str] = []
         metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable)
         require_readable(len(unreadable), len(val_set), settings.max_bad_pictures)

@@ -128,6 +128,8 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
             finite = means[0].isfinite()
             applied = optimizer_step(training.optimizer, training.scaler, finite, training.clip_grad_norm)
         statistics.restore_unless(applied)
+    if training.ema is not None:
+        training.ema.update(number, applied)
 
     return PendingStep(
         number, training.optimizer.param_groups[0]["lr"], bool(stopping), batch.error, bool(loading_failed),

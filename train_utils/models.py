@@ -17,6 +17,7 @@ from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.augmentation import training_sizes
 from train_utils.classes import ClassTable
+from train_utils.distributed import is_main
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
@@ -167,7 +168,7 @@ def build_training_model(
     if args.pretrain:
         path = find_pretrained(args.pretrain, config.arch)
         content = read_weight_file(path)
-        state = state_dict_of(content, path)
+        state = weights_in(content, path)
         config.trainable_layers = 3
         if is_classifier(state):
             config.norm = "batch" if config.arch == "v2" else "frozen"
@@ -210,7 +211,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
         InputError: the file is unusable or contradicts `args`.
     """
     content = read_weight_file(path, args.label_json_path)
-    state = state_dict_of(content, path)
+    state = weights_in(content, path)
     if not is_mask_rcnn(state):
         raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
     config = config_of(content, state)
@@ -225,7 +226,14 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     config.detections = args.detections or config.detections
     model = build_model(config)
     load_weights(model, state, path)
-    return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "optimizer")}
+    return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "model_ema", "optimizer")}
+
+
+def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """Return a file's state dict; say if it is the average of --model-ema."""
+    if "model_ema" in content and is_main():
+        print(f"{path}: taking the averaged weights of --model-ema")
+    return state_dict_of(content, path)
 
 
 def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:

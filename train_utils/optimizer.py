@@ -68,13 +68,17 @@ def learning_rate(step: int, settings: TrainSettings, steps_per_epoch: int) -> f
     a wave from 1 in the first epoch to 0 after the last (Loshchilov and Hutter, arXiv:1608.03983, eq. 5). It falls
     between epochs, not within them. All this is as in torchvision's scripts.
     """
-    warm_up = min(1.0, 0.001 + 0.999 * step / min(1000, steps_per_epoch))
+    warm_up = min(1.0, 0.001 + 0.999 * step / warm_up_steps(steps_per_epoch))
     epochs = step / steps_per_epoch
     if settings.lr_scheduler == "cosineannealinglr":
         decay = (1 + math.cos(math.pi * math.floor(epochs) / settings.epochs)) / 2
     else:
         decay = settings.lr_gamma ** sum(epochs >= drop for drop in settings.lr_steps)
     return settings.lr * (warm_up * decay)
+
+
+def warm_up_steps(steps_per_epoch: int) -> int:
+    return min(1000, steps_per_epoch)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -112,6 +112,13 @@ def boolean_or_path(text: str) -> bool | str:
         return text
 
 
+def boolean_or_decay(text: str) -> bool | float:
+    try:
+        return boolean(text)
+    except argparse.ArgumentTypeError:
+        return number(text, 0, 1)
+
+
 def whole(text: str, least: int, most: int = 2**31 - 1) -> int:
     """Parse a whole number within limits."""
     try:

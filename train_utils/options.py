@@ -13,6 +13,7 @@ from train_utils.option_parsing import (
     SAME,
     PerImage,
     Settings,
+    boolean_or_decay,
     boolean_or_path,
     fraction,
     integer,
@@ -147,6 +148,10 @@ class TrainSettings(DataSettings):
     clip_grad_norm: float | None = option(
         None, "clip the norm of the gradients, over all weights, to this value", type=positive_number,
         changes_result=True, inherited=True)  # fmt: skip
+    model_ema: bool | float = option(
+        False, "also average the weights over the steps, for evaluation and prediction; with this decay per step "
+        "(default: off; bare: over the last 25th of the run)", type=boolean_or_decay, nargs="?", const=True,
+        metavar="DECAY", changes_result=True, inherited=True)  # fmt: skip
     patience: int | None = option(
         None, "end the run when mask AP has not risen for N epochs", type=positive, inherited=True
     )

@@ -1,5 +1,6 @@
 """State of a training run: model and optimizer, progress, and the state that is passed to hooks."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ from torch.optim import Optimizer
 
 from network_files import MaskRCNN
 from train_utils.device import Precision
+from train_utils.model_ema import ModelEma
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
 
@@ -85,6 +87,7 @@ class Training:
         seed: seed of the random samples of RPN and RoI heads.
         accumulate: number of batches per step whose gradients are accumulated.
         clip_grad_norm: maximum norm of the gradients; None for no clipping.
+        ema: average of the weights; None without --model-ema.
     """
 
     model: MaskRCNN
@@ -96,10 +99,15 @@ class Training:
     accumulate: int = 1
     clip_grad_norm: float | None = None
     progress: Progress = field(default_factory=Progress)
+    ema: ModelEma | None = None
     scaler: torch.amp.GradScaler = None  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:
         self.scaler = self.scaler or self.precision.scaler()
+
+    def evaluated(self) -> AbstractContextManager:
+        """Context in which the model has the weights to evaluate: the averaged ones, if there are any."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
 
 
 @dataclass

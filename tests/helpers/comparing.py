@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 TEXTS_AND_CURVES = ("det_results.txt", "seg_results.txt", "log.jsonl", "loss_and_lr.png", "mAP.png")
-OF_A_CHECKPOINT = ("model", "optimizer", "lr_scheduler", "progress", "epoch", "steps_per_epoch", "facts", "scaler")
+OF_A_CHECKPOINT = ("model", "model_ema", "optimizer", "lr_scheduler", "progress", "epoch", "steps_per_epoch", "facts")
+OF_A_CHECKPOINT += ("scaler",)
 
 
 def differences(folder: Path, other: Path) -> list[str]:

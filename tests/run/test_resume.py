@@ -97,12 +97,12 @@ def assert_same_run(folder: Path, straight: Path) -> None:
 AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--color-jitter", "0.4"]
 RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
 IN_PARTS = ["--batch-size", "1", "--accumulate", "2", "--min-size", "64", "--max-size", "96"]  # for BatchNorm of one
-RECIPE += [*IN_PARTS, "--clip-grad-norm", "0.5", "--val-loss"]
+RECIPE += [*IN_PARTS, "--clip-grad-norm", "0.5", "--val-loss", "--model-ema", "0.9"]
 RECIPE += ["--tensorboard"] if find_spec("tensorboard") else []
 # Number of processes, further options.
 MODES = {
     "one": (1, []),
-    "two": (2, ["--amp", *IN_PARTS]),
+    "two": (2, ["--amp", "--model-ema", *IN_PARTS]),
     "augmented": (1, AUGMENTED),
     "sizes": (1, ["--min-size", "24", "32"]),
     "recipe": (1, RECIPE),

@@ -57,6 +57,8 @@ def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, fac
         "facts": facts,
         "computed_with": arithmetic(training.device),
     }
+    if training.ema is not None:
+        content["model_ema"] = training.ema.state_dict()
     if training.scaler.is_enabled():
         content["scaler"] = training.scaler.state_dict()
     return content
@@ -104,7 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: lacks {', '.join(sorted(missing))}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"
         )
-    check_finite(state_dict_of(content, path), path)
+    for key in {"model", "model_ema"} & set(content):
+        check_finite(state_dict_of({"model": content[key]}, path), path)
     return Checkpoint(path, content)
 
 
@@ -124,8 +127,12 @@ def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, fo
             f"{steps_per_epoch}; resume with the same data, batch size and number of processes, continue with --force, "
             "or start a new run from its weights with --pretrain"
         )
-    load_weights(training.model, state_dict_of(content, path), path)
-    del content["model"]
+    weights = content.pop("model")
+    averaged = content.pop("model_ema", weights)
+    if training.ema is not None:
+        load_weights(training.model, state_dict_of({"model": averaged}, path), path)
+        training.ema.restart()
+    load_weights(training.model, state_dict_of({"model": weights}, path), path)
     optimizer, progress = training.optimizer, training.progress
     try:
         stored, own = content.pop("optimizer"), optimizer.state_dict()["param_groups"]

@@ -31,12 +31,13 @@ def print_first_lines(state: RunState, images: int, val_images: int) -> None:
         device = torch.cuda.get_device_name(training.device)
     dtype = str(training.precision.dtype or torch.float32).removeprefix("torch.")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    averaged = "" if training.ema is None else f"\n{training.ema.in_words()}"
     print(
         f"code: {code_version()}; {versions}\n"
         f"device: {training.device} ({device}), processes: {world_size()}, {dtype}\n"
         f"network: {trained / 1e6:.1f} million of {total / 1e6:.1f} million parameters are trained\n"
         f"images: {images}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} steps per epoch, "
-        f"epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}",
+        f"epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}{averaged}",
         flush=True,
     )
 

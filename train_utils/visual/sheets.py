@@ -85,9 +85,10 @@ class PredictionSheets:
     def draw(self, state: RunState) -> None:
         if state.ends_epoch(state.number):
             t, epoch = state.training, state.epoch_of(state.number)
-            state.run.write_predictions(
-                epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
-            )
+            with t.evaluated():
+                state.run.write_predictions(
+                    epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
+                )
 
 
 @torch.inference_mode()

@@ -198,10 +198,11 @@ def check_values(content: Any) -> None:
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a weight file, with keys in torchvision's current style.
 
-    It is the content itself, or its entry "model" or "state_dict". Prefixes that DistributedDataParallel ("module.")
-    and Lightning ("model.") add to every key are removed.
+    It is the content itself, or its entry "model_ema" (averaged weights), "model" or "state_dict". Prefixes that
+    DistributedDataParallel ("module.") and Lightning ("model.") add to every key are removed.
     """
     state = dict(inner_state(content))
+    state.pop("n_averaged", None)  # of torchvision's averages
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise InputError(f"{path}: holds no state dict (neither itself nor under 'model' or 'state_dict')")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
@@ -211,8 +212,8 @@ def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor
 
 
 def inner_state(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry "model" or "state_dict" of a file, or else the whole content, with unchanged keys."""
-    inside = [content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)]
+    """Return the weights in a file, averaged ones first, or else the whole content, with unchanged keys."""
+    inside = [content[key] for key in ("model_ema", "model", "state_dict") if isinstance(content.get(key), dict)]
     return inside[0] if inside else content
 
 
