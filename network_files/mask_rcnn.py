@@ -67,6 +67,7 @@ class MaskRCNN(nn.Module):
         box_score_thresh: float = 0.05,
         box_nms_thresh: float = 0.5,
         box_detections_per_img: int = 100,
+        box_agnostic_nms: bool = False,
         box_fg_iou_thresh: float = 0.5,
         box_bg_iou_thresh: float = 0.5,
         box_batch_size_per_image: int = 512,
@@ -115,6 +116,7 @@ class MaskRCNN(nn.Module):
             batch_size_per_image=box_batch_size_per_image, positive_fraction=box_positive_fraction,
             bbox_reg_weights=bbox_reg_weights or (10.0, 10.0, 5.0, 5.0),
             score_thresh=box_score_thresh, nms_thresh=box_nms_thresh, detections_per_img=box_detections_per_img,
+            agnostic_nms=box_agnostic_nms,
         )  # fmt: skip
         # Without the underscore it is new in torch 2.5.
         self._register_load_state_dict_pre_hook(lambda state_dict, *_: rename_old_keys(state_dict))

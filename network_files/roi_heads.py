@@ -67,6 +67,7 @@ class RoIHeads(nn.Module):
         score_thresh: detections with at most this class probability are dropped.
         nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
         detections_per_img: the most detections kept per image.
+        agnostic_nms: detections of different classes suppress one another too.
     """
 
     smallest_side = 1e-2
@@ -87,6 +88,7 @@ class RoIHeads(nn.Module):
         score_thresh: float,
         nms_thresh: float,
         detections_per_img: int,
+        agnostic_nms: bool = False,
     ):
         super().__init__()
         self.box_roi_pool = box_roi_pool
@@ -101,6 +103,7 @@ class RoIHeads(nn.Module):
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
+        self.agnostic_nms = agnostic_nms
 
     def losses(
         self,
@@ -239,11 +242,16 @@ class RoIHeads(nn.Module):
         )
         boxes = clip_boxes(boxes, image_sizes)
         large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
-        best = nms_of_images(boxes, scores, labels, large & (labels > 0), self.nms_thresh)  # padding has label 0
+        usable = large & (labels > 0)  # padding has label 0
+        best = nms_of_images(boxes, scores, self.nms_groups(labels), usable, self.nms_thresh)
         return [
             {"boxes": b[kept], "labels": label[kept], "scores": s[kept]}
             for b, label, s, kept in zip(boxes, labels, scores, (each[: self.detections_per_img] for each in best))
         ]
+
+    def nms_groups(self, labels: Tensor) -> Tensor:
+        """Return the group of each detection; only those of one group suppress one another."""
+        return torch.zeros_like(labels) if self.agnostic_nms else labels
 
 
 def mask_rcnn_loss(

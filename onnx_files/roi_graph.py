@@ -122,16 +122,21 @@ def select_detections(
     probs = unless_small(g, probs, boxes, heads.smallest_side)
 
     # Each class is an image of the operator's batch. No more than `detections_per_img` of a class can be kept.
+    if heads.agnostic_nms:
+        candidate_boxes, candidate_probs = g.reshape(boxes, 1, -1, 4), g.reshape(probs, 1, 1, -1)
+    else:
+        candidate_boxes = g.op("Transpose", boxes, perm=[1, 0, 2])
+        candidate_probs = g.op("Unsqueeze", g.op("Transpose", probs, perm=[1, 0]), g.integers([1]))
     kept = g.op(
         "NonMaxSuppression",
-        g.op("Transpose", boxes, perm=[1, 0, 2]),
-        g.op("Unsqueeze", g.op("Transpose", probs, perm=[1, 0]), g.integers([1])),
+        candidate_boxes,
+        candidate_probs,
         g.integers([heads.detections_per_img]),
         g.floats([heads.nms_thresh]),
         g.floats([max(heads.score_thresh, 0.0)]),
     )
     column, row = (g.op("Squeeze", g.columns(kept, i, i + 1), g.integers([1])) for i in (0, 2))
-    places = g.op("Add", g.op("Mul", row, g.integers([classes])), column)
+    places = row if heads.agnostic_nms else g.op("Add", g.op("Mul", row, g.integers([classes])), column)
 
     # Sorted among the places of all candidates: equal scores stay in the order of the proposals.
     flat = g.reshape(probs, -1)

@@ -91,6 +91,7 @@ class Predictor:
         model = with_tta(trained.model) if settings.tta else trained.model
         self.network = ready_for_inference(model, trained.precision)
         self.continuous_paste = trained.model.continuous_paste
+        self.agnostic_nms = trained.config.agnostic_nms
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
         self.exif = settings.exif or trained.trained_with.get("exif")
         self.tile = settings.tile
@@ -193,7 +194,7 @@ class Predictor:
             codes = encode_masks(probs, boxes, size, self.mask_thresh, self.continuous_paste)
             values = boxes.float().numpy(), labels.numpy(), scores.float().numpy(), codes
         else:
-            values = merge_tiles(found, size, self.mask_thresh, self.continuous_paste)
+            values = merge_tiles(found, size, self.mask_thresh, self.continuous_paste, self.agnostic_nms)
         return self.prediction(image.image, *values)
 
     def prediction(

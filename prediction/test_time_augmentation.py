@@ -83,7 +83,7 @@ class TestTimeAugmentation(nn.Module):
             found.append(seen | {"boxes": from_version(seen["boxes"], version, size)})
             versions.append(version)
         boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
-        keep = nms_per_group(boxes, scores, labels, heads.nms_thresh)[: heads.detections_per_img]
+        keep = nms_per_group(boxes, scores, heads.nms_groups(labels), heads.nms_thresh)[: heads.detections_per_img]
         boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
         masks = torch.stack([self.mask_probabilities(version, boxes, labels, size) for version in versions]).mean(0)
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}

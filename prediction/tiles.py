@@ -45,6 +45,7 @@ class Part:
 
     Attributes:
         tile: its number.
+        group: its label, or 0 for all: parts of one object have the same.
         box: x1y1x2y2 in pixels of the image.
         left, top, crop: the pixels of its mask, bool [h, w].
         is_cut: whether it may continue beyond its tile.
@@ -52,6 +53,7 @@ class Part:
 
     tile: int
     label: int
+    group: int
     score: float
     box: np.ndarray
     left: int
@@ -95,19 +97,24 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def merge_tiles(
-    found: Sequence[TileDetections], size: tuple[int, int], mask_thresh: float, continuous_paste: bool
+    found: Sequence[TileDetections],
+    size: tuple[int, int],
+    mask_thresh: float,
+    continuous_paste: bool,
+    agnostic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
     """Merge the detections of an image's tiles by the rule above.
 
     Args:
         size: the image's height and width.
         mask_thresh, continuous_paste: see `encode_masks`.
+        agnostic: whether detections of different classes can show one object, as with --agnostic-nms.
 
     Returns:
         `boxes` float32 [N, 4] and `labels` int64 [N], `scores` float32 [N], N run-length codes; best first.
     """
     tiles = [one.tile for one in found]
-    by_tile = [parts_of(number, one, size, mask_thresh, continuous_paste) for number, one in enumerate(found)]
+    by_tile = [parts_of(number, one, size, mask_thresh, continuous_paste, agnostic) for number, one in enumerate(found)]
     by_tile = [[part for part in parts if not is_left_to_another(part, tiles, size)] for parts in by_tile]
     parts = [part for parts in by_tile for part in parts]
     objects = [merged([parts[i] for i in group]) for group in groups_of(parts, by_tile, tiles)]
@@ -122,7 +129,12 @@ def merge_tiles(
 
 
 def parts_of(
-    number: int, found: TileDetections, size: tuple[int, int], mask_thresh: float, continuous_paste: bool
+    number: int,
+    found: TileDetections,
+    size: tuple[int, int],
+    mask_thresh: float,
+    continuous_paste: bool,
+    agnostic: bool,
 ) -> list[Part]:
     """The detections of a tile in the frame of the image; arguments as in `merge_tiles`."""
     left, top, right, bottom = found.tile
@@ -131,7 +143,17 @@ def parts_of(
     in_image = boxes.double().numpy() + (left, top, left, top)
     labels, scores = found.detection["labels"].tolist(), found.detection["scores"].tolist()
     return [
-        Part(number, label, score, box, left + x, top + y, crop.astype(bool), may_continue(box, found.tile, size))
+        Part(
+            number,
+            label,
+            0 if agnostic else label,
+            score,
+            box,
+            left + x,
+            top + y,
+            crop.astype(bool),
+            may_continue(box, found.tile, size),
+        )  # fmt: skip
         for label, score, box, (x, y, crop) in zip(labels, scores, in_image, decode_crops(codes))
     ]
 
@@ -204,10 +226,10 @@ def agreement_of(one: Part, other: Part, seen_by_both: Window) -> float:
         return 0.0
     areas = [area_within(part, seen_by_both) for part in (one, other)]
     agreement = common / (sum(areas) - common)
-    if agreement >= AGREE and one.label == other.label:
+    if agreement >= AGREE and one.group == other.group:
         return agreement
     for part, area, whole in ((one, areas[0], other), (other, areas[1], one)):
-        if part.is_cut and common >= COVERED * area and (part.label == whole.label or not whole.is_cut):
+        if part.is_cut and common >= COVERED * area and (part.group == whole.group or not whole.is_cut):
             return agreement
     return 0.0
 
@@ -236,4 +258,4 @@ def merged(parts: Sequence[Part]) -> Part:
         left, top, right, bottom = part.window
         crop[top - y1 : bottom - y1, left - x1 : right - x1] |= part.crop
     box = np.concatenate((boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)))
-    return Part(best.tile, best.label, best.score, box, x1, y1, crop, is_cut=False)
+    return Part(best.tile, best.label, best.group, best.score, box, x1, y1, crop, is_cut=False)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.option_parsing import positive  # noqa: E402
+from train_utils.option_parsing import add_flag, positive  # noqa: E402
 from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import open_trained_model  # noqa: E402
 
@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
             label_json_path=args.label_json_path,
             min_size=args.min_size,
             max_size=args.max_size,
+            agnostic_nms=args.agnostic_nms,
         )
     )
     with reading_input():
@@ -60,6 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
     parser.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
     parser.add_argument("--max-size", type=positive, help="limit of the long side (default: as in training)")
+    add_flag(parser, "--agnostic-nms", "one label per object (default: as in training, else off)", default=None)
     arguments = parser.parse_args()
     with one_line_errors():
         main(arguments)

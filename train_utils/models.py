@@ -49,6 +49,7 @@ class ModelConfig:
         proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
             training, 1000 in evaluation.
         detections: maximum number of detections per image.
+        agnostic_nms: whether detections of different classes suppress one another.
     """
 
     num_classes: int
@@ -61,6 +62,7 @@ class ModelConfig:
     rois_per_image: int = 512
     proposals: int | None = None
     detections: int = 100
+    agnostic_nms: bool = False
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -94,6 +96,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
+        box_agnostic_nms=config.agnostic_nms,
         **parts,
     )
 
@@ -151,7 +154,7 @@ def build_training_model(
         if args.arch not in (None, config.arch):
             raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
         config.min_size = training_sizes(args)
-        for name in ("max_size", "rois_per_image", "proposals", "detections"):
+        for name in ("max_size", "rois_per_image", "proposals", "detections", "agnostic_nms"):
             setattr(config, name, getattr(args, name))
         return build_model(config), config
     config = ModelConfig(
@@ -163,6 +166,7 @@ def build_training_model(
         rois_per_image=args.rois_per_image,
         proposals=args.proposals,
         detections=args.detections,
+        agnostic_nms=args.agnostic_nms,
     )
     state: dict[str, Tensor] = {}
     if args.pretrain:
@@ -201,8 +205,9 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     """Load a network for evaluation from a checkpoint, or from weights of torchvision or Detectron2.
 
     Args:
-        args: num_classes (without background) and arch, if given, must match the file; min_size, max_size and
-            detections, if given, override the file's; label_json_path names the classes of a Detectron2 file.
+        args: num_classes (without background) and arch, if given, must match the file; min_size, max_size,
+            detections and agnostic_nms, if given, override the file's; label_json_path names the classes of a
+            Detectron2 file.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without weights and optimizer.
@@ -224,6 +229,8 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     config.min_size = args.min_size or config.min_size
     config.max_size = args.max_size or config.max_size
     config.detections = args.detections or config.detections
+    if args.agnostic_nms is not None:
+        config.agnostic_nms = args.agnostic_nms
     model = build_model(config)
     load_weights(model, state, path)
     return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "model_ema", "optimizer")}

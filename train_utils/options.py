@@ -109,6 +109,9 @@ class TrainSettings(DataSettings):
     detections: int = option(
         100, "maximum detections per image, in evaluation and in the finished network ({default})", type=positive,
         inherited=True)  # fmt: skip
+    agnostic_nms: bool = option(
+        False, "one label per object: detections of different classes suppress one another too, in evaluation and in "
+        "the finished network", inherited=True)  # fmt: skip
 
     epochs: int = option(26, "({default})", type=positive, group="training", demo=5, inherited=True)
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
@@ -287,6 +290,9 @@ class InferenceSettings(Settings):
     detections: int | None = option(
         None, "maximum number of detections per image (default: as in training, else 100)", type=positive
     )
+    agnostic_nms: bool | None = option(
+        None, "one label per object: detections of different classes suppress one another too (default: as in "
+        "training, else off)")  # fmt: skip
     tta: bool = option(
         False, "test-time augmentation: three sizes of each image, plain and mirrored, merged; six times as slow"
     )

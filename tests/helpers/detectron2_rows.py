@@ -11,7 +11,6 @@ import math
 import pickle
 import re
 import tempfile
-from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +26,13 @@ from network_files.boxes import resize_boxes
 from network_files.masks.paste import encode_masks
 from tests.helpers.project import ROOT
 from train_utils.models import load_trained_model
+from train_utils.options import InferenceSettings
 
 PHOTOS = ("000000005001", "000000010764", "000000020992")
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 COCO_LABELS = sorted(int(label) for label in json.loads((ROOT / "coco91_indices.json").read_text()))
 SAME_BOX = 0.01  # pixels between two boxes that count as one
-NO_OPTIONS = Namespace(num_classes=None, arch=None, min_size=None, max_size=None, detections=None, label_json_path=None)
+NO_OPTIONS = InferenceSettings()
 # What the largest difference of a stage may be, about three times what was measured; scores and boxes in all photos.
 ALLOWED = {
     "pyramid": 6e-6,

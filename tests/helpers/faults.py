@@ -97,6 +97,7 @@ def thin_model(config):
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
+        box_agnostic_nms=config.agnostic_nms,
         box_head=TwoMLPHead(16 * 49, 32),
         box_predictor=FastRCNNPredictor(32, config.num_classes),
         mask_head=MaskRCNNHeads(16, (16,)),

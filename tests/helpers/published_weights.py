@@ -18,9 +18,8 @@ SIZES = dict(min_size=96, max_size=128)
 
 
 def evaluation_args(**given) -> Namespace:
-    return Namespace(
-        **{"num_classes": None, "arch": None, "label_json_path": None, "detections": None, **SIZES, **given}
-    )
+    unset = dict.fromkeys(("num_classes", "arch", "label_json_path", "detections", "agnostic_nms"))
+    return Namespace(**(unset | SIZES | given))
 
 
 def enlivened(model: nn.Module) -> nn.Module:

@@ -69,6 +69,16 @@ def test_the_hundred_best_of_many_candidates_are_kept():
     assert_same_detections(found, run_torch(model, image), (120, 160), False)
 
 
+def test_with_agnostic_nms_an_object_has_one_label():
+    model = lively_network("v1", classes=5, **SMALL)
+    image = drawn_image(97, 301)
+    by_class = run_torch(model, image)
+    model.roi_heads.agnostic_nms = True
+    found = run_session(session_of(model), image)
+    assert 3 < len(found["labels"]) < len(by_class["labels"])
+    assert_same_detections(found, run_torch(model, image), (97, 301), False)
+
+
 def test_nothing_is_found_where_torch_finds_nothing():
     model = lively_network("v2", classes=2, **SMALL)
     nn.init.zeros_(model.roi_heads.box_predictor.cls_score.weight)

@@ -96,6 +96,15 @@ def test_a_fragment_of_another_class_belongs_to_the_object_that_another_tile_sho
     assert_found_once(found, masks)
 
 
+def test_with_agnostic_nms_a_fragment_of_another_class_belongs_to_its_object_even_if_no_tile_shows_that_whole():
+    image, masks = drawn_shapes((260, 100), [(30, 30, 175, 80)])  # the last tile, from 160 on, sees 15 pixels
+    trained = stub_trained(StubDetector(confused_below=20))
+    for trained.config.agnostic_nms, number in ((False, 2), (True, 1)):
+        found = Predictor.of_trained(trained, PredictorSettings(tile=100, box_thresh=0))(image)
+        assert len(found) == number
+    assert_found_once(found, masks)
+
+
 def test_a_sliver_at_a_border_is_left_to_the_tile_that_sees_more():
     image, masks = drawn_shapes((180, 100), [(98, 30, 150, 80), (0, 0, 1, 1), (82, 85, 98, 99)])
     detector = StubDetector(confused_below=8)
