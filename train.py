@@ -104,11 +104,7 @@ def main(settings: TrainSettings) -> None:
     if checkpoint is not None:
         resume(checkpoint, training, settings, facts, steps_per_epoch)
     if settings.test_only:
-        with training.evaluated():
-            metrics = evaluate(model, val_loader, val_set.coco if is_main() else None, classes, device, precision)
-        if metrics is not None:
-            print(tables(metrics))
-        return
+        return evaluate_only(training, val_loader, val_set, classes)
 
     # Results
     progress = training.progress
@@ -126,18 +122,26 @@ def main(settings: TrainSettings) -> None:
             if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before this evaluation
                 evaluate_epoch(checkpoint.content["epoch"], state, val_loader, val_set, classes, stop)
         while progress.step < last_step and not run.has_stalled(settings.patience):
-            epoch = progress.step // steps_per_epoch
             stopped = train_one_epoch(state, train_loader, hooks, save_checkpoint, stop)
             save_checkpoint()
             if stopped:
                 barrier()  # no process exits while the main one writes
                 run.require_saved()
                 stop.end()
-            evaluate_epoch(epoch, state, val_loader, val_set, classes, stop)
+            evaluate_epoch(state.epoch_of(progress.step), state, val_loader, val_set, classes, stop)
     if run.unsaved_since is not None:
         save_checkpoint()
     hooks.call("after_train", state)
     run.finish(settings.patience if progress.step < last_step else None)
+
+
+def evaluate_only(training: Training, val_loader: DataLoader, val_set: InstanceDataset, classes: ClassTable) -> None:
+    """Print the metrics of --test-only."""
+    ground_truth = val_set.coco if is_main() else None
+    with training.evaluated():
+        metrics = evaluate(training.model, val_loader, ground_truth, classes, training.device, training.precision)
+    if metrics is not None:
+        print(tables(metrics))
 
 
 def evaluate_epoch(
