@@ -24,11 +24,12 @@ from report.sides import detect, match_to_network, open_sides
 from report.sources import content_of, given_options, report_folder, report_of_network, report_of_results
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.metrics.coco_evaluation import TITLES, explain_missing, tables
+from train_utils.metrics.coco_evaluation import TITLES, best_thresholds, explain_missing, tables
 from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.trained_model import open_trained_model
+from train_utils.weight_files.weights import write_thresholds
 
 
 def main(settings: ValidationSettings) -> None:
@@ -69,6 +70,11 @@ def main(settings: ValidationSettings) -> None:
         with reading_input():
             write_atomically(record, text)
         print(f"written to {record}")
+        if settings.save_thresholds:
+            thresholds = best_thresholds(metrics)
+            with reading_input():
+                write_thresholds(path, thresholds, path)
+            print(f"thresholds of {len(thresholds)} classes written into {path}, chosen on these images")
         if settings.report:
             print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = 1
@@ -19,6 +19,7 @@ class Description:
         thresholds: `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
         continuous_paste: how masks are pasted, see `mask_crops`.
         exif: whether training images were turned by their EXIF tag: "apply" or "ignore".
+        class_thresholds: label -> the score with the best F1 in validation; {} if unknown, as in older files.
     """
 
     names: dict[int, str]
@@ -27,6 +28,7 @@ class Description:
     thresholds: dict[str, float]
     continuous_paste: bool
     exif: str
+    class_thresholds: dict[int, float] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """Each attribute as JSON, and the version of this form."""
@@ -42,8 +44,9 @@ class Description:
         if metadata.get("format") != str(FORMAT):
             raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")
         try:
-            values = {name: json.loads(metadata[name]) for name in cls.__dataclass_fields__}
-            for name in ("names", "category_ids"):
+            known = {"class_thresholds": "{}"} | dict(metadata)
+            values = {name: json.loads(known[name]) for name in cls.__dataclass_fields__}
+            for name in ("names", "category_ids", "class_thresholds"):
                 values[name] = {int(label): value for label, value in values[name].items()}
         except (KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"has invalid metadata ({error})") from error

@@ -45,4 +45,5 @@ def describe(trained: TrainedModel) -> Description:
         thresholds=thresholds,
         continuous_paste=model.continuous_paste,
         exif=trained.trained_with.get("exif") or "apply",
+        class_thresholds=trained.thresholds,
     )

@@ -20,6 +20,7 @@ from prediction.loading import ImageLike, open_image
 from prediction.pipeline import THREADS
 from prediction.prediction import Prediction
 from prediction.test_time_augmentation import with_tta
+from prediction.thresholds import ScoreThresholds, Thresholds
 from prediction.tiles import Tile, TileDetections, merge_tiles, tiles_of
 from train_utils.errors import InputError, naming_batch
 from train_utils.evaluation import ready_for_inference
@@ -92,7 +93,8 @@ class Predictor:
         self.network = ready_for_inference(model, trained.precision)
         self.continuous_paste = trained.model.continuous_paste
         self.agnostic_nms = trained.config.agnostic_nms
-        self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
+        self.box_thresh = settings.box_thresh
+        self.mask_thresh = settings.mask_thresh
         self.exif = settings.exif or trained.trained_with.get("exif")
         self.tile = settings.tile
         self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
@@ -126,6 +128,15 @@ class Predictor:
         step = self.images_per_step
         batches = (images[start : start + step] for start in range(0, len(images), step))
         return [prediction for batch in batches for prediction in self.predict_together(batch)]
+
+    @property
+    def box_thresh(self) -> float:
+        """The lowest score to show, of classes without one of their own; set it as in the options."""
+        return self.thresholds.default
+
+    @box_thresh.setter
+    def box_thresh(self, given: Thresholds) -> None:
+        self.thresholds = ScoreThresholds(given, self.classes.names, self.trained.thresholds, self.trained.path)
 
     @property
     def images_per_step(self) -> int:
@@ -181,9 +192,11 @@ class Predictor:
         return [self.kept(detection) for detection in on_cpu]
 
     def kept(self, detection: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What scores at least `box_thresh`, without labels that no class has (gaps in COCO's ids)."""
+        """What scores at least its class's `box_thresh`, without labels that no class has (gaps in COCO's ids)."""
         named = torch.tensor([label in self.classes.category_ids for label in detection["labels"].tolist()])
-        keep = (detection["scores"] >= self.box_thresh) & named.to(torch.bool)
+        scores = detection["scores"]
+        lowest = torch.from_numpy(self.thresholds(detection["labels"].numpy())).to(scores.dtype)  # as float32 0.5 is
+        keep = (scores >= lowest) & named.to(torch.bool)
         return {name: value[keep] for name, value in detection.items()}
 
     def describe(self, image: LoadedImage, found: Sequence[TileDetections]) -> Prediction:

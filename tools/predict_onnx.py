@@ -25,6 +25,7 @@ from prediction.pipeline import THREADS, predict_images  # noqa: E402
 from prediction.prediction import Prediction  # noqa: E402
 from prediction.savers import ResultsSaver  # noqa: E402
 from prediction.sources import find_sources, result_images  # noqa: E402
+from prediction.thresholds import DEFAULT, ScoreThresholds  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input, writing_output  # noqa: E402
 from train_utils.option_parsing import positive  # noqa: E402
 
@@ -46,7 +47,9 @@ def main(args: argparse.Namespace) -> None:
         refuse_overwriting(inputs, [*(image.drawn_in(output) for image in images), *(saver.path for saver in savers)])
     with writing_output():
         output.mkdir(parents=True, exist_ok=True)
-    steps = OnnxSteps(model, args.box_thresh, args.mask_thresh)
+    about = model.description
+    thresholds = ScoreThresholds(args.box_thresh, about.names, about.class_thresholds, args.model)
+    steps = OnnxSteps(model, thresholds, args.mask_thresh)
     skipped = predict_images(steps, images, known, output, savers)
     if skipped:
         raise InputError(f"{len(skipped)} of {len(images)} files could not be read, the first: {skipped[0].path}")
@@ -68,7 +71,7 @@ class OnnxSteps:
     images_per_step = 1
     images_ahead = 1 + THREADS
 
-    def __init__(self, model: "OnnxModel", box_thresh: float, mask_thresh: float):
+    def __init__(self, model: "OnnxModel", box_thresh: ScoreThresholds, mask_thresh: float):
         self.model, self.box_thresh, self.mask_thresh = model, box_thresh, mask_thresh
 
     def load(self, image: Path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -78,10 +81,10 @@ class OnnxSteps:
         return [self.model.detect(np.asarray(image)) for image in images]
 
     def describe(self, image: Image.Image, found: dict[str, np.ndarray]) -> Prediction:
-        """Describe the detections that score at least `box_thresh` and have a class."""
+        """Describe the detections that score at least their class's `box_thresh` and have a class."""
         about = self.model.description
         named = np.array([label in about.category_ids for label in found["labels"].tolist()], dtype=bool)
-        keep = named & (found["scores"] >= self.box_thresh)
+        keep = named & (found["scores"] >= self.box_thresh(found["labels"]).astype(np.float32))
         boxes, labels, scores, probs = (found[name][keep] for name in ("boxes", "labels", "scores", "masks"))
         codes = encode_masks(probs, boxes, (image.height, image.width), self.mask_thresh, about.continuous_paste)
         names = [about.names[label] for label in labels.tolist()]
@@ -94,7 +97,11 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a file of tools/export_onnx.py")
     parser.add_argument("images", nargs="+", help="images, folders of images, or patterns such as 'photos/**/*.jpg'")
     parser.add_argument("--output-dir", default="predictions", help="drawn images and JSON (%(default)s)")
-    parser.add_argument("--box-thresh", type=float, default=0.5, help="minimum score to show (%(default)s)")
+    parser.add_argument(
+        "--box-thresh", nargs="+", default=[str(DEFAULT)], metavar="SCORE",
+        help="minimum score to show: for all classes, per class (person=0.7), or best, the scores with the best F1 in "
+        f"validation, if the file holds them ({DEFAULT})",
+    )  # fmt: skip
     parser.add_argument(
         "--mask-thresh", type=float, default=0.5, help="minimum probability of a mask's pixels (%(default)s)"
     )

@@ -331,6 +331,9 @@ class ValidationSettings(DataSettings, InferenceSettings):
     boundary: bool = option(
         False, "also compute boundary AP, in which an outline that is slightly off counts in large objects too"
     )
+    save_thresholds: bool = option(
+        False, "also store each class's score with the best F1 in the checkpoint, for predict.py --box-thresh best"
+    )
     report: str | None = option(
         None, "also write report.html into this folder, a page about classes, errors, images and suspect labels, and "
         "its numbers as CSV and JSON; with results files, --image-folder holds the images to show", type=str,
@@ -351,7 +354,10 @@ class PredictorSettings(InferenceSettings):
     batch_size: int | None = option(
         None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
     )
-    box_thresh: float = option(0.5, "minimum score to show ({default})", type=strength, group="prediction")
+    box_thresh: Any = option(
+        0.5, "minimum score to show: for all classes, per class (person=0.7), or best, the scores with the best F1 in "
+        "validation, which model_best.pth holds ({default})", type=str, nargs="+", metavar="SCORE",
+        group="prediction")  # fmt: skip
     mask_thresh: float = option(0.5, "minimum probability of a mask's pixels ({default})", type=strength)
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "

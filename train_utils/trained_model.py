@@ -13,6 +13,7 @@ from train_utils.errors import InputError
 from train_utils.models import ModelConfig, load_trained_model
 from train_utils.options import OUTPUT_FOLDER, InferenceSettings
 from train_utils.run.run_folder import newest_checkpoint
+from train_utils.weight_files.weights import THRESHOLDS
 
 
 @dataclass
@@ -36,6 +37,11 @@ class TrainedModel:
     precision: Precision
     trained_with: dict[str, Any]
     held_out: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def thresholds(self) -> dict[int, float]:
+        """Label -> the score with the best F1 on the validation images; {} if the file has none."""
+        return dict(self.content.get(THRESHOLDS, {}))
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:

@@ -31,6 +31,7 @@ class ClassMetrics:
     Attributes:
         objects: number of ground-truth objects, not counting crowds.
         ap, ap50: -1 if there are no objects.
+        threshold: the score with the best F1 at IoU 0.5, see `best_threshold`; None without a correct detection.
     """
 
     label: int
@@ -38,6 +39,7 @@ class ClassMetrics:
     objects: int
     ap: float
     ap50: float
+    threshold: float | None = None
 
 
 @dataclass
@@ -203,21 +205,35 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
     """Score results in COCO's format against the ground truth."""
     evaluation = run_cocoeval(ground_truth, list(results), iou_type)
     precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, max detections]
+    scores = np.asarray(evaluation.eval["scores"])[0, :, :, 0, -1]
     columns = {category: k for k, category in enumerate(evaluation.params.catIds)}
     objects = count_objects(ground_truth)
     by_class = []
     for label, category in sorted(classes.category_ids.items()):
         of_class = precision[:, :, columns[category], 0, -1] if category in columns else np.zeros((1, 0))
-        by_class.append(
-            ClassMetrics(
-                label,
-                classes.names[label],
-                objects.get(category, 0),
-                mean_of_valid(of_class),
-                mean_of_valid(of_class[0]),
-            )
-        )
+        number = objects.get(category, 0)
+        best = best_threshold(of_class[0], scores[:, columns[category]], number) if number else None
+        ap, ap50 = mean_of_valid(of_class), mean_of_valid(of_class[0])
+        by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, best))
     return Metrics([float(s) for s in evaluation.stats], by_class)
+
+
+def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> float | None:
+    """Return the score with the best F1, from the precision at 101 recalls and the scores where these are reached.
+
+    Exact for up to 100 objects, as each recall is then among the 101; else to 1 % of recall. That the precision is
+    interpolated does not matter: where it is that of a higher recall, F1 is higher there.
+    """
+    reached = np.ceil(np.linspace(0, 1, len(precision)) * objects - 1e-9).clip(1) / objects
+    with np.errstate(invalid="ignore"):
+        f1 = np.nan_to_num(2 * precision * reached / (precision + reached))
+    best = len(f1) - 1 - int(f1[::-1].argmax())  # the last of equals, where precision is not interpolated
+    return float(scores[best]) if f1[best] > 0 else None
+
+
+def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
+    """Return label -> the score with the best F1 of masks, else of boxes, without classes that have none."""
+    return {c.label: c.threshold for c in (metrics.get("segm") or metrics["bbox"]).classes if c.threshold is not None}
 
 
 def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:

@@ -18,12 +18,12 @@ from PIL import Image
 from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input, warn
-from train_utils.metrics.coco_evaluation import Metrics
+from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
 from train_utils.run.safe_files import LineFile, reason_of_full_disk
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
-from train_utils.weight_files.weights import read_weight_file
+from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
 RESULTS = {"bbox": "det_results.txt", "segm": "seg_results.txt"}
 LOG, SETTINGS = "log.jsonl", "args.json"
@@ -220,7 +220,7 @@ class RunFolder:
         return broadcast_from_main(any(epoch not in map(epoch_of, lines) for lines in self.results.values()))
 
     def write_results(self, epoch: int, metrics: Mapping[str, Metrics], mean_loss: float, lr: float) -> None:
-        """Write an epoch's line into both results files, and link the best epoch's checkpoint as model_best.pth."""
+        """Write an epoch's line into both results files, and keep the best epoch's checkpoint as model_best.pth."""
         if not self.writes:
             return
         for kind, lines in self.results.items():
@@ -229,7 +229,7 @@ class RunFolder:
             lines[:] = [*others, "  ".join([f"epoch:{epoch}", *numbers])]
         # Before the results files: a resumed run takes a line there to mean that the link exists.
         if best_epoch(self.results["segm"]) == epoch:
-            self.mark_best(epoch)
+            self.mark_best(epoch, best_thresholds(metrics))
         for kind, name in RESULTS.items():
             with trying_again_later(self.path / name):
                 self.rewrite(name, self.results[kind])
@@ -245,11 +245,15 @@ class RunFolder:
                 with replacing(path) as file:
                     sheet.save(file, format="PNG")
 
-    def mark_best(self, epoch: int | None) -> None:
+    def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] | None = None) -> None:
+        """Link an epoch's checkpoint as model_best.pth, or write it with score thresholds."""
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
         if of_epoch:
             with trying_again_later(self.path / BEST):
-                link_atomically(of_epoch[-1], self.path / BEST)
+                if thresholds:
+                    write_thresholds(of_epoch[-1], thresholds, self.path / BEST)
+                else:
+                    link_atomically(of_epoch[-1], self.path / BEST)
 
     def draw_curves(self) -> None:
         if not self.writes:

@@ -9,6 +9,7 @@ import zipfile
 from argparse import Namespace
 from codecs import encode
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataset_files.atomic_files import replacing
 from network_files.state_dicts import rename_old_keys
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, first_line
@@ -104,6 +106,22 @@ def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[st
     if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
     return content
+
+
+THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the validation images
+
+
+def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
+    """Write a checkpoint with score thresholds per label to `target`, which may be the same file.
+
+    Raises:
+        InputError: the file is not a checkpoint of train.py.
+    """
+    content = read_weight_file(path)
+    if "model_config" not in content:
+        raise InputError(f"{path}: only a checkpoint of train.py can hold thresholds; leave --save-thresholds out")
+    with replacing(target) as file:
+        torch.save(content | {THRESHOLDS: dict(thresholds)}, file)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
