@@ -78,6 +78,8 @@ def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | No
         InputError: a file cannot be used, or the two do not fit together.
     """
     paths = list(settings.compare or ())
+    if len(paths) != 2:
+        raise InputError(f"--compare takes two, weights or results files; got {len(paths)}")
     are_weights = [not path.lower().endswith(".json") for path in paths]
     if any(are_weights) == bool(settings.annotation_file):
         raise InputError(

@@ -317,7 +317,7 @@ class ValidationSettings(DataSettings, InferenceSettings):
                                     metavar="DIR", group="output")  # fmt: skip
     compare: list[str] | None = option(
         None, "compare two on the same images, with 95 % intervals: weights or results files (.json), or one of each",
-        type=str, nargs=2, metavar=("A", "B"))  # fmt: skip
+        type=str, nargs="+", metavar=("A", "B"))  # fmt: skip
     results_json: str | None = option(
         None, "score these detections, in COCO's results format, instead of a network's", type=str, metavar="FILE"
     )

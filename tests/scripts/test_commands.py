@@ -524,6 +524,48 @@ def test_validation_writes_a_report_of_boxes_masks_run_and_data(lab, first, vali
     assert page.count("data:image/jpeg;base64,") >= NUM_VAL
 
 
+@pytest.mark.slow
+def test_a_network_is_compared_with_itself_and_with_its_results_file(lab, first, scratch):
+    """Their numbers are those of the training run; nothing differs."""
+    results = scratch / "found.json"
+    words = ["--weights-path", "first/model_0.pth", "--img-path", lab / "data" / "val2017", "--save", "json"]
+    words += ["--box-thresh", "0", "--annotation-file", lab / "data" / "annotations" / "instances_val2017.json"]
+    succeeded(run(lab, "predict.py", "--device", "cpu", *words, "--output-dir", scratch))
+    (scratch / "predictions.json").rename(results)
+    ap = trained(first[0])["masks"][0]
+    for other in ("first/model_0.pth", results):
+        outcome = succeeded(run(lab, "validation.py", *ON_CPU, "--compare", "first/model_0.pth", other, "--boundary"))
+        lines = outcome.out.splitlines()
+        masks = lines[lines.index("masks") + 2].split()
+        assert masks[:2] == ["AP", ap] and abs(float(masks[5])) < (0.01 if other == results else 1e-9)
+        assert lines[-1].startswith("this data cannot tell") and "boundaries" in lines
+    refused = run(
+        lab, "validation.py", *ON_CPU, "--compare", "first/model_0.pth", results, "--annotation-file", results
+    )
+    assert_refused(refused, "--annotation-file belongs to two results files")
+
+
+@pytest.mark.slow
+def test_thresholds_that_validation_stores_are_used_by_predict(lab, first, scratch):
+    """model_best.pth has them after training; another checkpoint gets the same from validation.py."""
+    stored = torch.load(first[0] / "model_best.pth", weights_only=True).get("score_thresholds")
+    weights = scratch / "model_0.pth"
+    shutil.copy(first[0] / "model_0.pth", weights)
+    example = ["--img-path", next((lab / "data" / "val2017").iterdir()), "--output-dir", scratch / "out"]
+    best = ["--weights-path", weights, *example, "--box-thresh", "best"]
+    assert_refused(
+        run(lab, "predict.py", "--device", "cpu", *best), "model_0.pth: holds no thresholds", "--save-thresholds"
+    )
+    order = ["--iou-type", "segm", "boundary", "bbox"]
+    outcome = succeeded(run(lab, "validation.py", *ON_CPU, "--weights-path", weights, "--save-thresholds", *order))
+    assert [line for line in outcome.out.splitlines() if line in ("masks", "boundaries", "boxes")] == [
+        "masks", "boundaries", "boxes"
+    ]  # fmt: skip
+    written = torch.load(weights, weights_only=True)
+    assert written["score_thresholds"] == stored and set(stored) <= set(written["class_names"]) and stored
+    succeeded(run(lab, "predict.py", "--device", "cpu", *best))
+
+
 # ------------------------------------------------------------------------------------------------------- predict.py
 
 
