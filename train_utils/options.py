@@ -304,13 +304,8 @@ class InferenceSettings(Settings):
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
     batch_size: int | None = option(
-        None,
-        "images per step (default: 8 on a GPU, 1 on the CPU)",
-        "-b",
-        "--batch-size",
-        type=positive,
-        group="machine",
-    )
+        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive,
+        group="machine")  # fmt: skip
     workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
                                  type=natural)  # fmt: skip
     output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str,
@@ -328,12 +323,8 @@ class ValidationSettings(DataSettings, InferenceSettings):
         None, "what to compute, in this order: boxes, masks, boundaries (default: bbox segm; with --results-json bbox; "
         "with --compare, which decides by the first, segm bbox)", choices=("bbox", "segm", "boundary"),
         nargs="+")  # fmt: skip
-    boundary: bool = option(
-        False, "also compute boundary AP, in which an outline that is slightly off counts in large objects too"
-    )
-    save_thresholds: bool = option(
-        False, "also store each class's score with the best F1 in the checkpoint, for predict.py --box-thresh best"
-    )
+    boundary: bool = option(False, "also compute boundary AP, in which the outlines of large objects count")
+    save_thresholds: bool = option(False, "store each class's best score, by F1, for predict.py --box-thresh best")
     report: str | None = option(
         None, "also write report.html into this folder, a page about classes, errors, images and suspect labels, and "
         "its numbers as CSV and JSON; with results files, --image-folder holds the images to show", type=str,
@@ -355,9 +346,8 @@ class PredictorSettings(InferenceSettings):
         None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
     )
     box_thresh: Any = option(
-        0.5, "minimum score to show: for all classes, per class (person=0.7), or best, the scores with the best F1 in "
-        "validation, which model_best.pth holds ({default})", type=str, nargs="+", metavar="SCORE",
-        group="prediction")  # fmt: skip
+        0.5, "minimum score to show: of all classes, per class (person=0.7), or best: as validation found ({default})",
+        type=str, nargs="+", metavar="SCORE", group="prediction")  # fmt: skip
     mask_thresh: float = option(0.5, "minimum probability of a mask's pixels ({default})", type=strength)
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "

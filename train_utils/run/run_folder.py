@@ -245,15 +245,11 @@ class RunFolder:
                 with replacing(path) as file:
                     sheet.save(file, format="PNG")
 
-    def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] | None = None) -> None:
-        """Link an epoch's checkpoint as model_best.pth, or write it with score thresholds."""
+    def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] = {}) -> None:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
         if of_epoch:
             with trying_again_later(self.path / BEST):
-                if thresholds:
-                    write_thresholds(of_epoch[-1], thresholds, self.path / BEST)
-                else:
-                    link_atomically(of_epoch[-1], self.path / BEST)
+                write_thresholds(of_epoch[-1], thresholds, self.path / BEST)
 
     def draw_curves(self) -> None:
         if not self.writes:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset_files.atomic_files import replacing
+from dataset_files.atomic_files import link_atomically, replacing
 from network_files.state_dicts import rename_old_keys
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, first_line
@@ -112,11 +112,13 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Write a checkpoint with score thresholds per label to `target`, which may be the same file.
+    """Write a checkpoint with score thresholds per label to `target`, which may be the same file; link it without any.
 
     Raises:
         InputError: the file is not a checkpoint of train.py.
     """
+    if not thresholds and target != path:
+        return link_atomically(path, target)
     content = read_weight_file(path)
     if "model_config" not in content:
         raise InputError(f"{path}: only a checkpoint of train.py can hold thresholds; leave --save-thresholds out")
