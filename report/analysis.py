@@ -16,11 +16,12 @@ from report.average_precision import (
     class_results,
     mean_curves,
 )
-from report.bootstrap import coco_stats
+from report.bootstrap import Interval, coco_stats, draw_weights, resample
+from report.calibration import Calibration, calibration
 from report.confusion import Confusion, confusion
 from report.error_kinds import Errors, find_errors
 from report.eval_data import EvalData
-from report.matching import Overlaps, find_overlaps, match, match_areas
+from report.matching import InRange, Overlaps, find_overlaps, match, match_areas
 from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics
 
 KIND_NAMES = {
@@ -39,6 +40,7 @@ class Analysis:
         curves: float64 [3, 101], mean of the classes' curves.
         best: the score threshold, common to all classes, with the best F1.
         pairs: pairs of objects and detections at that threshold.
+        intervals: of AP, AP50 and AP75 per class; the last is that of the mean over classes.
         groups: "size", "crowding" and "border" -> AP of each group.
     """
 
@@ -50,6 +52,8 @@ class Analysis:
     errors: Errors
     pairs: Confusion
     groups: dict[str, list[Group]]
+    intervals: list[list[Interval]]
+    calibration: Calibration
 
     def by_ap(self) -> list[int]:
         """Return the numbers of the classes that have objects, by descending AP."""
@@ -62,6 +66,7 @@ def analyse(data: EvalData, kind: str) -> Analysis:
     matching = match(data, overlaps)
     classes = class_results(data, matching)
     best = best_overall(data, matching)
+    weights = draw_weights(len(data.image_ids))
     lowest = best.threshold if best.threshold == best.threshold else float("inf")  # NaN: no detection is correct
     return Analysis(
         kind,
@@ -76,6 +81,8 @@ def analyse(data: EvalData, kind: str) -> Analysis:
             "crowding": by_crowding(data, matching),
             "border": by_border(data, matching),
         },
+        resample(data, {"AP": InRange(matching, ~data.objects.crowds)}, weights).intervals()[:3],
+        calibration(data, matching),
     )
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from report.average_precision import Group
+from report.calibration import Calibration
 from train_utils.visual.curves import smooth, with_gaps
 
 INK = "#010203"
@@ -83,6 +84,22 @@ def precision_recall_figure(curves: np.ndarray) -> Markup:
             )  # fmt: skip
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(loc="lower left")
+
+    return figure(draw)
+
+
+def calibration_figure(found: Calibration) -> Markup:
+    """Draw the share of right detections over their scores, with the number of detections above each bar."""
+
+    def draw(axes: Axes) -> None:
+        places = (np.arange(len(found.counts)) + 0.5) / len(found.counts)
+        bars = axes.bar(places, np.nan_to_num(found.right), 0.9 / len(found.counts), color=SERIES[0])
+        axes.bar_label(
+            bars, [short(count) if count else "" for count in found.counts.tolist()], padding=2, fontsize=7.5
+        )
+        axes.plot((0, 1), (0, 1), color=SERIES[1], linestyle="--", linewidth=1.4, label="calibrated")
+        axes.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.1))
+        axes.legend(loc="upper left")
 
     return figure(draw)
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from report import figures
 from report.analysis import KIND_NAMES, Analysis
+from report.bootstrap import RESAMPLES
 from report.confusion import ImageScores, images_of, wrong_in_words
 from report.data_statistics import DataStatistics
 from report.error_kinds import KINDS, MEANINGS, MISSED
@@ -92,6 +93,7 @@ def render_page(
         shots=content["shots"], images=content["images"], all_suspects=len(suspects),
         class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
         figures=figures, metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
+        resamples=RESAMPLES,
     )  # fmt: skip
 
 

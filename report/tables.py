@@ -11,6 +11,7 @@ import numpy as np
 
 from dataset_files.atomic_files import write_atomically, write_csv
 from report.analysis import KIND_NAMES, Analysis
+from report.bootstrap import METRICS
 from report.confusion import ImageScores, images_of
 from report.eval_data import EvalData
 from report.suspects import Suspect
@@ -26,7 +27,8 @@ FILES = (
     "comparison.csv",
 )
 CLASS_HEAD = (
-    "compared", "class", "category_id", "objects", "AP", "AP50", "AP75", "precision", "recall", "F1", "threshold"
+    "compared", "class", "category_id", "objects", "AP", "AP50", "AP75", "precision", "recall", "F1", "threshold",
+    "AP_low", "AP_high",
 )  # fmt: skip
 FILE_HEAD = ("file_name", "image_id")
 PAIR_HEAD = ("annotation_id", "annotated_class", "detected_class", "score", "x", "y", "width", "height")
@@ -69,8 +71,9 @@ def shortened(value: Any) -> Any:
 
 def class_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequence[Any]]:
     for analysis in analyses:
-        for name, category, r in zip(data.class_names, data.category_ids.tolist(), analysis.classes):
-            numbers = (r.ap, r.ap50, r.ap75, r.precision, r.recall, r.f1, r.threshold)
+        classes = zip(data.class_names, data.category_ids.tolist(), analysis.classes, analysis.intervals[0])
+        for name, category, r, interval in classes:
+            numbers = (r.ap, r.ap50, r.ap75, r.precision, r.recall, r.f1, r.threshold, *interval)
             yield KIND_NAMES[analysis.kind], name, category, r.objects, *numbers
 
 
@@ -120,12 +123,15 @@ def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[
 def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
     """Return the numbers of a comparison, ready for JSON."""
     classes = []
-    for name, category, result in zip(data.class_names, data.category_ids.tolist(), analysis.classes):
-        numbers = asdict(result) | {"curves": curves_of(result.curves)}
+    of_classes = zip(data.class_names, data.category_ids.tolist(), analysis.classes, analysis.intervals[0])
+    for name, category, result, interval in of_classes:
+        numbers = asdict(result) | {"curves": curves_of(result.curves), "ap_interval": interval}
         classes.append({"name": name, "category_id": category} | numbers)
     return {
         "classes": classes,
         "curves": curves_of(analysis.curves),
+        "intervals": {name: of_metric[-1] for name, of_metric in zip(METRICS, analysis.intervals)},
+        "calibration": {name: np.asarray(v).tolist() for name, v in vars(analysis.calibration).items()},
         "best_score": asdict(analysis.best),
         "confusion": {"score": analysis.pairs.score, "matrix": analysis.pairs.matrix.tolist()},
         "errors": {

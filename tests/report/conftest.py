@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from report.comparison import Side, compare
+from report.comparison_page import write_comparison
 from report.write_report import ReportInput, write_report
 from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
 
@@ -28,3 +30,14 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_report(folder / "out", given)
     return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that compares all detections of the hand-made image with half of them."""
+    folder = tmp_path_factory.mktemp("comparison")
+    truth, results = every_kind_of_error(EVIL_NAMES, EVIL_FILE)
+    half = {kind: entries[::2] for kind, entries in results.items()}
+    paths = {IMAGE: draw_image(folder / "image.jpg")}
+    found = compare(truth, Side(EVIL, results), Side("b.json", half), ["segm", "bbox"], paths)
+    return write_comparison(folder, found, {"data": EVIL_FILE})

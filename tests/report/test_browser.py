@@ -67,6 +67,16 @@ def test_nothing_overflows_and_the_console_is_silent(opened, evil_report: Path, 
     assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_comparison_fits_and_draws_each_image_three_times(opened, comparison_page: Path, width: int):
+    opened.get_log("browser")
+    show(opened, comparison_page, width)
+    assert opened.execute_script(OVERFLOWING) == [0, []] and opened.get_log("browser") == []
+    drawn = "return [...document.querySelectorAll('.triple svg')].map(e => e.querySelectorAll('.box, path').length)"
+    # Six objects, eight detections of A, and one of B that reaches its best score; each over a pale line.
+    assert opened.execute_script(drawn) == [2 * 6, 2 * 8, 2 * 1]
+
+
 def test_tables_sort_by_each_column_both_ways(at_desk):
     head = at_desk.find_elements("css selector", "#classes-segm thead button")
     click(at_desk, head[2])
@@ -78,13 +88,13 @@ def test_tables_sort_by_each_column_both_ways(at_desk):
     click(at_desk, head[0])
     assert sorted(by_name) == sorted(EVIL_NAMES.values()) and column(at_desk, "classes-segm", 0) == by_name[::-1]
     states = [each.get_attribute("aria-sort") for each in at_desk.find_elements("css selector", "#classes-segm th")]
-    assert states == ["descending"] + [None] * 8
+    assert states == ["descending"] + [None] * 9
 
 
 def test_a_column_without_a_number_sorts_below_all(at_desk):
     head = at_desk.find_elements("css selector", "#classes-segm thead button")
-    click(at_desk, head[8])
-    assert column(at_desk, "classes-segm", 8) == ["0.900", "0.300", "–"]
+    click(at_desk, head[9])
+    assert column(at_desk, "classes-segm", 9) == ["0.900", "0.300", "–"]
 
 
 def test_the_filter_leaves_matching_classes(at_desk):

@@ -11,6 +11,7 @@ import pytest
 from my_dataset_coco import coco_object
 from report.analysis import Analysis, analyse
 from report.average_precision import by_border, by_crowding, by_size, class_results, mean_curves
+from report.calibration import calibration
 from report.confusion import confusion, images_of, score_images, wrong_in_words
 from report.data_statistics import statistics_of
 from report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
@@ -94,6 +95,24 @@ def test_a_class_whose_objects_are_all_missed_is_perfect_once_they_are_repaired(
     # The second dog and both birds are missed, the first dog has an error of class: birds become perfect, dogs stay.
     assert costs.missed.tolist() == [False, False, True, True, False, True]
     assert costs.costs["missed"] == pytest.approx(1 / 3)
+
+
+def test_calibration_of_the_hand_made_case(analysis: Analysis):
+    """Right: 0.9, 0.45 and 0.3; wrong: 0.8, 0.7, 0.6, 0.5 and 0.4, which shares its range with 0.45."""
+    found = analysis.calibration
+    assert found.counts.tolist() == [0, 0, 0, 1, 2, 1, 1, 1, 1, 1]
+    assert found.right[3:].tolist() == [1, 0.5, 0, 0, 0, 0, 1]
+    assert found.error == pytest.approx((0.7 + 2 * 0.075 + 0.5 + 0.6 + 0.7 + 0.8 + 0.1) / 8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_equals_hotcocos(seed: int):
+    truth, results = random_truth_and_results(seed)
+    theirs = run_cocoeval(coco_object(truth), results, "bbox").calibration()
+    data = eval_data_of(truth, {"bbox": results})
+    found = calibration(data, matching_of(data, "bbox"))
+    assert found.error == pytest.approx(theirs["ece"], abs=1e-12) and 0 < found.error < 1
+    assert found.counts.tolist() == [each["count"] for each in theirs["bins"]]
 
 
 def test_results_per_class(analysis: Analysis):

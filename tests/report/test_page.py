@@ -77,7 +77,7 @@ def test_the_page_loads_nothing(parts: Parts):
 
 def test_every_figure_has_a_sentence_that_says_how_to_read_it(page: str):
     figures = re.findall(r'<figure class="plot">.*?</figure>', page, re.DOTALL)
-    assert len(figures) == 2 * (1 + 1 + 3) + 3
+    assert len(figures) == 2 * (2 + 1 + 3) + 3
     for figure in figures:
         caption = re.search(r"<figcaption>(.*?)</figcaption>", figure, re.DOTALL).group(1)
         assert caption.endswith(".") and len(caption) > 30
@@ -105,6 +105,19 @@ def test_the_area_under_each_curve_is_the_ap_of_the_table(evil_report: Path, pag
     by_ap = sorted(report["segm"]["classes"], key=lambda each: -each["ap"])
     expected = [each[key] for each in by_ap for key in ("ap50", "ap75", "ap")]
     assert drawn[:9] == pytest.approx(expected, abs=1e-6)
+
+
+def test_ap_has_its_interval_beside_it(evil_report: Path, page: str):
+    report = json.loads((evil_report / "report.json").read_text(encoding="utf-8"))["segm"]
+    with open(evil_report / "classes.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["compared"] == "masks"]
+    for row, of_class in zip(rows, report["classes"], strict=True):
+        # There is one image, and a resample can only draw that.
+        assert float(row["AP_low"]) == float(row["AP_high"]) == pytest.approx(of_class["ap"], abs=1e-6)
+        assert of_class["ap_interval"] == pytest.approx([of_class["ap"]] * 2, abs=1e-12)
+    low, high = report["intervals"]["AP"]
+    assert low == high == pytest.approx(np.mean([of_class["ap"] for of_class in report["classes"]]))
+    assert f"<small>{low:.3f} to {high:.3f}</small>" in page
 
 
 def area(path: str) -> float:
