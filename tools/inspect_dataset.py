@@ -33,7 +33,7 @@ MOST_CLASSES = 100  # listed at most
 class ReportSettings(DataSettings):
     seed: int = option(0, "seed for dividing data that are not split ({default})", type=natural)
     show: int = option(0, "write a contact sheet of N images with their masks ({default})", type=natural)
-    output: str = option("data_sheet.png", "file of the contact sheet ({default})", type=str)
+    output: str = option("data_sheet.png", "file of the contact sheet ({default})", metavar="FILE")
 
 
 def main(settings: ReportSettings) -> None:

@@ -1,20 +1,29 @@
-"""Parse a script's options into typed settings: description of an option, types of values, parser.
+"""Parse a script's options into typed settings, from the command line and from a JSON file (--config).
 
 The options themselves are in `options.py`, as fields of dataclasses derived from `Settings`.
 """
 
 import argparse
+import difflib
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
-from train_utils.options_file import options_in_file
+from train_utils.errors import InputError, warn
 
 T = TypeVar("T", bound="Settings")
+N = TypeVar("N", int, float)
 SAME = object()  # the demo's default is the same as for other data
 LARGEST = 1e9  # upper limit of all numbers
+
+# Roles of an option in a resumed run, and in --config. Options without one are those of the new command line.
+RESULT = "result"  # taken from the checkpoint; another value changes the result, and is refused without --force
+KEPT = "kept"  # taken from the checkpoint if not given
+START = "start"  # concerns one start of the script rather than the run; --config ignores it
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,12 @@ class Option:
     argparse: dict[str, Any]
     group: str | None
     demo: Any
-    changes_result: bool
-    inherited: bool
-    one_start: bool
+    role: str | None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a resumed run uses the checkpoint's value if the option is not given."""
+        return self.role in (RESULT, KEPT)
 
 
 def option(
@@ -47,9 +59,7 @@ def option(
     *flags: str,
     group: str | None = None,
     demo: Any = SAME,
-    changes_result: bool = False,
-    inherited: bool = False,
-    one_start: bool = False,
+    role: str | None = None,
     **argparse_arguments: Any,
 ) -> Any:
     """Declare a dataclass field that is a command-line option.
@@ -57,43 +67,16 @@ def option(
     Args:
         default: the value if the option is not given; None if it depends on other things, which `help` explains.
         help: text for --help, in which `{default}` is replaced by the defaults.
-        flags: names on the command line, if they differ from the field's name.
+        flags: names on the command line besides the field's name.
         group: group in --help of this option and of those that follow it.
         demo: the default for the demo's data.
-        changes_result: whether the value affects the result, so that a resume refuses another value without --force.
-        inherited: whether a resumed run uses the checkpoint's value if the option is not given.
-        one_start: whether the option concerns one start of the script, not the run, so that --config ignores it.
+        role: RESULT, KEPT, START or None.
         argparse_arguments: type, choices, nargs and so on. Without them the option is a flag: bare, True or False.
     """
-    described = Option(help, flags, argparse_arguments, group, demo, changes_result, inherited, one_start)
-    return field(default=default, metadata={"option": described})
+    return field(default=default, metadata={"option": Option(help, flags, argparse_arguments, group, demo, role)})
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Format help with at most 100 columns and short metavars, and show flags without values."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns))
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.type is boolean:
-            return ", ".join(action.option_strings)
-        return super()._format_action_invocation(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser that accepts `-` and `_` alike in the names of long options."""
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse has overloads
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([dashed(a) for a in args], namespace)
-
-
-def dashed(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, separator, value = argument.partition("=")
-    return name.replace("_", "-") + separator + value
+# ----------------------------------------------------------------------------------------------------- types of values
 
 
 def boolean(text: str) -> bool:
@@ -112,80 +95,87 @@ def boolean_or_path(text: str) -> bool | str:
         return text
 
 
+def between(kind: type[N], least: N, most: N, inclusive: bool = True) -> Callable[[str], N]:
+    """Return a function that parses a number within limits."""
+
+    def parse(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number") from None
+        if not least <= value <= most or not inclusive and value in (least, most):
+            limits = f"{least} and {most}" if kind is int else f"{least:g} and {most:g}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not between {limits}")
+        return value
+
+    return parse
+
+
+integer = between(int, -(2**31), 2**31 - 1)
+natural = between(int, 0, 2**31 - 1)
+positive = between(int, 1, 2**31 - 1)
+seed_number = between(int, 0, 2**63 - 1)
+natural_number = between(float, 0, LARGEST)
+positive_number = between(float, 1e-12, LARGEST)
+fraction = between(float, 0, 1, inclusive=False)
+share = between(float, 0, 0.9)
+strength = between(float, 0, 1)
+METAVARS: dict[Any, str] = dict.fromkeys((integer, natural, positive, seed_number, int), "N")
+FLAG: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+
+
 def boolean_or_decay(text: str) -> bool | float:
     try:
         return boolean(text)
     except argparse.ArgumentTypeError:
-        return number(text, 0, 1)
-
-
-def whole(text: str, least: int, most: int = 2**31 - 1) -> int:
-    """Parse a whole number within limits."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between {least} and {most}")
-    return value
-
-
-def number(text: str, least: float, most: float) -> float:
-    """Parse a finite number within limits."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between {least:g} and {most:g}")
-    return value
-
-
-def positive(text: str) -> int:
-    return whole(text, 1)
-
-
-def natural(text: str) -> int:
-    return whole(text, 0)
-
-
-def seed_number(text: str) -> int:
-    return whole(text, 0, 2**63 - 1)
-
-
-def integer(text: str) -> int:
-    return whole(text, -(2**31))
-
-
-def positive_number(text: str) -> float:
-    return number(text, 1e-12, LARGEST)
-
-
-def natural_number(text: str) -> float:
-    return number(text, 0, LARGEST)
-
-
-def fraction(text: str) -> float:
-    value = number(text, 0, 1)
-    if value in (0, 1):
-        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
-    return value
-
-
-def share(text: str) -> float:
-    return number(text, 0, 0.9)
-
-
-def strength(text: str) -> float:
-    return number(text, 0, 1)
+        return strength(text)
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """Add an option that is given bare or with True or False."""
-    parser.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+    parser.add_argument(name, default=default, help=help, **FLAG)
 
 
-METAVARS = {positive: "N", natural: "N", integer: "N", seed_number: "N", str: "TEXT", int: "N"}
+# -------------------------------------------------------------------------------------------------------------- parsing
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Format help with at most 100 columns and short metavars, and show flags without values."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.type is boolean:
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that accepts `-` and `_` alike in the names of long options.
+
+    Attributes:
+        file: the file whose options are parsed, if any; errors then raise InputError instead of ending the process.
+    """
+
+    file: str | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse has overloads
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([dashed(a) for a in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if self.file is not None:
+            raise InputError(f"{self.file}: {message}")
+        super().error(message)
+
+
+def dashed(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, separator, value = argument.partition("=")
+    return name.replace("_", "-") + separator + value
 
 
 @dataclass
@@ -197,17 +187,34 @@ class Settings:
         from_file: names of those given only in the file.
     """
 
-    @classmethod
-    def parser(cls, description: str | None) -> Parser:
-        parser = Parser(
-            description=description, usage="%(prog)s [options]", formatter_class=HelpFormatter,
-            epilog="Options that show no value are flags: --amp, --amp True, --amp False.",
-        )  # fmt: skip
-        cls.add_options(parser)
-        return parser
+    # Without annotations, so that they are not fields, and thus not options.
+    given = frozenset[str]()
+    from_file = frozenset[str]()
 
     @classmethod
-    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+    def parse(cls: type[T], description: str | None, arguments: Sequence[str] | None = None) -> T:
+        """Parse the command line; argparse ends the process with status 2 for unknown or invalid options."""
+        given = vars(cls.parser(description).parse_args(arguments))
+        in_file = cls.options_in_file(given["config"]) if given.get("config") else {}
+        settings = cls(**(in_file | given))
+        settings.given = frozenset(in_file) | frozenset(given)
+        settings.from_file = frozenset(in_file) - frozenset(given)
+        return settings
+
+    @classmethod
+    def options(cls) -> list[Field]:
+        return [f for f in fields(cls) if "option" in f.metadata]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return name -> value, as stored in args.json and checkpoints."""
+        return {each.name: getattr(self, each.name) for each in self.options()}
+
+    @classmethod
+    def parser(cls, description: str | None, add_help: bool = True) -> Parser:
+        parser = Parser(
+            description=description, usage="%(prog)s [options]", formatter_class=HelpFormatter, add_help=add_help,
+            epilog="Options that show no value are flags: --amp, --amp True, --amp False.",
+        )  # fmt: skip
         groups: dict[str, argparse._ArgumentGroup] = {}
         title = ""
         for each in cls.options():
@@ -215,45 +222,60 @@ class Settings:
             title = described.group or title
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
-            flags = described.flags or (f"--{each.name.replace('_', '-')}",)
-            arguments = dict(described.argparse)
-            if not arguments:
-                arguments = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
-            elif "choices" not in arguments:
+            arguments = dict(described.argparse or FLAG)
+            if "choices" not in arguments:
                 arguments.setdefault("metavar", METAVARS.get(arguments.get("type"), "X"))
-            help = described.help.replace("{default}", f"default: {default_in_words(each)}")
-            groups[title].add_argument(*flags, dest=each.name, default=argparse.SUPPRESS, help=help, **arguments)
+            groups[title].add_argument(
+                *described.flags, f"--{each.name.replace('_', '-')}", dest=each.name, default=argparse.SUPPRESS,
+                help=described.help.replace("{default}", f"default: {default_in_words(each)}"), **arguments,
+            )  # fmt: skip
+        return parser
 
     @classmethod
-    def options(cls) -> list[Field]:
-        return [f for f in fields(cls) if "option" in f.metadata]
+    def options_in_file(cls, path: str) -> dict[str, Any]:
+        """Read the options of a JSON object, name -> value; null means not given.
 
-    @classmethod
-    def parse(cls: type[T], description: str | None, arguments: Sequence[str] | None = None) -> T:
-        """Parse the command line; argparse ends the process with status 2 for unknown or invalid options."""
-        given = vars(cls.parser(description).parse_args(arguments))
-        in_file: dict[str, Any] = {}
-        if given.get("config"):
-            one_start = {each.name for each in cls.options() if each.metadata["option"].one_start}
-            in_file = options_in_file(given["config"], cls.add_options, one_start)
-        settings = cls(**(in_file | given))
-        settings.given = frozenset(in_file) | frozenset(given)
-        settings.from_file = frozenset(in_file) - frozenset(given)
-        return settings
+        Names are those of args.json or of the command line, with `-` or `_`. Values are checked as on the command line.
 
-    # Without annotations, so that they are not fields, and thus not options.
-    given = frozenset[str]()
-    from_file = frozenset[str]()
+        Raises:
+            InputError: the file cannot be read, names an option that does not exist, or has an invalid value.
+        """
+        parser = cls.parser(None, add_help=False)
+        parser.file = path
+        actions = {action.dest: action for action in parser._actions}
+        actions |= {name.strip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings}
+        ignored = {each.name for each in cls.options() if each.metadata["option"].role == START}
+        found: dict[str, Any] = {}
+        for name, value in read_object(path).items():
+            action = actions.get(name.replace("-", "_"))
+            if action is None:
+                near = difflib.get_close_matches(name, actions, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise InputError(f"{path}: there is no option '{name}'{hint}")
+            if value is not None and action.dest == "hooks":  # it would run a file
+                warn(f"{path}: 'hooks' is ignored in a file; give --hooks {value} to run it")
+            if value is not None and action.dest not in ignored:
+                flag = action.option_strings[-1]
+                words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+                found |= vars(parser.parse_args(words))
+        return found
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return name -> value, as stored in args.json and checkpoints."""
-        return {each.name: getattr(self, each.name) for each in self.options()}
+
+def read_object(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file (--config)") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not an object of options and values like a run's args.json")
+    return content
 
 
 def default_in_words(each: Field) -> str:
     demo = each.metadata["option"].demo
-    words = [in_words(each.default)] + ([] if demo is SAME else [f"demo {in_words(demo)}"])
-    return ", ".join(words)
+    return ", ".join([in_words(each.default)] + ([] if demo is SAME else [f"demo {in_words(demo)}"]))
 
 
 def in_words(value: Any) -> str:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from train_utils.option_parsing import (
+    KEPT,
+    RESULT,
     SAME,
+    START,
     PerImage,
     Settings,
     boolean_or_decay,
@@ -38,36 +41,32 @@ class DataSettings(Settings):
 
     data_path: str | None = option(
         None, "folder of images and annotations as the labelling tool wrote it, or its annotation file (default: the "
-        f"checkpoint's; for a new run the demo's, drawn into {DEMO_FOLDER}/)", type=str, metavar="PATH", group="data",
-        inherited=True)  # fmt: skip
+        f"checkpoint's; for a new run the demo's, drawn into {DEMO_FOLDER}/)", metavar="PATH",
+        group="data", role=KEPT)  # fmt: skip
     train_json: str | None = option(
-        None, "COCO file of the training images, instead of --data-path", type=str, metavar="FILE", inherited=True
+        None, "COCO file of the training images, instead of --data-path", metavar="FILE", role=KEPT
     )
-    val_json: str | None = option(None, "COCO file of the validation images", type=str, metavar="FILE", inherited=True)
+    val_json: str | None = option(None, "COCO file of the validation images", metavar="FILE", role=KEPT)
     image_folder: str | None = option(
-        None, "folder of the images of --train-json and --val-json (default: found beside them)", type=str,
-        metavar="DIR", inherited=True)  # fmt: skip
+        None, "folder of the images of --train-json and --val-json (default: found beside them)", metavar="DIR",
+        role=KEPT)  # fmt: skip
     class_attribute: str | None = option(
-        None, "region attribute with the class, in VIA's files (default: the only one)", type=str,
-        metavar="NAME", inherited=True)  # fmt: skip
+        None, "region attribute with the class, in VIA's files (default: the only one)", metavar="NAME", role=KEPT
+    )
     val_fraction: float = option(
-        0.2, "share of the images for validation, where the data are not split ({default})", type=fraction,
-        changes_result=True, inherited=True)  # fmt: skip
+        0.2, "share of the images for validation, where the data are not split ({default})", type=fraction, role=RESULT
+    )
     skip_bad: bool = option(
         False, "drop images and annotations that would make results wrong, and report how many, instead of stopping",
-        inherited=True)  # fmt: skip
-    keep_empty: bool = option(
-        False, "also train on images without annotations, as examples of background", changes_result=True,
-        inherited=True)  # fmt: skip
-    boxes_from_masks: bool = option(
-        False, "compute the box of each object with a mask from its mask", changes_result=True, inherited=True
-    )
+        role=KEPT)  # fmt: skip
+    keep_empty: bool = option(False, "also train on images without annotations, as examples of background", role=RESULT)
+    boxes_from_masks: bool = option(False, "compute the box of each object with a mask from its mask", role=RESULT)
     crowds_are_objects: bool = option(
-        False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them",
-        changes_result=True, inherited=True)  # fmt: skip
+        False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them", role=RESULT
+    )
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: apply it if only then an image has its "
-        "annotated size)", choices=("apply", "ignore"), changes_result=True, inherited=True)  # fmt: skip
+        "annotated size)", choices=("apply", "ignore"), role=RESULT)  # fmt: skip
 
     def is_demo(self) -> bool:
         """Whether the data are the demo's: no data, or the demo's folder, is given."""
@@ -81,12 +80,12 @@ class TrainSettings(DataSettings):
     """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
 
     num_classes: int | None = option(
-        None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, group="model",
-        inherited=True)  # fmt: skip
+        None, "without background (default: from the data; COCO 90, VOC 20)", type=positive, group="model", role=KEPT
+    )
     pretrain: bool | str = option(
         True, "start from published weights: maskrcnn_resnet50_fpn_coco.pth, else resnet50.pth, else downloaded; or "
         "from a file ({default})", type=boolean_or_path, nargs="?", const=True, metavar="True|False|FILE", demo=False,
-        inherited=True)  # fmt: skip
+        role=KEPT)  # fmt: skip
     arch: str | None = option(
         None, "torchvision's maskrcnn_resnet50_fpn, or its v2 with BatchNorm in FPN and heads (default: detected from "
         "the weights, else v1)", choices=("v1", "v2"))  # fmt: skip
@@ -96,141 +95,124 @@ class TrainSettings(DataSettings):
     trainable_backbone_layers: int | None = option(None, "(default: 3; 5 from scratch)", type=int, choices=range(6))
     min_size: int | list[int] = option(
         800, "short side of the network's input ({default}); if several, training draws one per image, and evaluation "
-        "uses the last", type=positive, nargs="+", demo=128, changes_result=True, inherited=True)  # fmt: skip
-    max_size: int = option(
-        1333, "limit of the long side ({default})", type=positive, demo=160, changes_result=True, inherited=True
-    )
+        "uses the last", type=positive, nargs="+", demo=128, role=RESULT)  # fmt: skip
+    max_size: int = option(1333, "limit of the long side ({default})", type=positive, demo=160, role=RESULT)
     rois_per_image: int = option(
-        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, changes_result=True,
-        inherited=True)  # fmt: skip
+        512, "proposals per image that the heads learn from ({default})", type=positive, demo=40, role=RESULT
+    )
     proposals: int | None = option(
         None, "boxes per image that the RPN keeps (default: 2000 in training, 1000 in evaluation; demo 100)",
-        type=positive, demo=100, changes_result=True, inherited=True)  # fmt: skip
+        type=positive, demo=100, role=RESULT)  # fmt: skip
     detections: int = option(
         100, "maximum detections per image, in evaluation and in the finished network ({default})", type=positive,
-        inherited=True)  # fmt: skip
+        role=KEPT)  # fmt: skip
     agnostic_nms: bool = option(
         False, "one label per object: detections of different classes suppress one another too, in evaluation and in "
-        "the finished network", inherited=True)  # fmt: skip
+        "the finished network", role=KEPT)  # fmt: skip
 
-    epochs: int = option(26, "({default})", type=positive, group="training", demo=5, inherited=True)
+    epochs: int = option(26, "({default})", type=positive, demo=5, group="training", role=KEPT)
     start_epoch: int = option(0, "number of a new run's first epoch ({default})", type=natural)
     max_steps: int | None = option(None, "stop cleanly after this many optimizer steps in all", type=positive)
-    batch_size: int = option(
-        4, "images per batch and process ({default})", "-b", "--batch-size", type=positive, demo=5, changes_result=True,
-        inherited=True)  # fmt: skip
+    batch_size: int = option(4, "images per batch and process ({default})", "-b", type=positive, demo=5, role=RESULT)
     accumulate: int = option(
         1, "batches per step, whose gradients are accumulated, for larger steps than fit in memory ({default})",
-        type=positive, changes_result=True, inherited=True)  # fmt: skip
+        type=positive, role=RESULT)  # fmt: skip
     opt: str = option(
-        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", changes_result=True,
-        inherited=True)  # fmt: skip
+        "sgd", "the optimizer ({default})", type=str.lower, choices=("sgd", "adamw"), demo="adamw", role=RESULT
+    )
     lr: float = option(
-        PerImage(0.001), f"learning rate ({{default}}; adamw {ADAMW_RATE:g})", type=natural_number,
-        demo=5e-4, changes_result=True, inherited=True)  # fmt: skip
+        PerImage(0.001), f"learning rate ({{default}}; adamw {ADAMW_RATE:g})", type=natural_number, demo=5e-4,
+        role=RESULT)  # fmt: skip
     lr_scheduler: str = option(
         "multisteplr", "after the warm-up, drop the rate at --lr-steps, or lower it after each epoch by a cosine to 0 "
         "({default})", type=str.lower, choices=("multisteplr", "cosineannealinglr"), demo="cosineannealinglr",
-        changes_result=True, inherited=True)  # fmt: skip
+        role=RESULT)  # fmt: skip
     lr_steps: list[int] = option(
-        (16, 22), "epochs at which the rate drops ({default})", type=natural, nargs="+", changes_result=True,
-        inherited=True)  # fmt: skip
-    lr_step_size: int | None = option(
-        None, "drop the rate every N epochs, unless --lr-steps is given", type=positive
-    )  # fmt: skip
-    lr_gamma: float = option(
-        0.1, "factor of a drop ({default})", type=natural_number, changes_result=True, inherited=True
-    )  # fmt: skip
-    momentum: float = option(0.9, "of SGD ({default})", type=strength, changes_result=True, inherited=True)
-    weight_decay: float = option(
-        1e-4, "({default})", "--wd", "--weight-decay", type=natural_number, demo=0.02, changes_result=True,
-        inherited=True)  # fmt: skip
+        (16, 22), "epochs at which the rate drops ({default})", type=natural, nargs="+", role=RESULT
+    )
+    lr_step_size: int | None = option(None, "drop the rate every N epochs, unless --lr-steps is given", type=positive)
+    lr_gamma: float = option(0.1, "factor of a drop ({default})", type=natural_number, role=RESULT)
+    momentum: float = option(0.9, "of SGD ({default})", type=strength, role=RESULT)
+    weight_decay: float = option(1e-4, "({default})", "--wd", type=natural_number, demo=0.02, role=RESULT)
     norm_weight_decay: float | None = option(
-        None, "of normalisation layers (default: as --wd)", type=natural_number, changes_result=True, inherited=True
+        None, "of normalisation layers (default: as --wd)", type=natural_number, role=RESULT
     )
     clip_grad_norm: float | None = option(
-        None, "clip the norm of the gradients, over all weights, to this value", type=positive_number,
-        changes_result=True, inherited=True)  # fmt: skip
+        None, "clip the norm of the gradients, over all weights, to this value", type=positive_number, role=RESULT
+    )
     model_ema: bool | float = option(
         False, "also average the weights over the steps, for evaluation and prediction; with this decay per step "
         "(default: off; bare: over the last 25th of the run)", type=boolean_or_decay, nargs="?", const=True,
-        metavar="DECAY", changes_result=True, inherited=True)  # fmt: skip
-    patience: int | None = option(
-        None, "end the run when mask AP has not risen for N epochs", type=positive, inherited=True
-    )
+        metavar="DECAY", role=RESULT)  # fmt: skip
+    patience: int | None = option(None, "end the run when mask AP has not risen for N epochs", type=positive, role=KEPT)
 
     data_augmentation: str = option(
         "hflip", "hflip: flips; multiscale: also six sizes from 0.8 times --min-size to --min-size (640 to 800); lsj: "
         "flips and large-scale jitter, 0.1 to 2 times a square of 1.28 times --min-size (1024), for long schedules; "
-        "none ({default})", choices=("hflip", "multiscale", "lsj", "none"), group="augmentation", changes_result=True,
-        inherited=True)  # fmt: skip
+        "none ({default})", choices=("hflip", "multiscale", "lsj", "none"), group="augmentation",
+        role=RESULT)  # fmt: skip
     use_copypaste: bool = option(
         False, "with lsj: paste objects of another image of the batch into each; published gains are for schedules of "
-        "100 epochs and more", changes_result=True, inherited=True)  # fmt: skip
+        "100 epochs and more", role=RESULT)  # fmt: skip
     vflip: bool = option(
-        False, "also turn half of the images upside down, for aerial, medical and industrial images",
-        changes_result=True, inherited=True)  # fmt: skip
+        False, "also turn half of the images upside down, for aerial, medical and industrial images", role=RESULT
+    )
     color_jitter: float = option(
         0.0, "change brightness, contrast and saturation by factors from 1 - X to 1 + X ({default})", type=strength,
-        changes_result=True, inherited=True)  # fmt: skip
+        role=RESULT)  # fmt: skip
     repeat_threshold: float = option(
         0.0, "show images of rare classes more often: a class in a share f of the images sqrt(T / f) times, if f is "
-        "below T (LVIS: 0.001; {default}: never)", type=share, metavar="T", changes_result=True, inherited=True,
-    )  # fmt: skip
+        "below T (LVIS: 0.001; {default}: never)", type=share, metavar="T", role=RESULT)  # fmt: skip
     aspect_ratio_group_factor: int = option(
-        3, "groups of aspect ratios for batches ({default}); below 1: none", type=integer, changes_result=True,
-        inherited=True)  # fmt: skip
+        3, "groups of aspect ratios for batches ({default}); below 1: none", type=integer, role=RESULT
+    )
 
-    output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", type=str, metavar="DIR",
-                             group="output")  # fmt: skip
+    output_dir: str = option(OUTPUT_FOLDER, "weights, results, curves ({default})", metavar="DIR", group="output")
     resume: str = option(
-        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", type=str, metavar="FILE|auto",
-        one_start=True)  # fmt: skip
-    force: bool = option(False, "resume even if settings that change the result differ", one_start=True)
+        "", "checkpoint to resume from; 'auto': the newest in --output-dir, if any", metavar="FILE|auto", role=START
+    )
+    force: bool = option(False, "resume even if settings that change the result differ", role=START)
     overwrite: bool = option(
-        False, "delete what --output-dir holds: the run, or what came after the checkpoint of --resume", one_start=True
+        False, "delete what --output-dir holds: the run, or what came after the checkpoint of --resume", role=START
     )
     config: str | None = option(
-        None, "JSON file with options, such as args.json of an earlier run, for those not given here (except --resume, "
-        "--force, --overwrite, --hooks, --test-only, --show-batch)", type=str, metavar="FILE", one_start=True,
-    )  # fmt: skip
-    test_only: bool = option(False, "only evaluate the weights that --resume or --pretrain names", one_start=True)
-    show_batch: bool = option(False, "only write the first batch, as the network sees it, as batch.png", one_start=True)
-    checkpoint_every: int | None = option(None, "also write a checkpoint every N steps", type=positive, inherited=True)
+        None, "JSON file with options, such as args.json of an earlier run, for those not given here (except "
+        "--resume, --force, --overwrite, --hooks, --test-only, --show-batch)", metavar="FILE", role=START)  # fmt: skip
+    test_only: bool = option(False, "only evaluate the weights that --resume or --pretrain names", role=START)
+    show_batch: bool = option(False, "only write the first batch, as the network sees it, as batch.png", role=START)
+    checkpoint_every: int | None = option(None, "also write a checkpoint every N steps", type=positive, role=KEPT)
     keep: int | None = option(
-        None, "delete all checkpoints but the newest N and model_best.pth ({default})", type=positive, demo=2,
-        inherited=True)  # fmt: skip
+        None, "delete all checkpoints but the newest N and model_best.pth ({default})", type=positive, demo=2, role=KEPT
+    )
     print_freq: int = option(20, "steps between two log lines ({default})", type=positive)
     val_loss: bool = option(
-        False, "also compute the losses on the validation images, for log.jsonl and the curves", inherited=True
+        False, "also compute the losses on the validation images, for log.jsonl and the curves", role=KEPT
     )
     tensorboard: bool = option(
-        False, "also write losses, metrics and sheets for TensorBoard, to --output-dir/tensorboard", inherited=True
+        False, "also write losses, metrics and sheets for TensorBoard, to --output-dir/tensorboard", role=KEPT
     )
     hooks: str | None = option(
         None, "Python file with functions before_train, after_train, before_step or after_step, called with the state "
-        "of the run; give it again when resuming", type=str, metavar="FILE", one_start=True)  # fmt: skip
+        "of the run; give it again when resuming", metavar="FILE", role=START)  # fmt: skip
 
-    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str,
-                         metavar="DEVICE", group="machine")  # fmt: skip
-    amp: bool = option(
-        False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, changes_result=True,
-        inherited=True)  # fmt: skip
-    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
-                                 type=natural)  # fmt: skip
-    seed: int = option(0, "({default})", type=seed_number, changes_result=True, inherited=True)
+    device: str = option(
+        "cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", metavar="DEVICE", group="machine"
+    )
+    amp: bool = option(False, "mixed precision: bf16, or fp16 where a GPU lacks it ({default})", demo=True, role=RESULT)
+    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", type=natural)
+    seed: int = option(0, "({default})", type=seed_number, role=RESULT)
     deterministic: bool = option(
-        False, "compute the same bits in every run, on CUDA and with several processes too", inherited=True
+        False, "compute the same bits in every run, on CUDA and with several processes too", role=KEPT
     )
     max_bad_steps: int = option(
-        10, "stop after N consecutive losses that are not finite ({default}); such steps are not applied",
-        type=positive)  # fmt: skip
+        10, "stop after N consecutive losses that are not finite ({default}); such steps are not applied", type=positive
+    )
     max_bad_pictures: int = option(
-        100, "stop when more than N images of an epoch could not be read ({default}); others replace them",
-        type=natural)  # fmt: skip
-    sync_bn: bool = option(False, "BatchNorm over the batches of all processes", changes_result=True, inherited=True)
+        100, "stop when more than N images of an epoch could not be read ({default}); others replace them", type=natural
+    )
+    sync_bn: bool = option(False, "BatchNorm over the batches of all processes", role=RESULT)
     world_size: int = option(1, "number of processes, if not started by torchrun", type=positive)
-    dist_url: str = option("env://", "where processes meet (default: from torchrun)", type=str, metavar="URL")
+    dist_url: str = option("env://", "where processes meet (default: from torchrun)", metavar="URL")
     timeout: int = option(
         600, "seconds without progress after which a process is blamed and the run ends ({default})", type=positive
     )
@@ -251,11 +233,11 @@ class TrainSettings(DataSettings):
             kept.pop("lr_steps", None)
         missing = {each.name: each.metadata["option"] for each in self.options() if each.name not in self.given}
         for name, described in missing.items():
-            if described.inherited and kept.get(name) is not None:
+            if described.is_kept and kept.get(name) is not None:
                 setattr(self, name, kept[name])
         demo = self.is_demo()
         for name, described in missing.items():
-            if demo and described.demo is not SAME and not (described.inherited and stopped_run is not None):
+            if demo and described.demo is not SAME and not (described.is_kept and stopped_run is not None):
                 setattr(self, name, described.demo)
         if isinstance(self.lr, PerImage):
             self.lr = ADAMW_RATE if self.opt == "adamw" else self.lr.rate * self.images_per_step() * processes
@@ -268,7 +250,7 @@ class TrainSettings(DataSettings):
 
 def result_settings(settings: TrainSettings) -> set[str]:
     """Return the names of the options that affect the result of a run."""
-    names = {each.name for each in settings.options() if each.metadata["option"].changes_result}
+    names = {each.name for each in settings.options() if each.metadata["option"].role == RESULT}
     return names | ({"epochs"} if settings.lr_scheduler == "cosineannealinglr" else set())
 
 
@@ -279,11 +261,11 @@ HELP_WEIGHTS = f"checkpoint, or torchvision's or Detectron2's weights (default: 
 class InferenceSettings(Settings):
     """Options that validation.py and predict.py share: the weights, and how to run them."""
 
-    weights_path: str | None = option(None, HELP_WEIGHTS, type=str, metavar="FILE", group="model")
+    weights_path: str | None = option(None, HELP_WEIGHTS, metavar="FILE", group="model")
     arch: str | None = option(None, "(default: detected from the weights)", choices=("v1", "v2"))
     num_classes: int | None = option(None, "without background (default: from the checkpoint)", type=positive)
     label_json_path: str | None = option(
-        None, "JSON with the class names, label -> name or name -> label", type=str, metavar="FILE"
+        None, "JSON with the class names, label -> name or name -> label", metavar="FILE"
     )
     min_size: int | None = option(None, "short side of the network's input (default: as in training)", type=positive)
     max_size: int | None = option(None, "limit of the long side (default: as in training)", type=positive)
@@ -296,38 +278,39 @@ class InferenceSettings(Settings):
     tta: bool = option(
         False, "test-time augmentation: three sizes of each image, plain and mirrored, merged; six times as slow"
     )
-    device: str = option("cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", type=str,
-                         metavar="DEVICE", group="machine")  # fmt: skip
+    device: str = option(
+        "cuda", "cuda, cuda:N or cpu (default: cuda, else cpu with a warning)", metavar="DEVICE", group="machine"
+    )
     amp: bool | None = option(None, "mixed precision (default: as in training)")
 
 
 @dataclass
 class ValidationSettings(DataSettings, InferenceSettings):
     batch_size: int | None = option(
-        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", "--batch-size", type=positive,
-        group="machine")  # fmt: skip
-    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", "--workers",
-                                 type=natural)  # fmt: skip
-    output_dir: str | None = option(None, "where record_mAP.txt goes (default: beside the weights)", type=str,
-                                    metavar="DIR", group="output")  # fmt: skip
+        None, "images per step (default: 8 on a GPU, 1 on the CPU)", "-b", type=positive, group="machine"
+    )
+    workers: int | None = option(None, "loader processes (default: by the number of cores)", "-j", type=natural)
+    output_dir: str | None = option(
+        None, "where record_mAP.txt goes (default: beside the weights)", metavar="DIR", group="output"
+    )
     compare: list[str] | None = option(
-        None, "compare two on the same images, with 95 % intervals: weights or results files (.json), or one of each",
-        type=str, nargs="+", metavar=("A", "B"))  # fmt: skip
+        None, "compare two on the same images, with 95 %% intervals: weights or results files (.json), or one of each",
+        nargs="+", metavar=("A", "B"))  # fmt: skip
     results_json: str | None = option(
-        None, "score these detections, in COCO's results format, instead of a network's", type=str, metavar="FILE"
+        None, "score these detections, in COCO's results format, instead of a network's", metavar="FILE"
     )
     annotation_file: str | None = option(
-        None, "with --results-json or two results files: the ground truth, in COCO's annotation format", type=str,
-        metavar="FILE")  # fmt: skip
+        None, "with --results-json or two results files: the ground truth, in COCO's annotation format", metavar="FILE"
+    )
     iou_type: list[str] | None = option(
-        None, "what to compute, in this order: boxes, masks, boundaries (default: bbox segm; with --results-json bbox; "
-        "with --compare, which decides by the first, segm bbox)", choices=("bbox", "segm", "boundary"),
+        None, "what to compute, in this order: boxes, masks, boundaries (default: bbox segm; with --results-json "
+        "bbox; with --compare, which decides by the first, segm bbox)", choices=("bbox", "segm", "boundary"),
         nargs="+")  # fmt: skip
     boundary: bool = option(False, "also compute boundary AP, in which the outlines of large objects count")
     save_thresholds: bool = option(False, "store each class's best score, by F1, for predict.py --box-thresh best")
     report: str | None = option(
         None, "also write report.html into this folder, a page about classes, errors, images and suspect labels, and "
-        "its numbers as CSV and JSON; with results files, --image-folder holds the images to show", type=str,
+        "its numbers as CSV and JSON; with results files, --image-folder holds the images to show",
         metavar="DIR")  # fmt: skip
     world_size: int = 1
     dist_url: str = "env://"
@@ -342,23 +325,21 @@ class ValidationSettings(DataSettings, InferenceSettings):
 class PredictorSettings(InferenceSettings):
     """Options that predict.py and `Predictor` share."""
 
-    batch_size: int | None = option(
-        None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", "--batch-size", type=positive
-    )
+    batch_size: int | None = option(None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", type=positive)
     box_thresh: Any = option(
         0.5, "minimum score to show: of all classes, per class (person=0.7), or best: as validation found ({default})",
-        type=str, nargs="+", metavar="SCORE", group="prediction")  # fmt: skip
+        nargs="+", metavar="SCORE", group="prediction")  # fmt: skip
     mask_thresh: float = option(0.5, "minimum probability of a mask's pixels ({default})", type=strength)
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "
-        "--annotation-file only to images that then have the size in that file)",
-        choices=("apply", "ignore"))  # fmt: skip
+        "--annotation-file only to images that then have the size in that file)", choices=("apply",
+        "ignore"))  # fmt: skip
     tile: int | None = option(
-        None, "predict large images in overlapping tiles of N x N pixels, and merge their detections",
-        type=positive)  # fmt: skip
+        None, "predict large images in overlapping tiles of N x N pixels, and merge their detections", type=positive
+    )
     overlap: float | None = option(
-        None, "with --tile: share of a tile's side that the next tile overlaps (default: 0.2); objects up to that size "
-        "are always whole in some tile", type=share)  # fmt: skip
+        None, "with --tile: share of a tile's side that the next tile overlaps (default: 0.2); objects up to that "
+        "size are always whole in some tile", type=share)  # fmt: skip
 
 
 SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
@@ -369,18 +350,18 @@ class PredictSettings(PredictorSettings):
     """Options of predict.py."""
 
     img_path: list[str] | None = option(
-        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an image "
-        "from the checkpoint's validation set)", type=str, nargs="+", action="extend",
-        metavar="PATH", group="input and output")  # fmt: skip
-    output_dir: str = option("predictions", "drawn images and saved detections ({default})", type=str, metavar="DIR")
+        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an "
+        "image from the checkpoint's validation set)", nargs="+", action="extend", metavar="PATH",
+        group="input and output")  # fmt: skip
+    output_dir: str = option("predictions", "drawn images and saved detections ({default})", metavar="DIR")
     save: list[str] = option(
         (), "also write the detections: COCO results (json), a COCO dataset to train on (coco), a table (csv), 16-bit "
-        "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)", choices=SAVE_FORMATS,
-        nargs="+", action="extend")  # fmt: skip
+        "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)",
+        choices=SAVE_FORMATS, nargs="+", action="extend")  # fmt: skip
     save_json: bool = option(False, "the same as --save json")
     annotation_file: str | None = option(
         None, "COCO file with the image ids for saved detections, by file name (default: numbers in the file names, "
-        "else 1, 2, 3, ...)", type=str, metavar="FILE")  # fmt: skip
+        "else 1, 2, 3, ...)", metavar="FILE")  # fmt: skip
     every: int = option(1, "predict and write only every n-th frame of a video ({default})", type=positive)
     webcam: int | None = option(
         None, "predict, show and record the images of this camera, until q, Esc or Ctrl-C (default: 0)", type=natural,
