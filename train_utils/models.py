@@ -1,7 +1,7 @@
 """Build the network from options or from a checkpoint, which stores its ModelConfig."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,9 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
         stride_in_1x1=config.arch == "detectron2",
     )
-    kept = ("rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train", "rpn_post_nms_top_n_test")
     parts: dict[str, Any] = {}
     if config.proposals is not None:
+        kept = [f"rpn_{where}_nms_top_n_{mode}" for where in ("pre", "post") for mode in ("train", "test")]
         parts |= dict.fromkeys(kept, config.proposals)
     if config.arch == "v2":
         parts |= v2_heads(backbone.out_channels)
@@ -144,30 +144,20 @@ def build_training_model(
     Raises:
         InputError: the weights do not fit the data or the options.
     """
+    kept = ("max_size", "rois_per_image", "proposals", "detections", "agnostic_nms")
+    sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
     if resumed is not None:
         path, content = resumed
-        config = ModelConfig.from_plain(content["model_config"])
+        config = replace(ModelConfig.from_plain(content["model_config"]), **sizes)
         if config.num_classes != num_classes:
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
-        if args.norm not in (None, config.norm):
-            raise InputError(f"{path}: was trained with --norm {config.norm}, which a resumed run cannot change")
-        if args.arch not in (None, config.arch):
-            raise InputError(f"{path}: was trained with --arch {config.arch}, which a resumed run cannot change")
-        config.min_size = training_sizes(args)
-        for name in ("max_size", "rois_per_image", "proposals", "detections", "agnostic_nms"):
-            setattr(config, name, getattr(args, name))
+        for name in ("norm", "arch"):
+            if getattr(args, name) not in (None, getattr(config, name)):
+                raise InputError(
+                    f"{path}: was trained with --{name} {getattr(config, name)}, which a resumed run cannot change"
+                )
         return build_model(config), config
-    config = ModelConfig(
-        num_classes,
-        args.arch or "v1",
-        trainable_layers=5,
-        min_size=training_sizes(args),
-        max_size=args.max_size,
-        rois_per_image=args.rois_per_image,
-        proposals=args.proposals,
-        detections=args.detections,
-        agnostic_nms=args.agnostic_nms,
-    )
+    config = ModelConfig(num_classes, args.arch or "v1", trainable_layers=5, **sizes)
     state: dict[str, Tensor] = {}
     if args.pretrain:
         path = find_pretrained(args.pretrain, config.arch)
@@ -177,8 +167,8 @@ def build_training_model(
         if is_classifier(state):
             config.norm = "batch" if config.arch == "v2" else "frozen"
         else:
-            config.arch = arch_of(content, state, args.arch, path)
-            config.norm, config.norm_eps = normalisation_of(content)
+            stored = config_of(content, state, args.arch, path)
+            config.arch, config.norm, config.norm_eps = stored.arch, stored.norm, stored.norm_eps
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -219,8 +209,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     state = weights_in(content, path)
     if not is_mask_rcnn(state):
         raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
-    config = config_of(content, state)
-    arch_of(content, state, args.arch, path)
+    config = config_of(content, state, args.arch, path)
     if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
         raise InputError(
             f"{path}: has {config.num_classes - 1} classes plus background, but --num-classes is {args.num_classes}; "
@@ -243,39 +232,24 @@ def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     return state_dict_of(content, path)
 
 
-def config_of(content: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
-    """Return the description of a weight file's network: the stored one, else one derived from its keys."""
-    if "model_config" in content:
-        return ModelConfig.from_plain(content["model_config"])
-    num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
-    norm, eps = normalisation_of(content)
-    return ModelConfig(num_classes, arch_of(content, state), norm, eps)
-
-
-def arch_of(content: dict[str, Any], state: dict[str, Tensor], wanted: str | None = None, path: str | Path = "") -> str:
-    """Return the architecture of a weight file: the stored one, else v2 if its FPN is normalised, else v1.
-
-    Raises:
-        InputError: the file has another architecture than `wanted`.
-    """
-    if "model_config" in content:
-        arch = ModelConfig.from_plain(content["model_config"]).arch
-    else:
-        arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
-    if wanted not in (None, arch):
-        raise InputError(f"{path}: holds the weights of --arch {arch}, not of {wanted}; leave --arch out")
-    return arch
-
-
-def normalisation_of(content: dict[str, Any]) -> tuple[str, float]:
-    """Return the backbone's normalisation and its epsilon: the stored ones, else derived from the keys.
+def config_of(
+    content: dict[str, Any], state: dict[str, Tensor], arch: str | None = None, path: str | Path = ""
+) -> ModelConfig:
+    """Return the description of a weight file's network: the stored one, else one derived from its keys.
 
     torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0.
+
+    Raises:
+        InputError: the file has another architecture than `arch`.
     """
     if "model_config" in content:
         config = ModelConfig.from_plain(content["model_config"])
-        return config.norm, config.norm_eps
-    keys = inner_state(content)
-    if any(key.endswith("backbone.body.bn1.num_batches_tracked") for key in keys):
-        return "batch", 1e-5
-    return "frozen", 0.0 if "rpn.head.conv.weight" in keys else 1e-5
+    else:
+        keys = inner_state(content)
+        config = ModelConfig(len(state.get("roi_heads.box_predictor.cls_score.bias", ())))
+        config.arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
+        if not any(key.endswith("backbone.body.bn1.num_batches_tracked") for key in keys):
+            config.norm, config.norm_eps = "frozen", 0.0 if "rpn.head.conv.weight" in keys else 1e-5
+    if arch not in (None, config.arch):
+        raise InputError(f"{path}: holds the weights of --arch {config.arch}, not of {arch}; leave --arch out")
+    return config
