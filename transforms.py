@@ -35,31 +35,27 @@ class Compose:
 class RandomHorizontalFlip:
     """Mirror the image, its boxes and its masks with probability `prob`, drawn from torch's RNG."""
 
+    axis = -1  # of the image
+    columns = [0, 2]  # of the boxes
+    flip_masks = InstanceMasks.flip_horizontal
+
     def __init__(self, prob: float = 0.5):
         self.prob = prob
 
     def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
         if torch.rand(1).item() >= self.prob:
             return image, target
-        width = image.shape[-1]
         boxes = target["boxes"].clone()
-        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        return image.flip(-1), dict(target, boxes=boxes, masks=target["masks"].flip_horizontal())
+        boxes[:, self.columns] = image.shape[self.axis] - boxes[:, self.columns[::-1]]
+        return image.flip(self.axis), dict(target, boxes=boxes, masks=type(self).flip_masks(target["masks"]))
 
 
-class RandomVerticalFlip:
+class RandomVerticalFlip(RandomHorizontalFlip):
     """Flip the image, its boxes and its masks upside down with probability `prob`."""
 
-    def __init__(self, prob: float = 0.5):
-        self.prob = prob
-
-    def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
-        if torch.rand(1).item() >= self.prob:
-            return image, target
-        height = image.shape[-2]
-        boxes = target["boxes"].clone()
-        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
-        return image.flip(-2), dict(target, boxes=boxes, masks=target["masks"].flip_vertical())
+    axis = -2
+    columns = [1, 3]
+    flip_masks = InstanceMasks.flip_vertical
 
 
 class ColorJitter:

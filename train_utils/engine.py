@@ -27,7 +27,7 @@ from train_utils.loaders import TrainingLoader, mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
 from train_utils.step_results import PendingStep, StepResults
-from train_utils.training_state import RunState, Training
+from train_utils.training_state import RunState, StepResult, Training
 
 
 def train_one_epoch(
@@ -106,6 +106,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
     counts = AsyncAllReduce(stop, batch.error is not None, len(unreadable))
     parts, values = batch.parts(training.accumulate), []
 
+    training.is_updating = False
     training.optimizer.zero_grad(set_to_none=True)
     with RunningStatistics(training.model) as statistics:
         for i, part in enumerate(parts):
@@ -126,15 +127,17 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
             applied = torch.zeros_like(means[0], dtype=torch.bool)
         else:
             finite = means[0].isfinite()
+            training.is_updating = True
             applied = optimizer_step(training.optimizer, training.scaler, finite, training.clip_grad_norm)
         statistics.restore_unless(applied)
     if training.ema is not None:
         training.ema.update(number, applied)
 
+    lr = training.optimizer.param_groups[0]["lr"]
     return PendingStep(
-        number, training.optimizer.param_groups[0]["lr"], bool(stopping), batch.error, bool(loading_failed),
-        bad_pictures, ("loss", *losses), AsyncHostCopy(torch.cat((means, own, applied[None]))),
-        [target["image_id"] for target in batch.targets], batch.data_time,
+        StepResult(number, lr, bad_pictures, batch.data_time), bool(stopping), batch.error, bool(loading_failed),
+        ("loss", *losses), AsyncHostCopy(torch.cat((means, own, applied[None]))),
+        [target["image_id"] for target in batch.targets],
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from dataset_files.coco_index import AnnotationsLost
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import file_states
 from train_utils.distributed import is_main, rank, world_size
-from train_utils.errors import InputError, reading_input
+from train_utils.errors import InputError
 from train_utils.run.signals import leave_signals_to_the_main_process
 
 CPU = torch.device("cpu")
@@ -111,8 +111,8 @@ class TrainingLoader(DataLoader):
     batch_sampler: "AspectRatioBatchSampler"
 
 
-class CheckedItems(Dataset):
-    """Items of a dataset; an unreadable one raises InputError, in a loader worker too."""
+class MarkedItems(Dataset):
+    """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
     def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
@@ -120,56 +120,48 @@ class CheckedItems(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def item(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        with reading_input():
-            return self.dataset[index]
-
-
-class MarkedItems(CheckedItems):
-    """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
-
     def __getitem__(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
+        return self.load(index)
+
+    def load(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
         try:
-            return self.item(index)
-        except InputError as error:
-            if isinstance(error.__cause__, AnnotationsLost):
-                raise
+            return self.dataset[index]
+        except AnnotationsLost as error:
+            raise InputError(str(error)) from error
+        except (ValueError, OSError) as error:
             return None, {"unreadable": [str(error)]}
 
 
-class SeededItems(CheckedItems):
+class SeededItems(MarkedItems):
     """Items whose random transforms depend on seed, epoch and image, not on the worker that loads them.
 
     An unreadable image is replaced by the next readable one, so that batches stay full and processes in step; its
     target holds the reason under "unreadable".
+
+    Args:
+        keep_seeds: store each item's seed in its target, for `SeededBatches`.
     """
 
     tries = 20
 
     def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
-        """Create the items; `keep_seeds` stores each item's seed in its target, for `SeededBatches`."""
         super().__init__(dataset)
         self.seed = seed
         self.keep_seeds = keep_seeds
 
-    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:  # type: ignore[override]
         """Load the item for (epoch, index), or (epoch, index, n) for the n-th repetition of an image in the epoch."""
         epoch, index, *again = key
-        unreadable = []
+        notes: dict[str, Any] = {}
         for chosen in [(index + i) % len(self) for i in range(self.tries)]:
-            try:
-                seed = mix_seed(self.seed, epoch, chosen, *again)
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    image, target = self.item(chosen)
-            except InputError as error:
-                if isinstance(error.__cause__, AnnotationsLost):
-                    raise
-                unreadable.append(str(error))
-            else:
-                notes: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
+            seed = mix_seed(self.seed, epoch, chosen, *again)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                image, target = self.load(chosen)
+            if image is not None:
                 return image, target | notes | ({"seed": seed} if self.keep_seeds else {})
-        raise InputError(f"{unreadable[0]}; nor can the {self.tries - 1} images after it be read")
+            notes.setdefault("unreadable", []).extend(target["unreadable"])
+        raise InputError(f"{notes['unreadable'][0]}; nor can the {self.tries - 1} images after it be read")
 
 
 class SeededBatches:

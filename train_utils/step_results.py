@@ -25,7 +25,7 @@ class PendingStep:
     """A step that the device may still be computing.
 
     Attributes:
-        number, lr, bad_pictures, data_time: see `StepResult`.
+        result: the result, without `losses` and `applied`.
         stop: whether any process received a signal to stop.
         error: the error that ended loading on this process, else None.
         loading_failed: whether loading failed on any process; such a step is not applied.
@@ -34,16 +34,13 @@ class PendingStep:
         image_ids: ids of this process's images.
     """
 
-    number: int
-    lr: float
+    result: StepResult
     stop: bool
     error: Exception | None
     loading_failed: bool
-    bad_pictures: int
     names: tuple[str, ...]
     values: AsyncHostCopy
     image_ids: list[int]
-    data_time: float
 
     def read(self) -> StepResult:
         """Wait for the result; warn if the loss of this process is not finite."""
@@ -52,10 +49,11 @@ class PendingStep:
         if not math.isfinite(means["loss"]) and not math.isfinite(own["loss"]):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
             warn(
-                f"step {self.number} is not applied: the loss is {own['loss']} on process {rank()}, "
-                f"images {self.image_ids}, {parts}, learning rate {self.lr:.6g}"
+                f"step {self.result.number} is not applied: the loss is {own['loss']} on process {rank()}, "
+                f"images {self.image_ids}, {parts}, learning rate {self.result.lr:.6g}"
             )
-        return StepResult(self.number, means, self.lr, bool(applied), self.bad_pictures, self.data_time)
+        self.result.losses, self.result.applied = means, bool(applied)
+        return self.result
 
 
 class StepResults:
@@ -83,7 +81,7 @@ class StepResults:
         if step.loading_failed:
             self.end(step.error or InputError("loading images failed on another process of the run"))
         self.pending = step
-        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.bad_pictures:
+        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.result.bad_pictures:
             self.read()
 
     def read(self) -> bool:
@@ -147,7 +145,8 @@ class StepResults:
         result = "the last checkpoint stays"
         with without_others():
             self.read()
-            if progress.step % state.steps_per_epoch and (is_main() or not own_statistics):
+            begun = progress.step % state.steps_per_epoch and not state.training.is_updating
+            if begun and (is_main() or not own_statistics):
                 state.run.writes, state.run.unsaved_since = True, progress.step
                 try:
                     self.save_checkpoint()

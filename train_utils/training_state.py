@@ -20,20 +20,20 @@ class StepResult:
 
     Attributes:
         number: the step's number in the run, counted from 1.
-        losses: "loss" and its parts, means over the processes.
         lr: the learning rate.
-        applied: whether the weights were updated. They are not if the loss of any process is not finite, if gradients
-            overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
         bad_pictures: number of images, over all processes, that could not be read and were replaced.
         data_time: seconds for which this process waited for its loader.
+        losses: "loss" and its parts, means over the processes.
+        applied: whether the weights were updated. They are not if the loss of any process is not finite, if gradients
+            overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
     """
 
     number: int
-    losses: dict[str, float]
     lr: float
-    applied: bool
-    bad_pictures: int
+    bad_pictures: int = 0
     data_time: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    applied: bool = False
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Training:
         accumulate: number of batches per step whose gradients are accumulated.
         clip_grad_norm: maximum norm of the gradients; None for no clipping.
         ema: average of the weights; None without --model-ema.
+        is_updating: whether the optimizer has begun to change the weights in the last started step.
     """
 
     model: MaskRCNN
@@ -100,6 +101,7 @@ class Training:
     clip_grad_norm: float | None = None
     progress: Progress = field(default_factory=Progress)
     ema: ModelEma | None = None
+    is_updating: bool = False
     scaler: torch.amp.GradScaler = None  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Hook that shows a run in TensorBoard: the log, results files and sheets of predictions in its folder.
 
-A resumed run adds to TensorBoard's files. `purge_step` discards the entries from that step on; they are then copied
-from the run's own files again, so that each step is shown once.
+A resumed run adds to TensorBoard's files. `purge_step` discards the old entries, and all are copied again from the
+run's own files, so that each step is shown once.
 """
 
 import json
@@ -34,8 +34,7 @@ class TensorBoard:
                 "--tensorboard needs a package that is not installed: pip install tensorboard, or omit the option"
             ) from None
         self.writer: Any = None
-        self.first = 0  # entries of earlier steps were copied before the run was resumed
-        self.read = 0  # bytes of the log read so far
+        self.read = 0  # bytes of the log copied so far
         self.shown: set[Path | str] = set()  # sheets and results lines copied so far
 
     def before_train(self, state: RunState) -> None:
@@ -43,8 +42,7 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.first = state.number if state.run.event_files() else 0
-        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=self.first)
+        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=0)
         self.copy(state)
 
     def before_step(self, state: RunState) -> None:
@@ -87,8 +85,6 @@ class TensorBoard:
         self.read += len(whole)
         for line in whole.splitlines():
             entry = json.loads(line)
-            if entry["step"] < self.first:
-                continue
             for name, value in entry.items():
                 group = "validation" if name.startswith("val_") else "training"
                 if name not in ("epoch", "step") and value is not None:
@@ -97,10 +93,10 @@ class TensorBoard:
     def copy_results(self, state: RunState) -> None:
         for kind, lines in state.run.results.items():
             for line in lines:
-                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
-                if end < self.first or (key := f"{kind} {line}") in self.shown:
+                if (key := f"{kind} {line}") in self.shown:
                     continue
                 self.shown.add(key)
+                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
                 for name, value in zip(METRIC_NAMES, values):
                     if value >= 0:  # -1: the images have no such objects
                         self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
@@ -109,7 +105,7 @@ class TensorBoard:
 
     def copy_sheets(self, state: RunState) -> None:
         for epoch, path in state.run.sheets().items():
-            if path not in self.shown and end_of(epoch, state) >= self.first:
+            if path not in self.shown:
                 self.shown.add(path)
                 self.add_png("predictions", path, end_of(epoch, state))
 
