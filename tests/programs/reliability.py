@@ -45,8 +45,8 @@ from train_utils.demo_dataset import make_demo_dataset
 PAGE = ROOT / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# Reliability: what a run survives
 
-A run may be killed at any moment, on any machine, and started again by the same command. It then continues as if
-nothing had happened, or says in one line why it cannot. The tables below measure this; in short:
+A run may be killed at any moment, on any machine, and restarted with the same command. It then continues as if nothing
+had happened, or states in one line why it cannot. The tables below show the measurements; in short:
 
 - **Killed.** With `--resume auto` a run continues from its last checkpoint: weights, momentum, results files, log and
   curves at the end are bit for bit those of a run that was never killed. This holds for a kill during a step, while a
@@ -54,23 +54,25 @@ nothing had happened, or says in one line why it cannot. The tables below measur
 - **Stopped.** On SIGTERM, SIGUSR1 or Ctrl-C a run finishes its step, writes a checkpoint, and ends with status 3.
 - **Another process or host lost.** The remaining processes name the one that is dead or stalled, and end; torchrun
   restarts all of them, and the run continues.
-- **Disk full, losses not finite, images that cannot be read.** A checkpoint that does not fit is tried again later; a
-  step without a finite loss is not applied; another image takes the place of an unreadable one. Each is limited by an
-  option, and a run that cannot continue ends with a status of its own ([TRAINING.md](TRAINING.md)).
+- **Disk full, losses not finite, images that cannot be read.** A checkpoint that does not fit is retried later, a
+  step whose loss is not finite is not applied, and an unreadable image is replaced by another. Options limit how often
+  this may happen; a run that cannot continue ends with its own exit status ([TRAINING.md](TRAINING.md)).
+- **Out of memory.** A step for which the GPU or the machine lacks memory ends the run with status 6 and one line that
+  names the step, the batch and the remedies, after a checkpoint of the state before that step.
 - **Bad input.** What would make results wrong stops the run before its first step, with status 2 and a line that
-  names file, image and annotation. What training can do without is left out, with a warning that counts it. Altered
-  and made-up files never cause a traceback, long waits, or the execution of code in them.
+  names file, image and annotation. Harmless faults are dropped, with a warning that counts them. Corrupted and
+  malicious files never cause a traceback, a long wait, or the execution of code in them.
 - **Memory** does not grow over 2,000 steps.
 
-What decides the bits of a run besides its seed: the number of threads and of processes, the kind of processor or GPU,
-and the versions of torch and torchvision. They are stored in every checkpoint; a run that is resumed under others
-continues, and warns in one line that its bits may differ. On CUDA, and with three or more processes, equal bits also
+Besides the seed, the bits of a run depend on the number of threads and processes, the model of the processor or GPU,
+and the versions of torch and torchvision. Every checkpoint stores these. If a run is resumed under different ones, it
+continues with a one-line warning that its bits may differ. On CUDA, and with three or more processes, equal bits also
 require `--deterministic`.
 
-**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test-all` checks the
-same in short. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on drawn
-images, with as many threads as the machine has cores. The thin network, where one is named, is a Mask R-CNN with a
-hundredth of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by
+**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test-all` runs a
+shorter form of them. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on
+generated images, with as many threads as the machine has cores. The thin network, where mentioned, is a Mask R-CNN with
+a hundredth of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by
 machines.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
@@ -163,10 +165,11 @@ def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     epochs = str(4 + kills)
     network = "the thin network" if args.thin else "the network with a ResNet-50"
     lines = [
-        f"A run of {4 * int(epochs)} steps of {network}, four an epoch, a checkpoint after every second step, "
-        f"killed {kills} times by SIGKILL and each time started again by the same command. Then compared with "
-        "one that was never killed: weights, momentum, running means, progress, results files, log and curves, to the "
-        f"last bit. {torch.get_num_threads()} threads in each process; the runs of `--amp` have a loader worker.",
+        f"A run of {4 * int(epochs)} steps of {network}, with four steps per epoch and a checkpoint after every second "
+        f"step, is killed {kills} times by SIGKILL and restarted each time with the same command. At the end it is "
+        "compared bit for bit with a run that was never killed: weights, momentum, running means, progress, results "
+        f"files, log and curves. Each process has {torch.get_num_threads()} threads; the runs with `--amp` have a "
+        "loader worker.",
         "",
         *TABLE_OF_KILLS,
     ]
@@ -184,7 +187,7 @@ def show_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
 def show_recipe_kills(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     kills = args.kills or 30
     network = "the thin network" if args.thin else "the network with a ResNet-50"
-    lines = [f"The same with {network} and `{' '.join(RECIPE)}`.", "", *TABLE_OF_KILLS]
+    lines = [f"The same for {network} with `{' '.join(RECIPE)}`.", "", *TABLE_OF_KILLS]
     held = True
     for processes in (1, 2):
         place = folder / str(processes)
@@ -271,7 +274,7 @@ def show_hosts(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     skipped = done.returncode == 77
     text = "Two network namespaces on one machine, two processes in each, started by torchrun with `--max-restarts`; "
-    text += "BatchNorm is frozen. `python -m tests.programs.two_hosts` says:\n\n"
+    text += "BatchNorm is frozen. `python -m tests.programs.two_hosts` prints:\n\n"
     text += f"```\n{re.sub(r'pid [0-9]+', 'pid ...', done.stdout).strip()}\n```"
     failed = done.returncode != 0 and not skipped
     return text + (f"\n\n{done.stderr.strip()}" if failed else ""), not failed
@@ -284,8 +287,9 @@ def show_inputs(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     command = [sys.executable, "-m", "tests.programs.bad_inputs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     failed = done.returncode != 0
-    said = "not all as expected" if failed else "all as expected"
-    text = f"`python -m tests.programs.bad_inputs` gives each of these to a run and looks how it ends; {said}.\n\n"
+    said = "not all end as expected" if failed else "all end as expected"
+    text = "`python -m tests.programs.bad_inputs` starts a run on each of these inputs and checks how it ends; "
+    text += f"{said}.\n\n"
     return text + done.stdout.strip() + (f"\n\n{done.stderr.strip()[-2000:]}" if failed else ""), not failed
 
 
@@ -296,8 +300,8 @@ def show_exports(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     """The cases of bad_inputs.py that are named "export", beside what was said before these were repaired."""
     before = json.loads((ROOT / "tests" / "programs" / "exports_before.json").read_text(encoding="utf-8"))
     lines = [
-        "Flaws that exports of labelling tools have, in a data set that is otherwise right: how a run ended at commit "
-        "2a96f12, and how it ends now.",
+        "Typical flaws in the exports of labelling tools, each in an otherwise valid dataset: how a run ended at "
+        "commit 2a96f12, and how it ends now.",
         "",
         "| input | before | now |",
         "| --- | --- | --- |",
@@ -321,10 +325,10 @@ def show_exports(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
 
 def show_fuzz(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     lines = [
-        "Valid files altered in one to three places, in their values or in their bytes, and files made up from the "
-        "words of their language, drawn by hypothesis. Each is read, or refused by one line that names it, within "
-        f"{SECONDS} s and {MEMORY >> 20} MiB; no other exception, no code of the file's runs, nothing is written, "
-        "deleted or connected to (Python's audit events tell).",
+        "Valid files with changes to values or bytes in one to three places, and files generated from the grammar of "
+        "their format, drawn by hypothesis. Each is read, or refused with one line that names it, within "
+        f"{SECONDS} s and {MEMORY >> 20} MiB. There is no other exception; no code in a file is run; and no file is "
+        "written or deleted and no connection opened, as Python's audit events show.",
         "",
         "| reader | cases | accepted | refused |",
         "| --- | --- | --- | --- |",
@@ -367,8 +371,8 @@ def show_soak(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     if run.wait():
         raise RuntimeError(run.said)
     lines = [
-        f"{args.steps} steps in one epoch with two loader workers and a checkpoint after every 200, with a thin "
-        "network, so that a leak would show beside it. Resident memory in MiB:",
+        f"{args.steps} steps in one epoch with two loader workers and a checkpoint after every 200 steps. The network "
+        "is thin, so that a leak would be visible. Resident memory in MiB:",
         "",
         "| after step | main process | each worker |",
         "| --- | --- | --- |",
@@ -378,7 +382,8 @@ def show_soak(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
     lines += [f"| {step} | {main:.0f} | {worker:.0f} |" for step, main, worker in rows]
     growth = [rows[-1][i] - rows[1][i] for i in (1, 2)]
     flat = max(growth) < 32
-    lines += ["", f"From a quarter of the way to the end: {growth[0]:+.0f} MiB and {growth[1]:+.0f} MiB a worker."]
+    change = f"{growth[0]:+.0f} MiB, and {growth[1]:+.0f} MiB per worker"
+    lines += ["", f"Change between a quarter of the run and its end: {change}."]
     return "\n".join(lines), flat
 
 
