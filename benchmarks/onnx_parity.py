@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> str:
         path = Path(folder) / "model.onnx"
         with reading_input():
             export(trained, path, "float32")
-        exported = OnnxModel(path, threads=torch.get_num_threads())
+        exported = OnnxModel(path, torch.get_num_threads(), "onnxruntime")
     ways = {"onnxruntime": in_onnxruntime(exported), "torch": in_torch(trained)}
     return compare_ways(ways, trained, dataset, args.images or len(dataset))
 

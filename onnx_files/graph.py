@@ -12,7 +12,6 @@ IR_VERSION = 8  # that of ONNX 1.12, the first with opset 17; a newer one would 
 PRODUCER = "mask-rcnn-resnet50-fpn"
 DTYPES = {
     "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
     "int64": TensorProto.INT64,
     "uint8": TensorProto.UINT8,
 }
@@ -54,6 +53,8 @@ class Graph:
         return self.constant(values, "float32")
 
     def integers(self, values: int | Sequence[int]) -> str:
+        # Arithmetic takes scalars, axes and shapes lists: OpenVINO 2025 makes scalars of lists that are added, and
+        # fails where an axis is the same constant.
         return self.constant(values, "int64")
 
     def weight(self, name: str, tensor: Tensor) -> str:

@@ -17,6 +17,7 @@ from onnx_files.graph import Graph
 from onnx_files.parts import Parts
 from onnx_files.roi_graph import detections
 from onnx_files.rpn_graph import proposals
+from onnx_files.size_graph import size_after_resize, twice
 
 OPSET = 17
 PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
@@ -78,15 +79,7 @@ def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> 
     mean, std = (g.floats(values.tolist()) for values in (module.pixel_mean, module.pixel_std))
     x = g.op("Unsqueeze", g.op("Div", g.op("Sub", image, mean), std), g.integers([0]))
 
-    # In double precision, as Python's: float32 would round some sizes to another pixel.
-    sides = g.cast(image_size, "float64")
-    short, long = g.op("ReduceMin", sides, keepdims=1), g.op("ReduceMax", sides, keepdims=1)
-    limits = (g.constant([value], "float64") for value in (module.min_size[-1], module.max_size))
-    scale = g.op("Min", *(g.op("Div", limit, side) for limit, side in zip(limits, (short, long))))
-    sides = g.op("Mul", sides, scale)
-    if module.antialias:
-        sides = g.op("Add", sides, g.constant([0.5], "float64"))
-    resized_size = g.op("Max", g.cast(g.op("Floor", sides), "int64"), g.integers([1]))
+    resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
     if module.antialias:
         rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
         x = g.op("MatMul", g.op("MatMul", rows, x), g.op("Transpose", columns, perm=[1, 0]))
@@ -94,7 +87,7 @@ def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> 
         sizes = g.op("Concat", g.integers([1, 3]), resized_size, axis=0)
         x = g.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
-    short_of = g.op("Mod", g.op("Neg", resized_size), g.integers([PADDED_TO]))  # 0..31: the sign of the divisor
+    short_of = g.op("Mod", g.op("Neg", resized_size), g.integers(PADDED_TO))  # 0..31: the sign of the divisor
     pads = g.op("Concat", g.integers([0] * 6), short_of, axis=0)
     return g.op("Pad", x, pads, g.floats(0.0)), image_size, resized_size
 
@@ -104,19 +97,20 @@ def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
 
     The operator Resize has an antialiasing filter from opset 18 on, with which onnxruntime's result is another.
     """
-    before, after = (g.op("Squeeze", g.columns(size, axis, axis + 1, 0)) for size in (from_size, to_size))
-    ratio = g.op("Div", g.cast(before, "float64"), g.cast(after, "float64"))
-    centres = (g.op("Add", g.cast(steps(g, size), "float64"), g.constant(0.5, "float64")) for size in (after, before))
-    targets, sources = (g.reshape(each, *shape) for each, shape in zip(centres, ((-1, 1), (1, -1))))
-    distances = g.op("Abs", g.op("Sub", sources, g.op("Mul", targets, ratio)))
-    reach = g.op("Max", ratio, g.constant(1.0, "float64"))
-    weights = g.op("Relu", g.cast(g.op("Sub", g.constant(1.0, "float64"), g.op("Div", distances, reach)), "float32"))
+    # A target's centre (2 i + 1) / 2 is the source's (2 i + 1) from / (2 to). Times 2 to, all are whole numbers.
+    source_count, target_count = (g.columns(size, axis, axis + 1, 0) for size in (from_size, to_size))
+    sources = g.op("Mul", odd_numbers(g, source_count, 1, -1), target_count)
+    targets = g.op("Mul", odd_numbers(g, target_count, -1, 1), source_count)
+    reach = twice(g, g.op("Max", source_count, target_count))
+    distances = g.op("Abs", g.op("Sub", sources, targets))
+    weights = g.op("Relu", g.cast(g.op("Sub", reach, distances), "float32"))
     return g.op("Div", weights, g.op("ReduceSum", weights, g.integers([1]), keepdims=1))
 
 
-def steps(g: Graph, count: str) -> str:
-    """0, 1, ..., count - 1; the count is an int64 scalar."""
-    return g.op("Range", g.integers(0), count, g.integers(1))
+def odd_numbers(g: Graph, count: str, *shape: int) -> str:
+    """1, 3, 5, ... in a shape; the count is int64 [1]."""
+    steps = g.op("Range", g.integers(0), g.op("Squeeze", count, g.integers([0])), g.integers(1))
+    return g.reshape(g.op("Add", twice(g, steps), g.integers(1)), *shape)
 
 
 def backbone(g: Graph, x: str, body: ResNet, fpn: FeaturePyramidNetwork) -> list[str]:

@@ -12,6 +12,7 @@ from onnx_files.graph import Graph
 from onnx_files.parts import Parts
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
+LARGEST_EXPONENT = 6  # of a level's stride, log2
 
 
 def detections(
@@ -50,10 +51,12 @@ def detections(
 
 
 def stride_exponent(g: Graph, level: str, image_size: str) -> str:
-    """`stride_of` a level as a power of 2: float64 [1]."""
-    cells = g.cast(g.columns(g.op("Shape", level), 2, 4, 0), "float64")
-    ratio = g.op("ReduceMax", g.op("Div", g.cast(image_size, "float64"), cells), keepdims=1)
-    return g.op("Round", g.op("Div", g.op("Log", ratio), g.constant([math.log(2)], "float64")))
+    """`stride_of` a level as a power of 2: int64 [1]."""
+    cells = g.cast(g.columns(g.op("Shape", level), 2, 4, 0), "float32")
+    ratio = g.op("ReduceMax", g.op("Div", g.cast(image_size, "float32"), cells), keepdims=1)
+    # 2^k is the nearest power above 2^(k - 1/2). Sides below 10,000 give no ratio within float32's error of that.
+    beyond = g.op("Greater", ratio, g.floats([2 ** (k + 0.5) for k in range(LARGEST_EXPONENT)]))
+    return g.op("ReduceSum", g.cast(beyond, "int64"), g.integers([0]), keepdims=1)
 
 
 def pool(
@@ -67,12 +70,12 @@ def pool(
     level_ids = assign_levels(g, boxes, exponents[0], exponents[-1])
     features, owners = [], []
     for i, (level, exponent) in enumerate(zip(levels, exponents)):
-        chosen = g.reshape(g.op("NonZero", g.op("Equal", level_ids, g.integers([i]))), -1)
-        scale = g.cast(g.op("Pow", g.constant([0.5], "float64"), exponent), "float32")
+        chosen = g.reshape(g.op("NonZero", g.op("Equal", level_ids, g.integers(i))), -1)
+        scale = g.op("Gather", g.floats([0.5**k for k in range(LARGEST_EXPONENT + 1)]), exponent)
         rois = g.op("Mul", g.op("Gather", boxes, chosen), scale)
         features.append(
             g.op(
-                "RoiAlign", level, rois, g.op("Mul", chosen, g.integers([0])),
+                "RoiAlign", level, rois, g.op("Mul", chosen, g.integers(0)),
                 output_height=module.output_size[0], output_width=module.output_size[1],
                 sampling_ratio=module.sampling_ratio, spatial_scale=1.0,
                 coordinate_transformation_mode="half_pixel" if module.aligned else "output_half_pixel",
@@ -98,7 +101,7 @@ def inverse(g: Graph, order: str) -> str:
     """The permutation that undoes `order`, int64 [R]."""
     count = g.op("Squeeze", g.op("Shape", order))
     places = g.op("Range", g.integers(0), count, g.integers(1))
-    return g.op("ScatterElements", g.op("Mul", order, g.integers([0])), order, places, axis=0)
+    return g.op("ScatterElements", g.op("Mul", order, g.integers(0)), order, places, axis=0)
 
 
 def box_head(g: Graph, features: str, heads: RoIHeads) -> str:
@@ -136,7 +139,7 @@ def select_detections(
         g.floats([max(heads.score_thresh, 0.0)]),
     )
     column, row = (g.op("Squeeze", g.columns(kept, i, i + 1), g.integers([1])) for i in (0, 2))
-    places = row if heads.agnostic_nms else g.op("Add", g.op("Mul", row, g.integers([classes])), column)
+    places = row if heads.agnostic_nms else g.op("Add", g.op("Mul", row, g.integers(classes)), column)
 
     # Sorted among the places of all candidates: equal scores stay in the order of the proposals.
     flat = g.reshape(probs, -1)
@@ -144,7 +147,7 @@ def select_detections(
     candidates = g.op("ScatterElements", nothing, places, g.op("Gather", flat, places), axis=0)
     most = g.op("Min", g.op("Shape", places), g.integers([heads.detections_per_img]))
     scores, best = g.ops("TopK", 2, candidates, most)
-    labels = g.op("Add", g.op("Mod", best, g.integers([classes])), g.integers([1]))
+    labels = g.op("Add", g.op("Mod", best, g.integers(classes)), g.integers(1))
     return {"boxes": g.op("Gather", g.reshape(boxes, -1, 4), best), "labels": labels, "scores": scores}
 
 

@@ -3,15 +3,14 @@
     python tools/predict_onnx.py model.onnx photo.jpg
     python tools/predict_onnx.py model.onnx photos/ 'more/**/*.png' --box-thresh 0.7 --save-json
 
-Needs numpy, Pillow and onnxruntime; with matplotlib, labels are drawn in the font of predict.py. As predict.py does, it
-writes drawn images, and with --save-json predictions.json, to --output-dir.
+Needs numpy, Pillow, and onnxruntime or openvino; with matplotlib, labels are drawn in the font of predict.py. As
+predict.py does, it writes drawn images, and with --save-json predictions.json, to --output-dir.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
 from network_files.masks.paste_numpy import encode_masks  # noqa: E402
+from onnx_files.onnx_model import OnnxModel  # noqa: E402
+from onnx_files.runtimes import PRECISIONS, RUNTIMES  # noqa: E402
 from prediction.loading import open_image  # noqa: E402
 from prediction.pipeline import THREADS, predict_images  # noqa: E402
 from prediction.prediction import Prediction  # noqa: E402
@@ -29,12 +30,11 @@ from prediction.thresholds import DEFAULT, ScoreThresholds  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input, writing_output  # noqa: E402
 from train_utils.option_parsing import positive  # noqa: E402
 
-if TYPE_CHECKING:
-    from onnx_files.onnx_model import OnnxModel
-
 
 def main(args: argparse.Namespace) -> None:
-    model = open_model(args.model, args.threads)
+    model = OnnxModel(args.model, args.threads, args.runtime, args.precision)
+    threads = "all threads" if args.threads is None else f"{args.threads} threads"
+    print(f"{args.model}: {model.session.name}, {threads}", flush=True)
     output = Path(args.output_dir)
     images = find_sources(args.images, output)
     video = next((image.path for image in images if image.is_video()), None)
@@ -55,23 +55,13 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{len(skipped)} of {len(images)} files could not be read, the first: {skipped[0].path}")
 
 
-def open_model(path: str, threads: int | None) -> "OnnxModel":
-    try:
-        from onnx_files.onnx_model import OnnxModel
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise InputError("the package onnxruntime is missing; install it with: pip install onnxruntime") from None
-    return OnnxModel(path, threads)
-
-
 class OnnxSteps:
     """Steps of a prediction with an exported network, for `predict_images`."""
 
     images_per_step = 1
     images_ahead = 1 + THREADS
 
-    def __init__(self, model: "OnnxModel", box_thresh: ScoreThresholds, mask_thresh: float):
+    def __init__(self, model: OnnxModel, box_thresh: ScoreThresholds, mask_thresh: float):
         self.model, self.box_thresh, self.mask_thresh = model, box_thresh, mask_thresh
 
     def load(self, image: Path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -106,6 +96,10 @@ if __name__ == "__main__":
         "--mask-thresh", type=float, default=0.5, help="minimum probability of a mask's pixels (%(default)s)"
     )
     parser.add_argument("--save-json", action="store_true", help="also write the detections, in COCO's results format")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, help="(default: onnxruntime on a GPU; on the CPU openvino if it is installed)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 needs openvino (%(default)s)")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
     arguments = parser.parse_args()
     with one_line_errors():

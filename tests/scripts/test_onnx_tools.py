@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxrunti
 
 from onnx_files.description import Description  # noqa: E402
 from onnx_files.onnx_model import OnnxModel  # noqa: E402
+from onnx_files.runtimes import RUNTIMES  # noqa: E402
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded  # noqa: E402
 from tests.helpers.project import ROOT, importing_tests  # noqa: E402
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights  # noqa: E402
 
-ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"
+ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"  # and a runtime
 PILLOW = tuple(int(number) for number in PIL.__version__.split(".")[:2])
 BOX_TOLERANCE, SCORE_TOLERANCE, LEAST_IOU = 0.05, 1e-4, 0.999
 
@@ -74,10 +76,12 @@ def assert_same_results(found: list[dict], reference: list[dict]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not features.check("freetype2") or PILLOW < (10, 1), reason="Pillow has no font of its own")
-@pytest.mark.parametrize("model", ["thin.onnx", "bytes.onnx"])
-def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model):
+@pytest.mark.parametrize("model, runtime, other", [("thin.onnx", *RUNTIMES), ("bytes.onnx", *reversed(RUNTIMES))])
+def test_without_torch_or_any_other_package_the_same_json_is_written(lab, with_torch, model, runtime, other):
+    pytest.importorskip(runtime)
     arguments = [model, "photos", "--save-json", "--box-thresh", "0.3", "--output-dir", "bare"]
-    outcome = without(ALL_OTHERS, lab, *arguments)
+    outcome = without(f"{ALL_OTHERS},{other}", lab, *arguments)
+    assert outcome.out.startswith(f"{model}: {runtime} {version(runtime)}, CPU, fp32, all threads\n")
     assert outcome.out.splitlines()[-1] == "imported:"
     assert outcome.code == 2 and "broken.jpg" in outcome.err
     assert_same_results(json.loads((lab / "bare" / "predictions.json").read_text()), with_torch)
@@ -132,7 +136,7 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     photo = str(lab / "photos" / "day 0" / "0.png")
     assert_refused(run(tmp_path, tool, "none.onnx", photo), "none.onnx: no such file")
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
-    assert_refused(run(tmp_path, tool, "broken.onnx", photo), "broken.onnx", "onnxruntime cannot open it")
+    assert_refused(run(tmp_path, tool, "broken.onnx", photo), "broken.onnx", "cannot open it")
     foreign = onnx.load(str(lab / "thin.onnx"))
     del foreign.metadata_props[:]
     onnx.save(foreign, str(tmp_path / "foreign.onnx"))
@@ -147,7 +151,19 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", "clip.mp4"), "clip.mp4", "predict.py")
 
 
-@pytest.mark.slow
-def test_a_missing_onnxruntime_is_named(lab):
-    missing = without("onnxruntime", lab, "thin.onnx", str(lab / "photos" / "day 0" / "0.png"))
-    assert missing.code == 2 and "pip install onnxruntime" in missing.err and "Traceback" not in missing.err
+def test_runtimes_that_are_missing_or_lack_the_precision_are_named(lab, monkeypatch):
+    call = ("tools/predict_onnx.py", "thin.onnx", "photos")
+    words = ("--runtime", "onnxruntime", "--precision", "bf16")
+    assert_refused(run(lab, *call, *words), "onnxruntime does not compute in bf16; use --runtime openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert_refused(run(lab, *call, "--runtime", "openvino"), "pip install openvino")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert_refused(run(lab, *call), "no runtime is installed; install one with: pip install onnxruntime")
+
+
+def test_threads_precision_and_runtime_are_stated_first(lab):
+    pytest.importorskip("openvino")
+    call = ("tools/predict_onnx.py", "thin.onnx", lab / "photos" / "day 0" / "0.png", "--output-dir", "stated")
+    for words, stated in (((), "openvino"), (("--runtime", "onnxruntime"), "onnxruntime")):
+        outcome = succeeded(run(lab, *call, "--threads", "1", *words))
+        assert outcome.out.startswith(f"thin.onnx: {stated} {version(stated)}, CPU, fp32, 1 threads\n")

@@ -13,12 +13,10 @@ from onnx_files.onnx_model import OnnxModel  # noqa: E402
 from tests.helpers import published_weights as published  # noqa: E402
 from tests.helpers.commands import run, succeeded  # noqa: E402
 from tests.helpers.detectron2_rows import draw_weights, write_zoo_file  # noqa: E402
-from tests.helpers.exported import lively_network, opened, run_session, run_torch  # noqa: E402
+from tests.helpers.exported import Reference, lively_network, opened, run_session  # noqa: E402
 from tests.helpers.thin_weights import noise_image  # noqa: E402
 from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import open_trained_model  # noqa: E402
-
-BOX_TOLERANCE, SCORE_TOLERANCE = 0.05, 1e-4
 
 
 def write_weights(folder: Path, kind: str) -> Path:
@@ -47,11 +45,7 @@ def test_all_weights_that_the_project_reads_are_exported(tmp_path, kind):
     succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", *sizes))
     trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
     image = np.asarray(noise_image(1, (150, 120)))
-    reference = run_torch(trained.model, image)
-    found = run_session(opened(tmp_path / "model.onnx"), image)
-    np.testing.assert_array_equal(found["labels"], reference["labels"])
-    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
-    np.testing.assert_allclose(found["scores"], reference["scores"], atol=SCORE_TOLERANCE)
+    Reference(trained.model).assert_finds([run_session(opened(tmp_path / "model.onnx"), image)], image)
     assert OnnxModel(tmp_path / "model.onnx").description.names == trained.classes.names
 
 
@@ -64,7 +58,5 @@ def test_files_of_detectron2_are_exported(tmp_path, real_data_folder):
     succeeded(run(tmp_path, "tools/export_onnx.py", path, "model.onnx", "--min-size", "96", "--max-size", "128"))
     trained = open_trained_model(InferenceSettings(weights_path=str(path), device="cpu", min_size=96, max_size=128))
     image = np.asarray(noise_image(1, (150, 120)))
-    found, reference = run_session(opened(tmp_path / "model.onnx"), image), run_torch(trained.model, image)
-    np.testing.assert_array_equal(found["labels"], reference["labels"])
-    np.testing.assert_allclose(found["boxes"], reference["boxes"], atol=BOX_TOLERANCE)
+    Reference(trained.model).assert_finds([run_session(opened(tmp_path / "model.onnx"), image)], image)
     assert OnnxModel(tmp_path / "model.onnx").description.continuous_paste
