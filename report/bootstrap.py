@@ -23,6 +23,7 @@ from report.matching import InRange, Matching
 RESAMPLES = 1000
 MOST_VALUES = 4_000_000  # of an array; detections times resamples
 CONFIDENCE = 0.95
+FEWEST_IMAGES = 5  # with objects; resamples of fewer say nothing about other images
 METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's first six
 
 
@@ -40,9 +41,11 @@ class Resampled:
     Attributes:
         values: float64 [6, K + 1, 1 + R], by metric, class and resample; the last class is the mean over classes, the
             first resample all images. NaN where no object of the class is drawn.
+        images: int64 [6, K + 1], how many images have objects; with fewer than FEWEST_IMAGES there is no interval.
     """
 
     values: np.ndarray
+    images: np.ndarray
 
     def all_images(self) -> np.ndarray:
         """Return the metrics of all images, float64 [6, K + 1]."""
@@ -50,13 +53,16 @@ class Resampled:
 
     def intervals(self) -> list[list[Interval]]:
         """Return the interval of each metric and class."""
-        return [[interval_of(samples) for samples in of_metric] for of_metric in self.values[:, :, 1:]]
+        return [
+            [interval_of(samples, images) for samples, images in zip(of_metric, of_images)]
+            for of_metric, of_images in zip(self.values[:, :, 1:], self.images)
+        ]
 
 
-def interval_of(samples: np.ndarray) -> Interval:
-    """Return the interval of samples [R], of which NaN are left out."""
+def interval_of(samples: np.ndarray, images: int) -> Interval:
+    """Return the interval of samples [R], of which NaN are left out; `images` have objects."""
     known = samples[~np.isnan(samples)]
-    if not len(known):
+    if not len(known) or images < FEWEST_IMAGES:
         return Interval(float("nan"), float("nan"))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, (tail, 1 - tail)).tolist()
@@ -78,15 +84,21 @@ def resample(data: EvalData, areas: Mapping[str, InRange], weights: np.ndarray) 
         weights: float64 [I, 1 + R], as `draw_weights` returns them.
     """
     values = np.full((len(METRICS), len(data.class_names) + 1, weights.shape[1]), np.nan)
+    images = np.zeros(values.shape[:2], dtype=np.int64)
     for name, in_range in areas.items():
+        metric = METRICS.index(name)
+        owners, of_classes = (each[in_range.to_find] for each in (data.objects.images, data.objects.classes))
+        pairs = np.unique(np.stack((of_classes, owners)), axis=1)
+        images[metric] = [*np.bincount(pairs[0], minlength=len(data.class_names)), len(np.unique(owners))]
         aps = aps_of_classes(data, *in_range, weights)
-        values[METRICS.index(name), :-1] = aps.mean(axis=1)
+        values[metric, :-1] = aps.mean(axis=1)
         if name == "AP":
             values[1, :-1], values[2, :-1] = aps[:, AT_50], aps[:, AT_75]
+            images[1] = images[2] = images[0]
     known = ~np.isnan(values[:, :-1])
     with np.errstate(invalid="ignore"):
         values[:, -1] = np.where(known, values[:, :-1], 0).sum(axis=1) / known.sum(axis=1)
-    return Resampled(values)
+    return Resampled(values, images)
 
 
 def coco_stats(data: EvalData, areas: Mapping[str, InRange]) -> list[float]:

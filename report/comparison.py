@@ -8,7 +8,7 @@ import numpy as np
 
 from report.analysis import KIND_NAMES
 from report.average_precision import best_overall, object_counts
-from report.bootstrap import METRICS, Interval, Resampled, draw_weights, interval_of, resample
+from report.bootstrap import FEWEST_IMAGES, METRICS, Interval, Resampled, draw_weights, interval_of, resample
 from report.confusion import Confusion, ImageScores, confusion, score_images
 from report.eval_data import EvalData, make_eval_data
 from report.matching import find_overlaps, match_areas
@@ -28,7 +28,7 @@ class Side:
 
 @dataclass
 class Row:
-    """One metric of A and B; NaN where the data has no such objects.
+    """One metric of A and B; NaN where the data has no such objects, or too few for an interval.
 
     Attributes:
         name: of the metric or the class.
@@ -73,6 +73,8 @@ class KindComparison:
         words = "B is better" if low > 0 else "A is better" if high < 0 else "this data cannot tell"
         if low == high == 0:
             return f"{words}: the AP of {KIND_NAMES[self.kind]} is {ap.a:.4f} for both, in every resample too"
+        if np.isnan(low):
+            return f"{words}: fewer than {FEWEST_IMAGES} images have objects"
         found = f"AP of {KIND_NAMES[self.kind]} {ap.a:.4f} and {ap.b:.4f}"
         return f"{words}: {found}, a difference of {signed(ap.difference)} ({signed(low)} to {signed(high)})"
 
@@ -128,11 +130,11 @@ def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray
 def row(name: str, objects: int, a: Resampled, b: Resampled, metric: int, k: int) -> Row:
     of_a, of_b = a.values[metric, k], b.values[metric, k]
     difference = of_b - of_a
+    images = int(a.images[metric, k])
     known = difference[1:][~np.isnan(difference[1:])]
-    return Row(
-        name, objects, float(of_a[0]), interval_of(of_a[1:]), float(of_b[0]), interval_of(of_b[1:]),
-        interval_of(difference[1:]), float((known > 0).mean()) if len(known) else float("nan"),
-    )  # fmt: skip
+    intervals = [interval_of(samples[1:], images) for samples in (of_a, of_b, difference)]
+    ahead = float("nan") if np.isnan(intervals[2].low) else float((known > 0).mean())
+    return Row(name, objects, float(of_a[0]), intervals[0], float(of_b[0]), intervals[1], intervals[2], ahead)
 
 
 def table(comparison: Comparison) -> str:
@@ -150,6 +152,9 @@ def table(comparison: Comparison) -> str:
 def cells(row: Row) -> str:
     if np.isnan(row.a):
         return "-1: no such objects"
+    if np.isnan(row.ahead):
+        few = f"fewer than {FEWEST_IMAGES} images have objects"
+        return f"{row.a:.4f}                  {row.b:.4f}                  {signed(row.difference)}  {few}"
     sides = [f"{value:.4f} ({low:.4f}-{high:.4f})" for value, (low, high) in ((row.a, row.of_a), (row.b, row.of_b))]
     low, high = row.of_difference
     return f"{'  '.join(sides)}  {signed(row.difference)} ({signed(low)} to {signed(high)})  {row.ahead:8.1%}"

@@ -15,6 +15,7 @@ from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.metrics.results_file import ScoredResults, with_masks
 from train_utils.open_data import open_training_beside
+from train_utils.option_parsing import in_words
 from train_utils.options import TrainSettings, ValidationSettings, result_settings
 from train_utils.trained_model import TrainedModel
 
@@ -121,7 +122,7 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
 
 def given_options(settings: ValidationSettings) -> str:
     """Return the options that were given on the command line."""
-    parts = [f"--{name.replace('_', '-')} {getattr(settings, name)}" for name in sorted(settings.given)]
+    parts = [f"--{name.replace('_', '-')} {in_words(getattr(settings, name))}" for name in sorted(settings.given)]
     return " ".join(parts) or "none"
 
 

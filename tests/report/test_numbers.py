@@ -97,6 +97,14 @@ def test_a_class_whose_objects_are_all_missed_is_perfect_once_they_are_repaired(
     assert costs.costs["missed"] == pytest.approx(1 / 3)
 
 
+def test_the_interval_of_ap_is_around_it():
+    truth, results = random_truth_and_results(0, images=30)
+    found = analyse(eval_data_of(truth, {"bbox": results}), "bbox")
+    aps = [*(result.ap for result in found.classes), float(found.curves[2].mean())]
+    for ap, (low, high) in zip(aps, found.intervals[0], strict=True):
+        assert 0 < low < ap < high < 1
+
+
 def test_calibration_of_the_hand_made_case(analysis: Analysis):
     """Right: 0.9, 0.45 and 0.3; wrong: 0.8, 0.7, 0.6, 0.5 and 0.4, which shares its range with 0.45."""
     found = analysis.calibration
