@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import AS_WRITTEN
-from dataset_files.coco_masks import box_of_mask
+from dataset_files.coco_masks import box_of_mask, packed_code
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
@@ -31,7 +31,7 @@ from transforms import Transform, collate_fn
 
 
 class CocoDetection(Dataset):
-    """Images and instances of one split; implements `InstanceDataset`.
+    """Images and instances of one split; implements `InstanceDataset`, which describes the members.
 
     Training leaves out crowds, objects without a box or mask, and images in which no object is left. Any other
     split keeps every image and every crowd.
@@ -80,10 +80,6 @@ class CocoDetection(Dataset):
         self._coco: Any = None
 
     def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "CocoDetection":
-        """Return a copy with the labels and category ids of another class table, matched by name.
-
-        Objects of classes that the table lacks are left out.
-        """
         remapped = copy.copy(self)
         label_of_name = {name: label for label, name in class_names.items()}
         remapped.label_of = {c: label_of_name[n] for c, n in self.index.categories.items() if n in label_of_name}
@@ -92,7 +88,6 @@ class CocoDetection(Dataset):
         return remapped
 
     def drop_items(self, items: Sequence[int]) -> "CocoDetection":
-        """Return a copy without these items; the others are renumbered."""
         smaller = copy.copy(self)
         smaller.image_indices = np.delete(self.image_indices, np.array(items, dtype=np.int64))
         smaller._coco = None
@@ -122,11 +117,12 @@ class CocoDetection(Dataset):
         return image, target
 
     def target(self, i: int) -> dict:
-        """Return the target of item i as in `__getitem__`, but before the transforms."""
         size = self.get_height_and_width(i)
         annotations = self.annotations(i, only_usable=self.training)
         try:
-            masks = InstanceMasks.from_crops(decode_crops([packed_code(a, *size) for a in annotations]), size)
+            masks = InstanceMasks.from_crops(
+                decode_crops([packed_code(a["segmentation"], *size) for a in annotations]), size
+            )
         except ValueError as error:
             raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
@@ -157,19 +153,16 @@ class CocoDetection(Dataset):
         return int(self.index.image_ids[self.image_indices[i]])
 
     def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Return the annotated height and width of image i, without opening it."""
         height, width = self.index.sizes[self.image_indices[i]].tolist()
         return height, width
 
     def image_names(self) -> list[str]:
-        """Return the file of each image, relative to `image_folder`."""
         return self.index.file_names[self.image_indices].tolist()
 
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
     def counts(self) -> ObjectCounts:
-        """Count the objects of the split, and its images without an object to train on."""
         chosen = np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
         crowds = self.index.crowds[chosen]
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
@@ -178,7 +171,6 @@ class CocoDetection(Dataset):
         return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty)
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
-        """Return class name -> number of objects that are not crowds, and of crowds."""
         owners = self.index.owners()
         is_own = np.isin(owners, self.own_images if self.training else self.image_indices)
         table = {}
@@ -188,12 +180,10 @@ class CocoDetection(Dataset):
         return table
 
     def classes_of_images(self) -> list[list[int]]:
-        """Return the category ids of each item's objects; for training, only of those that are trained on."""
         of_all = self.index.classes_of_images(only_usable=self.training)
         return [of_all[place] for place in self.image_indices]
 
     def checksum(self) -> str:
-        """Return a string that changes with the images' names and with any annotation of these images."""
         chosen = np.isin(self.index.owners(), self.image_indices)
         names = "\n".join(self.image_names()).encode(errors="surrogatepass")
         return sha256(names + self.index.checksums[chosen].tobytes()).hexdigest()[:16]
@@ -234,7 +224,7 @@ class CocoDetection(Dataset):
             name = str(self.index.file_names[place])
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
             for a in self.annotations(i, only_usable=False):
-                code = packed_code(a, height, width)
+                code = packed_code(a["segmentation"], height, width)
                 area = float(coco_mask.area(code))
                 if area == 0:
                     code, a = box_code(a["bbox"], height, width), a | {"iscrowd": 1}
@@ -294,22 +284,3 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
     if ids and ids[0] >= 1 and ids[-1] <= 2 * len(ids):
         return {i: i for i in ids}
     return dict(enumerate(ids, start=1))
-
-
-def packed_code(annotation: dict, height: int, width: int) -> dict:
-    """Convert an annotation's mask (polygons, or a run-length code with listed or packed counts) to a packed code.
-
-    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
-
-    Raises:
-        ValueError: the counts are invalid.
-    """
-    mask = annotation["segmentation"]
-    polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
-    if polygons:
-        codes = coco_mask.frPyObjects(polygons, height, width)
-        return codes[0] if len(codes) == 1 else coco_mask.merge(codes)
-    counts = (mask["counts"] if isinstance(mask, dict) else None) or [height * width]
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": counts.encode()}

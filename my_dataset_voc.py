@@ -1,14 +1,14 @@
 """Dataset of the segmentation lists of Pascal VOC's devkit; its items are (image, target).
 
-The annotations are converted to COCO's form once and stored (dataset_files/voc_files.py). From then on, the dataset
-works as for COCO.
+The annotations are converted to COCO's form once and stored (layouts/voc_files.py). From then on, the dataset works as
+for COCO.
 """
 
 from pathlib import Path
 
 from dataset_files.conversion_store import open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan
-from dataset_files.voc_files import find_voc_folder, voc_split
+from dataset_files.layouts.voc_files import find_voc_folder, voc_split
 from my_dataset_coco import CocoDetection
 from transforms import Transform
 

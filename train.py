@@ -80,10 +80,8 @@ def main(settings: TrainSettings) -> None:
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
-    facts = {
-        "data": fingerprint(train_set), "validation": fingerprint(val_set), "processes": world_size(),
-        "held_out": held_out_images(train_set, val_set),
-    }  # fmt: skip
+    facts = {"data": fingerprint(train_set), "validation": fingerprint(val_set), "processes": world_size()}
+    facts["held_out"] = held_out_images(train_set, val_set)
     if settings.show_batch:
         return write_batch_sheet(train_loader, train_set, settings, classes.names)
 

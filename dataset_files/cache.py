@@ -1,4 +1,4 @@
-"""Keep what is derived from a dataset (index, image headers, conversions) on disk, and lock files between processes."""
+"""Store data derived from datasets (indices, image headers, conversions), and lock files between processes."""
 
 import io
 import os
@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # mypy has no optional modules
 
+OWN = ".mask-rcnn."  # in the names of files that are stored beside the user's
 DIGEST = 32  # bytes of the SHA-256 that stored arrays begin with
 
 
@@ -47,7 +48,7 @@ def digest(*parts: str) -> str:
 def storage_places(path: Path, suffix: str) -> list[Path]:
     """Return the paths for arrays derived from `path`: beside it, or in the user's cache if that fails."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
-    return [in_cache] if path.is_dir() else [path.with_suffix(f".mask-rcnn{suffix}"), in_cache]
+    return [in_cache] if path.is_dir() else [path.with_suffix(f"{OWN[:-1]}{suffix}"), in_cache]
 
 
 def read_arrays(places: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:

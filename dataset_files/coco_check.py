@@ -70,7 +70,7 @@ class AnnotationCheck:
         self.valid = np.ones(self.count, dtype=bool)
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Note a problem of the flawed annotations, bool [A]; `value` returns what to show of one."""
+        """Note a problem of the flawed annotations, bool [A]; `value` returns the value to show."""
 
         def describe(k: int) -> str:
             annotation = json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from dataset_files.problems import shown
 from dataset_files.whole_ids import int64
-from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all, unpack_counts
+from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
@@ -22,7 +22,7 @@ class MaskColumns:
     Attributes (`check_group` extends them by the masks added since its last call):
         extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN for an empty mask.
         flaws: indices of the affected annotations, by kind of problem.
-        thin: annotations whose polygons may cover no pixel at all; only rasterising them can tell.
+        thin: annotations whose polygons may cover no pixel at all; only rasterising them decides.
         codes, sizes: annotations whose masks are run-length codes, and the heights and widths of the codes.
     """
 
@@ -193,52 +193,55 @@ def may_cover_no_pixel(
 def box_of_mask(segmentation: list | dict) -> list[float] | None:
     """Return the box [x, y, width, height] around a mask; None if the mask is empty or invalid.
 
-    For polygons it is the box around their vertices, as in COCO; for a run-length code (packed or listed counts), the
-    box around its pixels.
+    For polygons it is the box around their vertices, as in COCO; for a run-length code, the box around its pixels.
     """
-    if isinstance(segmentation, dict):
-        counts = run_lengths(segmentation)
-        if counts is None or not counts[1::2].any():
-            return None
-        (box,) = boxes_of_runs(counts, np.array([len(counts)]), *segmentation["size"])
-        return [float(value) for value in box]
-    polygons = valid_polygons(segmentation)
-    if not polygons:
+    masks = checked_mask(segmentation)
+    if masks is None or masks.flaws["no mask"]:
         return None
-    points = np.concatenate(polygons).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    return [*low.tolist(), *(high - low).tolist()]
+    x1, y1, x2, y2 = masks.extents[0][0].tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | None:
     """Count the pixels of a mask in an image of this size; None if the mask is invalid or has no outline."""
-    if isinstance(segmentation, dict):
-        counts = run_lengths(segmentation)
-        return None if counts is None else float(counts[1::2].sum())
-    polygons = valid_polygons(segmentation)
-    if not polygons or not 0 < height * width <= LARGEST_IMAGE:
+    masks = checked_mask(segmentation)
+    if masks is None or not 0 < height * width <= LARGEST_IMAGE:
         return None
-    codes = coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], height, width)
-    return float(coco_mask.area(coco_mask.merge(codes)))
+    if isinstance(segmentation, dict):
+        height, width = segmentation["size"]
+    elif masks.flaws["no mask"]:
+        return None
+    return float(coco_mask.area(packed_code(segmentation, height, width)))
 
 
-def run_lengths(code: dict) -> np.ndarray | None:
-    """Return the run lengths of a code, int64, zeros first; None if they are invalid or do not add up to its size."""
+def checked_mask(segmentation: list | dict) -> MaskColumns | None:
+    """Return the result of the checks of one mask; None if it is invalid."""
+    masks = MaskColumns()
     try:
-        height, width = code["size"]
-        counts = code["counts"]
-        counts = unpack_counts(counts.encode()) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
-        valid = counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.max(initial=0) <= LARGEST_IMAGE
-        return counts if valid and len(counts) and 0 < int(counts.sum()) == height * width else None
+        if isinstance(segmentation, list):
+            masks.add_polygons(segmentation)
+        else:
+            masks.add_code(segmentation)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    masks.check_group()
+    invalid = any(masks.flaws[kind] for kind in ("odd polygon", "polygon numbers", "code counts"))
+    return None if invalid else masks
 
 
-def valid_polygons(polygons: list) -> list[np.ndarray]:
-    """Return the polygons of three or more points, float64 [2 * points] each; an empty list if any is invalid."""
-    try:
-        valid = [np.array(polygon, dtype=np.float64) for polygon in polygons if len(polygon) >= 6]
-    except (TypeError, ValueError, OverflowError):
-        return []
-    fine = all(p.ndim == 1 and len(p) % 2 == 0 and (np.abs(p) <= LARGEST_COORDINATE).all() for p in valid)
-    return valid if fine else []
+def packed_code(mask: list | dict, height: int, width: int) -> dict:
+    """Convert a mask (polygons, or a run-length code with listed or packed counts) to a packed run-length code.
+
+    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
+
+    Raises:
+        ValueError: the counts are invalid.
+    """
+    polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
+    if polygons:
+        codes = coco_mask.frPyObjects(polygons, height, width)
+        return codes[0] if len(codes) == 1 else coco_mask.merge(codes)
+    counts = (mask["counts"] if isinstance(mask, dict) else None) or [height * width]
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": counts.encode()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset_files import coco_repair
 from dataset_files.atomic_files import write_atomically
-from dataset_files.cache import digest, locked, writable_cache
+from dataset_files.cache import OWN, digest, locked, writable_cache
 from dataset_files.coco_file import NoCategory
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, open_index
 from dataset_files.conversion import Converted, SplitFiles
@@ -92,7 +92,7 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
         if problems.wrong():  # the converter's problems come first, since those of the index follow from them
             raise ValueError(f"{split.source}: {problems.summary()}") from error
         if key != "repair" and isinstance(error.__cause__, NoCategory):
-            reasons = "".join(f"; {problems.in_words(kind)}" for kind in problems.harmless())
+            reasons = "".join(f"; {problems.describe(kind)}" for kind in problems.harmless())
             raise ValueError(f"{split.source}: no image has an object{reasons}") from error
         raise ValueError(str(error).replace(str(place), str(split.source))) from error
 
@@ -132,6 +132,8 @@ def state_of(split: SplitFiles) -> str:
     parts = [str(VERSION)]
     resolved: dict[Path, Path] = {}
     for place, file in split.files():
+        if OWN in file.name:
+            continue
         inner = str(file).removeprefix(str(place))
         real = resolved[place] = resolved.get(place) or place.resolve()
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from dataset_files.image_files import IMAGE_SUFFIXES, images_below
+from dataset_files.image_files import IMAGE_SUFFIXES, file_states, images_below
 from dataset_files.problems import Problems, is_file_name, leaves_folder, shown
 
 LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -56,26 +56,10 @@ def resolve(names: Sequence[str], folder: Path) -> Resolved:
 
 
 def missing_names(names: Sequence[str], folder: Path) -> list[str]:
-    """Return the names that are not files below `folder`. Each folder is listed only once."""
-    wanted: dict[str, list[str]] = {}
-    for name in names:
-        wanted.setdefault(name.rpartition("/")[0], []).append(name)
-    absent = []
-    for inner, inside in wanted.items():
-        listed = set() if leaves_folder(f"{inner}/x" if inner else "x") else listing(folder / inner)
-        for name in inside:
-            if name.rpartition("/")[2] not in listed and (leaves_folder(name) or not (folder / name).is_file()):
-                absent.append(name)
-    return absent
-
-
-def listing(folder: Path) -> set[str]:
-    """Return the names of the files in a folder, including links; an empty set if the folder does not exist."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):
-        return set()
+    """Return the names that are not files below `folder`."""
+    inside = [name for name in names if not leaves_folder(name)]
+    existing = {name for name, (size, _) in zip(inside, file_states(folder, inside).tolist()) if size >= 0}
+    return [name for name in names if name not in existing]
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
@@ -159,7 +143,7 @@ class ImageFinder:
 
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
-    """Count the parent folders that agree, innermost first; tell whether the base names agree, including case."""
+    """Return how many parent folders agree, innermost first, and whether the base names agree, including case."""
     folders, others = name.split("/")[-2::-1], file.split("/")[-2::-1]
     same = 0
     while same < min(len(folders), len(others)) and folders[same].lower() == others[same].lower():

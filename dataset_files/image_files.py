@@ -1,9 +1,12 @@
-"""List the image files of a dataset, recognise splits by folder names, and read image sizes from headers."""
+"""List the image files of a dataset and their states, recognise splits by name, and read sizes from headers."""
 
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dataset_files.rgb_images import open_image, orientation_of
 
@@ -18,6 +21,9 @@ SPLIT_NAMES = {
 }  # fmt: skip
 SPLIT_ORDER = ("train", "val", "test")
 SPLIT_WORD = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(test|testing))(?![a-z])")
+
+# Used instead of a file's size: the path does not exist, or is not a regular file.
+MISSING, NO_FILE = -1, -2
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -88,3 +94,33 @@ def read_size(path: Path) -> tuple[int, int]:
         raise
     except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(str(error)) from error
+
+
+def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Return size in bytes and mtime of each file, int64 [P, 2]; size is MISSING or NO_FILE if there is none."""
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        inner, _, last = name.rpartition("/")
+        wanted.setdefault(inner, set()).add(last)
+    found = {}
+    for inner, lasts in wanted.items():
+        try:
+            with os.scandir(folder / inner) as entries:
+                for entry in entries:
+                    if entry.name in lasts:
+                        found[f"{inner}/{entry.name}" if inner else entry.name] = state_of(entry)
+        except OSError:
+            continue
+    # Where the file system accepts other spellings of a name, only it can resolve them.
+    rows = [found.get(name) or state_of(folder / name) for name in names]
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def state_of(file: os.DirEntry | Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return MISSING, 0
+    except (OSError, ValueError):
+        return NO_FILE, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (NO_FILE, 0)

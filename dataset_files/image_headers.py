@@ -5,7 +5,6 @@ annotations, so that the next start reads only the headers of files that have ch
 """
 
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,12 @@ from tqdm import tqdm
 from dataset_files.cache import read_arrays, storage_places, write_arrays
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
+from dataset_files.image_files import MISSING, NO_FILE, file_states
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
 
-KEPT_FROM = 5000  # images; the headers of fewer are read within a second
+STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
-# Used instead of a file's size: the path does not exist, or is not a regular file.
-MISSING, NO_FILE = -1, -2
 # State of a header, and the kind of problem with the same index.
 FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
 FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float")
@@ -66,36 +64,6 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     return problems, np.flatnonzero(bad).tolist()
 
 
-def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return size in bytes and mtime of each file, int64 [P, 2]; size is MISSING or NO_FILE if there is none."""
-    wanted: dict[str, set[str]] = {}
-    for name in names:
-        inner, _, last = name.rpartition("/")
-        wanted.setdefault(inner, set()).add(last)
-    found = {}
-    for inner, lasts in wanted.items():
-        try:
-            with os.scandir(folder / inner) as entries:
-                for entry in entries:
-                    if entry.name in lasts:
-                        found[f"{inner}/{entry.name}" if inner else entry.name] = state_of(entry)
-        except OSError:
-            continue
-    # Where the file system accepts other spellings of a name, only it can resolve them.
-    rows = [found.get(name) or state_of(folder / name) for name in names]
-    return np.array(rows, dtype=np.int64).reshape(-1, 2)
-
-
-def state_of(file: os.DirEntry | Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return MISSING, 0
-    except (OSError, ValueError):
-        return NO_FILE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (NO_FILE, 0)
-
-
 def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path]) -> np.ndarray:
     """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 4].
 
@@ -105,7 +73,7 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
     """
     headers = np.zeros((len(names), 4), dtype=np.int64)
     is_unread = files[:, 0] > 0
-    kept = next(read_arrays(places), None) if len(names) >= KEPT_FROM else None
+    kept = next(read_arrays(places), None) if len(names) >= STORED_FROM else None
     if kept is not None:
         rows = dict(zip(kept["names"].tolist(), range(len(kept["names"]))))
         row = np.array([rows.get(name, -1) for name in names], dtype=np.int64)
@@ -119,9 +87,9 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
             warnings.simplefilter("ignore")  # Pillow warns again when the images are opened
             read = pool.map(read_header, paths, chunksize=64)
-            quiet = None if len(paths) > KEPT_FROM else True  # None: hidden without a terminal
+            quiet = None if len(paths) > STORED_FROM else True  # None: hidden without a terminal
             headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
-        if len(names) >= KEPT_FROM:
+        if len(names) >= STORED_FROM:
             columns = {"names": np.array(names, dtype=np.str_), "files": files, "headers": headers}
             write_arrays(columns, places)
     return headers

@@ -77,6 +77,7 @@ KINDS = {
     "shared labels": Kind("label or mask files that several images share; rename the images and their files"),
     "class id": Kind("objects with class numbers beyond 'names'"),
     "colour": Kind("colours in masks that belong to no class"),
+    "repeated image": Kind("images that a list names more than once, used once", wrong=False, stays=True),
     "not an area": Kind("shapes without an area (points, lines), which are left out", wrong=False, stays=True),
     "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
     "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
@@ -174,7 +175,7 @@ class Problems:
         """List the kinds found that would not make results wrong, in the order of KINDS."""
         return [kind for kind in KINDS if kind in self.counts and not KINDS[kind].wrong]
 
-    def in_words(self, kind: str, outcome: str = "") -> str:
+    def describe(self, kind: str, outcome: str = "") -> str:
         """Describe a kind with its count and examples, in one line."""
         count, examples = self.counts[kind], self.examples[kind]
         more = f"; and {count - len(examples)} more" if count > len(examples) else ""
@@ -193,7 +194,7 @@ class Problems:
         """Describe the first wrong kind in full, and the others by their counts."""
         first, *others = self.wrong()
         rest = "".join(f"; {KINDS[kind].text} ({self.counts[kind]})" for kind in others)
-        return f"{self.in_words(first)}{rest}"
+        return f"{self.describe(first)}{rest}"
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from my_dataset_coco import packed_code
+from dataset_files.coco_masks import packed_code
 
 DETECTIONS_PER_CLASS = 100  # the number per image that COCO's metrics use
 
@@ -129,7 +129,11 @@ def read_objects(
     chosen = [dict(known[i]) for i in order.tolist()]
     images = owners[order]
     boxes = np.array([a["bbox"] for a in chosen], dtype=np.float64).reshape(-1, 4)
-    codes = [packed_code(a, *sizes[image].tolist()) for a, image in zip(chosen, images)] if with_masks else []
+    codes = (
+        [packed_code(a["segmentation"], *sizes[image].tolist()) for a, image in zip(chosen, images)]
+        if with_masks
+        else []
+    )
     areas = [a["area"] if "area" in a else own for a, own in zip(chosen, boxes[:, 2] * boxes[:, 3])]
     return Objects(
         np.array([a["id"] for a in chosen], dtype=np.int64),

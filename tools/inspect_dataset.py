@@ -19,7 +19,7 @@ from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: 
 from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
-from train_utils.data_check import in_words, outcome_of, require_objects  # noqa: E402
+from train_utils.data_check import describe_classes, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.open_data import choose_splits, layout_of, open_both  # noqa: E402
 from train_utils.option_parsing import natural, option  # noqa: E402
@@ -52,7 +52,7 @@ def main(settings: ReportSettings) -> None:
         with reading_input():
             refuse_overwriting(files_of(train_set, val_set), [Path(settings.output)])
     stops = False
-    print(f"layout: {layout.name}, {in_words(train_set)}")
+    print(f"layout: {layout.name}, {describe_classes(train_set)}")
     for title, dataset in (("training", train_set), ("validation", val_set)):
         problems, items = check_images(dataset)
         print(f"\n{title}: {dataset.source}")
@@ -63,7 +63,7 @@ def main(settings: ReportSettings) -> None:
         stops |= print_problems(found, dataset, items, settings.skip_bad)
         if dataset.training:
             train_set = dataset.drop_items(items)
-    if shared := shared_images.in_words(train_set, val_set):
+    if shared := shared_images.describe_shared(train_set, val_set):
         print(f"\n{shared}")
     if settings.show:
         write_sheet(train_set, settings.show, Path(settings.output))
@@ -103,9 +103,9 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
         print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
     for kind in problems.wrong():
         remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
-        print(f"  wrong ({remedy}): {problems.in_words(kind)}")
+        print(f"  wrong ({remedy}): {problems.describe(kind)}")
     for kind in problems.harmless():
-        print(f"  {problems.in_words(kind, outcome_of(kind, dataset))}")
+        print(f"  {problems.describe(kind, outcome_of(kind, dataset))}")
     if unusable:
         print(f"  images that cannot be used: {len(unusable)}")
     return stops

@@ -61,7 +61,7 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
         remedy = "" if problems.unskippable() else "; --skip-bad leaves these out"
         raise ValueError(f"{split.source}: {problems.summary()}{remedy}")
     for kind in (*problems.wrong(), *problems.harmless()):
-        warn(f"{split.source}: {problems.in_words(kind)}")
+        warn(f"{split.source}: {problems.describe(kind)}")
     return content
 
 

@@ -43,11 +43,11 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
     wrong = sum(len(problems.wrong()) for problems in found)
     for dataset, problems in zip(datasets, found):
         for kind in problems.harmless():
-            warn(f"{dataset.source}: {problems.in_words(kind, outcome_of(kind, dataset))}")
+            warn(f"{dataset.source}: {problems.describe(kind, outcome_of(kind, dataset))}")
         if skip_bad or wrong > 1:  # a single fault is in the error message already
             for kind in problems.wrong():
                 left = skip_bad and KINDS[kind].skippable
-                warn(f"{dataset.source}: {problems.in_words(kind, ', left out' if left else '')}")
+                warn(f"{dataset.source}: {problems.describe(kind, ', left out' if left else '')}")
     unskippable = any(problems.unskippable() for problems in found)
     if unskippable or (wrong and not skip_bad):
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
@@ -136,7 +136,7 @@ def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
     return (given or largest) + 1
 
 
-def in_words(dataset: InstanceDataset) -> str:
+def describe_classes(dataset: InstanceDataset) -> str:
     names = list(dataset.class_names.values())
     shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
     return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {shown}"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset_files.coco_index import AnnotationsLost
 from dataset_files.dataset import InstanceDataset
-from dataset_files.image_headers import file_states
+from dataset_files.image_files import file_states
 from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError
 from train_utils.run.signals import leave_signals_to_the_main_process

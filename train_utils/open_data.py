@@ -20,7 +20,7 @@ from dataset_files.problems import Problems
 from dataset_files.shared_images import head_of
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
-from train_utils.data_check import check_and_drop, in_words, listed, match_classes
+from train_utils.data_check import check_and_drop, describe_classes, listed, match_classes
 from train_utils.distributed import is_main
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
@@ -51,9 +51,9 @@ def open_training_data(
         train_set, val_set = open_both(layout, splits, settings, seed, held_out or {})
     if is_main():
         where = settings.data_path or settings.train_json
-        print(f"{where}: {layout.name} layout, {in_words(train_set)}", flush=True)
+        print(f"{where}: {layout.name} layout, {describe_classes(train_set)}", flush=True)
     train_set, val_set = check_and_drop([train_set, val_set], settings, detections)
-    if is_main() and (shared := shared_images.in_words(train_set, val_set)):
+    if is_main() and (shared := shared_images.describe_shared(train_set, val_set)):
         warn(shared)
     return train_set, match_classes(val_set, train_set.class_names, train_set.category_ids, "the training data")
 

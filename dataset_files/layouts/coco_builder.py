@@ -1,4 +1,4 @@
-"""Build COCO's form of annotations from images and objects: outlines become polygons, pixels packed run-length codes.
+"""Build annotations in COCO's form from images and objects: outlines become polygons, pixels run-length codes.
 
 Readers of other layouts add images and objects in any order; `converted` numbers the classes.
 """
@@ -17,7 +17,7 @@ from dataset_files.problems import Problems, shown
 from network_files.masks.instance_masks import crop_to_content
 from network_files.masks.rle import compress, encode_crop
 
-Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: an object's pixels, all others being 0
+Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: all pixels of an object
 Size = tuple[int, int]  # height, width
 
 
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     """An object in a tool's file, or one of its parts.
 
     Attributes:
-        where: names it in messages.
+        where: its name in messages.
         label: its class; "" if it has none.
         group: shapes of the same label and group are one object; None for an object of its own.
         read: returns its polygon or its pixels, or raises NoArea or ValueError.
@@ -69,10 +69,10 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image; without a size it is read from the file's header.
+        """Add an image; without a size, read it from the file's header.
 
         Returns:
-            Its entry in `images`, for `add_object`; None if it cannot be used, which is noted.
+            The entry of the image, for `add_object`; None if it cannot be used, which is noted.
         """
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
@@ -90,7 +90,7 @@ class CocoBuilder:
         return self.images[-1]
 
     def size_of(self, file_name: str) -> Size | None:
-        """Height and width of an image from its header; None if it cannot be read, which is noted."""
+        """Read the height and width of an image from its header; None if it cannot be read, which is noted."""
         try:
             return read_size(self.image_folder / file_name)
         except FileNotFoundError:
@@ -109,14 +109,13 @@ class CocoBuilder:
         box: tuple[float, float, float, float] | None = None,
         crowd: bool = False,
     ) -> None:
-        """Add an object with all its parts: polygons alone stay polygons, with pixels all becomes one code.
+        """Add an object with all its parts. Polygons stay polygons, unless there are crops: then all become one code.
 
         Args:
-            image: what `add_image` returned.
+            image: the result of `add_image`.
             polygons: flat lists of coordinates in pixels, all finite, at least two points each.
-            crops: pixels, which may reach beyond the image.
-            box: x1, y1, x2, y2 in pixels; needed where there is neither polygon nor crop, else only if it is known
-                better than from the mask.
+            crops: pixels, which may extend beyond the image.
+            box: x1, y1, x2, y2 in pixels, by default around the mask; required without a polygon or crop.
         """
         size = (image["height"], image["width"])
         if crops:
@@ -172,7 +171,7 @@ class CocoBuilder:
             self.add_object(image, shape.label, polygons=polygons, crops=crops, crowd=shape.crowd)
 
     def converted(self) -> Converted:
-        """All that was added, in COCO's form."""
+        """Return everything that was added, in COCO's form."""
         names = list(self.class_names)
         names += sorted({name for name, _ in self.objects} - set(names))
         ids = {name: number for number, name in enumerate(names, start=1)}
@@ -183,7 +182,7 @@ class CocoBuilder:
 
 
 def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size: Size) -> dict:
-    """The packed run-length code of everything that crops and polygons cover in an image of `size`."""
+    """Return the packed run-length code of everything that crops and polygons cover in an image of `size`."""
     codes = []
     for left, top, crop in crops:
         inside = crop[max(-top, 0) :, max(-left, 0) :]
@@ -197,7 +196,7 @@ def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size
 
 
 def clipped_extent(polygons: Sequence[Sequence[float]], size: Size) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 around polygons, clipped to an image of `size`."""
+    """Return the box x1y1x2y2 around polygons, clipped to an image of `size`."""
     xs = [x for polygon in polygons for x in polygon[0::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
     height, width = map(float, size)
@@ -207,10 +206,10 @@ def clipped_extent(polygons: Sequence[Sequence[float]], size: Size) -> tuple[flo
 
 
 def image_coordinates(values: object) -> list[float]:
-    """Numbers from a file as floats.
+    """Convert numbers from a file to floats.
 
     Raises:
-        ValueError: they are not numbers that an image can have as coordinates.
+        ValueError: they are not possible coordinates in an image.
     """
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError(f"{shown(values)} is not a list of numbers")

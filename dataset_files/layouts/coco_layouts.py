@@ -1,7 +1,7 @@
-"""Find COCO files and their images in a folder as a tool exported it: a folder in, one `SplitFiles` per split out.
+"""Find COCO files and their images in a folder as a tool exported it: one `SplitFiles` per split.
 
-COCO files are recognised by their first and last kilobytes, whatever their name. The split follows from the name of the
-file or of its folder, the image folder from where the first images of the file are.
+COCO files are recognised by their first and last kilobytes, whatever their name. The name of the file or of its folder
+decides the split, and the place of the file's first images decides the image folder.
 """
 
 import json
@@ -13,25 +13,23 @@ from pathlib import Path
 
 from dataset_files.conversion import SplitFiles
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_files import IMAGE_SUFFIXES, split_in
+from dataset_files.image_files import SPLIT_ORDER, is_image_name, names_in, split_in
 from dataset_files.problems import leaves_folder
 
-SMALL = 1 << 20  # bytes: a smaller JSON file may be parsed to see what it is
-ENDS = 1 << 16  # bytes that are read of either end of a larger one
+SMALL = 1 << 20  # bytes: smaller JSON files may be parsed to recognise them
+ENDS = 1 << 16  # bytes that are read of either end of a larger file
 PROBES = 20  # file names of a COCO file that are looked for
-MOST_FILES = 50  # JSON files of a folder; where there are more, those that belong to one image each are passed over
-MOST_FOLDERS = 200  # that are considered as image folders
+MOST_FILES = 50  # JSON files of a folder; if there are more, those that belong to one image each are skipped
+MOST_FOLDERS = 200  # candidates for the image folder
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
-# COCO's files of other tasks, beside the instances.
 ROBOFLOW = "_annotations.coco.json"
-OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
-SPLIT_ORDER = ("train", "val", "test", "")
+OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO's other annotation files
 KEY = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key) for key in (b"file_name", b"(?:coco_url|path)")]
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """The splits of a data set whose annotations are COCO files; none if there is no such file.
+    """Find the splits of a data set whose annotations are COCO files; [] if there is no such file.
 
     Args:
         root: a folder, or a COCO file itself.
@@ -49,7 +47,7 @@ def find(root: Path) -> list[SplitFiles]:
         by_split.setdefault(split_of(path, root), []).append(path)
     if "train" in by_split:
         by_split.pop("", None)  # all of the data once more, or another task's
-    chosen = {split: only_one(by_split[split], split, root) for split in SPLIT_ORDER if split in by_split}
+    chosen = {name: only_one(by_split[name], name, root) for name in (*SPLIT_ORDER, "") if name in by_split}
     if "" in chosen and "val" in chosen:
         raise ValueError(
             f"{root}: {named(chosen.values(), root)} do not say which one is for training; give --train-json FILE and "
@@ -66,13 +64,13 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def json_files(root: Path) -> Iterator[Path]:
-    """JSON files in a folder and two levels below, sorted; no hidden ones."""
+    """Yield the JSON files in a folder and two levels below, sorted, without hidden ones."""
     for place, folders, names in os.walk(root):
         inner = Path(place).relative_to(root)
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if len(inner.parts) < 2 else []
         found = sorted(name for name in names if name.lower().endswith(".json") and not name.startswith("."))
         if len(found) > MOST_FILES:
-            stems = {os.path.splitext(name)[0] for name in names if is_image(name)}
+            stems = {os.path.splitext(name)[0] for name in names if is_image_name(name)}
             found = [name for name in found if name[: -len(".json")] not in stems][:MOST_FILES]
         yield from (Path(place, name) for name in found)
 
@@ -82,7 +80,7 @@ def is_coco_file(path: Path) -> bool:
     if path.name.lower().startswith(OTHER_TASKS):
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
-        return True  # by its name; what is wrong inside is named, rather than the file passed over
+        return True  # recognised by name, so that faults inside are reported
     if is_lfs_pointer(path):
         return False
     try:
@@ -104,7 +102,7 @@ def is_coco_file(path: Path) -> bool:
 
 
 def both_ends(path: Path) -> bytes:
-    """The first and last kilobytes of a file; UTF-16 without its zero bytes, so that ASCII in it is readable."""
+    """Return the first and last kilobytes of a file, without the zero bytes of UTF-16, so that ASCII is readable."""
     with open(path, "rb") as file:
         start = file.read(SMALL if path.stat().st_size <= SMALL else ENDS)
         rest = path.stat().st_size - len(start)
@@ -113,7 +111,7 @@ def both_ends(path: Path) -> bytes:
 
 
 def is_in(path: Path, text: bytes) -> bool:
-    """Whether a text stands anywhere in a file, without reading it as JSON."""
+    """Whether a file contains a text anywhere."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(text) >= 0
 
@@ -122,12 +120,12 @@ def is_in(path: Path, text: bytes) -> bool:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """ "train", "val" or "test" if the name of a file says so, else that of the nearest folder that does; else ""."""
+    """Return the split that a file, else the nearest folder above it, is named after; "" without one."""
     return split_in(path.stem) or next(filter(None, map(split_in, reversed(path.relative_to(root).parts[:-1]))), "")
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """The file of a split: those highest up, called instances, of 2017 or of no year come first.
+    """Choose the file of a split: prefer those highest up, named instances, and of 2017.
 
     Raises:
         ValueError: several are left.
@@ -150,7 +148,7 @@ def only_one(files: list[Path], split: str, root: Path) -> Path:
 
 
 def depth_of(path: Path, root: Path) -> int:
-    """Folders between `root` and a file, those for annotations not counted."""
+    """Count the folders between `root` and a file, without those for annotations."""
     return sum(part.lower() not in ANNOTATION_FOLDERS for part in path.relative_to(root).parts[:-1])
 
 
@@ -163,33 +161,34 @@ def named(paths: Iterable[Path], root: Path) -> str:
 
 
 def image_folder_of(path: Path, split: str, root: Path) -> Path:
-    """The folder below `root` that the file names of a COCO file are relative to.
+    """Find the folder below `root` that the file names of a COCO file are relative to.
 
-    It is the one that has most of the file's first images under their names as they stand; else the one that has most
-    of their base names; else `root` if some are below; else the one that is named like the file.
+    This is the folder with most of the file's first images under their full names, else with most of their base names,
+    else `root` if some are below it, else the folder that is named like the file.
     """
     names = [name for name in first_file_names(path) if name]
-    candidates = list(image_folders(path, split, root))
+    candidates = image_folders(path, split, root)
     if not names:
         return candidates[0]
-    best, count = most(candidates, lambda folder: sum(is_file_in(folder, name) for name in names))
+    inside = [name for name in names if not leaves_folder(name)]
+    best, count = most(candidates, lambda folder: sum((folder / name).is_file() for name in inside))
     if 2 * count >= len(names):
         return best
     stems = {stem_of(name) for name in names}
-    by_base, count = most(candidates, lambda folder: len(stems & {stem_of(name) for name in images_in(folder)}))
+    by_base, count = most(candidates, lambda folder: len(stems & images_in(folder)))
     if 2 * count >= len(stems):
         return by_base
     return root if count else candidates[0]
 
 
 def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, int]:
-    """The first candidate with the highest score, and the score."""
+    """Return the first candidate with the highest score, and the score."""
     scores = [score(candidate) for candidate in candidates]
     return candidates[scores.index(max(scores))], max(scores)
 
 
-def image_folders(path: Path, split: str, root: Path) -> Iterator[Path]:
-    """Existing folders that may hold a file's images; those named like it first, those of another split last."""
+def image_folders(path: Path, split: str, root: Path) -> list[Path]:
+    """List folders that may hold a file's images: those named like it first, those of another split last."""
     subset = re.sub(r"^instances_", "", path.stem)
     likely = [root / subset, root / "images" / subset, path.parent / subset, path.parent / "images" / subset]
     likely += [path.parent, path.parent / "images", root, root / "images"]
@@ -205,25 +204,20 @@ def image_folders(path: Path, split: str, root: Path) -> Iterator[Path]:
         exact = folder.name == subset
         return 0 if exact else 1 if split and own == split else 3 if own and own != split else 2
 
-    yield from sorted(folders, key=distance)
+    return sorted(folders, key=distance)
 
 
 def folders_below(folder: Path, levels: int) -> Iterator[Path]:
-    if levels == 0:
-        return
-    try:
-        with os.scandir(folder) as entries:
-            inner = sorted(e.path for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError:
-        return
-    for path in inner[:MOST_FOLDERS]:
-        yield Path(path)
-    for path in inner[:MOST_FOLDERS]:
-        yield from folders_below(Path(path), levels - 1)
+    """Yield the folders in a folder, then those in them, and so on, without hidden ones."""
+    names = next(os.walk(folder))[1] if levels and folder.is_dir() else []
+    inner = [folder / name for name in sorted(names) if not name.startswith(".")][:MOST_FOLDERS]
+    yield from inner
+    for path in inner:
+        yield from folders_below(path, levels - 1)
 
 
 def first_file_names(path: Path) -> list[str]:
-    """The first few file names in a COCO file; of images without one the names in their URLs."""
+    """Return the first few file names in a COCO file, or the URLs of images without one."""
     ends = both_ends(path)
     if ends and not any(name.search(ends) for name in NAMES):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -240,21 +234,9 @@ def first_file_names(path: Path) -> list[str]:
     return names
 
 
-def is_file_in(folder: Path, name: str) -> bool:
-    return not leaves_folder(name) and (folder / name).is_file()
-
-
-def images_in(folder: Path) -> Iterator[str]:
-    """The names of the images directly in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from [entry.name for entry in entries if is_image(entry.name)]
-    except OSError:
-        return
-
-
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+def images_in(folder: Path) -> set[str]:
+    """Return the stems of the images directly in a folder, as `stem_of` does."""
+    return {stem_of(name) for name in names_in(folder) if is_image_name(name)}
 
 
 def stem_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Read CVAT's own XML: images with their shapes, or the tracks of a video, whose frames lie there as images."""
+"""Read CVAT's own XML: images with their shapes, or the tracks of a video whose frames are stored as images."""
 
 import math
 import re
@@ -16,11 +16,11 @@ from dataset_files.image_files import split_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape, image_coordinates
 from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.layouts.text_files import file_per_split, in_order
+from dataset_files.layouts.voc_files import parse_xml
 from dataset_files.problems import shown
-from dataset_files.voc_files import parse_xml
 
-HEAD = 1 << 12  # bytes of a file that are enough to recognise it
-LARGEST = 1 << 30  # bytes of a file
+HEAD = 1 << 12  # bytes that are read to recognise a file
+LARGEST = 1 << 30  # bytes; larger files are refused
 SUBSET = re.compile(rb'<image [^>]*?\bsubset="([^"]*)"')
 FRAME = re.compile(r"frame_(\d{6,})", re.IGNORECASE)  # the names of images in CVAT's exports of videos
 NO_AREA = ("polyline", "points", "cuboid", "skeleton")
@@ -60,7 +60,7 @@ def is_cvat(path: Path) -> bool:
 
 
 def subsets_of(path: Path) -> list[str | None]:
-    """The subsets that the images of a project belong to; [None] if none is named like a split."""
+    """Return the subsets of a project's images; [None] if none is named like a split."""
     subsets = sorted({name.decode(errors="replace") for name in SUBSET.findall(path.read_bytes())})
     return list(subsets) if any(map(split_in, subsets)) else [None]
 
@@ -94,7 +94,7 @@ def size_of(height: str | None, width: str | None) -> tuple[int, int] | None:
 
 
 def add_frames(builder: CocoBuilder, finder: ImageFinder, root: Element) -> None:
-    """Add the frames of a video: those that lie there as images, and those with shapes."""
+    """Add the frames of a video that are stored as images, and note missing ones that have shapes."""
     files = {int(match[1]): stem for stem in finder.by_stem if (match := FRAME.fullmatch(stem))}
     frames: dict[int, list[Labelled]] = {number: [] for number in files}
     for track in root.iterfind("track"):
@@ -132,11 +132,11 @@ def add_image(
 
 
 def read_shape(shape: Element) -> list[float] | Crop:
-    """The outline or the pixels of a shape.
+    """Return the outline or the pixels of a shape.
 
     Raises:
         NoArea: it is a line, points or the like.
-        ValueError: the shape is unknown, or its numbers are not usable.
+        ValueError: the shape is unknown, or its numbers are invalid.
     """
     if shape.tag in NO_AREA:
         raise NoArea(shape.tag)
@@ -158,7 +158,7 @@ def read_shape(shape: Element) -> list[float] | Crop:
 
 
 def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[float]:
-    """A polygon turned around a point; unchanged to the bit without an angle."""
+    """Turn a polygon around a point; without an angle it stays the same to the bit."""
     if not angle:
         return polygon
     points = [
@@ -168,7 +168,7 @@ def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[flo
 
 
 def numbers_of(text: str) -> list[float]:
-    """Numbers between commas."""
+    """Parse numbers separated by commas."""
     try:
         return image_coordinates([float(number) for number in text.split(",")])
     except ValueError as error:
@@ -176,7 +176,7 @@ def numbers_of(text: str) -> list[float]:
 
 
 def mask_crop(shape: Element) -> Crop:
-    """The pixels of a mask: run lengths along the rows of its box, the first one of 0."""
+    """Decode a mask: run lengths along the rows of its box, beginning with pixels outside the object."""
     left, top, width, height = (int(numbers_of(shape.get(key, ""))[0]) for key in ("left", "top", "width", "height"))
     counts = np.array(numbers_of(shape.get("rle", "")), dtype=np.int64)
     if min(width, height) < 1 or width * height > LARGEST_IMAGE or counts.min() < 0 or counts.sum() != width * height:

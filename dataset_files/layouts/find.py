@@ -17,11 +17,11 @@ from dataset_files.layouts import (
     yolo_files,
 )
 from dataset_files.layouts.folder_description import describe
-from dataset_files.voc_files import voc_split
+from dataset_files.layouts.voc_files import voc_split
 
 VOC = "Pascal VOC"
-MOST_FOLDERS = 20  # sub-folders in which a layout is looked for
-# By name, in the order in which they are asked; VIA's and the devkit's own are asked before.
+MOST_FOLDERS = 20  # sub-folders that are searched for a layout
+# By name, in this order; VIA's reader and the devkit's come first.
 READERS = {
     "COCO": coco_layouts,
     "YOLO": yolo_files,
@@ -34,21 +34,21 @@ READERS = {
 
 
 class Layout(NamedTuple):
-    """A layout by name, and the splits that were found."""
+    """The name of a layout, and its splits."""
 
     name: str
     splits: list[SplitFiles]
 
 
 def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
-    """The layout of a folder or annotation file.
+    """Detect the layout of a folder or annotation file.
 
     Args:
         class_attribute: the region attribute that is the class, in VIA's files.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: it has no layout that is known, or a file in it does not fit; one line that says what was found.
+        ValueError: its layout is unknown, or a file in it is invalid; one line that describes its contents.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; --data-path takes a folder of data or its annotation file")
@@ -59,10 +59,10 @@ def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
 
 
 def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
-    """The layout of an existing folder or file; None if no reader knows it."""
+    """Return the layout of an existing folder or file; None if no reader accepts it."""
     via = via_files.find(path, class_attribute)
     if class_attribute is not None and not via:
-        raise ValueError(f"{path}: --class-attribute is for VIA's files, and this is none; leave it out")
+        raise ValueError(f"{path}: --class-attribute is for VIA's files; leave it out")
     if path.is_dir() and voc_variants.is_standard(path):
         folder = voc_variants.variant_folder(path) or path
         return Layout(VOC, [voc_split(folder, "train.txt"), voc_split(folder, "val.txt")])
@@ -75,7 +75,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
 
 
 def inner_layouts(root: Path) -> str:
-    """The sub-folders of a folder that have a layout, in words: archives are often unpacked into one."""
+    """Describe the sub-folders that have a layout, since archives often contain a folder; "" without one."""
     found = []
     for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
         with suppress(ValueError, OSError):
@@ -86,10 +86,10 @@ def inner_layouts(root: Path) -> str:
 
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
-    """COCO files that are named one by one, instead of found.
+    """Return the layout of COCO files that the user names one by one.
 
     Args:
-        image_folder: of both files; None to look for it beside each.
+        image_folder: of both files; None to search beside each file.
     """
     splits = []
     for name, path in (("train" if val_json else "", train_json), ("val", val_json)):

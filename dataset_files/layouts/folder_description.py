@@ -1,11 +1,12 @@
-"""Describe a folder that no reader recognises in one line: its contents, the closest layout, and what that lacks."""
+"""Describe a folder that no reader accepts in one line: its contents, the closest layout, and what is missing."""
 
 import json
 import os
 from collections import Counter
 from pathlib import Path
 
-from dataset_files.layouts.coco_layouts import SMALL, is_image, json_files
+from dataset_files.image_files import is_image_name
+from dataset_files.layouts.coco_layouts import SMALL, json_files
 from dataset_files.layouts.mask_folders import MASK_FOLDERS
 from dataset_files.problems import printable
 
@@ -17,7 +18,7 @@ LAYOUTS = (
 
 
 def describe(root: Path) -> str:
-    """What was found in a folder or JSON file, which layout it resembles most, and what that lacks; in one line."""
+    """Describe a folder or JSON file, the layout that it resembles most, and what is missing, in one line."""
     if root.is_file():
         return f"{root}: holds {keys_of(root)}; {closest({keys_of(root)}, Counter([root.suffix.lower()]), set())}"
     suffixes, folders = contents_of(root)
@@ -30,7 +31,7 @@ def describe(root: Path) -> str:
 
 
 def contents_of(root: Path) -> tuple[Counter, set[str]]:
-    """How many files of each suffix are below a folder, and the names of its folders and CSV files, in lower case."""
+    """Count the files below a folder by suffix, and collect the names of its folders and CSV files in lower case."""
     suffixes: Counter[str] = Counter()
     all_folders: set[str] = set()
     for _, folders, names in os.walk(root):
@@ -44,7 +45,7 @@ def contents_of(root: Path) -> tuple[Counter, set[str]]:
 
 
 def keys_of(path: Path) -> str:
-    """The first keys of a JSON file, or what else it is."""
+    """Describe the first keys of a JSON file, or its content if it has no keys."""
     try:
         if path.stat().st_size > SMALL:
             return "a large JSON file"
@@ -58,16 +59,16 @@ def keys_of(path: Path) -> str:
 
 
 def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
-    """The layout that it resembles most, and what is missing."""
+    """Describe the layout that the contents resemble most, and what is missing."""
     text = " ".join(keys)
-    has_images = any(is_image(f"x{suffix}") for suffix in suffixes)
+    has_images = any(is_image_name(f"x{suffix}") for suffix in suffixes)
     if "'annotations'" in text or "'images'" in text:
         absent = [key for key in ("images", "annotations", "categories") if f"'{key}'" not in text]
         lacking = f", which lacks the list {' and '.join(map(repr, absent))}" if absent else ""
         return f"closest to COCO's JSON{lacking}"
     if has_images and "_classes.csv" in folders:
         return (
-            "semantic masks with _classes.csv: they give each pixel a class and tell no objects apart; export "
+            "semantic masks with _classes.csv: they give each pixel a class, but do not separate objects; export "
             "instances instead, in Roboflow as COCO Segmentation"
         )
     if "'shapes'" in text:

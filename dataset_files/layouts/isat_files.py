@@ -1,4 +1,4 @@
-"""Read ISAT's layout: a JSON with `info` and `objects` beside each image, whose content is turned into labelme's."""
+"""Read ISAT's layout: a JSON with `info` and `objects` beside each image, converted to labelme's form."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def as_labelme(content: dict) -> dict | None:
-    """The content of a file in labelme's form; None if it is not ISAT's. Objects of one group and category are one."""
+    """Convert the content of a file to labelme's form; None if it is not ISAT's."""
     info, objects = content.get("info"), content.get("objects")
     if not isinstance(info, dict) or not isinstance(objects, list) or "name" not in info:
         return None

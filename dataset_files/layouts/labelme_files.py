@@ -1,4 +1,4 @@
-"""Read labelme's layout: a JSON beside each image, in nested folders, perhaps below train/ and val/."""
+"""Read labelme's layout: a JSON for each image, usually beside it, in nested folders and perhaps in train/ and val/."""
 
 import base64
 import io
@@ -23,15 +23,20 @@ from dataset_files.problems import Problems, is_file_name, shown
 IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
-PEEKED = 3  # JSON files that are looked at
-HEAD = 1 << 16  # characters of a file that are enough to recognise it
+PEEKED = 3  # JSON files that are read to recognise the layout
+HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 class Tool(NamedTuple):
-    """A tool that writes a JSON file per image: the key of its list of objects, and its content in labelme's form."""
+    """A tool that writes a JSON file per image.
+
+    Attributes:
+        key: of the list of objects.
+        as_labelme: converts the content of a file to labelme's form; returns None for another tool's file.
+    """
 
     key: str
-    as_labelme: Callable[[dict], dict | None]  # None for JSON of another tool
+    as_labelme: Callable[[dict], dict | None]
 
 
 def labelme_content(content: dict) -> dict | None:
@@ -44,16 +49,14 @@ LABELME = Tool("shapes", labelme_content)
 
 def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
     """Find the splits of a folder with a JSON per image; [] if it has another layout."""
+    root = Path(os.path.abspath(root))
     folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, tool)}
-    if not folders and root.is_dir() and first_files(root, tool):
+    if not folders and first_files(root, tool):
         folders = {"": root}
-    base = root
     files = [path for folder in folders.values() for path in first_files(folder, tool)]
-    beside = dict.fromkeys(image.parent for path in files if (image := image_outside(path, root, tool)) is not None)
-    if beside:
-        root = Path(os.path.abspath(root))
-        base = root.parent
-        folders = {split: Path(os.path.abspath(folder)) for split, folder in folders.items()}
+    images = [image_beside(path, tool.as_labelme(read_json(path)) or {}, root) for path in files]
+    beside = list(dict.fromkeys(image.parent for image in images if image is not None))
+    base = root.parent if beside else root
     return [
         SplitFiles(split, folder, base, partial(read_files, folder, root, base, tool), [root, *beside])
         for split, folder in folders.items()
@@ -61,13 +64,13 @@ def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
 
 
 def first_files(folder: Path, tool: Tool) -> list[Path]:
-    """Those of a tool among the first JSON files in a folder, nested at most DEPTH levels."""
+    """Return the tool's files among the first JSON files in a folder, nested at most DEPTH levels."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
     return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, tool)]
 
 
 def is_of_tool(path: Path, tool: Tool) -> bool:
-    """Whether a file is a tool's by its first characters, as COCO files of any size lie in other folders."""
+    """Whether a file is a tool's, from its beginning, since COCO files may be large."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD).replace(b"\0", b"")  # UTF-16 is readable, too
@@ -75,30 +78,21 @@ def is_of_tool(path: Path, tool: Tool) -> bool:
             return len(head) == HEAD or tool.as_labelme(read_json(path)) is not None
         return b'"imageData"' in head and tool.as_labelme(read_json(path)) is not None  # an image before the shapes
     except (ValueError, OSError, AttributeError):
-        return False  # reported when read, if others are the tool's
+        return False  # reported later if other files are the tool's
 
 
-def image_outside(path: Path, root: Path, tool: Tool) -> Path | None:
-    """The image of a JSON if it is in a folder beside `root`."""
-    content = tool.as_labelme(read_json(path)) or {}
-    root = Path(os.path.abspath(root))
-    inner = image_beside(Path(os.path.abspath(path)), content.get("imagePath"), root.parent, root)
-    return root.parent / inner if inner else None
-
-
-def image_beside(path: Path, image_path: object, base: Path, root: Path) -> str | None:
-    """The image of a JSON in a folder beside `root`, relative to `base`, which is above it; None if there is none."""
-    if base == root or not isinstance(image_path, str) or "\0" in image_path or not is_file_name(image_path):
+def image_beside(path: Path, content: dict, root: Path) -> Path | None:
+    """Return the image of a JSON if it is in a folder beside `root`."""
+    name = content.get("imagePath")
+    if not isinstance(name, str) or "\0" in name or not is_file_name(name):
         return None
-    image = Path(os.path.normpath(path.parent / image_path.replace("\\", "/")))
-    if not image.is_relative_to(base) or image.is_relative_to(root) or not is_image_name(image.name):
-        return None
-    inner = image.relative_to(base)
-    return inner.as_posix() if len(inner.parts) > 1 and image.is_file() else None
+    image = Path(os.path.normpath(path.parent / name.replace("\\", "/")))
+    is_beside = image.is_relative_to(root.parent) and not image.is_relative_to(root) and image.parent != root.parent
+    return image if is_beside and is_image_name(image.name) and image.is_file() else None
 
 
 def read_label_list(folder: Path, root: Path, problems: Problems) -> list[str]:
-    """The classes of labels.txt in their order; [] without such a file."""
+    """Read the classes of labels.txt in their order; [] without such a file."""
     for path in (folder / "labels.txt", root / "labels.txt"):
         if path.is_file():
             return [name for name in read_lines(path, problems) if name and name not in IGNORED_LABELS]
@@ -109,7 +103,7 @@ def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
     """Read all JSON files of `folder` and below.
 
     Args:
-        root: where images are looked for by their names.
+        root: searched for images by name.
         base: the folder that file names are relative to: `root`, or the one above it.
     """
     problems = Problems()
@@ -125,7 +119,7 @@ def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
 
 
 def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) -> str | None:
-    """Add the image of one JSON and its objects, and return the image's file name; None if there is no such file."""
+    """Add the image of a JSON with its objects, and return the image's file name; None if it cannot be used."""
     name = path.relative_to(finder.root).as_posix()
     try:
         content = read_json(path, builder.problems)
@@ -138,8 +132,8 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) 
     base = builder.image_folder
     if (found := find_image(finder, path, content.get("imagePath"))) is not None:
         file_name = (finder.root / found).relative_to(base).as_posix()
-    elif (beside := image_beside(path, content.get("imagePath"), base, finder.root)) is not None:
-        file_name = beside
+    elif base != finder.root and (beside := image_beside(path, content, finder.root)) is not None:
+        file_name = beside.relative_to(base).as_posix()
     elif content.get("imageData") and isinstance(content["imageData"], str):
         file_name = path.relative_to(base).as_posix()  # `open_image` reads the image inside it
         builder.problems.add("embedded", name)
@@ -156,9 +150,9 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) 
 
 
 def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | None:
-    """The image of a JSON, relative to the finder's root: as imagePath says, else by the JSON's own name beside it.
+    """Find the image of a JSON, relative to the finder's root: by imagePath, else beside the JSON by its own name.
 
-    JSON files are moved and renamed together with their images, while imagePath stays as it was.
+    JSON files are often moved or renamed together with their images, while imagePath remains unchanged.
     """
     named = image_path.replace("\\", "/") if isinstance(image_path, str) else ""
     if (found := finder.at(path.parent, named)) is not None:
@@ -171,7 +165,7 @@ def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | Non
 
 
 def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
-    """The shapes of one JSON, without those that are labelled as background or to be ignored."""
+    """Yield the shapes of a JSON; note those that are labelled as background or to be ignored."""
     for number, entry in enumerate(entries, start=1):
         fields = entry if isinstance(entry, dict) else {}
         label, group = fields.get("label"), fields.get("group_id")
@@ -185,11 +179,11 @@ def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
 
 
 def read_shape(shape: dict) -> list[float] | Crop:
-    """The polygon or the pixels of a shape.
+    """Return the polygon or the pixels of a shape.
 
     Raises:
         NoArea: it is a line or points.
-        ValueError: it is of an unknown kind, or its points do not fit the kind.
+        ValueError: its kind is unknown, or its points do not fit its kind.
     """
     points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
     if kind in NO_AREA:
@@ -215,7 +209,7 @@ def read_shape(shape: dict) -> list[float] | Crop:
 
 
 def decode_mask(text: object) -> np.ndarray:
-    """bool [h, w] from a PNG in base64.
+    """Decode a PNG in base64 to bool [h, w].
 
     Raises:
         ValueError: it is something else.
@@ -223,8 +217,8 @@ def decode_mask(text: object) -> np.ndarray:
     if not isinstance(text, str):
         raise ValueError("a mask without its PNG in base64")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as picture:
-            pixels = np.array(picture)
-    except Exception as error:  # a broken file makes Pillow raise anything
-        raise ValueError(f"a mask that is no PNG in base64 ({error})") from error
+        with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+            pixels = np.array(image)
+    except Exception as error:  # Pillow can raise any exception for a broken file
+        raise ValueError(f"a mask that is not a PNG in base64 ({error})") from error
     return np.any(pixels.reshape(*pixels.shape[:2], -1)[:, :, :3], axis=2)

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
-
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
 from dataset_files.layouts.coco_builder import CocoBuilder
-from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, MaskImage, instance_crops, read_mask_image
+from dataset_files.layouts.mask_images import (
+    MASK_SUFFIXES,
+    Blurred,
+    MaskImage,
+    has_gap,
+    instance_crops,
+    read_mask_image,
+)
 
 PENN_FUDAN = ("PNGImages", "PedMasks")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "PNGImages")
@@ -28,7 +33,7 @@ class MaskFolders:
     """A folder of images and the folder of their masks.
 
     Attributes:
-        one_image: all masks are those of the only image, whatever they are called.
+        one_image: there is only one image, and all masks belong to it whatever their names.
     """
 
     images: Path
@@ -41,7 +46,7 @@ class MaskFolders:
 
     @cached_property
     def masks_by_stem(self) -> dict[Path, dict[str, Path]]:
-        """Folder -> stem -> mask; whatever else lies in a folder of masks is ignored."""
+        """Map folder -> stem -> mask; other files are ignored."""
         found: dict[Path, dict[str, Path]] = {}
         for path in files_below(self.masks):
             if path.suffix.lower() in MASK_SUFFIXES:
@@ -50,7 +55,7 @@ class MaskFolders:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The classes that have folders of their own; none where more images have masks of another form."""
+        """List the classes that have their own folders; none if more images have masks of another form."""
         stems = {path.stem for path in self.image_paths}
         folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
         names = [name for name in folders if name not in stems]
@@ -62,14 +67,14 @@ class MaskFolders:
         return "pedestrian" if self.masks.name == PENN_FUDAN[1] else ONLY_CLASS
 
     def masks_of(self, image: Path) -> list[tuple[Path, str]]:
-        """The mask files of an image with their classes."""
+        """List the mask files of an image with their classes."""
         if self.class_names:
             found = [(self.mask_of(image, Path(name)), name) for name in self.class_names]
             return [(path, name) for path, name in found if path is not None]
         return [(path, self.only_class()) for path in self.own_masks(image)]
 
     def own_masks(self, image: Path) -> list[Path]:
-        """The one mask that is called like the image, else one per object in a folder that is."""
+        """Return the one mask that is named like the image, else the masks in a folder that is."""
         one = self.mask_of(image)
         if one is not None:
             return [one]
@@ -77,7 +82,7 @@ class MaskFolders:
         return list(self.masks_by_stem.get(own, {}).values())
 
     def mask_of(self, image: Path, folder: Path | None = None) -> Path | None:
-        """The mask that is called like an image, in a folder of `masks`; without `folder` in the image's own."""
+        """Find the mask named like an image in `folder` of the masks, by default in the image's own sub-folder."""
         masks = self.masks_by_stem.get(self.masks / (self.inner(image) if folder is None else folder), {})
         return next((masks[image.stem + ending] for ending in ENDINGS if image.stem + ending in masks), None)
 
@@ -102,7 +107,7 @@ class MaskSplit:
     parts: list[MaskFolders]
 
     def seems_right(self) -> bool:
-        """Whether there is an image and a mask, from the first of the parts that is complete."""
+        """Whether a part has both an image and a mask."""
         return any(
             any(name.lower().endswith(MASK_SUFFIXES) for name in first_names(part.masks))
             and any(map(is_image_name, first_names(part.images)))
@@ -111,7 +116,7 @@ class MaskSplit:
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """The splits of a folder of images and masks; [] if it is of another layout.
+    """Find the splits of a folder of images and masks; [] if it has another layout.
 
     Raises:
         ValueError: several folders may be meant for one split.
@@ -134,7 +139,7 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def folders_in(root: Path) -> MaskFolders | None:
-    """The folder of images and the folder of masks in `root`, whatever the case of their names."""
+    """Find the folders of images and masks in `root`; the case of their names does not matter."""
     images, masks = (sub_folder(root, usual) for usual in (IMAGE_FOLDERS, MASK_FOLDERS))
     return MaskFolders(images, masks) if images and masks else None
 
@@ -146,7 +151,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit]:
-    """The splits that have a folder of their own, named like it, or with it in the name (stage1_train)."""
+    """Find the splits that have their own folders, named after them or with their names as a word (stage1_train)."""
     exact = {name: of_folder(folder) for name, folder in split_folders(root).items()}
     found = {name: split for name, split in exact.items() if split is not None}
     if found:
@@ -166,7 +171,7 @@ def of_one(part: MaskFolders) -> MaskSplit:
 
 
 def of_folder(folder: Path) -> MaskSplit | None:
-    """The split that a folder holds: in images/ and masks/, or in those of each of its sub-folders; else None."""
+    """Return the split in a folder: in its images/ and masks/, or in those of each of its sub-folders; else None."""
     whole = folders_in(folder)
     if whole is not None:
         return of_one(whole)
@@ -185,7 +190,11 @@ def first_names(folder: Path) -> list[str]:
 
 
 def read_masks(split: MaskSplit) -> Converted:
-    """All images that have masks."""
+    """Read all images that have masks.
+
+    Raises:
+        ValueError: no image has a mask.
+    """
     classes = [name for part in split.parts for name in part.class_names or [part.only_class()]]
     builder = CocoBuilder(split.image_folder, classes)
     singles: list[str] = []
@@ -267,8 +276,3 @@ def add_masks(
         for crop in crops:
             builder.add_object(image, class_name, crops=[crop])
     return singles
-
-
-def has_gap(crop: np.ndarray) -> bool:
-    """Whether a row or column within the pixels of an object, bool [h, w], is empty."""
-    return not (crop.any(axis=0).all() and crop.any(axis=1).all())

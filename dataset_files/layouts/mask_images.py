@@ -8,13 +8,13 @@ from PIL import Image
 
 from dataset_files.layouts.coco_builder import Crop
 
-LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # what masks may be stored as; JPEG blurs values
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # formats of masks; JPEG blurs values
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
-MOST_STEPS = 0.2  # of the pixels around objects: 0.13 in the worst of 268 sharp masks, 0.26 in the best blurred one
+MOST_STEPS = 0.2  # of the pixels around objects: at most 0.13 in 268 sharp masks, at least 0.26 in blurred ones
 MANY_VALUES = 8
-RIM = 0.9  # of the pixels of a value that touch another one but 0
-BINARY = 128  # the least value of an object in a mask of one object with blurred edges
-NO_AREA = 0.05  # of the pixels between such an object and the background: these have only equal neighbours
+RIM = 0.9  # share of a value's pixels that touch another value but 0
+BINARY = 128  # least value of the object in a mask of one object with blurred edges
+FLAT = 0.05  # share of the pixels between such an object and the background that have only equal neighbours
 # Pairs of slices that lay an image over itself, shifted to each of the eight neighbours.
 NEIGHBOURS = (
     (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1, :], np.s_[1:, :]), (np.s_[:-1, :-1], np.s_[1:, 1:]),
@@ -24,7 +24,7 @@ NEIGHBOURS = (
 
 @dataclass
 class MaskImage:
-    """A mask as it is stored.
+    """The content of a mask image.
 
     Attributes:
         values: int64 [H, W]: grey values, indices of a palette, or colours as 0xRRGGBB; 0 is the background.
@@ -41,30 +41,30 @@ class MaskImage:
         return self.values.shape
 
     def colours(self) -> np.ndarray:
-        """int64 [H, W]: colours as 0xRRGGBB."""
+        """Return the colours as 0xRRGGBB, int64 [H, W]."""
         return self.palette[self.values] if self.palette is not None else self.values
 
 
 def read_mask_image(path: Path) -> MaskImage:
-    """A mask of any of Pillow's modes.
+    """Read a mask of any of Pillow's modes.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not an image in a lossless format, or has several pages.
     """
     try:
-        with Image.open(path, formats=LOSSLESS) as picture:
-            if (pages := getattr(picture, "n_frames", 1)) > 1:
+        with Image.open(path, formats=LOSSLESS) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise ValueError(f"holds {pages} pages; save each as a file of its own")
-            if picture.mode == "P":
-                return MaskImage(np.array(picture).astype(np.int64), "palette", palette_colours(picture))
-            if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
-                return MaskImage(np.array(picture).astype(np.int64), "grey")
-            if picture.mode == "LA":
-                return MaskImage(np.array(picture)[:, :, 0].astype(np.int64), "grey")
-            if picture.mode in ("RGB", "RGBA"):
-                return MaskImage(pack_colours(np.array(picture)[:, :, :3]), "colour")
-            mode = picture.mode
+            if image.mode == "P":
+                return MaskImage(np.array(image).astype(np.int64), "palette", palette_colours(image))
+            if image.mode in ("1", "L", "I") or image.mode.startswith("I;16"):
+                return MaskImage(np.array(image).astype(np.int64), "grey")
+            if image.mode == "LA":
+                return MaskImage(np.array(image)[:, :, 0].astype(np.int64), "grey")
+            if image.mode in ("RGB", "RGBA"):
+                return MaskImage(pack_colours(np.array(image)[:, :, :3]), "colour")
+            mode = image.mode
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken file makes Pillow raise anything
@@ -72,16 +72,16 @@ def read_mask_image(path: Path) -> MaskImage:
     raise ValueError(f"is a {mode} image; expected grey values, a palette or colours")
 
 
-def palette_colours(picture: Image.Image) -> np.ndarray:
-    """int64 [256]: colours by index, black where the palette has fewer."""
+def palette_colours(image: Image.Image) -> np.ndarray:
+    """Return the colours of a palette by index, int64 [256], padded with black."""
     flat = np.zeros(768, dtype=np.int64)
-    colours = (picture.getpalette("RGB") or [])[:768]
+    colours = (image.getpalette("RGB") or [])[:768]
     flat[: len(colours)] = colours
     return pack_colours(flat.reshape(256, 3))
 
 
 def pack_colours(colours: np.ndarray) -> np.ndarray:
-    """Red, green, blue [..., 3] -> 0xRRGGBB, int64 [...]."""
+    """Pack red, green, blue [..., 3] to 0xRRGGBB, int64 [...]."""
     red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
     return (red << 16) | (green << 8) | blue
 
@@ -94,10 +94,10 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
     """Find the pixels of each value but 0 in [H, W], in the order of values.
 
     Returns:
-        The objects, and whether the mask has blurred edges, but a single object, which is cut at half its value.
+        The objects, and whether the mask is that of a single object with blurred edges, which is cut at half its value.
 
     Raises:
-        Blurred: the edges are blurred, so that some values are no objects, and others cover edges of other objects.
+        Blurred: the edges of several objects are blurred, so that values are not objects.
     """
     pixels = pixels_by_value(values)
     width = values.shape[1]
@@ -111,7 +111,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
-    """Value but 0 -> its pixels in the flattened [H, W], int64 [N]."""
+    """Map each value but 0 to its pixels in the flattened [H, W], int64 [N]."""
     places = np.flatnonzero(values)
     found = values.reshape(-1)[places]
     order = np.argsort(found, kind="stable")
@@ -162,11 +162,11 @@ def is_one_object(values: np.ndarray, highest: int) -> bool:
         same = values[here] == values[there]
         is_flat[here] &= same
         is_flat[there] &= same
-    return int(is_flat.sum()) <= NO_AREA * int(between.sum())
+    return int(is_flat.sum()) <= FLAT * int(between.sum())
 
 
 def crop_of(inside: np.ndarray, width: int) -> Crop:
-    """Pixels in a flattened image of this width, int64 [N], as a crop."""
+    """Convert pixels of a flattened image of this width, int64 [N], to a crop."""
     rows, columns = np.divmod(inside, width)
     top, left = int(rows.min()), int(columns.min())
     crop = np.zeros((int(rows.max()) - top + 1, int(columns.max()) - left + 1), dtype=bool)
@@ -174,7 +174,6 @@ def crop_of(inside: np.ndarray, width: int) -> Crop:
     return left, top, crop
 
 
-def find_mask(folder: Path, stem: str, endings: tuple[str, ...] = ("",)) -> Path | None:
-    """The mask of an image called `stem`, with one of the endings before its suffix."""
-    candidates = (folder / f"{stem}{ending}{suffix}" for ending in endings for suffix in MASK_SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)
+def has_gap(crop: np.ndarray) -> bool:
+    """Whether a row or column within the pixels of an object, bool [h, w], is empty."""
+    return not (crop.any(axis=0).all() and crop.any(axis=1).all())

@@ -12,7 +12,7 @@ import yaml
 from dataset_files.image_files import SPLIT_ORDER, names_in, split_folders, split_in
 from dataset_files.problems import Problems, shown
 
-MOST_FILES = 20  # with a suffix in one folder; where there are more, each belongs to an image
+MOST_FILES = 20  # of a suffix in one folder; if there are more, each belongs to an image
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
@@ -113,7 +113,7 @@ class TextLoader(yaml.BaseLoader):
 
 
 def read_yaml(path: Path, problems: Problems | None = None) -> Any:
-    """Read a YAML file: dicts, lists, and text, which is "" where there is no value; see `read_text`.
+    """Read a YAML file: dicts, lists and text ("" without a value); see `read_text`.
 
     Raises:
         ValueError: it is not YAML, or has repeated keys or aliases.

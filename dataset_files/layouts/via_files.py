@@ -12,15 +12,15 @@ from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
 from dataset_files.layouts.text_files import file_per_split, read_json
 from dataset_files.problems import Problems, shown
 
-HEAD = 1 << 18  # characters of a file that are enough to recognise it
-ONLY_CLASS = "object"  # where regions have no attribute
+HEAD = 1 << 18  # characters that are read to recognise a file
+ONLY_CLASS = "object"  # if regions have no attribute
 
 
 def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
-    """The splits of a folder with VIA's JSON files, or of one such file; [] if it is of another layout.
+    """Find the splits of a folder with VIA's JSON files, or of one such file; [] if it has another layout.
 
     Args:
-        class_attribute: the region attribute that is the class, where there are several.
+        class_attribute: the region attribute that is the class, if there are several.
     """
     return [
         SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
@@ -29,7 +29,7 @@ def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
 
 
 def is_via(path: Path) -> bool:
-    """Whether a file's beginning is that of a VIA project or export."""
+    """Whether a file begins like a VIA project or export."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             head = file.read(HEAD)
@@ -41,7 +41,7 @@ def is_via(path: Path) -> bool:
 
 
 def read_via(source: Path, class_attribute: str | None) -> Converted:
-    """The annotations of one VIA file, whose images lie in its folder or below.
+    """Read a VIA file, whose images are in its folder or below.
 
     Raises:
         ValueError: the file is not VIA's, or it is not clear which attribute is the class.
@@ -63,7 +63,7 @@ def read_via(source: Path, class_attribute: str | None) -> Converted:
 
 
 def image_entries(content: object, source: Path) -> list[dict]:
-    """The entries of all images: dicts with `filename` and `regions`."""
+    """Return the entries of all images: dicts with `filename` and `regions`."""
     metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     entries = list(metadata.values()) if isinstance(metadata, dict) else metadata
     if not isinstance(entries, list) or not all(
@@ -78,7 +78,7 @@ def image_entries(content: object, source: Path) -> list[dict]:
 
 
 def default_folder(content: dict, folder: Path) -> Iterable[Path]:
-    """The image folder that a project's settings name, relative to the project."""
+    """Yield the image folder that a project's settings name, if they do."""
     settings = content.get("_via_settings")
     core = settings.get("core") if isinstance(settings, dict) else None
     path = core.get("default_filepath") if isinstance(core, dict) else None
@@ -87,7 +87,7 @@ def default_folder(content: dict, folder: Path) -> Iterable[Path]:
 
 
 def options_of(content: dict, attribute: str | None) -> dict:
-    """What a project says that the values of an attribute mean: option -> description."""
+    """Return the descriptions of an attribute's options in a project."""
     value: object = content
     for key in ("_via_attributes", "region", attribute, "options"):
         value = value.get(key) if isinstance(value, dict) else None
@@ -95,7 +95,7 @@ def options_of(content: dict, attribute: str | None) -> dict:
 
 
 def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
-    """Number from 1, shape attributes and region attributes of each region."""
+    """Yield the number (from 1), shape attributes and region attributes of each region."""
     regions = entry.get("regions") or []
     for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
         region = region if isinstance(region, dict) else {}
@@ -103,7 +103,7 @@ def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
 
 
 def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
-    """The region attribute that is the class: the one wanted, else the only one with values; None if there is none."""
+    """Return the region attribute that is the class: the wanted one, else the only one with values, else None."""
     attributes: dict[str, None] = {}
     for entry in entries:
         for _, _, values in regions_of(entry):
@@ -116,7 +116,7 @@ def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> s
         return wanted
     if len(attributes) > 1:
         raise ValueError(
-            f"{source}: regions have several attributes ({listed}); say which one is the class, e.g. "
+            f"{source}: regions have several attributes ({listed}); name the one that is the class, e.g. "
             f"--class-attribute {sorted(attributes)[0]}"
         )
     return next(iter(attributes), None)
@@ -129,7 +129,7 @@ def shapes_of(entry: dict, file_name: str, attribute: str | None, options: dict)
 
 
 def class_of(values: object, attribute: str | None, options: dict) -> str:
-    """The class name of a region from its attributes, "" without one; of a checkbox's dict one key may be true."""
+    """Return the class name of a region, "" without one; of a checkbox, exactly one option must be ticked."""
     if attribute is None:
         return ONLY_CLASS
     value = values.get(attribute) if isinstance(values, dict) else None
@@ -143,11 +143,11 @@ def class_of(values: object, attribute: str | None, options: dict) -> str:
 
 
 def shape_polygon(shape: object) -> list[float]:
-    """The outline of a region; a polyline is closed.
+    """Return the outline of a region; polylines are closed.
 
     Raises:
         NoArea: it is a point.
-        ValueError: the shape is unknown, or its numbers are not usable.
+        ValueError: the shape is unknown, or its numbers are invalid.
     """
     if not isinstance(shape, dict):
         raise ValueError("has no shape_attributes")

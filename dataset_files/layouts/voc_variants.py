@@ -1,11 +1,11 @@
-"""Read folders like Pascal VOC's that the devkit's reader does not open: own classes, no XML, coloured masks, no lists.
+"""Read VOC-like folders that the devkit's reader does not accept: own classes, no XML, coloured masks, no lists.
 
 Instances come from SegmentationObject; their classes from labelmap.txt or class_names.txt with SegmentationClass, or
 from the XML files by overlap.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_files.boxes import ious
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, files_below, names_in
@@ -22,58 +21,50 @@ from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,
     Blurred,
     MaskImage,
-    find_mask,
     instance_crops,
     pack_colours,
     read_mask_image,
 )
 from dataset_files.layouts.text_files import read_lines
-from dataset_files.problems import Problems, shown
-from dataset_files.voc_files import (
+from dataset_files.layouts.voc_files import (
     VOC_CLASSES,
     VOID_LABEL,
-    UnusableObject,
+    VOCObject,
+    match_masks,
     parse_xml,
-    read_box,
     read_list,
+    read_objects,
     whole_number,
 )
+from dataset_files.problems import Problems, shown
 
 NO_CLASS = ("background", "_background_", "__ignore__", "ignore")
 VOID_COLOUR = 0xE0E0C0  # of palette index 255 in VOC's colour map
 IMAGE_FOLDERS = ("JPEGImages", "Images", "images")
-SMALLEST_OVERLAP = 0.2  # IoU of an XML object's box with the box around a mask, below which they are not the same
-SECOND_CLASS = 0.1  # of an instance's pixels: more is no noise at a border
-PEEKED = 300  # XML files in which class names are looked for
+SECOND_CLASS = 0.1  # share of an instance's pixels that is more than noise at a border
+PEEKED = 300  # XML files that are searched for class names
 
 
 @dataclass
 class ClassTable:
-    """Names of classes by the index and by the colour (0xRRGGBB) that they have in masks."""
+    """Class names by their index and by their colour (0xRRGGBB) in masks."""
 
     by_index: dict[int, str] = field(default_factory=dict)
     by_colour: dict[int, str] = field(default_factory=dict)
-    has_colours: bool = False  # the palette of a mask counts, not its indices
+    has_colours: bool = False  # use the palette of a mask, not its indices
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(self.by_index.values()))
 
     def keys(self, masks: MaskImage) -> tuple[np.ndarray, dict[int, str]]:
-        """int64 [H, W]: indices or colours of a class mask, and the names that they stand for."""
+        """Return the indices or colours of a class mask, int64 [H, W], and their class names."""
         if masks.kind == "colour" or (masks.kind == "palette" and self.has_colours):
             return masks.colours(), self.by_colour
         return masks.values, self.by_index
 
 
-@dataclass
-class XMLObject:
-    name: str
-    box: tuple[float, float, float, float]  # x1y1x2y2, 0-based, the right and lower edges beyond the last pixel
-    difficult: bool
-
-
 def find(root: Path) -> list[SplitFiles]:
-    """The splits of a folder with SegmentationObject; [] if it is of another layout or the devkit's own.
+    """Find the splits of a folder with SegmentationObject; [] if it has another layout or the devkit's own.
 
     Raises:
         ValueError: nothing in the folder names the classes.
@@ -95,19 +86,19 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def variant_folder(root: Path) -> Path | None:
-    """The folder with SegmentationObject that `root` is, or that lies in it or in its VOCdevkit."""
+    """Return the folder with SegmentationObject: `root`, or a folder VOC* in it or in its VOCdevkit."""
     places = (root, root / "VOCdevkit")
     years = [place / name for place in places for name in sorted(names_in(place)) if name.startswith("VOC")]
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
 
 
 def instances_folder(folder: Path) -> Path:
-    """SegmentationObject in a folder that `variant_folder` returned."""
+    """Return SegmentationObject in a folder that `variant_folder` returned."""
     return masks_folder(folder, "SegmentationObject") or folder / "SegmentationObject"
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """SegmentationObject or SegmentationClass; older labelme2voc keeps arrays there and the images in ...PNG."""
+    """Return the folder of masks of a name; older labelme2voc stores arrays there and the images in a folder ...PNG."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -123,7 +114,7 @@ def class_table_file(folder: Path) -> Path | None:
 
 
 def is_standard(root: Path) -> bool:
-    """Whether the devkit's own reader takes a folder: XML files with its twenty classes, palette PNGs, lists, JPEGs."""
+    """Whether the devkit's reader accepts a folder: XML files with its classes, palette PNGs, lists and JPEGs."""
     folder = variant_folder(root)
     if folder is None or class_table_file(folder) is not None:
         return False
@@ -133,42 +124,31 @@ def is_standard(root: Path) -> bool:
     try:
         names = [name for path in lists for name in read_list(path, Problems()).values()]
     except ValueError:
-        return True  # the devkit's reader says what is wrong with the list
+        return True  # the devkit's reader reports what is wrong with the list
     names = names[:: max(len(names) // PEEKED, 1)]
     has_xml = any((folder / "Annotations" / f"{name}.xml").is_file() for name in names)
-    return has_xml and all(looks_standard(folder, name) for name in names) and has_palette(folder, names)
+    return has_xml and all(looks_standard(folder, name) for name in names)
 
 
 def looks_standard(folder: Path, name: str) -> bool:
-    """Whether one image has an XML file without foreign classes, and is a .jpg, as far as its files are there."""
-    try:
-        with open(folder / "Annotations" / f"{name}.xml", "rb") as file:
-            text = file.read(1 << 16)
-    except FileNotFoundError:
-        return True  # the devkit's reader names it, unless all are missing
-    except OSError:
+    """Whether an image is a .jpg whose XML file and mask, if they exist, have the devkit's classes and indices."""
+    if not (folder / "JPEGImages" / f"{name}.jpg").is_file():
         return False
-    objects = re.findall(rb"<object>(.*?)</object>", re.sub(rb"(?s)<part>.*?</part>", b"", text), re.DOTALL)
+    objects = []
+    with suppress(OSError):  # the devkit's reader reports it, unless all are missing
+        text = (folder / "Annotations" / f"{name}.xml").read_bytes()[: 1 << 16]
+        objects = re.findall(rb"<object>(.*?)</object>", re.sub(rb"(?s)<part>.*?</part>", b"", text), re.DOTALL)
     found = [text for one in objects for text in re.findall(rb"<name>\s*([^<]*?)\s*</name>", one)]
-    is_jpeg = (folder / "JPEGImages" / f"{name}.jpg").is_file()
-    return is_jpeg and all(one.decode(errors="replace") in VOC_CLASSES for one in found)
-
-
-def has_palette(folder: Path, names: Iterable[str]) -> bool:
-    """Whether the first mask that exists holds indices."""
-    for name in names:
-        path = folder / "SegmentationObject" / f"{name}.png"
-        if path.is_file():
-            try:
-                with Image.open(path, formats=["PNG"]) as picture:
-                    return picture.mode in ("P", "L")
-            except Exception:  # a broken file makes Pillow raise anything; the devkit's reader names it
-                return True
+    if any(one.decode(errors="replace") not in VOC_CLASSES for one in found):
+        return False
+    with suppress(Exception):  # Pillow can raise any exception; the devkit's reader reports it
+        with Image.open(folder / "SegmentationObject" / f"{name}.png", formats=["PNG"]) as image:
+            return image.mode in ("P", "L")
     return True
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """The lists of images: split name -> file; only "" where there is one list of another name, such as default.txt."""
+    """Map split names to lists of images; "" if there is only a list of another name, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
         splits = {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}
@@ -181,17 +161,17 @@ def find_lists(folder: Path) -> dict[str, Path]:
 
 
 def inputs_of(folder: Path) -> list[Path]:
-    """All that is read besides the list of images."""
+    """Return the files and folders that are read besides the list of images."""
     places = [masks_folder(folder, name) for name in ("SegmentationObject", "SegmentationClass")]
     places += [class_table_file(folder), folder / "Annotations", image_folder(folder)]
     return [path for path in places if path is not None and path.exists()]
 
 
 def read_class_table(folder: Path) -> ClassTable | None:
-    """The classes of labelmap.txt or class_names.txt; None without either.
+    """Read the classes of labelmap.txt or class_names.txt; None without either.
 
     Raises:
-        ValueError: a line is not understood.
+        ValueError: a line is invalid.
     """
     path = class_table_file(folder)
     if path is None:
@@ -206,7 +186,7 @@ def read_class_table(folder: Path) -> ClassTable | None:
 
 
 def read_label_map(lines: list[str], path: Path) -> ClassTable:
-    """CVAT's lines `name:red,green,blue:parts:actions`, the colours as they stand in masks."""
+    """Parse CVAT's lines `name:red,green,blue:parts:actions`; the colours are those in masks."""
     table = ClassTable(has_colours=True)
     for number, line in enumerate(lines):
         match = re.fullmatch(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3})(?::[^:]*){0,2}", line)
@@ -221,7 +201,7 @@ def read_label_map(lines: list[str], path: Path) -> ClassTable:
 
 
 def voc_colour(index: int) -> int:
-    """The colour of a palette index in VOC's colour map: its bits dealt to red, green and blue, the highest first."""
+    """Return the colour of an index in VOC's colour map, whose bits go to red, green and blue in turn."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -230,7 +210,7 @@ def voc_colour(index: int) -> int:
 
 
 def read_split(folder: Path, listed: Path | None) -> Converted:
-    """The images of a list, or all that have a mask or an XML file."""
+    """Read the images of a list, or all that have a mask."""
     table = read_class_table(folder)
     builder = CocoBuilder(image_folder(folder), table.names() if table else ())
     finder = ImageFinder(builder.image_folder)
@@ -238,7 +218,11 @@ def read_split(folder: Path, listed: Path | None) -> Converted:
         names = list(read_list(listed, builder.problems).values())
     else:
         masks = instances_folder(folder)
-        names = [p.relative_to(masks).with_suffix("").as_posix() for p in files_below(masks) if is_mask_name(p.name)]
+        names = [
+            p.relative_to(masks).with_suffix("").as_posix()
+            for p in files_below(masks)
+            if p.suffix.lower() in MASK_SUFFIXES
+        ]
     for name in dict.fromkeys(names):
         file_name = finder.find(f"{name}.jpg", finder.root)
         if file_name is None:
@@ -248,12 +232,8 @@ def read_split(folder: Path, listed: Path | None) -> Converted:
     return builder.converted()
 
 
-def is_mask_name(name: str) -> bool:
-    return name.lower().endswith(MASK_SUFFIXES)
-
-
 def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str, table: ClassTable | None) -> None:
-    """Add an image with its objects from the masks, and from the XML file where there is one."""
+    """Add an image with its objects from the masks and, if there is one, from the XML file."""
     instances, classes = (
         read_masks(builder, masks_folder(folder, kind), name) for kind in ("SegmentationObject", "SegmentationClass")
     )
@@ -285,19 +265,27 @@ def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str,
     names: list[str | None] = [None] * len(crops)
     if table:
         names = [class_of_crop(builder, crop, classes, table, file_name) for crop in crops]
-    if xml_objects is not None:
-        crops, names = add_xml_objects(builder, image, xml_objects, crops, names)
-    for (left, top, crop), class_name in zip(crops, names):
-        if class_name is None and not table:
-            builder.problems.add("no class", f"{file_name}: a mask at x {left}, y {top} without an object in the XML")
-        elif class_name is not None:
-            builder.add_object(image, class_name, crops=[(left, top, crop)])
+    matched = match_masks(xml_objects or [], crops, names)
+    for thing, mask in zip(xml_objects or [], matched):
+        crops_of = [] if mask is None else [mask]
+        builder.add_object(image, thing.name, crops=crops_of, box=thing.box, crowd=thing.difficult)
+    taken = {id(mask) for mask in matched}
+    for crop, class_name in zip(crops, names):
+        if id(crop) in taken:
+            continue
+        if class_name is not None:
+            builder.add_object(image, class_name, crops=[crop])
+        elif not table:
+            place = f"x {crop[0]}, y {crop[1]}"
+            builder.problems.add("no class", f"{file_name}: a mask at {place} without an object in the XML")
 
 
 def read_masks(builder: CocoBuilder, folder: Path | None, name: str) -> MaskImage | None:
-    """One mask image; None if there is none or it cannot be used, which is noted."""
-    path = find_mask(folder, name) if folder else None
-    if folder is None or path is None:
+    """Read a mask image; None if it is missing or cannot be used, which is noted."""
+    if folder is None:
+        return None
+    path = next((path for suffix in MASK_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+    if path is None:
         return None
     try:
         return read_mask_image(path)
@@ -309,7 +297,7 @@ def read_masks(builder: CocoBuilder, folder: Path | None, name: str) -> MaskImag
 def class_of_crop(
     builder: CocoBuilder, crop: Crop, classes: MaskImage | None, table: ClassTable, file_name: str
 ) -> str | None:
-    """The class that most pixels of an instance have; None if that is none, which is noted."""
+    """Return the most frequent class of an instance's pixels; None if there is none, which is noted."""
     left, top, pixels = crop
     if classes is None:
         if len(table.names()) == 1:
@@ -333,8 +321,8 @@ def class_of_crop(
     return names.get(best)
 
 
-def read_xml(builder: CocoBuilder, folder: Path, name: str) -> list[XMLObject] | None:
-    """The objects of an image's XML file; None if there is no such file.
+def read_xml(builder: CocoBuilder, folder: Path, name: str) -> list[VOCObject] | None:
+    """Read the objects of an image's XML file; None if there is no such file.
 
     Raises:
         ValueError: the file cannot be used.
@@ -344,50 +332,4 @@ def read_xml(builder: CocoBuilder, folder: Path, name: str) -> list[XMLObject] |
         return None
     root = parse_xml(path)
     size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
-    objects = []
-    for number, element in enumerate(root.findall("object"), start=1):
-        class_name = (element.findtext("name") or "").strip()
-        try:
-            if not class_name:
-                raise UnusableObject("no class", "has no name")
-            box = read_box(element, class_name, size)
-        except UnusableObject as error:
-            builder.problems.add(error.kind, f"Annotations/{name}.xml, object {number}: {error}")
-        else:
-            objects.append(XMLObject(class_name, box, (element.findtext("difficult") or "0").strip() == "1"))
-    return objects
-
-
-def add_xml_objects(
-    builder: CocoBuilder, image: dict, objects: list[XMLObject], crops: list[Crop], names: list[str | None]
-) -> tuple[list[Crop], list[str | None]]:
-    """Add the objects of an XML file, each with the mask that its box covers best.
-
-    Returns:
-        The crops that no object has, and their classes.
-    """
-    left = dict(enumerate(crops))
-    for thing, k in match_boxes(objects, crops, names):
-        mask = [] if k is None else [left.pop(k)]
-        builder.add_object(image, thing.name, crops=mask, box=thing.box, crowd=thing.difficult)
-    return list(left.values()), [names[k] for k in left]
-
-
-def match_boxes(
-    objects: list[XMLObject], crops: list[Crop], names: list[str | None]
-) -> Iterator[tuple[XMLObject, int | None]]:
-    """Each object with the number of its crop or None: pairs of one class, where known, the best overlap first."""
-    boxes = np.array([thing.box for thing in objects], dtype=np.float64).reshape(-1, 1, 4)
-    extents = [(x, y, x + crop.shape[1], y + crop.shape[0]) for x, y, crop in crops]
-    overlaps = ious(boxes, np.array(extents, dtype=np.float64).reshape(1, -1, 4)).tolist()
-    pairs = [
-        (-overlaps[i][k], i, k)
-        for i, thing in enumerate(objects)
-        for k in range(len(crops))
-        if overlaps[i][k] >= SMALLEST_OVERLAP and names[k] in (None, thing.name)
-    ]
-    matched: dict[int, int] = {}
-    for _, i, k in sorted(pairs):
-        if i not in matched and k not in matched.values():
-            matched[i] = k
-    yield from ((thing, matched.get(i)) for i, thing in enumerate(objects))
+    return list(read_objects(root, name, size, builder.problems).values())

@@ -15,9 +15,9 @@ from dataset_files.layouts.text_files import read_lines
 from dataset_files.layouts.yolo_splits import CLASS_LISTS, POSES, YoloSplit, find_yaml, read_splits, splits_of_folders
 from dataset_files.problems import shown
 
-OUTSIDE = 1e-6  # beyond [0, 1] by more than rounding
-FAR = 1.0  # beyond [0, 1], where coordinates can only be meant in pixels
-POSE_SLACK = 0.02  # of the image size by which key points lie outside their box
+OUTSIDE = 1e-6  # distance from [0, 1] that is more than rounding
+FAR = 1.0  # distance from [0, 1] of coordinates that must be pixels
+POSE_SLACK = 0.02  # image sizes by which key points may lie outside their box
 
 
 def find(root: Path) -> list[SplitFiles]:
@@ -47,10 +47,10 @@ class LabelFiles:
     """The images of a split and their label files.
 
     Attributes:
-        images: path -> its name in messages, in the order of the split's entries; those of a list may be missing.
+        images: path -> name in messages, in the order of the split's entries; images of a list may be missing.
         folders: folder of images -> folder of their label files.
         of_images: image -> label file in that folder, else the one beside the image; None if it has neither.
-        beside: label files beside images that have a folder of labels.
+        beside: label files beside images that also have a folder of labels.
     """
 
     def __init__(self, split: YoloSplit):
@@ -73,7 +73,7 @@ class LabelFiles:
         return inside
 
     def shared(self) -> dict[Path, list[str]]:
-        """Label files that belong to several images of a folder, and the names of these."""
+        """Map label files that belong to several images of a folder to the names of these images."""
         stems: dict[Path, list[str]] = {}
         for folder, labels in self.folders.items():
             for name in sorted(filter(is_image_name, self.names[folder])):
@@ -82,9 +82,9 @@ class LabelFiles:
         return {path: names for path, names in stems.items() if len(names) > 1 and path in used}
 
     def lonely(self) -> list[Path]:
-        """Label files in the split's folders of labels that belong to no image."""
+        """List the label files in the split's folders of labels that belong to no image."""
         if not all(entry.is_dir() for entry in self.split.entries):
-            return []  # others of the folder belong to other lists
+            return []  # the others may belong to other lists
         places = {*self.folders.values(), *(replaced_folder(entry, self.split.base) for entry in self.split.entries)}
         places -= {*self.folders, *self.split.entries}
         used = set(self.of_images.values())
@@ -93,7 +93,7 @@ class LabelFiles:
 
 
 def is_label_file(path: Path) -> bool:
-    """Whether the first line of a text file that is not empty is an object in YOLO's form."""
+    """Whether the first line of a text file that is not empty has YOLO's form."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         line = next(filter(str.strip, file), "")
     with suppress(ValueError):
@@ -103,14 +103,14 @@ def is_label_file(path: Path) -> bool:
 
 
 def inputs_of(split: YoloSplit) -> list[Path]:
-    """The folders of images and label files, and the lists of images, which may be anywhere in `base`."""
+    """Return the folders and lists that are read; images of a list may be anywhere in `base`."""
     folders = [entry for entry in split.entries if entry.is_dir()]
     listed = [split.base] if len(folders) < len(split.entries) else []
     return [*split.entries, *(replaced_folder(folder, split.base) for folder in folders), *listed]
 
 
 def listed_images(split: YoloSplit) -> dict[Path, str]:
-    """The images of a split, see `LabelFiles`."""
+    """Return the images of a split, see `LabelFiles`."""
     found: dict[Path, str] = {}
     for entry in split.entries:
         if entry.is_dir():
@@ -122,7 +122,7 @@ def listed_images(split: YoloSplit) -> dict[Path, str]:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """The images of a .txt with one path per line: relative to the list or to `base`, or of another machine."""
+    """Read a list of image paths: relative to the list or to `base`, or from another machine."""
     finder = ImageFinder(base)
     images = {}
     for line in filter(None, (line.replace("\\", "/") for line in read_lines(path))):
@@ -134,7 +134,7 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def listed_image(finder: ImageFinder, line: str, folder: Path) -> str | None:
-    """An image of a list, relative to the finder's root: by as many of its last folders as lead to a file."""
+    """Find an image of a list by as many of its last folders as lead to a file, relative to the finder's root."""
     parts = [part for part in PurePosixPath(line).parts if part not in (".", "..")]
     tails = ["/".join(parts[k:]) for k in range(len(parts))]
     found = (finder.at(place, tail) for tail in (line, *tails) for place in (folder, finder.root))
@@ -142,7 +142,7 @@ def listed_image(finder: ImageFinder, line: str, folder: Path) -> str | None:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Where the label files of images in a folder are: the last "images" in its path replaced, else beside them."""
+    """Return the folder of label files: "labels" for the last "images" in the path of the images, else their folder."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
@@ -161,7 +161,7 @@ def replaced_folder(images: Path, base: Path) -> Path:
 
 
 def read_yolo(split: YoloSplit) -> Converted:
-    """Read all images of a split and the objects of their label files.
+    """Read the images of a split and the objects in their label files.
 
     Raises:
         ValueError: no image has a label file, or the labels are those of poses.
@@ -190,7 +190,7 @@ def read_yolo(split: YoloSplit) -> Converted:
 
 
 def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSplit) -> list[list[float]]:
-    """Add the objects of one label file, one per line, and return the coordinates of those that are no boxes."""
+    """Add the objects of one label file, one per line, and return the coordinates of the outlines."""
     name, outlines = split.short(path), []
     try:
         lines = read_lines(path, builder.problems)
@@ -216,10 +216,10 @@ def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSpl
 
 
 def are_poses(outlines: list[list[float]]) -> bool:
-    """Whether all outlines of a split are boxes followed by two or more points inside them.
+    """Whether all outlines of a split are poses: boxes followed by two or more points inside them.
 
-    Both have the same form. Poses all have the same length, and a box's width and height, taken as a corner, are
-    mostly far from the other corners. Points may be followed by 0, 1 or 2 for their visibility.
+    Both look alike. But poses all have the same length, and the width and height of a box, read as a corner, are mostly
+    far from the other corners. Each point may be followed by its visibility: 0, 1 or 2.
     """
     if len({len(outline) for outline in outlines}) != 1 or len(outlines[0]) < 8:
         return False
@@ -247,7 +247,7 @@ def are_poses(outlines: list[list[float]]) -> bool:
 
 
 def parse_label_line(line: str) -> tuple[int, list[float]]:
-    """Class number and coordinates of a line.
+    """Parse the class number and the coordinates of a line.
 
     Raises:
         ValueError: it is not a class and a box or outline in fractions of the image.
@@ -270,7 +270,7 @@ def parse_label_line(line: str) -> tuple[int, list[float]]:
 
 
 def add_labelled(builder: CocoBuilder, image: dict, class_name: str, values: list[float], where: str) -> None:
-    """Add an object from fractions of the image: x, y of the centre, width and height of a box, or an outline."""
+    """Add an object from fractions of the image: the centre, width and height of a box, or an outline."""
     width, height = image["width"], image["height"]
     if len(values) == 4:
         x, y, w, h = values

@@ -13,7 +13,7 @@ LARGEST_YAML = 4 << 20  # bytes
 SPLIT_KEY = re.compile(r"^(train|val|valid|validation|test)\s*:", re.MULTILINE)
 CLASS_LISTS = ("classes.txt", "obj.names")
 NO_VALUE = ("", "~", "null")
-POSES = "labels of poses hold a box and key points, and no outlines; export segmentation instead"
+POSES = "pose labels hold a box and key points, and no outlines; export segmentation instead"
 NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 
@@ -26,7 +26,7 @@ class YoloSplit:
         base: the folder that file names are relative to.
         class_names: by class number.
         entries: image folders and lists of images.
-        problems: found in the YAML or the list of classes.
+        problems: of the YAML or the list of classes.
     """
 
     source: Path
@@ -36,12 +36,12 @@ class YoloSplit:
     problems: Problems
 
     def short(self, path: Path) -> str:
-        """A path in messages: relative to `base` if it lies there."""
+        """Format a path for messages: relative to `base` if it is inside."""
         return path.relative_to(self.base).as_posix() if path.is_relative_to(self.base) else str(path)
 
 
 def find_yaml(root: Path) -> Path | None:
-    """The YAML file with `names` and splits; the usual name first, then the alphabet."""
+    """Find the YAML file with `names` and splits; prefer the usual names, then the first in alphabetical order."""
     if root.is_file():
         return root if root.suffix.lower() in (".yaml", ".yml") else None
     names = sorted(name for name in names_in(root) if name.lower().endswith((".yaml", ".yml")))
@@ -55,7 +55,7 @@ def find_yaml(root: Path) -> Path | None:
 
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
-    """The splits that a YAML names and that exist."""
+    """Read the splits of a YAML file that exist."""
     problems = Problems()
     content = read_yaml(yaml, problems)
     if not isinstance(content, dict):
@@ -89,7 +89,7 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
 
 
 def read_class_names(names: object, yaml: Path) -> list[str]:
-    """Class names by number, from a list or from a mapping of numbers 0, 1, 2, ..."""
+    """Read class names from a list, or from a mapping of the numbers 0, 1, 2, ..."""
     if isinstance(names, dict) and names and all(key.isdecimal() for key in names):
         by_number = {int(key): name for key, name in names.items()}
         if sorted(by_number) == list(range(len(names))):
@@ -102,7 +102,7 @@ def read_class_names(names: object, yaml: Path) -> list[str]:
 
 
 def base_folder(path: object, yaml: Path) -> Path:
-    """The folder of the data: `path` if it exists, relative to the YAML or absolute, else the YAML's folder."""
+    """Return the folder of the data: `path` if it exists, else the YAML's folder."""
     if isinstance(path, str) and path:
         named = yaml.parent / path.replace("\\", "/")
         if named.is_dir():
@@ -111,10 +111,10 @@ def base_folder(path: object, yaml: Path) -> Path:
 
 
 def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
-    """The folder or list that an entry of the YAML means; None if there is none.
+    """Find the folder or list that an entry of the YAML refers to; None if there is none.
 
-    Roboflow writes ../train/images or NAME-1/train/images for train/images beside the YAML; an absolute path of another
-    machine is recognised by its last parts. All are looked for before a path that leaves the folder.
+    Roboflow writes ../train/images or NAME-1/train/images for train/images beside the YAML. An absolute path from
+    another machine is found by its last parts. Places inside the folder are tried before a path that leaves it.
     """
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     inner = [part for part in parts if part not in ("..", ".", "/")]
@@ -127,7 +127,7 @@ def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
 
 
 def common_base(base: Path, entries: list[Path]) -> Path:
-    """The folder that file names are relative to: `base` if all entries lie in it, else what they share."""
+    """Return the folder that file names are relative to: `base` if all entries lie in it, else one above them all."""
     base = Path(base)
     if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
         return base
@@ -135,7 +135,7 @@ def common_base(base: Path, entries: list[Path]) -> Path:
     shared = resolved[0] if resolved[0].is_dir() else resolved[0].parent
     while not all(entry.is_relative_to(shared) for entry in resolved):
         shared = shared.parent
-    # One level up, labels beside images are below it too.
+    # One level up, so that it also contains the folders of labels.
     return shared.parent
 
 
@@ -143,7 +143,7 @@ def common_base(base: Path, entries: list[Path]) -> Path:
 
 
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
-    """The splits of a folder that has a list of classes instead of a YAML; {} if it has none.
+    """Find the splits of a folder that has a list of classes instead of a YAML; {} if it has none.
 
     Raises:
         ValueError: lists of classes contradict each other.
@@ -160,15 +160,15 @@ def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
 
 
 def lists_in(folder: Path) -> dict[str, Path]:
-    """The lists of images in a folder, such as train.txt, by split."""
+    """Find the lists of images in a folder, such as train.txt, by split."""
     names = [name for name in names_in(folder) if name.lower().endswith(".txt")]
     return {SPLIT_NAMES.get(Path(name).stem.lower(), "no list"): folder / name for name in names}
 
 
 def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | None:
-    """The list of classes in a folder, or beside its label files, and the names in it.
+    """Find and read the list of classes in a folder, or beside its label files.
 
-    labelImg writes one into every folder of labels, and adds new classes at the end of only one.
+    labelImg writes one into every folder of labels, but appends new classes to only one of them.
 
     Raises:
         ValueError: a list is not readable, or one is not the beginning of the other.
@@ -192,7 +192,7 @@ def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | 
 
 
 def read_class_list(path: Path, problems: Problems) -> list[str]:
-    """One class name per line.
+    """Read one class name per line.
 
     Raises:
         ValueError: the file is not text, or has empty or repeated lines.

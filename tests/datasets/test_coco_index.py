@@ -222,7 +222,7 @@ def test_wrong_annotations_are_named_and_left_out(file, changes, kind, named):
     file.write_text(json.dumps({**CONTENT, "annotations": [ANNOTATIONS[0], wrong, *ANNOTATIONS[1:]]}))
     with_it = open_index(file)
     assert {k: with_it.problems.counts[k] for k in with_it.problems.wrong()} == {kind: 1}
-    assert re.search(named, with_it.problems.in_words(kind)), with_it.problems.in_words(kind)
+    assert re.search(named, with_it.problems.describe(kind)), with_it.problems.describe(kind)
     assert read_stored(file, stamp_of(file)).problems == with_it.problems
     assert contents(with_it) == expected
 
@@ -249,7 +249,7 @@ def test_what_training_can_do_without_is_counted_and_kept_for_evaluation(file, c
     file.write_text(json.dumps({**CONTENT, "annotations": [own, annotation(9, 20)]}))
     index = open_index(file)
     assert index.problems.counts == {kind: 1} and not index.problems.wrong()
-    assert "annotation 8 of image 20 (20.png)" in index.problems.in_words(kind)
+    assert "annotation 8 of image 20 (20.png)" in index.problems.describe(kind)
     assert [a["id"] for a in index.annotations(2, only_usable=False)] == [8, 9]
     assert [a["id"] for a in index.annotations(2, only_usable=True)] == ([8, 9] if usable else [9])
 
@@ -279,7 +279,7 @@ def test_wrong_entries_of_the_other_lists_are_named_and_left_out(file, key, entr
     file.write_text(json.dumps({**CONTENT, key: [*CONTENT[key], entry]}))
     index = open_index(file)
     assert {k: index.problems.counts[k] for k in index.problems.wrong()} == {kind: 1}
-    assert re.search(named, index.problems.in_words(kind)), index.problems.in_words(kind)
+    assert re.search(named, index.problems.describe(kind)), index.problems.describe(kind)
     assert contents(index) == expected
 
 
@@ -308,9 +308,9 @@ def test_of_many_problems_three_are_named_and_all_are_counted(file):
     bad = [annotation(i, 10, bbox=[1, 2, 3, float("nan")]) for i in range(100, 120)]
     file.write_text(json.dumps({**CONTENT, "annotations": [*bad, annotation(7, 99), *ANNOTATIONS]}))
     problems = open_index(file).problems
-    assert problems.counts["box numbers"] == 20 and "and 17 more" in problems.in_words("box numbers")
+    assert problems.counts["box numbers"] == 20 and "and 17 more" in problems.describe("box numbers")
     assert [f"annotation {i} of" in problems.summary() for i in (100, 101, 102, 103)] == [False] * 4
-    assert [f"annotation {i} of" in problems.in_words("box numbers") for i in range(100, 104)] == [True] * 3 + [False]
+    assert [f"annotation {i} of" in problems.describe("box numbers") for i in range(100, 104)] == [True] * 3 + [False]
     assert "boxes with numbers that are not finite (20)" in problems.summary()
 
 
@@ -384,7 +384,7 @@ def test_boxes_that_fit_badly_are_said_and_used(tmp_path, change, kinds):
     index = make_index(annotations_file(tmp_path, with_boxes(change)))
     assert list(index.problems.counts) == kinds and index.usable_counts().sum() == 6
     if kinds:
-        assert re.search("median IoU of boxes and masks 0.[2-7].*--boxes-from-masks", index.problems.in_words(*kinds))
+        assert re.search("median IoU of boxes and masks 0.[2-7].*--boxes-from-masks", index.problems.describe(*kinds))
 
 
 def test_single_loose_box_is_no_problem(tmp_path):

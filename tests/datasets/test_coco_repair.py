@@ -311,7 +311,7 @@ def test_names_lead_to_the_one_file_that_fits(photos, name, expected):
 def test_of_two_files_that_fit_none_is_taken(photos):
     names, problems = resolve(["a.jpg", "001.jpg"], photos)
     assert names == ["a.jpg", "001.jpg"] and problems.counts == {"ambiguous": 1}
-    assert "'001.jpg' may be 'cam1/001.JPG' or 'cam2/001.JPG'" in problems.in_words("ambiguous")
+    assert "'001.jpg' may be 'cam1/001.JPG' or 'cam2/001.JPG'" in problems.describe("ambiguous")
 
 
 def test_links_out_of_the_folder_are_not_found_but_linked_folders_are(photos, tmp_path):

@@ -143,7 +143,7 @@ def test_labelme_text_in_another_encoding_says_as_what_it_was_read(tmp_path: Pat
     (tmp_path / "a.json").write_bytes(text.encode("shift-jis"))
     problems = only(labelme_files, tmp_path).problems
     wrong = text.encode("shift-jis").decode("gb18030").partition('"label": "')[2].partition('"')[0]
-    assert f"a.json as GB 18030, e.g. '{wrong}'" in problems.in_words("assumed encoding") and not problems.wrong()
+    assert f"a.json as GB 18030, e.g. '{wrong}'" in problems.describe("assumed encoding") and not problems.wrong()
 
 
 def test_labelme_broken_image_inside_a_json_is_named(tmp_path: Path, monkeypatch) -> None:

@@ -150,7 +150,7 @@ def test_broken_masks_are_named(layout: str, module: ModuleType, path: str, tmp_
     break_file(tmp_path / path)
     converted = only(module, tmp_path)
     assert converted.problems.wrong() == ["masks"]
-    assert Path(path).name in converted.problems.in_words("masks")
+    assert Path(path).name in converted.problems.describe("masks")
 
 
 def test_masks_with_a_single_value_are_counted_and_images_without_mask_left_out(tmp_path: Path) -> None:
@@ -348,6 +348,6 @@ def write_semantic(root: Path, places: list[tuple[int, int]]) -> None:
 def test_masks_of_classes_in_place_of_objects_are_named(tmp_path: Path) -> None:
     write_semantic(tmp_path / "classes", [(2, 10), (2, 40)])
     problems = only(mask_folders, tmp_path / "classes").problems
-    assert "6 of 6 values lie in several places" in problems.in_words("semantic masks") and not problems.wrong()
+    assert "6 of 6 values lie in several places" in problems.describe("semantic masks") and not problems.wrong()
     write_semantic(tmp_path / "objects", [(2, 10)])  # an object behind another one lies in two places, too
     assert only(mask_folders, tmp_path / "objects").problems.counts == {}

@@ -310,7 +310,7 @@ def test_names_of_any_length_and_encoding_have_a_place_in_the_cache(name, tmp_pa
 
 
 def test_headers_of_data_that_are_not_split_are_read_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_headers, "KEPT_FROM", 1)
+    monkeypatch.setattr(image_headers, "STORED_FROM", 1)
     folder = make_unsplit(tmp_path / "mine", 8)
     (folder / "result.index").write_text("a file of the user")
     count_or_error(folder)

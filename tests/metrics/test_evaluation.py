@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from my_dataset_coco import coco_object
 from my_dataset_voc import VOCInstances
 from network_files.masks.paste import encode_masks
 from tests.helpers.official_metrics import official_evaluation
+from train_utils import evaluation
 from train_utils.classes import ClassTable
+from train_utils.errors import InputError
 from train_utils.metrics import coco_evaluation
 from train_utils.metrics.coco_evaluation import (
     METRIC_NAMES,
@@ -373,3 +376,17 @@ def test_pycocotools_agrees_on_every_class(many, iou_type):
     precision = dict(zip(theirs.params.catIds, theirs.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1)))
     expected = [float(precision[CLASSES.category_ids[c.label]].mean()) for c in ours.classes]
     assert [c.ap for c in ours.classes] == pytest.approx(expected, rel=1e-15)
+
+
+def test_an_evaluation_without_a_readable_image_ends_with_the_first_reason(monkeypatch):
+    class Loader(list):
+        dataset = ("a.png", "b.png")
+
+    batches = [([None], [{"image_id": k, "unreadable": [f"{name}: broken"]}]) for k, name in enumerate(Loader.dataset)]
+    monkeypatch.setattr(evaluation, "ready_for_inference", lambda model, precision: model)
+    monkeypatch.setattr(evaluation, "CocoEvaluator", lambda *_: None)
+    arguments = (Loader(batches), None, None, torch.device("cpu"), None)
+    with pytest.raises(InputError, match="a.png: broken; none of the 2 images can be evaluated"):
+        evaluation.detect_all(SimpleNamespace(continuous_paste=False), *arguments, [])
+    with pytest.raises(InputError, match="^a.png: broken$"):
+        evaluation.detect_all(SimpleNamespace(continuous_paste=False), *arguments)

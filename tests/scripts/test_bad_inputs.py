@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from dataset_files import image_headers
 from dataset_files.image_headers import check_images
 from dataset_files.image_reading import read_image
+from dataset_files.layouts.voc_files import parse_xml
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import as_rgb, is_turned
-from dataset_files.voc_files import parse_xml
 from prediction.sources import unique_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
 from tests.helpers.commands import Outcome
@@ -83,7 +83,7 @@ def test_git_lfs_pointers_are_named(tmp_path):
     dataset = open_split(str(tmp_path), True)
     dataset.image_path(0).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
     problems, items = check_images(dataset)
-    assert problems.counts == {"lfs": 1} and items == [0] and "git lfs pull" in problems.in_words("lfs")
+    assert problems.counts == {"lfs": 1} and items == [0] and "git lfs pull" in problems.describe("lfs")
 
 
 # ---------------------------------------------------------------------------------------------- pixels of odd pictures
@@ -205,7 +205,7 @@ def test_fields_that_nothing_needs_do_not_end_the_evaluation(tmp_path, key, fiel
 
 
 def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_headers, "KEPT_FROM", 0)
+    monkeypatch.setattr(image_headers, "STORED_FROM", 0)
     make_coco(tmp_path / "data")
     images, read = tmp_path / "data" / "train2017", []
     header = image_headers.read_header

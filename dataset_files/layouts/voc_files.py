@@ -4,13 +4,12 @@ Only paths of the devkit's layout are opened, whatever paths the files contain, 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -19,9 +18,9 @@ from PIL import Image
 
 from dataset_files.boxes import ious
 from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.problems import Problems, leaves_folder, shown
 from network_files.masks.instance_masks import crop_to_content
-from network_files.masks.rle import compress, encode_crop
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -32,23 +31,22 @@ LARGEST_XML = 10 << 20  # bytes
 SMALLEST_OVERLAP = 0.2  # with a smaller IoU, an object's box and the box around a mask do not match
 READERS = 4  # threads
 
-Crop: TypeAlias = tuple[int, int, np.ndarray]  # left, top and bool [h, w]
-
 
 @dataclass
 class VOCObject:
-    label: int
-    box: tuple[float, float, float, float]  # x1y1x2y2, 0-based, with exclusive right and lower edges
+    """An object of an XML file; its box is x1y1x2y2, 0-based, with exclusive right and lower edges."""
+
+    name: str
+    box: tuple[float, float, float, float]
     difficult: bool
 
 
 class VOCImage(NamedTuple):
-    """Size (height, width), objects and problems of one image; `is_usable` if it becomes part of the dataset."""
+    """Size (height, width) and objects with their masks, or None if the image cannot be used."""
 
     size: tuple[int, int]
-    objects: list[dict]
+    objects: list[tuple[VOCObject, Crop | None]] | None
     problems: Problems
-    is_usable: bool
 
 
 def find_voc_folder(root: str | Path, year: str) -> Path:
@@ -77,117 +75,89 @@ def voc_split(folder: Path, txt_name: str) -> SplitFiles:
     )
 
 
-def xml_path(folder: Path, name: str) -> Path:
-    return folder / "Annotations" / f"{name}.xml"
-
-
-def instances_path(folder: Path, name: str) -> Path:
-    return folder / "SegmentationObject" / f"{name}.png"
-
-
-def classes_path(folder: Path, name: str) -> Path:
-    return folder / "SegmentationClass" / f"{name}.png"
-
-
 def convert_list(folder: Path, listed: Path) -> Converted:
     """Convert the images of a list to COCO's form; an image's id is its line number.
 
     Difficult objects become crowds. So do objects without a mask, whose box becomes the mask.
     """
     problems = Problems()
-    names = read_list(listed, problems)
-    categories = [{"id": label, "name": name} for label, name in enumerate(VOC_CLASSES, start=1)]
-    images: list[dict] = []
-    annotations: list[dict] = []
+    lines = read_list(listed, problems)
+    names: dict[str, int] = {}
+    repeated = [name for number, name in lines.items() if names.setdefault(name, number) != number]
+    problems.add_all("repeated image", repeated, lambda name: f"{name} in {listed.name}")
+    builder = CocoBuilder(folder / "JPEGImages", VOC_CLASSES, problems)
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(partial(read_voc_image, folder), names.values())
-        for (number, name), image in zip(names.items(), read):
+        for name, image in zip(names, pool.map(partial(read_voc_image, folder), names)):
             problems.update(image.problems)
-            if image.is_usable:
-                height, width = image.size
-                images.append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
-                for entry in image.objects:
-                    annotations.append({"id": len(annotations) + 1, "image_id": number, **entry})
-    return Converted({"images": images, "annotations": annotations, "categories": categories}, problems)
+            entry = None if image.objects is None else builder.add_image(f"{name}.jpg", image.size)
+            if entry is not None:
+                entry["id"] = names[name]
+                for thing, crop in image.objects or ():
+                    mask, is_crowd = crop or box_crop(thing), crop is None or thing.difficult
+                    builder.add_object(entry, thing.name, crops=[mask], box=thing.box, crowd=is_crowd)
+    return builder.converted()
 
 
 def read_voc_image(folder: Path, name: str) -> VOCImage:
     """Read one image's XML file and masks. An image is not usable if its files, or all its objects, are invalid."""
     problems = Problems()
     try:
-        root = parse_xml(xml_path(folder, name))
+        root = parse_xml(folder / "Annotations" / f"{name}.xml")
         size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
     except (ValueError, OSError) as error:
         problems.add("xml", f"Annotations/{name}.xml: {error}")
-        return VOCImage((0, 0), [], problems, False)
-    objects = []
-    elements = root.findall("object")
-    for number, element in enumerate(elements, start=1):
-        where = f"Annotations/{name}.xml, object {number}"
-        try:
-            thing = read_object(element, size)
-        except UnusableObject as error:
-            problems.add(error.kind, f"{where}: {error}")
-            continue
-        if thing.box[0] >= thing.box[2] or thing.box[1] >= thing.box[3]:
-            problems.add("box outside", f"{where} in {size[1]}x{size[0]}")
-        else:
-            objects.append((number, thing))
+        return VOCImage((0, 0), None, problems)
+    objects = read_objects(root, name, size, problems, VOC_CLASSES)
+    for number, (x1, y1, x2, y2) in [(number, thing.box) for number, thing in objects.items()]:
+        if x1 >= x2 or y1 >= y2:
+            problems.add("box outside", f"Annotations/{name}.xml, object {number} in {size[1]}x{size[0]}")
+            del objects[number]
     try:
-        matched = match_masks([thing for _, thing in objects], *read_masks(folder, name, size)) if objects else []
+        matched = match_masks(list(objects.values()), *read_masks(folder, name, size)) if objects else []
     except (FileNotFoundError, ValueError) as error:
         problems.add("masks", str(error))
-        return VOCImage(size, [], problems, False)
-    entries = []
-    for (number, thing), crop in zip(objects, matched):
+        return VOCImage(size, None, problems)
+    for (number, thing), crop in zip(objects.items(), matched):
         if crop is None and not thing.difficult:
-            class_name = VOC_CLASSES[thing.label - 1]
-            problems.add("no mask", f"Annotations/{name}.xml, object {number}, '{class_name}'")
-        entries.append(annotation_of(thing, crop, size))
-    return VOCImage(size, entries, problems, bool(entries or not elements))
+            problems.add("no mask", f"Annotations/{name}.xml, object {number}, '{thing.name}'")
+    is_usable = bool(objects) or root.find("object") is None
+    return VOCImage(size, list(zip(objects.values(), matched)) if is_usable else None, problems)
 
 
-def annotation_of(thing: VOCObject, crop: Crop | None, size: tuple[int, int]) -> dict:
-    """Convert an object to COCO's form; without a crop, its box becomes its mask."""
-    x1, y1, x2, y2 = thing.box
-    if crop is None:
-        left, top = int(x1), int(y1)
-        crop = left, top, np.ones((max(int(y2) - top, 1), max(int(x2) - left, 1)), dtype=bool)
-        thing = VOCObject(thing.label, thing.box, difficult=True)
-    left, top, pixels = crop
-    (code,) = compress([encode_crop(pixels, left, top, *size)])
-    return {
-        "category_id": thing.label,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": float(np.count_nonzero(pixels)),
-        "iscrowd": int(thing.difficult),
-        "segmentation": {"size": list(size), "counts": code["counts"].decode()},
-    }
+def box_crop(thing: VOCObject) -> Crop:
+    """Return the pixels of an object's box."""
+    x1, y1, x2, y2 = map(int, thing.box)
+    return x1, y1, np.ones((max(y2 - y1, 1), max(x2 - x1, 1)), dtype=bool)
 
 
-def read_masks(folder: Path, name: str, size: tuple[int, int]) -> tuple[list[Crop], list[int]]:
+def read_masks(folder: Path, name: str, size: tuple[int, int]) -> tuple[list[Crop], list[str]]:
     """Read the instances of an image's PNGs: their crops, and the most frequent class of their pixels."""
-    instances = read_palette_png(instances_path(folder, name), size)
-    classes = read_palette_png(classes_path(folder, name), size)
-    crops, labels = [], []
+    instances, classes = (
+        read_palette_png(folder / kind / f"{name}.png", size) for kind in ("SegmentationObject", "SegmentationClass")
+    )
+    crops, names = [], []
     for number in np.unique(instances):
         if number not in (0, VOID_LABEL):
             left, top, crop = crop_to_content(instances == number)
             crops.append((left, top, crop))
             within = classes[top : top + crop.shape[0], left : left + crop.shape[1]][crop]
-            labels.append(int(np.bincount(within).argmax()))
-    return crops, labels
+            names.append(dict(enumerate(VOC_CLASSES, start=1)).get(int(np.bincount(within).argmax()), ""))
+    return crops, names
 
 
-def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], labels: Sequence[int]) -> list[Crop | None]:
+def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequence[str | None]) -> list[Crop | None]:
     """Return the crop of each XML object's mask, or None: match by class and overlap, best pairs first.
 
-    The order in the XML is no help, since objects without a mask stand between the others.
+    The order in the XML does not help, since some objects have no mask.
+
+    Args:
+        names: the classes of the crops, None where unknown.
     """
-    boxes = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64).reshape(-1, 4)
-    overlap = ious(np.array([thing.box for thing in objects])[:, None], boxes)
-    same_class = np.array([[thing.label == label for label in labels] for thing in objects], dtype=bool)
-    overlap *= same_class.reshape(overlap.shape)
+    extents = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64)
+    boxes = np.array([thing.box for thing in objects], dtype=np.float64).reshape(-1, 1, 4)
+    overlap = ious(boxes, extents.reshape(1, -1, 4))
+    for row, thing in enumerate(objects):
+        overlap[row, [name not in (None, thing.name) for name in names]] = 0
     matched: list[Crop | None] = [None] * len(objects)
     while overlap.size and overlap.max() >= SMALLEST_OVERLAP:
         row, column = map(int, np.unravel_index(overlap.argmax(), overlap.shape))
@@ -254,13 +224,29 @@ class UnusableObject(Exception):
         self.kind = kind
 
 
-def read_object(element: ElementTree.Element, size: tuple[int, int]) -> VOCObject:
-    """Read an object, its box clipped to the image's `size` (height, width)."""
-    name = (element.findtext("name") or "").strip()
-    if name not in VOC_CLASSES:
-        raise UnusableObject("class", shown(name))
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return VOCObject(VOC_CLASSES.index(name) + 1, read_box(element, name, size), difficult)
+def read_objects(
+    root: ElementTree.Element, name: str, size: tuple[int, int], problems: Problems, classes: Sequence[str] = ()
+) -> dict[int, VOCObject]:
+    """Read the objects of an image's XML file by number, from 1; their boxes are clipped to its size (height, width).
+
+    Args:
+        name: of the image.
+        classes: the known classes; empty if any is allowed.
+    """
+    objects = {}
+    for number, element in enumerate(root.iterfind("object"), start=1):
+        class_name = (element.findtext("name") or "").strip()
+        try:
+            if classes and class_name not in classes:
+                raise UnusableObject("class", shown(class_name))
+            if not class_name:
+                raise UnusableObject("no class", "has no name")
+            box = read_box(element, class_name, size)
+        except UnusableObject as error:
+            problems.add(error.kind, f"Annotations/{name}.xml, object {number}: {error}")
+        else:
+            objects[number] = VOCObject(class_name, box, (element.findtext("difficult") or "0").strip() == "1")
+    return objects
 
 
 def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -279,14 +265,7 @@ def read_box(element: ElementTree.Element, name: str, size: tuple[int, int]) -> 
 
 
 def read_palette_png(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read the indices of a palette PNG, uint8 [H, W]."""
-    with open_masks(path, size) as image:
-        return np.array(image)
-
-
-@contextmanager
-def open_masks(path: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
-    """Open a palette PNG and check its header.
+    """Read the indices of a palette PNG of this size (height, width), uint8 [H, W].
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -300,6 +279,6 @@ def open_masks(path: Path, size: tuple[int, int]) -> Iterator[Image.Image]:
                 raise ValueError(f"has mode {image.mode}; masks are palette images")
             if image.size != (size[1], size[0]):
                 raise ValueError(f"is {image.width}x{image.height}, but its XML has {size[1]}x{size[0]}")
-            yield image
+            return np.array(image)
     except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(f"{path}: {error}") from error
