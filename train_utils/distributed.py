@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train_utils.errors import WRONG_INPUT, InputError, is_out_of_memory
+from train_utils.errors import WRONG_INPUT, InputError, is_out_of_memory, reading_input
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
@@ -197,12 +197,14 @@ def broadcast_from_main(value: Any) -> Any:
 def run_on_main(work: Callable[[], T]) -> T | None:
     """Call `work` on the main process while the others wait; return its value there, None on the others.
 
-    An InputError on the main process ends all processes: the main one prints it, the others exit with its status.
+    A ValueError or OSError on the main process becomes an InputError there. It ends all processes: the main one prints
+    it, and the others exit with its status.
     """
     value = error = None
     if is_main():
         try:
-            value = work()
+            with reading_input():
+                value = work()
         except InputError as caught:
             error = caught
     failed = broadcast_from_main(error is not None)

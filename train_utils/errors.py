@@ -139,7 +139,8 @@ def reading_input() -> Iterator[None]:
     except BrokenPipeError:  # of stdout
         raise
     except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
 
 
 @contextmanager

@@ -37,6 +37,26 @@ def test_an_older_checkpoint_is_resumed_in_its_folder_with_overwrite_only(folder
     assert sorted(files(folder.path)) == ["det_results.txt", "model_0.pth", "seg_results.txt"]
 
 
+@pytest.mark.parametrize(
+    "line", [b"my note", b"", b"\0" * 50, b"\xff\xfe", b"{garbage", b'{"epoch": 1}', b"epoch:x  0.1"]
+)
+def test_lines_that_no_run_writes_are_dropped_with_a_warning_and_kept_aside(folder, capsys, line):
+    log = folder.path / "log.jsonl"
+    log.write_text('{"epoch": 0, "step": 1, "loss": 1}\n{"epoch": 0, "step": 2, "loss": 1}\n')
+    kept = {}
+    for file in (log, folder.path / "det_results.txt"):
+        first, rest = file.read_bytes().split(b"\n", 1)
+        kept[file] = first + b"\n" + line + b"\n" + rest
+        file.write_bytes(kept[file] + b"partial")
+    folder.roll_back_to(folder.path / "model_0.pth", CONTENT, continues=True, overwrite=True)
+    assert len(log.read_text().splitlines()) == 2
+    assert (folder.path / "det_results.txt").read_text() == "epoch:0  0.1  0.2\n"
+    for file, content in kept.items():
+        assert file.with_name(file.name + ".broken").read_bytes() == content + b"partial"
+    said = capsys.readouterr().err
+    assert said.count("dropped 1 lines that no run writes, first line 2; see ") == 2
+
+
 def test_temporary_files_of_others_stay(folder):
     theirs = [".notes.tmp", ".cache.0123456789ab.tmp", ".model_0.pth.tmp", "model_0.pth.0123456789ab.tmp"]
     for name in [

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.commands import assert_refused, run
 from train_utils.errors import InputError
 from train_utils.option_parsing import boolean_or_path
-from train_utils.options import DataSettings, TrainSettings
+from train_utils.options import DataSettings, PredictSettings, TrainSettings, ValidationSettings
 
 
 def parsed(folder: Path, content: object, *words: str) -> TrainSettings:
@@ -118,6 +118,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match="broken.json: cannot be read as JSON"):
         TrainSettings.parse("", ["--config", str(tmp_path / "broken.json")])
+
+
+@pytest.mark.parametrize("script", [TrainSettings, ValidationSettings, PredictSettings])
+def test_help_can_be_printed(script):
+    """A percent sign that argparse takes for a format ends --help in a traceback."""
+    assert "--device" in script.parser("").format_help()
 
 
 def test_the_script_ends_in_one_line(tmp_path):

@@ -21,7 +21,7 @@ from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.safe_files import LineFile, reason_of_full_disk
+from train_utils.run.safe_files import LineFile, reason_of_full_disk, valid_lines
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
@@ -139,10 +139,7 @@ class RunFolder:
         return sorted((self.path / EVENTS).glob("events.out.tfevents.*"))
 
     def lines(self, name: str) -> list[str]:
-        """Return the complete lines of a file; a power failure may leave a partial one at the end."""
-        file = self.path / name
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        return text[: text.rfind("\n") + 1].splitlines()
+        return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
         """Delete everything written after a checkpoint.

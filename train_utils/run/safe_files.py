@@ -1,8 +1,12 @@
-"""Append lines to a run's files safely, and recognise a full disk."""
+"""Append lines to a run's files and read them back safely, and recognise a full disk."""
 
 import errno
+import json
 import os
 from pathlib import Path
+
+from dataset_files.atomic_files import link_atomically
+from train_utils.errors import warn
 
 
 class LineFile:
@@ -37,6 +41,33 @@ class LineFile:
         if self.path.is_file():
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def valid_lines(path: Path) -> list[str]:
+    """Return the complete lines of a results file or a log; if other lines are invalid, keep the file and warn.
+
+    A power failure may leave a partial line or zeros, and an editor anything.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
+    invalid = [number for number, line in enumerate(lines, 1) if not is_valid(line)]
+    if invalid:
+        aside = path.with_name(path.name + ".broken")
+        link_atomically(path, aside)
+        warn(f"{path}: dropped {len(invalid)} lines that no run writes, first line {invalid[0]}; see {aside.name}")
+    return [line for number, line in enumerate(lines, 1) if number not in invalid]
+
+
+def is_valid(line: str) -> bool:
+    """Whether a line holds a log entry, a JSON object with epoch and step, or the results of an epoch."""
+    try:
+        if line.startswith("{"):
+            entry = json.loads(line)
+            return all(isinstance(entry.get(name), int) for name in ("epoch", "step"))
+        first, *numbers = line.split()
+        return first.startswith("epoch:") and int(first[6:]) >= 0 and len([float(number) for number in numbers]) > 1
+    except ValueError:
+        return False
 
 
 def reason_of_full_disk(error: BaseException) -> OSError | None:

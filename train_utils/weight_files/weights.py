@@ -129,7 +129,9 @@ def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) 
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a file that torch.save wrote, or a pickle of numpy arrays."""
     if not path.is_file():
-        raise InputError(f"{path}: no such weight file")
+        raise InputError(
+            f"{path}: {'is a folder; name a weight file in it' if path.is_dir() else 'no such weight file'}"
+        )
     try:
         if is_pickle(path):
             return {"model": read_arrays(path)}
