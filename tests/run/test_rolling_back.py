@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.commands import run_thin, succeeded
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.errors import InputError
+from train_utils.run.checkpoints import read_checkpoint
 from train_utils.run.run_folder import RunFolder
 
 CONTENT = {"progress": {"step": 4}, "epoch": 0, "steps_per_epoch": 4, "args": {}}
@@ -55,6 +57,23 @@ def test_lines_that_no_run_writes_are_dropped_with_a_warning_and_kept_aside(fold
         assert file.with_name(file.name + ".broken").read_bytes() == content + b"partial"
     said = capsys.readouterr().err
     assert said.count("dropped 1 lines that no run writes, first line 2; see ") == 2
+
+
+INVALID_ENTRIES = {
+    "args": [], "facts": None, "computed_with": 3, "model_config": {}, "steps_per_epoch": 0, "epoch": "x",
+    "progress": {"step": -5}, "optimizer": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INVALID_ENTRIES)
+def test_a_checkpoint_with_an_invalid_entry_is_refused_by_name(tmp_path, name):
+    content = {**CONTENT, "model": {"w": torch.zeros(1)}, "optimizer": {}, "lr_scheduler": {}}
+    content |= {"model_config": {"num_classes": 2}}
+    torch.save(content, tmp_path / "model_0.pth")
+    assert read_checkpoint(tmp_path / "model_0.pth").content["epoch"] == 0
+    torch.save(content | {name: INVALID_ENTRIES[name]}, tmp_path / "model_0.pth")
+    with pytest.raises(InputError, match=f"model_0.pth: broken: invalid (progress|{name})$"):
+        read_checkpoint(tmp_path / "model_0.pth")
 
 
 def test_temporary_files_of_others_stay(folder):

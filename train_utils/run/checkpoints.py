@@ -18,6 +18,7 @@ from train_utils.training_state import Progress, RunState, Training
 from train_utils.weight_files.weights import check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
+NUMBERS = ("epoch", "steps_per_epoch")  # the other entries are dicts
 
 
 class Checkpoint(NamedTuple):
@@ -100,12 +101,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: the file is broken, is not the checkpoint of a run, or has weights that are not finite.
     """
     content = read_weight_file(path)
-    missing = NEEDED - set(content)
+    missing = sorted(NEEDED - set(content))
     if missing:
         raise InputError(
-            f"{path}: lacks {', '.join(sorted(missing))}, so a run cannot resume from it; "
+            f"{path}: lacks {', '.join(missing)}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"
         )
+    found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
+    invalid = sorted(key for key in found if not isinstance(content[key], int if key in NUMBERS else dict))
+    if not invalid and min(content["steps_per_epoch"] - 1, content["epoch"], content["progress"].get("step", -1)) < 0:
+        invalid = ["progress"]
+    if invalid or "num_classes" not in content["model_config"]:
+        raise InputError(f"{path}: broken: invalid {', '.join(invalid or ['model_config'])}")
     for key in {"model", "model_ema"} & set(content):
         check_finite(state_dict_of({"model": content[key]}, path), path)
     return Checkpoint(path, content)

@@ -102,9 +102,12 @@ class RunFolder:
                 for file in [*others, *folder.event_files()]:
                     file.unlink()
             elif others:
+                found, remedy = f"holds a run ({others[0].name})", "--resume auto"
+                if settings.resume == "auto":
+                    found, remedy = "holds results, but no checkpoint of an epoch", f"--resume FILE, such as {BEST}"
                 raise InputError(
-                    f"{folder.path} holds a run ({others[0].name}): continue it with --resume auto, choose another "
-                    "--output-dir, or start over with --overwrite"
+                    f"{folder.path} {found}: continue it with {remedy}, choose another --output-dir, or start over "
+                    "with --overwrite"
                 )
             plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
             write_atomically(folder.path / SETTINGS, plain + "\n")
@@ -157,8 +160,8 @@ class RunFolder:
         if newer and not overwrite:
             names = ", ".join(file.name for file in newer)
             raise InputError(
-                f"--resume {path}: {self.path} holds newer checkpoints ({names}), which would be deleted with their "
-                "results; use --resume auto, another --output-dir, or --overwrite to delete them"
+                f"--resume {path}: is of step {step}; {self.path} holds newer checkpoints ({names}), which would be "
+                "deleted with their results; use --resume auto, another --output-dir, or --overwrite to delete them"
             )
         if not CHECKPOINT.match(path.name):
             link_atomically(path, self.path / own_name)
