@@ -68,8 +68,7 @@ def main(settings: TrainSettings) -> None:
     # Data
     if settings.is_demo():
         settings.data_path = DEMO_FOLDER
-        with reading_input():
-            run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
+        run_on_main(lambda: make_demo_dataset(DEMO_FOLDER))
     held_out = checkpoint.content.get("facts", {}).get("held_out") if checkpoint else None
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections, held_out)
     train_set.transforms = augmentation

@@ -10,7 +10,7 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
 from dataset_files.problems import KINDS, Problems
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
-from train_utils.errors import InputError, reading_input, warn
+from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
@@ -21,8 +21,7 @@ def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
 ) -> list[InstanceDataset]:
     """Check datasets on the main process, and return them without unusable items, on all processes."""
-    with reading_input():
-        unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
+    unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
     if is_main():
         for dataset in checked:

@@ -139,8 +139,9 @@ def reading_input() -> Iterator[None]:
     except BrokenPipeError:  # of stdout
         raise
     except (ValueError, OSError) as error:
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        raise InputError(f"{error.filename}: {error.strerror}" if named else str(error)) from error
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            raise InputError(f"{error.filename}: {error.strerror}") from error
+        raise InputError(str(error)) from error
 
 
 @contextmanager

@@ -6,17 +6,15 @@ from typing import Any
 from train_utils.device import choose_device
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
+from train_utils.option_parsing import START
 from train_utils.options import TrainSettings, result_settings
 from train_utils.run.checkpoints import Checkpoint, arithmetic, read_checkpoint, restore
 from train_utils.run.run_folder import checkpoints
 from train_utils.training_state import Training
 
 RESULT_FACTS = ("data", "processes")  # they change the result too, but are not options
-# Options that the comparison ignores: they control the resume itself, or matter only at the start of a run.
-IGNORED_SETTINGS = (
-    "config", "resume", "force", "overwrite", "output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url",
-    "held_out",
-)  # fmt: skip
+# Ignored besides the options of one start: they matter only at the start of a run, or not to its result.
+IGNORED_SETTINGS = {"output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url", "held_out"}
 
 
 def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
@@ -84,12 +82,12 @@ def check_settings(checkpoint: Checkpoint, settings: TrainSettings, facts: dict[
             "run from its weights with --pretrain"
         )
     now = settings.to_plain() | facts
+    ignored = IGNORED_SETTINGS | {each.name for each in settings.options() if each.metadata["option"].role == START}
     differences = {
         name: f"{name} {before[name]} -> {now[name]}"
         for name in now
-        if name in before and not are_alike(name, before[name], now[name])
-        and name not in IGNORED_SETTINGS
-    }  # fmt: skip
+        if name in before and name not in ignored and not are_alike(name, before[name], now[name])
+    }
     changing_result = {*result_settings(settings), *RESULT_FACTS}
     serious = [text for name, text in differences.items() if name in changing_result]
     if serious and not settings.force:
