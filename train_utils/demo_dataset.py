@@ -1,7 +1,7 @@
 """Draw a small dataset in COCO 2017 layout: circles, squares and triangles that occlude each other.
 
 Images, and annotation files with masks of the visible pixels, are drawn from a seed. The task is easy enough to train
-from scratch in minutes: as with real objects, most of a class have a similar colour, but some do not.
+from scratch in minutes: each class has a typical colour, and two objects of a class do not overlap.
 
     python -m train_utils.demo_dataset --root DIR [--num-train 440] [--num-val 80] [--seed 0]
 """
@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
 CLASS_HUES = (0.02, 0.35, 0.64)  # typical hue per class, in turns of the colour wheel: red, green, blue
-HUE_SPREAD, EXCEPTION_CHANCE = 0.05, 0.04  # standard deviation, and share of objects with a random hue
+HUE_SPREAD = 0.05  # standard deviation
 
-VERSION = "1.5"  # increase it when the images change, so that an old dataset is not mistaken for a new one
+VERSION = "1.6"  # increase it when the images change, so that an old dataset is not mistaken for a new one
 SPLITS = ("train2017", "val2017")
 IMAGE_SIDES = (128, 160)
 OBJECTS_PER_IMAGE = (2, 4)
-OBJECT_SIZES = (32.0, 80.0)  # square root of the bounding box's area, in pixels
-MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.7, 80
+OBJECT_SIZES = (28.0, 56.0)  # square root of the bounding box's area, in pixels
+MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS = 0.8, 80
 SMALLEST_WITH_HOLE, HOLE_CHANCE = 36.0, 0.3  # about a fifth of all objects have one
 TILT = 0.3  # largest rotation in either direction, in radians
 SUPERSAMPLING = 8
@@ -164,10 +164,22 @@ def find_place(rng: np.random.Generator, below: list[Shape], height: int, width:
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
         shape = random_shape(rng, size, height, width)
-        if shape.is_recognisable(shape.visible) and all(s.is_recognisable(s.visible & ~shape.visible) for s in below):
+        if shape.is_recognisable(shape.visible) and all(leaves_clear(shape, other) for other in below):
             return shape
         size = max(0.95 * size, OBJECT_SIZES[0])
     return None
+
+
+def leaves_clear(shape: Shape, below: Shape) -> bool:
+    """Whether the object below stays recognisable, and its bounding box apart from that of an object of its class."""
+    if shape.category_id == below.category_id and boxes_overlap(shape.outline, below.outline):
+        return False
+    return below.is_recognisable(below.visible & ~shape.visible)
+
+
+def boxes_overlap(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the bounding boxes of two outlines [K, 2] overlap."""
+    return bool(np.all(first.min(axis=0) < second.max(axis=0)) and np.all(second.min(axis=0) < first.max(axis=0)))
 
 
 def random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
@@ -223,7 +235,7 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
     rows, columns = np.nonzero(shape.coverage)
     window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
-    hue = CLASS_HUES[shape.category_id - 1] if rng.random() >= EXCEPTION_CHANCE else rng.random()
+    hue = CLASS_HUES[shape.category_id - 1]
     candidates = [mixed_colour(rng, rng.normal(hue, HUE_SPREAD), rng.uniform(0.5, 0.95)) for _ in range(6)]
     colour = max(candidates, key=lambda c: np.percentile(np.linalg.norm(beneath[rim > 0.2] - c, axis=1), 5))
     pattern = rng.choice(np.array([gradient, stripes, checks, noise]))(rng, *alpha.shape)

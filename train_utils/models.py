@@ -49,6 +49,7 @@ class ModelConfig:
         proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
             training, 1000 in evaluation.
         detections: maximum number of detections per image.
+        nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
         agnostic_nms: whether detections of different classes suppress one another.
     """
 
@@ -62,6 +63,7 @@ class ModelConfig:
     rois_per_image: int = 512
     proposals: int | None = None
     detections: int = 100
+    nms_thresh: float = 0.5
     agnostic_nms: bool = False
 
     @classmethod
@@ -96,6 +98,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
+        box_nms_thresh=config.nms_thresh,
         box_agnostic_nms=config.agnostic_nms,
         **parts,
     )
@@ -144,7 +147,7 @@ def build_training_model(
     Raises:
         InputError: the weights do not fit the data or the options.
     """
-    kept = ("max_size", "rois_per_image", "proposals", "detections", "agnostic_nms")
+    kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
     if resumed is not None:
         path, content = resumed
@@ -196,8 +199,8 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
 
     Args:
         args: num_classes (without background) and arch, if given, must match the file; min_size, max_size,
-            detections and agnostic_nms, if given, override the file's; label_json_path names the classes of a
-            Detectron2 file.
+            detections, nms_thresh and agnostic_nms, if given, override the file's; label_json_path names the classes of
+            a Detectron2 file.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without weights and optimizer.
@@ -218,6 +221,8 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     config.min_size = args.min_size or config.min_size
     config.max_size = args.max_size or config.max_size
     config.detections = args.detections or config.detections
+    if args.nms_thresh is not None:
+        config.nms_thresh = args.nms_thresh
     if args.agnostic_nms is not None:
         config.agnostic_nms = args.agnostic_nms
     model = build_model(config)

@@ -106,6 +106,9 @@ class TrainSettings(DataSettings):
     detections: int = option(
         100, "maximum detections per image, in evaluation and in the finished network ({default})", type=positive,
         role=KEPT)  # fmt: skip
+    nms_thresh: float = option(
+        0.5, "of two detections of a class with a higher IoU, keep the better ({default})", type=strength, demo=0.3,
+        role=KEPT)  # fmt: skip
     agnostic_nms: bool = option(
         False, "one label per object: detections of different classes suppress one another too, in evaluation and in "
         "the finished network", role=KEPT)  # fmt: skip
@@ -272,6 +275,9 @@ class InferenceSettings(Settings):
     detections: int | None = option(
         None, "maximum number of detections per image (default: as in training, else 100)", type=positive
     )
+    nms_thresh: float | None = option(
+        None, "of two detections of a class with a higher IoU, keep the better (default: as in training, else 0.5)",
+        type=strength)  # fmt: skip
     agnostic_nms: bool | None = option(
         None, "one label per object: detections of different classes suppress one another too (default: as in "
         "training, else off)")  # fmt: skip
