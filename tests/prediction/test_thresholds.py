@@ -17,7 +17,7 @@ from tests.helpers.report_cases import random_truth_and_results
 from tests.helpers.stub_detector import StubDetector, draw_shapes, stub_trained
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
-from train_utils.metrics.coco_evaluation import best_thresholds, score_results
+from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics, best_thresholds, score_results
 from train_utils.options import PredictorSettings
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
@@ -77,11 +77,26 @@ def test_the_best_score_of_validation_is_the_reports(seed: int) -> None:
     results = [entry | {"score": (i * 7919 % 10007) / 10007} for i, entry in enumerate(results)]  # no equal scores
     ids = {k: category["id"] for k, category in enumerate(truth["categories"], start=1)}
     table = ClassTable({k: f"class {k}" for k in ids}, ids)
-    found = best_thresholds({"bbox": score_results(coco_object(truth), results, "bbox", table)})
+    found = score_results(coco_object(truth), results, "bbox", table)
     data = make_eval_data(truth, {"bbox": results}, {})
-    exact = class_results(data, match(data, find_overlaps(data, "bbox")))
-    assert max(result.objects for result in exact) <= 100 and len(found) == 3
-    assert list(found.values()) == [result.threshold for result in exact]
+    matching = match(data, find_overlaps(data, "bbox"))
+    exact = class_results(data, matching)
+    assert max(result.objects for result in exact) <= 100 and len(found.classes) == 3
+    assert [of_class.threshold for of_class in found.classes] == [result.threshold for result in exact]
+    # The common score is found among 201 ones, with interpolated precision.
+    order = np.argsort(-data.detections.scores)
+    hits = (matching.objects[0] >= 0)[order].cumsum()
+    counted = (~matching.ignored[0])[order].cumsum()
+    f1 = 2 * hits / (sum(result.objects for result in exact) + counted)
+    assert f1[(data.detections.scores >= found.threshold).sum() - 1] > 0.85 * f1.max()  # scores are mere chance
+
+
+def test_a_class_with_few_objects_gets_the_common_score() -> None:
+    classes = [ClassMetrics(1, "a", 30, 0.5, 0.5, 0.8), ClassMetrics(2, "b", 29, 0.5, 0.5, 0.7)]
+    classes += [ClassMetrics(3, "c", 50, 0.0, 0.0, None), ClassMetrics(4, "d", 0, -1, -1, None)]
+    masks = Metrics([0.5] * 12, classes, threshold=0.4)
+    assert best_thresholds({"bbox": Metrics([0.5] * 12, []), "segm": masks}) == {1: 0.8, 2: 0.4, 3: 0.4, 4: 0.4}
+    assert best_thresholds({"bbox": Metrics([0.0] * 12, classes)}) == {}
 
 
 def test_thresholds_travel_in_a_checkpoint_and_only_there(tmp_path: Path) -> None:

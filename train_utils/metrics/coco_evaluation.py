@@ -17,6 +17,7 @@ from train_utils.distributed import gather_objects
 
 IOU_TYPES = ("bbox", "segm")
 TITLES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+ENOUGH_OBJECTS = 30  # for a score threshold of a class's own
 MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 METRIC_NAMES = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
@@ -65,11 +66,13 @@ class Metrics:
             such objects.
         classes: metrics per class, for the same detections.
         of_all: metrics of all detections; None if no image has more than 100.
+        threshold: the score, common to all classes, with the best F1 at IoU 0.5; None without a correct detection.
     """
 
     stats: list[float]
     classes: list[ClassMetrics]
     of_all: MetricsOfAll | None = None
+    threshold: float | None = None
 
     def table(self, title: str) -> str:
         """Format the metrics as a text table."""
@@ -215,7 +218,9 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
         best = best_threshold(of_class[0], scores[:, columns[category]], number) if number else None
         ap, ap50 = mean_of_valid(of_class), mean_of_valid(of_class[0])
         by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, best))
-    return Metrics([float(s) for s in evaluation.stats], by_class)
+    counts = np.array([objects.get(category, 0) for category in columns], dtype=np.int64)
+    common = common_threshold(precision[0, :, :, 0, -1], scores, counts)
+    return Metrics([float(s) for s in evaluation.stats], by_class, threshold=common)
 
 
 def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> float | None:
@@ -224,16 +229,48 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> f
     Exact for up to 100 objects, as each recall is then among the 101; else to 1 % of recall. That the precision is
     interpolated does not matter: where it is that of a higher recall, F1 is higher there.
     """
-    reached = np.ceil(np.linspace(0, 1, len(precision)) * objects - 1e-9).clip(1) / objects
-    with np.errstate(invalid="ignore"):
-        f1 = np.nan_to_num(2 * precision * reached / (precision + reached))
+    hits = hits_at_recalls(objects)
+    f1 = 2 * hits / (objects + hits / np.maximum(precision, 1e-12))
     best = len(f1) - 1 - int(f1[::-1].argmax())  # the last of equals, where precision is not interpolated
-    return float(scores[best]) if f1[best] > 0 else None
+    return float(scores[best]) if precision[best] > 0 else None
+
+
+def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
+    """Return about the best score for all classes together.
+
+    Args:
+        precision, scores: float64 [101, K], as for `best_threshold`.
+        objects: int64 [K].
+    """
+    reached = (precision > 0) & (objects > 0)
+    if not reached.any():
+        return None
+    hits = hits_at_recalls(objects)
+    found = np.where(reached, hits / np.where(reached, precision, 1), 0)
+    best, best_f1 = None, 0.0
+    for score in np.unique(np.quantile(scores[reached], np.linspace(0, 1, 201))).tolist():
+        count = (reached & (scores >= score)).sum(axis=0)  # as scores fall with recall, the last of them is this one
+        last = np.maximum(count - 1, 0), np.arange(len(objects))
+        f1 = 2 * (hits[last] * (count > 0)).sum() / (objects.sum() + (found[last] * (count > 0)).sum())
+        best, best_f1 = (score, f1) if f1 > best_f1 else (best, best_f1)
+    return best
+
+
+def hits_at_recalls(objects: int | np.ndarray) -> np.ndarray:
+    """Return how many objects are found at the 101 recalls, float64 [101] or [101, K]."""
+    return np.ceil(np.multiply.outer(np.linspace(0, 1, 101), objects) - 1e-9).clip(1)
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Return label -> the score with the best F1 of masks, else of boxes, without classes that have none."""
-    return {c.label: c.threshold for c in (metrics.get("segm") or metrics["bbox"]).classes if c.threshold is not None}
+    """Return label -> the score with the best F1 of masks, else of boxes; {} if no detection is correct.
+
+    A class with few objects gets the score that is best for all classes, as its own would fit other images worse.
+    """
+    chosen = metrics.get("segm") or metrics["bbox"]
+    if chosen.threshold is None:
+        return {}
+    own = {c.label: c.threshold for c in chosen.classes if c.objects >= ENOUGH_OBJECTS and c.threshold is not None}
+    return {c.label: own.get(c.label, chosen.threshold) for c in chosen.classes}
 
 
 def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
