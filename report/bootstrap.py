@@ -174,9 +174,12 @@ def resampled_ap(
         precision = np.divide(hits, found + np.spacing(1), out=found)
         accumulate(np.maximum, precision[::-1])
         recall = np.divide(hits, np.maximum(objects, 1), out=hits)
-        reached = (100 * recall + 1e-6).astype(np.int32)  # the last of the 101 recalls, or one too many
-        reached += RECALLS.take(reached) <= recall
-        ap += (precision * np.diff(reached, axis=0, prepend=0)).sum(axis=0) / len(RECALLS)
+        reached = (100 * recall + 1e-6).astype(np.intp)  # the last of the 101 recalls, or one too many
+        reached += RECALLS.take(reached, mode="clip") <= recall
+        precision[:-1] -= precision[
+            1:
+        ]  # each step down in precision counts for all recalls that were reached before it
+        ap += np.einsum("er,er->r", precision, reached) / len(RECALLS)
     aps[:, objects == 0] = np.nan
     return aps
 
