@@ -16,8 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """`norm(conv(x))`, [B, C_in, H, W] -> [B, C_out, H', W'].
 
-    In mixed precision a frozen normalisation is folded into the weights: run by itself, it would turn the feature map
-    into float32. In float32 the two stay separate, which rounds exactly as torchvision does.
+    In mixed precision a frozen normalisation is folded into the weights: by itself, it would convert the feature map to
+    float32. In float32 the two stay separate, to round exactly as torchvision does.
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
@@ -32,7 +32,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 class FrozenParts(NamedTuple):
-    """What stays the same from step to step.
+    """Tensors that stay the same from step to step.
 
     Attributes:
         scale, shift: [C_out, 1, 1] each; in mixed precision the shift in low precision.
@@ -45,31 +45,34 @@ class FrozenParts(NamedTuple):
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Compute what is frozen once, and again when a buffer or frozen weight has been changed or replaced.
+    """Compute the frozen parts once, and again after a buffer or frozen weight was changed or replaced.
 
     Args:
         dtype: of mixed precision; None without.
     """
-    sources = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     folds = dtype is not None and not conv.weight.requires_grad
-    sources += [conv.weight] if folds else []
-    if any(source.is_inference() for source in sources):  # changes of such tensors are not counted
+    if torch.compiler.is_compiling():  # the check for changes would split the graph
         return compute_parts(conv, norm, dtype, folds)
-    state = [dtype, *(source._version for source in sources)]
+    sources = [norm.weight, norm.bias, norm.running_mean, norm.running_var, *([conv.weight] if folds else [])]
+    try:
+        state = [dtype, *(source._version for source in sources)]
+    except RuntimeError:  # tensors made in inference mode do not count their changes
+        return compute_parts(conv, norm, dtype, folds)
     known = norm.__dict__.get("frozen_parts")
     if known is None or known[0] != state or any(a is not b for a, b in zip(known[1], sources)):
-        with torch.inference_mode(False):  # what is made in it could not be used in training
+        with torch.inference_mode(False):  # training could not use what is made in inference mode
             known = state, sources, compute_parts(conv, norm, dtype, folds)
         norm.__dict__["frozen_parts"] = known
     return known[2]
 
 
-@torch.no_grad()
 def compute_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None, folds: bool) -> FrozenParts:
-    scale, shift = (values[:, None, None] for values in scale_and_shift(norm))
-    if dtype is None:
-        return FrozenParts(scale, shift, None)
-    return FrozenParts(scale, shift.to(dtype), (conv.weight * scale[..., None]).to(dtype) if folds else None)
+    with torch.no_grad():
+        scale, shift = (values[:, None, None] for values in scale_and_shift(norm))
+        if dtype is None:
+            return FrozenParts(scale, shift, None)
+        weight = (conv.weight * scale[..., None]).to(dtype) if folds else None
+        return FrozenParts(scale, shift.to(dtype), weight)
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class FeaturePyramidNetwork(nn.Module):
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(stages) - 2, -1, -1):
             lateral = self.inner_blocks[i](stages[i])
-            # CUDA's autocast would copy pixels as float32, and all that follows would be float32 as well.
+            # CUDA's autocast would upsample in float32, and everything after it would be float32 as well.
             with torch.autocast(lateral.device.type, enabled=False):
                 upsampled = F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
             top_down = lateral + upsampled

@@ -64,7 +64,7 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is not such a state dict; the message names missing, unexpected and misshapen entries.
+        ValueError: the file is not such a state dict; the message names the entries that do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,6 +84,6 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
     if missing or unexpected or misshapen:
         raise ValueError(
             f"{path}: not the weights of this ResNet-50: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {unexpected[:3]} ({len(unexpected)}), of another shape {misshapen[:3]} ({len(misshapen)})"
+            f"unexpected {unexpected[:3]} ({len(unexpected)}), with other shapes {misshapen[:3]} ({len(misshapen)})"
         )
     body.load_state_dict(weights, strict=False)

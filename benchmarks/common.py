@@ -18,6 +18,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -172,15 +173,16 @@ def build_pair(
     num_classes: int = 91,
     proposals: int | None = None,
     rois_per_image: int = 512,
+    arch: str = "v1",
 ) -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
     """Build this project's network and torchvision's with the same weights and settings, by default for COCO's classes.
 
-    As in fine-tuning, BatchNorm is frozen, and stem and first stage are not trained. The weights come from a file or
-    from `random_weights`; `proposals` and `rois_per_image` are those of `ModelConfig`.
+    As in fine-tuning, v1's BatchNorm is frozen, and stem and first stage are not trained; all of v2 is. The weights
+    come from a file or from `random_weights`; `proposals` and `rois_per_image` are those of `ModelConfig`.
     """
     config = ModelConfig(
-        num_classes, norm="frozen", min_size=min_size, max_size=max_size, proposals=proposals,
-        rois_per_image=rois_per_image,
+        num_classes, arch, norm="frozen" if arch == "v1" else "batch", trainable_layers=3 if arch == "v1" else 5,
+        min_size=min_size, max_size=max_size, proposals=proposals, rois_per_image=rois_per_image,
     )  # fmt: skip
     if weights is None:
         ours = build_model(config)
@@ -199,7 +201,16 @@ def build_pair(
 
 
 def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
-    """Build torchvision's network like `maskrcnn_resnet50_fpn`, without downloading weights."""
+    """Build torchvision's network like `maskrcnn_resnet50_fpn` or its v2, without downloading weights."""
+    settings = {
+        "min_size": config.min_size, "max_size": config.max_size, "box_batch_size_per_image": config.rois_per_image,
+        **({name: config.proposals for name in PROPOSALS} if config.proposals is not None else {}),
+    }  # fmt: skip
+    if config.arch == "v2":
+        return maskrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=config.num_classes,
+            trainable_backbone_layers=config.trainable_layers, **settings,
+        )  # fmt: skip
     norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
@@ -207,14 +218,7 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
         norm_layer=partial(norm_class, eps=config.norm_eps),
         trainable_layers=config.trainable_layers,
     )
-    return TorchvisionMaskRCNN(
-        backbone,
-        config.num_classes,
-        min_size=config.min_size,
-        max_size=config.max_size,
-        box_batch_size_per_image=config.rois_per_image,
-        **({name: config.proposals for name in PROPOSALS} if config.proposals is not None else {}),
-    )
+    return TorchvisionMaskRCNN(backbone, config.num_classes, **settings)
 
 
 @torch.no_grad()
@@ -237,7 +241,8 @@ def random_weights(config: ModelConfig, images: Sequence[Tensor]) -> dict[str, T
     nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=CLASS_STD)
     model.roi_heads.box_predictor.cls_score.bias[0] = BACKGROUND_BIAS
     nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.weight, std=MASK_STD)
-    return {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    counters = () if config.norm == "batch" else ("num_batches_tracked",)
+    return {k: v for k, v in model.state_dict().items() if not k.endswith(counters)}
 
 
 PROPOSALS = tuple(f"rpn_{when}_nms_top_n_{mode}" for when in ("pre", "post") for mode in ("train", "test"))

@@ -2,12 +2,14 @@
 
     python benchmarks/device_waits.py                                  # two photos, float32
     python benchmarks/device_waits.py --batch 1,2,4,8 --amp            # under bf16 autocast
+    python benchmarks/device_waits.py --arch v2 --sync-bn              # both with synchronised BatchNorm
     python benchmarks/device_waits.py --places                         # each wait's line of source
 
 Runs this project's network and torchvision's, with the same weights and photos, on a pretended GPU, see
 `pretended_gpu.py`. The training step is that of train.py, from the loader's batch to the updated weights; torchvision's
 is that of its reference script, which reads the loss once per step, and six more where it prints them. A tensor of the
 wrong device ends the program with an error. Small images and few proposals give the same counts as usual ones, sooner.
+With --sync-bn, torchvision's network has torch's SyncBatchNorm, and a second process with the same batch is pretended.
 """
 
 from argparse import ArgumentTypeError, Namespace
@@ -18,7 +20,8 @@ import torch
 from common import PROJECT, as_in_torchvisions_reference, build_pair, describe, on_device, parser, training_photos
 from measured_rows import table
 from pretended_gpu import NAME, PretendedGPU, by_line, pretended_gpu, torchvision_root
-from torch import Tensor
+from sync_batch_norm_kernels import TorchsSyncBatchNorm, two_equal_processes
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from network_files import MaskRCNN
@@ -30,6 +33,7 @@ from train_utils.evaluation import ready_for_inference
 from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.optimizer import create_momentum
 from train_utils.option_parsing import add_flag, positive
+from train_utils.sync_batch_norm import use_sync_bn
 from train_utils.training_state import Training
 
 HEADER = ("", "waits", "torchvision", "operations", "torchvision", "copies that nothing waits for")
@@ -40,14 +44,16 @@ Counts = tuple[int, int, int]  # waits, operations started, copies that nothing 
 def main(args: Namespace) -> None:
     rows = []
     torch.manual_seed(0)
-    with pretended_gpu([PROJECT, torchvision_root()]) as gpu:
+    processes = two_equal_processes() if args.sync_bn else nullcontext()
+    with pretended_gpu([PROJECT, torchvision_root()]) as gpu, processes:
         for number in args.batch:
             photos = training_photos(number)
             print(f"{describe(*photos)}; short side {args.min_size}, long side at most {args.max_size}")
             counter = Counting(gpu, photos, args)
             rows += counter.compare("training step", counter.own_step, counter.torchvisions_step)
             rows += counter.compare("inference", counter.own_inference, counter.torchvisions_inference)
-    print("\n" + table("bf16 autocast" if args.amp else "float32", rows, HEADER))
+    kind = f"{args.arch}{', --sync-bn' if args.sync_bn else ''}, {'bf16 autocast' if args.amp else 'float32'}"
+    print("\n" + table(kind, rows, HEADER))
 
 
 class Counting:
@@ -57,7 +63,14 @@ class Counting:
         self.gpu, self.photos, self.args = gpu, photos, args
         self.precision = Precision(NAME, torch.bfloat16 if args.amp else None)
         device = torch.device(NAME, 0)
-        ours, theirs = build_pair(photos[0], args.min_size, args.max_size, proposals=100, rois_per_image=32)
+        ours, theirs = build_pair(
+            photos[0], args.min_size, args.max_size, proposals=100, rois_per_image=32, arch=args.arch
+        )
+        if args.sync_bn:
+            use_sync_bn(ours, torch.device("cuda"))
+            for module in theirs.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = TorchsSyncBatchNorm
         self.ours, self.theirs = ours.to(device, memory_format=torch.channels_last), theirs.to(device)
         self.device = device
         self.dense = as_in_torchvisions_reference(*photos)
@@ -159,6 +172,8 @@ def parse_arguments() -> Namespace:
     p.add_argument("--batch", type=numbers, default=[2], help="photos per step, several separated by commas (2)")
     p.add_argument("--min-size", type=positive, default=128, help="short side of the input (default: %(default)s)")
     p.add_argument("--max-size", type=positive, default=192, help="long side's limit (default: %(default)s)")
+    p.add_argument("--arch", choices=("v1", "v2"), default="v1", help="the network (default: %(default)s)")
+    add_flag(p, "--sync-bn", "synchronised BatchNorm")
     add_flag(p, "--amp", "bf16 autocast")
     add_flag(p, "--places", "list each wait's line of source, and the operators most often started")
     return p.parse_args()

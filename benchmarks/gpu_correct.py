@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from network_files.masks.targets import project_masks_on_boxes
+from network_files.masks.targets import mask_targets
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision
@@ -87,7 +87,7 @@ def mask_target_rows(setup: Setup) -> list[Row]:
         masks = target["masks"].resize(int(height * 1.3), int(width * 1.3))
         matched = torch.randint(len(masks), (64,), device=device)
         boxes = target["boxes"].to(device)[matched] * 1.3 + torch.randn(64, 4, device=device)
-        found = project_masks_on_boxes(masks, boxes, matched, 28)
+        found = mask_targets([masks], [boxes], [matched], 28)
         rois = torch.cat((matched[:, None].float(), boxes), dim=1)
         expected = roi_align(masks.dense()[:, None].float().to(device), rois, (28, 28))[:, 0]
         worst = max(worst, (found - expected).abs().max().item())

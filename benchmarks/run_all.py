@@ -44,6 +44,9 @@ BENCHMARKS = {
     "onnx_parity": ["onnx_parity.py"],
     "device_waits": ["device_waits.py", "--batch", "1,2,4,8"],
     "device_waits_amp": ["device_waits.py", "--batch", "1,2,4,8", "--amp"],
+    "device_waits_v2": ["device_waits.py", "--batch", "1,2,4,8", "--arch", "v2"],
+    "device_waits_v2_sync": ["device_waits.py", "--batch", "1,2,4,8", "--arch", "v2", "--sync-bn"],
+    "matching_memory": ["matching_memory.py"],
 }
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 LAST_COLUMN = ("reached", "held")

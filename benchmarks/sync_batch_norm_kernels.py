@@ -1,12 +1,20 @@
-"""The five kernels of synchronised BatchNorm, which torch has for GPUs only, for tensors on the CPU.
+"""Synchronised BatchNorm without a GPU: its five kernels for tensors on the CPU, and a pretended second process.
 
-Written after their CUDA counterparts, in the same order of operations, so that a division by zero shows here as well.
+The kernels are written after their CUDA counterparts, in the same order of operations, so that a division by zero shows
+here as well.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import _functions
+
+from train_utils import sync_batch_norm
 
 LIBRARIES: list[torch.library.Library] = []  # an operator is forgotten with its library
 
@@ -21,6 +29,41 @@ def register_kernels() -> None:
         ):  # fmt: skip
             library.impl(kernel.__name__, kernel, "CPU")
         LIBRARIES.append(library)
+
+
+@contextmanager
+def two_equal_processes() -> Iterator[None]:
+    """Context in which synchronised BatchNorm, ours and torch's, has a second process with the same batch."""
+    register_kernels()
+    group = SimpleNamespace(_get_backend_name=lambda: "gloo")
+    other = SimpleNamespace(
+        is_initialized=lambda: True, get_world_size=lambda *_: 2, get_rank=lambda: 0, all_reduce=add_the_other,
+        all_gather=lambda rows, own, *_, **__: [row.copy_(own) for row in rows],
+        ReduceOp=torch.distributed.ReduceOp, group=SimpleNamespace(WORLD=group),
+    )  # fmt: skip
+    with mock.patch.object(sync_batch_norm, "dist", other), mock.patch.object(_functions, "dist", other):
+        with mock.patch.object(torch.distributed, "all_reduce", add_the_other):
+            yield
+
+
+def add_the_other(values: Tensor, *_: Any, **__: Any) -> None:
+    """Sum over both processes: the other one's row of statistics is the second, its other values are the same."""
+    if values.dim() == 2:
+        values[1] = values[0]
+    else:
+        values.mul_(2)
+
+
+class TorchsSyncBatchNorm(nn.BatchNorm2d):
+    """torch.nn.SyncBatchNorm in training, on any device."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        return _functions.SyncBatchNorm.apply(
+            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum,
+            _functions.dist.group.WORLD, 2,
+        )  # fmt: skip
 
 
 def batch_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

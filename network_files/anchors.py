@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+MOST_SHAPES = 16  # shapes of batches whose anchors are cached; those of 800x1333 take 4 MB
+
 
 class AnchorGenerator(nn.Module):
-    """Generate the anchors of a batch, which are the same for every image: they depend only on the batch's size.
+    """Generate the anchors of a batch: they depend only on its size, so they are the same for every image.
 
     Args:
         sizes: per level, the square roots of the anchors' areas, in pixels of the network's input.
@@ -34,6 +36,7 @@ class AnchorGenerator(nn.Module):
         self.sizes = tuple(tuple(s) for s in sizes)
         self.aspect_ratios = tuple(tuple(r) for r in aspect_ratios)
         self.rounded = rounded
+        self.cache: dict[tuple, list[Tensor]] = {}
         for i, (level_sizes, level_ratios) in enumerate(zip(self.sizes, self.aspect_ratios)):
             cell = cell_anchors(level_sizes, level_ratios)
             # A buffer, so that it moves to the device with the network and not at every step.
@@ -48,7 +51,7 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
-        """Tile the cell anchors over the levels.
+        """Tile the cell anchors over the levels; the anchors of the last shapes of batches are cached.
 
         Args:
             padded_size: height and width of the padded batch, in pixels.
@@ -59,16 +62,25 @@ class AnchorGenerator(nn.Module):
         """
         if len(levels) != len(self.sizes):
             raise ValueError(f"anchors are defined for {len(self.sizes)} levels, the pyramid has {len(levels)}")
-        anchors = []
-        for level, cell in zip(levels, self.cell_anchors):
-            height, width = level.shape[-2:]
-            y_stride, x_stride = self.stride(padded_size[0], height), self.stride(padded_size[1], width)
-            y = torch.arange(0, height * y_stride, y_stride, device=level.device)
-            x = torch.arange(0, width * x_stride, x_stride, device=level.device)
-            corners_y = (y[:, None, None] + cell[:, 1::2])[:, None].expand(-1, width, -1, -1)  # [H, W, A, 2]
-            corners_x = (x[:, None, None] + cell[:, 0::2])[None].expand(height, -1, -1, -1)
-            anchors.append(torch.stack((corners_x, corners_y), dim=-1).view(-1, 4))
-        return anchors
+        cells, sizes = self.cell_anchors, [(level.shape[-2], level.shape[-1]) for level in levels]
+        key = (*padded_size, *sizes, cells[0].dtype, cells[0].device)
+        if key not in self.cache:
+            if len(self.cache) == MOST_SHAPES:
+                self.cache.clear()
+            with torch.inference_mode(False):  # training could not use what is made in inference mode
+                self.cache[key] = [self.tile(cell, size, padded_size) for cell, size in zip(cells, sizes)]
+        return self.cache[key]
+
+    def tile(self, cell: Tensor, size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
+        """The anchors [H * W * A, 4] of a level of `size` cells (height, width)."""
+        height, width = size
+        y, x = (
+            torch.arange(cells, device=cell.device) * self.stride(padded, cells)
+            for padded, cells in zip(padded_size, size)
+        )
+        corners_y = (y[:, None, None] + cell[:, 1::2])[:, None].expand(-1, width, -1, -1)  # [H, W, A, 2]
+        corners_x = (x[:, None, None] + cell[:, 0::2])[None].expand(height, -1, -1, -1)
+        return torch.stack((corners_x, corners_y), dim=-1).view(-1, 4)
 
     def stride(self, padded_side: int, level_side: int) -> int:
         """Pixels of the batch per cell of a level along one side, from the two side lengths."""

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from network_files.on_device import upload
 
@@ -24,7 +24,7 @@ class BoxCoder:
         self.weights = weights
 
     def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
-        """The deltas [N, 4] from `references` [N, 4] (anchors, proposals) to `boxes` [N, 4]."""
+        """Encode `boxes` [N, 4] as deltas [N, 4] from `references` [N, 4], which are anchors or proposals."""
         wx, wy, ww, wh = self.weights
         ref_x, ref_y, ref_w, ref_h = centre_form(references)
         x, y, w, h = centre_form(boxes)
@@ -58,9 +58,9 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of boxes [B, N, 4] with others [B, M, 4] -> [B, N, M], to the bit that of `torchvision.ops.box_iou`.
+    """IoU of boxes [B, N, 4] with others [B, M, 4] -> [B, N, M], equal to `torchvision.ops.box_iou` bit for bit.
 
-    It takes a third of that operator's memory, and images side by side. Either may have one B for all.
+    It needs a third of that operator's memory and takes all images of a batch. Either B may be 1.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)
     other_x1, other_y1, other_x2, other_y2 = others[:, None].unbind(dim=-1)
@@ -76,10 +76,21 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits[:, None])
 
 
-def padded(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Boxes [N_b, 4] of each image -> [B, N, 4], with zeros after them, and how many each image has, int64 [B]."""
-    counts = upload(torch.tensor([len(b) for b in boxes]), boxes[0].device)
-    return pad_sequence(list(boxes), batch_first=True), counts
+def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Concatenated rows of all images -> rows of each image, padded with zeros to the largest number.
+
+    Args:
+        columns: [S, ...] each, the rows of all images, image by image.
+        counts: the number of rows of each image, S in all.
+
+    Returns:
+        [B, N, ...] each, and the numbers of rows, int64 [B]; with one upload, however many images there are.
+    """
+    numbers = torch.tensor(counts, dtype=torch.int64)[:, None]
+    places = torch.arange(max(counts))
+    rows = torch.where(places < numbers, numbers.cumsum(0) - numbers + places, sum(counts))
+    table = upload(torch.cat((rows, numbers), dim=1), columns[0].device)
+    return [F.pad(c, (0, 0) * (c.ndim - 1) + (0, 1))[table[:, :-1]] for c in columns], table[:, -1]
 
 
 def size_of(image: Tensor) -> tuple[int, int]:
@@ -90,7 +101,7 @@ def size_of(image: Tensor) -> tuple[int, int]:
 
 def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Scale boxes [N, 4] from an image of `from_size` (height, width) to one of `to_size`."""
-    # As numbers: a tensor of ratios would have to be copied to the device.
+    # Python numbers: a tensor of ratios would have to be copied to the device.
     y_ratio, x_ratio = (
         (torch.tensor(to, dtype=torch.float32) / torch.tensor(frm, dtype=torch.float32)).item()
         for frm, to in zip(from_size, to_size)
@@ -100,5 +111,5 @@ def resize_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, 
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, where mixed precision made them coarser; float64 stays float64."""
+    """Convert values of lower precision to float32; float64 stays float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

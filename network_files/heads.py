@@ -143,7 +143,7 @@ class MaskRCNNPredictor(nn.Sequential):
         """
         x = self.upsample(x)
         # The backward of weight[classes] would add up gradients in the order in which threads arrive.
-        # Permuted, not flattened: the gradient of a channels-last weight then has its strides, as DDP's buckets do.
+        # Permuted, not flattened: then the gradient of a channels-last weight has the strides of DDP's buckets.
         weight = F.embedding(classes, self.mask_fcn_logits.weight.permute(0, 2, 3, 1).flatten(1))
         bias = F.embedding(classes, bias_of(self.mask_fcn_logits)[:, None])
         logits = torch.bmm(x.flatten(1, 4), weight[:, :, None]) + bias[:, :, None]
@@ -152,9 +152,9 @@ class MaskRCNNPredictor(nn.Sequential):
     def upsample(self, x: Tensor) -> Tensor:
         """The transposed convolution and ReLU as a matrix product: [R, C, H, W] -> [R, H, W, 2, 2, dim_reduced].
 
-        Since kernel and stride are equal, each input pixel produces its own 2x2 outputs, and the 1x1 convolution can be
-        applied before the pixel shuffle. On the CPU the backward pass is ten times as fast as that of the transposed
-        convolution.
+        Kernel and stride are equal, so each input pixel produces its own 2x2 outputs, and the 1x1 convolution can be
+        applied before the pixel shuffle. On the CPU the backward pass is ten times as fast as the transposed
+        convolution's.
         """
         rois, _, height, width = x.shape
         (k, _), weight = self.conv5_mask.kernel_size, self.conv5_mask.weight

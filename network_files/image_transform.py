@@ -17,7 +17,7 @@ from network_files.masks.instance_masks import InstanceMasks
 
 
 class View(NamedTuple):
-    """How large an augmentation wants the network to see an image, in place of its own sizes.
+    """Size that an augmentation chose for an image, used instead of the network's own sizes.
 
     Attributes:
         height, width: the size that the image is resized to.
@@ -51,7 +51,7 @@ class ImageTransform(nn.Module):
         max_size: the largest long side.
         image_mean, image_std: one value per channel (red, green, blue), for images in 0..1.
         size_divisible: the batch's height and width are multiples of this.
-        fixed_size: width and height that every image is resized to, whatever its shape; or None.
+        fixed_size: width and height of every resized image, whatever its shape; or None.
         antialias: True resizes with Pillow's bilinear filter and rounds sizes to the nearest pixel, as in Detectron2;
             False uses no antialiasing filter and rounds sizes down, as in torchvision.
     """
@@ -89,7 +89,7 @@ class ImageTransform(nn.Module):
         Args:
             images: [3, H, W] each, float in 0..1 or uint8.
             targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
-                tensor [N, H, W], and if an augmentation chose the size `view`, a View; or None.
+                tensor [N, H, W], and if an augmentation chose the size, `view`, a View; or None.
 
         Returns:
             The batch, and the targets in the frames of the resized images.
@@ -127,7 +127,7 @@ class ImageTransform(nn.Module):
         scale = min(side / min(shape), self.max_size / max(shape))
         if self.antialias:
             return self.resize_to(image, *(max(int(length * scale + 0.5), 1) for length in shape))
-        if min(shape) * scale < 1:  # a strip, of which rounding down would leave nothing
+        if min(shape) * scale < 1:  # rounding down would leave nothing of a narrow strip
             return self.resize_to(image, *(max(int(length * scale), 1) for length in shape))
         # The scale recomputed from the sizes in whole pixels maps corners onto corners.
         return F.interpolate(
@@ -147,7 +147,7 @@ class ImageTransform(nn.Module):
         return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
 
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of `sizes`."""
+        """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of the given sizes."""
         height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
         batch = torch.zeros(
             (len(images), images[0].shape[0], height, width), dtype=images[0].dtype, device=images[0].device

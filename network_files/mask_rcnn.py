@@ -11,7 +11,7 @@ from network_files.boxes import resize_boxes, size_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, RPNHead, TwoMLPHead
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import paste_masks
-from network_files.on_device import upload
+from network_files.matching import Objects
 from network_files.roi_align import PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
@@ -129,8 +129,8 @@ class MaskRCNN(nn.Module):
         Args:
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
             targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
-                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; best on the
-                CPU, from where they are moved to the images' device without a wait.
+                1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; preferably on
+                the CPU, from where they are moved to the images' device without waiting for it.
 
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
@@ -150,15 +150,13 @@ class MaskRCNN(nn.Module):
         """The five losses; arguments as in `forward`."""
         check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
-        targets = upload_targets(targets, batch.tensors.device)
+        objects = Objects.of(targets, batch.tensors.device)
         features = self.backbone(batch.tensors)
-        proposals, rpn_losses = self.rpn(
-            list(features.values()), batch.tensors.shape[-2:], batch.image_sizes, [t["boxes"] for t in targets]
-        )
-        return self.roi_heads.losses(features, proposals, batch.image_sizes, targets) | rpn_losses
+        proposals, rpn_losses = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes, objects)
+        return self.roi_heads.losses(features, proposals, batch.image_sizes, objects) | rpn_losses
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Like `forward` in evaluation mode, but `masks` stay as the mask head predicts them: float [D, 1, 28, 28]."""
+        """Like `forward` in evaluation mode, but with `masks` as the mask head predicts them: float [D, 1, 28, 28]."""
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
         proposals, _ = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes)
@@ -168,15 +166,8 @@ class MaskRCNN(nn.Module):
         return detections
 
 
-def upload_targets(targets: Sequence[dict], device: torch.device) -> list[dict]:
-    """The boxes and labels of a batch on the images' device, without waiting for it; masks follow for their targets."""
-    counts = [len(target["labels"]) for target in targets]
-    boxes, labels = (upload(torch.cat([t[key] for t in targets]), device).split(counts) for key in ("boxes", "labels"))
-    return [{"boxes": b, "labels": i, "masks": t["masks"]} for b, i, t in zip(boxes, labels, targets)]
-
-
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError for targets that are invalid for training; on the CPU nothing waits for a GPU."""
+    """Raise ValueError or TypeError for targets that are invalid for training; for those on the CPU without a wait."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):

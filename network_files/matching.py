@@ -1,21 +1,46 @@
 """Match anchors or proposals to objects, and sample those that a training step learns from.
 
 Faster R-CNN (arXiv:1506.01497), sections 3.1.2 (positive and negative anchors) and 3.1.3 (sampled mini-batches);
-for proposals Fast R-CNN (arXiv:1504.08083), section 2.3. All images of a batch are treated at once, padded to the
+for proposals Fast R-CNN (arXiv:1504.08083), section 2.3. All images of a batch are processed together, padded to the
 largest number of objects and candidates.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from network_files.boxes import pairwise_iou
+from network_files.boxes import padded, pairwise_iou
+from network_files.masks.instance_masks import InstanceMasks
 from network_files.on_device import upload
 
 BELOW_THRESHOLD = -1
 BETWEEN_THRESHOLDS = -2
-PAIRS_AT_ONCE = 2**24  # of an object and a candidate; their IoU takes 12 bytes each for a moment
+PAIRS_AT_ONCE = 2**24  # pairs of object and candidate; computing their IoU takes 12 bytes per pair
+
+
+class Objects(NamedTuple):
+    """The objects of a batch on the device, padded to the largest number of an image.
+
+    Attributes:
+        boxes: float [B, N, 4], x1y1x2y2 in pixels of the resized images.
+        labels: int64 [B, N].
+        counts: int64 [B], how many objects each image has.
+        masks: per image, on the host until the mask targets are computed.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    counts: Tensor
+    masks: list[InstanceMasks]
+
+    @classmethod
+    def of(cls, targets: Sequence[dict], device: torch.device) -> "Objects":
+        """Pad the targets of the images, and upload them without waiting for the device."""
+        boxes, labels = (upload(torch.cat([t[key] for t in targets]), device) for key in ("boxes", "labels"))
+        columns, counts = padded(boxes, labels, counts=[len(t["labels"]) for t in targets])
+        return cls(*columns, counts, [t["masks"] for t in targets])
 
 
 class Matcher:
@@ -36,11 +61,11 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, objects: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
-        """Match the candidates of each image; one without objects has only background.
+        """Match the candidates of each image; in an image without objects, all are background.
 
         Args:
-            objects: [B, N, 4], x1y1x2y2, padded; counts: int64 [B], how many of them each image has.
-            candidates: [B, A, 4], or [1, A, 4] if they are the same in all images.
+            objects: [B, N, 4], x1y1x2y2, padded; counts: int64 [B], the number of objects per image.
+            candidates: [B, A, 4], or [1, A, 4] if all images have the same.
 
         Returns:
             int64 [B, A]: an object's index in its image, BELOW_ or BETWEEN_THRESHOLDS.
@@ -49,18 +74,18 @@ class Matcher:
         best_iou = candidates.new_full(shape, -1.0)
         best_object = torch.zeros(shape, dtype=torch.int64, device=candidates.device)
         is_best_of_some = torch.zeros_like(best_object, dtype=torch.bool)
-        # A few objects at a time: the IoU of all would take gigabytes.
+        # Some objects at a time: the IoU of all would take gigabytes.
         at_once = max(1, PAIRS_AT_ONCE // max(best_iou.numel(), 1))
         for first in range(0, objects.shape[1], at_once):
             chunk = objects[:, first : first + at_once]
             padding = torch.arange(first, first + chunk.shape[1], device=counts.device) >= counts[:, None]
             iou = pairwise_iou(chunk, candidates).masked_fill_(padding[..., None], -1.0)
             found = iou.max(dim=1)
-            better = found.values > best_iou  # of equal ones the first object stays
+            better = found.values > best_iou  # among equal ones, the first object stays
             best_iou = torch.where(better, found.values, best_iou)
             best_object = torch.where(better, found.indices + first, best_object)
             if self.allow_low_quality_matches:
-                best_of_object = iou.amax(dim=2).masked_fill_(padding, 2.0)  # padding is the best of nothing
+                best_of_object = iou.amax(dim=2).masked_fill_(padding, 2.0)  # no IoU equals that of padding
                 is_best_of_some |= (iou == best_of_object[..., None]).any(dim=1)
         matches = best_object.masked_fill(best_iou < self.high_threshold, BETWEEN_THRESHOLDS)
         matches = matches.masked_fill(best_iou < self.low_threshold, BELOW_THRESHOLD)
@@ -72,7 +97,7 @@ class Sample(NamedTuple):
 
     Attributes:
         positive, negative: int64 [P] and [N], ascending.
-        numbers: of positive and negative ones of each image.
+        numbers: per image, how many are positive and negative.
     """
 
     positive: Tensor
@@ -84,7 +109,7 @@ class BalancedSampler:
     """Sample a fixed number of candidates per image, at most a given fraction of them positive.
 
     The draws (two `torch.randperm` per image, positives first) are torchvision's, so that the same RNG state gives
-    the same sample. On a device there is one wait for all images, for the number of positives and negatives of each.
+    the same sample. On a device there is one wait for all images, for the numbers of positives and negatives.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float):

@@ -1,22 +1,18 @@
-"""Work on a device without waiting for it: uploads, positions of true entries, NMS per group.
+"""Work on a device without waiting for it: uploads, copies to the host, positions of true entries.
 
 A host that reads a size or a value from a GPU waits until the GPU has computed it, and the GPU then waits for the host.
-So everything that a step has to know on the host is read for the whole batch at once, and everything else stays there.
+So a step reads what the host needs for the whole batch at once, and leaves everything else on the device.
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
-
-if TYPE_CHECKING:
-    from network_files.masks.instance_masks import InstanceMasks
-
-Movable = TypeVar("Movable", Tensor, "InstanceMasks")
 
 
-def upload(values: Movable, device: torch.device) -> Movable:
+def upload(values: Tensor, device: torch.device) -> Tensor:
     """Move to the device without waiting; to CUDA from pinned memory, else the copy would wait."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
@@ -24,7 +20,7 @@ def upload(values: Movable, device: torch.device) -> Movable:
 
 
 class AsyncHostCopy:
-    """A copy of values to the host: starting it does not wait, only `read` waits until they have arrived."""
+    """A copy of values to the host; only `read` waits until they have arrived."""
 
     def __init__(self, values: Tensor):
         self.values = values.detach().to("cpu", non_blocking=True)
@@ -38,31 +34,15 @@ class AsyncHostCopy:
         return self.values
 
 
-def running_counts(masks: Tensor) -> tuple[Tensor, list[int]]:
-    """Count the true entries of all rows of bool [R, n], with one wait.
+def true_indices(mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """`torch.where(mask)[0]` of bool [n], and the number of true entries in each part of it, with one wait.
 
-    Returns:
-        int64 [R, n], the number of true entries of a row up to and including each; and the R totals on the host.
+    Args:
+        lengths: the lengths of the parts, n in all.
     """
-    return masks.cumsum(dim=1), masks.sum(dim=1).tolist()
-
-
-def true_indices(masks: Tensor) -> list[Tensor]:
-    """`torch.where(row)[0]` for each row of bool [R, n], with one wait for all of them."""
-    running, totals = running_counts(masks)
-    every = torch.arange(1, max(totals, default=0) + 1, device=masks.device)
+    running = F.pad(mask.cumsum(0), (1, 0))
+    ends = upload(torch.tensor([0, *accumulate(lengths)]), mask.device)
+    before = running[ends].tolist()
     # The k-th true entry is the first at which the running count reaches k.
-    return [torch.searchsorted(row, every[:total]) for row, total in zip(running, totals)]
-
-
-def nms_per_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Suppress boxes [n, 4] with an IoU above `threshold` with a better one of the same group, int64 [n].
-
-    Returns:
-        Indices of the boxes that are kept, best first; on a device with one wait.
-    """
-    if boxes.device.type == "cpu" or len(boxes) == 0:
-        return batched_nms(boxes, scores, groups, threshold)
-    # Each group in an area of its own: `batched_nms` computes the same on a GPU, but with further waits.
-    shift = groups.to(boxes.dtype) * (boxes.max() + 1)
-    return nms(boxes + shift[:, None], scores, threshold)
+    numbers = torch.arange(1, before[-1] + 1, device=mask.device)
+    return torch.searchsorted(running[1:], numbers), [b - a for a, b in pairwise(before)]

@@ -4,19 +4,17 @@ Fast R-CNN (arXiv:1504.08083), section 2, and Mask R-CNN (arXiv:1703.06870), sec
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from network_files.boxes import BoxCoder, at_least_float32, clip_boxes, padded
 from network_files.heads import MaskRCNNPredictor
 from network_files.masks.instance_masks import InstanceMasks
 from network_files.masks.targets import mask_targets
-from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher, Objects
 from network_files.on_device import true_indices
 from network_files.roi_align import RoIPool, SharedPyramid
 from network_files.suppression import nms_of_images
@@ -28,10 +26,10 @@ class RoISample(NamedTuple):
     Attributes:
         boxes: float [S, 4], x1y1x2y2 in pixels of the resized image.
         labels: int64 [S], 0 is background.
-        matched: int64 [S], the object of each in its image; valid where its label is not 0.
+        matched: int64 [S], the index of its object in the image; valid where its label is not 0.
         image_ids: int64 [S].
         positive: int64 [P], the indices of those whose label is not 0, ascending.
-        numbers: how many each image has, and how many positive ones.
+        numbers: per image, how many proposals and how many positive ones.
     """
 
     boxes: Tensor
@@ -46,11 +44,11 @@ class RoISample(NamedTuple):
         return self.boxes.split([number for number, _ in self.numbers])
 
     def positive_boxes(self) -> Sequence[Tensor]:
-        """The positive ones of `boxes` of each image."""
+        """The positive `boxes` of each image."""
         return self.boxes[self.positive].split([positive for _, positive in self.numbers])
 
     def positive_objects(self) -> Sequence[Tensor]:
-        """The objects of the positive ones of each image."""
+        """The objects of the positive proposals of each image."""
         return self.matched[self.positive].split([positive for _, positive in self.numbers])
 
 
@@ -110,7 +108,7 @@ class RoIHeads(nn.Module):
         features: Mapping[str, Tensor],
         proposals: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
-        targets: Sequence[dict],
+        objects: Objects,
     ) -> dict[str, Tensor]:
         """The losses over the sampled proposals of a batch: L_cls, L_box and L_mask of Mask R-CNN, section 3.
 
@@ -118,21 +116,20 @@ class RoIHeads(nn.Module):
             features: level name -> [B, C, H_i, W_i].
             proposals: per image float [P, 4], x1y1x2y2 in pixels of the resized image.
             image_sizes: height and width of each resized image.
-            targets: per image `boxes` [N, 4] and `masks` in the same frame, `labels` int64 [N].
+            objects: the ground truth of the images.
 
         Returns:
             `loss_classifier`, `loss_box_reg`, `loss_mask`.
         """
         features = SharedPyramid.of(features)
-        sample = self.sample_proposals(proposals, targets)
+        sample = self.sample_proposals(proposals, objects)
         class_logits, deltas = self.predict_boxes(features, sample.all_boxes(), image_sizes)
-        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, sample, targets)
+        loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, sample, objects.boxes)
 
         mask_boxes = sample.positive_boxes()
         mask_logits = self.predict_masks(features, mask_boxes, image_sizes, sample.labels[sample.positive])
-        masks = [t["masks"] for t in targets]
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), masks, aligned)
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), objects.masks, aligned)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
@@ -185,13 +182,16 @@ class RoIHeads(nn.Module):
         return at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
 
     @torch.no_grad()
-    def sample_proposals(self, proposals: Sequence[Tensor], targets: Sequence[dict]) -> RoISample:
+    def sample_proposals(self, proposals: Sequence[Tensor], objects: Objects) -> RoISample:
         """Match the proposals of each image and its ground-truth boxes to its objects, and draw a sample."""
-        objects, counts = padded([t["boxes"].to(p.dtype) for t, p in zip(targets, proposals)])
-        given = [torch.cat((p, t["boxes"].to(p.dtype))) for p, t in zip(proposals, targets)]
-        candidates, numbers = padded(given)
-        matched = self.matcher(objects, counts, candidates)
-        classes = pad_sequence([F.pad(t["labels"], (0, 1)) for t in targets], batch_first=True)  # one at least
+        boxes = objects.boxes.to(proposals[0].dtype)
+        counts = [len(m) for m in objects.masks]
+        given = [b for p, own, count in zip(proposals, boxes, counts) for b in (p, own[:count])]
+        (candidates,), numbers = padded(
+            torch.cat(given), counts=[len(p) + count for p, count in zip(proposals, counts)]
+        )
+        matched = self.matcher(boxes, objects.counts, candidates)
+        classes = F.pad(objects.labels, (0, 1))  # at least one
         labels = classes.gather(1, matched.clamp(min=0)).masked_fill(matched == BELOW_THRESHOLD, 0)
         padding = torch.arange(candidates.shape[1], device=numbers.device) >= numbers[:, None]
         labels = labels.masked_fill((matched == BETWEEN_THRESHOLDS) | padding, -1)
@@ -203,13 +203,16 @@ class RoIHeads(nn.Module):
         )  # fmt: skip
 
     def fast_rcnn_losses(
-        self, class_logits: Tensor, deltas: Tensor, sample: RoISample, targets: Sequence[dict]
+        self, class_logits: Tensor, deltas: Tensor, sample: RoISample, objects: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas."""
+        """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas.
+
+        Args:
+            objects: boxes of the objects of each image, [B, N, 4].
+        """
         boxes, labels, positive = sample.boxes, sample.labels, sample.positive
         if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
-        objects = pad_sequence([t["boxes"] for t in targets], batch_first=True)
         matched_boxes = objects[sample.image_ids[positive], sample.matched[positive]].to(boxes.dtype)
         regression_targets = self.box_coder.encode(matched_boxes, boxes[positive])
         loss_classifier = F.cross_entropy(class_logits, labels)
@@ -226,27 +229,21 @@ class RoIHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Class logits [P, K], deltas [P, K, 4] and proposals of all images -> each image's detections, best first."""
-        counts = [len(p) for p in proposals]
         probs = class_logits.softmax(dim=1)[:, 1:]
-        likely = [scores.flatten() > self.score_thresh for scores in probs.split(counts)]
-        chosen = true_indices(pad_sequence(likely, batch_first=True))
-        firsts = accumulate(counts, initial=0)
-        rows = torch.cat([c // probs.shape[1] + first for c, first in zip(chosen, firsts)])
-        columns = torch.cat(chosen) % probs.shape[1]
+        classes = probs.shape[1]
+        chosen, counts = true_indices((probs > self.score_thresh).flatten(), [len(p) * classes for p in proposals])
+        rows, columns = chosen // classes, chosen % classes
         decoded = self.box_coder.decode(deltas[rows, columns + 1], torch.cat(list(proposals))[rows])
-
-        counts = [len(c) for c in chosen]
-        boxes, scores, labels = (
-            pad_sequence(list(values.split(counts)), batch_first=True)
-            for values in (decoded, probs[rows, columns], columns + 1)
-        )
+        (boxes, scores, labels), _ = padded(decoded, probs[rows, columns], columns + 1, counts=counts)
         boxes = clip_boxes(boxes, image_sizes)
         large = (boxes[..., 2:] - boxes[..., :2] >= self.smallest_side).all(dim=-1)
         usable = large & (labels > 0)  # padding has label 0
-        best = nms_of_images(boxes, scores, self.nms_groups(labels), usable, self.nms_thresh)
+        best, counts = nms_of_images(boxes, scores, self.nms_groups(labels), usable, self.nms_thresh)
+        best = best[:, : self.detections_per_img]
+        found = boxes.gather(1, best[..., None].expand(-1, -1, 4)), labels.gather(1, best), scores.gather(1, best)
         return [
-            {"boxes": b[kept], "labels": label[kept], "scores": s[kept]}
-            for b, label, s, kept in zip(boxes, labels, scores, (each[: self.detections_per_img] for each in best))
+            {"boxes": b[:count], "labels": label[:count], "scores": s[:count]}
+            for b, label, s, count in zip(*found, counts)
         ]
 
     def nms_groups(self, labels: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from network_files.anchors import AnchorGenerator
-from network_files.boxes import BoxCoder, at_least_float32, clip_boxes, padded
-from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher
+from network_files.boxes import BoxCoder, at_least_float32, clip_boxes
+from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher, Objects
 from network_files.on_device import upload
 from network_files.suppression import nms_of_rows
 
@@ -65,7 +65,7 @@ class RegionProposalNetwork(nn.Module):
         levels: Sequence[Tensor],
         padded_size: tuple[int, int],
         image_sizes: Sequence[tuple[int, int]],
-        gt_boxes: Sequence[Tensor] | None = None,
+        objects: Objects | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Propose boxes.
 
@@ -73,7 +73,7 @@ class RegionProposalNetwork(nn.Module):
             levels: [B, C, H_i, W_i] per pyramid level, finest first.
             padded_size: height and width of the padded batch, in pixels.
             image_sizes: height and width of each image without the padding.
-            gt_boxes: per image float [N, 4]; required in training.
+            objects: the ground truth of the images; required in training.
 
         Returns:
             Proposals, float32 [P, 4] per image, x1y1x2y2 in pixels of the resized image, best first; and in training
@@ -82,38 +82,42 @@ class RegionProposalNetwork(nn.Module):
         level_logits, level_deltas = self.head(levels)
         objectness = at_least_float32(torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1))
         deltas = at_least_float32(torch.cat([per_anchor(x, 4) for x in level_deltas], dim=1))
-        anchors = self.anchor_generator(padded_size, levels)
-        if self.training and gt_boxes is None:
-            raise ValueError("training requires gt_boxes")
-        with torch.no_grad():
-            # The targets first: they need no predictions, so that the device has them when the host waits for NMS.
-            targets = self.assign_targets(gt_boxes, torch.cat(anchors)) if self.training and gt_boxes else None
-            proposals = self.propose(objectness, deltas, anchors, image_sizes)
-        return proposals, {} if targets is None else self.losses(objectness, deltas, torch.cat(anchors), targets)
+        level_anchors = self.anchor_generator(padded_size, levels)
+        anchors, counts = torch.cat(level_anchors), [len(level) for level in level_anchors]
+        if not self.training:
+            return self.propose(objectness, deltas, anchors, counts, image_sizes), {}
+        if objects is None:
+            raise ValueError("training requires objects")
+        # The targets first: the device computes them before the host waits for NMS.
+        targets = self.assign_targets(objects, anchors)
+        proposals = self.propose(objectness, deltas, anchors, counts, image_sizes)
+        return proposals, self.losses(objectness, deltas, anchors, targets)
 
+    @torch.no_grad()
     def propose(
         self,
         objectness: Tensor,
         deltas: Tensor,
-        anchors: Sequence[Tensor],
+        anchors: Tensor,
+        counts: Sequence[int],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
         """The best boxes of each image: top n per level, decoded, clipped, NMS per level, top n in all.
 
         Args:
-            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: per level [A_i, 4], A in all.
+            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
+            counts: number of anchors of each level, A in all.
         """
         mode = "training" if self.training else "testing"
-        counts = [len(level_anchors) for level_anchors in anchors]
         tops = [min(self.pre_nms_top_n[mode], count) for count in counts]
         best = [
             F.pad(logits.topk(top, dim=1).indices + first, (0, max(tops) - top))
             for logits, top, first in zip(objectness.split(counts, dim=1), tops, accumulate(counts, initial=0))
         ]
-        chosen = torch.cat(best, dim=1)  # per level as many as of the longest
+        chosen = torch.cat(best, dim=1)  # every level padded to the longest
         places = torch.arange(max(tops)) < torch.tensor(tops)[:, None]
         chosen_deltas = deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
-        chosen_anchors = torch.cat(list(anchors))[chosen]
+        chosen_anchors = anchors[chosen]
         decoded = self.box_coder.decode(chosen_deltas.flatten(0, 1), chosen_anchors.flatten(0, 1))
         boxes = clip_boxes(decoded.view_as(chosen_deltas), image_sizes)
         scores = objectness.gather(1, chosen).sigmoid()
@@ -125,7 +129,7 @@ class RegionProposalNetwork(nn.Module):
         """NMS per image and level of those boxes [B, n, 4] that are usable, bool [B, n].
 
         Args:
-            scores: [B, n], falling within each of the `levels`, which have as many boxes each.
+            scores: [B, n], descending within each of the `levels`, which have equal numbers of boxes.
 
         Returns:
             The kept boxes of each image, best first, at most `most`.
@@ -140,12 +144,12 @@ class RegionProposalNetwork(nn.Module):
         best = boxes.gather(1, ranks[:, :most, None].expand(-1, -1, 4))
         return [b[: sum(counts[i * levels : (i + 1) * levels])] for i, b in enumerate(best)]
 
-    def assign_targets(self, gt_boxes: Sequence[Tensor], anchors: Tensor) -> "AnchorTargets":
-        """Match the anchors [A, 4] to the objects of each image, [N_b, 4]."""
-        objects, counts = padded(gt_boxes)
-        matches = self.matcher(objects, counts, anchors[None])
+    @torch.no_grad()
+    def assign_targets(self, objects: Objects, anchors: Tensor) -> "AnchorTargets":
+        """Match the anchors [A, 4] to the objects of each image."""
+        matches = self.matcher(objects.boxes, objects.counts, anchors[None])
         labels = (matches >= 0).to(torch.int64)
-        return AnchorTargets(labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches, objects)
+        return AnchorTargets(labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches, objects.boxes)
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
@@ -170,11 +174,11 @@ class RegionProposalNetwork(nn.Module):
 
 
 class AnchorTargets(NamedTuple):
-    """What the RPN learns.
+    """What each anchor should predict.
 
     Attributes:
         labels: int64 [B, A], 1 object, 0 background, -1 ignored.
-        matches: int64 [B, A], the object of each anchor; valid where its label is 1.
+        matches: int64 [B, A], the index of its object in the image; valid where its label is 1.
         objects: [B, N, 4], the boxes of the objects, padded.
     """
 

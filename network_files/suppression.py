@@ -1,41 +1,47 @@
 """Non-maximum suppression of many rows of boxes at once, on a device with one wait for all of them.
 
-The operator of torchvision treats one set of boxes in one block of a GPU, box after box, and the host waits for each.
+torchvision's operator processes a set of boxes in a single block of a GPU, box by box, and the host waits for each set.
 """
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
-from network_files.boxes import pairwise_iou
-from network_files.on_device import nms_per_group, true_indices
+from network_files.boxes import padded, pairwise_iou
 
-ROUNDS = 24  # between two looks of the host; untrained proposals, in their longest chains, need more than 12
-MOST_IN_ROWS = 4096  # boxes; all pairs of more would take too much memory
-PAIRS_AT_ONCE = 2**24  # of boxes; their IoU takes 12 bytes each for a moment
+ROUNDS = 24  # between two checks by the host; the longest chains of untrained proposals need more than 12
+MOST_IN_ROWS = 4096  # boxes per image; all pairs of more would take too much memory
+PAIRS_AT_ONCE = 2**24  # pairs of boxes; computing their IoU takes 12 bytes per pair
 
 
-def nms_of_images(boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float) -> list[Tensor]:
+def nms_of_images(
+    boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
+) -> tuple[Tensor, list[int]]:
     """Suppress boxes [B, n, 4] with an IoU above `threshold` with a better usable one of their image and group.
 
     Args:
         scores: [B, n]; groups: int64 [B, n]; usable: bool [B, n].
 
     Returns:
-        Of each image int64, the indices of the boxes that are kept, best first.
+        int64 [B, m], per image the indices of the kept boxes, best first, then others; and how many are kept.
     """
-    if boxes.device.type == "cpu" or boxes.shape[1] > MOST_IN_ROWS:
-        each = zip(true_indices(usable), boxes, scores, groups)
-        return [use[nms_per_group(b[use], s[use], g[use], threshold)] for use, b, s, g in each]
-    return nms_at_once(boxes, scores, groups, usable, threshold)
+    if boxes.device.type != "cpu" and boxes.shape[1] <= MOST_IN_ROWS:
+        return nms_at_once(boxes, scores, groups, usable, threshold)
+    kept = []
+    for own, s, g, use in zip(boxes, scores, groups, (torch.where(row)[0] for row in usable)):
+        kept.append(use[batched_nms(own[use], s[use], g[use], threshold)])
+    counts = [len(indices) for indices in kept]
+    return padded(torch.cat(kept), counts=counts)[0][0], counts
 
 
-def nms_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float) -> list[Tensor]:
+def nms_at_once(
+    boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
+) -> tuple[Tensor, list[int]]:
     """`nms_of_images` with one wait."""
     ranks = torch.where(usable, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
     ranked = boxes.gather(1, ranks[..., None].expand(-1, -1, 4)), usable.gather(1, ranks)
     kept, counts = nms_of_rows(*ranked, threshold, groups.gather(1, ranks))
-    best = ranks.gather(1, kept.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices)
-    return [indices[:count] for indices, count in zip(best, counts)]
+    return ranks.gather(1, kept.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices), counts
 
 
 def nms_of_rows(
@@ -43,15 +49,15 @@ def nms_of_rows(
 ) -> tuple[Tensor, list[int]]:
     """Suppress in each row every box that has an IoU above `threshold` with a better one that is kept.
 
-    This is exact. A box is decided once all better ones that overlap it are: each round decides at least one more link
-    of every chain of overlapping boxes, and nothing changes any more when all are decided.
+    This is exact. A box is decided once all better ones that overlap it are. So each round decides at least one more
+    link of every chain of overlapping boxes, and once a round changes nothing, all are decided.
 
     Args:
-        boxes: float [R, n, 4], the best of each row first; usable: bool [R, n], the others neither stay nor suppress.
-        groups: int64 [R, n]; only boxes of the same group suppress one another. None: all of a row.
+        boxes: float [R, n, 4], the best of each row first; usable: bool [R, n], the others are dropped first.
+        groups: int64 [R, n]; only boxes of the same group suppress one another. None: all boxes of a row do.
 
     Returns:
-        bool [R, n], the boxes that are kept; and how many those of each row are.
+        bool [R, n], the boxes that are kept; and their number in each row.
     """
     rows, length = usable.shape
     suppresses = torch.empty((rows, length, length), dtype=torch.bool, device=boxes.device)  # [.., i, j]: j drops i

@@ -11,12 +11,12 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes, size_of
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import paste_masks
-from network_files.on_device import nms_per_group
 from network_files.roi_align import SharedPyramid
 
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
@@ -83,7 +83,7 @@ class TestTimeAugmentation(nn.Module):
             found.append(seen | {"boxes": from_version(seen["boxes"], version, size)})
             versions.append(version)
         boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
-        keep = nms_per_group(boxes, scores, heads.nms_groups(labels), heads.nms_thresh)[: heads.detections_per_img]
+        keep = batched_nms(boxes, scores, heads.nms_groups(labels), heads.nms_thresh)[: heads.detections_per_img]
         boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
         masks = torch.stack([self.mask_probabilities(version, boxes, labels, size) for version in versions]).mean(0)
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}

@@ -1,4 +1,4 @@
-"""Run-length codes of predicted masks, from outlines or from crops: the part of `mask_paste` that needs no torch."""
+"""Run-length codes of predicted masks, from outlines or from crops: the part of `paste.py` that needs no torch."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +18,7 @@ def encode_outlines(
     resampling: Resampling,
     crops: Callable[[np.ndarray], Iterator[Crop]],
 ) -> list[dict]:
-    """Codes of all masks of an image from their outlines; only those that depend on rounding are pasted.
+    """Encode all masks of an image from their outlines; only those that depend on rounding are pasted.
 
     Args:
         padded: float32 [N, M, M], masks with a border of zeros, N at least 1.
@@ -26,7 +26,7 @@ def encode_outlines(
         size: the image's height and width.
         threshold: values above it are inside the mask.
         resampling: the weights of the interpolation, see `column_changes`.
-        crops: pastes the masks with the given numbers, int64 [n].
+        crops: pastes the masks with the given indices, int64 [n].
 
     Returns:
         A list of {"size": [H, W], "counts": bytes}.
@@ -41,7 +41,7 @@ def encode_outlines(
 
 
 def encode_crops(crops: Iterable[Crop], size: tuple[int, int], threshold: float) -> list[dict]:
-    """Run-length codes of crops."""
+    """Encode crops."""
     return compress([encode_crop(crop > threshold, left, top, *size) for left, top, crop in crops])
 
 

@@ -1,6 +1,6 @@
 """Instance masks of one image, each stored as a crop, so that no full-size mask exists between dataset and targets.
 
-The crops of a photo with 100 objects take some hundred kilobytes; dense masks would take 30 MB.
+The crops of a photo with 100 objects take a few hundred kilobytes; dense masks would take 30 MB.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ class InstanceMasks:
         return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
     def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":
-        """The same masks in memory from which a GPU copies without a wait; a loader with `pin_memory` calls this."""
+        """The same masks in pinned memory; called by a loader with `pin_memory`."""
         pixels, crops = self.pixels.pin_memory(), self.crops.pin_memory()
         return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
@@ -95,14 +95,8 @@ class InstanceMasks:
         areas = self.crops[:, 2] * self.crops[:, 3]
         return F.pad(areas.cumsum(0), (1, 0))
 
-    def crop(self, i: int) -> tuple[int, int, np.ndarray]:
-        """Left, top and the uint8 pixels [h, w] of mask i in the source frame (a view)."""
-        left, top, width, height = self.crops[i].tolist()
-        start = int((self.crops[:i, 2] * self.crops[:i, 3]).sum())
-        return left, top, self.pixels[start : start + width * height].numpy().reshape(height, width)
-
     def all_crops(self) -> list[tuple[int, int, np.ndarray]]:
-        """`crop` of every mask; computes the starts only once."""
+        """Left, top and the uint8 pixels [h, w] of each mask in the source frame (views)."""
         pixels, starts = self.pixels.numpy(), self.starts().tolist()
         return [
             (left, top, pixels[start : start + width * height].reshape(height, width))
@@ -128,7 +122,7 @@ class InstanceMasks:
         return InstanceMasks.from_crops(mirrored, self.size)
 
     def window(self, top: int, left: int, height: int, width: int) -> "InstanceMasks":
-        """What a window of the image shows of the masks, in its frame; only in the source frame, before any `resize`.
+        """Crop the masks to a window of the image; possible only in the source frame, before any `resize`.
 
         Objects outside the window become empty.
         """
@@ -142,7 +136,7 @@ class InstanceMasks:
         return InstanceMasks.from_crops([resampled(crop, *places) for crop in self.all_crops()], self.size)
 
     def without(self, covered: np.ndarray) -> "InstanceMasks":
-        """The parts of the masks that a plane, bool [H, W] in the source frame, does not cover."""
+        """Remove the pixels that a plane, bool [H, W] in the source frame, covers."""
         self.require_source_frame("cut")
         left_over = []
         for left, top, crop in self.all_crops():
@@ -152,7 +146,7 @@ class InstanceMasks:
         return InstanceMasks.from_crops(left_over, self.size)
 
     def union(self) -> np.ndarray:
-        """bool [H, W]: the pixels of the source frame that any of the masks has."""
+        """bool [H, W]: the pixels of the source frame that belong to any of the masks."""
         plane = np.zeros(self.source_size, dtype=np.uint8)
         for left, top, crop in self.all_crops():
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] |= crop
@@ -160,7 +154,7 @@ class InstanceMasks:
 
     @classmethod
     def concatenated(cls, first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
-        """The masks of both, which have the same frames."""
+        """Concatenate the masks of two images with the same frames."""
         frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
         if frames[0] != frames[1]:
             raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
@@ -202,7 +196,7 @@ class InstanceMasks:
     def source_indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """For each row and each column of the current frame, the nearest row and column of the source image, int64.
 
-        Rows and columns of the padding have the number after the source's last one.
+        Rows and columns of the padding have the index after the last one of the source.
         """
         rows, columns = (
             F.pad(nearest_indices(source, content, device), (0, frame - content), value=source)

@@ -1,8 +1,8 @@
-"""`mask_paste` without torch, for exported networks: the same codes and crops, byte for byte, with NumPy alone.
+"""`paste.py` without torch, for exported networks: the same codes and crops, byte for byte, with NumPy alone.
 
-torch's kernels for x86 processors multiply and add in one step, with one rounding. Here that is computed in double
-precision, in which a product of two float32 numbers is exact. On processors and in releases where torch rounds
-otherwise (2.11 does), a pixel whose probability equals the threshold to the last bits may differ.
+torch's kernels for x86 processors multiply and add in one step, with one rounding. Here this is computed in double
+precision, where the product of two float32 numbers is exact. Where torch rounds otherwise (on other processors, and in
+release 2.11), a pixel whose probability equals the threshold up to the last bits may differ.
 """
 
 import math
@@ -20,7 +20,7 @@ SMALL = 128  # height + width up to which torch interpolates with the kernel tha
 def encode_masks(
     mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """`mask_paste.encode_masks` of float32 [N, 1, M, M] and [N, 4]."""
+    """`paste.encode_masks` of float32 [N, 1, M, M] and [N, 4]."""
     if len(boxes) == 0:
         return []
     if continuous:
@@ -36,7 +36,7 @@ def encode_masks(
 def mask_crops(
     mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool = False
 ) -> Iterator[Crop]:
-    """`mask_paste.mask_crops` of float32 [N, 1, M, M] and [N, 4]."""
+    """`paste.mask_crops` of float32 [N, 1, M, M] and [N, 4]."""
     return sampled_crops(mask_probs, boxes, size) if continuous else whole_pixel_crops(mask_probs, boxes, size)
 
 
@@ -62,7 +62,7 @@ def sample_places(centres: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarra
 
 
 def pixel_centres(low: float, high: float, size: int) -> tuple[int, int, np.ndarray]:
-    """`mask_paste.pixel_centres`."""
+    """`paste.pixel_centres`."""
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
     centres = np.arange(first, end, dtype=np.float32) + np.float32(0.5)
@@ -83,7 +83,7 @@ def whole_pixel_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int
 
 
 def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`mask_paste.frame`: float32 [N, M + 2, M + 2] and int64 [N, 4]."""
+    """`paste.frame`: float32 [N, M + 2, M + 2] and int64 [N, 4]."""
     padded = np.pad(mask_probs[:, 0].astype(np.float32), ((0, 0), (1, 1), (1, 1)))
     scale = np.float32(padded.shape[-1] / mask_probs.shape[-1])
     low, high = boxes[:, :2].astype(np.float32), boxes[:, 2:].astype(np.float32)
@@ -140,6 +140,6 @@ def interpolation(source: int, target: int, small: bool) -> tuple[np.ndarray, np
 
 
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """`mask_paste.resampling`: the interpolation of one axis alone."""
+    """`paste.resampling`: the interpolation of one axis alone."""
     below, share = interpolation(source, target, target + 1 <= SMALL)
     return below, np.where(below < source - 1, share, np.float32(1))

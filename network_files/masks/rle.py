@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TOGETHER = 16  # codes decoded at once: more would save little time and cost memory
-MOST_PIXELS = 1 << 28  # per image: a crop may be as large, and a code of a few characters can claim it
+TOGETHER = 16  # codes decoded at once; more would save little time and cost memory
+MOST_PIXELS = 1 << 28  # per image; a code of a few characters can claim any size
 LONGEST = 6  # characters per number: 30 bits, which hold any run of such an image and its sign
 
 
@@ -108,7 +108,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """bool [N]: which counts are packed in COCO's format, in its 64 characters with at most six per number.
+    """bool [N]: which counts are packed in COCO's format, with its 64 characters and at most six per number.
 
     Their run lengths may still be negative, or not add up to an image.
     """
@@ -126,13 +126,10 @@ def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
     return valid
 
 
-def decode_crop(code: dict) -> tuple[int, int, np.ndarray]:
-    """Left, top and the uint8 pixels [h, w] of the smallest crop with every set pixel of a packed code."""
-    return decode_crops([code])[0]
-
-
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
-    """`decode_crop` of all packed codes of one image, some at a time: their columns are laid out at full height.
+    """Left, top and the uint8 pixels [h, w] of the smallest crop with every set pixel, per packed code of one image.
+
+    Codes are decoded in small groups, as the columns of their crops are laid out at full height.
 
     Raises:
         ValueError: a code is invalid, or its runs do not add up to the image.
@@ -144,7 +141,7 @@ def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     height, width = codes[0]["size"]
     if not 0 < height * width <= MOST_PIXELS:
-        raise ValueError(f"has the size {height} x {width}, which is empty or more than {MOST_PIXELS} pixels")
+        raise ValueError(f"has the size {height} x {width}, which is empty or above {MOST_PIXELS} pixels")
     packed = [counts.encode() if isinstance(counts, str) else counts for counts in (c["counts"] for c in codes)]
     counts, lengths = unpack_all(packed)
     if counts.min(initial=0) < 0:
@@ -173,7 +170,7 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 def boxes_of_runs(
     counts: np.ndarray, lengths: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
 ) -> np.ndarray:
-    """Left, top, width and height of the smallest box with every set pixel: int64 [N, 4]; zeros where there is none.
+    """Left, top, width and height of the smallest box with every set pixel: int64 [N, 4]; zeros for empty masks.
 
     Args:
         counts, lengths: as `unpack_all` returns them; the runs of each code add up to `height * width`.

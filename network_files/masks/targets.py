@@ -17,8 +17,8 @@ from network_files.boxes import at_least_float32
 from network_files.masks.instance_masks import InstanceMasks, paint
 from network_files.on_device import upload
 
-OUTSIDE = -(2**30)  # two of them still fit into an int32
-OBJECTS_AT_ONCE = 16  # painted planes; one of 800x1333 takes 4 MB, and its indices as much for a moment
+OUTSIDE = -(2**30)  # the sum of two still fits into an int32
+OBJECTS_AT_ONCE = 16  # planes painted at once; one of 800x1333 takes 4 MB, and its indices as much for a moment
 
 
 def mask_targets(
@@ -28,38 +28,16 @@ def mask_targets(
     size: int,
     aligned: bool = False,
 ) -> Tensor:
-    """`project_masks_on_boxes` of all images, [P, M, M]; one entry of the first three arguments per image."""
+    """`project_masks_on_boxes` for all images, [P, M, M]; the first three arguments have one entry per image."""
     if boxes[0].device.type == "cpu":
         return torch.cat([project_masks_on_boxes(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])
     return targets_on_device(masks, boxes, matched, size, aligned)
 
 
-def project_masks_on_boxes(
-    masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool = False
-) -> Tensor:
-    """Crop the mask of each proposal's object to the proposal and resample it, as torchvision does with dense masks.
-
-    RoIAlign reads the same coordinates and pixels as in a dense mask, so the targets are bitwise equal.
-
-    Args:
-        masks: the objects of one image, in the frame of the boxes.
-        boxes: float [P, 4], x1y1x2y2, the positive proposals.
-        matched: int64 [P], the object of each proposal.
-        size: M.
-        aligned: where pixel centres are, see `PyramidRoIAlign`.
-
-    Returns:
-        float [P, M, M] in 0..1, in the boxes' precision and on their device.
-    """
-    if boxes.device.type != "cpu":
-        return targets_on_device([masks], [boxes], [matched], size, aligned)
-    return targets_on_cpu(masks, at_least_float32(boxes.detach()), matched, size, aligned)
-
-
 def targets_on_device(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool
 ) -> Tensor:
-    """Paint full-size planes of some objects at a time and read all boxes from them, without waiting for the device."""
+    """Paint full-size planes, some objects at a time, and read all boxes from them, without waiting for the device."""
     device = boxes[0].device
     all_boxes = at_least_float32(torch.cat(list(boxes)).detach())
     if not any(len(m.pixels) for m in masks):
@@ -73,10 +51,10 @@ def targets_on_device(
             count = min(OBJECTS_AT_ONCE, len(m) - start)
             chunk = own
             if len(m) > OBJECTS_AT_ONCE:
-                # The boxes of other objects read a single pixel, and their values are dropped.
+                # The boxes of other objects read a single pixel, whose value is dropped.
                 of_these = (own[:, :1] >= start) & (own[:, :1] < start + count)
                 chunk = torch.where(of_these, torch.cat((own[:, :1] - start, own[:, 1:]), dim=1), 0.0)
-            # Not torchvision.ops.roi_align: with deterministic algorithms that would compile another one.
+            # Not torchvision.ops.roi_align: with deterministic algorithms, it would compile another implementation.
             read = torch.ops.torchvision.roi_align(
                 planes.paint(image, first + start, count).to(chunk.dtype), chunk, 1.0, size, size, -1, aligned
             )[:, 0]
@@ -87,7 +65,7 @@ def targets_on_device(
 
 
 class MaskPlanes:
-    """Paints dense masks of the objects of a batch on a device; `masks` has the objects of each image."""
+    """Paint dense masks of a batch's objects on a device; `masks` has the objects of each image."""
 
     def __init__(self, masks: Sequence[InstanceMasks], device: torch.device):
         self.sizes = [m.size for m in masks]
@@ -98,7 +76,7 @@ class MaskPlanes:
         rows, columns = (pad_sequence(list(table), batch_first=True)[owners] for table in tables)
         left, top, width, height = crops[..., None].unbind(dim=1)
         y, x = upload(rows, device) - top, upload(columns, device) - left
-        starts = (width * height).cumsum(0) - width * height + 1  # the first pixel is no object's
+        starts = (width * height).cumsum(0) - width * height + 1  # the first pixel belongs to no object
         self.rows = torch.where((y >= 0) & (y < height), starts + y * width, OUTSIDE).int()
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
@@ -113,14 +91,27 @@ class MaskPlanes:
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
 
 
-def targets_on_cpu(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
-    """Paint only the parts that are read, into one plane per thread.
+def project_masks_on_boxes(
+    masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool = False
+) -> Tensor:
+    """Crop the mask of each proposal's object to the proposal and resample it, as torchvision does with dense masks.
 
-    A plane is reused for all objects. It holds only the part of an object that its proposals cover, and several objects
-    at once if those parts do not overlap. The operator runs in one thread, so each thread gets a plane of its own.
+    RoIAlign reads the same coordinates and pixels as in a dense mask, so the targets are bitwise equal. Only the parts
+    that it reads are painted, into one plane per thread, since the operator runs in one thread. A plane holds several
+    objects at once if these parts do not overlap.
+
+    Args:
+        masks: the objects of one image, in the frame of the boxes.
+        boxes: float [P, 4], x1y1x2y2, the positive proposals, on the CPU.
+        matched: int64 [P], the object of each proposal.
+        size: M.
+        aligned: where pixel centres are, see `PyramidRoIAlign`.
+
+    Returns:
+        float [P, M, M] in 0..1, in the boxes' precision.
     """
-    rois = boxes
-    targets = boxes.new_zeros((len(boxes), size, size))
+    rois = at_least_float32(boxes.detach())
+    targets = rois.new_zeros((len(rois), size, size))
     objects, owner = np.unique(matched.numpy(), return_inverse=True)
     windows = covered_windows(rois.numpy() - (0.5 if aligned else 0.0), owner, len(objects), masks.size)
     rois = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)

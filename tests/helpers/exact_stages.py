@@ -20,6 +20,7 @@ from torchvision.models.detection.transform import resize_boxes
 from network_files import MaskRCNN
 from network_files.masks.paste import paste_masks
 from network_files.masks.targets import project_masks_on_boxes
+from network_files.matching import Objects
 from network_files.rpn import per_anchor
 from tests.helpers.exact_rows import Check, absolute, counted, relative
 from tests.helpers.parity import Batch
@@ -109,12 +110,12 @@ def proposal_checks(
         for network in (reference, own):
             network.rpn.train(mode)
         proposals[mode], _ = reference.rpn.filter_proposals(decoded, flat_objectness, padded.image_sizes, counts)
-        found = own.rpn.propose(flat[0].squeeze(-1), flat[1], own_anchors, padded.image_sizes)
+        found = own.rpn.propose(flat[0].squeeze(-1), flat[1], torch.cat(own_anchors), counts, padded.image_sizes)
         what = f"proposals, {'training' if mode else 'evaluation'}"
         checks.append(absolute("RPN", what, found, proposals[mode], limits.values))
 
     labels, _ = reference.rpn.assign_targets_to_anchors(anchors, targets)
-    own_labels = own.rpn.assign_targets([target["boxes"] for target in targets], anchors[0]).labels
+    own_labels = own.rpn.assign_targets(Objects.of(targets, padded.tensors.device), anchors[0]).labels
     torch.manual_seed(seed)
     positive, negative = ([torch.where(mask)[0] for mask in masks] for masks in reference.rpn.fg_bg_sampler(labels))
     torch.manual_seed(seed)
@@ -142,7 +143,7 @@ def sample_checks(
     torch.manual_seed(seed)
     rois, matched, labels, regression = reference.roi_heads.select_training_samples(list(proposals), targets)
     torch.manual_seed(seed)
-    sample = own.roi_heads.sample_proposals(proposals, own_targets)
+    sample = own.roi_heads.sample_proposals(proposals, Objects.of(own_targets, padded.tensors.device))
     own_rois = sample.all_boxes()
     own_labels, own_matched = (values.split([len(b) for b in own_rois]) for values in (sample.labels, sample.matched))
     positive = [torch.where(image_labels > 0)[0] for image_labels in labels]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from network_files.masks.paste import encode_masks
 from tests.helpers.official_metrics import official_evaluation
 from train_utils import evaluation
 from train_utils.classes import ClassTable
+from train_utils.device import Precision
 from train_utils.errors import InputError
 from train_utils.metrics import coco_evaluation
 from train_utils.metrics.coco_evaluation import (
@@ -390,3 +392,18 @@ def test_an_evaluation_without_a_readable_image_ends_with_the_first_reason(monke
         evaluation.detect_all(SimpleNamespace(continuous_paste=False), *arguments, [])
     with pytest.raises(InputError, match="^a.png: broken$"):
         evaluation.detect_all(SimpleNamespace(continuous_paste=False), *arguments)
+
+
+def test_the_thread_that_codes_masks_uses_the_gpu_of_its_process(monkeypatch):
+    """A new thread would use GPU 0, on which every process would then open a context."""
+    gpu, seen = torch.device("cuda", 3), []
+    network = SimpleNamespace(continuous_paste=False, detect=lambda images: [])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append((device, threading.get_ident())))
+    monkeypatch.setattr(CocoEvaluator, "update_batch", lambda *_: seen.append(("coding", threading.get_ident())))
+    monkeypatch.setattr(evaluation, "ready_for_inference", lambda *_: network)
+    for name in ("to_device", "PendingDetections"):
+        monkeypatch.setattr(evaluation, name, lambda given, *_: given)
+    loader = [([torch.zeros(3, 4, 4)], [{"image_id": 1}])] * 2
+    evaluation.detect_all(network, loader, None, ClassTable({1: "thing"}, {1: 1}), gpu, Precision("cpu", None))
+    thread = seen[0][1]
+    assert seen == [(gpu, thread), ("coding", thread), ("coding", thread)] and thread != threading.get_ident()

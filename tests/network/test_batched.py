@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection._utils import Matcher as TorchvisionsMatcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
@@ -35,13 +36,23 @@ def test_clipping_all_images_at_once_equals_torchvisions():
     assert torch.equal(clip_boxes(boxes, sizes), torch.stack(expected))
 
 
+def test_rows_of_all_images_are_padded_with_zeros():
+    values, numbers = torch.randn(7, 4), torch.arange(7)
+    (rows, of_rows), counts = padded(values, numbers, counts=[3, 0, 4])
+    assert counts.tolist() == [3, 0, 4] and of_rows.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0], [3, 4, 5, 6]]
+    assert torch.equal(rows, pad_sequence(list(values.split([3, 0, 4])), batch_first=True))
+    (nothing,), _ = padded(values[:0], counts=[0, 0])
+    assert nothing.shape == (2, 0, 4)
+
+
 @pytest.mark.parametrize("pairs_at_once", [1, 3 * 500 * 7, 2**24])
 @pytest.mark.parametrize(("high", "low", "low_quality"), [(0.7, 0.3, True), (0.5, 0.5, False)])
 def test_matching_in_chunks_of_objects_equals_torchvisions(high, low, low_quality, pairs_at_once, monkeypatch):
     monkeypatch.setattr(matching, "PAIRS_AT_ONCE", pairs_at_once)
     candidates, objects = crowded_boxes(500), [crowded_boxes(n) for n in (23, 0, 9)]
     objects[2][4] = torch.tensor([500.0, 500, 510, 510])  # overlaps nothing: all candidates are its best
-    matches = Matcher(high, low, low_quality)(*padded(objects), candidates[None])
+    (boxes,), counts = padded(torch.cat(objects), counts=[len(each) for each in objects])
+    matches = Matcher(high, low, low_quality)(boxes, counts, candidates[None])
     reference = TorchvisionsMatcher(high, low, low_quality)
     for own, boxes in zip(matches, objects):
         expected = reference(box_iou(boxes, candidates)) if len(boxes) else torch.full((500,), -1)
@@ -78,7 +89,8 @@ def test_suppression_by_class_equals_torchvisions_in_its_order(at_once, monkeypa
     scores = torch.randint(1, 40, (3, 200)) / 40  # with ties
     on_cpu = nms_of_images(boxes, scores, classes, usable, 0.5)
     found = nms_at_once(boxes, scores, classes, usable, 0.5)
-    for b, s, c, use, own, other in zip(boxes, scores, classes, usable, found, on_cpu):
+    for i, (b, s, c, use) in enumerate(zip(boxes, scores, classes, usable)):
         places = torch.where(use)[0]
         expected = places[batched_nms(b[use], s[use], c[use], 0.5)]
-        assert torch.equal(own, expected) and torch.equal(other, expected)
+        for best, counts in (found, on_cpu):
+            assert torch.equal(best[i, : counts[i]], expected)

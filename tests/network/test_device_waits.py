@@ -1,13 +1,11 @@
 """A step waits for a GPU no more often than it must, and mixes no devices; found without a GPU, on a pretended one."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch.utils.backend_registration as backend
 
-from tests.helpers.project import ROOT, importing_tests
+from tests.helpers.forked import start
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,19 +18,23 @@ pytestmark = [
 TRAINING_WAITS = 3
 # Whatever the batch: one for each NMS, and one for the likely detections.
 INFERENCE_WAITS = 3
-CASES = ("frozen", "batch norm", "adaptive RoIAlign", "bf16", "an image without objects", "no objects at all")
+# Of a batch: normalising, resizing, drawing the samples, painting and reading mask targets; resizing the boxes found.
+OPERATIONS_PER_IMAGE = {"training": 30, "inference": 15}
+CASES = (
+    "frozen",
+    "synchronised batch norm",
+    "adaptive RoIAlign",
+    "bf16",
+    "an image without objects",
+    "no objects at all",
+)
 
 
 @pytest.fixture(scope="module")
-def results() -> dict:
-    import os
-
-    command = [sys.executable, "-m", "tests.programs.pretended_steps"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=importing_tests(os.environ), capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def results(tmp_path_factory) -> dict:
+    run = start("tests/programs/pretended_steps.py", [], tmp_path_factory.mktemp("steps"))
+    assert run.wait(900) == 0, run.said
+    return json.loads(run.said.splitlines()[-1])
 
 
 def test_tensors_of_two_devices_are_an_error(results):
@@ -47,6 +49,13 @@ def test_the_pyramid_is_computed_in_low_precision_throughout(results):
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_step_of_two_images_waits_no_more_often_than_it_must(results, case):
     assert results[case]["waits"] <= TRAINING_WAITS
+
+
+@pytest.mark.parametrize("what", OPERATIONS_PER_IMAGE)
+def test_more_images_take_no_more_waits_and_few_more_operations(results, what):
+    (waits, operations), (more_waits, more_operations) = (counts[what] for counts in results["more images"])
+    assert more_waits == waits
+    assert 0 < (more_operations - operations) / 4 <= OPERATIONS_PER_IMAGE[what]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -20,7 +20,7 @@ from my_dataset_coco import CocoDetection
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import encode_masks, paste_masks
-from network_files.masks.rle import compress, decode_crop, encode_crop, unpack_all, unpack_counts
+from network_files.masks.rle import compress, decode_crops, encode_crop, unpack_all, unpack_counts
 from network_files.masks.targets import project_masks_on_boxes
 from network_files.roi_align import PyramidRoIAlign
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs, boxes_of_every_kind, detections
@@ -67,14 +67,14 @@ def test_dense_masks_come_back_from_their_crops(dense, dtype):
 def test_a_crop_is_no_larger_than_its_object(dense):
     masks = InstanceMasks.from_dense(dense)
     for i, mask in enumerate(dense):
-        left, top, pixels = masks.crop(i)
+        left, top, pixels = masks.all_crops()[i]
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         if len(rows) == 0:
             assert pixels.size == 0
         else:
             assert (left, top) == (columns.min(), rows.min())
             assert pixels.shape == (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1)
-    assert masks.pixels.numel() == sum(masks.crop(i)[2].size for i in range(len(masks)))
+    assert masks.pixels.numel() == sum(masks.all_crops()[i][2].size for i in range(len(masks)))
 
 
 def test_whatever_is_not_zero_in_a_dense_mask_is_the_object():
@@ -244,7 +244,7 @@ def on_plane(left: int, top: int, crop: np.ndarray, height: int, width: int) -> 
 def test_codes_of_crops_equal_codes_of_planes(dense):
     masks = InstanceMasks.from_dense(dense)
     for i, mask in enumerate(dense.numpy()):
-        left, top, crop = masks.crop(i)
+        left, top, crop = masks.all_crops()[i]
         code = encode_crop(crop.astype(bool), left, top, HEIGHT, WIDTH)
         assert code == {"size": [HEIGHT, WIDTH], "counts": run_lengths(mask)}
         assert compress([code]) == [coco_mask.encode(np.asfortranarray(mask))]
@@ -275,9 +275,11 @@ def test_codes_decode_to_the_smallest_crop(dense):
     for i, mask in enumerate(dense.numpy()):
         code = coco_mask.encode(np.asfortranarray(mask))
         for counts in (code["counts"], code["counts"].decode()):
-            left, top, crop = decode_crop({"size": code["size"], "counts": counts})
+            left, top, crop = decode_crops([{"size": code["size"], "counts": counts}])[0]
             assert crop.dtype == np.uint8 and crop.flags.c_contiguous
-            assert np.array_equal(crop, masks.crop(i)[2]) and (crop.size == 0 or (left, top) == masks.crop(i)[:2])
+            assert np.array_equal(crop, masks.all_crops()[i][2]) and (
+                crop.size == 0 or (left, top) == masks.all_crops()[i][:2]
+            )
 
 
 def test_codes_with_runs_of_no_length_decode():
@@ -288,7 +290,7 @@ def test_codes_with_runs_of_no_length_decode():
         counts = [*counts.tolist(), int(-counts.sum() % height)]
         size = [height, sum(counts) // height]
         code = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
-        assert np.array_equal(on_plane(*decode_crop(code), *size), coco_mask.decode(code))
+        assert np.array_equal(on_plane(*decode_crops([code])[0], *size), coco_mask.decode(code))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -299,7 +301,7 @@ def test_every_polygon_and_crowd_of_photos_decodes_as_by_pycocotools(data_folder
     for annotation in content["annotations"]:
         size = sizes[annotation["image_id"]]
         code = packed_code(annotation, *size)
-        left, top, crop = decode_crop(code)
+        left, top, crop = decode_crops([code])[0]
         plane = coco_mask.decode(code)
         assert np.array_equal(on_plane(left, top, crop, *size), plane)
         assert encode_crop(crop.astype(bool), left, top, *size)["counts"] == unpack_counts(code["counts"]).tolist()

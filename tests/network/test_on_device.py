@@ -8,9 +8,9 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from network_files import InstanceMasks
-from network_files.masks.targets import OBJECTS_AT_ONCE, targets_on_cpu, targets_on_device
+from network_files.masks.targets import OBJECTS_AT_ONCE, project_masks_on_boxes, targets_on_device
 from network_files.matching import BalancedSampler
-from network_files.on_device import AsyncHostCopy, true_indices, upload
+from network_files.on_device import AsyncHostCopy, true_indices
 from network_files.roi_align import PyramidRoIAlign, SharedPyramid
 from tests.helpers.drawn_masks import blobs, boxes_of_every_kind
 from tests.helpers.faults import thin_model
@@ -19,12 +19,13 @@ from train_utils.models import ModelConfig
 
 
 def test_true_indices_are_those_of_where():
+    lengths = [300, 0, 200, 1]
     for share in (0.0, 0.01, 0.5, 1.0):
-        masks = torch.rand(5, 300) < share
-        masks[1] = False
-        for row, indices in zip(masks, true_indices(masks)):
-            assert indices.dtype == torch.int64 and torch.equal(indices, torch.where(row)[0])
-    assert [len(indices) for indices in true_indices(torch.zeros(2, 0, dtype=torch.bool))] == [0, 0]
+        mask = torch.rand(501) < share
+        indices, counts = true_indices(mask, lengths)
+        assert indices.dtype == torch.int64 and torch.equal(indices, torch.where(mask)[0])
+        assert counts == [int(part.sum()) for part in mask.split(lengths)]
+    assert true_indices(torch.zeros(0, dtype=torch.bool), [0, 0])[1] == [0, 0]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 1.0])
@@ -91,7 +92,7 @@ def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size, f
     masks = masks.resize(*size, frame)
     rois = boxes_of_every_kind(*size)
     matched = torch.randint(len(masks), (len(rois),))
-    expected = targets_on_cpu(masks, rois, matched, 28, aligned)
+    expected = project_masks_on_boxes(masks, rois, matched, 28, aligned)
     assert 0 < expected.mean() < 1
     assert torch.equal(targets_on_device([masks], [rois], [matched], 28, aligned), expected)
 
@@ -152,8 +153,6 @@ def test_a_copy_to_the_host_has_arrived_when_the_stream_of_its_own_device_has_re
 
 def test_masks_move_as_a_whole():
     masks = InstanceMasks.from_dense(blobs(3)).resize(60, 70, frame=(80, 90))
-    moved = upload(masks, torch.device("cpu"))
-    assert torch.equal(moved.dense(), masks.dense()) and moved.device.type == "cpu"
     away = masks.to("meta")
     assert away.device.type == "meta" and away.pixels.device == away.crops.device
     assert (away.size, away.content_size, away.source_size) == ((80, 90), (60, 70), (37, 53))

@@ -9,6 +9,8 @@ it prints waits, losses on both devices, what is left of them where a loss is no
 import copy
 import json
 import sys
+from contextlib import nullcontext
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +26,16 @@ from train_utils.engine import Batch, to_device, train_step
 from train_utils.metrics.coco_evaluation import PendingDetections
 from train_utils.models import ModelConfig
 from train_utils.optimizer import create_momentum
+from train_utils.sync_batch_norm import use_sync_bn
 from train_utils.training_state import Training
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from pretended_gpu import NAME, PretendedGPU, pretended_gpu  # noqa: E402
+from sync_batch_norm_kernels import two_equal_processes  # noqa: E402
 
 CASES = {
     "frozen": {"norm": "frozen"},
-    "batch norm": {"norm": "batch"},
+    "synchronised batch norm": {"norm": "batch", "sync": True},
     "adaptive RoIAlign": {"norm": "frozen", "sampling_ratio": 0},
     "bf16": {"norm": "frozen", "amp": True},
     "an image without objects": {"norm": "frozen", "empty": 1},
@@ -41,11 +45,12 @@ CASES = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    results = {}
+    results: dict = {}
     with pretended_gpu([ROOT]) as gpu:
         results["mixed devices"] = mixing_is_refused()
         for name, case in CASES.items():
             results[name] = compare(gpu, **case)
+        results["more images"] = [counts_of(gpu, images) for images in (2, 6)]
     print(json.dumps(results))
 
 
@@ -57,10 +62,19 @@ def mixing_is_refused() -> str:
     return ""
 
 
-def compare(gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = False, empty: int = 0) -> dict:
+def compare(
+    gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = False, empty: int = 0, sync: bool = False
+) -> dict:
     model = lively_model(norm, sampling_ratio)
-    batch = batch_of_two(empty)
+    batch = batch_of(2, empty)
     on_cpu = training_of(copy.deepcopy(model), torch.device("cpu"), amp)
+    with two_equal_processes() if sync else nullcontext():
+        if sync:
+            use_sync_bn(model, torch.device("cuda"))
+        return compare_steps(gpu, model, on_cpu, batch, amp)
+
+
+def compare_steps(gpu: PretendedGPU, model: MaskRCNN, on_cpu: Training, batch: Batch, amp: bool) -> dict:
     on_gpu = training_of(copy.deepcopy(model), torch.device(NAME, 0), amp)
     result = {"cpu": losses_of(on_cpu, batch, 1), "pyramid types": (types := set[str]())}
     for layer in (m for m in on_gpu.model.backbone.fpn.modules() if isinstance(m, nn.Conv2d)):
@@ -97,6 +111,7 @@ def lively_model(norm: str, sampling_ratio: int) -> MaskRCNN:
     torch.manual_seed(0)
     model = thin_model(ModelConfig(91, norm=norm, min_size=96, max_size=160, rois_per_image=32))
     enliven_norms(model.backbone)
+    model.rpn.pre_nms_top_n = {"training": 100, "testing": 100}  # NMS on the CPU would take most of the time
     heads = model.roi_heads
     heads.box_roi_pool = PyramidRoIAlign(output_size=7, sampling_ratio=sampling_ratio)
     heads.mask_roi_pool = PyramidRoIAlign(output_size=14, sampling_ratio=sampling_ratio)
@@ -106,8 +121,22 @@ def lively_model(norm: str, sampling_ratio: int) -> MaskRCNN:
     return model
 
 
-def batch_of_two(empty: int) -> Batch:
-    images, targets = (values[:2] for values in synthetic_batch())
+def counts_of(gpu: PretendedGPU, images: int) -> dict[str, list[int]]:
+    """Waits and operations of a training step, and of an inference, of several images."""
+    batch = batch_of(images)
+    training = training_of(lively_model("frozen", 2), torch.device(NAME, 0), amp=False)
+    for number in (1, 2):
+        gpu.reset()
+        train_step(training, batch, number)
+    counts = {"training": [sum(gpu.waits.values()), sum(gpu.operations.values())]}
+    gpu.reset()
+    with torch.no_grad():
+        PendingDetections(training.model.eval().detect(to_device(batch.images, training.device)))
+    return counts | {"inference": [sum(gpu.waits.values()), sum(gpu.operations.values())]}
+
+
+def batch_of(number: int, empty: int = 0) -> Batch:
+    images, targets = (list(islice(cycle(values), number)) for values in synthetic_batch())
     for i in range(empty):
         targets[i] = without_objects(images[i])
     targets = [

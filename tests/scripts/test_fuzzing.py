@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from network_files.masks.rle import decode_crop
+from network_files.masks.rle import decode_crops
 from tests.helpers.fuzzing import examine
 from tests.helpers.made_up_files import READERS, lay_out
 from train_utils.errors import InputError
@@ -38,7 +38,7 @@ def test_a_code_decodes_as_by_pycocotools_or_is_refused(counts, height, width):
         counts = [*counts, max(0, height * width - sum(counts))]
         code = coco_mask.frPyObjects(code | {"counts": counts}, height, width)
     try:
-        left, top, crop = decode_crop(code)
+        left, top, crop = decode_crops([code])[0]
     except ValueError:
         return
     plane = np.zeros((height, width), dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_a_code_decodes_as_by_pycocotools_or_is_refused(counts, height, width):
 )
 def test_a_code_that_is_none_is_refused(size, counts):
     with pytest.raises(ValueError):
-        decode_crop({"size": size, "counts": counts})
+        decode_crops([{"size": size, "counts": counts}])
 
 
 def saved(content: object) -> bytes:
