@@ -74,17 +74,18 @@ class InstanceMasks:
         chosen = torch.arange(len(self))[index].tolist()
         starts = self.starts().tolist()
         parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
-        pixels = torch.cat(parts) if parts else self.pixels[:0]
-        return InstanceMasks(pixels, self.crops[chosen], self.source_size, self.size, self.content_size)
+        return self.with_storage(torch.cat(parts) if parts else self.pixels[:0], self.crops[chosen])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "InstanceMasks":
         """The same masks on another device."""
-        pixels, crops = (t.to(device, non_blocking=non_blocking) for t in (self.pixels, self.crops))
-        return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
+        return self.with_storage(*(t.to(device, non_blocking=non_blocking) for t in (self.pixels, self.crops)))
 
     def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":
         """The same masks in pinned memory; called by a loader with `pin_memory`."""
-        pixels, crops = self.pixels.pin_memory(), self.crops.pin_memory()
+        return self.with_storage(self.pixels.pin_memory(), self.crops.pin_memory())
+
+    def with_storage(self, pixels: Tensor, crops: Tensor) -> "InstanceMasks":
+        """Masks with other `pixels` and `crops` in the same frames."""
         return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
     def __repr__(self) -> str:
@@ -152,14 +153,13 @@ class InstanceMasks:
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] |= crop
         return plane.astype(bool)
 
-    @classmethod
-    def concatenated(cls, first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
+    @staticmethod
+    def concatenated(first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
         """Concatenate the masks of two images with the same frames."""
         frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
         if frames[0] != frames[1]:
             raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
-        pixels, crops = (torch.cat((getattr(first, name), getattr(second, name))) for name in ("pixels", "crops"))
-        return cls(pixels, crops, first.source_size, first.size, first.content_size)
+        return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
     def require_source_frame(self, what: str) -> None:
         if self.size != self.source_size or self.content_size != self.size:
@@ -190,24 +190,24 @@ class InstanceMasks:
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """`source_indices` as arrays."""
-        rows, columns = (indices.numpy() for indices in self.source_indices(torch.device("cpu")))
-        return rows, columns
+        rows, columns = self.source_indices()
+        return rows.numpy(), columns.numpy()
 
-    def source_indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def source_indices(self) -> tuple[Tensor, Tensor]:
         """For each row and each column of the current frame, the nearest row and column of the source image, int64.
 
         Rows and columns of the padding have the index after the last one of the source.
         """
         rows, columns = (
-            F.pad(nearest_indices(source, content, device), (0, frame - content), value=source)
+            F.pad(nearest_indices(source, content), (0, frame - content), value=source)
             for source, content, frame in zip(self.source_size, self.content_size, self.size)
         )
         return rows, columns
 
 
-def nearest_indices(source: int, target: int, device: torch.device | None = None) -> Tensor:
+def nearest_indices(source: int, target: int) -> Tensor:
     """int64 [target]: the source indices of nearest-neighbour interpolation, read from `F.interpolate` itself."""
-    ramp = torch.arange(source, dtype=torch.float32, device=device)[None, None]
+    ramp = torch.arange(source, dtype=torch.float32)[None, None]
     return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64)
 
 

@@ -72,7 +72,7 @@ class MaskPlanes:
         crops = upload(torch.cat([m.crops for m in masks]), device)
         self.pixels = upload(torch.cat([masks[0].pixels.new_zeros(1), *(m.pixels for m in masks)]), device)
         owners = torch.arange(len(masks)).repeat_interleave(torch.tensor([len(m) for m in masks]))
-        tables = zip(*(m.source_indices(torch.device("cpu")) for m in masks))
+        tables = zip(*(m.source_indices() for m in masks))
         rows, columns = (pad_sequence(list(table), batch_first=True)[owners] for table in tables)
         left, top, width, height = crops[..., None].unbind(dim=1)
         y, x = upload(rows, device) - top, upload(columns, device) - left

@@ -8,6 +8,7 @@ from torchvision.models.detection._utils import Matcher as TorchvisionsMatcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 from network_files import matching, suppression
+from network_files.anchors import MOST_SHAPES, AnchorGenerator
 from network_files.boxes import clip_boxes, padded, pairwise_iou
 from network_files.matching import Matcher
 from network_files.suppression import ROUNDS, nms_at_once, nms_of_images, nms_of_rows
@@ -43,6 +44,21 @@ def test_rows_of_all_images_are_padded_with_zeros():
     assert torch.equal(rows, pad_sequence(list(values.split([3, 0, 4])), batch_first=True))
     (nothing,), _ = padded(values[:0], counts=[0, 0])
     assert nothing.shape == (2, 0, 4)
+
+
+def test_anchors_are_made_once_per_shape_and_serve_training_after_inference():
+    generator, levels = (
+        AnchorGenerator(),
+        [[torch.zeros(1, 1, side >> i, 8) for i in range(5)] for side in range(64, 84)],
+    )
+    with torch.inference_mode():
+        first = generator((256, 64), levels[0])
+    assert generator((256, 64), levels[0]) is first and not first[0].is_inference()
+    assert not torch.equal(generator((512, 64), levels[0])[0], first[0])
+    assert generator.double()((256, 64), levels[0])[0].dtype == torch.float64
+    for each in levels:
+        generator((256, 64), each)
+    assert len(levels) > MOST_SHAPES >= len(generator.cache)
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 3 * 500 * 7, 2**24])

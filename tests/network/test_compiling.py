@@ -16,7 +16,12 @@ from train_utils.models import ModelConfig
 
 # Below 20,480 values, torch chooses another convolution on the CPU, which would take a second graph.
 SIZES = ((640, 672), (672, 640), (640, 960))
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6), reason="not tried with dynamo before torch 2.6"
+    ),
+]
 
 
 def graphs_of(module: nn.Module, inputs: list, training: bool, amp: bool = False) -> int:
