@@ -39,8 +39,8 @@ class Objects(NamedTuple):
     def of(cls, targets: Sequence[dict], device: torch.device) -> "Objects":
         """Pad the targets of the images, and upload them without waiting for the device."""
         boxes, labels = (upload(torch.cat([t[key] for t in targets]), device) for key in ("boxes", "labels"))
-        columns, counts = padded(boxes, labels, counts=[len(t["labels"]) for t in targets])
-        return cls(*columns, counts, [t["masks"] for t in targets])
+        (boxes, labels), counts = padded(boxes, labels, counts=[len(t["labels"]) for t in targets])
+        return cls(boxes, labels, counts, [t["masks"] for t in targets])
 
 
 class Matcher:
