@@ -9,9 +9,12 @@ import torch
 
 from tests.helpers.commands import run_thin, succeeded
 from train_utils.demo_dataset import make_demo_dataset
+from train_utils.distributed import run_on_main
 from train_utils.errors import InputError
+from train_utils.options import TrainSettings
 from train_utils.run.checkpoints import read_checkpoint
-from train_utils.run.run_folder import RunFolder
+from train_utils.run.folder_lock import LOCK, FolderLock
+from train_utils.run.run_folder import RunFolder, checkpoints
 
 CONTENT = {"progress": {"step": 4}, "epoch": 0, "steps_per_epoch": 4, "args": {}}
 
@@ -74,6 +77,27 @@ def test_a_checkpoint_with_an_invalid_entry_is_refused_by_name(tmp_path, name):
     torch.save(content | {name: INVALID_ENTRIES[name]}, tmp_path / "model_0.pth")
     with pytest.raises(InputError, match=f"model_0.pth: broken: invalid (progress|{name})$"):
         read_checkpoint(tmp_path / "model_0.pth")
+
+
+@pytest.mark.parametrize("resume, told", [
+    ("auto", "holds results, but no checkpoint of an epoch: continue it with --resume FILE, such as model_best.pth"),
+    ("", r"holds a run \(det_results.txt\): continue it with --resume auto"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_continued_names_what_can(folder, resume, told):
+    for file in checkpoints(folder.path):
+        file.unlink()
+    (folder.path / "model_best.pth").write_bytes(b"weights")
+    before = files(folder.path)
+    settings = TrainSettings(output_dir=str(folder.path), resume=resume)
+    with pytest.raises(InputError, match=told):
+        RunFolder.prepare(settings, None, True, None)
+    assert files(folder.path).items() >= before.items()
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(InputError, match=f"{LOCK}: Is a directory"):
+        run_on_main(lambda: FolderLock.of_existing(tmp_path))
 
 
 def test_temporary_files_of_others_stay(folder):
