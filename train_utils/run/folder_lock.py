@@ -29,7 +29,7 @@ class FolderLock:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as it is locked)
+        self.file = open(folder / LOCK, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as it is locked)
         end = time.monotonic() + PATIENCE
         while not self.acquire(folder):
             if time.monotonic() > end:

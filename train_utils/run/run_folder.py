@@ -161,7 +161,7 @@ class RunFolder:
             names = ", ".join(file.name for file in newer)
             raise InputError(
                 f"--resume {path}: is of step {step}; {self.path} holds newer checkpoints ({names}), which would be "
-                "deleted with their results; use --resume auto, another --output-dir, or --overwrite to delete them"
+                "deleted; use --resume auto (which goes by names), another --output-dir, or --overwrite"
             )
         if not CHECKPOINT.match(path.name):
             link_atomically(path, self.path / own_name)
