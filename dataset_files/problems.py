@@ -39,6 +39,12 @@ KINDS = {
     "unused file": Kind(
         "COCO files that are not used; to choose others give --train-json FILE and --val-json FILE", False, stays=True
     ),
+    "image folders": Kind(
+        "COCO files whose images are in several folders, of which one is used; to choose give --image-folder with "
+        "--train-json FILE and --val-json FILE",
+        wrong=False,
+        stays=True,
+    ),
     "category": Kind("invalid categories"),
     "category id": Kind("categories with a repeated id"),
     "category name": Kind(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataset_files.conversion import SplitFiles
 from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_files import SPLIT_ORDER, is_image_name, names_in, split_in
+from dataset_files.image_files import SPLIT_ORDER, file_states, is_image_name, names_in, split_in
 from dataset_files.problems import leaves_folder
 
 SMALL = 1 << 20  # bytes: smaller JSON files may be parsed to recognise them
@@ -57,6 +57,9 @@ def find(root: Path) -> list[SplitFiles]:
     if splits:
         splits[0].inputs = [path for path in files if path not in chosen.values()]
         splits[0].problems.add_all("unused file", splits[0].inputs, str)
+    for split in splits:
+        if (rival := rival_folder(split, root)) is not None:
+            split.problems.add("image folders", f"{split.source} in {split.image_folder}, not in {rival}")
     return splits
 
 
@@ -179,6 +182,20 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
     if 2 * count >= len(stems):
         return by_base
     return root if count else candidates[0]
+
+
+def rival_folder(split: SplitFiles, root: Path) -> Path | None:
+    """Return another folder that has other images of the same names, unless the chosen one has a usual name."""
+    chosen = split.image_folder
+    if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
+        return None
+    names = [name for name in first_file_names(split.source) if name and not leaves_folder(name)]
+    sizes = [size for size, _ in file_states(chosen, names).tolist()]
+    for folder in image_folders(split.source, split.name, root) if max(sizes, default=-1) >= 0 else ():
+        others = [size for size, _ in file_states(folder, names).tolist()]
+        if others != sizes and all(other >= 0 for other, size in zip(others, sizes) if size >= 0):
+            return folder
+    return None
 
 
 def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, int]:

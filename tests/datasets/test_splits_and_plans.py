@@ -326,6 +326,21 @@ def test_a_broken_link_is_missing_and_not_found_elsewhere(tmp_path, capsys):
     assert "found in the image folder" not in capsys.readouterr().err
 
 
+def test_equal_names_in_several_image_folders_are_named(tmp_path, capsys):
+    folder = make_unsplit(tmp_path / "mine", 6)
+    for name in ("left", "right"):
+        shutil.copytree(folder, folder / name, ignore=lambda *_: ["result.json", "left"])
+    for file in folder.glob("*.png"):
+        file.unlink()
+    assert count_or_error(folder) == 6 and "several folders" not in capsys.readouterr().err
+    for file in (folder / "right").glob("*.png"):
+        Image.open(file).save(file, compress_level=0)
+    assert count_or_error(folder) == 6
+    assert f"result.json in {folder / 'left'}, not in {folder / 'right'}" in capsys.readouterr().err
+    (folder / "left").rename(folder / "images")
+    assert count_or_error(folder) == 6 and "several folders" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [".", "inner/"])
 def test_names_of_folders_are_no_names_of_images(name, tmp_path):
     folder = make_unsplit(tmp_path / "mine", 6)
