@@ -5,6 +5,7 @@ Layout -> plan (which split, which of its images) -> datasets -> check (`data_ch
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from os.path import realpath
@@ -17,7 +18,7 @@ from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import Problems
-from dataset_files.shared_images import head_of
+from dataset_files.shared_images import READERS, head_of
 from dataset_files.splitting import choose_validation
 from my_dataset_coco import CocoDetection
 from train_utils.data_check import check_and_drop, describe_classes, listed, match_classes
@@ -235,10 +236,15 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> content of the validation images if the data are not split, to find them again."""
-    if val_set.source != train_set.source:
+    """Return name -> content of the validation images if the data are not split, to find them again.
+
+    Only the main process, which writes the checkpoint, reads them; on the others the result is empty.
+    """
+    if val_set.source != train_set.source or not is_main():
         return {}
-    return {name: content_of(val_set.image_folder / name) for name in val_set.image_names()}
+    names = val_set.image_names()
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(content_of, map(val_set.image_path, range(len(names))))))
 
 
 def content_of(path: Path) -> str:
