@@ -16,10 +16,16 @@ import numpy as np
 
 from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
 from dataset_files.coco_check import check_annotations
-from dataset_files.coco_file import Annotations, read_categories, read_content, read_image_entries
+from dataset_files.coco_file import (
+    Annotations,
+    read_categories,
+    read_content,
+    read_image_entries,
+    tell_apart,
+    unused_categories,
+)
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
-from dataset_files.unused_categories import tell_apart, unused_categories
 
 VERSION = 6  # of the stored index; other versions are ignored
 STORED_FROM = 1 << 20  # bytes; a smaller file is parsed as fast as its index would be read

@@ -15,12 +15,12 @@ from pycocotools import mask as coco_mask
 
 from dataset_files import cache, coco_index
 from dataset_files.cache import storage_places
+from dataset_files.coco_file import unused_categories
 from dataset_files.coco_index import CocoIndex, Reading, make_index, open_index, read_stored, stamp_of
 from dataset_files.coco_masks import MaskColumns
 from dataset_files.conversion_store import open_split_index
 from dataset_files.dataset import ItemPlan
 from dataset_files.problems import leaves_folder
-from dataset_files.unused_categories import unused_categories
 from my_dataset_coco import CocoDetection, coco_split
 from network_files.masks.rle import are_packed_codes, unpack_counts
 
