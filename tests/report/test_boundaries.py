@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,16 +78,32 @@ def masked_scene(seed: int, size: int = 200) -> tuple[dict, list[dict]]:
     return truth, found
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_boundary_metrics_equal_faster_coco_evals(seed: int):
+def faster_coco_evals(truth: dict, results: list[dict]) -> np.ndarray:
+    """The 12 numbers of faster-coco-eval."""
     faster = pytest.importorskip("faster_coco_eval")
-    truth, results = masked_scene(seed)
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = faster.COCO(truth)
         evaluation = faster.COCOeval_faster(ground_truth, ground_truth.loadRes(results), "boundary", print_function=str)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    found = boundary_metrics(make_eval_data(truth, {"segm": results}, {}))
-    np.testing.assert_allclose(found.stats, evaluation.stats[:12], rtol=0, atol=1e-9)
-    assert 0.05 < found.stats[0] < 0.95 and found.stats[3] > 0 and found.stats[4] > 0
+    return evaluation.stats[:12]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boundary_metrics_equal_faster_coco_evals(seed: int):
+    truth, results = masked_scene(seed)
+    found = boundary_metrics(make_eval_data(truth, {"segm": results}, {})).stats
+    np.testing.assert_allclose(found, faster_coco_evals(truth, results), rtol=0, atol=1e-9)
+    assert 0.05 < found[0] < 0.95 and found[3] > 0 and found[4] > 0
+
+
+def test_boundary_metrics_of_the_official_example(real_data_folder: Path):
+    folder = real_data_folder / "cocoapi_demo"
+    truth, results = (
+        json.loads((folder / name).read_text())
+        for name in ("instances_val2014_100.json", "instances_val2014_fakesegm100_results.json")
+    )
+    found = boundary_metrics(make_eval_data(truth, {"segm": results}, {})).stats
+    np.testing.assert_allclose(found, faster_coco_evals(truth, results), rtol=0, atol=1e-9)
+    assert found[0] < 0.32  # mask AP
