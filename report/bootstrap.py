@@ -168,10 +168,14 @@ def resampled_ap(
         found, drawn = found_usual[events], weights[images[kept[events]]]
         correction = (counts.astype(float) - usual[kept])[events]
         if correction.any():
-            found += accumulate(np.add, drawn * correction[:, None])
-            drawn *= is_right[events, None]
+            changed = np.flatnonzero(correction)
+            shifts = accumulate(np.add, drawn[changed] * correction[changed, None])
+            for begin, end, shift in zip(changed, [*changed[1:], len(found)], shifts):
+                found[begin:end] += shift
+            drawn[~is_right[events]] = 0
         hits = accumulate(np.add, drawn)
-        precision = np.divide(hits, found + np.spacing(1), out=found)
+        found += np.spacing(1)
+        precision = np.divide(hits, found, out=found)
         accumulate(np.maximum, precision[::-1])
         recall = np.divide(hits, np.maximum(objects, 1), out=hits)
         reached = (100 * recall + 1e-6).astype(np.intp)  # the last of the 101 recalls, or one too many
