@@ -35,7 +35,7 @@ function fill(figure) {
   for (const drawing of drawings) {
     if (href) drawing.append(shape("image", { href, x, y, width, height, preserveAspectRatio: "none" }));
   }
-  if (figure.classList.contains("pair")) drawPair(drawings, image, Math.max(figure.clientWidth / drawings.length, 100));
+  if (figure.classList.contains("pair")) drawPair(drawings, image, Math.max(drawings[0].getBoundingClientRect().width, 100));
   else drawEntries(drawings[0], [
     ...image.truth.filter(entry => entry[0] === object).map(entry => [entry, "truth", ""]),
     ...image.found.filter(entry => entry[0] === detection).map(entry => [entry, "found", ""]),
