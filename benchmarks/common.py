@@ -5,14 +5,13 @@
 
 import os
 import platform
-import statistics
 import sys
-import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -27,8 +26,8 @@ sys.path.insert(0, str(PROJECT))
 
 from my_dataset_coco import CocoDetection  # noqa: E402
 from network_files import MaskRCNN  # noqa: E402
+from network_files.roi_heads import RoIHeads  # noqa: E402
 from train_utils.errors import InputError, reading_input  # noqa: E402
-from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc  # noqa: E402
 from train_utils.models import ModelConfig, build_model, config_of  # noqa: E402
 from train_utils.option_parsing import Parser  # noqa: E402
 from train_utils.weight_files.weights import load_weights, read_weight_file, state_dict_of  # noqa: E402
@@ -107,64 +106,6 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def compare(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time the candidates alternately in one run, so that other load on the machine slows all of them alike.
-
-    Each runs once to warm up, then once per round, in an order that reverses from round to round. The first one is this
-    project's and runs with memory kept, as `choose_device` sets it; the others run with glibc's defaults, which return
-    the kept memory, so after them the first one warms up again. Prints the times of each, and the ratio of the others'
-    to the first one's: the median over the rounds of the ratio within a round.
-
-    Returns:
-        Seconds per round, by name.
-    """
-    first, width = next(iter(candidates)), max(map(len, candidates))
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    kept = False
-    for i in range(-1, rounds):
-        for name in list(candidates)[:: 1 if i % 2 == 0 else -1]:
-            if name != first:
-                usual_memory()
-            elif not kept:
-                keep_freed_memory()
-                if i >= 0:
-                    candidates[name]()
-            kept = name == first
-            seconds = seconds_of(candidates[name])
-            if i >= 0:
-                times[name].append(seconds)
-    keep_freed_memory()
-
-    print(f"  {'':<{width}}     median    fastest    slowest   time / that of the first (least..most)")
-    for name, seconds in times.items():
-        ratios = sorted(own / reference for own, reference in zip(seconds, times[first]))
-        spread = "" if name == first else f"   {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})"
-        figures = "".join(f"{1000 * s:8.1f} ms" for s in (statistics.median(seconds), min(seconds), max(seconds)))
-        print(f"  {name:<{width}}{figures}{spread}", flush=True)
-    return times
-
-
-def usual_memory() -> None:
-    """Restore glibc's own settings after large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
-    set_malloc(MMAP_MAX, 65536)
-    set_malloc(MMAP_THRESHOLD, 32 << 20)
-    set_malloc(TRIM_THRESHOLD, 64 << 20)
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    """Return the wall-clock time of one call, including all that it started on a GPU."""
-    synchronize()
-    start = time.perf_counter()
-    run()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
 def build_pair(
     images: Sequence[Tensor],
     min_size: int,
@@ -180,10 +121,9 @@ def build_pair(
     As in fine-tuning, v1's BatchNorm is frozen, and stem and first stage are not trained; all of v2 is. The weights
     come from a file or from `random_weights`; `proposals` and `rois_per_image` are those of `ModelConfig`.
     """
-    config = ModelConfig(
-        num_classes, arch, norm="frozen" if arch == "v1" else "batch", trainable_layers=3 if arch == "v1" else 5,
-        min_size=min_size, max_size=max_size, proposals=proposals, rois_per_image=rois_per_image,
-    )  # fmt: skip
+    given = {"min_size": min_size, "max_size": max_size, "proposals": proposals, "rois_per_image": rois_per_image}
+    norm, layers = ("batch", 5) if arch == "v2" else ("frozen", 3)
+    config = ModelConfig(num_classes, arch, norm, trainable_layers=layers, **given)
     if weights is None:
         ours = build_model(config)
         ours.load_state_dict(random_weights(config, images), strict=True)
@@ -191,7 +131,7 @@ def build_pair(
         with reading_input():
             content = read_weight_file(weights)
         state = state_dict_of(content, weights)
-        config = replace(config_of(content, state), trainable_layers=3, min_size=min_size, max_size=max_size)
+        config = replace(config_of(content, state), **given)
         ours = build_model(config)
         load_weights(ours, state, weights)
     theirs = build_torchvisions(config)
@@ -202,15 +142,15 @@ def build_pair(
 
 def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
     """Build torchvision's network like `maskrcnn_resnet50_fpn` or its v2, without downloading weights."""
-    settings = {
-        "min_size": config.min_size, "max_size": config.max_size, "box_batch_size_per_image": config.rois_per_image,
-        **({name: config.proposals for name in PROPOSALS} if config.proposals is not None else {}),
-    }  # fmt: skip
+    given: dict[str, Any] = {
+        "min_size": config.min_size,
+        "max_size": config.max_size,
+        "box_batch_size_per_image": config.rois_per_image,
+        **(dict.fromkeys(PROPOSALS, config.proposals) if config.proposals is not None else {}),
+    }
     if config.arch == "v2":
-        return maskrcnn_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=config.num_classes,
-            trainable_backbone_layers=config.trainable_layers, **settings,
-        )  # fmt: skip
+        given |= {"num_classes": config.num_classes, "trainable_backbone_layers": config.trainable_layers}
+        return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **given)
     norm_class = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
@@ -218,7 +158,23 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
         norm_layer=partial(norm_class, eps=config.norm_eps),
         trainable_layers=config.trainable_layers,
     )
-    return TorchvisionMaskRCNN(backbone, config.num_classes, **settings)
+    return TorchvisionMaskRCNN(backbone, config.num_classes, **given)
+
+
+def counterparts(own: Mapping[str, Tensor], reference: Mapping[str, Tensor], within: float) -> tuple[Tensor, Tensor]:
+    """Match detections with the same label and boxes within so many pixels: indices [P] into each of the two.
+
+    A detection is in one pair at most. Ranks are ignored: two scores that are equal up to rounding may swap.
+    """
+    distance = (own["boxes"][:, None] - reference["boxes"][None]).abs().amax(dim=-1)
+    distance[own["labels"][:, None] != reference["labels"][None]] = torch.inf
+    near = distance <= within
+    pairs: list[tuple[int, int]] = []
+    for i, j in torch.nonzero(near)[distance[near].argsort()].tolist():
+        if all(i != other_i and j != other_j for other_i, other_j in pairs):
+            pairs.append((i, j))
+    i, j = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
+    return i, j
 
 
 @torch.no_grad()
@@ -236,14 +192,26 @@ def random_weights(config: ModelConfig, images: Sequence[Tensor]) -> dict[str, T
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             module.momentum = None  # the running statistics become those of the one batch seen
-    model.backbone(model.transform(images)[0].tensors)
+    batch = model.transform(images)[0]
+    features = model.backbone(batch.tensors)
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=RPN_STD)
     nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=CLASS_STD)
     model.roi_heads.box_predictor.cls_score.bias[0] = BACKGROUND_BIAS
     nn.init.normal_(model.roi_heads.mask_predictor.mask_fcn_logits.weight, std=MASK_STD)
+    if config.arch == "v2":
+        give_statistics(model.roi_heads, features, batch.image_sizes)
     counters = () if config.norm == "batch" else ("num_batches_tracked",)
     return {k: v for k, v in model.state_dict().items() if not k.endswith(counters)}
 
 
+def give_statistics(heads: RoIHeads, features: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> None:
+    """Give the heads' BatchNorm the statistics of random boxes, and the classifier logits that vary among these."""
+    corner = torch.rand(len(sizes), 64, 2) * torch.tensor(sizes[0][::-1]) * 0.6
+    boxes = list(torch.cat((corner, corner + 8 + torch.rand_like(corner) * min(sizes[0]) * 0.4), dim=2))
+    heads.mask_head(heads.mask_roi_pool(features, boxes, sizes))
+    logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, boxes, sizes)))
+    heads.box_predictor.cls_score.weight.mul_(LOGIT_STD / logits.std())
+
+
 PROPOSALS = tuple(f"rpn_{when}_nms_top_n_{mode}" for when in ("pre", "post") for mode in ("train", "test"))
-RPN_STD, CLASS_STD, BACKGROUND_BIAS, MASK_STD = 0.1, 0.1, 7.0, 0.03
+RPN_STD, CLASS_STD, BACKGROUND_BIAS, MASK_STD, LOGIT_STD = 0.1, 0.1, 7.0, 0.03, 5.0

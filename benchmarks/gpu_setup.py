@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import PROJECT, as_in_torchvisions_reference, build_pair
-from PIL import Image, ImageDraw, ImageFilter
+from common import as_in_torchvisions_reference, build_pair, random_weights
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 
 from my_dataset_coco import CocoDetection
+from network_files import MaskRCNN
 from train_utils.device import Precision
+from train_utils.models import ModelConfig
 
 Photos = tuple[list[Tensor], list[dict]]
-DRAWN = 200  # photos, where none are given
+DRAWN = 160  # photos, where none are given
 
 
 @dataclass
@@ -31,6 +34,15 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         return (self.part, self.check, self.figure, self.bound, {True: "yes", False: "no", None: ""}[self.held])
+
+
+def bounded(part: str, check: str, found: float, bound: float, note: str = "") -> Row:
+    """Return a row that holds if a difference is at most its bound; NaN is not."""
+    return Row(part, check, f"{found:.1e}{note}", f"{bound:.0e}", found <= bound)
+
+
+def exact(part: str, check: str, same: bool, otherwise: str = "others") -> Row:
+    return Row(part, check, "the same" if same else otherwise, "the same", same)
 
 
 @dataclass
@@ -68,17 +80,40 @@ class Setup:
         images, targets = dataset.collate_fn([dataset[i % len(dataset)] for i in range(count)])
         return list(images), list(targets)
 
-    def networks(self, photos: Photos, classes: int = 91):
+    def networks(self, photos: Photos, arch: str = "v1") -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
         """This project's network and torchvision's, with the same weights, both on the CPU."""
         few = {"proposals": 100, "rois_per_image": 32} if self.small else {}
-        return build_pair(photos[0][:2], *self.sides, num_classes=classes, **few)
+        return build_pair(photos[0][:2], *self.sides, str(self.weights(photos, arch)), **few)
 
-    def dense(self, photos: Photos) -> Photos:
-        return as_in_torchvisions_reference(*photos)
+    def weights(self, photos: Photos, arch: str = "v1") -> Path:
+        """A checkpoint whose network proposes and finds about as much as a trained one; drawn once."""
+        path = self.out / f"weights_{arch}.pth"
+        if not path.exists():
+            norm, layers = ("batch", 5) if arch == "v2" else ("frozen", 3)
+            config = ModelConfig(91, arch, norm, 1e-5, layers, *self.sides)
+            torch.save({"model": random_weights(config, photos[0][:2]), "model_config": config.to_plain()}, path)
+        return path
+
+    def speed_goal(self, ratio: float, goal: float) -> dict:
+        """The bound of a row, which only a GPU has to hold."""
+        return {"bound": f"{goal:g}", "held": ratio >= goal} if self.on_cuda else {}
 
     def synchronize(self) -> None:
         if self.on_cuda:
             torch.cuda.synchronize()
+
+
+def prepare(setup: Setup) -> list[Row]:
+    """Index the photos and draw the weights, so that no two processes do it at the same time."""
+    photos = setup.load(2)
+    for arch in ("v1", "v2"):
+        setup.weights(photos, arch)
+    return []
+
+
+def floats_and_dense(photos: Photos) -> Photos:
+    """Photos as both networks take them with the same bits: images divided by 255 on the CPU, dense masks."""
+    return as_in_torchvisions_reference(*photos)
 
 
 @contextmanager
@@ -99,7 +134,7 @@ def draw_photos(root: Path, number: int) -> Path:
     for split in ("train", "val"):
         (root / f"{split}2017").mkdir()
         images, annotations = [], []
-        for i in range(1, (number if split == "train" else min(number, 32)) + 1):
+        for i in range(1, (number if split == "train" else min(number, 24)) + 1):
             width, height = (640, 480) if i % 3 else (480, 640)
             noise = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
             photo = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
@@ -125,7 +160,7 @@ def draw_photos(root: Path, number: int) -> Path:
                     }
                 )
             name = f"{i:012d}.jpg"
-            photo.filter(ImageFilter.GaussianBlur(1)).save(root / f"{split}2017" / name, quality=90)
+            photo.save(root / f"{split}2017" / name, quality=90)
             images.append({"id": i, "file_name": name, "width": width, "height": height})
         content = {
             "images": images,
@@ -134,7 +169,3 @@ def draw_photos(root: Path, number: int) -> Path:
         }
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
     return root
-
-
-def project_folder() -> Path:
-    return PROJECT

@@ -1,44 +1,60 @@
-"""Time two ways to do the same thing alternately, and format their figures as rows of a Markdown table."""
+"""Time several ways to do the same thing alternately, and format figures as rows of a Markdown table."""
 
-import ctypes
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 HEADER = ("", "this project", "peer", "ratio", "to reach", "reached")
+SIDE, PRODUCTS = 4096, 6  # matrices large enough that a product runs at the full rate of the processor or GPU
 
 
-def in_turns(own: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
-    """Time both alternately in one run, so that other load on the machine slows both alike.
+def in_turns(
+    ways: Mapping[str, Callable[[], Any]], rounds: int, prepare: Callable[[str], None] = lambda name: None
+) -> dict[str, list[float]]:
+    """Time all ways alternately in one run, so that other load on the machine slows all of them alike.
 
-    Each runs once to warm up, then once per round, in an order that changes from round to round.
+    Each runs once to warm up, then once per round, in an order that reverses from round to round.
+
+    Args:
+        prepare: called, untimed, with the name of the way that runs next.
 
     Returns:
-        Median seconds of each, and the median over the rounds of the ratio of the peer's time to the own time.
+        Seconds per round, by name.
     """
-    times: tuple[list[float], list[float]] = ([], [])
-    own(), peer()
-    for i in range(rounds):
-        for k in (0, 1) if i % 2 == 0 else (1, 0):
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(-1, rounds):
+        for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
+            prepare(name)
+            synchronize()
             start = time.perf_counter()
-            (own, peer)[k]()
-            times[k].append(time.perf_counter() - start)
-    ratios = [theirs / ours for ours, theirs in zip(*times)]
-    return statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios)
+            ways[name]()
+            synchronize()
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def ratio(own: Sequence[float], peer: Sequence[float]) -> float:
+    """The median over the rounds of the peer's time divided by the own time."""
+    return statistics.median(theirs / ours for ours, theirs in zip(own, peer))
 
 
 def timed(what: str, own: Callable[[], Any], peer: Callable[[], Any], rounds: int, to_reach: float | None) -> tuple:
     """Return a row with the milliseconds of both."""
     progress(what)
-    ours, theirs, ratio = in_turns(own, peer, rounds)
-    return compared(what, milliseconds(ours), milliseconds(theirs), ratio, to_reach)
+    seconds = in_turns({"own": own, "peer": peer}, rounds)
+    times = (milliseconds(statistics.median(each)) for each in seconds.values())
+    return compared(what, *times, ratio(*seconds.values()), to_reach)
 
 
 def compared(what: str, own: str, peer: str, ratio: float, to_reach: float | None) -> tuple:
@@ -65,31 +81,10 @@ def progress(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def peak_memory(run: Callable[[], Any], warm_up: Callable[[], Any]) -> int:
-    """Return the bytes by which a separate process grows at most during `run`, without what `warm_up` loads."""
-    return in_child(grown_by, run, warm_up)
-
-
-def grown_by(run: Callable[[], Any], warm_up: Callable[[], Any]) -> int:
-    warm_up()
-    if not CLEAR_REFS.exists():  # not Linux: the earlier peak cannot be reset, and may hide that of `run`
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run()
-        return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc keeps would be reused without growth
-    CLEAR_REFS.write_text("5")
-    before = status("VmRSS")
-    run()
-    return status("VmHWM") - before
-
-
-CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-def status(field: str) -> int:
-    """Return a size of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the machine's limit: floating-point operations per second of `torch.mm`, the best of several products."""
+    a, b = (torch.rand(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / min(in_turns({"product": lambda: torch.mm(a, b)}, PRODUCTS)["product"])
 
 
 def in_child(run: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,13 +1,13 @@
 """Run all benchmarks, one after another in separate processes, and write their tables into RESULTS.md.
 
     python benchmarks/run_all.py                              # an hour on two cores; nothing else should run then
-    python benchmarks/run_all.py --only mask_codes,start
+    python benchmarks/run_all.py --only whole_evaluation,start
     python benchmarks/run_all.py --quick --output /tmp/x.md   # the scripts that have --quick, to check that they run
 
 A script's section is enclosed in two comments with its name, and is replaced as a whole; other text stays.
 The section is the script's output: tables unchanged, other lines as preformatted text. The section "summary" has the
-rows of all sections that have a goal. amp_detections and onnx_parity need a trained network, such as that of
-`make demo` in save_weights/; without it their sections are not changed.
+rows of all sections that have a goal. onnx_parity needs a trained network, such as that of `make demo` in
+save_weights/; without it its section is not changed.
 """
 
 import re
@@ -30,17 +30,9 @@ RESULTS = PROJECT / "benchmarks" / "RESULTS.md"
 BENCHMARKS = {
     "step_and_inference": ["step_and_inference.py", "--device", "cpu", "--rounds", "3"],
     "step_and_inference_amp": ["step_and_inference.py", "--device", "cpu", "--amp", "--rounds", "3"],
-    "two_processes": ["two_processes.py"],
-    "network_growth": ["network_growth.py", "--device", "cpu", "--rounds", "1"],
-    "crowded_photo": ["crowded_photo.py"],
-    "dataset_item": ["dataset_item.py"],
-    "augmentation": ["augmentation.py"],
-    "mask_codes": ["mask_codes.py"],
     "whole_evaluation": ["whole_evaluation.py"],
-    "predict_folder": ["predict_folder.py", "--amp"],
     "start": ["start.py"],
     "scaling": ["scaling.py"],
-    "amp_detections": ["amp_detections.py"],
     "onnx_parity": ["onnx_parity.py"],
     "device_waits": ["device_waits.py", "--batch", "1,2,4,8"],
     "device_waits_amp": ["device_waits.py", "--batch", "1,2,4,8", "--amp"],
@@ -51,10 +43,7 @@ BENCHMARKS = {
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 LAST_COLUMN = ("reached", "held")
 SUMMARY = ("part", "goal", "figure", "command", "held")
-QUICK = (
-    "two_processes", "crowded_photo", "dataset_item", "augmentation", "mask_codes", "whole_evaluation",
-    "predict_folder", "start",
-)  # fmt: skip
+QUICK = ("whole_evaluation", "start")
 
 
 def main(args: Namespace) -> int:

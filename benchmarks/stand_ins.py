@@ -1,4 +1,4 @@
-"""Stand-ins for packages that a GPU machine may lack: tqdm without bars, and curves without matplotlib."""
+"""Stand-ins for packages that a GPU machine may lack: tqdm, matplotlib's curves, and pycocotools' run-length codes."""
 
 import importlib.util
 import sys
@@ -6,20 +6,48 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
+
 
 def install() -> list[str]:
-    """Put stand-ins in the place of the packages that are missing, and return their names."""
-    missing = [name for name in ("tqdm", "matplotlib") if importlib.util.find_spec(name) is None]
+    """Replace the packages that are missing, and return their names."""
+    missing = [name for name in ("tqdm", "matplotlib", "pycocotools", "yaml") if importlib.util.find_spec(name) is None]
     if "tqdm" in missing:
-        module = ModuleType("tqdm")
-        module.tqdm = NoBar  # type: ignore[attr-defined]
-        sys.modules["tqdm"] = module
+        add_module("tqdm", tqdm=NoBar)
     if "matplotlib" in missing:
-        curves = ModuleType("train_utils.visual.curves")
-        for name in ("plot_loss_and_lr", "plot_map"):
-            setattr(curves, name, lambda *_, **__: None)
-        sys.modules["train_utils.visual.curves"] = curves
+        nothing = {name: lambda *_, **__: None for name in ("plot_loss_and_lr", "plot_map")}
+        add_module("train_utils.visual.curves", **nothing)
+    if "pycocotools" in missing:
+        add_module("pycocotools", mask=add_module("pycocotools.mask", frPyObjects=codes_of, area=areas_of))
+    if "yaml" in missing:
+        names = ("BaseLoader", "Node", "MappingNode")  # of which classes are derived; only layouts but COCO's use more
+        add_module("yaml", **{name: type(name, (), {}) for name in names})
     return missing
+
+
+def add_module(name: str, **content: Any) -> ModuleType:
+    module = sys.modules[name] = ModuleType(name)
+    module.__dict__.update(content)
+    return module
+
+
+def codes_of(polygons: list[list[float]], height: int, width: int) -> list[dict]:
+    """Run-length codes of polygons, drawn by Pillow: their outlines differ by a pixel from those of pycocotools."""
+    from network_files.masks.rle import compress, encode_crop
+
+    codes = []
+    for polygon in polygons:
+        plane = Image.new("1", (width, height))
+        ImageDraw.Draw(plane).polygon([float(value) for value in polygon], fill=1)
+        codes.append(encode_crop(np.asarray(plane), 0, 0, height, width))
+    return compress(codes)
+
+
+def areas_of(codes: list[dict]) -> list[int]:
+    from network_files.masks.rle import unpack_counts
+
+    return [int(unpack_counts(code["counts"])[1::2].sum()) for code in codes]
 
 
 class NoBar:

@@ -7,39 +7,34 @@
 Ours runs as in train.py: channels last, uint8 images, compact masks, fused SGD. torchvision's runs as in its reference
 scripts: contiguous, float images, dense masks, plain SGD. With --amp ours computes in bf16 (fp16 where a GPU lacks it);
 torchvision's in float32, under the same autocast, and under it with channels last. The losses and scores of both are
-printed too, to show that both do the same work, and finally a table of ratios with the share of the machine's limit
-(see limit.py) that ours reaches.
+printed too, to show that both do the same work, and finally a table of ratios with the share that ours reaches of the
+machine's limit: the operations of its convolutions and matrix products at the measured rate of `torch.mm`.
 """
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from statistics import median
 
 import torch
-from common import (
-    as_in_torchvisions_reference,
-    build_pair,
-    compare,
-    describe,
-    machine,
-    on_device,
-    parser,
-    training_photos,
-)
-from limit import against_limit, matrix_rate, operations
-from measured_rows import compared, milliseconds, table
+from common import as_in_torchvisions_reference, build_pair, describe, machine, on_device, parser, training_photos
+from measured_rows import compared, in_turns, matrix_rate, milliseconds, ratio, table
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from network_files import MaskRCNN
 from train_utils.device import Precision, choose_device
 from train_utils.errors import one_line_errors
 from train_utils.evaluation import ready_for_inference
+from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from train_utils.option_parsing import add_flag, positive
 
-WORK = ("train", "inference")
+WORK = {
+    "train": "training step: forward, backward, SGD",
+    "inference": "inference: boxes, labels, scores, full-size masks",
+}
 # Goals, as torchvision's time over ours: in float32; in low precision against torchvision in float32 and under the
 # same autocast; and the share of the limit in low precision.
 GOALS = {"train": (1.15, 2.5, 1.3, 0.5), "inference": (1.3, 3, None, None)}
@@ -54,13 +49,51 @@ def main(args: Namespace) -> None:
     print(machine(device))
     print(f"photos: {describe(*photos)}; short side {args.min_size}, long side at most {args.max_size}")
     rows = []
-    if "train" in args.what:
-        times, flop = compare_training(contestants, device, args.rounds)
-        rows += summary("training step", times, flop, GOALS["train"], contestants, device)
-    if "inference" in args.what:
-        times, flop = compare_inference(contestants, device, args.rounds)
-        rows += summary("inference", times, flop, GOALS["inference"], contestants, device)
+    for name in args.what:
+        runs, results = (training_runs if name == "train" else inference_runs)(contestants, device)
+        print(f"{WORK[name]}; {args.rounds} rounds")
+        times = in_turns(runs, args.rounds, usual_memory_of_peers(runs))
+        print_differences(results)
+        with FlopCounterMode(display=False) as counter:
+            runs[next(iter(runs))]()
+        what = WORK[name].partition(":")[0]
+        rows += summary(what, times, counter.get_total_flops(), GOALS[name], contestants, device)
     print(table(f"{args.batch_size} photos at {args.min_size}/{args.max_size}", rows))
+
+
+def usual_memory_of_peers(runs: Mapping[str, Callable[[], object]]) -> Callable[[str], None]:
+    """Give this project's runs the memory that `choose_device` keeps, and others glibc's defaults, which return it.
+
+    So after others, this project's warm up again.
+    """
+    first = kept = next(iter(runs))
+
+    def prepare(name: str) -> None:
+        nonlocal kept
+        if name != first:
+            usual_memory()
+        elif kept != first:
+            keep_freed_memory()
+            runs[first]()
+        kept = name
+
+    return prepare
+
+
+def usual_memory() -> None:
+    """Restore glibc's own settings after large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
+    for parameter, value in ((MMAP_MAX, 65536), (MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, 64 << 20)):
+        set_malloc(parameter, value)
+
+
+def print_differences(results: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Print each one's losses or scores, and how far they are from those of the first of torchvision's."""
+    reference = list(results.values())[1]
+    for name, values in results.items():
+        as_many = values.keys() == reference.keys()
+        apart = max((values[k] - v).abs().max().item() for k, v in reference.items()) if as_many else float("inf")
+        shown = ", ".join(f"{key} {value.mean():.6f}" for key, value in values.items())
+        print(f"  {name}: {shown}; differs by at most {apart:.1e}")
 
 
 def summary(
@@ -78,11 +111,12 @@ def summary(
     rows = []
     for i, (peer, theirs) in enumerate(peers):
         goal = full_goal if dtype is None else (mixed_goal if i == 0 else same_goal)
-        ratio = median(b / a for a, b in zip(seconds, theirs))
         figures = milliseconds(median(seconds)), milliseconds(median(theirs))
-        rows.append(compared(f"{what}, {own} and {peer}", *figures, ratio, goal))
-    rate = matrix_rate(dtype or torch.float32, device)
-    return [*rows, against_limit(what, median(seconds), flop, rate, None if dtype is None else limit_goal)]
+        rows.append(compared(f"{what}, {own} and {peer}", *figures, ratio(seconds, theirs), goal))
+    rate, taken = matrix_rate(dtype or torch.float32, device), median(seconds)
+    name = f"{what}; the limit: {flop / 1e9:,.0f} GFLOP at {rate / 1e9:,.0f} GFLOP/s"
+    figures = milliseconds(taken), milliseconds(flop / rate)
+    return [*rows, compared(name, *figures, flop / rate / taken, None if dtype is None else limit_goal)]
 
 
 def contestants_of(
@@ -106,27 +140,18 @@ def contestants_of(
     }
 
 
-def compare_training(
-    contestants: Mapping[str, Contestant], device: torch.device, rounds: int
-) -> tuple[dict[str, list[float]], int]:
-    """Return seconds per round by name, and the floating-point operations of our step."""
-    losses: dict[str, dict[str, Tensor]] = {}
+def training_runs(
+    contestants: Mapping[str, Contestant], device: torch.device
+) -> tuple[dict[str, Callable[[], None]], dict[str, dict[str, Tensor]]]:
+    """Return the steps by name, and the losses of each, which are known when it has run."""
+    losses: dict[str, dict[str, Tensor]] = {name: {} for name in contestants}
     optimizers = {name: make_optimizer(network) for name, (network, *_) in contestants.items()}
 
     def step(name: str) -> None:
         network, images, targets, precision = contestants[name]
         losses[name] = training_step(network, optimizers[name], images, targets, device, precision)
 
-    print(f"training step: forward, backward, SGD; {rounds} rounds")
-    times = compare({name: partial(step, name) for name in contestants}, rounds)
-    reference = list(contestants)[1]
-    for name in contestants:
-        values = ", ".join(f"{key.removeprefix('loss_')} {value:.6f}" for key, value in losses[name].items())
-        differences = {key: abs(losses[name][key] - value).item() for key, value in losses[reference].items()}
-        worst = max(differences, key=differences.get)
-        note = "" if name == reference else f"; differs by at most {differences[worst]:.1e} ({worst})"
-        print(f"  losses, {name}: {values}{note}")
-    return times, operations(partial(step, next(iter(contestants))))
+    return {name: partial(step, name) for name in contestants}, losses
 
 
 def make_optimizer(network: nn.Module) -> Optimizer:
@@ -159,12 +184,11 @@ def training_step(
     return {name: value.detach().cpu() for name, value in losses.items()}
 
 
-def compare_inference(
-    contestants: Mapping[str, Contestant], device: torch.device, rounds: int
-) -> tuple[dict[str, list[float]], int]:
-    """Return seconds per round by name, and the floating-point operations of our inference."""
-    detections: dict[str, list[dict[str, Tensor]]] = {}
-
+def inference_runs(
+    contestants: Mapping[str, Contestant], device: torch.device
+) -> tuple[dict[str, Callable[[], None]], dict[str, dict[str, Tensor]]]:
+    """Return the inferences by name, and the ranked scores of each, which are known when it has run."""
+    scores: dict[str, dict[str, Tensor]] = {name: {} for name in contestants}
     ready = {
         name: ready_for_inference(network, precision) if isinstance(network, MaskRCNN) else network.eval()
         for name, (network, _, _, precision) in contestants.items()
@@ -172,29 +196,17 @@ def compare_inference(
 
     def infer(name: str) -> None:
         _, images, _, precision = contestants[name]
-        detections[name] = inference(ready[name], images, device, precision)
+        found = inference(ready[name], images, device, precision)
+        scores[name] = {f"{len(each)} scores of photo {i}": each for i, each in enumerate(found)}
 
-    print(f"inference: boxes, labels, scores and full-size masks; {rounds} rounds")
-    times = compare({name: partial(infer, name) for name in contestants}, rounds)
-    reference = list(contestants)[1]
-    for name in contestants:
-        counts = [len(d["scores"]) for d in detections[name]]
-        pairs = [(a["scores"], b["scores"]) for a, b in zip(detections[name], detections[reference])]
-        differences = [(a - b).abs().max().item() for a, b in pairs if len(a) == len(b) > 0]
-        note = ""
-        if name != reference and len(differences) == len(counts):
-            note = f"; the ranked scores differ by at most {max(differences):.1e}"
-        print(f"  detections, {name}: {' + '.join(map(str, counts))}{note}")
-    return times, operations(partial(infer, next(iter(contestants))))
+    return {name: partial(infer, name) for name in contestants}, scores
 
 
 @torch.inference_mode()
-def inference(
-    network: nn.Module, images: Sequence[Tensor], device: torch.device, precision: Precision
-) -> list[dict[str, Tensor]]:
+def inference(network: nn.Module, images: Sequence[Tensor], device: torch.device, precision: Precision) -> list[Tensor]:
     with precision.autocast():
         detections = network([image.to(device, non_blocking=True) for image in images])
-    return [{"scores": detection["scores"].float().cpu()} for detection in detections]
+    return [detection["scores"].float().cpu() for detection in detections]
 
 
 def parse_arguments() -> Namespace:

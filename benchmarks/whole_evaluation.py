@@ -6,7 +6,8 @@
 Made-up ground truth like COCO's, seven objects per image as polygons; 100 detections per image, some near the objects,
 each with mask probabilities of 28x28. Ours is CocoEvaluator, from `update` to `metrics`. The peer does the same as
 torchvision's model and reference scripts: paste full-size masks, encode them, load and evaluate the results image by
-image in pycocotools, then accumulate. The script fails if the metrics differ.
+image in pycocotools, then accumulate. The conversion of masks to run-length codes is timed by itself as well, for boxes
+of three sizes. The script fails if the codes or the metrics differ.
 """
 
 import contextlib
@@ -14,22 +15,29 @@ import copy
 import io
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import machine, parser
-from mask_codes import SIZE, detections, reference_codes
-from measured_rows import compared, in_turns, milliseconds, progress, table, timed
+from measured_rows import compared, in_turns, milliseconds, progress, ratio, table, timed
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from my_dataset_coco import coco_object
+from network_files.masks.paste import encode_masks
 from train_utils.classes import ClassTable
 from train_utils.errors import one_line_errors
 from train_utils.metrics.coco_evaluation import IOU_TYPES, CocoEvaluator
 from train_utils.option_parsing import add_flag, positive
 
+SIZE = (480, 640)
+SIDES = {"small": 24, "as in COCO": 64, "large": 250}  # pixels, around which the boxes' sides vary
 DETECTIONS, OBJECTS, COCO_VAL = 100, 7, 5000
 CLASSES = (1, 90, 1203)  # without background
 KINDS = 20  # different sets of detections, which the images share
@@ -37,27 +45,33 @@ KINDS = 20  # different sets of detections, which the images share
 
 def main(arguments: Sequence[str]) -> str:
     args = parse(arguments)
-    progress(f"{args.images} images")
-    work = Evaluation(args.images, 90)
-    work.compare_results()
-    ours, theirs, ratio = in_turns(work.own_way, work.peers_way, args.rounds)
-    rows = [
-        compared(f"{args.images} images", milliseconds(ours), milliseconds(theirs), ratio, 10),
-        compared("per image", milliseconds(ours / args.images), milliseconds(theirs / args.images), ratio, None),
-    ]
+    codes = [codes_row(name, side, args.rounds) for name, side in SIDES.items()]
     images = sorted({-(-args.images // 4), -(-args.images // 2), args.images})
-    times = []
+    Evaluation(images[0], 90).compare_results()
+    rows, times = [], []
     for count in images:
-        progress(f"{count} images, growth")
-        times.append(in_turns(*ways(Evaluation(count, 90)), 1))
-    growth = [compared(f"{n} images", milliseconds(o), milliseconds(t), r, None) for n, (o, t, r) in zip(images, times)]
+        progress(f"{count} images")
+        seconds = list(in_turns(Evaluation(count, 90).ways(), args.rounds if count == args.images else 1).values())
+        times.append([median(each) for each in seconds])
+        goal = 10 if count == args.images else None
+        rows.append(compared(f"{count} images", *map(milliseconds, times[-1]), ratio(*seconds), goal))
     steps = (COCO_VAL - images[-1]) / (images[-1] - images[0])
-    ours, theirs = (last + steps * (last - first) for first, last in list(zip(times[0], times[-1]))[:2])
-    growth.append(compared(f"{COCO_VAL} images, by the slope", f"{ours:.0f} s", f"{theirs:.0f} s", theirs / ours, 10))
+    ours, theirs = (last + steps * (last - first) for first, last in zip(times[0], times[-1]))
+    rows.append(compared(f"{COCO_VAL} images, by the slope", f"{ours:.0f} s", f"{theirs:.0f} s", theirs / ours, 10))
     for classes in CLASSES[:2] if args.quick else CLASSES:
-        growth.append(timed(f"{images[0]} images, {classes} classes", *ways(Evaluation(images[0], classes)), 1, None))
+        ways = Evaluation(images[0], classes).ways()
+        rows.append(timed(f"{images[0]} images, {classes} classes", *ways.values(), 1, None))
     title = f"{DETECTIONS} detections per image to COCO's metrics"
-    return f"{machine(torch.device('cpu'))}\n\n{table(title, rows)}\n{table('whole evaluation', growth)}"
+    tables = table(f"{DETECTIONS} masks of an image to codes", codes), table(title, rows)
+    return f"{machine(torch.device('cpu'))}\n\n{tables[0]}\n{tables[1]}"
+
+
+def codes_row(what: str, side: float, rounds: int) -> tuple:
+    """Time the conversion of an image's masks to run-length codes alone."""
+    given = (*detections(DETECTIONS, side), SIZE)
+    if encode_masks(*given) != reference_codes(*given):
+        raise RuntimeError(f"boxes {what}: the codes differ from those of pasted masks")
+    return timed(f"boxes {what}", partial(encode_masks, *given), partial(reference_codes, *given), 3 * rounds, 10)
 
 
 class Evaluation:
@@ -103,6 +117,9 @@ class Evaluation:
         found = {"labels": torch.from_numpy(labels), "scores": torch.from_numpy(rng.random(DETECTIONS)).float()}
         return {**found, "boxes": boxes, "masks": probs}, annotations
 
+    def ways(self) -> dict[str, Callable[[], dict]]:
+        return {"this project": self.own_way, "torchvision": self.peers_way}
+
     def own_way(self) -> dict[str, list[float]]:
         evaluator = CocoEvaluator(self.truth, self.table)
         for image_id, found in self.found.items():
@@ -135,8 +152,23 @@ class Evaluation:
             raise RuntimeError(f"the metrics differ: {own} and {peer}")
 
 
-def ways(work: Evaluation) -> tuple[Callable[[], dict], Callable[[], dict]]:
-    return work.own_way, work.peers_way
+def detections(count: int, side: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return probabilities float32 [count, 1, 28, 28] of centred blobs, and boxes [count, 4] within SIZE."""
+    rng = np.random.default_rng([seed, count])
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SIZE
+    sides = np.exp(rng.normal(np.log(side), 0.7, (count, 2))).clip(4, (width, height))
+    corners = rng.uniform(0, (width, height) - sides)
+    ramp = torch.linspace(-1, 1, 28)
+    hill = 6 * (0.7 - ramp[:, None] ** 2 - ramp**2)
+    waves = F.interpolate(torch.randn((count, 1, 5, 5), generator=generator), size=(28, 28), mode="bicubic")
+    return (hill + 1.5 * waves).sigmoid(), torch.from_numpy(np.concatenate((corners, corners + sides), axis=1)).float()
+
+
+def reference_codes(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict]:
+    """Paste like torchvision's model, and encode like its reference script."""
+    masks = paste_masks_in_image(probs, boxes, size) > 0.5
+    return [coco_mask.encode(np.array(m[0, :, :, np.newaxis], dtype=np.uint8, order="F"))[0] for m in masks]
 
 
 def reference_results(image_id: int, found: dict[str, Tensor]) -> dict[str, list[dict]]:
