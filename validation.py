@@ -29,12 +29,15 @@ from train_utils.metrics.results_file import official_table, score_results_file
 from train_utils.open_data import open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.trained_model import open_trained_model
-from train_utils.weight_files.weights import write_thresholds
+from train_utils.weight_files.weights import require_checkpoint, write_thresholds
 
 
 def main(settings: ValidationSettings) -> None:
     if settings.report and is_main():
         report_folder(settings)  # check it before the long evaluation
+    kinds = settings.kinds("bbox", "segm")
+    if settings.save_thresholds and (settings.compare or settings.results_json or kinds == ["boundary"]):
+        raise InputError("--save-thresholds is for one network's masks or boxes; leave it out")
     if settings.compare:
         compare_two(settings)
         return
@@ -46,6 +49,8 @@ def main(settings: ValidationSettings) -> None:
     # Weights
     trained = open_trained_model(settings)
     path = trained.path
+    if settings.save_thresholds:
+        require_checkpoint(trained.content, path)
     record = Path(settings.output_dir or path.parent) / "record_mAP.txt"
 
     # Data
@@ -58,7 +63,6 @@ def main(settings: ValidationSettings) -> None:
     evaluator = detect(settings, trained, dataset, with_tta)
     detections = evaluator.gathered()
     if detections is not None:  # on the main process
-        kinds = settings.kinds("bbox", "segm")
         metrics = evaluator.score(detections, [kind for kind in kinds if kind != "boundary"])
         if "boundary" in kinds:
             data = make_eval_data(content_of(dataset), {"segm": evaluator.results(detections)["segm"]}, {})

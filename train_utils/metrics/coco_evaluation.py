@@ -262,15 +262,16 @@ def hits_at_recalls(objects: int | np.ndarray) -> np.ndarray:
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Return label -> the score with the best F1 of masks, else of boxes; {} if no detection is correct.
+    """Return label -> the score with the best F1 of masks, else of boxes; {} if none of either is correct.
 
     A class with few objects gets the score that is best for all classes, as its own would fit other images worse.
     """
-    chosen = metrics.get("segm") or metrics["bbox"]
-    if chosen.threshold is None:
+    correct = [metrics[k] for k in ("segm", "bbox") if k in metrics and metrics[k].threshold is not None]
+    if not correct:
         return {}
+    chosen, common = correct[0], correct[0].threshold
     own = {c.label: c.threshold for c in chosen.classes if c.objects >= ENOUGH_OBJECTS and c.threshold is not None}
-    return {c.label: own.get(c.label, chosen.threshold) for c in chosen.classes}
+    return {c.label: own.get(c.label) or common for c in chosen.classes if common is not None}
 
 
 def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:

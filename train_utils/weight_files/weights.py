@@ -120,10 +120,14 @@ def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) 
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
-    if "model_config" not in content:
-        raise InputError(f"{path}: only a checkpoint of train.py can hold thresholds; leave --save-thresholds out")
+    require_checkpoint(content, path)
     with replacing(target) as file:
         torch.save(content | {THRESHOLDS: dict(thresholds)}, file)
+
+
+def require_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    if "model_config" not in content:
+        raise InputError(f"{path}: only a checkpoint of train.py can hold thresholds; leave --save-thresholds out")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
