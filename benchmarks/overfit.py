@@ -26,6 +26,7 @@ from torchvision.ops import box_convert, box_iou
 
 from my_dataset_coco import CocoDetection
 from predict import Predictor
+from prediction.options import PredictorSettings
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
 from train_utils.device import Precision, choose_device
@@ -36,7 +37,7 @@ from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.optimizer import learning_rate, set_learning_rate
 from train_utils.option_parsing import add_flag, positive
-from train_utils.options import PredictorSettings, TrainSettings
+from train_utils.options import TrainSettings
 from train_utils.run.checkpoints import weights_with_classes
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances

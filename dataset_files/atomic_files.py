@@ -24,27 +24,31 @@ TEMPORARY = re.compile(r"\.mask-rcnn-[0-9a-f]{12}(\..*)?")  # short, since names
 FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spreadsheets evaluate
 
 
-def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Check that no output would replace an input; call this before anything is written.
+def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+    """Check that outputs can be written, and replace no input; call this before anything is written.
 
     Args:
-        outputs: files, and folders in which files of any name may be written.
+        outputs: files.
+        folders: folders in which files of any name may be written.
 
     Raises:
-        ValueError: an input is one of the files or lies in one of the folders.
-        FileExistsError: an output is a device, a pipe or the like.
+        ValueError: an input is one of the outputs or lies in one of the folders; or an output's place is taken by a
+            folder, a device or the like, or one of its folders by a file.
     """
-    existing = [path for path in outputs if os.path.lexists(path)]
-    folders = {os.path.join(os.path.realpath(path), ""): path for path in existing if path.is_dir()}
-    files = {entry_of(path).casefold(): path for path in existing if not path.is_dir()}
-    for path in files.values():
-        require_replaceable(path)
-    for path in inputs if existing else ():
+    outputs, folders = list(outputs), list(folders)
+    for parent in {*folders, *(path.parent for path in outputs)}:
+        require_folder(parent)
+    existing = {entry_of(path).casefold(): path for path in outputs if os.path.lexists(path)}
+    for path in existing.values():
+        if not is_replaceable(path):
+            raise ValueError(f"{path}: exists, and is not a regular file; give another output")
+    starts = {os.path.join(os.path.realpath(path), ""): path for path in folders if path.is_dir()}
+    for path in inputs if existing or starts else ():
         for entry in {entry_of(path), os.path.realpath(path)}:
-            file = files.get(entry.casefold())  # some file systems ignore case
+            file = existing.get(entry.casefold())  # some file systems ignore case
             if file is not None and (entry == entry_of(file) or os.path.samefile(entry, file)):
                 raise ValueError(f"{path}: would be overwritten by this command, which reads it; give another output")
-            folder = next((folders[start] for start in folders if entry.startswith(start)), None)
+            folder = next((starts[start] for start in starts if entry.startswith(start)), None)
             if folder is not None:
                 raise ValueError(f"{path}: lies in {folder}/, which this command writes to; give another output folder")
 
@@ -54,12 +58,25 @@ def entry_of(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def require_replaceable(path: Path) -> None:
-    """Raise FileExistsError if the path is a folder, a device, a pipe or the like."""
-    with suppress(FileNotFoundError, NotADirectoryError):
+def require_folder(path: Path) -> None:
+    """Raise ValueError if the path is no folder, and cannot be created as one."""
+    nearest = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest}: exists, and is not a folder; give another output folder")
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a file can be written to the path, which is not a folder, a device, a pipe or the like."""
+    try:
         mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            raise FileExistsError(errno.EEXIST, "exists, and is not a regular file", str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def require_replaceable(path: Path) -> None:
+    if not is_replaceable(path):
+        raise FileExistsError(errno.EEXIST, "exists, and is not a regular file", str(path))
 
 
 @contextmanager

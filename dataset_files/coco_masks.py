@@ -3,17 +3,16 @@
 from array import array
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dataset_files.problems import shown
 from dataset_files.whole_ids import int64
-from network_files.masks.rle import are_packed_codes, boxes_of_runs, unpack_all
+from network_files.masks.rle import MOST_PIXELS, are_packed_codes, boxes_of_runs, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
 LARGEST_COORDINATE = 1e5  # pixels; a rasteriser follows every edge, so larger ones would take forever
 SLACK = 1.2, 2.0  # factor and offset in `may_cover_no_pixel`, for non-convex outlines and rounded vertices
-LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 60)  # pixels; Pillow refuses larger ones
+LARGEST_IMAGE = MOST_PIXELS
 
 
 class MaskColumns:

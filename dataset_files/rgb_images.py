@@ -3,10 +3,13 @@
 import base64
 import io
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from network_files.masks.rle import MOST_PIXELS
 
 EXIF_ORIENTATION = 0x0112
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of Pillow's `info`
@@ -19,6 +22,10 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow refuses twice as many pixels, for which no masks can be encoded. It warns above the limit itself, in vain: who
+# has large images knows.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
 # Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
 Image.init()
@@ -33,12 +40,19 @@ def open_image(path: str | Path) -> Image.Image:
     """Open an image file with Pillow; from a JSON file, open the image that labelme embedded as `imageData`.
 
     Raises:
+        ValueError: a JSON file embeds no image.
         FileNotFoundError, PIL.UnidentifiedImageError, ...: whatever Pillow raises.
     """
-    if str(path).lower().endswith(".json"):
-        found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
-        return Image.open(io.BytesIO(base64.b64decode(found[1]) if found else b""), formats=IMAGE_FORMATS)
-    return Image.open(path, formats=IMAGE_FORMATS)
+    file = io.BytesIO(embedded_image(path)) if str(path).lower().endswith(".json") else path
+    return Image.open(file, formats=IMAGE_FORMATS)
+
+
+def embedded_image(path: str | Path) -> bytes:
+    """Return the content of the image file that labelme embedded in a JSON file; ValueError if there is none."""
+    found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
+    if found is None:
+        raise ValueError("it has no imageData")
+    return base64.b64decode(found[1])
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -58,6 +72,20 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
 
 
+def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
+    """Convert an open image of any mode to RGB, and apply its EXIF orientation if its annotations refer to that.
+
+    Args:
+        size: the annotated height and width.
+        exif: "apply" applies the EXIF orientation, "ignore" does not; None applies it if only then the image has the
+            annotated size.
+    """
+    if exif == "apply" or size is not None and is_turned(image.size, orientation_of(image), size, exif):
+        image = turn_upright(image)
+    image.load()
+    return image if image.mode == "RGB" else as_rgb(image)
+
+
 def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
     """Whether annotations refer to an image with its EXIF orientation applied, not to the stored image.
 
@@ -67,7 +95,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
         stored: width and height, as in Pillow.
         orientation: the EXIF tag; values from 5 swap width and height.
         annotated: height and width.
-        exif: see `read_image`.
+        exif: see `upright_rgb`.
     """
     if exif is not None:
         return exif == "apply" and orientation != 1

@@ -1,7 +1,7 @@
-"""Write predictions as datasets that train.py and other tools open: COCO's layout, and labelme's for correction.
+"""Write predictions as datasets for train.py and other tools: in COCO's layout, and in labelme's for correction.
 
-Both hold the images too, as hard links where the file system permits, so that they need no space. An image that was
-turned by its EXIF tag is written again, upright, since tools disagree on that tag.
+Both include the images, as hard links where the file system supports them, so that these take no space. An image with
+an EXIF orientation is written again, upright, since tools disagree on that tag.
 """
 
 import base64
@@ -17,22 +17,22 @@ from pycocotools import mask as coco_mask
 from dataset_files.atomic_files import link_atomically, write_atomically, write_image
 from dataset_files.image_files import is_image_name
 from dataset_files.problems import printable
-from dataset_files.rgb_images import orientation_of
-from prediction.loading import open_any_size
+from dataset_files.rgb_images import open_image, orientation_of
 from prediction.outlines import has_hole, outlines_of
-from prediction.prediction import Crop, Prediction
+from prediction.prediction import Classes, Crop, Prediction
 from prediction.sources import Source
-from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 
 JPEG_QUALITY = 95
-LABELME_VERSION = "5.5.0"  # the format's: the first with all that is written here is 5.2
+LABELME_VERSION = "5.5.0"  # of the format; all fields written here exist since 5.2
 
 
 class CocoSaver:
-    """A COCO dataset: annotations.json, and the images in images/. Objects without any pixel are left out."""
+    """Write a COCO dataset: annotations.json, and the images in images/. Objects without a pixel are left out."""
 
-    def __init__(self, folder: Path, ids: Sequence[int], classes: ClassTable):
+    suffixes: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, ids: Sequence[int], classes: Classes):
         self.path, self.ids, self.classes = folder, ids, classes
         self.images: dict[int, tuple[dict, list[dict]]] = {}
 
@@ -59,7 +59,7 @@ class CocoSaver:
 
 
 def annotations(prediction: Prediction, image_id: int) -> list[dict]:
-    """Entries of COCO's annotation format without their ids; boxes are those around the masks."""
+    """Return entries of COCO's annotation format without ids; the boxes enclose the masks."""
     if not len(prediction):
         return []
     areas, boxes = coco_mask.area(prediction.codes).tolist(), coco_mask.toBbox(prediction.codes).tolist()
@@ -70,23 +70,22 @@ def annotations(prediction: Prediction, image_id: int) -> list[dict]:
 
 
 class LabelmeSaver:
-    """A folder for labelme: each image with its JSON beside it, and labels.txt with the classes in their order.
+    """Write a folder for labelme: each image with its JSON beside it, and labels.txt with the classes in their order.
 
     Raises:
-        InputError: one of the JSON files is there already; it may have been corrected by hand.
+        InputError: one of the JSON files exists already; it may have been corrected by hand.
     """
 
-    def __init__(self, folder: Path, sources: Sequence[Source], classes: ClassTable):
+    suffixes: tuple[str, ...] = (".json",)
+
+    def __init__(self, folder: Path, sources: Sequence[Source], classes: Classes):
         self.path, self.classes = folder, classes
-        existing = next((path for path in map(self.json_path, sources) if path.exists()), None)
+        existing = next((path for source in sources if (path := source.output(folder, ".json")).exists()), None)
         if existing is not None:
             raise InputError(
-                f"{existing}: is there already, perhaps corrected by hand; give another --output-dir, or move "
+                f"{existing}: exists already, perhaps corrected by hand; give another --output-dir, or move "
                 f"{folder}/ away"
             )
-
-    def json_path(self, source: Source) -> Path:
-        return self.path / f"{source.name}.json"
 
     def add(self, number: int, source: Source, prediction: Prediction) -> None:
         image = place_image(source, prediction.image, self.path)
@@ -100,16 +99,18 @@ class LabelmeSaver:
             "imageHeight": height,
             "imageWidth": width,
         }
-        write_atomically(self.json_path(source), json.dumps(content, indent=2, ensure_ascii=False))
+        write_atomically(source.output(self.path, ".json"), json.dumps(content, indent=2, ensure_ascii=False))
 
     def close(self) -> str:
-        names = [printable(name) for _, name in sorted(self.classes.names.items())]
-        write_atomically(self.path / "labels.txt", "".join(f"{name}\n" for name in names))
-        return f"files to correct with: labelme {self.path} --labels {self.path / 'labels.txt'} --nodata"
+        path = self.path / "labels.txt"
+        own = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []  # by hand
+        names = dict.fromkeys([*own, *(printable(name) for _, name in sorted(self.classes.names.items()))])
+        write_atomically(path, "".join(f"{name}\n" for name in names))
+        return f"files to correct with: labelme {self.path} --labels {path} --nodata"
 
 
 def shapes_of(prediction: Prediction) -> list[dict]:
-    """labelme's shapes: a mask for an object with a hole, else a polygon per part; parts have the same group_id."""
+    """Return labelme's shapes: a mask per object with a hole, else a polygon per part, with one group_id per object."""
     shapes = []
     for number, (name, score, crop) in enumerate(
         zip(prediction.names, prediction.scores.tolist(), prediction.crops()), start=1
@@ -127,7 +128,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
 
 
 def mask_shape(crop: Crop) -> dict:
-    """A shape of type mask: its first and last pixel, and a PNG in base64 of all between them."""
+    """Return a shape of type mask: its first and last pixel, and a PNG in base64 of the pixels between these."""
     left, top, pixels = crop
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
@@ -143,13 +144,12 @@ def mask_shape(crop: Crop) -> dict:
 def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
     """Put an image into a dataset's folder under the source's name, and return its path.
 
-    The file is linked or copied if it shows the pixels of `image` without being turned; else `image` is written.
+    The file is linked or copied if it stores `image` upright; otherwise `image` is written.
     """
-    with open_any_size(source.path) as stored:
+    with open_image(source.path) as stored:
         is_upright = orientation_of(stored) == 1 and is_image_name(source.path.name)
         is_jpeg = stored.format == "JPEG"
-    suffix = source.path.suffix.lower() if is_upright else ".jpg" if is_jpeg else ".png"
-    path = folder / f"{source.name}{suffix}"
+    path = source.output(folder, source.path.suffix.lower() if is_upright else ".jpg" if is_jpeg else ".png")
     if is_upright:
         link_atomically(source.path.resolve(), path)
     else:

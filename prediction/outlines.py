@@ -1,7 +1,7 @@
 """Outline masks as polygons with few corners, for tools in which a person corrects them.
 
-An outline follows the edges between pixels, and is then simplified as far as it still covers the pixels of the mask,
-but for a small share.
+An outline follows the edges between pixels, and is then simplified as long as it still covers most of the mask's pixels
+and few others.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from prediction.prediction import Crop
 
 Points = list[list[float]]  # [[x, y], ...] in pixels of the image
 
-SIMILAR = 0.95  # IoU of a simplified outline's pixels and the mask's
-TOLERANCES = (2.0, 1.5, 1.0, 0.7, 0.4)  # pixels by which an outline may move, in the order of trying
-LEVEL = 0.501  # of a mask's values 0 and 1; above a half, so that parts that only touch at a corner stay apart
+SIMILAR = 0.95  # minimum IoU of a simplified outline's pixels and the mask's
+TOLERANCES = (2.0, 1.5, 1.0, 0.7, 0.4)  # pixels by which an outline may move, tried in this order
+LEVEL = 0.501  # between a mask's values 0 and 1; above a half, so that parts that only touch at a corner stay apart
 
 
 def outlines_of(crop: Crop) -> list[Points]:
@@ -41,7 +41,7 @@ def has_hole(pixels: np.ndarray) -> bool:
 def contours(pixels: np.ndarray) -> list[np.ndarray]:
     """Return the corners of each contour of a mask, bool [h, w] -> float64 [P, 2] x, y each, along the pixels' edges.
 
-    Those around holes run the other way than those around parts.
+    Contours around holes run in the opposite direction to those around parts.
     """
     values = np.pad(pixels, 1).repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
     lines: Any = contourpy.contour_generator(z=values, line_type="Separate").lines(LEVEL)
@@ -55,13 +55,13 @@ def contours(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def signed_area(corners: np.ndarray) -> float:
-    """The area of a polygon [P, 2], positive if it runs clockwise in an image."""
+    """Return the area of a polygon [P, 2], positive if it runs clockwise in an image."""
     (x, y), (next_x, next_y) = corners.T, np.roll(corners, -1, axis=0).T
     return float((x * next_y - next_x * y).sum() / 2)
 
 
 def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
-    """Leave out corners of a closed polygon that lie within `tolerance` of the rest (Douglas and Peucker, 1973)."""
+    """Remove corners of a closed polygon that lie within `tolerance` of the rest (Douglas and Peucker, 1973)."""
     far = int(((corners - corners[0]) ** 2).sum(axis=1).argmax())
     closed = np.concatenate((corners, corners[:1]))
     kept = np.zeros(len(closed), dtype=bool)
@@ -81,7 +81,7 @@ def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def distances_to(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distances of points [P, 2] to the straight line from `start` to `end`, or to `start` if both are the same."""
+    """Return the distances of points [P, 2] to the line through `start` and `end`, or to `start` if these are equal."""
     along, beside = end - start, points - start
     length = float(np.hypot(*along))
     if length == 0:
@@ -90,7 +90,7 @@ def distances_to(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> np.n
 
 
 def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:
-    """IoU of the pixels that outlines cover and a mask, bool [h, w], in whose frame they are."""
+    """Return the IoU of a mask, bool [h, w], and the pixels that outlines in its frame cover."""
     polygons = [corners.reshape(-1).tolist() for corners in outlines]
     covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *pixels.shape))).astype(bool)
     return float((covered & pixels).sum() / (covered | pixels).sum())

@@ -1,7 +1,8 @@
-"""Store what was found in one image: boxes, labels, names, scores and masks, in memory as run-length codes."""
+"""Store the objects found in one image: boxes, labels, names, scores, and masks as run-length codes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -9,7 +10,14 @@ from PIL import Image
 from network_files.masks.rle import decode_crops
 from train_utils.visual.drawing import draw_instances
 
-Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: an object's pixels, all others being 0
+Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: the part of the image that holds all of a mask
+
+
+class Classes(Protocol):
+    """Meaning of a network's labels."""
+
+    names: dict[int, str]
+    category_ids: dict[int, int]
 
 
 @dataclass(eq=False, repr=False)
@@ -17,7 +25,7 @@ class Prediction:
     """The N objects found in one image, best first.
 
     Attributes:
-        image: in RGB, upright, as it was predicted.
+        image: in RGB, upright, as the network saw it.
         boxes: float32 [N, 4], x1y1x2y2 in pixels of the image.
         labels: int64 [N].
         names: class names, N.
@@ -54,7 +62,7 @@ class Prediction:
         return planes
 
     def crops(self) -> list[Crop]:
-        """Return left, top and the pixels bool [h, w] of each mask; a mask without pixels is an empty crop."""
+        """Return left, top and pixels bool [h, w] of each mask; an empty crop for a mask without pixels."""
         return [(left, top, crop.astype(bool)) for left, top, crop in decode_crops(self.codes)]
 
     def draw(self, enlarge: bool = True) -> Image.Image:

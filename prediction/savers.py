@@ -1,25 +1,23 @@
-"""Write predictions in the formats of `--save`, each for the tool that reads it; without torch.
+"""Write predictions in the formats of `--save`, without torch.
 
-A saver gets each prediction as soon as it is made, in any order and from any thread, and `close` at the end. The two
-formats that are datasets are in dataset_savers.py.
+A saver receives each prediction as soon as it is made, in any order and from any thread; `close` ends it. The formats
+that are datasets are in dataset_savers.py.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from dataset_files.atomic_files import write_atomically, write_csv, write_image
-from prediction.prediction import Prediction
+from prediction.prediction import Classes, Prediction
 from prediction.sources import Source
 from train_utils.errors import InputError
-
-if TYPE_CHECKING:
-    from train_utils.classes import ClassTable
 
 MOST_INSTANCES = 65535  # values of a 16-bit mask
 TABLE_HEAD = ("file", "name", "score", "x1", "y1", "x2", "y2", "area", "instance")
@@ -27,37 +25,47 @@ TABLE_HEAD = ("file", "name", "score", "x1", "y1", "x2", "y2", "area", "instance
 
 class Saver(Protocol):
     path: Path  # the file, or the folder of files, that it writes
+    suffixes: tuple[str, ...] = ()  # of the files that every image has in this folder
 
     def add(self, number: int, source: Source, prediction: Prediction) -> None:
-        """Write or keep the prediction of image `number`, counted from 0."""
+        """Write or store the prediction of image `number`, counted from 0."""
 
     def close(self) -> str:
-        """Write what was kept, and return a line that says what is where."""
+        """Write what was stored, and return a line for the user that names the output."""
 
 
 def open_savers(
-    formats: Sequence[str], folder: Path, sources: Sequence[Source], ids: Sequence[int], classes: "ClassTable"
+    formats: Sequence[str],
+    folder: Path,
+    sources: Sequence[Source],
+    ids: Sequence[int],
+    classes: Classes,
 ) -> list[Saver]:
-    """Create the savers of some formats for the images `sources`, whose ids in written results are `ids`.
+    """Create the savers of some formats.
+
+    Args:
+        sources: the images to predict.
+        ids: their ids in written results.
 
     Raises:
         InputError: files that may hold corrections by hand would be overwritten.
     """
-    from prediction.dataset_savers import CocoSaver, LabelmeSaver  # need pycocotools, unlike the others
-
     makers: dict[str, Callable[[], Saver]] = {
         "json": lambda: ResultsSaver(folder / "predictions.json", ids),
         "csv": lambda: TableSaver(folder / "predictions.csv"),
         "masks": lambda: MaskSaver(folder / "masks"),
         "crops": lambda: CropSaver(folder / "crops"),
-        "coco": lambda: CocoSaver(folder / "coco", ids, classes),
-        "labelme": lambda: LabelmeSaver(folder / "labelme", sources, classes),
     }
+    if not set(formats) <= set(makers):
+        from prediction.dataset_savers import CocoSaver, LabelmeSaver  # need pycocotools, unlike the others
+
+        makers["coco"] = lambda: CocoSaver(folder / "coco", ids, classes)
+        makers["labelme"] = lambda: LabelmeSaver(folder / "labelme", sources, classes)
     return [makers[name]() for name in formats]
 
 
-class ResultsSaver:
-    """One file in COCO's results format, with box and mask of an object in one entry, and the name of its image."""
+class ResultsSaver(Saver):
+    """Write one file in COCO's results format; each entry has box, mask and the name of the image."""
 
     def __init__(self, path: Path, ids: Sequence[int]):
         self.path, self.ids = path, ids
@@ -73,8 +81,8 @@ class ResultsSaver:
         return f"detections of {len(self.entries)} images in {self.path}"
 
 
-class TableSaver:
-    """A CSV file with a row per object; its columns are TABLE_HEAD."""
+class TableSaver(Saver):
+    """Write a CSV file with a row per object; its columns are TABLE_HEAD."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -94,8 +102,10 @@ class TableSaver:
         return f"{len(rows)} objects in {self.path}"
 
 
-class MaskSaver:
-    """A 16-bit PNG per image: 0 is the background, k the k-th best object, which covers those after it."""
+class MaskSaver(Saver):
+    """Write a 16-bit PNG per image: 0 is the background, k the k-th best object, which covers later ones."""
+
+    suffixes: tuple[str, ...] = (".png",)
 
     def __init__(self, folder: Path):
         self.path = folder
@@ -106,14 +116,14 @@ class MaskSaver:
         plane = np.zeros(prediction.size, dtype=np.uint16)
         for k, (left, top, crop) in reversed(list(enumerate(prediction.crops(), start=1))):
             plane[top : top + crop.shape[0], left : left + crop.shape[1]][crop] = k
-        write_image(self.path / f"{source.name}.png", Image.fromarray(plane))
+        write_image(source.output(self.path, ".png"), Image.fromarray(plane))
 
     def close(self) -> str:
         return f"instance masks in {self.path}/"
 
 
-class CropSaver:
-    """A transparent PNG per object, cut out along its mask: NAME_001_class.png, ...; none for an empty mask."""
+class CropSaver(Saver):
+    """Write a transparent PNG per object, cut out along its mask: NAME_001_class.png; none for an empty mask."""
 
     def __init__(self, folder: Path):
         self.path = folder
@@ -124,11 +134,13 @@ class CropSaver:
             if crop.any():
                 colours = pixels[top : top + crop.shape[0], left : left + crop.shape[1]] * crop[..., None]
                 cutout = Image.fromarray(np.dstack((colours, crop * np.uint8(255))))
-                write_image(self.path / f"{source.name}_{k:03d}_{in_file_name(name)}.png", cutout)
+                write_image(source.output(self.path, f"_{k:03d}_{in_file_name(name)}.png"), cutout)
 
     def close(self) -> str:
         return f"cut-out objects in {self.path}/"
 
 
 def in_file_name(class_name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", class_name)[:50].strip("._") or "object"
+    """Return a class as part of a file name, without "_", so that no two objects have the same file."""
+    name = re.sub(r"[^\w.-]+|_", "-", class_name).strip("-.")
+    return os.fsencode(name)[:50].decode(errors="ignore") or "object"

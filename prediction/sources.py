@@ -1,18 +1,21 @@
-"""Find what to predict: files, folders and patterns in, images and videos with a unique name for their outputs out."""
+"""Find what to predict: files, folders and patterns in, images and videos with unique names for their outputs out."""
 
 import glob
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dataset_files.image_files import images_below, is_image_name
+from dataset_files.image_files import IMAGE_SUFFIXES, images_below, is_image_name
 from dataset_files.whole_ids import value_of
 from train_utils.errors import InputError, reading_input
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
-# Folders of --output-dir that saved detections go to; an input's folder of that name gets another one.
-RESERVED = frozenset(("coco", "crops", "labelme", "masks"))
+OUTPUT_SUFFIXES = IMAGE_SUFFIXES | {".mp4", ".json", ".jsonl"}
+# Names that saved detections have in --output-dir; outputs of an input folder of such a name get another folder.
+RESERVED = frozenset("coco crops labelme masks predictions.json predictions.csv labels.txt".split())
+LONGEST_NAME = 180  # bytes of a file name; file systems permit 255, and outputs append up to 70
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Source:
     Attributes:
         path: its file.
         file_name: below the folder that was given, with forward slashes, such as "day 1/cat.jpg".
-        name: the same without suffix, and unique also where case does not count: outputs are called so.
+        name: the same without suffix, and unique also where case does not count: the name of all its outputs.
     """
 
     path: Path
@@ -32,19 +35,22 @@ class Source:
     def is_video(self) -> bool:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
+    def output(self, folder: Path, suffix: str) -> Path:
+        return folder / f"{self.name}{suffix}"
+
     def drawn_in(self, folder: Path) -> Path:
-        """Where the drawn image or video goes."""
-        return folder / f"{self.name}{'.mp4' if self.is_video() else '.png'}"
+        """Return the path of the drawn image or video."""
+        return self.output(folder, ".mp4" if self.is_video() else ".png")
 
 
 def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Source]:
-    """List files as they are given, the images in folders and their sub-folders, and what fits a pattern, by name.
+    """List the given files, the images in given folders and their sub-folders, and the files that match a pattern.
 
     Args:
-        output_folder: is passed over where it lies in a given folder.
+        output_folder: is skipped where it lies in a given folder.
 
     Raises:
-        InputError: a file or folder is missing, or there is no image in it.
+        InputError: a file or folder is missing, or a folder holds no image.
     """
     found = [pair for text in given for pair in files_of(str(text), output_folder.resolve())]
     names = unique_names(file_name for _, file_name in found)
@@ -52,22 +58,18 @@ def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Sourc
 
 
 def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Each file that an argument means, and its name below the argument's folder."""
+    """Yield each file that an argument means, and its name below the argument's folder."""
     path = Path(text)
     if path.is_file():
         yield path, path.name
         return
-    if path.is_dir():
+    if path.is_dir() and text:
         folder, files, reason = path, images_below(path), "no image in this folder (give videos by name)"
     elif glob.has_magic(text):
-        folder, files, reason = (
-            fixed_part(text),
-            files_that_fit(text),
-            "no image or video fits this pattern",
-        )
+        folder, files, reason = fixed_part(text), matching_files(text), "no image or video matches this pattern"
     else:
-        what = "neither a file nor a folder" if path.exists() else "no such file or folder"
-        raise InputError(f"{path}: {what} (--img-path)")
+        what = "neither a file nor a folder" if path.exists() and text else "no such file or folder"
+        raise InputError(f"{text or repr(text)}: {what}")
     if output_folder != folder.resolve() and output_folder.is_relative_to(folder.resolve()):
         files = [file for file in files if not file.resolve().is_relative_to(output_folder)]
     if not files:
@@ -75,8 +77,8 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
     yield from ((file, below(folder, file)) for file in files)
 
 
-def files_that_fit(pattern: str) -> list[Path]:
-    """The images and videos that a pattern fits, and the images in folders that it fits, each once."""
+def matching_files(pattern: str) -> list[Path]:
+    """List the images and videos that match a pattern, and the images in folders that match it, each once."""
     files: dict[Path, None] = {}
     for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
         if path.is_dir():
@@ -87,17 +89,15 @@ def files_that_fit(pattern: str) -> list[Path]:
 
 
 def fixed_part(pattern: str) -> Path:
-    """The folder that a pattern names before its first wildcard."""
-    fixed: list[str] = []
-    for part in Path(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
+    """Return the folder that a pattern names before its first wildcard."""
+    folder = Path(pattern).parent
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    return folder
 
 
 def below(folder: Path, file: Path) -> str:
-    """The name of a file below a folder, with forward slashes; its base name if it lies elsewhere."""
+    """Return the name of a file below a folder, with forward slashes; its base name if it lies elsewhere."""
     try:
         inner = file.relative_to(folder)
     except ValueError:
@@ -106,30 +106,40 @@ def below(folder: Path, file: Path) -> str:
 
 
 def unique_names(file_names: Iterable[str]) -> list[str]:
-    """Names without suffix, numbered where several are the same but for suffix, case and Unicode form."""
-    names, taken = [], set()
-    for file_name in file_names:
-        path = PurePosixPath(file_name)
-        folders = list(path.parts[:-1])
-        if folders and folders[0].lower() in RESERVED:
-            folders[0] = f"{folders[0]}_images"
-        wanted = "/".join([*folders, path.stem])
+    """Return the names of outputs: without suffix, and numbered if equal but for suffix, case and Unicode form.
+
+    No output's file takes the place of a folder for others, as that of x.jpg would beside the folder x.png.
+    """
+    paths = [PurePosixPath(file_name) for file_name in file_names]
+    folders = {folder for path in paths for folder in path.parents if folder.suffix.lower() in OUTPUT_SUFFIXES}
+    taken = {comparable(str(folder.with_suffix(""))) for folder in folders}
+    names = []
+    for path in paths:
+        first, *others = path.parts[:-1] or ("",)
+        folder = f"{first}_images" if first.lower() in RESERVED else first
+        wanted = "/".join(part for part in (folder, *others, shortened(path.stem)) if part)
         name, number = wanted, 2
-        while (form := unicodedata.normalize("NFC", name).casefold()) in taken:
+        while comparable(name) in taken:
             name, number = f"{wanted}_{number}", number + 1
-        taken.add(form)
+        taken.add(comparable(name))
         names.append(name)
     return names
 
 
+def comparable(name: str) -> str:
+    """Normalize a name, so that names that some file system considers equal become equal."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def shortened(name: str) -> str:
+    while len(os.fsencode(name)) > LONGEST_NAME:
+        name = name[:-1]
+    return name
+
+
 @dataclass(frozen=True)
 class ResultImage:
-    """What written results call an image, and the size that its annotations say.
-
-    Attributes:
-        id: the image's id in COCO's formats.
-        size: height and width in pixels; None if no annotations are given.
-    """
+    """An image's id in written results, and its annotated height and width; None without annotations."""
 
     id: int
     size: tuple[int, int] | None = None
@@ -138,11 +148,10 @@ class ResultImage:
 def result_images(sources: Sequence[Source], annotation_file: str | None = None) -> list[ResultImage]:
     """Choose the ids of images in written results.
 
-    Without a file: COCO's image ids if every file name is a number of its own, as COCO's are; else 1, 2, 3, ...
-
     Args:
-        annotation_file: a COCO file in which ids and sizes are looked up, by the names of the files below the folders
-            that were given, and where that is not there, by their base names.
+        annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by
+            base name. Without it, ids are the numbers in the file names if these are all different numbers, as in
+            COCO, else 1, 2, 3, ...
 
     Raises:
         InputError: an image is not in the file, or several have its name or its id.
@@ -163,9 +172,8 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
 
 
 def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
-    """The images of a COCO file by whole file name, and by "./" and base name."""
-    # Imported only here: it needs pycocotools, which programs that run exported networks do without.
-    from dataset_files.coco_index import open_index
+    """Return the images of a COCO file by whole file name, and by "./" and base name."""
+    from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
 
     with reading_input():
         index = open_index(Path(annotation_file))

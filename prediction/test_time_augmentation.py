@@ -1,8 +1,8 @@
-"""Test-time augmentation: detect in several versions of an image, and merge what is found.
+"""Test-time augmentation: detect in several versions of an image, and merge the detections.
 
-As Detectron2 does it (`GeneralizedRCNNWithTTA`): the image is seen at several sizes, as it is and mirrored. The boxes
-of all versions go through one more NMS per class; the masks of those that remain are predicted in every version, and
-the probabilities averaged.
+As in Detectron2 (`GeneralizedRCNNWithTTA`), the versions are the image at several sizes, plain and mirrored. The boxes
+of all versions pass one more NMS per class; the masks of the remaining ones are predicted in every version, and their
+probabilities averaged.
 """
 
 import copy
@@ -23,16 +23,16 @@ SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pi
 
 
 def with_tta(model: MaskRCNN) -> MaskRCNN:
-    """`TestTimeAugmentation` of a network, in evaluation a stand-in for the network itself."""
+    """Return a `TestTimeAugmentation`, which replaces the network in evaluation."""
     return cast(MaskRCNN, TestTimeAugmentation(model))
 
 
 class Version(NamedTuple):
-    """An image as the network saw it once.
+    """An image at one size, plain or mirrored, with its pyramid.
 
     Attributes:
-        size: height and width there, without the padding.
-        padded_size: with it.
+        size: height and width without padding.
+        padded_size: height and width with padding.
         features: [1, C, H_i, W_i] per level.
     """
 
@@ -43,17 +43,16 @@ class Version(NamedTuple):
 
 
 class TestTimeAugmentation(nn.Module):
-    """A Mask R-CNN in evaluation mode that looks at each image several times; called as the model itself is.
+    """A Mask R-CNN in evaluation mode that sees each image several times; called like the model itself.
 
     The pyramids of all versions of an image are kept until its masks are predicted: some hundred megabytes.
 
     Args:
-        model: the network.
         scales: sizes of the versions, as factors of the network's `min_size` and `max_size`.
-        mirrored: whether each size is also seen mirrored.
+        mirrored: whether there is also a mirrored version of each size.
     """
 
-    __test__ = False  # pytest: not a test, in spite of its name
+    __test__ = False  # for pytest: not a test, despite its name
 
     def __init__(self, model: MaskRCNN, scales: Sequence[float] = SCALES, mirrored: bool = True):
         super().__init__()
@@ -63,7 +62,7 @@ class TestTimeAugmentation(nn.Module):
         self.continuous_paste = model.continuous_paste
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections with full-size masks, as `MaskRCNN.forward` returns them in evaluation mode."""
+        """Return detections with full-size masks, as `MaskRCNN.forward` does in evaluation mode."""
         detections = self.detect(images)
         for detection, image in zip(detections, images):
             boxes, size = detection["boxes"], size_of(image)
@@ -71,11 +70,11 @@ class TestTimeAugmentation(nn.Module):
         return detections
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections with masks as the mask head predicts them; arguments and result as in `MaskRCNN.detect`."""
+        """Return detections with masks as the mask head predicts them, as `MaskRCNN.detect` does."""
         return [self.detect_in(image) for image in images]
 
     def detect_in(self, image: Tensor) -> dict[str, Tensor]:
-        """The merged detections of one image [3, H, W]."""
+        """Return the merged detections of one image [3, H, W]."""
         heads, size = self.model.roi_heads, size_of(image)
         versions, found = [], []
         for version in self.versions(image):
@@ -89,7 +88,7 @@ class TestTimeAugmentation(nn.Module):
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
 
     def versions(self, image: Tensor) -> Iterator[Version]:
-        """The image at every size, as it is and mirrored, with its pyramid."""
+        """Yield the versions of an image."""
         for scale in self.scales:
             transform = scaled(self.model.transform, scale)
             for is_mirrored in (False, True) if self.mirrored else (False,):
@@ -99,20 +98,20 @@ class TestTimeAugmentation(nn.Module):
                 yield Version(is_mirrored, batch.image_sizes[0], (height, width), features)
 
     def detect_boxes(self, version: Version) -> dict[str, Tensor]:
-        """`boxes`, `labels` and `scores` in the frame of the version."""
+        """Return `boxes`, `labels` and `scores` in the frame of the version."""
         levels, sizes = list(version.features.values()), [version.size]
         proposals, _ = self.model.rpn(levels, version.padded_size, sizes)
         return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Float [D, 1, 28, 28] for boxes [D, 4] of the image of `size`, predicted in the version."""
+        """Return float [D, 1, 28, 28], predicted in the version for boxes [D, 4] of the image, which has `size`."""
         moved = to_version(boxes, version, size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]
 
 
 def scaled(transform: ImageTransform, scale: float) -> ImageTransform:
-    """The same transform with another size for evaluation."""
+    """Return the same transform with another size for evaluation."""
     other = copy.copy(transform)
     other.min_size = (max(1, round(transform.min_size[-1] * scale)),)
     other.max_size = max(1, round(transform.max_size * scale))
@@ -125,12 +124,12 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
 
 
 def from_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
-    """Boxes [N, 4] of a version in the frame of the image of `size` (height, width)."""
+    """Move boxes [N, 4] of a version into the frame of the image, whose height and width are `size`."""
     boxes = resize_boxes(boxes, version.size, size)
     return mirror(boxes, size[1]) if version.is_mirrored else boxes
 
 
 def to_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
-    """The reverse of `from_version`."""
+    """Invert `from_version`."""
     boxes = mirror(boxes, size[1]) if version.is_mirrored else boxes
     return resize_boxes(boxes, size, version.size)

@@ -1,42 +1,37 @@
-"""Predict images that are too large for the network in overlapping tiles, and merge what the tiles show.
+"""Cut images that are too large for the network into overlapping tiles, and merge the detections in these.
 
-The rule for merging: two detections in different tiles show one object if their masks agree in the area that both
-tiles see, or if one of them is cut off by its tile's border and the other covers it. An object that some tile shows
-whole is taken from there; of one that no tile shows whole, the mask is the union of its parts. Two detections in one
-tile are never merged, since the network took them for two objects. What lies in the outermost strip of a tile is left
-to the neighbour, which sees it further inside.
+Two detections in different tiles are one object if their masks agree in the area that both tiles see, or if one of them
+is cut off by its tile's border and the other covers it. An object that is whole in some tile is taken from there;
+otherwise its mask is the union of its parts. Two detections in one tile are never merged, since the network took them
+for two objects. Detections in the outermost strip of a tile are dropped if the neighbour sees them further inside.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from dataset_files.boxes import intersections
-from network_files.masks.paste import encode_masks
 from network_files.masks.rle import compress, decode_crops, encode_crop
 
+Detection: TypeAlias = dict[str, np.ndarray]  # boxes [N, 4], labels [N], scores [N] and masks [N, 1, 28, 28]
+Encode: TypeAlias = Callable[[np.ndarray, np.ndarray, tuple[int, int]], list[dict]]  # masks, boxes, size -> codes
 Tile = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image, the last two excluded
 Window = tuple[int, int, int, int]  # the same of any rectangle
 
 AGREE = 0.5  # IoU of the masks of one object within the area that two tiles see
 COVERED = 0.7  # share of an object's part, cut off by its tile's border, that the other tile's mask of it covers
-BORDER = 1 / 50  # of the tile's side, the width of the strip: an object that ends in it may continue beyond the tile
+BORDER = 1 / 50  # width of the strip, as a share of the tile's side: an object that ends in it may continue beyond
 
 
 @dataclass
 class TileDetections:
-    """What the network found in a tile.
-
-    Attributes:
-        tile: its place in the image.
-        detection: `boxes` [N, 4] in pixels of the tile, `labels`, `scores` and `masks` [N, 1, 28, 28].
-    """
+    """The network's detections in a tile, whose boxes are in pixels of the tile."""
 
     tile: Tile
-    detection: dict[str, Tensor]
+    detection: Detection
 
 
 @dataclass
@@ -44,8 +39,8 @@ class Part:
     """A detection in a tile, in the frame of the image.
 
     Attributes:
-        tile: its number.
-        group: its label, or 0 for all: parts of one object have the same.
+        tile: the tile's number.
+        group: the label, or 0 for all: parts of one object have the same.
         box: x1y1x2y2 in pixels of the image.
         left, top, crop: the pixels of its mask, bool [h, w].
         is_cut: whether it may continue beyond its tile.
@@ -67,7 +62,7 @@ class Part:
         return self.left, self.top, self.left + width, self.top + height
 
     def inside(self, window: Window) -> np.ndarray:
-        """The pixels of the mask within a window that lies within the mask's own, bool [h, w]."""
+        """Return the mask's pixels in a window that lies within its own, bool [h, w]."""
         x1, y1, x2, y2 = window
         return self.crop[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
 
@@ -88,7 +83,7 @@ def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> l
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where the tiles along an axis begin: evenly spread, the last one ending with the image."""
+    """Return where the tiles along an axis begin: at regular intervals, so that the last one ends with the image."""
     if length <= side:
         return [0]
     step = max(int(side * (1 - overlap)), 1)
@@ -97,24 +92,20 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def merge_tiles(
-    found: Sequence[TileDetections],
-    size: tuple[int, int],
-    mask_thresh: float,
-    continuous_paste: bool,
-    agnostic: bool = False,
+    found: Sequence[TileDetections], size: tuple[int, int], encode: Encode, agnostic: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
     """Merge the detections of an image's tiles by the rule above.
 
     Args:
         size: the image's height and width.
-        mask_thresh, continuous_paste: see `encode_masks`.
-        agnostic: whether detections of different classes can show one object, as with --agnostic-nms.
+        encode: returns run-length codes for the masks of a tile.
+        agnostic: whether detections of different classes can be one object, as with --agnostic-nms.
 
     Returns:
         `boxes` float32 [N, 4] and `labels` int64 [N], `scores` float32 [N], N run-length codes; best first.
     """
     tiles = [one.tile for one in found]
-    by_tile = [parts_of(number, one, size, mask_thresh, continuous_paste, agnostic) for number, one in enumerate(found)]
+    by_tile = [parts_of(number, one, size, encode, agnostic) for number, one in enumerate(found)]
     by_tile = [[part for part in parts if not is_left_to_another(part, tiles, size)] for parts in by_tile]
     parts = [part for parts in by_tile for part in parts]
     objects = [merged([parts[i] for i in group]) for group in groups_of(parts, by_tile, tiles)]
@@ -128,38 +119,22 @@ def merge_tiles(
     )
 
 
-def parts_of(
-    number: int,
-    found: TileDetections,
-    size: tuple[int, int],
-    mask_thresh: float,
-    continuous_paste: bool,
-    agnostic: bool,
-) -> list[Part]:
-    """The detections of a tile in the frame of the image; arguments as in `merge_tiles`."""
+def parts_of(number: int, found: TileDetections, size: tuple[int, int], encode: Encode, agnostic: bool) -> list[Part]:
+    """Return the detections of a tile in the frame of the image; arguments as in `merge_tiles`."""
     left, top, right, bottom = found.tile
-    boxes, probs = found.detection["boxes"], found.detection["masks"]
-    codes = encode_masks(probs, boxes, (bottom - top, right - left), mask_thresh, continuous_paste)
-    in_image = boxes.double().numpy() + (left, top, left, top)
+    boxes = found.detection["boxes"]
+    codes = encode(found.detection["masks"], boxes, (bottom - top, right - left))
+    in_image = boxes.astype(np.float64) + (left, top, left, top)
     labels, scores = found.detection["labels"].tolist(), found.detection["scores"].tolist()
-    return [
-        Part(
-            number,
-            label,
-            0 if agnostic else label,
-            score,
-            box,
-            left + x,
-            top + y,
-            crop.astype(bool),
-            may_continue(box, found.tile, size),
-        )  # fmt: skip
-        for label, score, box, (x, y, crop) in zip(labels, scores, in_image, decode_crops(codes))
-    ]
+    parts = []
+    for label, score, box, (x, y, crop) in zip(labels, scores, in_image, decode_crops(codes)):
+        is_cut, group = may_continue(box, found.tile, size), 0 if agnostic else label
+        parts.append(Part(number, label, group, score, box, left + x, top + y, crop.astype(bool), is_cut))
+    return parts
 
 
 def may_continue(box: np.ndarray, tile: Tile, size: tuple[int, int]) -> bool:
-    """Whether a box reaches into the strip along a border of its tile that is not the image's."""
+    """Whether a box reaches into the strip along a border of its tile, except where that is the image's border."""
     x1, y1, x2, y2 = inside_of(tile, size)
     return bool(box[0] <= x1 or box[1] <= y1 or box[2] >= x2 or box[3] >= y2)
 
@@ -179,7 +154,7 @@ def is_in_strip(box: np.ndarray, tile: Tile, size: tuple[int, int]) -> bool:
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """A tile without the strips along its borders; where that is the image's border, without end."""
+    """Return a tile without the strips along its borders; unbounded where its border is the image's."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     height, width = size
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
@@ -188,7 +163,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 
 
 def groups_of(parts: Sequence[Part], by_tile: Sequence[Sequence[Part]], tiles: Sequence[Tile]) -> list[list[int]]:
-    """Group the parts of each object: the best agreement first, at most one part of a tile per object."""
+    """Group the parts of each object, the best agreement first, with at most one part per tile and object."""
     owner = list(range(len(parts)))
     groups = {i: [i] for i in owner}
     for _, i, j in sorted(agreements(by_tile, tiles), key=lambda pair: -pair[0]):
@@ -202,7 +177,7 @@ def groups_of(parts: Sequence[Part], by_tile: Sequence[Sequence[Part]], tiles: S
 
 
 def agreements(by_tile: Sequence[Sequence[Part]], tiles: Sequence[Tile]) -> Iterator[tuple[float, int, int]]:
-    """Pairs of parts that show one object in different tiles, and their agreement; numbered over all tiles."""
+    """Yield the agreement and numbers, over all tiles, of two parts that show one object in different tiles."""
     first = np.concatenate(([0], np.cumsum([len(parts) for parts in by_tile])))
     for a in range(len(tiles)):
         for b in range(a + 1, len(tiles)):
@@ -217,7 +192,7 @@ def agreements(by_tile: Sequence[Sequence[Part]], tiles: Sequence[Tile]) -> Iter
 
 
 def agreement_of(one: Part, other: Part, seen_by_both: Window) -> float:
-    """How well two masks agree within a window; 0 if they do not show the same object."""
+    """Return how well two masks agree within a window, at most 1; 0 if they do not show the same object."""
     shared = intersection(one.window, other.window)
     if shared is None:
         return 0.0
@@ -245,7 +220,7 @@ def intersection(one: Window, other: Window) -> Window | None:
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """One object from its parts: the best that shows it whole, else the union, with label and score of the best."""
+    """Return an object: its best whole part, else the union of its parts with label and score of the best."""
     whole = [part for part in parts if not part.is_cut]
     best = max(whole or parts, key=lambda part: part.score)
     if whole or len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Predict videos with PyAV: frames in, a drawn H.264 video with the same times out, and a line of JSON per frame."""
+"""Predict videos with PyAV: frames in; a drawn H.264 video with the same times, and a line of JSON per frame, out."""
 
 import json
 import time
@@ -18,13 +18,13 @@ from dataset_files.atomic_files import open_new, renaming_to
 from dataset_files.problems import printable
 from prediction.pipeline import predict_all
 from prediction.prediction import Prediction
-from prediction.predictor import LoadedImage, Predictor
 from prediction.sources import Source
+from prediction.steps import ImagePredictor, LoadedImage
 from train_utils.errors import INTERRUPTED, InputError, RunEnded, writing_output
 
 ENCODER = {"preset": "veryfast", "crf": "20"}
 BT601, LIMITED_RANGE = 6, 1  # how PyAV converts from RGB; players of untagged files may assume BT.709
-USUAL_RATE = Fraction(25)  # frames per second, of a file that does not say
+USUAL_RATE = Fraction(25)  # frames per second, if the file does not state it
 CLOCK_RESET = 1  # seconds by which times must jump back to count as a new clock, not as frames out of order
 SLACK = 0.02  # share of a video's frames or duration that may be missing: files state both imprecisely
 
@@ -34,33 +34,33 @@ class Frame:
     """A frame of a video.
 
     Attributes:
-        number: in the video, from 0.
+        number: its number in the video, from 0.
         pts: its time in units of the video's time base.
-        picture: PyAV's frame, not yet upright.
+        decoded: PyAV's frame, not yet upright.
         matrix: a, b, c, d of the display matrix: pixel x, y is shown at a * x + c * y, b * x + d * y.
     """
 
     number: int
     pts: int
-    picture: Any
+    decoded: Any
     matrix: tuple[int, int, int, int]
 
     def image(self) -> Image.Image:
-        """The frame in RGB, upright."""
-        return Image.fromarray(upright(self.picture.to_ndarray(format="rgb24"), self.matrix))
+        """Convert the frame to RGB, upright."""
+        return Image.fromarray(upright(self.decoded.to_ndarray(format="rgb24"), self.matrix))
 
 
-def predict_video(predictor: Predictor, source: Source, path: Path, json_path: Path | None, every: int) -> str:
+def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_path: Path | None, every: int) -> str:
     """Draw a video's objects into the video `path`, with a progress bar, and print a line.
 
-    Ctrl-C ends both files in order.
+    Ctrl-C leaves complete files.
 
     Args:
-        json_path: where a line of JSON per frame goes, if anywhere.
-        every: 1 for all frames, N for each N-th one; the others are left out.
+        json_path: file for a line of JSON per frame; None for no such file.
+        every: 1 for all frames, N for every N-th one; the others are left out.
 
     Returns:
-        What is wrong with the video's file; "" if nothing is. What can be read of a damaged one is predicted.
+        What is wrong with the video's file, or "". The readable frames of a damaged file are predicted.
 
     Raises:
         InputError: PyAV is missing, or the output cannot be written.
@@ -70,7 +70,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
     try:
         video = VideoReader(av, source.path, every)
     except (av.FFmpegError, ValueError) as error:
-        return f"{source.path}: cannot be read as a video ({error})"
+        return f"{source.path}: cannot be read as a video ({getattr(error, 'strerror', None) or error})"
 
     def load(frame: Frame) -> LoadedImage:
         return predictor.load(frame.image())
@@ -86,7 +86,7 @@ def predict_video(predictor: Predictor, source: Source, path: Path, json_path: P
     ):  # fmt: skip
         try:
             for outcome in predict_all(predictor, video.frames(), load, finish):
-                if outcome.result is None:
+                if outcome.error:
                     raise ValueError(outcome.error)
                 image, found = outcome.result
                 drawn.write(image, outcome.item.pts)
@@ -122,16 +122,16 @@ class VideoReader:
 
     Attributes:
         time_base: seconds per unit of `Frame.pts`.
-        rate: mean frames per second of what is read.
-        length: number of frames to read, if the file states how many it has.
-        error: what turned out to be wrong with the file once it has been read.
+        rate: mean frames per second, counting only those that are read.
+        length: number of frames to read; None if the file does not state it.
+        error: what is wrong with the file, known once it has been read; "" if nothing.
     """
 
     def __init__(self, av: ModuleType, path: Path, every: int):
         self.av, self.path, self.every = av, path, every
         self.container = av.open(str(path))
         if not self.container.streams.video:
-            raise ValueError("it has no video")
+            raise ValueError("it has no video stream")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "AUTO"
         rate = self.stream.average_rate or self.stream.guessed_rate or USUAL_RATE
@@ -141,19 +141,19 @@ class VideoReader:
             self.seconds = float(self.stream.duration * self.time_base)
         else:
             self.seconds = (self.container.duration or 0) / self.av.time_base
-        # A file may hold more frames than it shows, as editors on phones only hide what they cut off.
-        shown = round(self.seconds * float(rate)) if self.seconds else self.stream.frames
-        self.stated = min(self.stream.frames, shown)
+        # A file may hold more frames than its duration covers: editors on phones only hide what they cut off.
+        played = round(self.seconds * float(rate)) if self.seconds else self.stream.frames
+        self.stated = min(self.stream.frames, played)
         self.length = -(-self.stated // every) or None
         self.error = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every `every`-th frame; times increase, also where the file has none or its clock starts again."""
+        """Yield every `every`-th frame; times increase even if the file has none or its clock restarts."""
         number, first, last, shift, matrix = -1, 0, -1, 0, (1, 0, 0, 1)
         mean = step = max(1, round(1 / (self.rate * self.every) / self.time_base))
-        for number, picture in enumerate(self.pictures()):
-            matrix = display_matrix(picture) or matrix
-            time = number * mean if picture.pts is None else picture.pts + shift
+        for number, decoded in enumerate(self.decoded()):
+            matrix = display_matrix(decoded) or matrix
+            time = number * mean if decoded.pts is None else decoded.pts + shift
             if number == 0:
                 first = time
             elif time < last - CLOCK_RESET / self.time_base:
@@ -163,12 +163,12 @@ class VideoReader:
                 step = time - last
             last = time
             if number % self.every == 0:
-                yield Frame(number, time, picture, matrix)
+                yield Frame(number, time, decoded, matrix)
         self.container.close()
         self.error = self.error or self.shortfall(number + 1, float((last + mean - first) * self.time_base))
 
-    def pictures(self) -> Iterator[Any]:
-        """Decode the frames; one that is damaged is left out."""
+    def decoded(self) -> Iterator[Any]:
+        """Decode the frames, skipping damaged ones."""
         try:
             for packet in self.container.demux(self.stream):
                 try:
@@ -179,19 +179,19 @@ class VideoReader:
             self.error = f"{self.path}: is damaged ({error})"
 
     def shortfall(self, frames: int, seconds: float) -> str:
-        """What the file states but does not hold; "" if nothing."""
+        """Describe how much less the file holds than it states; "" if it is complete."""
         if frames == 0:
-            return f"{self.path}: holds no frame that can be read"
+            return f"{self.path}: holds no readable frame"
         if frames < (1 - SLACK) * self.stated - 1:
             return f"{self.path}: is damaged or cut off: {frames} of {self.stated} frames could be read"
-        if seconds < (1 - SLACK) * self.seconds - 0.5:
+        if seconds < (1 - SLACK) * self.seconds - min(0.5, self.seconds / 4):
             return f"{self.path}: is damaged or cut off: {seconds:.1f} of {self.seconds:.1f} seconds could be read"
         return ""
 
 
-def display_matrix(picture: Any) -> tuple[int, int, int, int] | None:
-    """How a frame is meant to be turned: a, b, c, d of its display matrix as -1, 0 or 1; None if it does not say."""
-    data = picture.side_data.get("DISPLAYMATRIX")
+def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
+    """Return a, b, c, d of a frame's display matrix as -1, 0 or 1; None without a matrix of quarter turns."""
+    data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
     a, b, _, c, d = np.sign(np.frombuffer(bytes(data), dtype="<i4", count=5)).tolist()
@@ -199,7 +199,7 @@ def display_matrix(picture: Any) -> tuple[int, int, int, int] | None:
 
 
 def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror pixels [H, W, 3] as a display matrix says."""
+    """Apply a display matrix to pixels [H, W, 3]."""
     a, b, c, d = matrix
     if b:
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
@@ -207,12 +207,10 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 
 
 class VideoWriter:
-    """Context that writes an H.264 video with the times of another one; odd sides get one more row or column.
-
-    Without a frame, no file is written.
+    """Context that writes an H.264 video; odd sides get one more row or column. Without a frame, it writes no file.
 
     Args:
-        like: gives time base and rate.
+        like: the video whose time base and rate to use.
     """
 
     def __init__(self, av: ModuleType, path: Path, like: VideoReader):
@@ -250,7 +248,7 @@ def open_lines(path: Path | None) -> AbstractContextManager:
 
 
 def frame_line(number: int, seconds: float, found: Prediction) -> str:
-    """Return a line of JSON about a frame.
+    """Return a line of JSON that describes a frame.
 
     It has `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`, each with `category_id`,
     `name`, `score`, `bbox` (x, y, width, height in pixels) and `segmentation`, a COCO run-length code.

@@ -1,4 +1,4 @@
-"""Predict what a camera sees, with OpenCV: show it in a window, and record it at the speed at which it happened."""
+"""Predict the images of a camera with OpenCV: show them in a window, and record them in real time."""
 
 import time
 from pathlib import Path
@@ -18,16 +18,16 @@ STOP_KEYS = (ord("q"), 27)  # q and Esc
 
 
 def predict_webcam(predictor: Predictor, number: int, path: Path, json_path: Path | None, every: int) -> None:
-    """Show and record until q, Esc or Ctrl-C, or until the camera gives no more.
+    """Show and record until q, Esc or Ctrl-C, or until the camera delivers no more frames.
 
     Args:
-        number: of the camera, from 0.
-        path: of the recording.
-        json_path: where a line of JSON per predicted frame goes, if anywhere.
-        every: predict every n-th frame that the camera gives.
+        number: the camera's number, from 0.
+        path: the recording.
+        json_path: file for a line of JSON per predicted frame; None for no such file.
+        every: predict every n-th frame.
 
     Raises:
-        InputError: OpenCV is missing, or there is no such camera.
+        InputError: OpenCV is missing, or the camera cannot be opened.
     """
     cv2 = import_opencv()
     camera = cv2.VideoCapture(number)
@@ -70,40 +70,40 @@ def import_opencv() -> ModuleType:
 
 
 def next_frame(camera: Any, every: int) -> np.ndarray | None:
-    """The next frame, uint8 BGR [H, W, 3], after `every` - 1 others; None if the camera gives none."""
+    """Skip `every` - 1 frames and return the next, uint8 BGR [H, W, 3]; None if the camera delivers none."""
     for _ in range(every - 1):
         camera.grab()
-    given, pixels = camera.read()
-    return pixels if given else None
+    is_read, pixels = camera.read()
+    return pixels if is_read else None
 
 
 class Screen:
-    """A window, where OpenCV has windows and there is a screen."""
+    """A window, if OpenCV supports windows and there is a screen."""
 
     def __init__(self, cv2: ModuleType):
         self.cv2 = cv2
-        self.is_there = True
+        self.is_available = True
 
     def show(self, pixels: np.ndarray) -> bool:
-        """Show a frame in BGR; return whether a key asks to stop, or the window was closed."""
-        if not self.is_there:
+        """Show a frame in BGR; return whether a stop key was pressed or the window was closed."""
+        if not self.is_available:
             return False
         try:
             self.cv2.imshow(WINDOW, pixels)
             key = self.cv2.waitKey(1) & 0xFF
             return key in STOP_KEYS or self.cv2.getWindowProperty(WINDOW, self.cv2.WND_PROP_VISIBLE) < 1
         except self.cv2.error:
-            self.is_there = False
-            warn("OpenCV can show no window here; recording only, until Ctrl-C")
+            self.is_available = False
+            warn("OpenCV cannot show a window here; recording only, until Ctrl-C")
             return False
 
     def close(self) -> None:
-        if self.is_there:
+        if self.is_available:
             self.cv2.destroyAllWindows()
 
 
 class Recording:
-    """Context that writes a video of RATE frames per second; a frame is repeated until the next one was taken."""
+    """Context that writes a video of RATE frames per second, repeating each frame until the next one was taken."""
 
     def __init__(self, cv2: ModuleType, path: Path):
         self.cv2, self.path = cv2, path
@@ -119,7 +119,7 @@ class Recording:
             self.video.release()
 
     def write(self, pixels: np.ndarray, seconds: float) -> None:
-        """Add a frame in BGR that was taken so many seconds after the start."""
+        """Add a frame in BGR that was taken `seconds` after the start."""
         if self.video is None:
             height, width = pixels.shape[:2]
             code = self.cv2.VideoWriter_fourcc(*"mp4v")

@@ -40,6 +40,6 @@ if __name__ == "__main__":
     parser.add_argument("source", help="model_final_*.pkl of the model zoo, or model_final.pth of your own training")
     parser.add_argument("output", help="the file to write")
     parser.add_argument("--label-json-path", help="JSON with the class names, label -> name or name -> label")
-    args = parser.parse_args()
     with one_line_errors():
+        args = parser.parse_args()
         main(args.source, args.output, args.label_json_path)

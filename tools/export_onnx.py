@@ -62,6 +62,5 @@ if __name__ == "__main__":
     parser.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
     parser.add_argument("--max-size", type=positive, help="limit of the long side (default: as in training)")
     add_flag(parser, "--agnostic-nms", "one label per object (default: as in training, else off)", default=None)
-    arguments = parser.parse_args()
     with one_line_errors():
-        main(arguments)
+        main(parser.parse_args())

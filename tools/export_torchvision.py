@@ -71,6 +71,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a checkpoint of train.py, or other weights that validation.py accepts")
     parser.add_argument("output", help="the file to write")
-    args = parser.parse_args()
     with one_line_errors():
+        args = parser.parse_args()
         main(args.checkpoint, args.output)

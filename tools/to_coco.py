@@ -3,7 +3,8 @@
     python tools/to_coco.py my_data -o out.json
 
 Accepts every layout that train.py accepts. COCO files are repaired, and difficult objects of Pascal VOC become crowds.
-One split gives out.json, several give out_train.json, out_val.json and so on.
+One split gives out.json, several give out_train.json, out_val.json and so on. If images exist only inside labelme's
+JSON files, these are written to out_images/, with links to all others.
 """
 
 import argparse
@@ -13,33 +14,42 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import refuse_overwriting, write_atomically  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import (  # noqa: E402 (the path comes first)
+    link_atomically,
+    refuse_overwriting,
+    replacing,
+    write_atomically,
+)
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
 from dataset_files.conversion import SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
 from dataset_files.layouts.find import find_layout  # noqa: E402
+from dataset_files.problems import printable  # noqa: E402
+from dataset_files.rgb_images import embedded_image, open_image  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output  # noqa: E402
 
 
 def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool) -> None:
+    if output.suffix.lower() != ".json":
+        raise InputError(f"{output}: expected a name such as out.json")
     with reading_input():
-        splits = find_splits(source, class_attribute)
+        splits = find_layout(source, class_attribute).splits
         paths = [output.with_stem(f"{output.stem}_{s.name}") if len(splits) > 1 else output for s in splits]
-        refuse_overwriting([source, *(file for s in splits for _, file in s.files())], paths)
         contents = [convert(split, skip_bad) for split in splits]
-    for path, split, content in zip(paths, splits, contents):
+        folders = [
+            path.with_name(f"{path.stem}_images") if embedded(content) else split.image_folder
+            for path, split, content in zip(paths, splits, contents)
+        ]
+        written = [folder for folder, split in zip(folders, splits) if folder != split.image_folder]
+        refuse_overwriting([source, *(file for s in splits for _, file in s.files())], paths, written)
+    for path, split, content, folder in zip(paths, splits, contents, folders):
         with writing_output():
+            if folder in written:
+                write_images(content, split.image_folder, folder)
             write_atomically(path, json.dumps(content))
-        print(f"{path}: {in_words(content)}; its images: --image-folder {split.image_folder}")
-
-
-def find_splits(source: Path, class_attribute: str | None) -> list[SplitFiles]:
-    """Return the splits of a folder or file of any layout.
-
-    Raises:
-        FileNotFoundError, ValueError: the source is missing, or its layout is unknown.
-    """
-    return find_layout(source, class_attribute).splits
+        names = ", ".join(category["name"] for category in content["categories"]) or "no class"
+        counts = f"{len(content['images'])} images, {len(content['annotations'])} objects of {names}"
+        print(printable(f"{path}: {counts}; its images: --image-folder {folder}"))
 
 
 def convert(split: SplitFiles, skip_bad: bool) -> dict:
@@ -75,10 +85,26 @@ def valid_content(index: CocoIndex) -> dict:
     }
 
 
-def in_words(content: dict) -> str:
-    """Describe the size of a COCO file in words."""
-    names = ", ".join(category["name"] for category in content["categories"])
-    return f"{len(content['images'])} images, {len(content['annotations'])} objects of {names or 'no class'}"
+def embedded(content: dict) -> list[dict]:
+    """Return the images of a COCO file that exist only inside labelme's JSON files."""
+    return [image for image in content["images"] if image["file_name"].lower().endswith(".json")]
+
+
+def write_images(content: dict, source: Path, folder: Path) -> None:
+    """Write embedded images to a folder as files of their own, and link all others there; change their names."""
+    inside = [image["file_name"] for image in embedded(content)]
+    taken = {image["file_name"] for image in content["images"]}
+    for image in content["images"]:
+        path = source / image["file_name"]
+        if image["file_name"] not in inside:
+            link_atomically(path.resolve(), folder / image["file_name"])
+            continue
+        with open_image(path) as opened:
+            suffix = ".jpg" if opened.format == "JPEG" else f".{str(opened.format).lower()}"
+        short = image["file_name"][: -len(".json")] + suffix
+        image["file_name"] = short if short not in taken else image["file_name"] + suffix
+        with replacing(folder / image["file_name"]) as file:
+            file.write(embedded_image(path))
 
 
 if __name__ == "__main__":
@@ -89,8 +115,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--class-attribute", metavar="NAME", help="VIA: region attribute with the class")
     parser.add_argument("--skip-bad", action="store_true", help="drop invalid annotations instead of stopping")
-    args = parser.parse_args()
     with one_line_errors():
-        if args.output.suffix.lower() != ".json":
-            raise InputError(f"{args.output}: expected a name such as out.json")
+        args = parser.parse_args()
         main(args.source, args.output, args.class_attribute, args.skip_bad)

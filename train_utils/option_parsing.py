@@ -194,7 +194,11 @@ class Settings:
     @classmethod
     def parse(cls: type[T], description: str | None, arguments: Sequence[str] | None = None) -> T:
         """Parse the command line; argparse ends the process with status 2 for unknown or invalid options."""
-        given = vars(cls.parser(description).parse_args(arguments))
+        parser = cls.parser(description)
+        given = vars(parser.parse_args(arguments))
+        for name, value in given.items():
+            if value == "" or isinstance(value, list) and "" in value:
+                parser.error(f"--{name.replace('_', '-')} '': the value is empty")
         in_file = cls.options_in_file(given["config"]) if given.get("config") else {}
         settings = cls(**(in_file | given))
         settings.given = frozenset(in_file) | frozenset(given)

@@ -1,7 +1,8 @@
-"""Options of the four scripts, each in one place: name, type, defaults, help, and its role in a resumed run.
+"""Options of training and validation, each in one place: name, type, defaults, help, and its role in a resumed run.
 
 A script's options are the fields of a dataclass. A field determines the command line, the defaults of the demo, what a
-resumed run takes from its checkpoint, and which changes it refuses.
+resumed run takes from its checkpoint, and which changes it refuses. The options of predictions are in
+prediction/options.py.
 """
 
 from collections.abc import Mapping
@@ -325,55 +326,3 @@ class ValidationSettings(DataSettings, InferenceSettings):
     def kinds(self, *default: str) -> list[str]:
         """Return what to compute, in order and without duplicates."""
         return list(dict.fromkeys([*(self.iou_type or default), *(["boundary"] if self.boundary else [])]))
-
-
-@dataclass
-class PredictorSettings(InferenceSettings):
-    """Options that predict.py and `Predictor` share."""
-
-    batch_size: int | None = option(None, "images or tiles per step (default: 4 on a GPU, else 1)", "-b", type=positive)
-    box_thresh: Any = option(
-        0.5, "minimum score to show: of all classes, per class (person=0.7), or best: as validation found ({default})",
-        nargs="+", metavar="SCORE", group="prediction")  # fmt: skip
-    mask_thresh: float = option(0.5, "minimum probability of a mask's pixels ({default})", type=strength)
-    exif: str | None = option(
-        None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "
-        "--annotation-file only to images that then have the size in that file)", choices=("apply",
-        "ignore"))  # fmt: skip
-    tile: int | None = option(
-        None, "predict large images in overlapping tiles of N x N pixels, and merge their detections", type=positive
-    )
-    overlap: float | None = option(
-        None, "with --tile: share of a tile's side that the next tile overlaps (default: 0.2); objects up to that "
-        "size are always whole in some tile", type=share)  # fmt: skip
-
-
-SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
-
-
-@dataclass
-class PredictSettings(PredictorSettings):
-    """Options of predict.py."""
-
-    img_path: list[str] | None = option(
-        None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an "
-        "image from the checkpoint's validation set)", nargs="+", action="extend", metavar="PATH",
-        group="input and output")  # fmt: skip
-    output_dir: str = option("predictions", "drawn images and saved detections ({default})", metavar="DIR")
-    save: list[str] = option(
-        (), "also write the detections: COCO results (json), a COCO dataset to train on (coco), a table (csv), 16-bit "
-        "instance masks (masks), cut-out objects (crops), files to correct in labelme (labelme)",
-        choices=SAVE_FORMATS, nargs="+", action="extend")  # fmt: skip
-    save_json: bool = option(False, "the same as --save json")
-    annotation_file: str | None = option(
-        None, "COCO file with the image ids for saved detections, by file name (default: numbers in the file names, "
-        "else 1, 2, 3, ...)", metavar="FILE")  # fmt: skip
-    every: int = option(1, "predict and write only every n-th frame of a video ({default})", type=positive)
-    webcam: int | None = option(
-        None, "predict, show and record the images of this camera, until q, Esc or Ctrl-C (default: 0)", type=natural,
-        nargs="?", const=0, metavar="N")  # fmt: skip
-
-    @property
-    def formats(self) -> list[str]:
-        """Return the formats of --save and --save-json without duplicates."""
-        return list(dict.fromkeys([*self.save, *(["json"] if self.save_json else [])]))

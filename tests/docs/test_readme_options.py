@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from prediction.options import PredictSettings
 from tests.helpers.project import ROOT
 from tools.inspect_dataset import ReportSettings
-from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
+from train_utils.options import TrainSettings, ValidationSettings
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 COMMAND = re.compile(r"\b(?:python|torchrun)\b[^\n`]*?\b((?:[a-z_]+/)?\w+\.py)\b")

@@ -71,7 +71,7 @@ def test_a_coco_dataset_of_predictions_is_trained_and_evaluated_on(lab: Path, pr
 def test_what_was_corrected_is_not_overwritten_by_predicting_again(lab: Path, predicted: Path) -> None:
     before = {path: path.read_bytes() for path in predicted.rglob("*.json")}
     outcome = run(lab, "predict.py", *WORDS, "--save", "labelme")
-    assert_refused(outcome, "0.json: is there already, perhaps corrected by hand", "--output-dir")
+    assert_refused(outcome, "0.json: exists already, perhaps corrected by hand", "--output-dir")
     assert {path: path.read_bytes() for path in predicted.rglob("*.json")} == before
     succeeded(run(lab, "predict.py", *WORDS, "--save", "coco"))
 
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_complete_files_of_what_was_done(lab: Path, monkeypatch: p
 
 def test_an_output_folder_that_cannot_be_written_is_named(lab: Path) -> None:
     (lab / "file").write_text("no folder")
-    assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "file"), "cannot write file")
+    assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "file"), "file: exists, and is not a folder")
     (lab / "full").mkdir()
     (lab / "full" / "day 1").write_text("no folder either")
     assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "full"), "cannot write full/day 1")

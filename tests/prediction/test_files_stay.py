@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from predict import Predictor
+from prediction.options import SAVE_FORMATS
 from prediction.prediction import Prediction
+from prediction.sources import find_sources
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.thin_weights import noise_image, thin_networks, write_thin_weights
+from train_utils.errors import InputError
 
 WORDS = ["--device", "cpu", "--weights-path", "thin.pth", "--box-thresh", "0.3"]
 QUARTER_TURN = 6  # EXIF
@@ -83,6 +86,67 @@ def test_no_input_is_overwritten_by_another_inputs_result(lab: Path, words: list
     before = {path: path.read_bytes() for path in lab.rglob("*.*") if path.is_file()}
     assert_refused(run(lab, "predict.py", *WORDS, *words), named)
     assert {path: path.read_bytes() for path in lab.rglob("*.*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "taken, words, named",
+    [
+        ("out/x.png/", ["--save", "json"], "out/x.png: exists, and is not a regular file"),
+        ("out/masks/x.png/", ["--save", "masks"], "out/masks/x.png: exists, and is not a regular file"),
+        ("out/labelme/x.json/", ["--save", "labelme"], "x.json"),
+        ("out/predictions.csv/", ["--save", "csv"], "out/predictions.csv: exists, and is not a regular file"),
+        ("out/crops", ["--save", "crops"], "out/crops: exists, and is not a folder"),
+        ("out/day", [], "out/day: exists, and is not a folder"),
+        ("out", [], "out: exists, and is not a folder"),
+    ],
+)
+def test_an_output_whose_place_is_taken_is_refused_before_anything_is_written(
+    lab: Path, taken: str, words: list[str], named: str
+) -> None:
+    photo(lab / "photos" / "a.jpg", 1)
+    photo(lab / "photos" / "day" / "b.jpg", 2)
+    photo(lab / "photos" / "x.jpg", 3)
+    if taken.endswith("/"):
+        (lab / taken).mkdir(parents=True)
+    else:
+        (lab / taken).parent.mkdir(parents=True, exist_ok=True)
+        (lab / taken).write_text("the user's")
+    before = sorted(lab.rglob("*"))
+    assert_refused(run(lab, "predict.py", *WORDS, "--img-path", "photos", "--output-dir", "out", *words), named)
+    assert sorted(lab.rglob("*")) == before
+
+
+def test_folders_named_like_outputs_and_the_longest_names_are_no_obstacle(lab: Path) -> None:
+    long = ["n" * 251 + ".jpg", "\u6f22" * 83 + ".webp"]
+    names = ["x.jpg", "x.png/y.jpg", "x.json/y.jpg", "labels.txt/y.jpg", "predictions.json/y.jpg", *long]
+    for number, name in enumerate(names):
+        photo(lab / "photos" / name, number)
+    words = [*WORDS[:-1], "0.7", "--img-path", "photos", "--save", *SAVE_FORMATS]
+    succeeded(run(lab, "predict.py", *words))
+    out = lab / "predictions"
+    json.loads((out / "predictions.json").read_text())
+    assert len(json.loads((out / "coco" / "annotations.json").read_text())["images"]) == len(names)
+    for folder, suffixes in (("masks", [".png"]), ("coco/images", [".jpg", ".webp"]), ("labelme", [".json"])):
+        files = [path for path in (out / folder).rglob("*") if path.is_file() and path.suffix in suffixes]
+        assert len(files) == len(names)
+
+
+def test_an_empty_path_is_not_the_current_folder(lab: Path) -> None:
+    photo(lab / "a.png", 1)
+    for words in (["--img-path", ""], ["--img-path", "a.png", ""], ["--img-path", "a.png", "--output-dir", ""]):
+        outcome = run(lab, "predict.py", *WORDS, *words)
+        assert outcome.code == 2 and "the value is empty" in outcome.err and not (lab / "predictions").exists()
+    with pytest.raises(InputError, match="'': no such file"):
+        find_sources([""], lab / "predictions")
+
+
+def test_classes_that_were_added_to_labelmes_list_by_hand_stay(lab: Path) -> None:
+    photo(lab / "x.png", 1)
+    (lab / "predictions" / "labelme").mkdir(parents=True)
+    (lab / "predictions" / "labelme" / "labels.txt").write_text("pear\nfig\n")
+    succeeded(run(lab, "predict.py", *WORDS, "--img-path", "x.png", "--save", "labelme"))
+    labels = (lab / "predictions" / "labelme" / "labels.txt").read_text().split("\n")
+    assert labels == ["pear", "fig", "apple", "water melon", ""]
 
 
 def test_an_error_of_the_program_in_one_image_leaves_the_tables_of_the_others(lab: Path, monkeypatch) -> None:

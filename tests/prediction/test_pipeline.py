@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from prediction import pipeline
+from prediction.options import PredictorSettings
 from prediction.pipeline import in_threads, predict_all
-from prediction.predictor import LoadedImage, Predictor
+from prediction.predictor import Predictor
+from prediction.steps import LoadedImage
 from tests.helpers.stub_detector import StubDetector, draw_shapes, stub_trained
-from train_utils.options import PredictorSettings
 
 
 def test_results_come_in_order_and_few_items_are_begun_ahead() -> None:

@@ -54,7 +54,7 @@ def test_masks_take_the_given_threshold(predictor: Predictor) -> None:
 
 
 def predictor_settings(**options):
-    from train_utils.options import PredictorSettings
+    from prediction.options import PredictorSettings
 
     return PredictorSettings(box_thresh=0.2, **options)
 

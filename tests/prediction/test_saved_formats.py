@@ -130,8 +130,8 @@ def test_crops_are_transparent_outside_of_the_mask(saved, expected) -> None:
         for k, (class_name, mask) in enumerate(zip(prediction.names, prediction.masks), start=1):
             if not mask.any():
                 continue
-            wanted.add(f"{stem(name)}_{k:03d}_{class_name.replace(' ', '_')}.png")
-            with Image.open(saved[0] / "crops" / f"{stem(name)}_{k:03d}_{class_name.replace(' ', '_')}.png") as image:
+            wanted.add(f"{stem(name)}_{k:03d}_{class_name.replace(' ', '-')}.png")
+            with Image.open(saved[0] / "crops" / f"{stem(name)}_{k:03d}_{class_name.replace(' ', '-')}.png") as image:
                 assert image.mode == "RGBA"
                 cutout = np.array(image)
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -96,15 +96,23 @@ def test_objects_without_pixels_are_rows_of_the_table_but_no_crops(tmp_path: Pat
         saver.close()
     assert [row.split(",")[-2] for row in (tmp_path / "t.csv").read_text().splitlines()[1:]][-2:] == ["1", "0"]
     assert sorted(path.name for path in (tmp_path / "sub").glob("a_*.png")) == [
-        "a_001_nut_ring.png", "a_002_bolt.png", "a_003_bolt.png"
+        "a_001_nut-ring.png", "a_002_bolt.png", "a_003_bolt.png"
     ]  # fmt: skip
     assert sorted(np.unique(np.array(Image.open(tmp_path / "sub" / "a.png"))).tolist()) == [0, 1, 2, 3]
+
+
+def test_no_two_objects_are_cut_out_into_one_file(tmp_path: Path, source: Source) -> None:
+    saver, found = CropSaver(tmp_path / "crops"), prediction(masks()[:2])
+    for name, class_name in (("a", "001_bolt"), ("a_001", "bolt"), ("b", "\u6f22" * 90), ("c", "..")):
+        found.names = [class_name] * 2
+        saver.add(0, Source(source.path, f"{name}.jpg", name), found)
+    assert len(list((tmp_path / "crops").iterdir())) == 8
 
 
 def test_corrected_labelme_files_are_not_overwritten(tmp_path: Path, source: Source) -> None:
     (tmp_path / "labelme" / "sub").mkdir(parents=True)
     (tmp_path / "labelme" / "sub" / "a.json").write_text("corrected")
-    with pytest.raises(InputError, match="a.json: is there already, perhaps corrected by hand"):
+    with pytest.raises(InputError, match="a.json: exists already, perhaps corrected by hand"):
         open_savers(["labelme"], tmp_path, [source], [1], CLASSES)
     assert (tmp_path / "labelme" / "sub" / "a.json").read_text() == "corrected"
 

@@ -73,7 +73,7 @@ def test_nothing_to_predict_is_refused_by_name(folder: Path) -> None:
     for given, words in (
         ("empty", "empty: no image in this folder"),
         ("gone", "gone: no such file or folder"),
-        ("photos/*.tif", "photos/\\*.tif: no image or video fits"),
+        ("photos/*.tif", "photos/\\*.tif: no image or video matches"),
     ):
         with pytest.raises(InputError, match=words):
             found(given)
@@ -93,6 +93,13 @@ def test_ids_are_the_numbers_in_the_names_only_if_all_are_different(folder: Path
         (folder / "n" / name).touch()
     numbered = find_sources(["n"], Path("out"))
     assert ids_of(numbered[:2]) == [12, 7] and ids_of(numbered) == [1, 2, 3]
+
+
+def test_no_outputs_file_is_in_the_place_of_a_folder_and_no_name_is_too_long() -> None:
+    assert unique_names(["x.jpg", "x.png/a.jpg", "v1.2/a.jpg", "v1.jpg"]) == ["x_2", "x.png/a", "v1.2/a", "v1"]
+    assert unique_names(["labels.txt/a.jpg", "a/labels.txt/b.jpg"]) == ["labels.txt_images/a", "a/labels.txt/b"]
+    long = unique_names(["\u6f22" * 83 + ".jpg", "\u6f22" * 84 + ".jpg", "d/" + "n" * 251 + ".jpg"])
+    assert len(set(long)) == 3 and max(len(name.encode()) for name in long) < 185 and long[0] == "\u6f22" * 60
 
 
 @pytest.mark.parametrize("stem", ["\u00b2", "12345678901234567890123", "-3", "\u0663"])

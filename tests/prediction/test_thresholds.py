@@ -8,6 +8,7 @@ import torch
 
 from my_dataset_coco import coco_object
 from onnx_files.description import Description
+from prediction.options import PredictorSettings
 from prediction.predictor import Predictor
 from prediction.thresholds import ScoreThresholds
 from report.average_precision import class_results
@@ -18,7 +19,6 @@ from tests.helpers.stub_detector import StubDetector, draw_shapes, stub_trained
 from train_utils.classes import ClassTable
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics, best_thresholds, score_results
-from train_utils.options import PredictorSettings
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
 NAMES = {1: "person", 2: "car", 4: "traffic light"}

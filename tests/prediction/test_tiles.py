@@ -1,6 +1,7 @@
 """Large images in tiles: every pixel is seen, every object found once and whole, and no more in memory than a tile."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_files.boxes import ious
+from network_files.masks.rle import MOST_PIXELS
 from predict import Predictor
+from prediction.options import PredictorSettings
 from prediction.prediction import Prediction
 from prediction.tiles import tiles_of
+from tests.helpers.commands import started
+from tests.helpers.project import ROOT
 from tests.helpers.stub_detector import BLOT, Box, StubDetector, draw_shapes, drawn_shapes, separate_boxes, stub_trained
-from train_utils.options import PredictorSettings
 
 
 def predictor(tile: int | None, detector: StubDetector | None = None, **options) -> Predictor:
@@ -150,11 +154,16 @@ def test_the_network_sees_no_more_than_a_batch_of_tiles():
     assert set(detector.seen) == {(100, 100)} and max(detector.together) == 4 and len(detector.seen) == 24
 
 
-def test_a_file_beyond_pillows_limit_is_read_in_tiles_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_has_as_many_pixels_as_masks_can_be_encoded_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert Image.MAX_IMAGE_PIXELS * 2 == MOST_PIXELS  # Pillow refuses images of twice its limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
-    image, masks = drawn_shapes((400, 300), [(5, 5, 40, 30), (200, 100, 320, 250)])
-    image.save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match="large.png: cannot be read .* give --tile"):
-        predictor(None)(tmp_path / "large.png")
-    assert_found_once(predictor(150)(tmp_path / "large.png"), masks)
-    assert Image.MAX_IMAGE_PIXELS == 40_000
+    Image.new("RGB", (400, 201)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="large.png: cannot be read .* exceeds limit of 80000 pixels"):
+        predictor(150)(tmp_path / "large.png")
+
+
+def test_an_image_above_pillows_limit_gives_no_warning(tmp_path: Path):
+    Image.new("1", (16400, 8200)).save(tmp_path / "large.png")
+    program = f"from dataset_files.rgb_images import open_image; open_image({str(tmp_path / 'large.png')!r})"
+    outcome = started([sys.executable, "-c", program], ROOT)
+    assert (outcome.code, outcome.said) == (0, "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers.commands import run_thin, succeeded
 from train_utils.demo_dataset import make_demo_dataset
@@ -98,6 +99,32 @@ def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):
     (tmp_path / LOCK).mkdir()
     with pytest.raises(InputError, match=f"{LOCK}: Is a directory"):
         run_on_main(lambda: FolderLock.of_existing(tmp_path))
+
+
+def test_a_run_deletes_no_image_that_it_did_not_write(folder):
+    images = [Image.new("RGB", (4, 4), (k, 0, 0)) for k in range(2)]
+    images[0].save(folder.path / "predictions_1.png")
+    folder.write_predictions(2, lambda: images[1])
+    assert list(folder.sheets()) == []
+    folder.results["segm"] = folder.lines("seg_results.txt")
+    folder.write_predictions(2, lambda: images[1])
+    assert list(folder.sheets()) == [2]
+    folder.roll_back_to(folder.path / "model_0.pth", CONTENT, continues=True, overwrite=True)
+    assert (folder.path / "predictions_1.png").exists() and not (folder.path / "predictions_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    "files", [["predictions_7.png"], ["mAP.png"], ["model_3.pth"], ["predictions_0.png", "args.json"]]
+)
+def test_overwrite_refuses_files_that_no_run_wrote(tmp_path, files):
+    for name in files:
+        Image.new("RGB", (4, 4)).save(tmp_path / name, format="PNG")
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1").write_text("the user's")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{files[0]}: was not written by a run"):
+        RunFolder.prepare(TrainSettings(output_dir=str(tmp_path), overwrite=True), None, True, None)
+    assert sorted(path for path in tmp_path.rglob("*") if not path.name.startswith(".")) == before
 
 
 def test_temporary_files_of_others_stay(folder):

@@ -24,6 +24,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from prediction.options import PredictSettings
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded, under_torchrun
 from tests.helpers.faults import ThinNetwork, thin_model
 from tests.helpers.forked import start_group
@@ -33,7 +34,7 @@ from train_utils.demo_dataset import CLASS_NAMES, make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, build_model
 from train_utils.option_parsing import boolean, fraction, natural_number, positive_number, share, strength
-from train_utils.options import PredictSettings, TrainSettings, ValidationSettings
+from train_utils.options import TrainSettings, ValidationSettings
 from train_utils.run.folder_lock import LOCK
 from train_utils.weight_files import weights
 from train_utils.weight_files.weights import PublishedFile

@@ -1,8 +1,10 @@
 """tools/export_onnx.py and tools/predict_onnx.py as a user meets them; the second without torch in the process."""
 
 import json
+import runpy
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +20,13 @@ pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxrunti
 from onnx_files.description import Description  # noqa: E402
 from onnx_files.onnx_model import OnnxModel  # noqa: E402
 from onnx_files.runtimes import RUNTIMES  # noqa: E402
+from predict import Predictor  # noqa: E402
+from prediction.files import predict_files  # noqa: E402
+from prediction.options import SAVE_FORMATS, ImageSettings, OutputSettings  # noqa: E402
 from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded  # noqa: E402
 from tests.helpers.project import ROOT, importing_tests  # noqa: E402
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights  # noqa: E402
+from tests.helpers.video_clips import write_clip  # noqa: E402
 
 ALL_OTHERS = "torch,torchvision,pycocotools,matplotlib,tqdm,hotcoco,onnx,scipy,cv2,pandas"  # and a runtime
 PILLOW = tuple(int(number) for number in PIL.__version__.split(".")[:2])
@@ -101,6 +107,37 @@ def test_with_matplotlib_the_drawn_images_are_those_of_predict(lab, with_torch):
         assert (np.abs(ours - np.asarray(Image.open(path))).max(axis=2) > 0).mean() < 0.002
 
 
+class SameDetections:
+    """Stands in for an exported network: finds exactly what a `Predictor` finds."""
+
+    def __init__(self, lab: Path, predictor: Predictor):
+        self.description, self.predictor = OnnxModel(lab / "thin.onnx").description, predictor
+
+    def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        return self.predictor.detect([image.transpose(2, 0, 1)])[0]
+
+
+def test_given_equal_detections_all_outputs_equal_those_of_predict_byte_for_byte(lab, tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="videos need PyAV")
+    write_clip(tmp_path / "clip.mp4", [noise_image(k) for k in range(3)], [0, 1, 2], Fraction(1, 25))
+    noise_image(7, (150, 110)).save(tmp_path / "tiled.png")
+    predictor = Predictor(lab / "thin.pth", device="cpu", box_thresh=0.6, tile=80)
+    tool = runpy.run_path(str(ROOT / "tools" / "predict_onnx.py"))
+    options = ImageSettings(box_thresh=0.6, tile=80)
+    exported = tool["OnnxPredictor"]("thin.onnx", SameDetections(lab, predictor), options)
+    monkeypatch.setattr(predictor, "encode", exported.encode)  # compared with torch's in tests/network
+    images = [lab / "photos" / "day 0" / "0.png", tmp_path / "tiled.png"]
+    for given, formats in ((images, SAVE_FORMATS), ([tmp_path / "clip.mp4"], ["json"])):
+        written = []
+        for name, each in (("torch", predictor), ("onnx", exported)):
+            folder = tmp_path / name
+            predict_files(each, given, OutputSettings(output_dir=str(folder), save=formats), [])
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            written.append({path.relative_to(folder): path.read_bytes() for path in files})
+        assert written[0].keys() == written[1].keys() and len(written[0]) > 2
+        assert [path for path in written[0] if written[0][path] != written[1][path]] == []
+
+
 def test_metadata_describe_the_network(lab):
     metadata = {entry.key: entry.value for entry in onnx.load(str(lab / "thin.onnx")).metadata_props}
     description = Description.from_metadata(metadata)
@@ -147,8 +184,8 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     before = (tmp_path / "x.png").read_bytes()
     assert_refused(run(tmp_path, tool, lab / "thin.onnx", ".", "--output-dir", "."), "x.png: would be overwritten")
     assert (tmp_path / "x.png").read_bytes() == before
-    (tmp_path / "clip.mp4").write_bytes(b"")
-    assert_refused(run(tmp_path, tool, lab / "thin.onnx", "clip.mp4"), "clip.mp4", "predict.py")
+    assert_refused(run(tmp_path, tool, lab / "thin.onnx", "x.jpg", "--overlap", "0.5"), "--overlap 0.5 needs --tile")
+    assert run(tmp_path, tool, lab / "thin.onnx", "x.jpg", "--box-thresh", "nan").code == 2
 
 
 def test_runtimes_that_are_missing_or_lack_the_precision_are_named(lab, monkeypatch):

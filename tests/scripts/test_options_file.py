@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from prediction.options import PredictSettings
 from tests.helpers.commands import assert_refused, run
 from train_utils.errors import InputError
 from train_utils.option_parsing import boolean_or_path
-from train_utils.options import DataSettings, PredictSettings, TrainSettings, ValidationSettings
+from train_utils.options import DataSettings, TrainSettings, ValidationSettings
 
 
 def parsed(folder: Path, content: object, *words: str) -> TrainSettings:

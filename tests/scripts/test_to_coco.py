@@ -1,8 +1,12 @@
 """tools/to_coco.py: what it writes is a COCO file that pycocotools and the project's own reader open."""
 
+import base64
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -125,3 +129,31 @@ def test_the_command_itself(tmp_path: Path) -> None:
     WRITERS["VIA 1"](tmp_path / "data", SAMPLES)
     outcome = run(tmp_path, "tools/to_coco.py", "data", "--class-attribute", "size", "-o", "out.json")
     assert outcome.code == 2 and "there are: class" in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_images_that_exist_only_inside_labelmes_files_are_written_beside_links_to_the_others(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out_images"
+    WRITERS["labelme"](data, SAMPLES)
+    inside = sorted(data.glob("*.json"))[0]
+    content = json.loads(inside.read_text())
+    image = data / content["imagePath"]
+    stored = image.read_bytes()
+    inside.write_text(json.dumps(content | {"imageData": base64.b64encode(stored).decode()}))
+    image.unlink()
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    outcome = run(tmp_path, "tools/to_coco.py", "data", "-o", "out.json")
+    assert outcome.code == 0 and outcome.out.rstrip().endswith("--image-folder out_images"), outcome.err
+    names = {image["file_name"] for image in json.loads((tmp_path / "out.json").read_text())["images"]}
+    assert len(names) == len(SAMPLES) and all((out / name).is_file() for name in names)
+    (written,) = (name for name in names if not (data / name).exists())
+    assert (out / written).read_bytes() == stored
+    assert all(os.path.samefile(out / name, data / name) for name in names - {written})
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_help_into_a_reader_that_has_gone_gives_no_traceback() -> None:
+    for tool in ("predict_onnx", "to_coco"):
+        command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            process.stdout.close()
+            assert process.stderr.read() == "" and process.wait() in (0, 141), tool

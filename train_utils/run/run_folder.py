@@ -7,8 +7,7 @@ nothing is lost or written twice. No run overwrites another.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from PIL import Image
 
 from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically
 from train_utils.distributed import broadcast_from_main, run_on_main
-from train_utils.errors import InputError, reading_input, warn
+from train_utils.errors import InputError, reading_input
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.safe_files import LineFile, reason_of_full_disk, valid_lines
+from train_utils.run.safe_files import LineFile, is_sheet, trying_again_later, valid_lines, write_sheet
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
@@ -98,7 +97,8 @@ class RunFolder:
             never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
             if resumed is not None and inside is not None:
                 folder.roll_back_to(inside, resumed[1], continues, settings.overwrite)
-            elif settings.overwrite or never_began:
+            elif others and (settings.overwrite or never_began):
+                folder.require_own(others)
                 for file in [*others, *folder.event_files()]:
                     file.unlink()
             elif others:
@@ -119,6 +119,14 @@ class RunFolder:
     def files_of_a_run(self) -> list[Path]:
         return [file for file in sorted(self.path.iterdir()) if is_of_a_run(file.name)]
 
+    def require_own(self, files: Sequence[Path]) -> None:
+        """Raise InputError for a file with a name of a run's that no run wrote; --overwrite must not delete it."""
+        is_run, is_drawn = (self.path / SETTINGS).is_file(), all(self.lines(name) for name in RESULTS.values())
+        for file in files:
+            is_own = is_drawn if file.name in (LOSS_CURVE, MAP_CURVE) else is_run
+            if not is_own or PREDICTIONS.match(file.name) and not is_sheet(file):
+                raise InputError(f"{file}: was not written by a run, so --overwrite does not delete it; move it away")
+
     def remove_leftovers(self) -> None:
         """Delete only the temporary files that a killed run left behind."""
         for file in self.path.iterdir():
@@ -134,9 +142,9 @@ class RunFolder:
         return None
 
     def sheets(self) -> dict[int, Path]:
-        """Return the sheets of predictions by epoch, in ascending order."""
+        """Return the sheets of predictions by epoch, in ascending order, without the user's own files."""
         matches = [(PREDICTIONS.match(file.name), file) for file in self.path.iterdir()]
-        return dict(sorted((int(match[1]), file) for match, file in matches if match))
+        return dict(sorted((int(match[1]), file) for match, file in matches if match and is_sheet(file)))
 
     def event_files(self) -> list[Path]:
         return sorted((self.path / EVENTS).glob("events.out.tfevents.*"))
@@ -242,8 +250,7 @@ class RunFolder:
         with trying_again_later(path):
             sheet = draw()
             if sheet is not None:
-                with replacing(path) as file:
-                    sheet.save(file, format="PNG")
+                write_sheet(path, sheet)
 
     def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] = {}) -> None:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
@@ -346,18 +353,6 @@ def is_of_a_run(name: str) -> bool:
     """Whether a run writes files of this name."""
     names = (*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST)
     return name in names or any(pattern.match(name) for pattern in (CHECKPOINT, PREDICTIONS))
-
-
-@contextmanager
-def trying_again_later(path: Path) -> Iterator[None]:
-    """Context for files that the run can do without for now: on a full disk, warn and continue."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = reason_of_full_disk(error)
-        if reason is None:
-            raise
-        warn(f"{path} could not be written ({reason.strerror}); the run continues and will try again")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

@@ -1,12 +1,19 @@
-"""Append lines to a run's files and read them back safely, and recognise a full disk."""
+"""Append lines to a run's files and read them back safely, mark its sheets as its own, and continue on a full disk."""
 
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dataset_files.atomic_files import link_atomically
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dataset_files.atomic_files import link_atomically, write_image
 from train_utils.errors import warn
+
+SHEET_MARK = "Mask R-CNN sheet of predictions"  # key of a text in the PNG file
 
 
 class LineFile:
@@ -76,3 +83,30 @@ def reason_of_full_disk(error: BaseException) -> OSError | None:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def write_sheet(path: Path, sheet: Image.Image) -> None:
+    """Write a sheet of predictions, marked so that a run deletes no other image of that name."""
+    marks = PngInfo()
+    marks.add_text(SHEET_MARK, "")
+    write_image(path, sheet, pnginfo=marks)
+
+
+def is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return SHEET_MARK in image.info
+    except (OSError, SyntaxError):  # not an image
+        return False
+
+
+@contextmanager
+def trying_again_later(path: Path) -> Iterator[None]:
+    """Context for files that the run can do without for now: on a full disk, warn and continue."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = reason_of_full_disk(error)
+        if reason is None:
+            raise
+        warn(f"{path} could not be written ({reason.strerror}); the run continues and will try again")

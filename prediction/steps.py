@@ -1,0 +1,146 @@
+"""Predict images around any network: read and tile, detect in batches, merge, name; without torch.
+
+`Predictor` adds a network in torch, tools/predict_onnx.py an exported one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from prediction.loading import ImageLike, open_image
+from prediction.options import ImageSettings
+from prediction.prediction import Classes, Prediction
+from prediction.thresholds import ScoreThresholds, Thresholds
+from prediction.tiles import Detection, Tile, TileDetections, merge_tiles, tiles_of
+
+DEFAULT_OVERLAP = 0.2
+
+
+@dataclass
+class LoadedImage:
+    """An image that is ready for the network.
+
+    Attributes:
+        image: in RGB.
+        tiles: the parts that the network sees; one, if it sees the image as a whole.
+        pixels: uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one.
+    """
+
+    image: Image.Image
+    tiles: list[Tile]
+    pixels: np.ndarray | None
+
+    def tile_pixels(self, tile: Tile) -> np.ndarray:
+        return to_pixels(self.image.crop(tile)) if self.pixels is None else self.pixels
+
+
+class ImagePredictor:
+    """The three steps of a prediction: `load` and `describe` may run in other threads beside `find`, the network.
+
+    Args:
+        path: the file of the network, for messages.
+        classes: the network's labels.
+        best: label -> the best score in validation; {} if it is unknown.
+        exif: how training images were read, see `open_image`; `settings` may override it.
+        batch_size: the number of images or tiles that the network sees at once.
+        agnostic: whether detections of different classes can be one object, see `merge_tiles`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        classes: Classes,
+        best: Mapping[int, float],
+        settings: ImageSettings,
+        exif: str | None,
+        agnostic: bool,
+        batch_size: int = 1,
+    ) -> None:
+        self.path, self.classes, self.best = path, classes, best
+        self.batch_size, self.agnostic = batch_size, agnostic
+        self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
+        self.exif = settings.exif or exif
+        self.tile = settings.tile
+        self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
+
+    def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
+        """Run the network on one batch.
+
+        Args:
+            pixels: uint8 [3, H, W] each.
+
+        Returns:
+            Per image `boxes` float32 [N, 4], `labels` int64 [N], `scores` float32 [N] and `masks`, probabilities
+            float32 [N, 1, 28, 28], best first.
+        """
+        raise NotImplementedError
+
+    def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
+        """Return run-length codes of mask probabilities in an image of a height and width."""
+        raise NotImplementedError
+
+    @property
+    def box_thresh(self) -> float:
+        """The lowest score to show, of classes without one of their own; set it as in the options."""
+        return self.thresholds.default
+
+    @box_thresh.setter
+    def box_thresh(self, given: Thresholds) -> None:
+        self.thresholds = ScoreThresholds(given, self.classes.names, self.best, self.path)
+
+    @property
+    def images_per_step(self) -> int:
+        """The number of images to load before a step; one that is tiled fills steps by itself."""
+        return 1 if self.tile else self.batch_size
+
+    def load(self, image: ImageLike, size: tuple[int, int] | None = None) -> LoadedImage:
+        """Read an image and plan its tiles.
+
+        Args:
+            size: the annotated height and width, which decide whether the EXIF orientation is applied.
+
+        Raises:
+            ValueError, TypeError: see `open_image`.
+        """
+        opened = open_image(image, self.exif, size)
+        tiles = tiles_of(opened.size, self.tile, self.overlap)
+        return LoadedImage(opened, tiles, to_pixels(opened) if len(tiles) == 1 else None)
+
+    def find(self, images: Sequence[LoadedImage]) -> list[list[TileDetections]]:
+        """Run the network over the tiles of all images in batches; return the detections by image and tile."""
+        tiles = [(number, tile) for number, image in enumerate(images) for tile in image.tiles]
+        found: list[list[TileDetections]] = [[] for _ in images]
+        for start in range(0, len(tiles), self.batch_size):
+            batch = tiles[start : start + self.batch_size]
+            detections = self.detect([images[number].tile_pixels(tile) for number, tile in batch])
+            for (number, tile), detection in zip(batch, detections):
+                found[number].append(TileDetections(tile, self.kept(detection)))
+        return found
+
+    def kept(self, detection: Detection) -> Detection:
+        """Drop detections that score below their class's threshold, and labels without a class (gaps in COCO's ids)."""
+        named = [label in self.classes.category_ids for label in detection["labels"].tolist()]
+        scores = detection["scores"]
+        lowest = self.thresholds(detection["labels"]).astype(scores.dtype)  # as float32 0.5 is
+        keep = (scores >= lowest) & np.array(named, dtype=bool)
+        return {name: value[keep] for name, value in detection.items()}
+
+    def describe(self, image: LoadedImage, found: Sequence[TileDetections]) -> Prediction:
+        """Turn the detections in the tiles of an image into a prediction."""
+        size = image.image.height, image.image.width
+        if len(found) == 1:
+            boxes, labels, scores, masks = (found[0].detection[k] for k in ("boxes", "labels", "scores", "masks"))
+            codes = self.encode(masks, boxes, size)
+        else:
+            boxes, labels, scores, codes = merge_tiles(found, size, self.encode, self.agnostic)
+        names = [self.classes.names[label] for label in labels.tolist()]
+        ids = [self.classes.category_ids[label] for label in labels.tolist()]
+        return Prediction(image.image, boxes, labels, names, scores, codes, ids)
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """RGB image -> uint8 [3, H, W]. Not with torch, which would start threads of its own in each thread."""
+    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
