@@ -4,12 +4,13 @@
     python validation.py --weights-path save_weights/model_25.pth --data-path /data/coco2017
     torchrun --nproc_per_node=8 validation.py --weights-path ... --data-path ...
     python validation.py --report save_weights/report                          # also write a page about the errors
-    python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
     python validation.py --compare save_weights/model_20.pth save_weights/model_25.pth    # or results files (.json)
+    python validation.py --results-json predictions/predictions.json --annotation-file val.json --iou-type segm
     python validation.py --results-json ... --annotation-file val.json --image-folder images --report DIR
 
-Prints both tables and writes them to record_mAP.txt beside the weights. The last two commands score the results file of
-any detector, and print COCO's official table. --report DIR also writes DIR/report.html, with its numbers beside it.
+Prints both tables and writes them to record_mAP.txt beside the weights. --compare says which of two is better. The last
+two commands score the results file of any detector, and print COCO's official table. --report DIR also writes
+DIR/report.html, with its numbers beside it.
 """
 
 from pathlib import Path
