@@ -18,7 +18,7 @@ SIZES = dict(min_size=96, max_size=128)
 
 
 def evaluation_args(**given) -> Namespace:
-    unset = dict.fromkeys(("num_classes", "arch", "label_json_path", "detections", "agnostic_nms"))
+    unset = dict.fromkeys(("num_classes", "arch", "label_json_path", "detections", "agnostic_nms", "nms_thresh"))
     return Namespace(**(unset | SIZES | given))
 
 
