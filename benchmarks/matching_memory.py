@@ -34,7 +34,7 @@ from train_utils.option_parsing import add_flag
 SIZE = 800, 1344  # of the padded image
 LEVELS = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21)]
 THRESHOLDS = 0.7, 0.3, True
-HEADER = ("objects", "in chunks, as here", "all at once", "torchvision")
+HEADER = ("", "in chunks, as here", "all at once", "torchvision")
 
 
 class Peak(TorchDispatchMode):
@@ -79,7 +79,7 @@ def main(args: Namespace) -> None:
         if theirs is not None and not (torch.equal(own[0], theirs) and torch.equal(own, at_once)):
             raise SystemExit(f"{number} objects: the matches differ")
         rows.append((number, *(megabytes(count) for count in (peak, peak_at_once, peak_theirs))))
-    print(table(f"{len(anchors)} anchors", rows, HEADER))
+    print(table(f"{len(anchors)} anchors, objects", rows, HEADER))
 
 
 def torchvisions_matches(boxes: Tensor, anchors: Tensor) -> Tensor:
