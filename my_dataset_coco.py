@@ -138,6 +138,11 @@ class CocoDetection(Dataset):
             "iscrowd": torch.tensor(crowds, dtype=torch.int64),
         }
 
+    def boxes(self, i: int) -> Tensor:
+        """Return the boxes of item i as in `target`, without reading its masks."""
+        xywh = np.array([a["bbox"] for a in self.annotations(i, only_usable=True)], dtype=np.float64).reshape(-1, 4)
+        return torch.from_numpy(clipped_corners(xywh, np.array(self.get_height_and_width(i))).astype(np.float32))
+
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
         """Return the annotations of item i, modified as `reading` says and without classes that are left out."""
         annotations = self.index.annotations(self.image_indices[i], only_usable)

@@ -108,7 +108,7 @@ def main(settings: TrainSettings) -> None:
     last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     run = RunFolder.open(settings, checkpoint, continues=progress.step < last_step, lock=lock)
     state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
-    print_first_lines(state, len(train_set), len(val_set))
+    print_first_lines(state, train_set, len(val_set))
     hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *optional_hooks)
     save_checkpoint = partial(write_checkpoint, state, config, classes, facts)
 

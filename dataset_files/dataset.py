@@ -92,6 +92,9 @@ class InstanceDataset(Protocol):
     def target(self, i: int) -> dict[str, Any]:
         """Return the target of item i, before the transforms and without opening the image."""
 
+    def boxes(self, i: int) -> Tensor:
+        """Return the boxes of item i that can be trained on, float32 [N, 4], without reading masks."""
+
     def image_id(self, i: int) -> int: ...
 
     def image_names(self) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from network_files.boxes import pairwise_iou
+
 MOST_SHAPES = 16  # shapes of batches whose anchors are cached; those of 800x1333 take 4 MB
 
 
@@ -46,6 +48,11 @@ class AnchorGenerator(nn.Module):
     def cell_anchors(self) -> list[Tensor]:
         """Per level, the anchors of a cell centred on the origin: float32 [A, 4], x1y1x2y2."""
         return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
+
+    def in_words(self) -> str:
+        """Return sizes and aspect ratios, the latter of the first level."""
+        sizes = " ".join(f"{size:g}" for level in self.sizes for size in level)
+        return f"sides {sizes} px, height over width {' '.join(f'{ratio:g}' for ratio in self.aspect_ratios[0])}"
 
     def num_anchors_per_location(self) -> list[int]:
         return [len(cell) for cell in self.cell_anchors]
@@ -85,6 +92,28 @@ class AnchorGenerator(nn.Module):
     def stride(self, padded_side: int, level_side: int) -> int:
         """Pixels of the batch per cell of a level along one side, from the two side lengths."""
         return padded_side // level_side if self.rounded else 2 ** round(math.log2(padded_side / level_side))
+
+
+def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGenerator, divisible: int = 32) -> Tensor:
+    """Return the IoU of each box [N, 4] of a resized image with the anchor that fits it best: [N].
+
+    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared.
+
+    Args:
+        size: height and width of the resized image.
+        divisible: padded sizes are multiples of this.
+    """
+    padded_size = [-(-length // divisible) * divisible for length in size]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    best = boxes.new_zeros(len(boxes))
+    for i, cell in enumerate(generator.cell_anchors):
+        cells = [-(-length // 2 ** (i + 2)) for length in padded_size]  # of levels with strides 4, 8, 16, ...
+        strides = [generator.stride(*each) for each in zip(padded_size, cells)]
+        stride, last = (boxes.new_tensor(values[::-1]) for values in (strides, [count - 1 for count in cells]))
+        nearest = (centres / stride).round().clamp(min=boxes.new_zeros(2), max=last) * stride
+        ious = pairwise_iou(boxes[:, None], nearest.repeat(1, 2)[:, None] + cell.to(boxes))
+        best = torch.maximum(best, ious.amax(dim=(1, 2)))
+    return best
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:

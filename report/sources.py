@@ -11,6 +11,7 @@ from report.data_statistics import statistics_of_dataset
 from report.run_history import read_history
 from report.tables import FILES
 from report.write_report import ReportInput, write_report
+from train_utils.anchor_fit import anchor_fit
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.metrics.results_file import ScoredResults, with_masks
@@ -39,6 +40,7 @@ def report_of_network(
             "options": given_options(settings),
             "trained with": trained_with(trained.trained_with),
             "device": str(trained.device),
+            "anchors": anchors_in_words(trained, dataset),
         },
         content=content,
         results={kind: results[kind] for kind in with_masks(list(metrics))},
@@ -49,6 +51,13 @@ def report_of_network(
         history=read_history(trained.path.parent),
     )
     return write_report(report_folder(settings), given)
+
+
+def anchors_in_words(trained: TrainedModel, dataset: InstanceDataset) -> str:
+    """Return the anchors' sizes and how they fit the objects."""
+    transform, anchors = trained.model.transform, trained.model.rpn.anchor_generator
+    fit = anchor_fit(dataset, anchors, transform.min_size[-1], transform.max_size)
+    return f"{anchors.in_words()}; {fit or 'no objects'}"
 
 
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:

@@ -29,6 +29,10 @@ def main(checkpoint: str, output: str) -> None:
     config = config_of(content, state)
     if config.arch not in BUILDERS:
         raise InputError(f"{checkpoint}: a network with --arch {config.arch}, which torchvision does not provide")
+    if config.anchor_sizes or config.anchor_ratios:
+        raise InputError(
+            f"{checkpoint}: was trained with --anchor-sizes or --anchor-ratios; only torchvision's are exported"
+        )
     with reading_input():
         refuse_overwriting([Path(checkpoint)], [Path(output)])
         with replacing(Path(output)) as file:

@@ -19,10 +19,12 @@ from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: 
 from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import KINDS, Problems  # noqa: E402
+from train_utils.anchor_fit import anchor_fit  # noqa: E402
 from train_utils.data_check import describe_classes, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.models import ModelConfig, anchors_of  # noqa: E402
 from train_utils.open_data import choose_splits, layout_of, open_both  # noqa: E402
-from train_utils.option_parsing import natural, option  # noqa: E402
+from train_utils.option_parsing import natural, option, positive, positive_number  # noqa: E402
 from train_utils.options import DataSettings  # noqa: E402
 from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
 
@@ -32,6 +34,12 @@ MOST_CLASSES = 100  # listed at most
 @dataclass
 class ReportSettings(DataSettings):
     seed: int = option(0, "seed for dividing data that are not split ({default})", type=natural)
+    min_size: int = option(
+        800, "short side of the network's input, for the fit of the anchors ({default})", type=positive
+    )
+    max_size: int = option(1333, "limit of the long side ({default})", type=positive)
+    anchor_sizes: list[int] | None = option(None, "as in training", type=positive, nargs=5)
+    anchor_ratios: list[float] | None = option(None, "as in training", type=positive_number, nargs="+")
     show: int = option(0, "write a contact sheet of N images with their masks ({default})", type=natural)
     output: str = option("data_sheet.png", "file of the contact sheet ({default})", metavar="FILE")
 
@@ -57,6 +65,9 @@ def main(settings: ReportSettings) -> None:
         problems, items = check_images(dataset)
         print(f"\n{title}: {dataset.source}")
         print_contents(dataset)
+        anchors = anchors_of(ModelConfig(2, anchor_sizes=settings.anchor_sizes, anchor_ratios=settings.anchor_ratios))
+        if fit := anchor_fit(dataset, anchors, settings.min_size, settings.max_size):
+            print(f"  {fit}")
         found = Problems()
         found.update(dataset.problems)
         found.update(problems)

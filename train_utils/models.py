@@ -22,6 +22,8 @@ from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
 from train_utils.weight_files.weights import (
+    ANCHOR_LAYERS,
+    CLASS_LAYERS,
     find_pretrained,
     inner_state,
     is_classifier,
@@ -51,6 +53,7 @@ class ModelConfig:
         detections: maximum number of detections per image.
         nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
         agnostic_nms: whether detections of different classes suppress one another.
+        anchor_sizes, anchor_ratios: sides per pyramid level, and ratios on all, if not the usual ones.
     """
 
     num_classes: int
@@ -65,6 +68,8 @@ class ModelConfig:
     detections: int = 100
     nms_thresh: float = 0.5
     agnostic_nms: bool = False
+    anchor_sizes: list[int] | None = None
+    anchor_ratios: list[float] | None = None
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -83,12 +88,13 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
         stride_in_1x1=config.arch == "detectron2",
     )
-    parts: dict[str, Any] = {}
+    anchors = anchors_of(config)
+    parts: dict[str, Any] = {"rpn_anchor_generator": anchors}
     if config.proposals is not None:
         kept = [f"rpn_{where}_nms_top_n_{mode}" for where in ("pre", "post") for mode in ("train", "test")]
         parts |= dict.fromkeys(kept, config.proposals)
     if config.arch == "v2":
-        parts |= v2_heads(backbone.out_channels)
+        parts |= v2_heads(backbone.out_channels, anchors.num_anchors_per_location()[0])
     if config.arch == "detectron2":
         parts |= detectron2_parts()
     return MaskRCNN(
@@ -104,12 +110,19 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     )
 
 
-def v2_heads(channels: int) -> dict[str, nn.Module]:
-    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN."""
-    anchors = AnchorGenerator()
+def anchors_of(config: ModelConfig) -> AnchorGenerator:
+    sizes, ratios = config.anchor_sizes or (32, 64, 128, 256, 512), config.anchor_ratios or (0.5, 1.0, 2.0)
+    return AnchorGenerator([(size,) for size in sizes], [ratios] * len(sizes), rounded=config.arch != "detectron2")
+
+
+def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
+    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN.
+
+    Args:
+        anchors: number of anchors per location.
+    """
     return {
-        "rpn_anchor_generator": anchors,
-        "rpn_head": RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+        "rpn_head": RPNHead(channels, anchors, conv_depth=2),
         "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
         "mask_head": MaskRCNNHeads(channels, [256] * 4, norm_layer=nn.BatchNorm2d),
     }
@@ -118,7 +131,6 @@ def v2_heads(channels: int) -> dict[str, nn.Module]:
 def detectron2_parts() -> dict[str, Any]:
     """Build the parts that differ in Detectron2, except the backbone's strides, as arguments of MaskRCNN."""
     return {
-        "rpn_anchor_generator": AnchorGenerator(rounded=False),
         "box_roi_pool": PyramidRoIAlign(output_size=7, sampling_ratio=0, aligned=True),
         "mask_roi_pool": PyramidRoIAlign(output_size=14, sampling_ratio=0, aligned=True),
         "antialias": True,
@@ -149,6 +161,7 @@ def build_training_model(
     """
     kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
+    sizes |= {name: getattr(args, name) for name in ("anchor_sizes", "anchor_ratios") if getattr(args, name)}
     if resumed is not None:
         path, content = resumed
         config = replace(ModelConfig.from_plain(content["model_config"]), **sizes)
@@ -172,6 +185,10 @@ def build_training_model(
         else:
             stored = config_of(content, state, args.arch, path)
             config.arch, config.norm, config.norm_eps = stored.arch, stored.norm, stored.norm_eps
+            config.anchor_sizes = config.anchor_sizes or stored.anchor_sizes
+            config.anchor_ratios = config.anchor_ratios or stored.anchor_ratios
+            if config.arch == "detectron2" and (config.anchor_sizes or config.anchor_ratios):
+                raise InputError(f"{path}: Detectron2's weights keep its anchors; omit --anchor-sizes, --anchor-ratios")
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -190,7 +207,7 @@ def build_training_model(
         known = ClassTable.of_weights(content, len(state.get(f"{CLASS_LOGITS}.bias", ())), None)
         if names and known.are_named():
             state = match_class_rows(state, model, known.names, names, path)
-        load_weights(model, state, path, other_classes=True)
+        load_weights(model, state, path, CLASS_LAYERS + (ANCHOR_LAYERS if args.anchor_ratios else ()))
     return model, config
 
 

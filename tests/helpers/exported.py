@@ -17,7 +17,6 @@ from PIL import Image
 from torch import nn
 
 from network_files import MaskRCNN
-from network_files.anchors import AnchorGenerator
 from network_files.heads import (
     FastRCNNConvFCHead,
     FastRCNNPredictor,
@@ -29,7 +28,7 @@ from network_files.heads import (
 from onnx_files.network_graph import network_graph
 from onnx_files.runtimes import Session, open_session
 from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch, thin_backbone
-from train_utils.models import ModelConfig, build_model, detectron2_parts
+from train_utils.models import ModelConfig, anchors_of, build_model, detectron2_parts
 
 CHANGE = 2.0**-20
 COMPARED = ("boxes", "scores", "masks")
@@ -40,7 +39,7 @@ DTYPES = {"boxes": "float32", "labels": "int64", "scores": "float32", "masks": "
 Detection = Mapping[str, np.ndarray]
 
 
-def lively_network(arch: str, classes: int, thin: bool = True, **sizes: int) -> MaskRCNN:
+def lively_network(arch: str, classes: int, thin: bool = True, **sizes) -> MaskRCNN:
     """A network with random weights under which boxes, labels, scores and masks vary, in evaluation mode.
 
     Args:
@@ -66,7 +65,7 @@ def thin_network(config: ModelConfig) -> MaskRCNN:
     v2, detectron2, channels = config.arch == "v2", config.arch == "detectron2", 16
     norm = nn.BatchNorm2d if v2 else None
     backbone = thin_backbone(channels, norm, stride_in_1x1=detectron2)
-    anchors = AnchorGenerator(rounded=not detectron2)
+    anchors = anchors_of(config)
     box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 2, [32], norm) if v2 else TwoMLPHead(49 * channels, 32)
     parts = dict(
         rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2 if v2 else 1),
@@ -74,7 +73,8 @@ def thin_network(config: ModelConfig) -> MaskRCNN:
         box_predictor=FastRCNNPredictor(32, config.num_classes),
         mask_head=MaskRCNNHeads(channels, [channels] * 2, norm_layer=norm),
         mask_predictor=MaskRCNNPredictor(channels, channels, config.num_classes),
-        **(detectron2_parts() if detectron2 else {"rpn_anchor_generator": anchors}),
+        rpn_anchor_generator=anchors,
+        **(detectron2_parts() if detectron2 else {}),
     )  # fmt: skip
     kept = dict.fromkeys(("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test"), config.proposals or 1000)
     return MaskRCNN(backbone, min_size=config.min_size, max_size=config.max_size, **kept, **parts)

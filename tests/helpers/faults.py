@@ -85,6 +85,7 @@ def thin_model(config):
     from backbone.resnet50_fpn import BackboneWithFPN
     from network_files import MaskRCNN
     from network_files.heads import FastRCNNPredictor, MaskRCNNHeads, MaskRCNNPredictor, TwoMLPHead
+    from train_utils.models import anchors_of
 
     norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     with thin_bodies():
@@ -97,6 +98,7 @@ def thin_model(config):
         max_size=config.max_size,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
+        rpn_anchor_generator=anchors_of(config),
         box_agnostic_nms=config.agnostic_nms,
         box_head=TwoMLPHead(16 * 49, 32),
         box_predictor=FastRCNNPredictor(32, config.num_classes),

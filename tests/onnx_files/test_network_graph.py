@@ -78,6 +78,14 @@ def test_with_agnostic_nms_an_object_has_one_label():
     assert len(found["labels"]) < len(by_class["labels"])
 
 
+@pytest.mark.parametrize("arch", ["v1", "v2"])
+def test_other_anchors_are_in_the_graph(arch):
+    anchors = {"anchor_sizes": [8, 16, 40, 80, 160], "anchor_ratios": [0.25, 1.0, 1.5, 4.0]}
+    model = lively_network(arch, classes=5, **SMALL, **anchors)
+    assert model.rpn.head.cls_logits.out_channels == 4
+    Exported(model).assert_same(drawn_image(97, 301))
+
+
 def test_nothing_is_found_where_torch_finds_nothing():
     model = lively_network("v2", classes=2, **SMALL)
     nn.init.zeros_(model.roi_heads.box_predictor.cls_score.weight)

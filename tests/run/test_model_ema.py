@@ -66,6 +66,7 @@ def test_the_average_equals_torchs_to_the_bit_and_steps_that_are_not_applied_are
     assert own["2.weight"].data_ptr() == model[2].weight.data_ptr()
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_weights_and_evaluates_and_resumes_the_averaged_ones(lab, monkeypatch, capsys):
     seen = []
 

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 import torchvision
 
+from dataset_files.dataset import InstanceDataset
+from train_utils.anchor_fit import anchor_fit
 from train_utils.distributed import world_size
 from train_utils.training_state import RunState
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def print_first_lines(state: RunState, images: int, val_images: int) -> None:
+def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: int) -> None:
     """Print the first lines on the main process.
 
     Args:
-        images: number of training images.
+        train_set: the training images.
         val_images: number of validation images.
     """
     if not state.run.writes:
@@ -31,13 +33,16 @@ def print_first_lines(state: RunState, images: int, val_images: int) -> None:
         device = torch.cuda.get_device_name(training.device)
     dtype = str(training.precision.dtype or torch.float32).removeprefix("torch.")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    transform, anchors = training.model.transform, training.model.rpn.anchor_generator
+    fit = anchor_fit(train_set, anchors, transform.min_size[-1], transform.max_size)
     averaged = "" if training.ema is None else f"\n{training.ema.in_words()}"
     print(
         f"code: {code_version()}; {versions}\n"
         f"device: {training.device} ({device}), processes: {world_size()}, {dtype}\n"
         f"network: {trained / 1e6:.1f} million of {total / 1e6:.1f} million parameters are trained\n"
-        f"images: {images}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} steps per epoch, "
-        f"epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}{averaged}",
+        f"images: {len(train_set)}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} "
+        f"steps per epoch, epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}\n"
+        f"anchors: {anchors.in_words()}; {fit or 'no objects'}{averaged}",
         flush=True,
     )
 

@@ -47,6 +47,7 @@ PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 # Layers whose size depends on the number of classes.
 CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size depends on the number of anchor ratios
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
@@ -272,14 +273,15 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
         )
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, other_classes: bool = False) -> None:
+def load_weights(
+    model: nn.Module, state: dict[str, Tensor], path: str | Path, replaceable: tuple[str, ...] = ()
+) -> None:
     """Load a detector's state dict, strictly.
 
     Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or superfluous.
 
     Args:
-        other_classes: skip the layers that depend on the number of classes if they are missing or their shapes
-            differ, and print their names.
+        replaceable: prefixes of keys that are skipped, and printed, if they are missing or their shapes differ.
 
     Raises:
         InputError: tensors are missing, unexpected, of another shape or not finite; the message names them.
@@ -287,13 +289,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, o
     check_finite(state, path)
     own = model.state_dict()
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
-    dropped = []
-    if other_classes:
-        dropped = [key for key in own if key.startswith(CLASS_LAYERS) and (key not in state or key in misshapen)]
-        state = {key: value for key, value in state.items() if key not in dropped}
-        misshapen = [key for key in misshapen if key not in dropped]
-        if dropped and is_main():
-            print(f"{path}: has other classes; newly initialised layers: {', '.join(dropped)}")
+    dropped = [key for key in own if key.startswith(replaceable) and (key not in state or key in misshapen)]
+    state = {key: value for key, value in state.items() if key not in dropped}
+    misshapen = [key for key in misshapen if key not in dropped]
+    if dropped and is_main():
+        print(f"{path}: has other classes or anchors; newly initialised layers: {', '.join(dropped)}")
     missing = [k for k in own if k not in state and k not in dropped and not k.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
     problems = [
