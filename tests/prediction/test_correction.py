@@ -98,4 +98,4 @@ def test_an_output_folder_that_cannot_be_written_is_named(lab: Path) -> None:
     assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "file"), "file: exists, and is not a folder")
     (lab / "full").mkdir()
     (lab / "full" / "day 1").write_text("no folder either")
-    assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "full"), "cannot write full/day 1")
+    assert_refused(run(lab, "predict.py", *WORDS, "--output-dir", "full"), "full/day 1: exists, and is not a folder")
