@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         with reading_input():
-            export(trained, path, "float32")
+            export(trained, path)
         exported = OnnxModel(path, torch.get_num_threads(), "onnxruntime")
     ways = {"onnxruntime": in_onnxruntime(exported), "torch": in_torch(trained)}
     return compare_ways(ways, trained, dataset, args.images or len(dataset))

@@ -6,27 +6,25 @@ import onnx
 
 from dataset_files.atomic_files import replacing
 from onnx_files.description import Description
-from onnx_files.network_graph import network_graph
+from onnx_files.network_graph import GraphOptions, network_graph
 from train_utils.trained_model import TrainedModel
 
 MASK_THRESHOLD = 0.5
 
 
-def export(trained: TrainedModel, output: Path, input_type: str) -> Description:
-    """Write `output`, replacing an existing file.
+def export(trained: TrainedModel, output: Path, options: GraphOptions = GraphOptions()) -> None:  # noqa: B008
+    """Write `output`, replacing an existing file; see `build` and `write` for errors."""
+    write(build(trained, options), output)
 
-    Args:
-        input_type: "float32", an image in 0..1, or "uint8".
 
-    Raises:
-        ValueError: the network has a part that the exporter does not know.
-        OSError: the file cannot be written.
-    """
-    description = describe(trained)
-    content = network_graph(trained.model, input_type, description.to_metadata())
+def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
+    """Raises ValueError if the network has a part that the exporter does not know."""
+    return network_graph(trained.model, options, describe(trained).to_metadata())
+
+
+def write(content: onnx.ModelProto, output: Path) -> None:
     with replacing(output) as file:
         onnx.save_model(content, file)
-    return description
 
 
 def describe(trained: TrainedModel) -> Description:

@@ -22,13 +22,20 @@ class Graph:
 
     Args:
         opset: version of the operators.
+        weights: type in which weights of two or more dimensions are stored, "float32" or "float16".
+
+    Attributes:
+        stage: prefix of the names of the operators that are added.
+        sizes: height and width of values [B, C, H, W] for which they are known.
     """
 
-    def __init__(self, opset: int):
-        self.opset = opset
+    def __init__(self, opset: int, weights: str = "float32"):
+        self.opset, self.weight_type = opset, weights
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, onnx.TensorProto] = {}
+        self.unpacked: dict[str, str] = {}
         self.stage = ""
+        self.sizes: dict[str, tuple[int, int]] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add an operator with one output, and return the output's name; an empty input is left out."""
@@ -58,8 +65,13 @@ class Graph:
         return self.constant(values, "int64")
 
     def weight(self, name: str, tensor: Tensor) -> str:
-        """Store a weight, float32, under its name in the state dict."""
-        return self.store(name, tensor.detach().cpu().float().numpy())
+        """Store a weight under its name in the state dict; return a float32 value."""
+        array = tensor.detach().cpu().float().numpy()
+        if self.weight_type == "float32" or array.ndim < 2:
+            return self.store(name, array)
+        if name not in self.unpacked:  # the heads of several levels and images share their weights
+            self.unpacked[name] = self.cast(self.store(name, array.astype(self.weight_type)), "float32")
+        return self.unpacked[name]
 
     def store(self, name: str, array: np.ndarray) -> str:
         if name not in self.weights:
@@ -80,6 +92,12 @@ class Graph:
     def length(self, x: str, axis: int) -> str:
         """The size of `x` along an axis, int64 [1]."""
         return self.columns(self.op("Shape", x), axis, axis + 1, 0)
+
+    def size(self, x: str) -> str:
+        """Height and width of [..., H, W], int64 [2]; a constant if they are known."""
+        if x in self.sizes:
+            return self.integers(self.sizes[x])
+        return self.columns(self.op("Shape", x), -2, 2**31 - 1, 0)
 
     def conv(self, x: str, module: nn.Conv2d, name: str) -> str:
         """[B, C_in, H, W] -> [B, C_out, H', W']."""

@@ -1,17 +1,20 @@
-"""The network as an ONNX graph: one image of any size -> boxes, labels, scores and 28 x 28 masks.
+"""The network as an ONNX graph: image or images -> boxes, labels, scores and 28 x 28 masks.
 
-Each function here repeats the `forward` of the module that it is named after, operator by operator, for one image.
+Each function here repeats the `forward` of the module that it is named after, operator by operator.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
+import torch
 
 from backbone.conv_norm import fold_norms
 from backbone.feature_pyramid import FeaturePyramidNetwork
 from backbone.resnet import Bottleneck, ResNet
 from network_files import MaskRCNN
+from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from onnx_files.graph import Graph
 from onnx_files.parts import Parts
@@ -20,21 +23,39 @@ from onnx_files.rpn_graph import proposals
 from onnx_files.size_graph import size_after_resize, twice
 
 OPSET = 17
+DETAILS = {"boxes": (4,), "labels": (), "scores": (), "masks": (1, 28, 28)}  # output -> shape per detection
 PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
 
-def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graph takes and how it stores weights.
+
+    Attributes:
+        input_type: "float32", an image in 0..1, or "uint8".
+        batch: number of images, all of one size; None for one image without a batch dimension.
+        size: height and width of the images; None for any.
+        weights: type in which matrices are stored, "float32" or "float16"; the arithmetic is float32.
+    """
+
+    input_type: str = "float32"
+    batch: int | None = None
+    size: tuple[int, int] | None = None
+    weights: str = "float32"
+
+
+def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:
     """Write a network out.
 
     Args:
         model: as `build_model` makes it; it is not changed.
-        input_type: "float32", an image in 0..1, or "uint8".
         metadata: stored in the file as text.
 
     Returns:
         A model with the input `image` [3, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
-        [detections, 4], x1y1x2y2 in pixels of the image, `labels` int64, `scores` float32, best first, and `masks`
-        float32 [detections, 1, 28, 28], probabilities.
+        [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks`
+        float32 [N, 1, 28, 28], probabilities. With a batch all get one more dimension in front. With a batch or a size
+        N is the largest number of detections, and zeros follow the detections; no label of a detection is 0.
 
     Raises:
         ValueError: the network has a part that this exporter does not know; the message names it.
@@ -42,28 +63,59 @@ def network_graph(model: MaskRCNN, input_type: str, metadata: dict[str, str]) ->
     model = copy.deepcopy(model).eval()
     parts = Parts.of(model)
     fold_norms(model)
-    g = Graph(OPSET)
-    batch, image_size, resized_size = transform(g, "image", model.transform, input_type)
+    g = Graph(OPSET, options.weights)
+    batch, image_size, resized_size = transform(g, "image", model.transform, options)
     levels = backbone(g, batch, parts.body, parts.fpn)
-    boxes = proposals(g, levels, batch, resized_size, model.rpn, parts.rpn_head)
-    found = detections(g, levels, boxes, resized_size, model.roi_heads, parts)
-    g.stage = "resize_boxes"
+    strides = [4 << i for i in range(len(levels))]
     ratio = g.op("Div", g.cast(image_size, "float32"), g.cast(resized_size, "float32"))
-    found["boxes"] = g.op("Mul", found["boxes"], g.op("Gather", ratio, g.integers([1, 0, 1, 0])))
-    side = 2 * parts.mask_roi_pool.output_size[0]
-    shapes: dict[str, Sequence[int | str]] = {
-        "boxes": ["N", 4], "labels": ["N"], "scores": ["N"], "masks": ["N", 1, side, side],
-    }  # fmt: skip
+    ratio = g.op("Gather", ratio, g.integers([1, 0, 1, 0]))
+    results = []
+    for i in range(options.batch or 1):
+        own = [g.columns(level, i, i + 1, 0) for level in levels] if options.batch else levels
+        if options.size:
+            height, width = g.sizes[batch]
+            g.sizes |= {level: (-(-height // stride), -(-width // stride)) for level, stride in zip(own, strides)}
+        boxes = proposals(g, own, batch, resized_size, model.rpn, parts.rpn_head)
+        found = detections(g, own, boxes, resized_size, model.roi_heads, parts)
+        found["boxes"] = g.op("Mul", found["boxes"], ratio)
+        results.append(found)
+
+    most: int | str = "N"
+    if options.batch or options.size:
+        most = model.roi_heads.detections_per_img
+        results = [
+            {name: filled_up(g, value, most, DETAILS[name]) for name, value in found.items()} for found in results
+        ]
+    outputs: dict[str, tuple[str, str, Sequence[int | str]]] = {}
+    for name, shape in DETAILS.items():
+        value = results[0][name]
+        dimensions: list[int | str] = [most, *shape]
+        if options.batch:
+            stacked = [g.op("Unsqueeze", found[name], g.integers([0])) for found in results]
+            value, dimensions = g.op("Concat", *stacked, axis=0), [options.batch, *dimensions]
+        outputs[name] = (value, "int64" if name == "labels" else "float32", dimensions)
+    image_shape: list[int | str] = [
+        *([options.batch] if options.batch else []),
+        3,
+        *(options.size or ("height", "width")),
+    ]
     return g.model(
-        {"image": (input_type, [3, "height", "width"])},
-        {name: (found[name], "int64" if name == "labels" else "float32", shape) for name, shape in shapes.items()},
+        {"image": (options.input_type, image_shape)},
+        outputs,
         metadata,
-        "Mask R-CNN: one RGB image [3, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
+        "Mask R-CNN: RGB image [3, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
     )
 
 
-def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> tuple[str, str, str]:
-    """Normalise, resize, pad: [3, H, W] -> [1, 3, H', W'], and the sizes of the image and of the resized image.
+def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
+    """[N, *shape] -> [count, *shape] with zeros at the end."""
+    missing = g.op("Sub", g.integers([count]), g.length(values, 0))
+    pads = g.op("Concat", g.integers([0] * (1 + len(shape))), missing, g.integers([0] * len(shape)), axis=0)
+    return g.reshape(g.op("Pad", values, pads), count, *shape)
+
+
+def transform(g: Graph, image: str, module: ImageTransform, options: GraphOptions) -> tuple[str, str, str]:
+    """Normalise, resize, pad: [3, H, W] or [B, 3, H, W] -> [B, 3, H', W'], and the image's size before and after.
 
     Both sizes are int64 [2], height and width.
 
@@ -73,23 +125,34 @@ def transform(g: Graph, image: str, module: ImageTransform, input_type: str) -> 
     if module.fixed_size is not None or module.size_divisible != PADDED_TO:
         raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
     g.stage = "transform"
-    image_size = g.columns(g.op("Shape", image), 1, 3, 0)
-    if input_type == "uint8":
+    if options.size:
+        g.sizes[image] = options.size
+    image_size = g.size(image)
+    if options.input_type == "uint8":
         image = g.op("Div", g.cast(image, "float32"), g.floats(255))
     mean, std = (g.floats(values.tolist()) for values in (module.pixel_mean, module.pixel_std))
-    x = g.op("Unsqueeze", g.op("Div", g.op("Sub", image, mean), std), g.integers([0]))
+    x = g.op("Div", g.op("Sub", image, mean), std)
+    if not options.batch:
+        x = g.op("Unsqueeze", x, g.integers([0]))
 
-    resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
+    if options.size:
+        resized = size_of(module.resize(torch.empty(3, *options.size, device="meta")))
+        resized_size = g.integers(resized)
+    else:
+        resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
     if module.antialias:
         rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
         x = g.op("MatMul", g.op("MatMul", rows, x), g.op("Transpose", columns, perm=[1, 0]))
     else:
-        sizes = g.op("Concat", g.integers([1, 3]), resized_size, axis=0)
+        sizes = g.op("Concat", g.integers([options.batch or 1, 3]), resized_size, axis=0)
         x = g.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     short_of = g.op("Mod", g.op("Neg", resized_size), g.integers(PADDED_TO))  # 0..31: the sign of the divisor
     pads = g.op("Concat", g.integers([0] * 6), short_of, axis=0)
-    return g.op("Pad", x, pads, g.floats(0.0)), image_size, resized_size
+    x = g.op("Pad", x, pads, g.floats(0.0))
+    if options.size:
+        g.sizes[x] = (resized[0] + -resized[0] % PADDED_TO, resized[1] + -resized[1] % PADDED_TO)
+    return x, image_size, resized_size
 
 
 def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:

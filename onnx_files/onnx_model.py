@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_files.description import Description
-from onnx_files.runtimes import fastest_runtime, open_session
+from onnx_files.runtimes import Session, fastest_runtime, open_session
 from train_utils.errors import InputError
 
 
@@ -32,6 +32,9 @@ class OnnxModel:
             self.description = Description.from_metadata(self.session.metadata)
         except ValueError as error:
             raise InputError(f"{path}: {error}; write it with tools/export_onnx.py") from error
+        batch = self.session.shape[0] if len(self.session.shape) == 4 else 1
+        if batch != 1:
+            raise InputError(f"{path}: takes {batch} images at a time; export it without --batch to run it here")
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Find the objects in one image.
@@ -43,7 +46,21 @@ class OnnxModel:
             `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best
             first, and `masks` float32 [N, 1, 28, 28], probabilities.
         """
-        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-        if not self.session.takes_uint8:
-            pixels = pixels.astype(np.float32) / np.float32(255)
-        return self.session.run(pixels)
+        return detect(self.session, image)
+
+
+def detect(session: Session, image: np.ndarray) -> dict[str, np.ndarray]:
+    """`OnnxModel.detect` in an opened file."""
+    height, width = session.shape[-2:]
+    if (height or len(image), width or image.shape[1]) != image.shape[:2]:
+        got = f"{image.shape[1]} x {image.shape[0]}"
+        raise InputError(f"the file takes images of {width} x {height} pixels, got {got}; export it without --size")
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+    if not session.takes_uint8:
+        pixels = pixels.astype(np.float32) / np.float32(255)
+    if len(session.shape) == 3:
+        found = session.run(pixels)
+    else:
+        found = {name: values[0] for name, values in session.run(pixels[None]).items()}
+    real = found["labels"] > 0  # a file for a batch or for one size fills up with zeros
+    return {name: values[real] for name, values in found.items()}

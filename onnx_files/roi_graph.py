@@ -52,7 +52,7 @@ def detections(
 
 def stride_exponent(g: Graph, level: str, image_size: str) -> str:
     """`stride_of` a level as a power of 2: int64 [1]."""
-    cells = g.cast(g.columns(g.op("Shape", level), 2, 4, 0), "float32")
+    cells = g.cast(g.size(level), "float32")
     ratio = g.op("ReduceMax", g.op("Div", g.cast(image_size, "float32"), cells), keepdims=1)
     # 2^k is the nearest power above 2^(k - 1/2). Sides below 10,000 give no ratio within float32's error of that.
     beyond = g.op("Greater", ratio, g.floats([2 ** (k + 0.5) for k in range(LARGEST_EXPONENT)]))
@@ -99,7 +99,7 @@ def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
 
 def inverse(g: Graph, order: str) -> str:
     """The permutation that undoes `order`, int64 [R]."""
-    count = g.op("Squeeze", g.op("Shape", order))
+    count = g.op("Squeeze", g.op("Shape", order), g.integers([0]))
     places = g.op("Range", g.integers(0), count, g.integers(1))
     return g.op("ScatterElements", g.op("Mul", order, g.integers(0)), order, places, axis=0)
 

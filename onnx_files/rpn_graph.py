@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from network_files.anchors import AnchorGenerator
 from network_files.heads import RPNHead
 from network_files.rpn import RegionProposalNetwork
@@ -68,13 +70,15 @@ def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator
     """The anchors of one level: float32 [H_i, W_i, A, 4], x1y1x2y2 in pixels of the padded image."""
     shifts = []
     for axis, pattern in ((2, [0.0, 1, 0, 1]), (3, [1.0, 0, 1, 0])):
-        cells = g.length(level, axis)
-        if generator.rounded:
-            stride = g.op("Div", g.length(batch, axis), cells)
+        fixed = FINEST_STRIDE << i
+        if level in g.sizes:
+            count, whole = g.sizes[level][axis - 2], g.sizes[batch][axis - 2]
+            pixels = g.floats((np.arange(count) * (whole // count if generator.rounded else fixed)).tolist())
         else:
-            stride = g.integers([FINEST_STRIDE << i])
-        steps = g.op("Range", g.integers(0), g.op("Squeeze", cells), g.integers(1))
-        pixels = g.cast(g.op("Mul", steps, stride), "float32")
+            cells = g.length(level, axis)
+            stride = g.op("Div", g.length(batch, axis), cells) if generator.rounded else g.integers([fixed])
+            steps = g.op("Range", g.integers(0), g.op("Squeeze", cells, g.integers([0])), g.integers(1))
+            pixels = g.cast(g.op("Mul", steps, stride), "float32")
         pixels = g.reshape(pixels, *((-1, 1, 1, 1) if axis == 2 else (1, -1, 1, 1)))
         shifts.append(g.op("Mul", pixels, g.floats(pattern)))
     return g.op("Add", g.op("Add", *shifts), g.floats(generator.cell_anchors[i].tolist()))

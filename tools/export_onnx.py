@@ -2,12 +2,17 @@
 
     python tools/export_onnx.py save_weights/model_25.pth model.onnx
     python tools/export_onnx.py maskrcnn_resnet50_fpn_coco.pth model.onnx --uint8
+    python tools/export_onnx.py save_weights/model_25.pth small.onnx --precision int8    # a quarter of the size
 
 Accepts all weights that validation.py accepts: of this project, of torchvision (v1 and v2) and of Detectron2. The input
 is `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes; the network normalises and
 resizes it. The outputs are `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best
 first, and `masks` [N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the
 network's settings are in its metadata. tools/predict_onnx.py runs it; see docs/ONNX.md for more.
+
+With --batch or --size all shapes outside the graph are fixed: N is the largest number of detections, and zeros follow
+the detections found. --precision writes a smaller file, unless it loses more AP on the validation images than
+--max-ap-drop.
 
 The graph is written operator by operator from the network's modules, not traced by an exporter of torch. It is exact,
 accepts any image size, supports Detectron2's variant, and depends only on the ONNX standard (opset 17).
@@ -16,19 +21,27 @@ accepts any image size, supports Detectron2's variant, and depends only on the O
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.open_data import open_training_beside, open_validation_data  # noqa: E402
 from train_utils.option_parsing import add_flag, positive  # noqa: E402
-from train_utils.options import InferenceSettings  # noqa: E402
-from train_utils.trained_model import open_trained_model  # noqa: E402
+from train_utils.options import InferenceSettings, ValidationSettings  # noqa: E402
+from train_utils.trained_model import TrainedModel, open_trained_model  # noqa: E402
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from onnx_files.network_graph import GraphOptions
 
 
 def main(args: argparse.Namespace) -> None:
     try:
-        from onnx_files.export import export
+        from onnx_files.export import build, write
+        from onnx_files.network_graph import GraphOptions
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
@@ -46,11 +59,47 @@ def main(args: argparse.Namespace) -> None:
             agnostic_nms=args.agnostic_nms,
         )
     )
+    options = GraphOptions("uint8" if args.uint8 else "float32", args.batch, args.size and (args.size[0], args.size[1]))
     with reading_input():
-        description = export(trained, output, "uint8" if args.uint8 else "float32")
+        content = smaller_file(trained, options, args) if args.precision else build(trained, options)
+        write(content, output)
     size = output.stat().st_size / 1e6
-    print(f"{output}: {size:.0f} MB, {description.network['arch']}, {len(description.names)} classes")
+    print(f"{output}: {size:.0f} MB, {trained.config.arch}, {len(trained.classes.names)} classes")
     print(f"run it with: python tools/predict_onnx.py {output} photo.jpg")
+
+
+def smaller_file(trained: TrainedModel, options: "GraphOptions", args: argparse.Namespace) -> "ModelProto":
+    """Build the graph in a lower precision, and print its AP and that of the float32 graph.
+
+    Raises:
+        InputError: it loses more than --max-ap-drop.
+    """
+    from onnx_files.export import build
+    from onnx_files.network_graph import GraphOptions
+    from onnx_files.precision import compare_ap, smaller
+
+    settings = ValidationSettings(data_path=args.data_path)
+    settings.given = frozenset({"data_path"} if args.data_path else ())
+    validation = open_validation_data(settings, trained.trained_with, trained.held_out)
+    trained.classes.require_labels_of(validation, args.weights)
+    validation = validation.drop_items(range(args.images or len(validation), len(validation)))
+    training = open_training_beside(settings, validation) if args.precision == "int8" else None
+    if args.precision == "int8" and training is None:
+        raise InputError("--precision int8 is calibrated on training images, of which there are none; give --data-path")
+    chosen = range(0, len(training), -(-len(training) // args.calibration_images)) if training else ()
+    content = smaller(trained, options, args.precision, (training[i][0] for i in chosen) if training else ())
+    plain = GraphOptions(options.input_type)
+    # The data have images of many sizes.
+    measured = content if options == plain else smaller(trained, plain, args.precision, ())
+    full, small = compare_ap(trained, [build(trained, plain), measured], validation)
+    for name, before, after in zip(("box AP", "mask AP"), full, small):
+        print(f"{name}: {before:.4f} in fp32, {after:.4f} in {args.precision}")
+    drop = max(before - after for before, after in zip(full, small))
+    if drop > args.max_ap_drop:
+        raise InputError(
+            f"{args.precision} loses {drop:.4f} AP, more than --max-ap-drop {args.max_ap_drop:g}; nothing is written"
+        )
+    return content
 
 
 if __name__ == "__main__":
@@ -62,5 +111,14 @@ if __name__ == "__main__":
     parser.add_argument("--min-size", type=positive, help="short side of the network's input (default: as in training)")
     parser.add_argument("--max-size", type=positive, help="limit of the long side (default: as in training)")
     add_flag(parser, "--agnostic-nms", "one label per object (default: as in training, else off)", default=None)
+    parser.add_argument("--batch", type=positive, help="images per run, of one size (default: one, not in a batch)")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="size of all images (default: any)")
+    parser.add_argument("--precision", choices=("fp16", "int8"), help="write weights in fp16, or quantise to int8")
+    parser.add_argument("--max-ap-drop", type=float, default=0.01, help="largest loss of AP to accept (%(default)s)")
+    parser.add_argument("--data-path", help="with --precision: the data (default: those of the run)")
+    parser.add_argument("--images", type=positive, help="evaluate only so many validation images (default: all)")
+    parser.add_argument(
+        "--calibration-images", type=positive, default=64, help="training images for int8 (%(default)s)"
+    )
     with one_line_errors():
         main(parser.parse_args())

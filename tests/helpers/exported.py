@@ -25,7 +25,8 @@ from network_files.heads import (
     RPNHead,
     TwoMLPHead,
 )
-from onnx_files.network_graph import network_graph
+from onnx_files.network_graph import GraphOptions, network_graph
+from onnx_files.onnx_model import detect
 from onnx_files.runtimes import Session, open_session
 from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch, thin_backbone
 from train_utils.models import ModelConfig, anchors_of, build_model, detectron2_parts
@@ -94,7 +95,7 @@ def spread_mask_logits(model: MaskRCNN) -> None:
 
 
 def session_of(model: MaskRCNN, runtime: str = "onnxruntime", **settings: Any) -> Session:
-    return opened(network_graph(model, metadata={}, **{"input_type": "float32", **settings}), runtime)
+    return opened(network_graph(model, GraphOptions(**settings), {}), runtime)
 
 
 def opened(content: onnx.ModelProto | Path, runtime: str = "onnxruntime") -> Session:
@@ -104,8 +105,7 @@ def opened(content: onnx.ModelProto | Path, runtime: str = "onnxruntime") -> Ses
 
 def run_session(session: Session, image: np.ndarray) -> Detection:
     """Detections in an image uint8 [H, W, 3]."""
-    pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return session.run(pixels if session.takes_uint8 else pixels.astype(np.float32) / np.float32(255))
+    return detect(session, image)
 
 
 class Reference:

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torchvision.ops import MultiScaleRoIAlign
 
+from backbone.conv_norm import fold_norms
 from network_files import MaskRCNN
+from train_utils.errors import InputError
 
 pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
-from onnx_files.network_graph import network_graph  # noqa: E402
+from onnx_files.network_graph import GraphOptions, network_graph  # noqa: E402
 from onnx_files.runtimes import RUNTIMES, is_installed  # noqa: E402
 from tests.helpers.exported import (  # noqa: E402
     Detection,
@@ -110,6 +112,42 @@ def test_bytes_give_what_fractions_give():
     exported.assert_same(drawn_image(97, 131))
 
 
+@pytest.mark.parametrize("arch", ["v1", pytest.param("detectron2", marks=pytest.mark.long)])
+def test_a_batch_of_a_fixed_size_gives_what_each_image_gives(arch):
+    exported = Exported(lively_network(arch, classes=2, **SMALL), batch=2, size=(97, 131))
+    images = [drawn_image(97, 131, seed) for seed in (1, 2)]
+    pixels = np.stack([image.transpose(2, 0, 1) for image in images]).astype(np.float32) / np.float32(255)
+    for session in exported.sessions:
+        assert session.shape == [2, 3, 97, 131]
+        found = session.run(pixels)
+        assert {name: value.shape for name, value in found.items()} == {
+            "boxes": (2, 100, 4), "labels": (2, 100), "scores": (2, 100), "masks": (2, 100, 1, 28, 28),
+        }  # fmt: skip
+        for i, image in enumerate(images):
+            count = int((found["labels"][i] > 0).sum())
+            assert count < 100 and not any(value[i, count:].any() for value in found.values())
+            exported.reference.assert_finds([{name: value[i, :count] for name, value in found.items()}], image)
+
+
+def test_a_file_for_one_size_takes_no_other():
+    exported = Exported(lively_network("v1", classes=2, **SMALL), size=(97, 131), input_type="uint8")
+    exported.assert_same(drawn_image(97, 131))
+    with pytest.raises(InputError, match="takes images of 131 x 97 pixels, got 97 x 131"):
+        run_session(exported.sessions[0], drawn_image(131, 97))
+
+
+def test_weights_in_float16_give_what_the_rounded_network_gives():
+    model = lively_network("v1", classes=5, **SMALL)
+    session = session_of(model, weights="float16")
+    fold_norms(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(weight.half())
+    image = drawn_image(240, 131)
+    Reference(model).assert_finds([run_session(session, image)], image)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("arch", ["v1", "v2", "detectron2"])
 def test_networks_of_full_size_give_the_same_detections(arch):
@@ -128,21 +166,21 @@ def test_a_part_that_the_exporter_does_not_know_is_named():
     model = lively_network("v1", classes=2, **SMALL)
     model.roi_heads.mask_head = nn.Sequential(nn.GELU())
     with pytest.raises(ValueError, match=r"roi_heads.mask_head.0 is a GELU"):
-        network_graph(model, "float32", {})
+        network_graph(model, GraphOptions(), {})
     model.roi_heads.mask_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2)
     with pytest.raises(ValueError, match=r"roi_heads.mask_roi_pool is a MultiScaleRoIAlign; .* only PyramidRoIAlign"):
-        network_graph(model, "float32", {})
+        network_graph(model, GraphOptions(), {})
     model.rpn.head = nn.Identity()
     with pytest.raises(ValueError, match="rpn.head is a Identity; .* only RPNHead"):
-        network_graph(model, "float32", {})
+        network_graph(model, GraphOptions(), {})
     model.backbone = nn.Identity()
     with pytest.raises(ValueError, match="backbone is a Identity"):
-        network_graph(model, "float32", {})
+        network_graph(model, GraphOptions(), {})
 
 
 def test_the_network_stays_as_it_is():
     model = lively_network("v1", classes=2, **SMALL)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    network_graph(model, "float32", {})
+    network_graph(model, GraphOptions(), {})
     assert list(before) == list(model.state_dict())
     assert all(np.array_equal(value.numpy(), before[name].numpy()) for name, value in model.state_dict().items())

@@ -1,0 +1,88 @@
+"""Make smaller files: weights in fp16, or convolutions and matrix products in int8; measure what that costs in AP."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from dataset_files.dataset import InstanceDataset
+from network_files.boxes import size_of
+from onnx_files.export import build
+from onnx_files.network_graph import GraphOptions
+from onnx_files.onnx_model import detect
+from onnx_files.runtimes import fastest_runtime, open_session
+from train_utils.errors import InputError
+from train_utils.metrics.coco_evaluation import CocoEvaluator
+from train_utils.trained_model import TrainedModel
+
+SMALLER = ("fp16", "int8")
+QUANTISED = ("Conv", "Gemm", "MatMul")
+# Scores and boxes come straight from these layers, which are small. In int8 they would cost accuracy and save nothing.
+KEPT = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
+
+
+def smaller(
+    trained: TrainedModel, options: GraphOptions, precision: str, images: Iterable[torch.Tensor]
+) -> onnx.ModelProto:
+    """Build the graph in a lower precision.
+
+    Args:
+        precision: "fp16" stores weights in float16, and computes in float32 where the runtime does not do better;
+            "int8" quantises `QUANTISED` of the network, and nothing else.
+        images: uint8 [3, H, W], from which int8 takes the ranges of activations.
+    """
+    if precision == "fp16":
+        return build(trained, replace(options, weights="float16"))
+    if options.batch or options.size:
+        raise InputError("--precision int8 is for files that take one image of any size; omit --batch and --size")
+    return quantise(build(trained, options), ({"image": pixels_of(image, options)} for image in images))
+
+
+def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(inputs, None)
+
+    weights = {weight.name for weight in content.graph.initializer}
+    nodes = [
+        node.name
+        for node in content.graph.node
+        if node.op_type in QUANTISED and node.input[1] in weights and not any(key in node.input[1] for key in KEPT)
+    ]
+    metadata = {entry.key: entry.value for entry in content.metadata_props}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            content, path, Reader(), op_types_to_quantize=list(QUANTISED), nodes_to_quantize=nodes, per_channel=True
+        )
+        quantised = onnx.load(str(path))
+    onnx.helper.set_model_props(quantised, metadata)
+    return quantised
+
+
+def compare_ap(
+    trained: TrainedModel, contents: Sequence[onnx.ModelProto], dataset: InstanceDataset
+) -> list[tuple[float, float]]:
+    """The box AP and mask AP of each file on a dataset, in the fastest runtime installed."""
+    found = []
+    for content in contents:
+        session = open_session(content.SerializeToString(), fastest_runtime())
+        evaluator = CocoEvaluator(dataset.coco, trained.classes, trained.model.continuous_paste)
+        for image, target in (dataset[i] for i in range(len(dataset))):
+            detections = detect(session, image.permute(1, 2, 0).numpy())
+            tensors = {name: torch.from_numpy(value) for name, value in detections.items()}
+            evaluator.update(target["image_id"], size_of(image), tensors)
+        metrics = evaluator.score(evaluator.detections)
+        found.append((metrics["bbox"].stats[0], metrics["segm"].stats[0]))
+    return found
+
+
+def pixels_of(image: torch.Tensor, options: GraphOptions) -> np.ndarray:
+    pixels = image.numpy()
+    return pixels if options.input_type == "uint8" else pixels.astype(np.float32) / np.float32(255)
