@@ -47,10 +47,15 @@ def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothi
     variables = importing_tests(os.environ) | {"THIN": "1", "OMP_NUM_THREADS": "1"}
     with open(lab / "said.txt", "w+") as said:
         job = subprocess.Popen(command, cwd=lab, env=variables, stdout=said, stderr=said, start_new_session=True)
-        wait_until(lambda: (folder / "log.jsonl").exists() or job.poll() is not None)
-        # A scheduler and a terminal signal all processes of a job; the launcher passes on what it gets.
-        os.kill(job.pid, number) if number == signal.SIGTERM else os.killpg(job.pid, number)
-        assert job.wait(60) != 0
+        try:
+            wait_until(lambda: (folder / "log.jsonl").exists() or job.poll() is not None, 200)
+            # A scheduler and a terminal signal all processes of a job; the launcher passes on what it gets.
+            os.kill(job.pid, number) if number == signal.SIGTERM else os.killpg(job.pid, number)
+            assert job.wait(60) != 0
+        finally:
+            if job.poll() is None:  # the launcher ends its processes, which are in sessions of their own
+                job.terminate()
+                job.wait(60)
         said.seek(0)
         text = said.read()
     assert f"stopped by {signal.Signals(number).name}" in text and "resuming from" not in text, text[-3000:]
