@@ -100,7 +100,7 @@ class TrainSettings(DataSettings):
     max_size: int = option(1333, "limit of the long side ({default})", type=positive, demo=160, role=RESULT)
     anchor_sizes: list[int] | None = option(
         None, "sides of the anchors, one per pyramid level, for small or large objects (default: 32 64 128 256 512)",
-        type=positive, nargs=5, role=RESULT)  # fmt: skip
+        type=positive, nargs=5, group="proposals and detections", role=RESULT)  # fmt: skip
     anchor_ratios: list[float] | None = option(
         None, "height over width of the anchors, for slender objects (default: 0.5 1 2)", type=positive_number,
         nargs="+", role=RESULT)  # fmt: skip

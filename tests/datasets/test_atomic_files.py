@@ -69,8 +69,8 @@ def test_devices_pipes_and_folders_are_never_replaced(tmp_path: Path) -> None:
             pass
         with pytest.raises(FileExistsError, match="not a regular file"):
             open_new(tmp_path / name)
-    with pytest.raises(FileExistsError, match="not a regular file"):
-        refuse_overwriting([], [tmp_path / "pipe"])
+        with pytest.raises(ValueError, match="not a regular file"):
+            refuse_overwriting([], [tmp_path / name])
 
 
 def test_an_input_is_recognised_under_any_of_its_names(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_input_is_recognised_under_any_of_its_names(tmp_path: Path) -> None:
             refuse_overwriting([inputs], [output])
     for folder in (photos, tmp_path / "linked", photos / "sub"):
         with pytest.raises(ValueError, match="lies in"):
-            refuse_overwriting([given], [folder])
+            refuse_overwriting([given], [], [folder])
     # Another name of the same file is replaced without harm to the input.
     refuse_overwriting([given], [tmp_path / "hard.png", tmp_path / "alias.png", photos / "sub" / "b.png"])
 

@@ -124,7 +124,7 @@ FORBIDDEN = {
     "os.rmdir", "os.mkdir", "shutil.rmtree", "socket.connect", "urllib.Request", "pickle.find_class", "ctypes.dlopen",
 }  # fmt: skip
 reading = False
-conversions = ""  # the folder of converted files, the only one that readers write to
+conversions = ""  # the folder of converted files and locks, the only one that readers write to
 
 
 def look_at(event: str, arguments: tuple) -> None:
@@ -141,7 +141,7 @@ sys.addaudithook(look_at)  # there is no way to take one off again
 @contextmanager
 def nothing_runs() -> Iterator[None]:
     global reading, conversions
-    conversions = str(writable_cache("converted"))
+    conversions = str(writable_cache("converted").parent)
     reading = True
     try:
         yield

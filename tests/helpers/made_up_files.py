@@ -98,16 +98,16 @@ def read_xml(folder: Path) -> None:
 
 def read_results(folder: Path) -> None:
     for kind in ("bbox", "segm"):
-        score_results_file(str(folder / "results.json"), str(folder / "annotations" / "truth.json"), kind)
+        score_results_file(str(folder / "results.json"), str(folder / "annotations" / "truth.json"), [kind])
 
 
 def read_truth(folder: Path) -> None:
-    score_results_file(str(folder / "whole_results.json"), str(folder / "their_truth.json"), "bbox")
+    score_results_file(str(folder / "whole_results.json"), str(folder / "their_truth.json"), ["bbox"])
 
 
 def read_code(folder: Path) -> None:
     """A code in a results file, whose reader looks at it, and scoring then takes it apart."""
-    score_results_file(str(folder / "code.json"), str(folder / "annotations" / "truth.json"), "segm")
+    score_results_file(str(folder / "code.json"), str(folder / "annotations" / "truth.json"), ["segm"])
 
 
 def read_weights(folder: Path) -> None:

@@ -510,7 +510,7 @@ WRONG_WEIGHTS = {
     "truncated": (lambda s: {k: s[k] for k in s if not k.startswith("layer1.2")}, "missing .*layer1.2.conv1"),
     "foreign": (lambda s: {"stem.0.weight": torch.rand(64)}, "missing .*conv1.*unexpected .*stem.0.weight"),
     "another depth": (lambda s: s | ANOTHER_BLOCK, "unexpected .*layer1.3"),
-    "another shape": (lambda s: s | {"conv1.weight": torch.rand(32, 3, 7, 7)}, "another shape .*conv1.weight"),
+    "another shape": (lambda s: s | {"conv1.weight": torch.rand(32, 3, 7, 7)}, "other shapes .*conv1.weight"),
     "wrapped": (lambda s: {"model": s}, "missing .*conv1.*unexpected .*model"),
     "a list": (lambda s: list(s.values())[:3], "list"),
 }
