@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
 
@@ -141,7 +142,10 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
     else:
         resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
     if module.antialias:
-        rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
+        if options.size:
+            rows, columns = (fixed_filter(g, *counts) for counts in zip(options.size, resized))
+        else:
+            rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
         x = g.op("MatMul", g.op("MatMul", rows, x), g.op("Transpose", columns, perm=[1, 0]))
     else:
         sizes = g.op("Concat", g.integers([options.batch or 1, 3]), resized_size, axis=0)
@@ -168,6 +172,14 @@ def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
     distances = g.op("Abs", g.op("Sub", sources, targets))
     weights = g.op("Relu", g.cast(g.op("Sub", reach, distances), "float32"))
     return g.op("Div", weights, g.op("ReduceSum", weights, g.integers([1]), keepdims=1))
+
+
+def fixed_filter(g: Graph, source_count: int, target_count: int) -> str:
+    """The same matrix as a constant, for images of one size."""
+    sources = (2 * np.arange(source_count) + 1) * target_count
+    targets = (2 * np.arange(target_count)[:, None] + 1) * source_count
+    weights = np.maximum(2 * max(source_count, target_count) - np.abs(sources - targets), 0).astype(np.float32)
+    return g.floats((weights / weights.sum(axis=1, keepdims=True)).tolist())
 
 
 def odd_numbers(g: Graph, count: str, *shape: int) -> str:
