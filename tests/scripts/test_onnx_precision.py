@@ -12,6 +12,8 @@ from tests.helpers.commands import assert_refused, run, succeeded  # noqa: E402
 from tests.helpers.square_finder import write_square_finder, write_squares  # noqa: E402
 from tests.helpers.thin_weights import thin_networks  # noqa: E402
 
+pytestmark = pytest.mark.long  # three exports and their evaluations
+
 TOOL = "tools/export_onnx.py"
 
 
