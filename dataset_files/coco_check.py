@@ -4,7 +4,7 @@ All checks work on columns. An annotation is parsed again only to describe its p
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +87,11 @@ class AnnotationCheck:
 
     def with_flaw(self, kind: str) -> np.ndarray:
         """Return which annotations have masks with a problem of this kind, bool [A]."""
-        return np.isin(np.arange(self.count), np.array(self.annotations.masks.flaws[kind], dtype=np.int64))
+        return self.among(self.annotations.masks.flaws[kind])
+
+    def among(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return which annotations are at these places, bool [A]."""
+        return np.isin(np.arange(self.count), np.array(places, dtype=np.int64))
 
     def check_references(self, categories: dict[int, str]) -> None:
         """Check the ids of annotations, images and categories."""
@@ -116,8 +120,7 @@ class AnnotationCheck:
         for kind in ("point pairs", "odd polygon", "polygon numbers"):
             self.refuse(kind, self.with_flaw(kind), lambda a, k: a["segmentation"])
         codes, code_sizes = np.array(masks.codes, dtype=np.int64), np.array(masks.sizes).reshape(-1, 2)
-        resized = np.zeros(self.count, dtype=bool)
-        resized[codes] = (code_sizes != sizes[codes]).any(axis=1)
+        resized = self.among(codes[(code_sizes != sizes[codes]).any(axis=1)])
         self.refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "image": sizes[k].tolist()})
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
@@ -126,7 +129,7 @@ class AnnotationCheck:
         boxes, extents, sizes, valid = self.boxes, self.extents, self.sizes, self.valid
         masks = self.annotations.masks
         no_mask = self.with_flaw("no mask")
-        outlined = valid & ~no_mask & ~np.isin(np.arange(self.count), np.array(masks.codes, dtype=np.int64))
+        outlined = valid & ~no_mask & ~self.among(masks.codes)
         no_mask[drawn_empty(np.array(masks.thin, dtype=np.int64), valid, sizes, self.annotations, self.text)] = True
         is_doubtful = self.check_box_format(valid & ~no_mask, outlined)
 

@@ -49,7 +49,7 @@ class AnchorGenerator(nn.Module):
         """Per level, the anchors of a cell centred on the origin: float32 [A, 4], x1y1x2y2."""
         return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Return sizes and aspect ratios, the latter of the first level."""
         sizes = " ".join(f"{size:g}" for level in self.sizes for size in level)
         return f"sides {sizes} px, height over width {' '.join(f'{ratio:g}' for ratio in self.aspect_ratios[0])}"

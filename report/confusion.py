@@ -119,7 +119,7 @@ def images_of(data: EvalData, pairs: Confusion) -> np.ndarray:
     return images
 
 
-def wrong_in_words(data: EvalData, pairs: Confusion, of_image: np.ndarray, image: int) -> str:
+def describe_errors(data: EvalData, pairs: Confusion, of_image: np.ndarray, image: int) -> str:
     """Describe the errors of an image, such as "missed: 2 cup; dog taken for cat; false: chair".
 
     Args:

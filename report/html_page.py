@@ -20,7 +20,7 @@ from markupsafe import Markup
 from report import figures
 from report.analysis import KIND_NAMES, Analysis
 from report.bootstrap import RESAMPLES
-from report.confusion import ImageScores, images_of, wrong_in_words
+from report.confusion import ImageScores, describe_errors, images_of
 from report.data_statistics import DataStatistics
 from report.error_kinds import KINDS, MEANINGS, MISSED
 from report.eval_data import EvalData
@@ -125,7 +125,7 @@ def image_groups(data: EvalData, analysis: Analysis, scores: ImageScores, galler
     groups: dict[str, list[int]] = {}
     for title, images in chosen.items():
         for image in images:
-            wrong = wrong_in_words(data, analysis.pairs, of_image, image)
+            wrong = describe_errors(data, analysis.pairs, of_image, image)
             caption = f"{data.file_names[image]} – F1 {scores.f1[image]:.2f} – {wrong}"
             if (number := gallery.admit(Shot(image), caption)) is not None:
                 groups.setdefault(title, []).append(number)

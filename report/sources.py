@@ -16,7 +16,7 @@ from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.metrics.results_file import ScoredResults, with_masks
 from train_utils.open_data import open_training_beside
-from train_utils.option_parsing import in_words
+from train_utils.option_parsing import describe
 from train_utils.options import TrainSettings, ValidationSettings, result_settings
 from train_utils.trained_model import TrainedModel
 
@@ -40,7 +40,7 @@ def report_of_network(
             "options": given_options(settings),
             "trained with": trained_with(trained.trained_with),
             "device": str(trained.device),
-            "anchors": anchors_in_words(trained, dataset),
+            "anchors": describe_anchors(trained, dataset),
         },
         content=content,
         results={kind: results[kind] for kind in with_masks(list(metrics))},
@@ -53,11 +53,11 @@ def report_of_network(
     return write_report(report_folder(settings), given)
 
 
-def anchors_in_words(trained: TrainedModel, dataset: InstanceDataset) -> str:
+def describe_anchors(trained: TrainedModel, dataset: InstanceDataset) -> str:
     """Return the anchors' sizes and how they fit the objects."""
     transform, anchors = trained.model.transform, trained.model.rpn.anchor_generator
     fit = anchor_fit(dataset, anchors, transform.min_size[-1], transform.max_size)
-    return f"{anchors.in_words()}; {fit or 'no objects'}"
+    return f"{anchors.describe()}; {fit or 'no objects'}"
 
 
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
@@ -131,7 +131,7 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
 
 def given_options(settings: ValidationSettings) -> str:
     """Return the options that were given on the command line."""
-    parts = [f"--{name.replace('_', '-')} {in_words(getattr(settings, name))}" for name in sorted(settings.given)]
+    parts = [f"--{name.replace('_', '-')} {describe(getattr(settings, name))}" for name in sorted(settings.given)]
     return " ".join(parts) or "none"
 
 

@@ -76,7 +76,7 @@ class ModelEma:
         """Return the model's state dict with the averages; what is not trained shares its memory with the model's."""
         return self.model.state_dict() | dict(zip(self.values, self.averages))
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         return (
             f"--model-ema: the weights are averaged, with decay {self.decay:.6g} per step after a warm-up of "
             f"{self.warm_up} steps; evaluation and prediction use the average"

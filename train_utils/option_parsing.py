@@ -231,7 +231,7 @@ class Settings:
                 arguments.setdefault("metavar", METAVARS.get(arguments.get("type"), "X"))
             groups[title].add_argument(
                 *described.flags, f"--{each.name.replace('_', '-')}", dest=each.name, default=argparse.SUPPRESS,
-                help=described.help.replace("{default}", f"default: {default_in_words(each)}"), **arguments,
+                help=described.help.replace("{default}", f"default: {describe_default(each)}"), **arguments,
             )  # fmt: skip
         return parser
 
@@ -277,10 +277,10 @@ def read_object(path: str) -> dict[str, Any]:
     return content
 
 
-def default_in_words(each: Field) -> str:
+def describe_default(each: Field) -> str:
     demo = each.metadata["option"].demo
-    return ", ".join([in_words(each.default)] + ([] if demo is SAME else [f"demo {in_words(demo)}"]))
+    return ", ".join([describe(each.default)] + ([] if demo is SAME else [f"demo {describe(demo)}"]))
 
 
-def in_words(value: Any) -> str:
+def describe(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else "none" if value is None else str(value)

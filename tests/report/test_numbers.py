@@ -12,7 +12,7 @@ from my_dataset_coco import coco_object
 from report.analysis import Analysis, analyse
 from report.average_precision import by_border, by_crowding, by_size, class_results, mean_curves
 from report.calibration import calibration
-from report.confusion import confusion, images_of, score_images, wrong_in_words
+from report.confusion import confusion, describe_errors, images_of, score_images
 from report.data_statistics import statistics_of
 from report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
 from report.eval_data import EvalData
@@ -141,7 +141,7 @@ def test_confusion_matrix(data: EvalData, kind: str):
         [0, 0, 0, 2],
         [2, 1, 1, 0],
     ]
-    words = wrong_in_words(data, pairs, images_of(data, pairs), 0)
+    words = describe_errors(data, pairs, images_of(data, pairs), 0)
     assert words == "dog taken for cat; missed: 2 bird, dog; false: 2 cat, dog, bird"
     scores = score_images(data, pairs)
     assert (scores.right[0], scores.false[0], scores.missed[0]) == (2, 5, 4)

@@ -35,14 +35,14 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     transform, anchors = training.model.transform, training.model.rpn.anchor_generator
     fit = anchor_fit(train_set, anchors, transform.min_size[-1], transform.max_size)
-    averaged = "" if training.ema is None else f"\n{training.ema.in_words()}"
+    averaged = "" if training.ema is None else f"\n{training.ema.describe()}"
     print(
         f"code: {code_version()}; {versions}\n"
         f"device: {training.device} ({device}), processes: {world_size()}, {dtype}\n"
         f"network: {trained / 1e6:.1f} million of {total / 1e6:.1f} million parameters are trained\n"
         f"images: {len(train_set)}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} "
         f"steps per epoch, epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}\n"
-        f"anchors: {anchors.in_words()}; {fit or 'no objects'}{averaged}",
+        f"anchors: {anchors.describe()}; {fit or 'no objects'}{averaged}",
         flush=True,
     )
 
