@@ -10,7 +10,7 @@ from prediction.pipeline import predict_images
 from prediction.savers import Saver, open_savers
 from prediction.sources import Source, find_sources, result_images
 from prediction.steps import ImagePredictor
-from train_utils.errors import InputError, reading_input, writing_output
+from train_utils.errors import InputError, reading_input
 
 
 def predict_files(
@@ -71,7 +71,7 @@ def check_outputs(
     files: Iterable[Path],
     savers: Sequence[Saver] = (),
 ) -> None:
-    """Create the output folder, if all outputs can be written there and none replaces an input.
+    """Check that all outputs can be written, and that none replaces an input; the writers create the folders.
 
     Args:
         inputs: files that the command reads beside the sources; None for those that are not given.
@@ -87,5 +87,3 @@ def check_outputs(
     read = [*(Path(path) for path in inputs if path), *(source.path for source in sources)]
     with reading_input():
         refuse_overwriting(read, outputs, [saver.path for saver in savers if not saver.path.suffix])
-    with writing_output():
-        folder.mkdir(parents=True, exist_ok=True)

@@ -67,12 +67,13 @@ def predict_images(
             write_image(path, found.draw(), compress_level=FAST)
             for saver in savers:
                 saver.add(number, source, found)
+        saved.append(number)
         return f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}"
 
-    unreadable, done, start, stopped = [], 0, time.perf_counter(), False
+    unreadable, done, saved, start, stopped = [], 0, list[int](), time.perf_counter(), False
     with ExitStack() as at_end:
         for saver in reversed(savers):
-            at_end.callback(close, saver)
+            at_end.callback(close, saver, saved)
         try:
             for number, line, error in predict_all(predictor, range(len(images)), load, finish):
                 done += 1
@@ -89,7 +90,9 @@ def predict_images(
     return unreadable
 
 
-def close(saver: Saver) -> None:
+def close(saver: Saver, saved: Sequence[int]) -> None:
+    if not saved:
+        return  # older results stay
     with writing_output():
         text = saver.close()
     print(printable(text), flush=True)

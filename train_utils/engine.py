@@ -21,13 +21,15 @@ from train_utils.distributed import (
     sum_over_processes,
     world_size,
 )
-from train_utils.errors import warn
+from train_utils.errors import InputError, warn
 from train_utils.hooks import Hooks
 from train_utils.loaders import TrainingLoader, mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
 from train_utils.step_results import PendingStep, StepResults
 from train_utils.training_state import RunState, StepResult, Training
+
+ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 
 
 def train_one_epoch(
@@ -57,6 +59,11 @@ def train_one_epoch(
             step = train_step(training, batch, state.number, bool(stop.requested))
         except Exception as error:
             results.end_if_out_of_memory(error, batch.images, batch.targets)
+            if isinstance(error, ValueError) and ONE_VALUE in str(error):
+                raise InputError(
+                    f"step {state.number}: BatchNorm cannot be trained on a single value, which one image of at most "
+                    "32 pixels leaves; give a larger --batch-size, or a larger --min-size and --max-size"
+                ) from error
             raise
         results.add(step)  # reads the previous step's results while the device computes this one
         if step.stop:

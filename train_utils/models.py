@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -72,11 +73,26 @@ class ModelConfig:
     anchor_ratios: list[float] | None = None
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "ModelConfig":
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+    def stored_in(cls, content: Mapping[str, Any], path: str | Path) -> "ModelConfig":
+        """Return a checkpoint's description of its network; raise InputError if it is invalid."""
+        stored = content["model_config"]
+        values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored} if isinstance(stored, dict) else {}
+        invalid = [f.name for f in fields(cls) if f.name in values and not fits(values[f.name], f.type)]
+        if "num_classes" not in values or invalid:
+            raise InputError(f"{path}: broken: invalid {', '.join(invalid) or 'model_config'}")
+        return cls(**values)
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def fits(value: Any, annotated: Any) -> bool:
+    """Whether a value is of an annotated type."""
+    if isinstance(annotated, UnionType):
+        return any(fits(value, each) for each in get_args(annotated))
+    if get_origin(annotated) is list:
+        return isinstance(value, list) and all(fits(each, get_args(annotated)[0]) for each in value)
+    return isinstance(value, (int, float) if annotated is float else annotated)
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
@@ -164,7 +180,7 @@ def build_training_model(
     sizes |= {name: getattr(args, name) for name in ("anchor_sizes", "anchor_ratios") if getattr(args, name)}
     if resumed is not None:
         path, content = resumed
-        config = replace(ModelConfig.from_plain(content["model_config"]), **sizes)
+        config = replace(ModelConfig.stored_in(content, path), **sizes)
         if config.num_classes != num_classes:
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
         for name in ("norm", "arch"):
@@ -265,7 +281,7 @@ def config_of(
         InputError: the file has another architecture than `arch`.
     """
     if "model_config" in content:
-        config = ModelConfig.from_plain(content["model_config"])
+        config = ModelConfig.stored_in(content, path)
     else:
         keys = inner_state(content)
         config = ModelConfig(len(state.get("roi_heads.box_predictor.cls_score.bias", ())))

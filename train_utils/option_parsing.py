@@ -8,7 +8,7 @@ import difflib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -259,10 +259,33 @@ class Settings:
             if value is not None and action.dest == "hooks":  # it would run a file
                 warn(f"{path}: 'hooks' is ignored in a file; give --hooks {value} to run it")
             if value is not None and action.dest not in ignored:
-                flag = action.option_strings[-1]
-                words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
-                found |= vars(parser.parse_args(words))
+                found |= vars(parser.parse_args(words_of(action.option_strings[-1], value)))
         return found
+
+    @classmethod
+    def stored_in(cls, values: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+        """Check the options that a checkpoint stores as on the command line, and return them with the right types.
+
+        Raises:
+            InputError: a value is invalid, as after editing by hand.
+        """
+        parser = cls.parser(None, add_help=False)
+        parser.file = f"{path}: invalid args"
+        checked = dict(values)
+        for each in cls.options():
+            value = values.get(each.name)
+            if value is None and each.default is not None or value == [] and isinstance(each.default, int):
+                checked.pop(each.name, None)
+            elif value not in (None, []):
+                (parsed,) = vars(parser.parse_args(words_of(f"--{each.name}", value))).values()
+                is_one = isinstance(parsed, list) and len(parsed) == 1 and isinstance(each.default, int)
+                checked[each.name] = parsed[0] if is_one else parsed
+        return checked
+
+
+def words_of(flag: str, value: Any) -> list[str]:
+    """Return an option as words of a command line."""
+    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [f"{flag}={value}"]
 
 
 def read_object(path: str) -> dict[str, Any]:

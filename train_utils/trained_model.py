@@ -11,7 +11,8 @@ from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, load_trained_model
-from train_utils.options import OUTPUT_FOLDER, InferenceSettings
+from train_utils.options import OUTPUT_FOLDER, InferenceSettings, TrainSettings
+from train_utils.run.checkpoints import check_entries
 from train_utils.run.run_folder import newest_checkpoint
 from train_utils.weight_files.weights import THRESHOLDS
 
@@ -54,10 +55,12 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
     model, config, content = load_trained_model(path, settings)
-    trained_with = content.get("args", {}) if "model_config" in content else {}  # else not this project's options
+    trained_with, held_out = dict[str, Any](), dict[str, str | int]()
+    if "model_config" in content:  # otherwise it is not a file of this project
+        trained_with = TrainSettings.stored_in(check_entries(content, Path(path)), path)
+        held_out = content.get("facts", {}).get("held_out") or {}
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)
     model.to(device).to(memory_format=torch.channels_last)
-    held_out = content.get("facts", {}).get("held_out", {})
     return TrainedModel(Path(path), model, config, content, classes, device, precision, trained_with, held_out)

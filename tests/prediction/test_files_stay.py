@@ -169,6 +169,20 @@ def test_an_error_of_the_program_in_one_image_leaves_the_tables_of_the_others(la
     assert "1.png" in (lab / "predictions" / "predictions.csv").read_text()
 
 
+def test_older_results_stay_if_no_image_can_be_read(lab: Path) -> None:
+    photo(lab / "photos" / "a.png", 1)
+    words = [*WORDS, "--img-path", "photos", "--save", "json", "csv", "coco", "masks", "crops"]
+    succeeded(run(lab, "predict.py", *words))
+    before = {path: path.read_bytes() for path in (lab / "predictions").rglob("*") if path.is_file()}
+    assert before
+    (lab / "photos" / "a.png").unlink()  # not written through the hard link in coco/images
+    (lab / "photos" / "a.png").write_bytes(b"broken")
+    assert_refused(run(lab, "predict.py", *words), "1 of 1 files could not be read", "a.png")
+    assert {path: path.read_bytes() for path in (lab / "predictions").rglob("*") if path.is_file()} == before
+    assert_refused(run(lab, "predict.py", *words, "--output-dir", "new"), "1 of 1 files could not be read")
+    assert not (lab / "new").exists()
+
+
 def test_names_that_are_no_utf_8_are_predicted_and_saved(lab: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     photo(lab / "photos" / name, 1)

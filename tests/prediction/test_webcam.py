@@ -128,7 +128,9 @@ def test_a_recording_lasts_as_long_as_what_was_seen(tmp_path: Path) -> None:
 
 def test_a_camera_that_is_not_there_is_named(lab: Path) -> None:
     common = ["--device", "cpu", "--weights-path", "thin.pth"]
-    assert_refused(run(lab, "predict.py", *common, "--webcam"), "--webcam 0: there is no such camera")
+    words = [*common, "--webcam", "--output-dir", "none", "--save", "json"]
+    assert_refused(run(lab, "predict.py", *words), "--webcam 0: there is no such camera")
+    assert not (lab / "none").exists()
 
 
 def test_without_opencv_one_line_says_so(lab: Path, monkeypatch) -> None:

@@ -1,9 +1,11 @@
 """A resumed run deletes nothing that was not named, and an evaluation that failed leaves no results."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from train_utils.options import TrainSettings
 from train_utils.run.checkpoints import read_checkpoint
 from train_utils.run.folder_lock import LOCK, FolderLock
 from train_utils.run.run_folder import RunFolder, checkpoints
+from train_utils.visual.sheets import contact_sheet
 
 CONTENT = {"progress": {"step": 4}, "epoch": 0, "steps_per_epoch": 4, "args": {}}
 
@@ -113,8 +116,33 @@ def test_a_run_deletes_no_image_that_it_did_not_write(folder):
     assert (folder.path / "predictions_1.png").exists() and not (folder.path / "predictions_2.png").exists()
 
 
+def test_sheets_and_settings_of_earlier_versions_are_those_of_a_run(folder):
+    """Their sheets are not marked, but have a form that no other image has."""
+    path = folder.path
+    (path / "args.json").write_text(json.dumps(TrainSettings(epochs=3, lr=0.1).to_plain()))
+    tiles = [Image.new("RGB", size, (200, 100, 50)) for size in ((400, 300), (100, 500), (64, 64), (640, 640))] * 2
+    for epoch, count in ((0, 8), (1, 2)):
+        contact_sheet(tiles[:count], columns=4).save(path / f"predictions_{epoch}.png")
+    settings = TrainSettings(output_dir=str(path), overwrite=True, lr=0.1)
+    pixels = np.asarray(contact_sheet(tiles, columns=4)).copy()
+    pixels[321, 500] = 0
+    for image in (Image.fromarray(pixels), Image.new("RGB", (640, 320)), Image.new("L", (1280, 320))):
+        image.save(path / "predictions_9.png")
+        with pytest.raises(InputError, match="predictions_9.png: was not written by a run"):
+            RunFolder.prepare(settings, None, True, None)
+    (path / "predictions_9.png").unlink()
+    for text in ("[]", "{}", '{"epochs": 3, "output_dir": "of another project"}', "no JSON"):
+        kept = (path / "args.json").read_text()
+        (path / "args.json").write_text(text)
+        with pytest.raises(InputError, match="args.json: was not written by a run"):
+            RunFolder.prepare(settings, None, True, None)
+        (path / "args.json").write_text(kept)
+    RunFolder.prepare(settings, None, True, None)
+    assert {name for name in files(path) if not name.startswith(".")} == {"args.json"}
+
+
 @pytest.mark.parametrize(
-    "files", [["predictions_7.png"], ["mAP.png"], ["model_3.pth"], ["predictions_0.png", "args.json"]]
+    "files", [["predictions_7.png"], ["mAP.png"], ["model_3.pth"], ["args.json", "predictions_0.png"]]
 )
 def test_overwrite_refuses_files_that_no_run_wrote(tmp_path, files):
     for name in files:

@@ -81,7 +81,7 @@ def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_run
     settings = TrainSettings.parse("", ["--data-path", str(lab / "data")])
     _, dataset = open_training_data(settings, 0)
     content = torch.load(plain / "model_1.pth", weights_only=True)
-    model = thin_model(ModelConfig.from_plain(content["model_config"]))
+    model = thin_model(ModelConfig(**content["model_config"]))
     model.load_state_dict(content["model"])
     loader = evaluation_loader(dataset, None, 0)
     before = torch.random.get_rng_state()

@@ -1,6 +1,7 @@
 """Create, read and restore checkpoints, which hold tensors and plain values only."""
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,14 @@ from train_utils.distributed import broadcast_from_main, report_activity
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig
 from train_utils.optimizer import create_momentum
+from train_utils.options import TrainSettings
 from train_utils.step_results import require_finite_weights
 from train_utils.training_state import Progress, RunState, Training
-from train_utils.weight_files.weights import check_finite, load_weights, read_weight_file, state_dict_of
+from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weights, read_weight_file, state_dict_of
 
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
 NUMBERS = ("epoch", "steps_per_epoch")  # the other entries are dicts
+TABLES: dict[str, Any] = {"class_names": str, "category_ids": int, THRESHOLDS: int | float}  # by label
 
 
 class Checkpoint(NamedTuple):
@@ -107,15 +110,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: lacks {', '.join(missing)}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"
         )
-    found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
-    invalid = sorted(key for key in found if not isinstance(content[key], int if key in NUMBERS else dict))
-    if not invalid and min(content["steps_per_epoch"] - 1, content["epoch"], content["progress"].get("step", -1)) < 0:
-        invalid = ["progress"]
-    if invalid or "num_classes" not in content["model_config"]:
-        raise InputError(f"{path}: broken: invalid {', '.join(invalid or ['model_config'])}")
+    content |= {"args": TrainSettings.stored_in(check_entries(content, path), path)}
+    ModelConfig.stored_in(content, path)
+    if min(content["steps_per_epoch"] - 1, content["epoch"], content["progress"].get("step", -1)) < 0:
+        raise InputError(f"{path}: broken: invalid progress")
     for key in {"model", "model_ema"} & set(content):
         check_finite(state_dict_of({"model": content[key]}, path), path)
     return Checkpoint(path, content)
+
+
+def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Check the types of a checkpoint's plain entries, as far as there are any, and return its args.
+
+    Raises:
+        InputError: an entry is of another type than a run writes.
+    """
+    found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
+    invalid = [key for key in found if not isinstance(content[key], int if key in NUMBERS else dict)]
+    tables: dict[str, Any] = {name: (content.get(name, {}), int, kind) for name, kind in TABLES.items()}
+    if "facts" not in invalid:
+        tables["held_out"] = content.get("facts", {}).get("held_out") or {}, str, str | int
+    for name, (table, key, kind) in tables.items():
+        if not isinstance(table, dict) or not all(isinstance(k, key) and isinstance(table[k], kind) for k in table):
+            invalid.append(name)
+    if invalid:
+        raise InputError(f"{path}: broken: invalid {', '.join(sorted(invalid))}")
+    return content.get("args", {})
 
 
 def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, force: bool) -> None:

@@ -20,7 +20,7 @@ from train_utils.errors import InputError, reading_input
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
 from train_utils.run.folder_lock import FolderLock
-from train_utils.run.safe_files import LineFile, is_sheet, trying_again_later, valid_lines, write_sheet
+from train_utils.run.safe_files import LineFile, is_run_settings, is_sheet, trying_again_later, valid_lines, write_sheet
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
@@ -121,7 +121,7 @@ class RunFolder:
 
     def require_own(self, files: Sequence[Path]) -> None:
         """Raise InputError for a file with a name of a run's that no run wrote; --overwrite must not delete it."""
-        is_run, is_drawn = (self.path / SETTINGS).is_file(), all(self.lines(name) for name in RESULTS.values())
+        is_run, is_drawn = is_run_settings(self.path / SETTINGS), all(self.lines(name) for name in RESULTS.values())
         for file in files:
             is_own = is_drawn if file.name in (LOSS_CURVE, MAP_CURVE) else is_run
             if not is_own or PREDICTIONS.match(file.name) and not is_sheet(file):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -14,6 +15,7 @@ from dataset_files.atomic_files import link_atomically, write_image
 from train_utils.errors import warn
 
 SHEET_MARK = "Mask R-CNN sheet of predictions"  # key of a text in the PNG file
+TILE, EDGE, GREY = 320, 4, 32  # of unmarked sheets of earlier versions: two or four tiles in a row, with grey edges
 
 
 class LineFile:
@@ -93,10 +95,27 @@ def write_sheet(path: Path, sheet: Image.Image) -> None:
 
 
 def is_sheet(path: Path) -> bool:
+    """Whether a run drew an image: it is marked, or has the form of the sheets that earlier versions drew."""
     try:
         with Image.open(path) as image:
-            return SHEET_MARK in image.info
-    except (OSError, SyntaxError):  # not an image
+            columns, rows = image.width // TILE, image.height // TILE
+            if SHEET_MARK in image.info:
+                return True
+            if image.mode != "RGB" or image.size != (columns * TILE, rows * TILE) or columns not in (2, 4) or rows > 4:
+                return False
+            tiles = np.asarray(image).reshape(rows, TILE, columns, TILE, 3).transpose(1, 3, 0, 2, 4)
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # not an image
+        return False
+    is_edge = np.ones((TILE, TILE), dtype=bool)
+    is_edge[EDGE:-EDGE, EDGE:-EDGE] = False
+    return bool((tiles[is_edge] == GREY).all())
+
+
+def is_run_settings(path: Path) -> bool:
+    """Whether a file holds the settings of a run, which all have --rois-per-image."""
+    try:
+        return "rois_per_image" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
