@@ -4,8 +4,6 @@ Areas, intersections and IoU broadcast over the leading dimensions. For a and b 
 and returns [N]. For a [N, 4] and b [M, 4], `ious(a[:, None], b)` compares all pairs and returns [N, M].
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 MOST_OBJECTS = 4096  # sampled per file, at regular intervals
@@ -33,51 +31,20 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas(boxes) + areas(others) - shared, 1e-9)
 
 
-@dataclass
-class BoxFit:
-    """How well a file's boxes fit their masks in each box format.
-
-    Attributes:
-        medians: box format -> median IoU of the boxes with the extents of their masks.
-        count: the number of objects compared.
-    """
-
-    medians: dict[str, float]
-    count: int
-
-    @property
-    def expected(self) -> float:
-        return self.medians["x, y, width, height"]
-
-    def other_format(self) -> str:
-        """Describe the problem if the boxes clearly have another format; else return ""."""
-        box_format = max(self.medians, key=self.medians.__getitem__)
-        median = self.medians[box_format]
-        if self.count < FEWEST_OBJECTS or median <= GOOD_FIT or median <= self.expected + MUCH_BETTER:
-            return ""
-        return (
-            f"boxes look like {box_format} (median IoU with the masks {median:.2f}; as x, y, width, height "
-            f"{self.expected:.2f}); convert them, or take them from the masks with --boxes-from-masks"
-        )
-
-    def loose(self) -> str:
-        """Describe the problem if the boxes fit the masks badly in the expected format; else return ""."""
-        if self.count < FEWEST_OBJECTS or self.expected >= GOOD_FIT:
-            return ""
-        return (
-            f"median IoU of boxes and masks {self.expected:.2f}, usually above {GOOD_FIT}; "
-            "check some of them, or take the boxes from the masks with --boxes-from-masks"
-        )
-
-
-def fit_of(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> BoxFit:
-    """Compare boxes with the masks' extents in each box format.
+def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
+    """Compare a file's boxes with the extents of their masks in each box format.
 
     Args:
         boxes: float64 [N, 4], finite, in an unknown format.
         extents: float64 [N, 4], x1y1x2y2.
         sizes: int64 [N, 2], height and width of the images.
+
+    Returns:
+        A description of the problem if the boxes clearly have another format than x, y, width, height, else ""; and one
+        if they have that format but fit badly, else "".
     """
+    if len(boxes) < FEWEST_OBJECTS:
+        return "", ""
     chosen = np.unique(np.linspace(0, len(boxes) - 1, min(len(boxes), MOST_OBJECTS)).astype(np.int64))
     boxes, edges = boxes[chosen], sizes[chosen][:, [1, 0, 1, 0]]
     extents = extents[chosen].clip(0, edges)
@@ -90,8 +57,19 @@ def fit_of(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> BoxFit:
     medians = {}
     for name, (low, high) in formats.items():
         corners = np.concatenate((low, np.maximum(low, high)), axis=1).clip(0, edges)
-        medians[name] = float(np.median(ious(corners, extents))) if len(chosen) else 0.0
-    return BoxFit(medians, len(chosen))
+        medians[name] = float(np.median(ious(corners, extents)))
+    expected, best = medians["x, y, width, height"], max(medians, key=medians.__getitem__)
+    if medians[best] > GOOD_FIT and medians[best] > expected + MUCH_BETTER:
+        return (
+            f"boxes look like {best} (median IoU with the masks {medians[best]:.2f}; as x, y, width, height "
+            f"{expected:.2f}); convert them, or take them from the masks with --boxes-from-masks"
+        ), ""
+    if expected >= GOOD_FIT:
+        return "", ""
+    return "", (
+        f"median IoU of boxes and masks {expected:.2f}, usually above {GOOD_FIT}; "
+        "check some of them, or take the boxes from the masks with --boxes-from-masks"
+    )
 
 
 def look_like_fractions(corners: np.ndarray) -> bool:

@@ -5,12 +5,11 @@ All checks work on columns. An annotation is parsed again only to describe its p
 
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.boxes import fit_of, ious, look_like_fractions
+from dataset_files.boxes import ious, judge_format, look_like_fractions
 from dataset_files.coco_file import Annotations, ImageEntries
 from dataset_files.problems import Problems, shown
 
@@ -20,8 +19,14 @@ SMALLEST_OVERLAP = 0.1
 FAR = 1.0  # image sizes beyond the edge of an image
 
 
-class Checked(NamedTuple):
-    """The results for A annotations.
+class AnnotationCheck:
+    """The usable annotations among the A of a file; the problems of the others are noted.
+
+    Args:
+        categories: category id -> name.
+        problems: extended.
+        text: the text of the file.
+        boxes_from_masks: use the masks' extents as boxes of objects that have a mask, and ignore the file's.
 
     Attributes:
         owners: int64 [A], the index of each annotation's image.
@@ -29,36 +34,15 @@ class Checked(NamedTuple):
         complete: bool [A], valid annotations with a box and a mask.
     """
 
-    owners: np.ndarray
-    valid: np.ndarray
-    complete: np.ndarray
-
-
-def check_annotations(
-    annotations: Annotations,
-    images: ImageEntries,
-    categories: dict[int, str],
-    problems: Problems,
-    text: str,
-    boxes_from_masks: bool = False,
-) -> Checked:
-    """Find the usable annotations, and note the problems of the others in `problems`.
-
-    Args:
-        text: the text of the file.
-        boxes_from_masks: use the masks' extents as boxes of objects that have a mask, and ignore the file's.
-    """
-    check = AnnotationCheck(annotations, images, problems, text)
-    check.check_references(categories)
-    check.check_boxes_and_masks(boxes_from_masks)
-    complete = check.compare_boxes_with_masks()
-    return Checked(check.owners, check.valid, complete)
-
-
-class AnnotationCheck:
-    """The columns of a file's annotations, and which annotations have passed the checks so far (`valid`)."""
-
-    def __init__(self, annotations: Annotations, images: ImageEntries, problems: Problems, text: str) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        images: ImageEntries,
+        categories: dict[int, str],
+        problems: Problems,
+        text: str,
+        boxes_from_masks: bool = False,
+    ) -> None:
         self.annotations, self.images, self.problems, self.text = annotations, images, problems, text
         self.count = len(annotations.ids)
         self.ids = np.array(annotations.ids, dtype=np.int64)
@@ -68,6 +52,9 @@ class AnnotationCheck:
         self.boxes = np.array(annotations.boxes).reshape(-1, 4)
         self.extents = np.concatenate(annotations.masks.extents or [np.zeros((0, 4))])
         self.valid = np.ones(self.count, dtype=bool)
+        self.check_references(categories)
+        self.check_boxes_and_masks(boxes_from_masks)
+        self.complete = self.compare_boxes_with_masks()
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
         """Note a problem of the flawed annotations, bool [A]; `value` returns the value to show."""
@@ -160,18 +147,14 @@ class AnnotationCheck:
             with_mask: bool [A], valid annotations with a mask.
             outlined: bool [A], valid annotations with polygons.
         """
-        fit = fit_of(self.boxes[with_mask], self.extents[with_mask], self.sizes[with_mask])
-        found = {
-            "fractions": in_fractions(self.boxes[self.valid], self.extents[outlined]),
-            "box format": fit.other_format(),
-        }
-        for kind, problem in found.items():
-            if problem:
-                self.problems.add(kind, problem)
-                return True
-        if fit.loose():
-            self.problems.add("loose boxes", fit.loose())
-        return False
+        other, loose = judge_format(self.boxes[with_mask], self.extents[with_mask], self.sizes[with_mask])
+        if fractions := in_fractions(self.boxes[self.valid], self.extents[outlined]):
+            self.problems.add("fractions", fractions)
+        elif other:
+            self.problems.add("box format", other)
+        elif loose:
+            self.problems.add("loose boxes", loose)
+        return bool(fractions or other)
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -204,8 +187,7 @@ def drawn_empty(
     empty = []
     for k in thin[valid[thin]].tolist():
         polygons = json.loads(text[annotations.starts[k] : annotations.ends[k]])["segmentation"]
-        height, width = sizes[k].tolist()
-        codes = coco_mask.frPyObjects([polygon for polygon in polygons if len(polygon) >= 6], height, width)
+        codes = coco_mask.frPyObjects([polygon for polygon in polygons if len(polygon) >= 6], *sizes[k].tolist())
         if not any(coco_mask.area(codes)):
             empty.append(k)
     return np.array(empty, dtype=np.int64)

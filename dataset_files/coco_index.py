@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
-from dataset_files.coco_check import check_annotations
+from dataset_files.coco_check import AnnotationCheck
 from dataset_files.coco_file import (
     Annotations,
     read_categories,
@@ -217,7 +217,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     tell_apart(categories, content["categories"], problems)
     images = read_image_entries(content["images"], problems)
     problems.update(annotations.problems)
-    found = check_annotations(annotations, images, categories, problems, text, reading.boxes_from_masks)
+    found = AnnotationCheck(annotations, images, categories, problems, text, reading.boxes_from_masks)
     crowds = np.array(annotations.crowds, dtype=bool) & (not reading.crowds_are_objects)
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]

@@ -6,147 +6,123 @@ Readers note problems here instead of stopping at the first one, so that a user 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 NAMED = 3  # described problems per kind
 LONGEST = 120  # characters of a value in a message
 Found = TypeVar("Found")
 
+# Kinds of problems by consequence: kind -> the affected items, in the plural.
 
-class Kind(NamedTuple):
-    """A kind of problem.
-
-    Attributes:
-        text: the affected items, in the plural.
-        wrong: whether it would make results wrong; if not, training drops the affected items and continues.
-        stays: whether training keeps the affected items of a harmless kind.
-        skippable: whether `--skip-bad` can drop the affected items of a wrong kind. It cannot if a whole file is in
-            doubt, as the remaining items would be equally wrong.
-    """
-
-    text: str
-    wrong: bool = True
-    stays: bool = False
-    skippable: bool = True
-
-
-KINDS = {
-    # a COCO file as a whole; listed first, since other problems follow from these
-    "box format": Kind("annotation files whose boxes are not x, y, width, height", skippable=False),
-    "fractions": Kind("annotation files whose coordinates are not pixels", skippable=False),
-    "category numbering": Kind("annotation files that number categories in two ways", skippable=False),
-    # the lists of a COCO file
-    "unused file": Kind(
-        "COCO files that are not used; to choose others give --train-json FILE and --val-json FILE", False, stays=True
-    ),
-    "image folders": Kind(
-        "COCO files whose images are in several folders, of which one is used; to choose give --image-folder with "
-        "--train-json FILE and --val-json FILE",
-        wrong=False,
-        stays=True,
-    ),
-    "category": Kind("invalid categories"),
-    "category id": Kind("categories with a repeated id"),
-    "category name": Kind(
-        "names that several categories share; rename these, or give them different supercategories", skippable=False
-    ),
-    "image": Kind("invalid images"),
-    "image id": Kind("images with a repeated id"),
-    "annotation": Kind("invalid annotations"),
-    "annotation id": Kind("annotations with a repeated id"),
-    "unknown image": Kind("annotations of images that are not in 'images'"),
-    "unknown category": Kind("annotations of categories that are not in 'categories'"),
-    "unused category": Kind("categories that only group the others or mean background, dropped", False, stays=True),
-    # boxes and masks
-    "box numbers": Kind("boxes with numbers that are not finite"),
-    "odd polygon": Kind("polygons with an odd number of coordinates"),
-    "point pairs": Kind("polygons given as pairs of coordinates instead of [x1, y1, x2, y2, ...]"),
-    "polygon numbers": Kind("polygons with coordinates beyond any image size"),
-    "code size": Kind("run-length codes of another size than their image"),
-    "code counts": Kind("invalid run-length codes"),
-    "apart": Kind("boxes and masks that hardly overlap"),
-    "loose boxes": Kind("annotation files whose boxes fit their masks badly", wrong=False, stays=True),
-    "empty box": Kind("boxes without area", wrong=False),
-    "box outside": Kind("boxes outside their image", wrong=False),
-    "no mask": Kind("objects without a mask", wrong=False),
-    "short polygon": Kind("objects with polygons of fewer than three points, which are left out", False, stays=True),
-    "far outside": Kind("masks with points far outside their image, which are clipped", False, stays=True),
-    # layouts other than COCO's
-    "json": Kind("invalid JSON files"),
-    "no image": Kind("annotation files without an image file"),
-    "embedded": Kind("images that exist only inside their JSON (imageData), read from there", False, stays=True),
-    "same image": Kind("images that are annotated in two places, of which the first is used"),
-    "outline": Kind("invalid outlines"),
-    "track gap": Kind("tracks without a shape in some frames; export them from CVAT again, which adds these shapes"),
-    "no class": Kind("objects without a class"),
-    "label line": Kind("invalid lines in label files"),
-    "shared labels": Kind("label or mask files that several images share; rename the images and their files"),
-    "class id": Kind("objects with class numbers beyond 'names'"),
-    "colour": Kind("colours in masks that belong to no class"),
-    "repeated image": Kind("images that a list names more than once, used once", wrong=False, stays=True),
-    "not an area": Kind("shapes without an area (points, lines), which are left out", wrong=False, stays=True),
-    "ignored": Kind("shapes labelled as background or to be ignored, which are left out", wrong=False, stays=True),
-    "unlabelled": Kind("images without an annotation file, which are left out", wrong=False, stays=True),
-    "labels beside": Kind(
-        "label files beside their images, used only where the folder of labels has none", False, True
-    ),
-    "no label image": Kind("label files without an image, which are left out", wrong=False, stays=True),
-    "no mask image": Kind("masks without an image, which are left out", wrong=False, stays=True),
-    "clipped": Kind("objects that extend outside their image, which are clipped", wrong=False, stays=True),
-    "new class": Kind("objects of classes that the list of classes lacks, which are added to it", False, stays=True),
-    "two classes": Kind("objects with pixels of several classes, which get the most frequent one", False, stays=True),
-    "semantic masks": Kind(
-        "folders of masks that look like classes of pixels, not objects; each value of a mask is taken as one object",
-        wrong=False,
-        stays=True,
-    ),
-    "assumed encoding": Kind(
-        "text files that are not UTF-8; save them as UTF-8 if these characters are wrong", wrong=False, stays=True
-    ),
-    "single value": Kind("mask images with a single value, taken as one object each", wrong=False, stays=True),
-    "blurred edges": Kind("masks of one object with blurred edges, cut at half their value", wrong=False, stays=True),
-    "no split": Kind("splits that are named but missing", wrong=False, stays=True),
-    # VOC's files
-    "xml": Kind("invalid XML files"),
-    "class": Kind("objects of classes other than the devkit's twenty"),
-    "corners": Kind("boxes whose corners are not the upper left and the lower right one"),
-    "masks": Kind("invalid mask images"),
-    "blurred masks": Kind(
-        "masks with blurred edges, which mix their objects; save masks as PNG, without anti-aliasing, and resize them "
-        "with the nearest neighbour"
-    ),
-    # repaired in COCO files
-    "encoding": Kind("annotation files that are not plain UTF-8, decoded", wrong=False, stays=True),
-    "text id": Kind("ids that are not whole numbers, replaced by whole numbers", wrong=False, stays=True),
-    "renumbered": Kind("annotation ids that are missing, invalid or repeated, renumbered", wrong=False, stays=True),
-    "repeated": Kind("annotations that repeat another one exactly, dropped", wrong=False, stays=True),
-    "url": Kind("images without a file name, named after their URL or path", wrong=False, stays=True),
-    "no size": Kind("images without height and width, read from the image files", wrong=False, stays=True),
-    "found elsewhere": Kind("file names that are wrong, found in the image folder", wrong=False, stays=True),
-    "ambiguous": Kind("file names that match several files, of which none is used", wrong=False, stays=True),
-    "no segmentation": Kind("annotations without a segmentation, used as objects without a mask", False, stays=True),
-    "flat polygon": Kind("polygons given as [x, y, ...] instead of [[x, y, ...]], converted", False, stays=True),
-    "converted pairs": Kind("polygons given as pairs of coordinates, converted", wrong=False, stays=True),
-    "exchanged size": Kind("run-length codes of size width, height instead of height, width, corrected", False, True),
-    "no box": Kind("annotations without a box, taken from the mask", wrong=False, stays=True),
-    "area": Kind("missing or invalid areas, taken from the mask", wrong=False, stays=True),
-    "crowd": Kind("iscrowd values that are not 0 or 1, converted", wrong=False, stays=True),
-    # images
-    "lfs": Kind("Git LFS pointers instead of images; run `git lfs pull`"),
-    "file name": Kind("file names that are folders or lead out of the image folder, which are never opened"),
-    "missing": Kind("images that are missing"),
-    "empty": Kind("images that are empty files"),
-    "unreadable": Kind("images that cannot be opened"),
-    "not an image": Kind("files that are not images"),
-    "float": Kind("images of floating-point values, whose range is unknown; save them with 8 or 16 bits"),
-    "size": Kind("images of another size than annotated"),
-    "bomb": Kind("images too large to be opened safely"),
-    "exif": Kind(
-        "images whose EXIF orientation their size does not confirm, read as stored; --exif apply turns them upright",
-        wrong=False,
-        stays=True,
-    ),
+# A whole file is in doubt. `--skip-bad` cannot drop it, as the remaining items would be equally wrong.
+DOUBTFUL = {
+    "box format": "annotation files whose boxes are not x, y, width, height",
+    "fractions": "annotation files whose coordinates are not pixels",
+    "category numbering": "annotation files that number categories in two ways",
+    "category name": "names that several categories share; rename these, or give them different supercategories",
 }
+# Results would be wrong. A run stops, unless `--skip-bad` drops the items.
+WRONG = {
+    # the lists of a COCO file
+    "category": "invalid categories",
+    "category id": "categories with a repeated id",
+    "image": "invalid images",
+    "image id": "images with a repeated id",
+    "annotation": "invalid annotations",
+    "annotation id": "annotations with a repeated id",
+    "unknown image": "annotations of images that are not in 'images'",
+    "unknown category": "annotations of categories that are not in 'categories'",
+    # boxes and masks
+    "box numbers": "boxes with numbers that are not finite",
+    "odd polygon": "polygons with an odd number of coordinates",
+    "point pairs": "polygons given as pairs of coordinates instead of [x1, y1, x2, y2, ...]",
+    "polygon numbers": "polygons with coordinates beyond any image size",
+    "code size": "run-length codes of another size than their image",
+    "code counts": "invalid run-length codes",
+    "apart": "boxes and masks that hardly overlap",
+    # layouts other than COCO's
+    "json": "invalid JSON files",
+    "no image": "annotation files without an image file",
+    "same image": "images that are annotated in two places, of which the first is used",
+    "outline": "invalid outlines",
+    "track gap": "tracks without a shape in some frames; export them from CVAT again, which adds these shapes",
+    "no class": "objects without a class",
+    "label line": "invalid lines in label files",
+    "shared labels": "label or mask files that several images share; rename the images and their files",
+    "class id": "objects with class numbers beyond 'names'",
+    "colour": "colours in masks that belong to no class",
+    "xml": "invalid XML files",
+    "class": "objects of classes other than the devkit's twenty",
+    "corners": "boxes whose corners are not the upper left and the lower right one",
+    "masks": "invalid mask images",
+    "blurred masks": "masks with blurred edges, which mix their objects; save masks as PNG, without anti-aliasing, and "
+    "resize them with the nearest neighbour",
+    # images
+    "lfs": "Git LFS pointers instead of images; run `git lfs pull`",
+    "file name": "file names that are folders or lead out of the image folder, which are never opened",
+    "missing": "images that are missing",
+    "empty": "images that are empty files",
+    "unreadable": "images that cannot be opened",
+    "not an image": "files that are not images",
+    "float": "images of floating-point values, whose range is unknown; save them with 8 or 16 bits",
+    "size": "images of another size than annotated",
+    "bomb": "images too large to be opened safely",
+}
+# Harmless: training drops the items and continues.
+DROPPED = {
+    "empty box": "boxes without area",
+    "box outside": "boxes outside their image",
+    "no mask": "objects without a mask",
+}
+# Harmless: the items are used, or deliberately not.
+KEPT = {
+    # COCO files
+    "unused file": "COCO files that are not used; to choose others give --train-json FILE and --val-json FILE",
+    "image folders": "COCO files whose images are in several folders, of which one is used; to choose give "
+    "--image-folder with --train-json FILE and --val-json FILE",
+    "unused category": "categories that only group the others or mean background, dropped",
+    "loose boxes": "annotation files whose boxes fit their masks badly",
+    "short polygon": "objects with polygons of fewer than three points, which are left out",
+    "far outside": "masks with points far outside their image, which are clipped",
+    # layouts other than COCO's
+    "embedded": "images that exist only inside their JSON (imageData), read from there",
+    "repeated image": "images that a list names more than once, used once",
+    "not an area": "shapes without an area (points, lines), which are left out",
+    "ignored": "shapes labelled as background or to be ignored, which are left out",
+    "unlabelled": "images without an annotation file, which are left out",
+    "labels beside": "label files beside their images, used only where the folder of labels has none",
+    "no label image": "label files without an image, which are left out",
+    "no mask image": "masks without an image, which are left out",
+    "clipped": "objects that extend outside their image, which are clipped",
+    "new class": "objects of classes that the list of classes lacks, which are added to it",
+    "two classes": "objects with pixels of several classes, which get the most frequent one",
+    "semantic masks": "folders of masks that look like classes of pixels, not objects; each value of a mask is taken "
+    "as one object",
+    "assumed encoding": "text files that are not UTF-8; save them as UTF-8 if these characters are wrong",
+    "single value": "mask images with a single value, taken as one object each",
+    "blurred edges": "masks of one object with blurred edges, cut at half their value",
+    "no split": "splits that are named but missing",
+    # repaired in COCO files
+    "encoding": "annotation files that are not plain UTF-8, decoded",
+    "text id": "ids that are not whole numbers, replaced by whole numbers",
+    "renumbered": "annotation ids that are missing, invalid or repeated, renumbered",
+    "repeated": "annotations that repeat another one exactly, dropped",
+    "url": "images without a file name, named after their URL or path",
+    "no size": "images without height and width, read from the image files",
+    "found elsewhere": "file names that are wrong, found in the image folder",
+    "ambiguous": "file names that match several files, of which none is used",
+    "no segmentation": "annotations without a segmentation, used as objects without a mask",
+    "flat polygon": "polygons given as [x, y, ...] instead of [[x, y, ...]], converted",
+    "converted pairs": "polygons given as pairs of coordinates, converted",
+    "exchanged size": "run-length codes of size width, height instead of height, width, corrected",
+    "no box": "annotations without a box, taken from the mask",
+    "area": "missing or invalid areas, taken from the mask",
+    "crowd": "iscrowd values that are not 0 or 1, converted",
+    # images
+    "exif": "images whose EXIF orientation their size does not confirm, read as stored; --exif apply turns them "
+    "upright",
+}
+KINDS = DOUBTFUL | WRONG | DROPPED | KEPT
 
 
 @dataclass
@@ -156,8 +132,16 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
+    @classmethod
+    def together(cls, *parts: "Problems") -> "Problems":
+        """Return new problems that are the sum of the parts."""
+        whole = cls()
+        for part in parts:
+            whole.update(part)
+        return whole
+
     def add(self, kind: str, example: str) -> None:
-        self.add_all(kind, [example], lambda text: text)
+        self.add_all(kind, [example], str)
 
     def add_all(self, kind: str, found: Iterable[Found], describe: Callable[[Found], str]) -> None:
         """Add all of `found`; only the first few are described."""
@@ -175,21 +159,21 @@ class Problems:
 
     def wrong(self) -> list[str]:
         """List the kinds found that would make results wrong, in the order of KINDS."""
-        return [kind for kind in KINDS if kind in self.counts and KINDS[kind].wrong]
+        return [kind for kind in DOUBTFUL | WRONG if kind in self.counts]
 
     def harmless(self) -> list[str]:
         """List the kinds found that would not make results wrong, in the order of KINDS."""
-        return [kind for kind in KINDS if kind in self.counts and not KINDS[kind].wrong]
+        return [kind for kind in DROPPED | KEPT if kind in self.counts]
+
+    def unskippable(self) -> list[str]:
+        """List the kinds found that stop a run even with `--skip-bad`."""
+        return [kind for kind in DOUBTFUL if kind in self.counts]
 
     def describe(self, kind: str, outcome: str = "") -> str:
         """Describe a kind with its count and examples, in one line."""
         count, examples = self.counts[kind], self.examples[kind]
         more = f"; and {count - len(examples)} more" if count > len(examples) else ""
-        return f"{KINDS[kind].text} ({count}){outcome}: {'; '.join(examples)}{more}"
-
-    def unskippable(self) -> list[str]:
-        """List the kinds found that stop a run even with `--skip-bad`."""
-        return [kind for kind in self.wrong() if not KINDS[kind].skippable]
+        return f"{KINDS[kind]} ({count}){outcome}: {'; '.join(examples)}{more}"
 
     def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
         """Raise ValueError if a wrong kind was found in `source`; with `skip_bad` only for unskippable ones."""
@@ -199,8 +183,7 @@ class Problems:
     def summary(self) -> str:
         """Describe the first wrong kind in full, and the others by their counts."""
         first, *others = self.wrong()
-        rest = "".join(f"; {KINDS[kind].text} ({self.counts[kind]})" for kind in others)
-        return f"{self.describe(first)}{rest}"
+        return self.describe(first) + "".join(f"; {KINDS[kind]} ({self.counts[kind]})" for kind in others)
 
 
 def printable(text: str) -> str:

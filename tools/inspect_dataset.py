@@ -18,7 +18,7 @@ from dataset_files import shared_images  # noqa: E402
 from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: E402
 from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
-from dataset_files.problems import KINDS, Problems  # noqa: E402
+from dataset_files.problems import DOUBTFUL, Problems  # noqa: E402
 from train_utils.anchor_fit import anchor_fit  # noqa: E402
 from train_utils.data_check import describe_classes, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
@@ -68,9 +68,7 @@ def main(settings: ReportSettings) -> None:
         anchors = anchors_of(ModelConfig(2, anchor_sizes=settings.anchor_sizes, anchor_ratios=settings.anchor_ratios))
         if fit := anchor_fit(dataset, anchors, settings.min_size, settings.max_size):
             print(f"  {fit}")
-        found = Problems()
-        found.update(dataset.problems)
-        found.update(problems)
+        found = Problems.together(dataset.problems, problems)
         stops |= print_problems(found, dataset, items, settings.skip_bad)
         if dataset.training:
             train_set = dataset.drop_items(items)
@@ -113,7 +111,7 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
         stops = True
         print(f"  wrong (stops the training): {str(error).removeprefix(f'{dataset.source}: ')}")
     for kind in problems.wrong():
-        remedy = "stops the training; --skip-bad leaves these out" if KINDS[kind].skippable else "stops the training"
+        remedy = "stops the training" if kind in DOUBTFUL else "stops the training; --skip-bad leaves these out"
         print(f"  wrong ({remedy}): {problems.describe(kind)}")
     for kind in problems.harmless():
         print(f"  {problems.describe(kind, outcome_of(kind, dataset))}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
-from dataset_files.problems import KINDS, Problems
+from dataset_files.problems import DOUBTFUL, KEPT, Problems
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
@@ -34,10 +34,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
     found, left_out = [], []
     for dataset in datasets:
         problems, items = check_images(dataset)
-        all_problems = Problems()
-        all_problems.update(dataset.problems)
-        all_problems.update(problems)
-        found.append(all_problems)
+        found.append(Problems.together(dataset.problems, problems))
         left_out.append(items)
     wrong = sum(len(problems.wrong()) for problems in found)
     for dataset, problems in zip(datasets, found):
@@ -45,7 +42,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
             warn(f"{dataset.source}: {problems.describe(kind, outcome_of(kind, dataset))}")
         if skip_bad or wrong > 1:  # a single fault is in the error message already
             for kind in problems.wrong():
-                left = skip_bad and KINDS[kind].skippable
+                left = skip_bad and kind not in DOUBTFUL
                 warn(f"{dataset.source}: {problems.describe(kind, ', left out' if left else '')}")
     unskippable = any(problems.unskippable() for problems in found)
     if unskippable or (wrong and not skip_bad):
@@ -58,7 +55,7 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
 
 
 def outcome_of(kind: str, dataset: InstanceDataset) -> str:
-    if KINDS[kind].stays:
+    if kind in KEPT:
         return ""
     if dataset.training:
         return ", left out"

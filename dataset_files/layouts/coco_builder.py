@@ -3,6 +3,7 @@
 Readers of other layouts add images and objects in any order; `converted` numbers the classes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from network_files.masks.rle import compress, encode_crop
 
 Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: all pixels of an object
 Size = tuple[int, int]  # height, width
+DEVIATION = 0.005  # largest distance of a polygon's sides from the curve that it stands for, in pixels
 
 
 class Shape(NamedTuple):
@@ -77,27 +79,20 @@ class CocoBuilder:
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
-        size = size or self.size_of(file_name)
-        if size is None:
-            return None
-        if min(size) < 1 or size[0] * size[1] > LARGEST_IMAGE:
-            self.problems.add("image", f"{file_name}: {size[1]}x{size[0]} pixels")
-            return None
-        self.known_files.add(file_name)
-        self.images.append(
-            {"id": len(self.images) + 1, "file_name": file_name, "height": int(size[0]), "width": int(size[1])}
-        )
-        return self.images[-1]
-
-    def size_of(self, file_name: str) -> Size | None:
-        """Read the height and width of an image from its header; None if it cannot be read, which is noted."""
         try:
-            return read_size(self.image_folder / file_name)
+            height, width = size or read_size(self.image_folder / file_name)
         except FileNotFoundError:
             self.problems.add("missing", file_name)
+            return None
         except (ValueError, OSError) as error:
             self.problems.add("unreadable", f"{file_name}: {error}")
-        return None
+            return None
+        if min(height, width) < 1 or height * width > LARGEST_IMAGE:
+            self.problems.add("image", f"{file_name}: {width}x{height} pixels")
+            return None
+        self.known_files.add(file_name)
+        self.images.append({"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width})
+        return self.images[-1]
 
     def add_object(
         self,
@@ -133,17 +128,9 @@ class CocoBuilder:
         else:
             raise ValueError("an object needs polygons, crops or a box")
         x1, y1, x2, y2 = extent if box is None else box
-        self.objects.append((
-            class_name,
-            {
-                "id": len(self.objects) + 1,
-                "image_id": image["id"],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": area,
-                "iscrowd": int(crowd),
-                "segmentation": segmentation,
-            },
-        ))  # fmt: skip
+        entry = {"id": len(self.objects) + 1, "image_id": image["id"], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        entry |= {"area": area, "iscrowd": int(crowd), "segmentation": segmentation}
+        self.objects.append((class_name, entry))
         if self.report_new and class_name not in self.class_names:
             self.problems.add("new class", f"{shown(class_name)} in {image['file_name']}")
 
@@ -151,20 +138,18 @@ class CocoBuilder:
         """Add the objects of an image; shapes that cannot be used are noted."""
         objects: dict[object, tuple[Shape, list]] = {}
         for number, shape in enumerate(shapes):
-            reason: ValueError | None = None
+            key = number if shape.group is None else (shape.label, shape.group)
             try:
                 part = shape.read()
-            except ValueError as error:
-                reason = error
-            if isinstance(reason, NoArea):
+                if shape.label:
+                    objects.setdefault(key, (shape, []))[1].append(part)
+                else:
+                    self.problems.add("no class", shape.where)
+            except NoArea as reason:
                 self.problems.add("not an area", f"{shape.where}: {reason}")
-            elif not shape.label:
-                self.problems.add("no class", shape.where)
-            elif reason is not None:
-                self.problems.add("outline", f"{shape.where}: {reason}")
-            else:
-                key = number if shape.group is None else (shape.label, shape.group)
-                objects.setdefault(key, (shape, []))[1].append(part)
+            except ValueError as reason:
+                kind, example = ("outline", f"{shape.where}: {reason}") if shape.label else ("no class", shape.where)
+                self.problems.add(kind, example)
         for shape, parts in objects.values():
             polygons = [part for part in parts if isinstance(part, list)]
             crops = [part for part in parts if not isinstance(part, list)]
@@ -172,9 +157,8 @@ class CocoBuilder:
 
     def converted(self) -> Converted:
         """Return everything that was added, in COCO's form."""
-        names = list(self.class_names)
-        names += sorted({name for name, _ in self.objects} - set(names))
-        ids = {name: number for number, name in enumerate(names, start=1)}
+        others = sorted({name for name, _ in self.objects} - set(self.class_names))
+        ids = {name: number for number, name in enumerate((*self.class_names, *others), start=1)}
         annotations = [entry | {"category_id": ids[name]} for name, entry in self.objects]
         categories = [{"id": number, "name": name} for name, number in ids.items()]
         content = {"images": self.images, "annotations": annotations, "categories": categories}
@@ -216,3 +200,25 @@ def image_coordinates(values: object) -> list[float]:
     if not all(abs(v) <= LARGEST_COORDINATE for v in values):  # not if NaN
         raise ValueError(f"{shown(values)} has coordinates that no image has")
     return [float(v) for v in values]
+
+
+def rectangle_polygon(x1: float, y1: float, x2: float, y2: float) -> list[float]:
+    """Return the polygon of a rectangle from two opposite corners in any order."""
+    left, right, top, bottom = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def ellipse_polygon(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:
+    """Return a polygon inside an ellipse, nowhere farther than DEVIATION from it.
+
+    Args:
+        angle: from the x axis to the axis of `rx` in radians, clockwise in an image.
+    """
+    radius = max(abs(rx), abs(ry), 1.0)
+    corners = 4 * math.ceil(math.pi / math.acos(1 - DEVIATION / radius) / 4)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    polygon = []
+    for k in range(corners):
+        u, v = rx * math.cos(2 * math.pi * k / corners), ry * math.sin(2 * math.pi * k / corners)
+        polygon += [cx + u * cosine - v * sine, cy + u * sine + v * cosine]
+    return polygon

@@ -13,10 +13,16 @@ from dataset_files.coco_masks import LARGEST_IMAGE
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import split_in
-from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape, image_coordinates
-from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
-from dataset_files.layouts.text_files import file_per_split, in_order
-from dataset_files.layouts.voc_files import parse_xml
+from dataset_files.layouts.coco_builder import (
+    CocoBuilder,
+    Crop,
+    NoArea,
+    Shape,
+    ellipse_polygon,
+    image_coordinates,
+    rectangle_polygon,
+)
+from dataset_files.layouts.text_files import file_per_split, in_order, parse_xml
 from dataset_files.problems import shown
 
 HEAD = 1 << 12  # bytes that are read to recognise a file
@@ -37,7 +43,8 @@ def find(root: Path) -> list[SplitFiles]:
     sources = file_per_split(root, ".xml", is_cvat, "XML files of CVAT")
     found: dict[str, SplitFiles] = {}
     for split, path in sources.items():
-        for subset in subsets_of(path) if len(sources) == 1 else [None]:
+        named = sorted({name.decode(errors="replace") for name in SUBSET.findall(path.read_bytes())})
+        for subset in named if len(sources) == 1 and any(map(split_in, named)) else [None]:
             name = split if subset is None else split_in(subset)
             if name in found:
                 raise ValueError(f"{path}: the subset {shown(subset)} is not the only one for the split '{name}'")
@@ -53,16 +60,7 @@ def is_cvat(path: Path) -> bool:
             head = file.read(HEAD)
     except OSError:
         return False
-    return (
-        re.search(rb"<annotations[\s>]", head) is not None
-        and re.search(rb"<(version|meta|image|track)\b", head) is not None
-    )
-
-
-def subsets_of(path: Path) -> list[str | None]:
-    """Return the subsets of a project's images; [None] if none is named like a split."""
-    subsets = sorted({name.decode(errors="replace") for name in SUBSET.findall(path.read_bytes())})
-    return list(subsets) if any(map(split_in, subsets)) else [None]
+    return all(re.search(tag, head) for tag in (rb"<annotations[\s>]", rb"<(version|meta|image|track)\b"))
 
 
 def read_cvat(source: Path, subset: str | None) -> Converted:
@@ -161,9 +159,8 @@ def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[flo
     """Turn a polygon around a point; without an angle it stays the same to the bit."""
     if not angle:
         return polygon
-    points = [
-        complex(x - cx, y - cy) * complex(math.cos(angle), math.sin(angle)) for x, y in zip(polygon[::2], polygon[1::2])
-    ]
+    turn = complex(math.cos(angle), math.sin(angle))
+    points = [complex(x - cx, y - cy) * turn for x, y in zip(polygon[::2], polygon[1::2])]
     return [value for p in points for value in (cx + p.real, cy + p.imag)]
 
 

@@ -1,6 +1,8 @@
 """Detect the layout of a folder, or of an annotation file, and find its splits."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,6 @@ from dataset_files.image_files import names_in
 from dataset_files.layouts import (
     coco_layouts,
     cvat_files,
-    isat_files,
     labelme_files,
     mask_folders,
     via_files,
@@ -22,14 +23,14 @@ from dataset_files.layouts.voc_files import voc_split
 VOC = "Pascal VOC"
 MOST_FOLDERS = 20  # sub-folders that are searched for a layout
 # By name, in this order; VIA's reader and the devkit's come first.
-READERS = {
-    "COCO": coco_layouts,
-    "YOLO": yolo_files,
-    "VOC-like": voc_variants,
-    "labelme": labelme_files,
-    "ISAT": isat_files,
-    "CVAT": cvat_files,
-    "mask images": mask_folders,
+READERS: dict[str, Callable[[Path], list[SplitFiles]]] = {
+    "COCO": coco_layouts.find,
+    "YOLO": yolo_files.find,
+    "VOC-like": voc_variants.find,
+    "labelme": labelme_files.find,
+    "ISAT": partial(labelme_files.find, tool=labelme_files.ISAT),
+    "CVAT": cvat_files.find,
+    "mask images": mask_folders.find,
 }
 
 
@@ -53,9 +54,9 @@ def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; --data-path takes a folder of data or its annotation file")
     layout = layout_at(path, class_attribute)
-    if layout is not None:
-        return layout
-    raise ValueError(describe(path) + inner_layouts(path))
+    if layout is None:
+        raise ValueError(describe(path) + inner_layouts(path))
+    return layout
 
 
 def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
@@ -68,10 +69,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
         return Layout(VOC, [voc_split(folder, "train.txt"), voc_split(folder, "val.txt")])
     if via:
         return Layout("VIA", via)
-    for name, reader in READERS.items():
-        if splits := reader.find(path):
-            return Layout(name, splits)
-    return None
+    return next((Layout(name, splits) for name, find in READERS.items() if (splits := find(path))), None)
 
 
 def inner_layouts(root: Path) -> str:

@@ -1,4 +1,7 @@
-"""Read labelme's layout: a JSON for each image, usually beside it, in nested folders and perhaps in train/ and val/."""
+"""Read labelme's and ISAT's layouts: a JSON for each image, usually beside it, perhaps in train/ and val/.
+
+ISAT's files (`info` and `objects`) are converted to labelme's form (`shapes`, `imagePath`) as they are read.
+"""
 
 import base64
 import io
@@ -15,8 +18,15 @@ from PIL import Image
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import files_below, images_below, is_image_name, split_folders
-from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape, image_coordinates
-from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.coco_builder import (
+    CocoBuilder,
+    Crop,
+    NoArea,
+    Shape,
+    ellipse_polygon,
+    image_coordinates,
+    rectangle_polygon,
+)
 from dataset_files.layouts.text_files import read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
@@ -44,7 +54,23 @@ def labelme_content(content: dict) -> dict | None:
     return content if isinstance(content.get("shapes"), list) and named else None
 
 
-LABELME = Tool("shapes", labelme_content)
+def isat_content(content: dict) -> dict | None:
+    info, objects = content.get("info"), content.get("objects")
+    if not isinstance(info, dict) or not isinstance(objects, list) or "name" not in info:
+        return None
+    shapes = [
+        {
+            "label": one.get("category"), "points": one.get("segmentation"), "shape_type": "polygon",
+            "group_id": one.get("group"), "iscrowd": bool(one.get("iscrowd")),
+        }
+        if isinstance(one, dict) else one
+        for one in objects
+    ]  # fmt: skip
+    sizes = {"imageHeight": info.get("height"), "imageWidth": info.get("width")}
+    return {"shapes": shapes, "imagePath": f"{info.get('folder') or '.'}/{info['name']}"} | sizes
+
+
+LABELME, ISAT = Tool("shapes", labelme_content), Tool("objects", isat_content)
 
 
 def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
@@ -91,14 +117,6 @@ def image_beside(path: Path, content: dict, root: Path) -> Path | None:
     return image if is_beside and is_image_name(image.name) and image.is_file() else None
 
 
-def read_label_list(folder: Path, root: Path, problems: Problems) -> list[str]:
-    """Read the classes of labels.txt in their order; [] without such a file."""
-    for path in (folder / "labels.txt", root / "labels.txt"):
-        if path.is_file():
-            return [name for name in read_lines(path, problems) if name and name not in IGNORED_LABELS]
-    return []
-
-
 def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
     """Read all JSON files of `folder` and below.
 
@@ -106,15 +124,15 @@ def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
         root: searched for images by name.
         base: the folder that file names are relative to: `root`, or the one above it.
     """
-    problems = Problems()
-    builder = CocoBuilder(base, read_label_list(folder, root, problems), problems, report_new=True)
-    finder = ImageFinder(root)
-    described = set()
-    for path in files_below(folder):
-        if path.suffix.lower() == ".json":
-            described.add(add_file(builder, finder, path, tool))
-    left = (image.relative_to(base).as_posix() for image in images_below(folder))
-    builder.problems.add_all("unlabelled", (name for name in left if name not in described), str)
+    problems, finder = Problems(), ImageFinder(root)
+    lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
+    labels = [name for path in lists[:1] for name in read_lines(path, problems)]
+    class_names = [name for name in labels if name and name not in IGNORED_LABELS]
+    builder = CocoBuilder(base, class_names, problems, report_new=True)
+    paths = (path for path in files_below(folder) if path.suffix.lower() == ".json")
+    described = {add_file(builder, finder, path, tool) for path in paths}
+    names = (image.relative_to(base).as_posix() for image in images_below(folder))
+    problems.add_all("unlabelled", (name for name in names if name not in described), str)
     return builder.converted()
 
 
@@ -209,11 +227,7 @@ def read_shape(shape: dict) -> list[float] | Crop:
 
 
 def decode_mask(text: object) -> np.ndarray:
-    """Decode a PNG in base64 to bool [h, w].
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Decode a PNG in base64 to bool [h, w]; ValueError if it is something else."""
     if not isinstance(text, str):
         raise ValueError("a mask without its PNG in base64")
     try:

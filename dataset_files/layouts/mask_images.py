@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset_files.layouts.coco_builder import Crop
+from dataset_files.layouts.coco_builder import Crop, Size
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "WEBP")  # formats of masks; JPEG blurs values
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
@@ -29,7 +29,7 @@ class MaskImage:
     Attributes:
         values: int64 [H, W]: grey values, indices of a palette, or colours as 0xRRGGBB; 0 is the background.
         kind: "grey", "palette" or "colour".
-        palette: colours as 0xRRGGBB by index, int64; only of kind "palette".
+        palette: colours as 0xRRGGBB by index, int64 [256], padded with black; only of kind "palette".
     """
 
     values: np.ndarray
@@ -37,7 +37,7 @@ class MaskImage:
     palette: np.ndarray | None = None
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         return self.values.shape
 
     def colours(self) -> np.ndarray:
@@ -56,28 +56,20 @@ def read_mask_image(path: Path) -> MaskImage:
         with Image.open(path, formats=LOSSLESS) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
                 raise ValueError(f"holds {pages} pages; save each as a file of its own")
-            if image.mode == "P":
-                return MaskImage(np.array(image).astype(np.int64), "palette", palette_colours(image))
-            if image.mode in ("1", "L", "I") or image.mode.startswith("I;16"):
-                return MaskImage(np.array(image).astype(np.int64), "grey")
-            if image.mode == "LA":
-                return MaskImage(np.array(image)[:, :, 0].astype(np.int64), "grey")
-            if image.mode in ("RGB", "RGBA"):
-                return MaskImage(pack_colours(np.array(image)[:, :, :3]), "colour")
-            mode = image.mode
+            values, mode = np.array(image), image.mode
+            palette = (image.getpalette("RGB") or [])[:768] if mode == "P" else []
     except FileNotFoundError:
         raise
-    except Exception as error:  # a broken file makes Pillow raise anything
+    except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(f"not readable as a mask in PNG or TIFF ({error})") from error
+    if mode == "P":
+        colours = np.array(palette + [0] * (768 - len(palette))).reshape(256, 3)
+        return MaskImage(values.astype(np.int64), "palette", pack_colours(colours))
+    if mode in ("1", "L", "LA", "I") or mode.startswith("I;16"):
+        return MaskImage((values[:, :, 0] if mode == "LA" else values).astype(np.int64), "grey")
+    if mode in ("RGB", "RGBA"):
+        return MaskImage(pack_colours(values[:, :, :3]), "colour")
     raise ValueError(f"is a {mode} image; expected grey values, a palette or colours")
-
-
-def palette_colours(image: Image.Image) -> np.ndarray:
-    """Return the colours of a palette by index, int64 [256], padded with black."""
-    flat = np.zeros(768, dtype=np.int64)
-    colours = (image.getpalette("RGB") or [])[:768]
-    flat[: len(colours)] = colours
-    return pack_colours(flat.reshape(256, 3))
 
 
 def pack_colours(colours: np.ndarray) -> np.ndarray:
@@ -100,14 +92,29 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
         Blurred: the edges of several objects are blurred, so that values are not objects.
     """
     pixels = pixels_by_value(values)
-    width = values.shape[1]
     if len(pixels) < 2 or not (has_steps(values, min(pixels)) or are_mostly_rims(values, pixels)):
-        return [crop_of(inside, width) for inside in pixels.values()], False
+        return crops_by_value(values, pixels), False
     highest = max(pixels)
     if is_grey and highest >= BINARY and is_one_object(values, highest):
-        return [crop_of(np.flatnonzero(2 * values > highest), width)], True
+        return crops_by_value((2 * values > highest).astype(np.int64)), True
     listed = ", ".join(map(str, list(pixels)[:6])) + (", ..." if len(pixels) > 6 else "")
     raise Blurred(f"values {listed}")
+
+
+def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
+    """Return the pixels of each value but 0 in [H, W], in the order of values.
+
+    Args:
+        pixels: the result of `pixels_by_value`, if it is known.
+    """
+    crops = []
+    for inside in (pixels_by_value(values) if pixels is None else pixels).values():
+        rows, columns = np.divmod(inside, values.shape[1])
+        top, left = int(rows.min()), int(columns.min())
+        crop = np.zeros((int(rows.max()) - top + 1, int(columns.max()) - left + 1), dtype=bool)
+        crop[rows - top, columns - left] = True
+        crops.append((left, top, crop))
+    return crops
 
 
 def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
@@ -163,17 +170,3 @@ def is_one_object(values: np.ndarray, highest: int) -> bool:
         is_flat[here] &= same
         is_flat[there] &= same
     return int(is_flat.sum()) <= FLAT * int(between.sum())
-
-
-def crop_of(inside: np.ndarray, width: int) -> Crop:
-    """Convert pixels of a flattened image of this width, int64 [N], to a crop."""
-    rows, columns = np.divmod(inside, width)
-    top, left = int(rows.min()), int(columns.min())
-    crop = np.zeros((int(rows.max()) - top + 1, int(columns.max()) - left + 1), dtype=bool)
-    crop[rows - top, columns - left] = True
-    return left, top, crop
-
-
-def has_gap(crop: np.ndarray) -> bool:
-    """Whether a row or column within the pixels of an object, bool [h, w], is empty."""
-    return not (crop.any(axis=0).all() and crop.any(axis=1).all())

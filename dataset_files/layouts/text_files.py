@@ -1,4 +1,4 @@
-"""Find and read the text, JSON and YAML files of labelling tools; an unreadable one is a ValueError of one line."""
+"""Find and read the text, JSON, YAML and XML files of tools; an unreadable one is a ValueError of one line."""
 
 import json
 import re
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 import yaml
 
@@ -13,6 +15,7 @@ from dataset_files.image_files import SPLIT_ORDER, names_in, split_folders, spli
 from dataset_files.problems import Problems, shown
 
 MOST_FILES = 20  # of a suffix in one folder; if there are more, each belongs to an image
+LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
@@ -65,14 +68,11 @@ def read_text(path: Path, problems: Problems | None = None) -> str:
             with suppress(UnicodeDecodeError):
                 text = data.decode("gb18030")
                 if problems is not None:
-                    problems.add("assumed encoding", f"{path} as GB 18030, e.g. {shown(text_beyond_ascii(text))}")
+                    beyond_ascii = re.search(r"[^\x00-\x7f]+", text)
+                    example = shown(beyond_ascii[0] if beyond_ascii else "")
+                    problems.add("assumed encoding", f"{path} as GB 18030, e.g. {example}")
                 return text
         raise ValueError(f"{path}: not text in UTF-8 ({error})") from error
-
-
-def text_beyond_ascii(text: str) -> str:
-    found = re.search(r"[^\x00-\x7f]+", text)
-    return found[0] if found else ""
 
 
 def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
@@ -81,11 +81,7 @@ def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
 
 
 def read_json(path: Path, problems: Problems | None = None) -> Any:
-    """Read a JSON file; see `read_text`.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
+    """Read a JSON file, see `read_text`; ValueError if it is not JSON."""
     text = read_text(path, problems)
     try:
         return json.loads(text)
@@ -93,6 +89,33 @@ def read_json(path: Path, problems: Problems | None = None) -> Any:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     except RecursionError:
         raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from None
+
+
+def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
+    """Parse an XML file of at most `largest` bytes and return its root.
+
+    Raises:
+        ValueError: it is not readable, or declares a document type. Annotations do not need one, and it could define
+            entities that expand without end or read other files. The message does not name the file.
+    """
+
+    def refuse_document_type(*_: object) -> None:
+        raise ValueError("refused, as it declares a document type, which may define entities")
+
+    if not path.is_file():
+        raise ValueError("not found")
+    if path.stat().st_size > largest:
+        raise ValueError(f"has {path.stat().st_size} bytes, far more than an annotation")
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse_document_type
+    try:
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except expat.ExpatError as error:
+        raise ValueError(f"not readable as XML ({error})") from error
+    except LookupError as error:
+        raise ValueError(f"not readable as XML (unknown encoding: {error})") from error
 
 
 class TextLoader(yaml.BaseLoader):
@@ -125,5 +148,4 @@ def read_yaml(path: Path, problems: Problems | None = None) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}{line}: {error.problem}; expected lines such as 'names: [cat, dog]'") from error
     except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not readable as YAML ({reason})") from error
+        raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error

@@ -1,14 +1,20 @@
 """Read the layouts of the VGG Image Annotator: version 1's region data, version 2's projects and exports."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.layouts.coco_builder import CocoBuilder, NoArea, Shape, image_coordinates
-from dataset_files.layouts.outlines import ellipse_polygon, rectangle_polygon
+from dataset_files.layouts.coco_builder import (
+    CocoBuilder,
+    NoArea,
+    Shape,
+    ellipse_polygon,
+    image_coordinates,
+    rectangle_polygon,
+)
 from dataset_files.layouts.text_files import file_per_split, read_json
 from dataset_files.problems import Problems, shown
 
@@ -46,19 +52,21 @@ def read_via(source: Path, class_attribute: str | None) -> Converted:
     Raises:
         ValueError: the file is not VIA's, or it is not clear which attribute is the class.
     """
-    problems = Problems()
+    problems, folder = Problems(), source.parent
     content = read_json(source, problems)
     entries = image_entries(content, source)
     attribute = choose_attribute(entries, class_attribute, source)
-    builder, finder = CocoBuilder(source.parent, (), problems), ImageFinder(source.parent)
-    folders = [source.parent, source.parent / "images", *default_folder(content, source.parent)]
+    options = value_at(content, "_via_attributes", "region", attribute, "options")
+    builder, finder, folders = CocoBuilder(folder, (), problems), ImageFinder(folder), [folder, folder / "images"]
+    default = value_at(content, "_via_settings", "core", "default_filepath")
+    if isinstance(default, str) and default and "\0" not in default:
+        folders.append(Path(os.path.normpath(folder / default.replace("\\", "/"))))
     for entry in entries:
-        name = str(entry["filename"])
-        file_name = finder.find(name, *folders)
+        file_name = finder.find(entry["filename"], *folders)
         if file_name is None:
-            builder.problems.add("missing", shown(name))
+            problems.add("missing", shown(entry["filename"]))
         elif (image := builder.add_image(file_name)) is not None:
-            builder.add_shapes(image, shapes_of(entry, file_name, attribute, options_of(content, attribute)))
+            builder.add_shapes(image, shapes_of(entry, file_name, attribute, options))
     return builder.converted()
 
 
@@ -66,9 +74,7 @@ def image_entries(content: object, source: Path) -> list[dict]:
     """Return the entries of all images: dicts with `filename` and `regions`."""
     metadata = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     entries = list(metadata.values()) if isinstance(metadata, dict) else metadata
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in entries
-    ):
+    if not isinstance(entries, list) or not all(isinstance(value_at(entry, "filename"), str) for entry in entries):
         raise ValueError(f'{source}: expected VIA\'s {{"NAME": {{"filename": ..., "regions": [...]}}}}')
     for entry in entries:
         if not isinstance(entry.get("regions") or [], (list, dict)):
@@ -77,29 +83,18 @@ def image_entries(content: object, source: Path) -> list[dict]:
     return entries
 
 
-def default_folder(content: dict, folder: Path) -> Iterable[Path]:
-    """Yield the image folder that a project's settings name, if they do."""
-    settings = content.get("_via_settings")
-    core = settings.get("core") if isinstance(settings, dict) else None
-    path = core.get("default_filepath") if isinstance(core, dict) else None
-    if isinstance(path, str) and path and "\0" not in path:
-        yield Path(os.path.normpath(folder / path.replace("\\", "/")))
-
-
-def options_of(content: dict, attribute: str | None) -> dict:
-    """Return the descriptions of an attribute's options in a project."""
-    value: object = content
-    for key in ("_via_attributes", "region", attribute, "options"):
+def value_at(value: object, *keys: str | None) -> object:
+    """Look up keys in nested dicts; None if one is missing."""
+    for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
+    return value
 
 
 def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
     """Yield the number (from 1), shape attributes and region attributes of each region."""
     regions = entry.get("regions") or []
     for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
-        region = region if isinstance(region, dict) else {}
-        yield number, region.get("shape_attributes"), region.get("region_attributes")
+        yield number, value_at(region, "shape_attributes"), value_at(region, "region_attributes")
 
 
 def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
@@ -122,23 +117,27 @@ def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> s
     return next(iter(attributes), None)
 
 
-def shapes_of(entry: dict, file_name: str, attribute: str | None, options: dict) -> Iterator[Shape]:
+def shapes_of(entry: dict, file_name: str, attribute: str | None, options: object) -> Iterator[Shape]:
     for number, shape, values in regions_of(entry):
         label, where = class_of(values, attribute, options), f"{file_name}, region {number}"
         yield Shape(where if label else f"{where}, {shown(values)}", label, None, partial(shape_polygon, shape))
 
 
-def class_of(values: object, attribute: str | None, options: dict) -> str:
-    """Return the class name of a region, "" without one; of a checkbox, exactly one option must be ticked."""
+def class_of(values: object, attribute: str | None, options: object) -> str:
+    """Return the class name of a region, "" without one; of a checkbox, exactly one option must be ticked.
+
+    Args:
+        options: option of the attribute -> its description, if the project has descriptions.
+    """
     if attribute is None:
         return ONLY_CLASS
-    value = values.get(attribute) if isinstance(values, dict) else None
+    value = value_at(values, attribute)
     if isinstance(value, dict):
         chosen = [key for key, ticked in value.items() if ticked is True or ticked == "true"]
         value = chosen[0] if len(chosen) == 1 else None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return ""
-    description = options.get(str(value))
+    description = value_at(options, str(value))
     return (description.strip() if isinstance(description, str) else "") or str(value).strip()
 
 
@@ -162,13 +161,8 @@ def shape_polygon(shape: object) -> list[float]:
     keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
     if not isinstance(kind, str) or kind not in keys:
         raise ValueError(f"unknown shape {shown(kind)}")
-    numbers = image_coordinates([shape.get(key) for key in keys[kind]])
+    x, y, *sizes = image_coordinates([shape.get(key) for key in keys[kind]])
     if kind == "rect":
-        x, y, width, height = numbers
-        return rectangle_polygon(x, y, x + width, y + height)
-    if kind == "circle":
-        cx, cy, radius = numbers
-        return ellipse_polygon(cx, cy, radius, radius)
-    (angle,) = image_coordinates([shape.get("theta", 0)])
-    cx, cy, rx, ry = numbers
-    return ellipse_polygon(cx, cy, rx, ry, angle)
+        return rectangle_polygon(x, y, x + sizes[0], y + sizes[1])
+    angle = image_coordinates([shape.get("theta", 0)])[0] if kind == "ellipse" else 0.0
+    return ellipse_polygon(x, y, sizes[0], sizes[-1], angle)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import SPLIT_NAMES, SPLIT_ORDER, files_below, names_in
+from dataset_files.image_files import SPLIT_NAMES, files_below, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,
@@ -25,42 +25,23 @@ from dataset_files.layouts.mask_images import (
     pack_colours,
     read_mask_image,
 )
-from dataset_files.layouts.text_files import read_lines
+from dataset_files.layouts.text_files import in_order, read_lines
 from dataset_files.layouts.voc_files import (
     VOC_CLASSES,
     VOID_LABEL,
-    VOCObject,
     match_masks,
-    parse_xml,
+    read_annotation,
     read_list,
     read_objects,
-    whole_number,
 )
 from dataset_files.problems import Problems, shown
 
 NO_CLASS = ("background", "_background_", "__ignore__", "ignore")
 VOID_COLOUR = 0xE0E0C0  # of palette index 255 in VOC's colour map
 IMAGE_FOLDERS = ("JPEGImages", "Images", "images")
+CLASS_TABLES = ("labelmap.txt", "class_names.txt")
 SECOND_CLASS = 0.1  # share of an instance's pixels that is more than noise at a border
 PEEKED = 300  # XML files that are searched for class names
-
-
-@dataclass
-class ClassTable:
-    """Class names by their index and by their colour (0xRRGGBB) in masks."""
-
-    by_index: dict[int, str] = field(default_factory=dict)
-    by_colour: dict[int, str] = field(default_factory=dict)
-    has_colours: bool = False  # use the palette of a mask, not its indices
-
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(self.by_index.values()))
-
-    def keys(self, masks: MaskImage) -> tuple[np.ndarray, dict[int, str]]:
-        """Return the indices or colours of a class mask, int64 [H, W], and their class names."""
-        if masks.kind == "colour" or (masks.kind == "palette" and self.has_colours):
-            return masks.colours(), self.by_colour
-        return masks.values, self.by_index
 
 
 def find(root: Path) -> list[SplitFiles]:
@@ -72,16 +53,19 @@ def find(root: Path) -> list[SplitFiles]:
     folder = variant_folder(root)
     if folder is None or is_standard(root):
         return []
-    has_xml = any(name.endswith(".xml") for name in names_in(folder / "Annotations"))
-    if class_table_file(folder) is None and not has_xml:
+    xml = folder / "Annotations"
+    tables = [path for name in CLASS_TABLES if (path := folder / name).is_file()]
+    if not tables and not any(name.endswith(".xml") for name in names_in(xml)):
         expected = "labelmap.txt, class_names.txt or Annotations/*.xml"
         raise ValueError(f"{folder}: nothing names the classes; expected {expected}")
-    images = image_folder(folder)
-    lists = find_lists(folder)
-    sources: dict[str, Path | None] = {**lists} or {"": None}
+    instances, classes = (masks_folder(folder, name) for name in ("SegmentationObject", "SegmentationClass"))
+    images = next((path for name in IMAGE_FOLDERS if (path := folder / name).is_dir()), folder)
+    inputs = [path for path in (instances, classes, *tables[:1], xml, images) if path is not None and path.exists()]
+    reader = VariantReader(folder, images, instances or folder, classes, *tables[:1])
+    lists: dict[str, Path | None] = {**find_lists(folder)} or {"": None}
     return [
-        SplitFiles(name, path or instances_folder(folder), images, partial(read_split, folder, path), inputs_of(folder))
-        for name, path in sources.items()
+        SplitFiles(name, path or reader.instances, images, partial(reader.read, path), inputs)
+        for name, path in lists.items()
     ]
 
 
@@ -92,11 +76,6 @@ def variant_folder(root: Path) -> Path | None:
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
 
 
-def instances_folder(folder: Path) -> Path:
-    """Return SegmentationObject in a folder that `variant_folder` returned."""
-    return masks_folder(folder, "SegmentationObject") or folder / "SegmentationObject"
-
-
 def masks_folder(folder: Path, name: str) -> Path | None:
     """Return the folder of masks of a name; older labelme2voc stores arrays there and the images in a folder ...PNG."""
     for candidate in (folder / f"{name}PNG", folder / name):
@@ -105,18 +84,25 @@ def masks_folder(folder: Path, name: str) -> Path | None:
     return None
 
 
-def image_folder(folder: Path) -> Path:
-    return next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), folder)
+def find_lists(folder: Path) -> dict[str, Path]:
+    """Map split names to lists of images; "" if there is only a list of another name, such as default.txt."""
+    for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
+        lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
+        if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
+            return in_order(splits)
+        for stem in ("trainval", "default", *lists):
+            if stem in lists:
+                return {"": lists[stem]}
+    return {}
 
 
-def class_table_file(folder: Path) -> Path | None:
-    return next((p for p in (folder / "labelmap.txt", folder / "class_names.txt") if p.is_file()), None)
+# -------------------------------------------------------------------------------------------- the devkit's own layout
 
 
 def is_standard(root: Path) -> bool:
     """Whether the devkit's reader accepts a folder: XML files with its classes, palette PNGs, lists and JPEGs."""
     folder = variant_folder(root)
-    if folder is None or class_table_file(folder) is not None:
+    if folder is None or any((folder / name).is_file() for name in CLASS_TABLES):
         return False
     lists = [folder / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")]
     if not all(path.is_file() for path in lists):
@@ -147,52 +133,40 @@ def looks_standard(folder: Path, name: str) -> bool:
     return True
 
 
-def find_lists(folder: Path) -> dict[str, Path]:
-    """Map split names to lists of images; "" if there is only a list of another name, such as default.txt."""
-    for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
-        lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
-        splits = {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}
-        if splits:
-            return {name: splits[name] for name in SPLIT_ORDER if name in splits}
-        for stem in ("trainval", "default", *lists):
-            if stem in lists:
-                return {"": lists[stem]}
-    return {}
+# ------------------------------------------------------------------------------------------------------------ classes
 
 
-def inputs_of(folder: Path) -> list[Path]:
-    """Return the files and folders that are read besides the list of images."""
-    places = [masks_folder(folder, name) for name in ("SegmentationObject", "SegmentationClass")]
-    places += [class_table_file(folder), folder / "Annotations", image_folder(folder)]
-    return [path for path in places if path is not None and path.exists()]
+@dataclass
+class ClassTable:
+    """Class names by their index and by their colour (0xRRGGBB) in masks."""
+
+    by_index: dict[int, str] = field(default_factory=dict)
+    by_colour: dict[int, str] = field(default_factory=dict)
+    has_colours: bool = False  # use the palette of a mask, not its indices
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(self.by_index.values()))
 
 
-def read_class_table(folder: Path) -> ClassTable | None:
-    """Read the classes of labelmap.txt or class_names.txt; None without either.
+def read_class_table(path: Path) -> ClassTable:
+    """Read the classes of labelmap.txt or class_names.txt.
 
     Raises:
         ValueError: a line is invalid.
     """
-    path = class_table_file(folder)
-    if path is None:
-        return None
     lines = [line for line in read_lines(path) if line]
-    if path.name == "labelmap.txt":
-        return read_label_map([line for line in lines if not line.startswith("#")], path)
-    lines = lines[1:] if lines[:1] == ["__ignore__"] else lines
-    first = 0 if lines and lines[0] in NO_CLASS else 1
-    names = {k: name for k, name in enumerate(lines, start=first) if name not in NO_CLASS}
-    return ClassTable(names, {voc_colour(k): name for k, name in names.items()})
-
-
-def read_label_map(lines: list[str], path: Path) -> ClassTable:
-    """Parse CVAT's lines `name:red,green,blue:parts:actions`; the colours are those in masks."""
+    if path.name != "labelmap.txt":
+        lines = lines[1:] if lines[:1] == ["__ignore__"] else lines
+        first = 0 if lines and lines[0] in NO_CLASS else 1
+        names = {k: name for k, name in enumerate(lines, start=first) if name not in NO_CLASS}
+        return ClassTable(names, {voc_colour(k): name for k, name in names.items()})
     table = ClassTable(has_colours=True)
-    for number, line in enumerate(lines):
+    # CVAT's lines are name:red,green,blue:parts:actions, with the colours of the masks.
+    for number, line in enumerate(line for line in lines if not line.startswith("#")):
         match = re.fullmatch(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3})(?::[^:]*){0,2}", line)
         if match is None or max(map(int, match.groups()[1:])) > 255:
             raise ValueError(f"{path}: expected lines such as 'cat:128,0,0::', not {shown(line)}")
-        name, colour = match.group(1), int(pack_colours(np.array([int(v) for v in match.groups()[1:]])))
+        name, colour = match[1], int(pack_colours(np.array([int(v) for v in match.groups()[1:]])))
         if name not in NO_CLASS:
             if colour in table.by_colour:
                 raise ValueError(f"{path}: {table.by_colour[colour]!r} and {name!r} have the same colour")
@@ -209,127 +183,117 @@ def voc_colour(index: int) -> int:
     return channels[0] << 16 | channels[1] << 8 | channels[2]
 
 
-def read_split(folder: Path, listed: Path | None) -> Converted:
-    """Read the images of a list, or all that have a mask."""
-    table = read_class_table(folder)
-    builder = CocoBuilder(image_folder(folder), table.names() if table else ())
-    finder = ImageFinder(builder.image_folder)
-    if listed is not None:
-        names = list(read_list(listed, builder.problems).values())
-    else:
-        masks = instances_folder(folder)
-        names = [
-            p.relative_to(masks).with_suffix("").as_posix()
-            for p in files_below(masks)
-            if p.suffix.lower() in MASK_SUFFIXES
-        ]
-    for name in dict.fromkeys(names):
-        file_name = finder.find(f"{name}.jpg", finder.root)
-        if file_name is None:
-            builder.problems.add("missing", f"{name}.*")
+# ------------------------------------------------------------------------------------------------- images and objects
+
+
+@dataclass
+class VariantReader:
+    """Reads the images of a folder: the folders of images, of instance masks and of class masks, and the class list."""
+
+    folder: Path
+    images: Path
+    instances: Path
+    classes: Path | None
+    table_file: Path | None = None
+
+    def read(self, listed: Path | None) -> Converted:
+        """Read the images of a list, or all that have a mask."""
+        table = read_class_table(self.table_file) if self.table_file else None
+        builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
+        if listed is not None:
+            names = list(read_list(listed, builder.problems).values())
         else:
-            add_voc_image(builder, folder, name, file_name, table)
-    return builder.converted()
+            masks = (path for path in files_below(self.instances) if path.suffix.lower() in MASK_SUFFIXES)
+            names = [path.relative_to(self.instances).with_suffix("").as_posix() for path in masks]
+        for name in dict.fromkeys(names):
+            file_name = finder.find(f"{name}.jpg", finder.root)
+            if file_name is None:
+                builder.problems.add("missing", f"{name}.*")
+            else:
+                self.add_image(builder, name, file_name, table)
+        return builder.converted()
+
+    def add_image(self, builder: CocoBuilder, name: str, file_name: str, table: ClassTable | None) -> None:
+        """Add an image with its objects from the masks and, if there is one, from the XML file."""
+        problems = builder.problems
+        instances, classes = (read_mask(folder, name, problems) for folder in (self.instances, self.classes))
+        has_xml, objects = (self.folder / "Annotations" / f"{name}.xml").is_file(), []
+        try:
+            if has_xml:
+                root, size = read_annotation(self.folder, name)
+                objects = list(read_objects(root, name, size, problems).values())
+        except ValueError as error:
+            problems.add("xml", f"Annotations/{name}.xml: {error}")
+            return
+        if instances is None:
+            if not objects and (has_xml or table and table.has_colours):  # CVAT writes no masks without objects
+                builder.add_image(file_name)
+            else:
+                problems.add("masks", f"SegmentationObject/{name}.png: missing or unusable")
+            return
+        if classes is not None and classes.size != instances.size:
+            problems.add("masks", f"{name}: SegmentationObject and SegmentationClass differ in size")
+            return
+        image = builder.add_image(file_name, instances.size)
+        if image is None:
+            return
+        void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
+        try:
+            crops, _ = instance_crops(np.where(instances.values == void, 0, instances.values), is_grey=False)
+        except Blurred as error:
+            problems.add("blurred masks", f"SegmentationObject/{name}: {error}")
+            return
+        names = [class_of_crop(crop, classes, table, problems, file_name) if table else None for crop in crops]
+        matched = match_masks(objects, crops, names)
+        for thing, mask in zip(objects, matched):
+            crops_of = [] if mask is None else [mask]
+            builder.add_object(image, thing.name, crops=crops_of, box=thing.box, crowd=thing.difficult)
+        taken = {id(mask) for mask in matched}
+        for crop, class_name in zip(crops, names):
+            if id(crop) in taken:
+                continue
+            if class_name is not None:
+                builder.add_object(image, class_name, crops=[crop])
+            elif not table:
+                place = f"x {crop[0]}, y {crop[1]}"
+                problems.add("no class", f"{file_name}: a mask at {place} without an object in the XML")
 
 
-def add_voc_image(builder: CocoBuilder, folder: Path, name: str, file_name: str, table: ClassTable | None) -> None:
-    """Add an image with its objects from the masks and, if there is one, from the XML file."""
-    instances, classes = (
-        read_masks(builder, masks_folder(folder, kind), name) for kind in ("SegmentationObject", "SegmentationClass")
-    )
-    try:
-        xml_objects = read_xml(builder, folder, name)
-    except ValueError as error:
-        builder.problems.add("xml", f"Annotations/{name}.xml: {error}")
-        return
-    if instances is None:
-        # CVAT writes no masks where there is no object.
-        if not xml_objects and (xml_objects is not None or (table and table.has_colours)):
-            builder.add_image(file_name)
-        else:
-            builder.problems.add("masks", f"SegmentationObject/{name}.png: missing or unusable")
-        return
-    if classes is not None and classes.size != instances.size:
-        builder.problems.add("masks", f"{name}: SegmentationObject and SegmentationClass differ in size")
-        return
-    image = builder.add_image(file_name, instances.size)
-    if image is None:
-        return
-    void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
-    values = np.where(instances.values == void, 0, instances.values)
-    try:
-        crops, _ = instance_crops(values, is_grey=False)
-    except Blurred as error:
-        builder.problems.add("blurred masks", f"SegmentationObject/{name}: {error}")
-        return
-    names: list[str | None] = [None] * len(crops)
-    if table:
-        names = [class_of_crop(builder, crop, classes, table, file_name) for crop in crops]
-    matched = match_masks(xml_objects or [], crops, names)
-    for thing, mask in zip(xml_objects or [], matched):
-        crops_of = [] if mask is None else [mask]
-        builder.add_object(image, thing.name, crops=crops_of, box=thing.box, crowd=thing.difficult)
-    taken = {id(mask) for mask in matched}
-    for crop, class_name in zip(crops, names):
-        if id(crop) in taken:
-            continue
-        if class_name is not None:
-            builder.add_object(image, class_name, crops=[crop])
-        elif not table:
-            place = f"x {crop[0]}, y {crop[1]}"
-            builder.problems.add("no class", f"{file_name}: a mask at {place} without an object in the XML")
-
-
-def read_masks(builder: CocoBuilder, folder: Path | None, name: str) -> MaskImage | None:
+def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage | None:
     """Read a mask image; None if it is missing or cannot be used, which is noted."""
-    if folder is None:
-        return None
-    path = next((path for suffix in MASK_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
-    if path is None:
-        return None
+    paths = [] if folder is None else [folder / f"{name}{suffix}" for suffix in MASK_SUFFIXES]
+    path = next((path for path in paths if path.is_file()), None)
     try:
-        return read_mask_image(path)
+        return None if path is None else read_mask_image(path)
     except (ValueError, OSError) as error:
-        builder.problems.add("masks", f"{folder.name}/{path.name}: {error}")
+        problems.add("masks", f"{path.parent.name}/{path.name}: {error}")
         return None
 
 
 def class_of_crop(
-    builder: CocoBuilder, crop: Crop, classes: MaskImage | None, table: ClassTable, file_name: str
+    crop: Crop, classes: MaskImage | None, table: ClassTable, problems: Problems, file_name: str
 ) -> str | None:
     """Return the most frequent class of an instance's pixels; None if there is none, which is noted."""
     left, top, pixels = crop
     if classes is None:
         if len(table.names()) == 1:
             return table.names()[0]
-        builder.problems.add("no class", f"{file_name}: there is no SegmentationClass for it")
+        problems.add("no class", f"{file_name}: there is no SegmentationClass for it")
         return None
-    keys, names = table.keys(classes)
-    void = VOID_COLOUR if names is table.by_colour else VOID_LABEL
+    in_colours = classes.kind == "colour" or (classes.kind == "palette" and table.has_colours)
+    keys, names, void = classes.values, table.by_index, VOID_LABEL
+    if in_colours:
+        keys, names, void = classes.colours(), table.by_colour, VOID_COLOUR
     found = keys[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels]
     numbers, counts = np.unique(found[(found != void) & (found != 0)], return_counts=True)
     if not len(numbers):
-        builder.problems.add("no class", f"{file_name}: background in SegmentationClass at x {left}, y {top}")
+        problems.add("no class", f"{file_name}: background in SegmentationClass at x {left}, y {top}")
         return None
     order = counts.argsort()
     if len(order) > 1 and counts[order[-2]] > SECOND_CLASS * counts.sum():
-        builder.problems.add("two classes", f"{file_name}, at x {left}, y {top}")
+        problems.add("two classes", f"{file_name}, at x {left}, y {top}")
     best = int(numbers[order[-1]])
     if best not in names:
-        colour = f"{best >> 16},{best >> 8 & 255},{best & 255}" if names is table.by_colour else str(best)
-        builder.problems.add("colour", f"{file_name}: {colour}")
+        colour = f"{best >> 16},{best >> 8 & 255},{best & 255}" if in_colours else str(best)
+        problems.add("colour", f"{file_name}: {colour}")
     return names.get(best)
-
-
-def read_xml(builder: CocoBuilder, folder: Path, name: str) -> list[VOCObject] | None:
-    """Read the objects of an image's XML file; None if there is no such file.
-
-    Raises:
-        ValueError: the file cannot be used.
-    """
-    path = folder / "Annotations" / f"{name}.xml"
-    if not path.is_file():
-        return None
-    root = parse_xml(path)
-    size = (whole_number(root, "size/height"), whole_number(root, "size/width"))
-    return list(read_objects(root, name, size, builder.problems).values())

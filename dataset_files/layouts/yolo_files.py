@@ -55,10 +55,11 @@ class LabelFiles:
 
     def __init__(self, split: YoloSplit):
         self.split = split
-        self.images = listed_images(split)
-        self.folders = {
-            folder: label_folder(folder, split.base) for folder in dict.fromkeys(path.parent for path in self.images)
-        }
+        self.images: dict[Path, str] = {}
+        for entry in split.entries:  # which may be the folder above images/ and labels/
+            inside = {path: path.name for path in images_below(entry)} if entry.is_dir() else None
+            self.images |= images_of_list(entry, split.base) if inside is None else inside
+        self.folders = {path: label_folder(path, split.base) for path in dict.fromkeys(i.parent for i in self.images)}
         self.names = {place: set(names_in(place)) for pair in self.folders.items() for place in pair}
         self.beside: list[Path] = []
         self.of_images = {image: self.label_file(image) for image in self.images}
@@ -109,36 +110,21 @@ def inputs_of(split: YoloSplit) -> list[Path]:
     return [*split.entries, *(replaced_folder(folder, split.base) for folder in folders), *listed]
 
 
-def listed_images(split: YoloSplit) -> dict[Path, str]:
-    """Return the images of a split, see `LabelFiles`."""
-    found: dict[Path, str] = {}
-    for entry in split.entries:
-        if entry.is_dir():
-            # An entry may be the folder above images/ and labels/.
-            found |= {path: path.name for path in images_below(entry)}
-        else:
-            found |= images_of_list(entry, split.base)
-    return found
-
-
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths: relative to the list or to `base`, or from another machine."""
-    finder = ImageFinder(base)
-    images = {}
+    """Read a list of image paths, relative to the list or to `base`, or from another machine: path -> line.
+
+    An image is found by as many of its last folders as lead to a file.
+    """
+    finder, images = ImageFinder(base), {}
     for line in filter(None, (line.replace("\\", "/") for line in read_lines(path))):
         if not is_image_name(line):
             raise ValueError(f"{path}: expected one image path per line, not {shown(line)}")
-        file_name = listed_image(finder, line, path.parent)
+        parts = [part for part in PurePosixPath(line).parts if part not in (".", "..")]
+        tails = [line, *("/".join(parts[k:]) for k in range(len(parts)))]
+        found = (finder.at(place, tail) for tail in tails for place in (path.parent, base))
+        file_name = next((one for one in found if one is not None), None) or finder.find(line)
         images[base / file_name if file_name else base / line.lstrip("/")] = line
     return images
-
-
-def listed_image(finder: ImageFinder, line: str, folder: Path) -> str | None:
-    """Find an image of a list by as many of its last folders as lead to a file, relative to the finder's root."""
-    parts = [part for part in PurePosixPath(line).parts if part not in (".", "..")]
-    tails = ["/".join(parts[k:]) for k in range(len(parts))]
-    found = (finder.at(place, tail) for tail in (line, *tails) for place in (folder, finder.root))
-    return next((one for one in found if one is not None), None) or finder.find(line)
 
 
 def label_folder(images: Path, base: Path) -> Path:
@@ -148,14 +134,13 @@ def label_folder(images: Path, base: Path) -> Path:
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    inner = list(images.relative_to(base).parts) if images.is_relative_to(base) else []
-    for parts, root in ((inner, base), (list(images.parts), None)):
-        lowered = [part.lower() for part in parts]
-        if "images" in lowered:
-            place = len(parts) - 1 - lowered[::-1].index("images")
-            replaced = [*parts[:place], "labels", *parts[place + 1 :]]
-            folder = Path(*replaced) if root is None else root.joinpath(*replaced)
-            if folder.is_dir() or root is not None:
+    """Replace the last "images" in a path by "labels": in its part below `base`; else anywhere, if that exists."""
+    inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
+    for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
+        places = [k for k, part in enumerate(parts) if part.lower() == "images"]
+        if places:
+            folder = root.joinpath(*parts[: places[-1]], "labels", *parts[places[-1] + 1 :])
+            if is_inside or folder.is_dir():
                 return folder
     return images
 
@@ -191,27 +176,39 @@ def read_yolo(split: YoloSplit) -> Converted:
 
 def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSplit) -> list[list[float]]:
     """Add the objects of one label file, one per line, and return the coordinates of the outlines."""
-    name, outlines = split.short(path), []
+    problems, name, outlines = builder.problems, split.short(path), []
+    edges = image["width"], image["height"]
     try:
-        lines = read_lines(path, builder.problems)
+        lines = read_lines(path, problems)
     except ValueError as error:
-        builder.problems.add("label line", str(error))
+        problems.add("label line", str(error))
         return []
     for number, line in enumerate(lines, start=1):
+        where = f"{name}, line {number}"
         if not line:
             continue
-        where = f"{name}, line {number}"
         try:
             class_id, values = parse_label_line(line)
+            x, y, w, h = values[:4]
+            is_box = len(values) == 4
+            if is_box and (w <= 0 or h <= 0):
+                raise ValueError(f"a box of width {w:g} and height {h:g}")
         except ValueError as error:
-            builder.problems.add("label line", f"{where}: {error}")
+            problems.add("label line", f"{where}: {error}")
             continue
         if class_id >= len(split.class_names):
-            builder.problems.add("class id", f"{where}: {class_id} of {len(split.class_names)} classes from 0")
+            problems.add("class id", f"{where}: {class_id} of {len(split.class_names)} classes from 0")
             continue
-        add_labelled(builder, image, split.class_names[class_id], values, where)
-        if len(values) > 4:
+        corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2] if is_box else values
+        if min(corners) < -OUTSIDE or max(corners) > 1 + OUTSIDE:
+            problems.add("clipped", where)
+        scaled = [value * edges[k % 2] for k, value in enumerate(corners)]
+        if is_box:
+            x1, y1, x2, y2 = (min(max(value, 0.0), float(edges[k % 2])) for k, value in enumerate(scaled))
+            builder.add_object(image, split.class_names[class_id], box=(x1, y1, x2, y2))
+        else:
             outlines.append(values)
+            builder.add_object(image, split.class_names[class_id], polygons=[scaled])
     return outlines
 
 
@@ -247,11 +244,7 @@ def are_poses(outlines: list[list[float]]) -> bool:
 
 
 def parse_label_line(line: str) -> tuple[int, list[float]]:
-    """Parse the class number and the coordinates of a line.
-
-    Raises:
-        ValueError: it is not a class and a box or outline in fractions of the image.
-    """
+    """Parse a class number and a box (centre, width, height) or outline, in fractions of the image; else ValueError."""
     try:
         first, *values = (float(word) for word in line.split())
     except ValueError:
@@ -267,24 +260,3 @@ def parse_label_line(line: str) -> tuple[int, list[float]]:
     if min(values) < -FAR or max(values) > 1 + FAR:
         raise ValueError(f"has the coordinate {max(values, key=abs):g}; expected fractions of the image, 0 to 1")
     return int(first), values
-
-
-def add_labelled(builder: CocoBuilder, image: dict, class_name: str, values: list[float], where: str) -> None:
-    """Add an object from fractions of the image: the centre, width and height of a box, or an outline."""
-    width, height = image["width"], image["height"]
-    if len(values) == 4:
-        x, y, w, h = values
-        corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        if w <= 0 or h <= 0:
-            builder.problems.add("label line", f"{where}: a box of width {w:g} and height {h:g}")
-            return
-    else:
-        corners = values
-    if min(corners) < -OUTSIDE or max(corners) > 1 + OUTSIDE:
-        builder.problems.add("clipped", where)
-    scaled = [value * (height if k % 2 else width) for k, value in enumerate(corners)]
-    if len(values) == 4:
-        x1, y1, x2, y2 = (min(max(v, 0.0), float(width if k % 2 == 0 else height)) for k, v in enumerate(scaled))
-        builder.add_object(image, class_name, box=(x1, y1, x2, y2))
-    else:
-        builder.add_object(image, class_name, polygons=[scaled])

@@ -62,7 +62,9 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
         raise ValueError(f"{yaml}: expected lines such as 'train: images/train', not {shown(content)}")
     if "kpt_shape" in content:
         raise ValueError(f"{yaml}: has kpt_shape: {POSES}")
-    class_names, base = read_class_names(content.get("names"), yaml), base_folder(content.get("path"), yaml)
+    class_names, path = read_class_names(content.get("names"), yaml), content.get("path")
+    named = yaml.parent / path.replace("\\", "/") if isinstance(path, str) and path else yaml.parent
+    base = named if named.is_dir() else yaml.parent
     splits: dict[str, YoloSplit] = {}
     missing: list[str] = []
     taken: dict[Path, str] = {}
@@ -73,15 +75,18 @@ def read_splits(yaml: Path) -> dict[str, YoloSplit]:
             continue
         if not all(isinstance(one, str) for one in wanted):
             raise ValueError(f"{yaml}: expected '{key}: folder' or a list of folders, not {shown(value)}")
-        entries = {one: resolve(one, base, yaml.parent) for one in wanted}
-        for one, path in entries.items():
-            if path is not None and taken.setdefault(path, one) != one:
-                both = f"{taken[path]!r} and {one!r}"
-                raise ValueError(f"{yaml}: {both} both lead to {path}; write where each of them is, e.g. images/val")
-        missing += [f"{key}: {one} in {yaml.name}" for one, path in entries.items() if path is None]
-        there = [path for path in entries.values() if path is not None]
-        if there:
-            splits[name] = YoloSplit(yaml, common_base(base, there), class_names, there, problems)
+        entries = []
+        for one in dict.fromkeys(wanted):
+            place = resolve(one, base, yaml.parent)
+            if place is None:
+                missing.append(f"{key}: {one} in {yaml.name}")
+                continue
+            if taken.setdefault(place, one) != one:
+                both = f"{taken[place]!r} and {one!r}"
+                raise ValueError(f"{yaml}: {both} both lead to {place}; write where each of them is, e.g. images/val")
+            entries.append(place)
+        if entries:
+            splits[name] = YoloSplit(yaml, common_base(base, entries), class_names, entries, problems)
     if not splits:
         raise ValueError(f"{yaml}: names no folder that exists ({shown(missing)}, looked for in {base})")
     problems.add_all("no split", missing, str)
@@ -99,15 +104,6 @@ def read_class_names(names: object, yaml: Path) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"{yaml}: names has {shown(next(n for n in names if names.count(n) > 1))} more than once")
     return names
-
-
-def base_folder(path: object, yaml: Path) -> Path:
-    """Return the folder of the data: `path` if it exists, else the YAML's folder."""
-    if isinstance(path, str) and path:
-        named = yaml.parent / path.replace("\\", "/")
-        if named.is_dir():
-            return named
-    return yaml.parent
 
 
 def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
@@ -128,15 +124,13 @@ def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
 
 def common_base(base: Path, entries: list[Path]) -> Path:
     """Return the folder that file names are relative to: `base` if all entries lie in it, else one above them all."""
-    base = Path(base)
     if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
         return base
     resolved = [entry.resolve() for entry in entries]
     shared = resolved[0] if resolved[0].is_dir() else resolved[0].parent
     while not all(entry.is_relative_to(shared) for entry in resolved):
         shared = shared.parent
-    # One level up, so that it also contains the folders of labels.
-    return shared.parent
+    return shared.parent  # which also contains the folders of labels
 
 
 # --------------------------------------------------------------------------------------------------- without a YAML
@@ -176,12 +170,13 @@ def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | 
     labels, splits = root / "labels", split_folders(root).values()
     places = [root, root / "data", labels, *split_folders(labels).values(), root / "images"]
     places += [place for split in splits for place in (split, split / "labels")]
-    lists = {
-        path: read_class_list(path, problems)
-        for place in places
-        for name in CLASS_LISTS
-        if (path := place / name).is_file()
-    }
+    paths = [place / name for place in places for name in CLASS_LISTS]
+    lists = {path: read_lines(path, problems) for path in paths if path.is_file()}
+    for path, names in lists.items():
+        while names and not names[-1]:
+            names.pop()
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"{path}: expected one class name per line, none empty or repeated, not {shown(names)}")
     if not lists:
         return None
     longest = max(lists, key=lambda path: len(lists[path]))
@@ -189,17 +184,3 @@ def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | 
         if names != lists[longest][: len(names)]:
             raise ValueError(f"{path}: numbers the classes differently from {longest}; keep the right one")
     return longest, lists[longest]
-
-
-def read_class_list(path: Path, problems: Problems) -> list[str]:
-    """Read one class name per line.
-
-    Raises:
-        ValueError: the file is not text, or has empty or repeated lines.
-    """
-    names = read_lines(path, problems)
-    while names and not names[-1]:
-        names.pop()
-    if not names or not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected one class name per line, none empty or repeated, not {shown(names)}")
-    return names

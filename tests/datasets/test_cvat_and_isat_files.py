@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_files.layouts import cvat_files, isat_files
-from tests.helpers.layout_checks import classes_of, contents, mask_of, only
+from dataset_files.layouts import cvat_files
+from tests.helpers.layout_checks import ISAT, classes_of, contents, mask_of, only
 from tests.helpers.layout_writers import SAMPLES, WRITERS, write_cvat_xml
 
 # pycocotools' decoder and numpy 2 do not yet agree on what __array__ takes.
@@ -162,7 +162,7 @@ def test_isat_bad_objects_are_named_and_background_is_no_class(tmp_path: Path) -
         "x",
     ]
     path.write_text(json.dumps(content))
-    converted = only(isat_files, tmp_path)
+    converted = only(ISAT, tmp_path)
     assert converted.problems.counts == {"ignored": 1, "no class": 2, "outline": 1}
     assert sorted(classes_of(converted)) == ["cat", "dog"]
 
@@ -171,4 +171,4 @@ def test_isat_groups_of_other_categories_are_apart(tmp_path: Path) -> None:
     WRITERS["ISAT"](tmp_path, SAMPLES[:1])
     path = tmp_path / "a.json"
     path.write_text(path.read_text().replace('"group": 2', '"group": 1'))
-    assert len(only(isat_files, tmp_path).content["annotations"]) == 2
+    assert len(only(ISAT, tmp_path).content["annotations"]) == 2

@@ -8,7 +8,6 @@ import pytest
 
 from dataset_files.layouts import (
     cvat_files,
-    isat_files,
     labelme_files,
     mask_folders,
     via_files,
@@ -16,11 +15,11 @@ from dataset_files.layouts import (
     yolo_files,
 )
 from dataset_files.layouts.find import find_layout
-from tests.helpers.layout_checks import check_same, mask_of
+from tests.helpers.layout_checks import ISAT, check_same, mask_of
 from tests.helpers.layout_writers import SAMPLES, SPLIT, WRITERS
 
 MODULES = {
-    "labelme": labelme_files, "labelme in split folders": labelme_files, "ISAT": isat_files,
+    "labelme": labelme_files, "labelme in split folders": labelme_files, "ISAT": ISAT,
     "CVAT for images": cvat_files, "YOLO": yolo_files,
     "YOLO by Roboflow": yolo_files, "VIA 1": via_files, "VIA 2": via_files, "labelme2voc": voc_variants,
     "CVAT segmentation mask": voc_variants, "VOC with own classes": voc_variants, "Penn-Fudan": mask_folders,

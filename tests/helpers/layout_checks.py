@@ -1,5 +1,6 @@
 """What the tests of foreign layouts share: reading a folder, and comparing what was read with what was written."""
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -7,10 +8,17 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.layouts import labelme_files
 from tests.helpers.layout_writers import ONE_CLASS, WITH_CROWDS, Sample
 
 # A disc of radius 12 around (30, 20) in an image of 40 x 60.
 DISC = np.add.outer((np.arange(40) + 0.5 - 20) ** 2, (np.arange(60) + 0.5 - 30) ** 2) <= 144
+
+
+class ISAT:
+    """In place of a reader's module."""
+
+    find = staticmethod(partial(labelme_files.find, tool=labelme_files.ISAT))
 
 
 def mask_of(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
@@ -24,7 +32,7 @@ def contents(splits: list[SplitFiles]) -> dict[str, Converted]:
     return {split.name: split.convert() for split in splits}
 
 
-def only(module: ModuleType, root: Path, **options) -> Converted:
+def only(module: ModuleType | type, root: Path, **options) -> Converted:
     """The content of a folder without splits."""
     (split,) = module.find(root, **options)
     return split.convert()

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from dataset_files import image_headers
 from dataset_files.image_headers import check_images
 from dataset_files.image_reading import read_image
-from dataset_files.layouts.voc_files import parse_xml
+from dataset_files.layouts.text_files import parse_xml
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import as_rgb, is_turned
 from prediction.sources import unique_names
