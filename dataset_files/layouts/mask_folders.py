@@ -64,7 +64,7 @@ class MaskFolders:
         if self.class_folders:
             found = [(self.mask_of(image, Path(name)), name) for name in self.class_folders]
             return [(path, name) for path, name in found if path is not None]
-        return [(path, *self.class_names()) for path in self.own_masks(image)]
+        return [(path, name) for path in self.own_masks(image) for name in self.class_names()]
 
     def own_masks(self, image: Path) -> list[Path]:
         """Return the one mask that is named like the image, else the masks in a folder that is."""
@@ -159,7 +159,9 @@ class MaskSplit:
             problems.add("masks", f"{file_name}: its masks differ in size")
             return {}
         image = builder.add_image(file_name, *sizes)
-        for name, (mask, class_name) in read.items() if image is not None else ():
+        if image is None:
+            return {}
+        for name, (mask, class_name) in read.items():
             try:
                 crops, is_cut = instance_crops(mask.values, mask.kind == "grey")
             except Blurred as error:

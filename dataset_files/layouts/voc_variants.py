@@ -262,12 +262,13 @@ class VariantReader:
 def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage | None:
     """Read a mask image; None if it is missing or cannot be used, which is noted."""
     paths = [] if folder is None else [folder / f"{name}{suffix}" for suffix in MASK_SUFFIXES]
-    path = next((path for path in paths if path.is_file()), None)
-    try:
-        return None if path is None else read_mask_image(path)
-    except (ValueError, OSError) as error:
-        problems.add("masks", f"{path.parent.name}/{path.name}: {error}")
-        return None
+    for path in filter(Path.is_file, paths):
+        try:
+            return read_mask_image(path)
+        except (ValueError, OSError) as error:
+            problems.add("masks", f"{path.parent.name}/{path.name}: {error}")
+            break
+    return None
 
 
 def class_of_crop(
