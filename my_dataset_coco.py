@@ -64,7 +64,7 @@ class CocoDetection(Dataset):
         self.index, self.reading, self.problems = opened.index, opened.reading, opened.problems
         self.problems.require_none_wrong(self.source, plan.skip_bad)
         self.transforms = transforms
-        self.exif = plan.exif
+        self.form = plan.form
         self.category_ids = labels_of_categories(list(self.index.categories))
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
@@ -100,11 +100,11 @@ class CocoDetection(Dataset):
         """Return item i.
 
         Returns:
-            Image uint8 [3, H, W] and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels`
-            int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
+            Image uint8 [3, H, W], or as `form` says, and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the
+            image, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
         """
         path = self.image_path(i)
-        image = read_image(path, self.get_height_and_width(i), self.exif)
+        image = read_image(path, self.get_height_and_width(i), self.form)
         target = self.target(i)
         if tuple(image.shape[-2:]) != target["masks"].size:
             height, width = target["masks"].size

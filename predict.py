@@ -34,6 +34,8 @@ def main(settings: PredictSettings) -> None:
         require_json_only(settings, "--webcam")
 
     predictor = Predictor.of_trained(open_trained_model(settings), settings)
+    if settings.webcam is not None:
+        predictor.require_rgb("--webcam")
     inputs = settings.weights_path, settings.label_json_path
     if settings.webcam is None:
         given = settings.img_path or [str(example_image(predictor.trained))]

@@ -87,7 +87,7 @@ def main(settings: TrainSettings) -> None:
     # Model
     with reading_input():
         num_classes = num_classes_for(train_set, settings.num_classes)
-        model, config = build_training_model(settings, num_classes, checkpoint, classes.names)
+        model, config = build_training_model(settings, num_classes, checkpoint, classes.names, train_set)
     if settings.sync_bn:
         use_sync_bn(model, device)
     model.to(device).to(memory_format=torch.channels_last)

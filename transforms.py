@@ -1,8 +1,9 @@
 """Transform an image and its target between file and batch: (image, target) -> (image, target).
 
-Images are uint8 [3, H, W], red, green, blue; targets have boxes and compact masks in the same frame. All random
-numbers come from torch's RNG, which `SeededItems` seeds per item. Only `CopyPaste` resamples images: transforms that
-change the scale store a `View` in the target, and the network's own resize carries it out.
+Images are uint8 [3, H, W], red, green, blue, or with --channels uint8 or float32 [C, H, W]; targets have boxes and
+compact masks in the same frame. All random numbers come from torch's RNG, which `SeededItems` seeds per item. Only
+`CopyPaste` resamples images: transforms that change the scale store a `View` in the target, and the network's own
+resize carries it out.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,6 +64,9 @@ class ColorJitter:
 
     The factors mean the same as in torchvision's ColorJitter. As all three are linear in the colours, they are applied
     as one matrix, and values are rounded and clipped once, which takes a tenth of the time.
+
+    Images other than RGB have no saturation, and their values may have any offset. The contrast of each channel changes
+    around its mean, and its brightness by up to `strength` times its standard deviation.
     """
 
     grey = torch.tensor([[0.299, 0.587, 0.114]])  # luma of red, green, blue (ITU-R BT.601)
@@ -77,6 +81,11 @@ class ColorJitter:
 
     def change(self, image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
         pixels = image.flatten(1).float()
+        if not is_rgb(image):
+            deviation, mean = torch.std_mean(pixels, dim=1, keepdim=True, correction=0)
+            changed = (pixels - mean) * contrast + (mean + (brightness - 1) * deviation)
+            changed = changed.round_().clamp_(0, 255) if image.dtype == torch.uint8 else changed
+            return changed.to(image.dtype).view(image.shape)
         to_grey = self.grey.expand(3, 3)
         matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * to_grey)
         middle = brightness * (1 - contrast) * (to_grey @ pixels.mean(dim=1, keepdim=True))
@@ -175,10 +184,15 @@ class CopyPaste:
         return collate_fn([paste(*item, *source) for item, source in zip(items, items[-1:] + items[:-1])])
 
 
+def is_rgb(image: Tensor) -> bool:
+    return image.dtype == torch.uint8 and len(image) == 3
+
+
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Apply an item's view: resize the image and pad it with ImageNet's mean colour."""
+    """Apply an item's view: resize the image and pad it with ImageNet's mean colour, or with its own if not RGB."""
     view: View = target["view"]
-    frame = torch.tensor(IMAGENET_MEAN).mul(255).round().to(torch.uint8)[:, None, None].repeat(1, *view.frame)
+    fill = torch.tensor(IMAGENET_MEAN).mul(255).round() if is_rgb(image) else image.flatten(1).float().mean(dim=1)
+    frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)
     frame[:, : view.height, : view.width] = resize_to_view(image, view)
     boxes = resize_boxes(target["boxes"], target["masks"].size, (view.height, view.width))
     masks = target["masks"].resize(view.height, view.width, view.frame).in_current_frame()

@@ -93,7 +93,7 @@ def compare_two(settings: ValidationSettings) -> None:
         print(f"data: {data}\n{table(compared)}")
         if settings.report:
             facts = {"data": data, "options": given_options(settings)}
-            print(f"page in {write_comparison(report_folder(settings), compared, facts, sides.exif)}")
+            print(f"page in {write_comparison(report_folder(settings), compared, facts, sides.form)}")
 
 
 def score_results_json(settings: ValidationSettings) -> None:

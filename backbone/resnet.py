@@ -23,6 +23,7 @@ class ResNet(nn.Module):
         returned_layers: the stages whose outputs are returned, out of 1..4 (C2..C5 of the FPN paper), ascending.
         stride_in_1x1: whether the stride of a stage is in the first 1x1 convolution of its first block (the paper,
             Detectron2) or in the 3x3 convolution (torchvision).
+        in_channels: channels of the images.
     """
 
     def __init__(
@@ -30,23 +31,24 @@ class ResNet(nn.Module):
         norm_layer: NormLayer = nn.BatchNorm2d,
         returned_layers: Sequence[int] = (1, 2, 3, 4),
         stride_in_1x1: bool = False,
+        in_channels: int = 3,
     ):
         super().__init__()
         returned_layers = sorted(returned_layers)
         if not returned_layers or returned_layers[0] < 1 or returned_layers[-1] > 4:
             raise ValueError(f"returned_layers must name stages out of 1..4, got {list(returned_layers)}")
         self.returned_layers = returned_layers
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm_layer(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        in_channels = 64
+        width_before = 64
         for stage in range(1, returned_layers[-1] + 1):
             width = STAGE_WIDTHS[stage - 1]
             stride = 1 if stage == 1 else 2
-            layer = make_stage(in_channels, width, STAGE_BLOCKS[stage - 1], stride, norm_layer, stride_in_1x1)
+            layer = make_stage(width_before, width, STAGE_BLOCKS[stage - 1], stride, norm_layer, stride_in_1x1)
             self.add_module(f"layer{stage}", layer)
-            in_channels = width * Bottleneck.expansion
+            width_before = width * Bottleneck.expansion
         self.reset_parameters()
 
     @property
@@ -55,7 +57,7 @@ class ResNet(nn.Module):
         return [STAGE_WIDTHS[stage - 1] * Bottleneck.expansion for stage in self.returned_layers]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> [B, C_i, H / 2^(i+1), W / 2^(i+1)] per returned stage i, finest first."""
+        """[B, in_channels, H, W] -> [B, C_i, H / 2^(i+1), W / 2^(i+1)] per returned stage i, finest first."""
         x = self.maxpool(self.relu(conv_norm(images, self.conv1, self.bn1)))
         outputs = []
         for stage in range(1, self.returned_layers[-1] + 1):

@@ -20,6 +20,7 @@ def resnet50_fpn_backbone(
     extra_blocks: nn.Module | None = None,
     fpn_norm_layer: NormLayer | None = None,
     stride_in_1x1: bool = False,
+    in_channels: int = 3,
 ) -> "BackboneWithFPN":
     """Build the backbone of Mask R-CNN.
 
@@ -31,9 +32,9 @@ def resnet50_fpn_backbone(
         returned_layers: the ResNet stages that the pyramid is built on, out of 1..4; all by default.
         extra_blocks: adds further levels; `LastLevelMaxPool` by default.
         fpn_norm_layer: normalisation inside the FPN (the v2 model); none by default.
-        stride_in_1x1: see `ResNet`.
+        stride_in_1x1, in_channels: see `ResNet`.
     """
-    body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers, stride_in_1x1)
+    body = ResNet(norm_layer, (1, 2, 3, 4) if returned_layers is None else returned_layers, stride_in_1x1, in_channels)
     if pretrain_path:
         load_classification_weights(body, pretrain_path)
     body.freeze_all_but(trainable_layers)
@@ -62,6 +63,8 @@ class BackboneWithFPN(nn.Module):
 def load_classification_weights(body: ResNet, path: str | Path) -> None:
     """Load the state dict of a classification ResNet-50; its `fc` and stages that `body` does not have are ignored.
 
+    The first convolution is extended to the channels of `body`, see `extend_stem`.
+
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: the file is not such a state dict; the message names the entries that do not fit.
@@ -78,6 +81,8 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
     own = body.state_dict()
     unused = {f"layer{stage}." for stage in range(body.returned_layers[-1] + 1, 5)} | {"fc."}
     weights = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
+    if isinstance(weights.get("conv1.weight"), Tensor):
+        weights["conv1.weight"] = extend_stem(weights["conv1.weight"], body.conv1.in_channels)
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in weights if k not in own and not k.endswith("num_batches_tracked")]
     misshapen = [k for k in own if k in weights and own[k].shape != weights[k].shape]
@@ -87,3 +92,16 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
             f"unexpected {unexpected[:3]} ({len(unexpected)}), with other shapes {misshapen[:3]} ({len(misshapen)})"
         )
     body.load_state_dict(weights, strict=False)
+
+
+def extend_stem(weight: Tensor, channels: int) -> Tensor:
+    """Convert a first convolution from RGB to images of other channels, [C_out, 3, k, k] -> [C_out, channels, k, k].
+
+    From three channels on, the first three are copied; all others are the mean of the three. The scale makes the
+    response to grey images what it was.
+    """
+    if weight.ndim != 4 or weight.shape[1] != 3 or channels == 3:
+        return weight
+    mean = weight.mean(dim=1, keepdim=True)
+    kept = weight if channels > 3 else weight[:, :0]
+    return torch.cat((kept, mean.expand(-1, channels - kept.shape[1], -1, -1)), dim=1) * (3 / channels)

@@ -15,8 +15,8 @@ from dataset_files.coco_file import NoCategory
 from dataset_files.coco_masks import area_of_mask, box_of_mask
 from dataset_files.conversion import Converted
 from dataset_files.file_names import resolve
+from dataset_files.image_files import read_size
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.rgb_images import open_image
 from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
 # Kinds of problems that a repair may fix; "missing" is found by the image check.
@@ -204,9 +204,8 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
         return
     else:
         try:
-            with open_image(folder / name) as opened:
-                size = opened.size[::-1]
-        except Exception:  # Pillow can raise any exception for a broken file; the image check reports it
+            size = read_size(folder / name, upright=False)
+        except (ValueError, OSError):  # the image check reports it
             return
     image["height"], image["width"] = size
     problems.add("no size", f"{name_of(image)}: {size[1]}x{size[0]}")

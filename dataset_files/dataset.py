@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from dataset_files.problems import Problems
+from dataset_files.stored_images import RGB, ImageForm
 
 
 class ObjectCounts(NamedTuple):
@@ -40,23 +41,23 @@ class ItemPlan(NamedTuple):
         images: names of the images to use, if one file is divided into training and validation; None for all.
         keep_empty: also train on images without any annotation, as background.
         skip_bad: drop invalid images and annotations instead of raising; `problems` lists them either way.
-        exif: how images with an EXIF orientation are read, see `read_image`.
+        form: how images are read, see `read_image`.
     """
 
     images: Set[str] | None = None
     keep_empty: bool = False
     skip_bad: bool = False
-    exif: str | None = None
+    form: ImageForm = RGB
 
 
 EVERYTHING = ItemPlan()
 
 
 class InstanceDataset(Protocol):
-    """Images and instances of one split. Only `transforms` may change once it is built.
+    """Images and instances of one split. Only `transforms` and `form` may change once it is built.
 
-    An item is an image, uint8 [3, H, W], and a target: `boxes` float32 [N, 4], x1y1x2y2 in pixels, `labels` int64
-    [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
+    An item is an image, uint8 [3, H, W], or [C, H, W] as `form` says, and a target: `boxes` float32 [N, 4], x1y1x2y2
+    in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
 
     Attributes:
         class_names: label -> name.
@@ -65,7 +66,7 @@ class InstanceDataset(Protocol):
         source: the path that messages name: the annotation file, or the file or folder it was converted from.
         problems: what is wrong with the annotations.
         image_folder: the folder that `image_names` are relative to.
-        exif: how images with an EXIF orientation are read, see `read_image`.
+        form: how images are read, see `read_image`.
         collate_fn: items -> (images, targets).
         coco: the ground truth as a COCO object; created on first use.
     """
@@ -76,7 +77,7 @@ class InstanceDataset(Protocol):
     source: Path
     problems: Problems
     image_folder: Path
-    exif: str | None
+    form: ImageForm
     transforms: Callable | None
 
     @property

@@ -4,11 +4,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from dataset_files.rgb_images import open_image, orientation_of
+from dataset_files.stored_images import stored_header
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
@@ -74,11 +76,13 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    return [path for path in files_below(folder) if is_image_name(path.name)]
+    """List the images in a folder and its sub-folders; .npy files only without others, whose caches they often are."""
+    files = list(files_below(folder))
+    return [path for path in files if is_image_name(path.name)] or [path for path in files if path.suffix == ".npy"]
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Read the height and width of an image from its header, with its EXIF orientation applied.
+def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
+    """Read the height and width of an image from its header, with its EXIF orientation applied if `upright`.
 
     Tools that store no size display images upright, so their coordinates refer to the upright image.
 
@@ -89,10 +93,12 @@ def read_size(path: Path) -> tuple[int, int]:
     try:
         with open_image(path) as image:
             width, height = image.size
-            return (width, height) if orientation_of(image) in (5, 6, 7, 8) else (height, width)
+            return (width, height) if upright and orientation_of(image) in (5, 6, 7, 8) else (height, width)
     except FileNotFoundError:
         raise
-    except Exception as error:  # Pillow can raise any exception for a broken file
+    except Exception as error:  # Pillow can raise any exception for a broken file, or one that only --channels reads
+        with suppress(Exception):
+            return stored_header(path, "ignore")[:2]
         raise ValueError(str(error)) from error
 
 

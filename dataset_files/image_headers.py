@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +21,32 @@ from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_files import MISSING, NO_FILE, file_states
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
+from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageMissing, stored_header
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
 # State of a header, and the kind of problem with the same index.
-FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT = range(6)
+FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT, FORM = range(7)
 FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float")
 
 
 def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     """Return the problems of a dataset's images, and the indices of the affected items."""
-    folder, names = dataset.image_folder, dataset.image_names()
+    folder, names, form = dataset.image_folder, dataset.image_names(), dataset.form
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))], dtype=np.int64).reshape(-1, 2)
     files = file_states(folder, names)
     suffix = ".training" if dataset.training else ".validation"  # both may come from one file
-    headers = read_headers(folder, names, files, storage_places(dataset.source, suffix))
+    suffix += "" if form.channels is None else ".stored"
+    headers = read_headers(folder, names, files, storage_places(dataset.source, suffix), form)
     problems, bad = Problems(), np.zeros(len(names), dtype=bool)
 
     def note(kind: str, flawed: np.ndarray, what: str = "") -> None:
         def describe(i: int) -> str:
-            (width, height, _, _), (wanted_height, wanted_width) = headers[i].tolist(), sizes[i].tolist()
-            sizes_text = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}")
-            return f"{folder / names[i]} (image {dataset.image_id(i)}){sizes_text}"
+            (width, height, *_), (wanted_height, wanted_width) = headers[i].tolist(), sizes[i].tolist()
+            found = Header(height, width, int(headers[i, 4]), VALUES[headers[i, 5]]).describe()
+            reason = why_not_stored(folder / names[i], form) if kind == "form" else ""
+            text = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}", found, reason)
+            return f"{folder / names[i]} (image {dataset.image_id(i)}){text}"
 
         problems.add_all(kind, np.flatnonzero(flawed & ~bad).tolist(), describe)
         bad[flawed] = True
@@ -51,10 +56,15 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     note("empty", files[:, 0] == 0)
     for fault in (NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
         note(FAULTS[fault], headers[:, 3] == fault)
-    exif = dataset.exif
+    note("form", headers[:, 3] == FORM, ": {3}")
+    exif = form.exif
+    if form.channels is not None:
+        note("channels", headers[:, 4] != form.channels, " has {2}")
+        values = VALUES.index(form.values) if form.values else headers[np.argmin(bad), 5] if len(names) else 0
+        note("values", headers[:, 5] != values, " has {2}")
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
     for i in np.flatnonzero((headers[:, 2] > 1) & ~bad).tolist():
-        width, height, orientation, _ = headers[i].tolist()
+        width, height, orientation, *_ = headers[i].tolist()
         if is_turned((width, height), orientation, tuple(sizes[i].tolist()), exif):
             turned = (height, width) if orientation < 5 else (width, height)
             other[i] = turned != tuple(sizes[i].tolist())
@@ -64,14 +74,18 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     return problems, np.flatnonzero(bad).tolist()
 
 
-def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path]) -> np.ndarray:
-    """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 4].
+def read_headers(
+    folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path], form: ImageForm = RGB
+) -> np.ndarray:
+    """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 6].
+
+    The last two are the number of channels and the type of values in `VALUES`, of images that are read as stored.
 
     Args:
         files: the result of `file_states`.
         places: where to store the headers of large datasets.
     """
-    headers = np.zeros((len(names), 4), dtype=np.int64)
+    headers = np.zeros((len(names), 6), dtype=np.int64)
     is_unread = files[:, 0] > 0
     kept = next(read_arrays(places), None) if len(names) >= STORED_FROM else None
     if kept is not None:
@@ -79,14 +93,15 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
         row = np.array([rows.get(name, -1) for name in names], dtype=np.int64)
         known = np.flatnonzero(row >= 0)
         known = known[(kept["files"][row[known]] == files[known]).all(axis=1)]
-        headers[known] = kept["headers"][row[known]]
+        rows_kept = kept["headers"][row[known]]  # older files lack the last two columns
+        headers[known, : rows_kept.shape[1]] = rows_kept
         is_unread[known] = False
     unread = np.flatnonzero(is_unread).tolist()
     if unread:
         paths = [os.path.join(folder, names[i]) for i in unread]
         with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
             warnings.simplefilter("ignore")  # Pillow warns again when the images are opened
-            read = pool.map(read_header, paths, chunksize=64)
+            read = pool.map(partial(read_header, form=form), paths, chunksize=64)
             quiet = None if len(paths) > STORED_FROM else True  # None: hidden without a terminal
             headers[unread] = list(tqdm(read, "reading headers", len(paths), leave=False, disable=quiet))
         if len(names) >= STORED_FROM:
@@ -95,14 +110,34 @@ def read_headers(folder: Path, names: Sequence[str], files: np.ndarray, places: 
     return headers
 
 
-def read_header(path: str) -> tuple[int, int, int, int]:
+def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
     """Read a row of `read_headers`."""
+    state = FINE
     try:
+        if form.channels is not None:
+            height, width, channels, values = stored_header(path, form.exif)
+            return width, height, 1, FINE, channels, VALUES.index(values)
         with open_image(path) as image:
-            return (*image.size, orientation_of(image), FLOAT if image.mode == "F" else FINE)
+            return *image.size, orientation_of(image), FLOAT if image.mode == "F" else FINE, 0, 0
+    except PackageMissing:
+        raise
     except Image.DecompressionBombError:
-        return 0, 0, 1, BOMB
+        state = BOMB
     except PermissionError:
-        return 0, 0, 1, UNREADABLE
-    except Exception:  # Pillow can raise any exception for a broken header
-        return 0, 0, 1, LFS_POINTER if is_lfs_pointer(path) else NOT_AN_IMAGE
+        state = UNREADABLE
+    except Exception as error:  # Pillow can raise any exception for a broken header
+        state = LFS_POINTER if is_lfs_pointer(path) else NOT_AN_IMAGE
+        if state == NOT_AN_IMAGE and form.channels is not None and isinstance(error, ValueError):
+            state = FORM
+        elif state == NOT_AN_IMAGE and form.channels is None and not why_not_stored(path, form):
+            state = FLOAT  # Pillow does not know images of many channels
+    return 0, 0, 1, state, 0, 0
+
+
+def why_not_stored(path: str | Path, form: ImageForm) -> str:
+    """Return why an image cannot be read as stored; "" if it can."""
+    try:
+        stored_header(path, form.exif)
+        return ""
+    except Exception as error:
+        return str(error)

@@ -64,7 +64,10 @@ WRONG = {
     "empty": "images that are empty files",
     "unreadable": "images that cannot be opened",
     "not an image": "files that are not images",
-    "float": "images of floating-point values, whose range is unknown; save them with 8 or 16 bits",
+    "float": "images that 8-bit RGB cannot hold; give --channels N to read their N channels as stored",
+    "channels": "images of another number of channels than --channels",
+    "values": "images whose values are of another type than those of the others",
+    "form": "images that cannot be read as stored (--channels)",
     "size": "images of another size than annotated",
     "bomb": "images too large to be opened safely",
 }

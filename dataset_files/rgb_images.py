@@ -118,7 +118,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
         ValueError: the values are floating-point numbers, whose range is unknown.
     """
     if image.mode == "F":
-        raise ValueError("holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
+        raise ValueError(
+            "holds floating-point values, whose range is unknown; save it with 8 or 16 bits, or use --channels"
+        )
     values = np.array(image) if image.mode.startswith("I") else np.zeros(1)
     if image.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
         values = values.clip(0, 65535).astype(np.uint32)

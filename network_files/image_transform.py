@@ -49,7 +49,7 @@ class ImageTransform(nn.Module):
     Args:
         min_size: the short side to resize to; of several, training draws one per image, evaluation uses the last.
         max_size: the largest long side.
-        image_mean, image_std: one value per channel (red, green, blue), for images in 0..1.
+        image_mean, image_std: one value per channel (red, green, blue), for images in 0..1 or in the images' own units.
         size_divisible: the batch's height and width are multiples of this.
         fixed_size: width and height of every resized image, whatever its shape; or None.
         antialias: True resizes with Pillow's bilinear filter and rounds sizes to the nearest pixel, as in Detectron2;
@@ -87,7 +87,7 @@ class ImageTransform(nn.Module):
         """Make a batch; the given images and targets stay unchanged.
 
         Args:
-            images: [3, H, W] each, float in 0..1 or uint8.
+            images: [C, H, W] each, uint8, which becomes 0..1, or float, in the units of `image_mean`.
             targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
                 tensor [N, H, W], and if an augmentation chose the size, `view`, a View; or None.
 

@@ -15,7 +15,8 @@ class Description:
     Attributes:
         names: label -> class name.
         category_ids: label -> category id in written results.
-        network: the network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on.
+        network: the network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on; with --channels
+            also `channels`, their type of `values`, `image_mean` and `image_std`.
         thresholds: `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
         continuous_paste: how masks are pasted, see `mask_crops`.
         exif: whether training images were turned by their EXIF tag: "apply" or "ignore".

@@ -33,7 +33,7 @@ class GraphOptions:
     """What the graph takes and how it stores weights.
 
     Attributes:
-        input_type: "float32", an image in 0..1, or "uint8".
+        input_type: "float32", an image in 0..1 or in the units of the network's statistics, or "uint8".
         batch: number of images, all of one size; None for one image without a batch dimension.
         size: height and width of the images; None for any.
         weights: type in which matrices are stored, "float32" or "float16"; the arithmetic is float32.
@@ -53,7 +53,7 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         metadata: stored in the file as text.
 
     Returns:
-        A model with the input `image` [3, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
+        A model with the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
         [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks`
         float32 [N, 1, 28, 28], probabilities. With a batch all get one more dimension in front. With a batch or a size
         N is the largest number of detections, and zeros follow the detections; no label of a detection is 0.
@@ -97,14 +97,14 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         outputs[name] = (value, "int64" if name == "labels" else "float32", dimensions)
     image_shape: list[int | str] = [
         *([options.batch] if options.batch else []),
-        3,
+        len(model.transform.image_mean),
         *(options.size or ("height", "width")),
     ]
     return g.model(
         {"image": (options.input_type, image_shape)},
         outputs,
         metadata,
-        "Mask R-CNN: RGB image [3, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
+        "Mask R-CNN: image [channels, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
     )
 
 
@@ -116,7 +116,7 @@ def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
 
 
 def transform(g: Graph, image: str, module: ImageTransform, options: GraphOptions) -> tuple[str, str, str]:
-    """Normalise, resize, pad: [3, H, W] or [B, 3, H, W] -> [B, 3, H', W'], and the image's size before and after.
+    """Normalise, resize, pad: [C, H, W] or [B, C, H, W] -> [B, C, H', W'], and the image's size before and after.
 
     Both sizes are int64 [2], height and width.
 
@@ -137,7 +137,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
         x = g.op("Unsqueeze", x, g.integers([0]))
 
     if options.size:
-        resized = size_of(module.resize(torch.empty(3, *options.size, device="meta")))
+        resized = size_of(module.resize(torch.empty(len(module.image_mean), *options.size, device="meta")))
         resized_size = g.integers(resized)
     else:
         resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
@@ -148,7 +148,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
             rows, columns = (triangle_filter(g, image_size, resized_size, axis) for axis in (0, 1))
         x = g.op("MatMul", g.op("MatMul", rows, x), g.op("Transpose", columns, perm=[1, 0]))
     else:
-        sizes = g.op("Concat", g.integers([options.batch or 1, 3]), resized_size, axis=0)
+        sizes = g.op("Concat", g.integers([options.batch or 1, len(module.image_mean)]), resized_size, axis=0)
         x = g.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     short_of = g.op("Mod", g.op("Neg", resized_size), g.integers(PADDED_TO))  # 0..31: the sign of the divisor

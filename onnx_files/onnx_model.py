@@ -1,4 +1,4 @@
-"""Find objects with an exported network: RGB image -> detections. Needs NumPy and a runtime, not torch."""
+"""Find objects with an exported network: image -> detections. Needs NumPy and a runtime, not torch."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class OnnxModel:
         """Find the objects in one image.
 
         Args:
-            image: uint8 [H, W, 3], RGB.
+            image: uint8 [H, W, 3], RGB, or as the network was trained, [H, W, C], uint8 or float32.
 
         Returns:
             `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best
@@ -56,7 +56,7 @@ def detect(session: Session, image: np.ndarray) -> dict[str, np.ndarray]:
         got = f"{image.shape[1]} x {image.shape[0]}"
         raise InputError(f"the file takes images of {width} x {height} pixels, got {got}; export it without --size")
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
-    if not session.takes_uint8:
+    if pixels.dtype == np.uint8 and not session.takes_uint8:
         pixels = pixels.astype(np.float32) / np.float32(255)
     if len(session.shape) == 3:
         found = session.run(pixels)

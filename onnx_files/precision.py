@@ -33,7 +33,7 @@ def smaller(
     Args:
         precision: "fp16" stores weights in float16, and computes in float32 where the runtime does not do better;
             "int8" quantises `QUANTISED` of the network, and nothing else.
-        images: uint8 [3, H, W], from which int8 takes the ranges of activations.
+        images: as the dataset returns them, from which int8 takes the ranges of activations.
     """
     if precision == "fp16":
         return build(trained, replace(options, weights="float16"))
@@ -85,4 +85,4 @@ def compare_ap(
 
 def pixels_of(image: torch.Tensor, options: GraphOptions) -> np.ndarray:
     pixels = image.numpy()
-    return pixels if options.input_type == "uint8" else pixels.astype(np.float32) / np.float32(255)
+    return pixels if pixels.dtype.name == options.input_type else pixels.astype(np.float32) / np.float32(255)

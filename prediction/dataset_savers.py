@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from dataset_files.atomic_files import link_atomically, write_atomically, write_image
@@ -146,9 +146,12 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
 
     The file is linked or copied if it stores `image` upright; otherwise `image` is written.
     """
-    with open_image(source.path) as stored:
-        is_upright = orientation_of(stored) == 1 and is_image_name(source.path.name)
-        is_jpeg = stored.format == "JPEG"
+    try:
+        with open_image(source.path) as stored:
+            is_upright = orientation_of(stored) == 1 and is_image_name(source.path.name)
+            is_jpeg = stored.format == "JPEG"
+    except UnidentifiedImageError:  # an array or an image of many channels, which was read as stored
+        is_upright, is_jpeg = True, False
     path = source.output(folder, source.path.suffix.lower() if is_upright else ".jpg" if is_jpeg else ".png")
     if is_upright:
         link_atomically(source.path.resolve(), path)

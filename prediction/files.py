@@ -31,6 +31,7 @@ def predict_files(
     videos = [source for source in sources if source.is_video()]
     if videos:
         require_json_only(settings, videos[0].path)
+        predictor.require_rgb(videos[0].path)
     elif settings.every > 1:
         raise InputError(f"--every {settings.every} is for videos, and none is given")
     known = result_images(images, settings.annotation_file)

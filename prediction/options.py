@@ -5,7 +5,7 @@ from typing import Any
 
 from train_utils.errors import InputError
 from train_utils.option_parsing import Settings, natural, option, positive, share, strength
-from train_utils.options import InferenceSettings
+from train_utils.options import HELP_SHOW_CHANNELS, InferenceSettings
 
 LARGEST_TILE = 1 << 14  # pixels per side: no image has more pixels than such a tile
 SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
@@ -23,6 +23,7 @@ class ImageSettings(Settings):
         None, "apply the EXIF orientation of images, or ignore it (default: as in training; else apply, but with "
         "--annotation-file only to images that then have the size in that file)", choices=("apply",
         "ignore"))  # fmt: skip
+    show_channels: list[int] | None = option(None, HELP_SHOW_CHANNELS, type=natural, nargs="+", metavar="C")
     tile: int | None = option(
         None, "predict large images in overlapping tiles of N x N pixels, and merge their detections", type=positive
     )

@@ -64,7 +64,7 @@ class Predictor(ImagePredictor):
             trained.thresholds,
             settings,
             trained.trained_with.get("exif"),
-            trained.config.agnostic_nms,
+            trained.config.to_plain(),
             batch_size,
         )
         self.trained = trained
@@ -83,7 +83,8 @@ class Predictor(ImagePredictor):
 
         Args:
             images: a file, whose EXIF orientation is applied unless `exif` is "ignore"; a Pillow image or an RGB array
-                uint8 [H, W, 3], whose orientation is kept; or a list of these, predicted in batches of `batch_size`.
+                uint8 [H, W, 3], whose orientation is kept; or a list of these, predicted in batches of `batch_size`. A
+                network with --channels takes files, and arrays [H, W, C] of the values that it was trained on.
 
         Raises:
             ValueError: an image cannot be read; the message names it.

@@ -83,7 +83,7 @@ def matching_files(pattern: str) -> list[Path]:
     for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
         if path.is_dir():
             files |= dict.fromkeys(images_below(path))
-        elif is_image_name(path.name) or path.suffix.lower() in VIDEO_SUFFIXES:
+        elif is_image_name(path.name) or path.suffix.lower() == ".npy" or path.suffix.lower() in VIDEO_SUFFIXES:
             files[path] = None
     return list(files)
 

@@ -6,15 +6,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from prediction.loading import ImageLike, open_image
+from dataset_files.stored_images import ImageForm, to_picture
+from prediction.loading import ImageLike, open_image, open_stored
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
 from prediction.thresholds import ScoreThresholds, Thresholds
 from prediction.tiles import Detection, Tile, TileDetections, merge_tiles, tiles_of
+from train_utils.errors import InputError, reading_input
 
 DEFAULT_OVERLAP = 0.2
 
@@ -24,9 +27,10 @@ class LoadedImage:
     """An image that is ready for the network.
 
     Attributes:
-        image: in RGB.
+        image: in RGB, for people.
         tiles: the parts that the network sees; one, if it sees the image as a whole.
-        pixels: uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one.
+        pixels: uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one. Of a network with
+            --channels [C, H, W], uint8 or float32, tiled or not.
     """
 
     image: Image.Image
@@ -34,7 +38,10 @@ class LoadedImage:
     pixels: np.ndarray | None
 
     def tile_pixels(self, tile: Tile) -> np.ndarray:
-        return to_pixels(self.image.crop(tile)) if self.pixels is None else self.pixels
+        if self.pixels is None:
+            return to_pixels(self.image.crop(tile))
+        left, top, right, bottom = tile
+        return np.ascontiguousarray(self.pixels[:, top:bottom, left:right])
 
 
 class ImagePredictor:
@@ -45,8 +52,8 @@ class ImagePredictor:
         classes: the network's labels.
         best: label -> the best score in validation; {} if it is unknown.
         exif: how training images were read, see `open_image`; `settings` may override it.
+        network: the network's `ModelConfig`.
         batch_size: the number of images or tiles that the network sees at once.
-        agnostic: whether detections of different classes can be one object, see `merge_tiles`.
     """
 
     def __init__(
@@ -56,13 +63,14 @@ class ImagePredictor:
         best: Mapping[int, float],
         settings: ImageSettings,
         exif: str | None,
-        agnostic: bool,
+        network: Mapping[str, Any],
         batch_size: int = 1,
     ) -> None:
         self.path, self.classes, self.best = path, classes, best
-        self.batch_size, self.agnostic = batch_size, agnostic
+        self.batch_size, self.agnostic = batch_size, bool(network.get("agnostic_nms"))
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
-        self.exif = settings.exif or exif
+        with reading_input():
+            self.form = ImageForm.of_network(network, settings.exif or exif, settings.show_channels)
         self.tile = settings.tile
         self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
 
@@ -70,7 +78,7 @@ class ImagePredictor:
         """Run the network on one batch.
 
         Args:
-            pixels: uint8 [3, H, W] each.
+            pixels: [C, H, W] each, see `LoadedImage`.
 
         Returns:
             Per image `boxes` float32 [N, 4], `labels` int64 [N], `scores` float32 [N] and `masks`, probabilities
@@ -96,6 +104,11 @@ class ImagePredictor:
         """The number of images to load before a step; one that is tiled fills steps by itself."""
         return 1 if self.tile else self.batch_size
 
+    def require_rgb(self, what: str | Path) -> None:
+        """Raise InputError if the network takes other images than those of a video or a camera."""
+        if self.form.channels is not None:
+            raise InputError(f"{what}: the network takes images of --channels {self.form.channels}, no video")
+
     def load(self, image: ImageLike, size: tuple[int, int] | None = None) -> LoadedImage:
         """Read an image and plan its tiles.
 
@@ -103,9 +116,13 @@ class ImagePredictor:
             size: the annotated height and width, which decide whether the EXIF orientation is applied.
 
         Raises:
-            ValueError, TypeError: see `open_image`.
+            ValueError, TypeError: see `open_image` and `open_stored`.
         """
-        opened = open_image(image, self.exif, size)
+        if self.form.channels is not None:
+            pixels = open_stored(image, self.form)
+            picture = to_picture(pixels, self.form.shown)
+            return LoadedImage(picture, tiles_of(picture.size, self.tile, self.overlap), pixels)
+        opened = open_image(image, self.form.exif, size)
         tiles = tiles_of(opened.size, self.tile, self.overlap)
         return LoadedImage(opened, tiles, to_pixels(opened) if len(tiles) == 1 else None)
 

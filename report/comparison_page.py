@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_files.atomic_files import write_atomically
+from dataset_files.stored_images import RGB, ImageForm
 from report.bootstrap import RESAMPLES
 from report.comparison import Comparison, Row
 from report.gallery import Gallery, Shot
@@ -20,10 +21,10 @@ HEAD = (
 )  # fmt: skip
 
 
-def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, str], exif: str | None = None) -> Path:
+def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, str], form: ImageForm = RGB) -> Path:
     """Write report.html, report.json and comparison.csv into a folder; return the page's path."""
     leading = comparison.kinds[0]
-    galleries = [Gallery(data, pairs, exif) for data, pairs in zip(comparison.data, leading.pairs)]
+    galleries = [Gallery(data, pairs, form) for data, pairs in zip(comparison.data, leading.pairs)]
     captions = {image: caption(comparison, image) for image in leading.changed_most(CHANGED_SHOWN)}
     for gallery in galleries:
         changed = [gallery.admit(Shot(image), words) for image, words in captions.items()]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.image_reading import read_image
+from dataset_files.stored_images import RGB, ImageForm, to_picture
 from network_files.masks.rle import decode_crops
 from report.confusion import Confusion
 from report.eval_data import EvalData
@@ -41,14 +42,14 @@ class Gallery:
 
     Attributes:
         pairs: determines which objects and detections are right.
-        exif: how to treat EXIF orientations, see `read_image`.
+        form: how images are read and shown, see `read_image`.
         shots: shot, caption, and whether to store a crop of its surroundings at the image's own resolution.
         images: images of the shots, in order of admission.
     """
 
     data: EvalData
     pairs: Confusion
-    exif: str | None = None
+    form: ImageForm = RGB
     shots: list[tuple[Shot, str, bool]] = field(default_factory=list)
     images: dict[int, None] = field(default_factory=dict)
 
@@ -118,10 +119,10 @@ class Gallery:
             FileNotFoundError: the image is missing.
         """
         path, (height, width) = self.data.paths[image], self.data.sizes[image].tolist()
-        pixels = read_image(path, (height, width), self.exif) if path is not None else None
+        pixels = read_image(path, (height, width), self.form) if path is not None else None
         if pixels is None or tuple(pixels.shape[1:]) != (height, width):
             raise ValueError(f"{path}: not of the annotated size, {width}x{height}")
-        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return to_picture(pixels.numpy(), self.form.shown)
 
     def right(self) -> tuple[set[int], set[int]]:
         """Return the objects and the detections that are paired with one of their own class."""

@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dataset_files.stored_images import RGB, ImageForm
 from report import figures
 from report.analysis import KIND_NAMES, Analysis
 from report.bootstrap import RESAMPLES
@@ -47,7 +48,7 @@ class ReportInput:
         results: "bbox", "segm" or both -> results in COCO's format; if both, entries at one index are one detection.
         stats: the same keys, and "boundary" if wanted -> COCO's 12 metrics; they determine what is shown.
         paths: image id -> image file, for the images that can be shown.
-        exif: how to treat EXIF orientations, see `read_image`.
+        form: how images are read and shown, see `read_image`.
         training: statistics of the training split, in the order of the category ids; None if unknown.
         history: history of the run; None if there is none.
     """
@@ -58,7 +59,7 @@ class ReportInput:
     results: Mapping[str, Sequence[Mapping[str, Any]]]
     stats: Mapping[str, Sequence[float]]
     paths: Mapping[int, Path] = field(default_factory=dict)
-    exif: str | None = None
+    form: ImageForm = RGB
     training: DataStatistics | None = None
     history: History | None = None
 
@@ -74,7 +75,7 @@ def render_page(
 ) -> str:
     """Return the whole page; the first analysis is shown first and determines images and suspects."""
     leading = analyses[0]
-    gallery = Gallery(data, leading.pairs, given.exif)
+    gallery = Gallery(data, leading.pairs, given.form)
     splits = {"validation": statistics} | ({"training": given.training} if given.training is not None else {})
     # The most important sections come first, as the gallery admits a limited number of images.
     context = {

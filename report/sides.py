@@ -1,11 +1,13 @@
 """Detect with a network on its validation data, and open the two sides of `--compare`: weights or results files."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dataset_files.dataset import InstanceDataset
+from dataset_files.stored_images import RGB, ImageForm
 from network_files import MaskRCNN
 from report.comparison import Side
 from report.sources import content_of, image_paths
@@ -32,7 +34,7 @@ class TwoSides:
         source: where it comes from.
         kinds: "segm", "bbox" and "boundary", as far as both have them.
         paths: image id -> file, for the images that can be shown.
-        exif: how to treat EXIF orientations, see `read_image`.
+        form: how images are read and shown, see `read_image`.
     """
 
     content: Mapping[str, Any]
@@ -41,16 +43,17 @@ class TwoSides:
     b: Side
     kinds: Sequence[str]
     paths: Mapping[int, Path]
-    exif: str | None = None
+    form: ImageForm = RGB
 
 
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
-    """Return the data with the classes of a network, and complete its table of classes if it lacks category ids.
+    """Return the data as a network takes them: its classes, completed by category ids if it lacks these, and images.
 
     Raises:
         InputError: the network lacks the classes of the data.
     """
-    classes = trained.classes
+    classes, opened = trained.classes, copy.copy(opened)
+    opened.form = opened.form._replace(channels=trained.form.channels, values=trained.form.values)
     if "category_ids" not in trained.content:  # assume that the labels are the data's
         classes.category_ids |= {k: v for k, v in opened.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
@@ -114,7 +117,7 @@ def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | No
         found = image_paths(content, settings.image_folder)
         return TwoSides(content, str(settings.annotation_file), a, b, kinds, found)
     shown = {opened.image_id(i): opened.image_path(i) for i in range(len(opened))}
-    return TwoSides(content, str(opened.source), a, b, kinds, shown, opened.exif)
+    return TwoSides(content, str(opened.source), a, b, kinds, shown, opened.form)
 
 
 def with_categories_of(

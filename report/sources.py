@@ -46,7 +46,7 @@ def report_of_network(
         results={kind: results[kind] for kind in with_masks(list(metrics))},
         stats={kind: of_kind.stats for kind, of_kind in metrics.items()},
         paths={dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))},
-        exif=dataset.exif,
+        form=dataset.form,
         training=None if training is None else statistics_of_dataset(training, category_ids),
         history=read_history(trained.path.parent),
     )

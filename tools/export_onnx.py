@@ -6,9 +6,10 @@
 
 Accepts all weights that validation.py accepts: of this project, of torchvision (v1 and v2) and of Detectron2. The input
 is `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes; the network normalises and
-resizes it. The outputs are `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best
-first, and `masks` [N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the
-network's settings are in its metadata. tools/predict_onnx.py runs it; see docs/ONNX.md for more.
+resizes it. A network with --channels takes [C, height, width]; values of more than 8 bits are float32 as they are. The
+outputs are `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best first, and `masks`
+[N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the network's settings are
+in its metadata. tools/predict_onnx.py runs it; see docs/ONNX.md for more.
 
 With --batch or --size all shapes outside the graph are fixed: N is the largest number of detections, and zeros follow
 the detections found. --precision writes a smaller file, unless it loses more AP on the validation images than
@@ -59,6 +60,8 @@ def main(args: argparse.Namespace) -> None:
             agnostic_nms=args.agnostic_nms,
         )
     )
+    if args.uint8 and trained.config.values not in (None, "uint8"):
+        raise InputError(f"{args.weights}: takes {trained.config.values} values, as float32; leave --uint8 out")
     options = GraphOptions("uint8" if args.uint8 else "float32", args.batch, args.size and (args.size[0], args.size[1]))
     with reading_input():
         content = smaller_file(trained, options, args) if args.precision else build(trained, options)

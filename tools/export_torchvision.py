@@ -29,6 +29,8 @@ def main(checkpoint: str, output: str) -> None:
     config = config_of(content, state)
     if config.arch not in BUILDERS:
         raise InputError(f"{checkpoint}: a network with --arch {config.arch}, which torchvision does not provide")
+    if config.channels is not None:
+        raise InputError(f"{checkpoint}: was trained with --channels {config.channels}; torchvision takes 8-bit RGB")
     if config.anchor_sizes or config.anchor_ratios:
         raise InputError(
             f"{checkpoint}: was trained with --anchor-sizes or --anchor-ratios; only torchvision's are exported"

@@ -19,11 +19,12 @@ from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: 
 from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import DOUBTFUL, Problems  # noqa: E402
+from dataset_files.stored_images import stored_header  # noqa: E402
 from train_utils.anchor_fit import anchor_fit  # noqa: E402
 from train_utils.data_check import describe_classes, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.models import ModelConfig, anchors_of  # noqa: E402
-from train_utils.open_data import choose_splits, layout_of, open_both  # noqa: E402
+from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values  # noqa: E402
 from train_utils.option_parsing import natural, option, positive, positive_number  # noqa: E402
 from train_utils.options import DataSettings  # noqa: E402
 from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
@@ -56,6 +57,7 @@ def main(settings: ReportSettings) -> None:
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=False)
         train_set, val_set = open_both(layout, splits, settings, settings.seed, held_out={})
+        train_set.form = val_set.form = with_type_of_values(train_set)
     if settings.show:
         with reading_input():
             refuse_overwriting(files_of(train_set, val_set), [Path(settings.output)])
@@ -82,6 +84,8 @@ def main(settings: ReportSettings) -> None:
 
 def print_contents(dataset: InstanceDataset) -> None:
     counts = dataset.counts()
+    if dataset.form.values:
+        print(f"  {stored_header(dataset.image_path(0), 'ignore').describe()}")
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))]).reshape(-1, 2)
     print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds")
     if dataset.training:
@@ -133,7 +137,7 @@ def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
 def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
     with reading_input():
         image, target = dataset[i]
-    return draw_target(image, target, dataset.class_names)
+    return draw_target(image, target, dataset.class_names, dataset.form.shown)
 
 
 if __name__ == "__main__":

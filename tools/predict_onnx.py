@@ -4,7 +4,8 @@
     python tools/predict_onnx.py model.onnx photos/ 'more/**/*.png' --box-thresh 0.7 --save json csv
 
 Needs numpy, Pillow, and onnxruntime or openvino; with matplotlib, labels are drawn in the font of predict.py. Outputs
-are those of predict.py; videos need the packages av and tqdm, --save coco and labelme need pycocotools and contourpy.
+are those of predict.py; videos need the packages av and tqdm, --save coco and labelme need pycocotools and contourpy,
+networks with --channels need tifffile to read TIFF files.
 """
 
 import sys
@@ -41,8 +42,7 @@ class OnnxSettings(OutputSettings, ImageSettings):
 class OnnxPredictor(ImagePredictor):
     def __init__(self, path: str, model: OnnxModel, settings: ImageSettings):
         about = model.description
-        is_agnostic = bool(about.network.get("agnostic_nms"))
-        super().__init__(path, about, about.class_thresholds, settings, about.exif, is_agnostic)
+        super().__init__(path, about, about.class_thresholds, settings, about.exif, about.network)
         self.model = model
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_headers import check_images
 from dataset_files.problems import DOUBTFUL, KEPT, Problems
+from dataset_files.stored_images import stored_header
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
@@ -91,6 +92,9 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
     else:
         line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
     print(line, flush=True)
+    if dataset.form.channels and len(dataset):
+        found = stored_header(dataset.image_path(0), "ignore")
+        print(f"{dataset.source}: images of {found.describe()} (--channels)", flush=True)
     if counts.most_in_an_image > detections:
         warn(
             f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone import BackboneWithFPN, resnet50_fpn_backbone
-from backbone.resnet50_fpn import load_classification_weights
+from backbone.resnet50_fpn import extend_stem, load_classification_weights
+from dataset_files.dataset import InstanceDataset
 from network_files import MaskRCNN
 from network_files.anchors import AnchorGenerator
 from network_files.heads import FastRCNNConvFCHead, MaskRCNNHeads, RPNHead
 from network_files.roi_align import PyramidRoIAlign
 from train_utils.augmentation import training_sizes
 from train_utils.classes import ClassTable
-from train_utils.distributed import is_main
+from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
+from train_utils.pixel_statistics import pixel_statistics
 from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
 from train_utils.weight_files.weights import (
     ANCHOR_LAYERS,
@@ -33,6 +35,8 @@ from train_utils.weight_files.weights import (
     read_weight_file,
     state_dict_of,
 )
+
+STEM = "backbone.body.conv1.weight"
 
 
 @dataclass
@@ -55,6 +59,9 @@ class ModelConfig:
         nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
         agnostic_nms: whether detections of different classes suppress one another.
         anchor_sizes, anchor_ratios: sides per pyramid level, and ratios on all, if not the usual ones.
+        channels: number of channels of images that are read as stored; None for 8-bit RGB.
+        values: type of their values, see `ImageForm`.
+        image_mean, image_std: their statistics, see `pixel_statistics`; None for ImageNet's.
     """
 
     num_classes: int
@@ -71,6 +78,10 @@ class ModelConfig:
     agnostic_nms: bool = False
     anchor_sizes: list[int] | None = None
     anchor_ratios: list[float] | None = None
+    channels: int | None = None
+    values: str | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
 
     @classmethod
     def stored_in(cls, content: Mapping[str, Any], path: str | Path) -> "ModelConfig":
@@ -103,6 +114,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         trainable_layers=config.trainable_layers,
         fpn_norm_layer=nn.BatchNorm2d if config.arch == "v2" else None,
         stride_in_1x1=config.arch == "detectron2",
+        in_channels=config.channels or 3,
     )
     anchors = anchors_of(config)
     parts: dict[str, Any] = {"rpn_anchor_generator": anchors}
@@ -118,6 +130,8 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         config.num_classes,
         min_size=config.min_size,
         max_size=config.max_size,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
         box_nms_thresh=config.nms_thresh,
@@ -159,6 +173,7 @@ def build_training_model(
     num_classes: int,
     resumed: tuple[Path, dict[str, Any]] | None,
     names: Mapping[int, str] | None = None,
+    images: InstanceDataset | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:
     """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` says.
 
@@ -168,6 +183,7 @@ def build_training_model(
     Args:
         names: label -> name in the data, whose labels may be fewer than the network's; rows of the weights are matched
             by it.
+        images: the training images, whose statistics a new network with --channels takes.
 
     Returns:
         The network and its description.
@@ -183,7 +199,7 @@ def build_training_model(
         config = replace(ModelConfig.stored_in(content, path), **sizes)
         if config.num_classes != num_classes:
             raise InputError(f"{path}: has {config.num_classes - 1} classes, the data has {num_classes - 1}")
-        for name in ("norm", "arch"):
+        for name in ("norm", "arch", "channels"):
             if getattr(args, name) not in (None, getattr(config, name)):
                 raise InputError(
                     f"{path}: was trained with --{name} {getattr(config, name)}, which a resumed run cannot change"
@@ -191,6 +207,7 @@ def build_training_model(
         return build_model(config), config
     config = ModelConfig(num_classes, args.arch or "v1", trainable_layers=5, **sizes)
     state: dict[str, Tensor] = {}
+    stored = ModelConfig(0)
     if args.pretrain:
         path = find_pretrained(args.pretrain, config.arch)
         content = read_weight_file(path)
@@ -205,6 +222,7 @@ def build_training_model(
             config.anchor_ratios = config.anchor_ratios or stored.anchor_ratios
             if config.arch == "detectron2" and (config.anchor_sizes or config.anchor_ratios):
                 raise InputError(f"{path}: Detectron2's weights keep its anchors; omit --anchor-sizes, --anchor-ratios")
+    take_channels(config, stored, state, args, images)
     if args.sync_bn:
         config.norm = "batch"
     if args.norm is not None:
@@ -225,6 +243,43 @@ def build_training_model(
             state = match_class_rows(state, model, known.names, names, path)
         load_weights(model, state, path, CLASS_LAYERS + (ANCHOR_LAYERS if args.anchor_ratios else ()))
     return model, config
+
+
+def take_channels(
+    config: ModelConfig,
+    stored: ModelConfig,
+    state: dict[str, Tensor],
+    args: TrainSettings,
+    images: InstanceDataset | None,
+) -> None:
+    """Set channels, values and statistics of a new network, and extend the first convolution of pretrained weights.
+
+    The statistics are those of the pretrained network, if it takes the same images, else the data's.
+
+    Args:
+        stored: description of the pretrained network.
+        state: its weights; {} for a new network.
+
+    Raises:
+        InputError: the pretrained network takes another number of channels, or an image cannot be read.
+    """
+    if stored.channels not in (None, args.channels):
+        raise InputError(f"{args.pretrain}: was trained with --channels {stored.channels}; give the same number")
+    if args.channels is None or images is None:
+        return
+    if state and stored.channels is None and args.channels != 3:
+        if is_main():
+            print(f"{args.channels} channels: the first convolution of the weights is extended from 3, and trained")
+        config.trainable_layers = 5
+        if STEM in state:  # of a detector; `load_classification_weights` extends its own
+            state[STEM] = extend_stem(state[STEM], args.channels)
+    config.channels, config.values = args.channels, images.form.values
+    if stored.channels is not None and stored.values == config.values:
+        config.image_mean, config.image_std = stored.image_mean, stored.image_std
+    else:
+        with reading_input():
+            statistics = broadcast_from_main(run_on_main(lambda: pixel_statistics(images)))
+        config.image_mean, config.image_std = statistics
 
 
 def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:

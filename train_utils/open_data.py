@@ -20,6 +20,7 @@ from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import Problems
 from dataset_files.shared_images import READERS, head_of
 from dataset_files.splitting import choose_validation
+from dataset_files.stored_images import ImageForm, stored_header
 from my_dataset_coco import CocoDetection
 from train_utils.data_check import check_and_drop, describe_classes, listed, match_classes
 from train_utils.distributed import is_main
@@ -29,6 +30,7 @@ from train_utils.options import DataSettings
 
 HeldOut = Mapping[str, str | int]  # name -> content of images, see `held_out_images`
 SOURCES = ("data_path", "train_json", "val_json")
+MOST_PROBED = 20  # images whose header is read to find the type of values
 
 
 def open_training_data(
@@ -50,6 +52,7 @@ def open_training_data(
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=True)
         train_set, val_set = open_both(layout, splits, settings, seed, held_out or {})
+        train_set.form = val_set.form = with_type_of_values(train_set)
     if is_main():
         where = settings.data_path or settings.train_json
         print(f"{where}: {layout.name} layout, {describe_classes(train_set)}", flush=True)
@@ -84,6 +87,11 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
         for each in DataSettings.options():
             if each.name not in settings.given and trained_with.get(each.name) is not None:
                 setattr(settings, each.name, trained_with[each.name])
+    if settings.channels not in (None, trained_with.get("channels")):
+        raise InputError(
+            f"--channels {settings.channels}: the weights are of --channels {trained_with.get('channels')}"
+        )
+    settings.channels = trained_with.get("channels")
     if not any(getattr(settings, s) for s in SOURCES):
         raise InputError("the weights do not say which data they were trained on; give --data-path")
     with reading_input():
@@ -192,7 +200,16 @@ def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> Ope
 
 def plan_of(settings: DataSettings) -> ItemPlan:
     """Return the plan for a whole split; faulty items are dropped here and reported by `check_and_drop`."""
-    return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, exif=settings.exif)
+    return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, form=settings.form())
+
+
+def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
+    """Return a training set's form with the type of values of its first image, which all images must have."""
+    for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
+        with suppress(Exception):  # the check names images that cannot be read
+            header = stored_header(dataset.image_path(i), dataset.form.exif)
+            return dataset.form._replace(values=header.values)
+    return dataset.form
 
 
 def open_both(

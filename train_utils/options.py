@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset_files.stored_images import MOST_CHANNELS, ImageForm
 from train_utils.option_parsing import (
     KEPT,
     RESULT,
@@ -31,6 +32,10 @@ from train_utils.option_parsing import (
     strength,
 )
 
+HELP_SHOW_CHANNELS = (
+    "with --channels: what drawings show as red, green and blue, counted from 0, or the one channel to show in grey "
+    "(default: the first three, or the first)"
+)
 DEMO_FOLDER = "demo_data"
 OUTPUT_FOLDER = "save_weights"
 ADAMW_RATE = 1e-4  # for any batch size: Adam's steps do not grow with the gradient
@@ -68,6 +73,16 @@ class DataSettings(Settings):
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: apply it if only then an image has its "
         "annotated size)", choices=("apply", "ignore"), role=RESULT)  # fmt: skip
+    channels: int | None = option(
+        None, "read images as they are stored, with this number of channels, 1 to 8, of 8 or 16 bits or floating-point "
+        "values: PNG, TIFF, .npy (default: convert them to 8-bit RGB)", type=int, choices=range(1, MOST_CHANNELS + 1),
+        metavar="N", role=RESULT)  # fmt: skip
+    show_channels: list[int] | None = option(
+        None, HELP_SHOW_CHANNELS, type=natural, nargs="+", metavar="C", role=KEPT)  # fmt: skip
+
+    def form(self) -> ImageForm:
+        """Raise ValueError for channels to show that there are not."""
+        return ImageForm(self.exif, self.channels, shown=tuple(self.show_channels or ())).checked()
 
     def is_demo(self) -> bool:
         """Whether the data are the demo's: no data, or the demo's folder, is given."""

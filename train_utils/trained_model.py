@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dataset_files.stored_images import ImageForm
 from network_files import MaskRCNN
 from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
@@ -38,6 +39,11 @@ class TrainedModel:
     precision: Precision
     trained_with: dict[str, Any]
     held_out: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def form(self) -> ImageForm:
+        """How the network's images are read."""
+        return ImageForm(self.trained_with.get("exif"), self.config.channels, self.config.values)
 
     @property
     def thresholds(self) -> dict[int, float]:

@@ -14,6 +14,7 @@ from dataset_files import image_headers
 from dataset_files.image_headers import read_header
 from dataset_files.image_reading import read_image
 from dataset_files.splitting import choose_validation, original_of, place_of
+from dataset_files.stored_images import ImageForm
 from prediction.loading import open_image
 from tests.helpers.layout_writers import SAMPLES, WRITERS
 from train_utils.errors import InputError
@@ -405,7 +406,7 @@ def test_one_function_decides_about_orientation_everywhere(tmp_path: Path, place
     image.save(path, pnginfo=notes, **({"exif": exif} if place == "exif" else {}))
     turned = np.array(image)[::-1, ::-1]
     assert read_header(str(path))[2] == 3
-    assert np.array_equal(read_image(path, exif="apply").permute(1, 2, 0).numpy(), turned)
+    assert np.array_equal(read_image(path, form=ImageForm("apply")).permute(1, 2, 0).numpy(), turned)
     assert np.array_equal(read_image(path, (4, 6)).permute(1, 2, 0).numpy(), np.array(image))
     assert np.array_equal(np.array(open_image(path)), turned)
     assert np.array_equal(np.array(open_image(path, exif="ignore")), np.array(image))

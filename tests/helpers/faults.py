@@ -89,13 +89,15 @@ def thin_model(config):
 
     norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     with thin_bodies():
-        body = resnet.ResNet(partial(norm, eps=config.norm_eps))
+        body = resnet.ResNet(partial(norm, eps=config.norm_eps), in_channels=config.channels or 3)
         backbone = BackboneWithFPN(body, FeaturePyramidNetwork(body.out_channels, 16, LastLevelMaxPool()))
     backbone.out_channels = 16
     return MaskRCNN(
         backbone,
         min_size=config.min_size,
         max_size=config.max_size,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
         box_batch_size_per_image=config.rois_per_image,
         box_detections_per_img=config.detections,
         rpn_anchor_generator=anchors_of(config),

@@ -35,6 +35,11 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     transform, anchors = training.model.transform, training.model.rpn.anchor_generator
     fit = anchor_fit(train_set, anchors, transform.min_size[-1], transform.max_size)
+    pixels = "".join(
+        f"\nchannel {c}: mean {mean:.6g}, standard deviation {std:.6g}"
+        for c, (mean, std) in enumerate(zip(transform.image_mean, transform.image_std))
+        if settings.channels
+    )
     averaged = "" if training.ema is None else f"\n{training.ema.describe()}"
     print(
         f"code: {code_version()}; {versions}\n"
@@ -42,7 +47,7 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
         f"network: {trained / 1e6:.1f} million of {total / 1e6:.1f} million parameters are trained\n"
         f"images: {len(train_set)}, for validation {val_images}; {per_step} per step, {state.steps_per_epoch} "
         f"steps per epoch, epochs: {settings.epochs}; {settings.opt}, learning rate {settings.lr:g}\n"
-        f"anchors: {anchors.describe()}; {fit or 'no objects'}{averaged}",
+        f"anchors: {anchors.describe()}; {fit or 'no objects'}{pixels}{averaged}",
         flush=True,
     )
 

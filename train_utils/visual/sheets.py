@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dataset_files.atomic_files import refuse_overwriting, write_image
 from dataset_files.dataset import InstanceDataset, files_of
+from dataset_files.stored_images import to_picture
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
@@ -53,11 +54,15 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) 
     return sheet
 
 
-def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str]) -> Image.Image:
-    """Draw the objects of a target on their image, uint8 [3, H, W]; `masks` are InstanceMasks in its frame."""
+def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown: Sequence[int] = ()) -> Image.Image:
+    """Draw the objects of a target on their image [C, H, W]; `masks` are InstanceMasks in its frame.
+
+    Args:
+        shown: channels to show, see `ImageForm`.
+    """
     masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].in_current_frame().all_crops()]
     classes = [names.get(label, f"class {label}") for label in target["labels"].tolist()]
-    return draw_instances(as_picture(image), target["boxes"].numpy(), classes, None, masks)
+    return draw_instances(to_picture(image.numpy(), shown), target["boxes"].numpy(), classes, None, masks)
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
@@ -114,14 +119,10 @@ def draw_predictions(
         masks = [(left, top, (crop > 0.5).numpy()) for left, top, crop in crops]
         names = [classes.names.get(int(label), f"class {int(label)}") for label in found["labels"]]
         scores = found["scores"].numpy()
-        predicted = draw_instances(as_picture(image), found["boxes"].numpy(), names, scores, masks)
-        tiles += [draw_target(image, target, classes.names), predicted]
+        picture = to_picture(image.numpy(), dataset.form.shown)
+        predicted = draw_instances(picture, found["boxes"].numpy(), names, scores, masks)
+        tiles += [draw_target(image, target, classes.names, dataset.form.shown), predicted]
     return contact_sheet(tiles, columns=4) if tiles else None
-
-
-def as_picture(image: Tensor) -> Image.Image:
-    """Convert uint8 [3, H, W] to an RGB image."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def write_batch_sheet(
@@ -130,11 +131,15 @@ def write_batch_sheet(
     """Write the run's first batch as the network sees it, resized and padded, as batch.png into --output-dir."""
     images, targets = next(iter(loader))
     torch.manual_seed(mix_seed(settings.seed, 0, rank()))  # same seed as in the first step
-    transform = ImageTransform(training_sizes(settings), settings.max_size, IMAGENET_MEAN, IMAGENET_STD).train()
+    channels = settings.channels
+    values = ([0.0] * channels, [1.0] * channels) if channels else (IMAGENET_MEAN, IMAGENET_STD)
+    transform = ImageTransform(training_sizes(settings), settings.max_size, *values).train()
     batch, targets = transform(images, targets)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = ((batch.tensors * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    tiles = [draw_target(image, target, names) for image, target in zip(pixels, targets)]
+    mean, std = (torch.tensor(values)[:, None, None] for values in values)
+    pixels = batch.tensors * std + mean
+    if images[0].dtype == torch.uint8:
+        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    tiles = [draw_target(image, target, names, dataset.form.shown) for image, target in zip(pixels, targets)]
     if is_main():
         path = Path(settings.output_dir) / BATCH
         sheet = contact_sheet(

@@ -1,0 +1,210 @@
+"""Read images as they are stored, beyond 8-bit RGB: 1 to 8 channels of 8 or 16 bits or floating-point values.
+
+PNG, TIFF and .npy files, and 8-bit images of all other formats; without torch. TIFF files need the package tifffile,
+16-bit colour in PNG files needs OpenCV: Pillow would drop half of the bits.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dataset_files.rgb_images import IMAGE_FORMATS, as_rgb, embedded_image, orientation_of
+from network_files.masks.rle import MOST_PIXELS
+
+MOST_CHANNELS = 8
+VALUES = ("uint8", "uint16", "float32")  # types of values, to which the others below are converted without loss
+EXACT = dict(zip(VALUES, VALUES)) | dict.fromkeys(("int8", "int16", "float16", "float64"), "float32")
+WORDS = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_ORIENTATION = 274
+PNG_START, GREY, GREY_AND_ALPHA = b"\x89PNG\r\n\x1a\n", 0, 4
+OF_MODES = {"I": "uint16", "F": "float32"}  # Pillow opens 16-bit PGM files, and before 10.3 PNG files, in mode I
+
+
+class ImageForm(NamedTuple):
+    """How images are read and shown.
+
+    Attributes:
+        exif: see `upright_rgb`. Stored images with an EXIF orientation are refused, unless it is "ignore".
+        channels: the number of channels of images that are read as stored; None for 8-bit RGB.
+        values: type of their values, one of `VALUES`; None for any.
+        shown: the channels that drawings show as red, green and blue, or the one shown in grey; (): the first ones.
+    """
+
+    exif: str | None = None
+    channels: int | None = None
+    values: str | None = None
+    shown: tuple[int, ...] = ()
+
+    def checked(self) -> "ImageForm":
+        """Raise ValueError if there are no such channels to show; otherwise return this form."""
+        if self.shown and (len(self.shown) not in (1, 3) or max(self.shown) >= (self.channels or 0)):
+            numbers = " ".join(map(str, self.shown))
+            has = f"of 0..{self.channels - 1}" if self.channels else "of images with --channels"
+            raise ValueError(f"--show-channels {numbers}: give one or three {has}")
+        return self
+
+    @classmethod
+    def of_network(cls, config: Mapping[str, Any], exif: str | None, shown: Sequence[int] | None) -> "ImageForm":
+        """Return how a network's images are read; see `ModelConfig`, and `checked` for errors."""
+        return cls(exif, config.get("channels"), config.get("values"), tuple(shown or ())).checked()
+
+
+RGB = ImageForm()
+
+
+class Header(NamedTuple):
+    """Size and values of a stored image; `values` is one of `VALUES`."""
+
+    height: int
+    width: int
+    channels: int
+    values: str
+
+    def describe(self) -> str:
+        colour = "grey, 1 channel" if self.channels == 1 else f"values, {self.channels} channels"
+        return f"{WORDS[self.values]} {colour}"
+
+
+class PackageMissing(ValueError):
+    """An image needs a package that is not installed."""
+
+
+def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:
+    """Read an image as [C, H, W], uint8 or float32; 16-bit values stay what they are, as float32.
+
+    Raises:
+        ValueError: the image does not have the form's channels and values, or a value is not finite.
+        Exception: the file is broken.
+    """
+    return in_form(stored_array(path, exif=form.exif), form)
+
+
+def in_form(array: np.ndarray, form: ImageForm) -> np.ndarray:
+    """Convert an array of any layout to [C, H, W]; see `read_stored`."""
+    header = header_of(array)
+    if header.channels != form.channels or form.values not in (None, header.values):
+        wanted = f"{WORDS[form.values]} values, " if form.values else ""
+        raise ValueError(f"has {header.describe()}, not {wanted}{form.channels} (--channels)")
+    pixels = np.array(channels_first(array), dtype=np.uint8 if header.values == "uint8" else np.float32, order="C")
+    if not np.isfinite(pixels).all():
+        raise ValueError("has values that are not finite (nan or infinity)")
+    return pixels
+
+
+def stored_header(path: str | Path, exif: str | None = None) -> Header:
+    """Read size, channels and type of values without the pixels; errors as in `read_stored`."""
+    return header_of(stored_array(path, header_only=True, exif=exif))
+
+
+def header_of(array: np.ndarray) -> Header:
+    if array.dtype.name not in EXACT:
+        raise ValueError(f"holds {array.dtype} values; save it with 8 or 16 bits or as float32")
+    channels, height, width = channels_first(array).shape
+    if not 0 < height * width <= MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    return Header(height, width, channels, EXACT[array.dtype.name])
+
+
+def channels_first(array: np.ndarray) -> np.ndarray:
+    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; an axis of up to 8 is that of the channels.
+
+    Raises:
+        ValueError: no axis can be that of the channels, or both can.
+    """
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim == 3:
+        is_first, is_last = (array.shape[axis] <= MOST_CHANNELS for axis in (0, 2))
+        if is_first != is_last:
+            return array if is_first else array.transpose(2, 0, 1)
+    raise ValueError(f"its shape {list(array.shape)} is not [H, W], or [H, W, C] or [C, H, W] with up to 8 channels")
+
+
+def stored_array(path: str | Path, header_only: bool = False, exif: str | None = None) -> np.ndarray:
+    """Read a file's array in its own layout.
+
+    Args:
+        header_only: return an array of the same shape and type, but without the pixels.
+    """
+    is_json = str(path).lower().endswith(".json")
+    with io.BytesIO(embedded_image(path)) if is_json else open(path, "rb") as file:
+        start = file.read(26)
+        file.seek(0)
+        if start[:6] == b"\x93NUMPY":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        if start[:4] in TIFF_STARTS:
+            return tiff_array(file, header_only, exif)
+        is_deep_png = start[:8] == PNG_START and len(start) == 26 and start[24] == 16
+        if is_deep_png and start[25] != GREY:
+            width, height = (int.from_bytes(start[i : i + 4], "big") for i in (16, 20))
+            shape = height, width, {GREY_AND_ALPHA: 2, 2: 3}.get(start[25], 4)
+            return lazy(shape, "uint16") if header_only else colour_png(file.read(), shape)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            return pillow_array(image, header_only, exif)
+
+
+def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None = "ignore") -> np.ndarray:
+    """Return a Pillow image as [H, W] or [H, W, C]; palettes become RGB, and two colours grey."""
+    require_upright(orientation_of(image), exif)
+    bands = 3 if image.mode == "P" else len(image.getbands())
+    values = "uint16" if image.mode.startswith("I;16") else OF_MODES.get(image.mode, "uint8")
+    if header_only:
+        return lazy((image.height, image.width) + ((bands,) if bands > 1 else ()), values)
+    image.load()
+    image = as_rgb(image) if image.mode == "P" else image.convert("L") if image.mode == "1" else image
+    return np.asarray(image).astype(values)
+
+
+def tiff_array(file: io.BufferedIOBase, header_only: bool, exif: str | None) -> np.ndarray:
+    """Read the first page of a TIFF file, and the pages of the same size and type, as [H, W, C] or [C, H, W]."""
+    with needed("tifffile", "tifffile", "TIFF files").TiffFile(file) as tiff:
+        first = tiff.pages[0]
+        require_upright(int(first.tags.valueof(TIFF_ORIENTATION, 1)), exif)
+        pages = [page for page in tiff.pages if (page.shape, page.dtype) == (first.shape, first.dtype)]
+        shape = first.shape if len(pages) == 1 else (len(pages), *first.shape)
+        return lazy(shape, first.dtype) if header_only else np.stack([p.asarray() for p in pages]).reshape(shape)
+
+
+def colour_png(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    cv2 = needed("cv2", "opencv-python-headless", "16-bit colour in PNG files")
+    pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)  # blue, green, red (, alpha)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError("OpenCV cannot decode it")
+    return pixels[..., {2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[shape[2]]]
+
+
+def needed(module: str, package: str, what: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise PackageMissing(f"with --channels, {what} need the package {package}: pip install {package}") from None
+
+
+def require_upright(orientation: int, exif: str | None) -> None:
+    if orientation != 1 and exif != "ignore":
+        raise ValueError("has an EXIF orientation, which --channels does not apply; save it upright, or --exif ignore")
+
+
+def lazy(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
+    """Show an image [C, H, W] in 8-bit RGB; values other than bytes are stretched between their percentiles 1 and 99.
+
+    Args:
+        shown: see `ImageForm`.
+    """
+    chosen = pixels[list(shown or range(3 if len(pixels) >= 3 else 1))]
+    if chosen.dtype != np.uint8:
+        low, high = np.percentile(chosen[:, ::4, ::4], (1, 99), axis=(1, 2), keepdims=True)
+        stretched = (chosen - low) * (255 / np.where(high > low, high - low, 1))
+        chosen = stretched.clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(chosen, (3, *chosen.shape[1:])).transpose(1, 2, 0)))
