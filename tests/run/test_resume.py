@@ -104,7 +104,7 @@ MODES = {
     "one": (1, []),
     "two": (2, ["--amp", "--model-ema", *IN_PARTS]),
     "augmented": (1, AUGMENTED),
-    "sizes": (1, ["--min-size", "24", "32"]),
+    "sizes": (1, ["--min-size", "24", "32", "--channels", "3"]),
     "recipe": (1, RECIPE),
 }
 
