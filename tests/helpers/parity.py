@@ -5,7 +5,8 @@ The tests of the network and the program that writes docs/EXACTNESS.md share the
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -273,8 +274,20 @@ def detections_of(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tens
 
 
 def detections_in_float64(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """What a copy of the network in float64 finds, so that rounding decides nothing."""
-    return detections_of(copy.deepcopy(model).double(), [image.double() for image in images])
+    """What a copy of the network in float64 finds among few proposals, so that rounding decides nothing."""
+    with few_proposals(copied := copy.deepcopy(model).double()):
+        return detections_of(copied, [image.double() for image in images])
+
+
+@contextmanager
+def few_proposals(model: nn.Module, proposals: int = 60, detections: int = 12) -> Iterator[None]:
+    """Context in which the full-size heads of either network, in evaluation mode, see a tenth of their usual input."""
+    rpn, heads = model.rpn, model.roi_heads
+    tops = rpn._post_nms_top_n if hasattr(rpn, "_post_nms_top_n") else rpn.post_nms_top_n
+    before = tops["testing"], heads.detections_per_img
+    tops["testing"], heads.detections_per_img = proposals, detections
+    yield
+    tops["testing"], heads.detections_per_img = before
 
 
 def assert_same_losses(own: dict[str, Tensor], reference: dict[str, Tensor], tolerance: float = LOSS_TOLERANCE) -> None:

@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from tests.helpers.parity import OLDER_KEYS, enliven_norms, spread_logits, synthetic_batch
+from tests.helpers.parity import OLDER_KEYS, enliven_norms, few_proposals, spread_logits, synthetic_batch
 
 SIZES = dict(min_size=96, max_size=128)
 
@@ -29,7 +29,7 @@ def enlivened(model: nn.Module) -> nn.Module:
     spread_logits(model.rpn.head.cls_logits, 1.0)
     spread_logits(model.roi_heads.box_predictor.cls_score, 3.0)
     spread_logits(model.roi_heads.mask_predictor.mask_fcn_logits, 2.0)
-    with torch.no_grad():
+    with torch.no_grad(), few_proposals(model):
         model.eval()(synthetic_batch()[0][:1])
     return model
 
@@ -48,7 +48,7 @@ def published_v1() -> nn.Module:
     overwrite_eps(model, 0.0)
     spread_logits(model.rpn.head.cls_logits, 1.0)
     spread_logits(model.roi_heads.box_predictor.cls_score, 3.0)
-    with torch.no_grad():
+    with torch.no_grad(), few_proposals(model):
         model.eval()(synthetic_batch()[0][:1])
     return model
 

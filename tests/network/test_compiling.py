@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from network_files.heads import RPNHead
 from tests.helpers.faults import thin_model
@@ -26,6 +25,8 @@ pytestmark = [
 
 def graphs_of(module: nn.Module, inputs: list, training: bool, amp: bool = False) -> int:
     """Number of graphs for all inputs together."""
+    from torch._dynamo.testing import CompileCounter  # takes seconds
+
     torch._dynamo.reset()
     counter = CompileCounter()
     compiled = torch.compile(module.train(training), backend=counter, fullgraph=True, dynamic=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
+from tests.helpers.commands import assert_refused, run_thin
 from tests.helpers.faults import All, HangAtStep, ThinNetwork, patch, thin_bodies, thin_model
 from tests.helpers.forked import Run, start, wait_until
 from train_utils.demo_dataset import make_demo_dataset
@@ -107,22 +108,18 @@ class InfiniteStep:
 
 
 def test_a_file_of_weights_that_are_not_finite_is_named(tmp_path: Path):
-    model = thin_model(ModelConfig(num_classes=3, min_size=32, max_size=48))
-    state = model.state_dict()
+    state = thin_model(ModelConfig(num_classes=3, min_size=32, max_size=48)).state_dict()
     state["backbone.body.conv1.weight"][0] = float("nan")
     torch.save({"model": state}, tmp_path / "bad.pth")
     Image.fromarray(np.zeros((40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     make_demo_dataset(tmp_path / "data", num_train=2, num_val=2)
-    for words in (
-        ["predict.py", "--img-path", "a.png"], ["validation.py", "--data-path", "data"],
-        ["train.py", "--pretrain", "bad.pth", "--data-path", "data"],
-    ):  # fmt: skip
-        files = [] if words[0] == "train.py" else ["--weights-path", "bad.pth"]
-        run = start(words[0], [*words[1:], *files, "--device", "cpu"], tmp_path, ThinNetwork())
-        assert run.wait() == 2
-        errors = [line for line in run.said.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and "bad.pth: 1 of " in errors[0] and "not finite" in errors[0], run.said
-        assert "Traceback" not in run.said
+    for script, *words in (
+        ["predict.py", "--img-path", "a.png", "--weights-path"],
+        ["validation.py", "--data-path", "data", "--weights-path"],
+        ["train.py", "--data-path", "data", "--pretrain"],
+    ):
+        outcome = run_thin(tmp_path, script, "--device", "cpu", *words, "bad.pth")
+        assert_refused(outcome, "bad.pth: 1 of ", "not finite")
 
 
 @pytest.mark.slow
