@@ -5,6 +5,7 @@ Heavy packages are imported where they are used: the process that only distribut
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,34 @@ from tests.helpers.project import real_data
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Files that take longest, in seconds on two cores. Parallel processes begin with them, so that none is left at the end.
-LONGEST = {
-    "test_gpu_check.py": 250, "test_determinism.py": 250, "test_many_machines.py": 110,
-    "test_network_equals_torchvision.py": 80, "test_exactness.py": 70, "test_weights.py": 70, "test_commands.py": 60,
-    "test_detectron2.py": 60, "test_resume.py": 60,
-}  # fmt: skip
+# Files that take longest. Parallel processes begin with them, so that none is left at the end.
+LONGEST = (
+    "test_gpu_check.py", "test_determinism.py", "test_many_machines.py", "test_resume.py", "test_commands.py",
+    "test_exactness.py", "test_network_equals_torchvision.py", "test_network_graph.py", "test_detectron2.py",
+    "test_bad_inputs.py", "test_any_layout.py", "test_weights.py", "test_onnx_tools.py", "test_onnx_precision.py",
+    "test_compiling.py", "test_masks_without_torch.py", "test_published_file.py", "test_gpu_rows.py",
+    "test_fuzzing.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Give all files that start runs to one process, as the server that these are forked from takes long to start."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "runs" if starts_runs(config.rootpath / file) else file
+
+    return OneServer(config, log)
+
+
+@functools.cache
+def starts_runs(file: Path) -> bool:
+    return "tests.helpers.forked" in file.read_text(encoding="utf-8")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     # More threads than that gain nothing on test-sized images; parallel test processes share the cores.
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(4, torch.get_num_threads()))
-    items.sort(key=lambda item: -LONGEST.get(item.path.name, 0))
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -67,10 +67,10 @@ def run(folder: Path, script: str, *arguments: str | Path) -> Outcome:
 
 
 def run_thin(folder: Path, script: str, *arguments: str | Path) -> Outcome:
-    """The same with a network of a hundredth of the weights, and curves as numbers."""
+    """The same with a network of a hundredth of the weights, and curves and sheets as numbers."""
     with thin_networks(), contextlib.ExitStack() as stack:
-        for name in ("plot_loss_and_lr", "plot_map"):
-            stack.enter_context(mock.patch(f"train_utils.run.run_folder.{name}", faults.numbers_instead))
+        for target, instead in faults.NOTHING_DRAWN.items():
+            stack.enter_context(mock.patch(target.replace(":", "."), instead))
         return run(folder, script, *arguments)
 
 

@@ -38,7 +38,11 @@ def graphs_of(module: nn.Module, inputs: list, training: bool, amp: bool = False
 
 
 @pytest.mark.parametrize(
-    ("norm", "training", "amp"), [("frozen", True, True), ("batch", True, False), ("frozen", False, False)]
+    ("norm", "training", "amp"),
+    [
+        ("frozen", True, True),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("batch", True, False), ("frozen", False, False))),
+    ],
 )
 def test_backbone_and_pyramid_are_one_graph_for_all_sizes(norm: str, training: bool, amp: bool):
     backbone = thin_model(ModelConfig(3, norm=norm)).backbone

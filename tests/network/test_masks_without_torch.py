@@ -18,7 +18,8 @@ from tests.helpers.drawn_masks import detections
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 TARGETS = (*range(1, 400), 1000, 1333, 4999)
-IMAGES = [(97, 33, 300), (60, 80, 300), (1, 50, 50), (50, 1, 50), (240, 320, 60), (800, 1333, 20)]
+IMAGES = [(97, 33, 300), (60, 80, 300), (1, 50, 50), (50, 1, 50), (240, 320, 60)]
+IMAGES += [pytest.param(800, 1333, 20, marks=pytest.mark.slow)]
 ROUNDING = 1e-5
 
 

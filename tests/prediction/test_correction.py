@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from predict import Predictor
-from tests.helpers.commands import assert_refused, run, succeeded
+from tests.helpers.commands import assert_refused, run, run_thin, succeeded
 from tests.helpers.thin_weights import NAMES, noise_image, thin_networks, write_thin_weights
 from train_utils.weight_files.weights import read_weight_file
 
@@ -41,7 +41,9 @@ def test_predictions_are_corrected_and_trained_on_with_the_same_classes(lab: Pat
     corner = [[2.0, 3.0], [30.0, 3.0], [30.0, 40.0]]
     content["shapes"] = [{"label": "pear", "points": corner, "group_id": None, "shape_type": "polygon", "flags": {}}]
     file.write_text(json.dumps(content))
-    outcome = succeeded(run(lab, "train.py", *TRAIN, "--data-path", predicted / "labelme", "--output-dir", "corrected"))
+    outcome = succeeded(
+        run_thin(lab, "train.py", *TRAIN, "--data-path", predicted / "labelme", "--output-dir", "corrected")
+    )
     assert "labelme layout, 3 classes: apple, pear, water melon" in outcome.out
     assert "newly initialised" not in outcome.out
     trained = read_weight_file(lab / "corrected" / "model_0.pth")
@@ -63,7 +65,7 @@ def test_predictions_are_corrected_and_trained_on_with_the_same_classes(lab: Pat
 @pytest.mark.slow
 def test_a_coco_dataset_of_predictions_is_trained_and_evaluated_on(lab: Path, predicted: Path) -> None:
     run_on = ["--data-path", predicted / "coco", "--val-fraction", "0.4"]
-    succeeded(run(lab, "train.py", *TRAIN, *run_on, "--output-dir", "from_coco"))
+    succeeded(run_thin(lab, "train.py", *TRAIN, *run_on, "--output-dir", "from_coco"))
     assert len((lab / "from_coco" / "det_results.txt").read_text().splitlines()) == 1
 
 

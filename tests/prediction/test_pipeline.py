@@ -82,6 +82,7 @@ def test_reading_and_drawing_run_beside_the_network_and_one_bad_image_is_passed_
     assert predictor.network.together == [3, 2, 3, 1]  # images per step; the bad one leaves a place empty
 
 
+@pytest.mark.slow
 def test_a_thousand_images_are_never_in_memory_together() -> None:
     predictor = Predictor.of_trained(stub_trained(StubDetector()), PredictorSettings(batch_size=2, box_thresh=0))
     image = draw_shapes((20, 20), [(5, 5, 15, 15)])

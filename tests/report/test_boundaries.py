@@ -98,6 +98,7 @@ def test_boundary_metrics_equal_faster_coco_evals(seed: int):
     assert 0.05 < found[0] < 0.95 and found[3] > 0 and found[4] > 0
 
 
+@pytest.mark.slow
 def test_boundary_metrics_of_the_official_example(real_data_folder: Path):
     folder = real_data_folder / "cocoapi_demo"
     truth, results = (

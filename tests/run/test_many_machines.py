@@ -36,9 +36,8 @@ NEW_TORCHRUN = "--signals-to-handle" in get_args_parser().format_help()  # 2.11 
 
 
 @pytest.mark.skipif(not NEW_TORCHRUN, reason="this release of torchrun does not know --signals-to-handle")
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGUSR1, signal.SIGINT))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_launcher_that_is_told_to_stop_waits_for_the_checkpoint_and_starts_nothing_again(lab, number):
     folder = lab / signal.Signals(number).name
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]

@@ -175,11 +175,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(folder, s
 
 def test_scale_of_fp16_is_resumed(folder, lab):
     straight = folder.with_name("straight_fp16")
-    run(straight, "--checkpoint-every", "1", fault=HalfPrecision())
-    run(folder, "--checkpoint-every", "1", fault=All((HalfPrecision(), DieAtStep(4))), status=-signal.SIGKILL)
-    scale = content(folder / "model_0.pth")["scaler"]["scale"]
+    words = ["--epochs", "1", "--checkpoint-every", "1"]
+    run(straight, *words, fault=HalfPrecision())
+    run(folder, *words, fault=All((HalfPrecision(), DieAtStep(3))), status=-signal.SIGKILL)
+    scale = content(folder / "model_0_step3.pth")["scaler"]["scale"]
     assert scale != 2.0**8  # else a new one would do as well
-    run(folder, "--resume", "auto", fault=HalfPrecision())
+    run(folder, *words, "--resume", "auto", fault=HalfPrecision())
     assert_same_run(folder, straight)
 
 

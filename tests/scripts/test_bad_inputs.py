@@ -32,7 +32,13 @@ from train_utils.open_data import open_split
 from train_utils.options import DataSettings
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "_") for case in CASES])
+def parameter(case: Case):
+    """Cases in which the run trains and evaluates are left out of `make test-fast`."""
+    marks = [pytest.mark.slow] if case.status == 0 else []
+    return pytest.param(case, id=case.name.replace(" ", "_"), marks=marks)
+
+
+@pytest.mark.parametrize("case", map(parameter, CASES))
 def test_case_ends_as_the_list_says(tmp_path, case):
     assert faults_of(bad_inputs.run(case, tmp_path), case) == []
 

@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from prediction.options import PredictSettings
-from tests.helpers.commands import Outcome, assert_refused, run, started, succeeded, under_torchrun
+from tests.helpers.commands import Outcome, assert_refused, run, run_thin, started, succeeded, under_torchrun
 from tests.helpers.faults import ThinNetwork, thin_model
 from tests.helpers.forked import start_group
 from tests.helpers.project import ROOT
@@ -315,7 +315,7 @@ def copied(folder: Path, to: Path) -> Path:
 @pytest.mark.slow
 def test_second_run_in_the_same_folder_touches_nothing(lab, first):
     before = state_of(first[0])
-    outcome = run(lab, "train.py", *SMALL, "--output-dir", "first", "--pretrain", "False", "--epochs", "1")
+    outcome = run_thin(lab, "train.py", *SMALL, "--output-dir", "first", "--pretrain", "False", "--epochs", "1")
     assert_refused(outcome, "first", "--resume auto", "--output-dir", "--overwrite")
     assert state_of(first[0]) == before
 
@@ -326,7 +326,7 @@ def test_overwrite_starts_anew(lab, first, scratch):
     (folder / "model_7.pth").write_bytes(b"of the old run")
     (folder / "notes.txt").write_text("mine")
     arguments = ["--output-dir", folder, "--pretrain", "False", "--epochs", "1", "--max-steps", "1", "--overwrite"]
-    succeeded(run(lab, "train.py", *SMALL, *arguments))
+    succeeded(run_thin(lab, "train.py", *SMALL, *arguments))
     assert not (folder / "model_7.pth").exists() and (folder / "notes.txt").read_text() == "mine"
     assert len(results(folder, "det_results.txt")) == 1 and [s["step"] for s in log_of(folder)] == [1]
 
@@ -334,7 +334,7 @@ def test_overwrite_starts_anew(lab, first, scratch):
 @pytest.mark.slow
 def test_resume_auto_appends_the_next_epoch(lab, first, scratch):
     folder = copied(first[0], scratch / "copy")
-    succeeded(run(lab, "train.py", *SMALL, "--output-dir", folder, "--resume", "auto", "--epochs", "2"))
+    succeeded(run_thin(lab, "train.py", *SMALL, "--output-dir", folder, "--resume", "auto", "--epochs", "2"))
     for name in ("det_results.txt", "seg_results.txt"):
         before, after = results(first[0], name), results(folder, name)
         assert after[:1] == before and [line[0] for line in after] == ["epoch:0", "epoch:1"]
@@ -347,7 +347,7 @@ def test_resume_auto_appends_the_next_epoch(lab, first, scratch):
 @pytest.mark.slow
 def test_resume_auto_in_an_empty_folder_starts_a_run(lab, scratch):
     arguments = ["--output-dir", scratch / "new", "--resume", "auto", "--pretrain", "False", "--max-steps", "1"]
-    succeeded(run(lab, "train.py", *SMALL, *arguments))
+    succeeded(run_thin(lab, "train.py", *SMALL, *arguments))
     assert (scratch / "new" / "model_0.pth").is_file()
 
 
@@ -358,7 +358,7 @@ def test_resume_auto_starts_anew_where_a_run_was_stopped_before_its_first_checkp
     for name in ("args.json", "log.jsonl"):
         shutil.copy(first[0] / name, folder)
     arguments = ["--output-dir", folder, "--resume", "auto", "--pretrain", "False", "--max-steps", "1"]
-    succeeded(run(lab, "train.py", *SMALL, *arguments))
+    succeeded(run_thin(lab, "train.py", *SMALL, *arguments))
     assert [s["step"] for s in log_of(folder)] == [1]
 
 
@@ -369,7 +369,7 @@ def test_resume_auto_never_deletes_results(lab, first, scratch):
     (folder / "model_0.pth").unlink()
     before = state_of(folder)
     arguments = ["--output-dir", folder, "--resume", "auto", "--pretrain", "False", "--max-steps", "1"]
-    assert_refused(run(lab, "train.py", *SMALL, *arguments), "--overwrite")
+    assert_refused(run_thin(lab, "train.py", *SMALL, *arguments), "--overwrite")
     assert state_of(folder) == before
 
 
@@ -377,7 +377,7 @@ def test_resume_auto_never_deletes_results(lab, first, scratch):
 def test_resuming_a_run_beyond_its_last_step_trains_no_further(lab, first, scratch):
     folder = copied(first[0], scratch / "copy")
     arguments = ["--output-dir", folder, "--resume", "auto", "--epochs", "2", "--max-steps", "2"]
-    succeeded(run(lab, "train.py", *SMALL, *arguments))
+    succeeded(run_thin(lab, "train.py", *SMALL, *arguments))
     assert not (folder / "model_1.pth").exists() and len(log_of(folder)) == STEPS
 
 
@@ -388,7 +388,7 @@ def test_missing_results_of_the_last_epoch_are_made_up_for(lab, first, scratch):
     lines = {name: (folder / name).read_text() for name in ("det_results.txt", "seg_results.txt")}
     for name in lines:
         (folder / name).unlink()
-    succeeded(run(lab, "train.py", *SMALL, "--output-dir", folder, "--resume", "auto", "--epochs", "1"))
+    succeeded(run_thin(lab, "train.py", *SMALL, "--output-dir", folder, "--resume", "auto", "--epochs", "1"))
     assert {name: (folder / name).read_text() for name in lines} == lines
 
 
@@ -400,7 +400,7 @@ def test_resuming_another_run_never_overwrites_the_results_in_the_output_folder(
         file.write(extra)
     before = state_of(folder)
     arguments = ["--output-dir", folder, "--resume", first[0] / "model_0.pth", "--epochs", "2", "--max-steps", "4"]
-    assert_refused(run(lab, "train.py", *SMALL, *arguments), "other", "--overwrite")
+    assert_refused(run_thin(lab, "train.py", *SMALL, *arguments), "other", "--overwrite")
     assert state_of(folder) == before
 
 
@@ -411,25 +411,11 @@ def test_resuming_an_older_checkpoint_leaves_no_newer_one_to_be_taken_for_its_ow
     (folder / "model_5.pth").write_bytes(b"of the run before")
     arguments = ["--output-dir", folder, "--resume", folder / "model_0.pth", "--epochs", "2", "--max-steps", "4"]
     before = state_of(folder)
-    refused = run(lab, "train.py", *SMALL, *arguments)
+    refused = run_thin(lab, "train.py", *SMALL, *arguments)
     assert_refused(refused, "holds newer checkpoints (model_5.pth)", "--resume auto", "--overwrite")
     assert state_of(folder) == before
-    succeeded(run(lab, "train.py", *SMALL, *arguments, "--overwrite"))
+    succeeded(run_thin(lab, "train.py", *SMALL, *arguments, "--overwrite"))
     assert {f.name for f in folder.glob("model_*.pth")} == {"model_0.pth", "model_1.pth", "model_best.pth"}
-
-
-def stopped_and_resumed(lab: Path, scratch: Path, stops: list[int], *arguments: str) -> tuple[Path, Path]:
-    """The folders of a run of two epochs that was never stopped, and of one that was stopped after these steps."""
-    straight, stopped = scratch / "straight", scratch / "stopped"
-    common = [*SMALL, "--pretrain", "False", "--epochs", "2", "--lr", "0.001", *arguments]
-    succeeded(run(lab, "train.py", *common, "--output-dir", straight))
-    for step in stops:
-        succeeded(run(lab, "train.py", *common, "--output-dir", stopped, "--resume", "auto", "--max-steps", str(step)))
-        newest = torch.load(stopped / f"model_{(step - 1) // STEPS}.pth", weights_only=True)
-        assert newest["progress"]["step"] == step
-    torch.manual_seed(987)  # what was drawn before a run has nothing to say in it
-    succeeded(run(lab, "train.py", *common, "--output-dir", stopped, "--resume", "auto"))
-    return straight, stopped
 
 
 def assert_equal_content(one: object, other: object, where: str = "checkpoint") -> None:
@@ -447,22 +433,6 @@ def assert_equal_content(one: object, other: object, where: str = "checkpoint") 
         assert one.dtype == other.dtype and torch.equal(one, other), where
     else:
         assert one == other, where
-
-
-# Within the first epoch and within the second; with bf16 within the second alone, for the time it takes.
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments, stops", [([], [1, 5]), (["--amp"], [4])], ids=["float32", "amp"])
-def test_stopped_and_resumed_run_ends_in_the_very_same_weights(lab, scratch, arguments, stops):
-    straight, stopped = stopped_and_resumed(lab, scratch, stops, *arguments)
-    ends = [torch.load(folder / "model_1.pth", weights_only=True) for folder in (straight, stopped)]
-    beginning = torch.load(straight / "model_0.pth", weights_only=True)
-    for key in ("model", "optimizer", "lr_scheduler", "epoch", "progress"):
-        assert_equal_content(ends[0][key], ends[1][key], key)
-    moved = [k for k in beginning["model"] if not torch.equal(beginning["model"][k], ends[0]["model"][k])]
-    assert len(moved) > 0.9 * len(beginning["model"])  # it did train
-    for name in ("det_results.txt", "seg_results.txt"):
-        assert (straight / name).read_text() == (stopped / name).read_text()
-    assert log_of(straight) == log_of(stopped)
 
 
 # ---------------------------------------------------------------------------------------------------- validation.py
@@ -777,12 +747,12 @@ def demo_copy(lab: Path, folder: Path) -> Path:
 def train_on(lab: Path, data: str | Path, *arguments: str | Path) -> Outcome:
     """One step on other data; refused, so that nothing lies in `refused` afterwards."""
     common = ["--pretrain", "False", "--max-steps", "1", "--output-dir", "refused"]
-    outcome = run(lab, "train.py", *SMALL, *common, "--data-path", data, *arguments)
+    outcome = run_thin(lab, "train.py", *SMALL, *common, "--data-path", data, *arguments)
     shutil.rmtree(lab / "refused", ignore_errors=True)
     return outcome
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_refusal_is_one_line_and_status_2_in_a_process_of_its_own(lab):
     outcome = started([sys.executable, str(ROOT / "train.py"), *SMALL, "--data-path", "nowhere"], lab)
     assert_refused(outcome, "nowhere", "--data-path")

@@ -13,6 +13,7 @@ PAGE = (ROOT / "docs" / "ONNX.md").read_text(encoding="utf-8")
 DOCKERFILE = re.search(r"```dockerfile\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_what_the_image_copies_is_all_that_the_tool_needs(tmp_path):
     for source, target in re.findall(r"^COPY (\S+) (\S+)$", DOCKERFILE, re.MULTILINE):
         place = tmp_path / target / (source.rpartition("/")[2] if target.endswith("/") else "")

@@ -117,6 +117,7 @@ class SameDetections:
         return self.predictor.detect([image.transpose(2, 0, 1)])[0]
 
 
+@pytest.mark.slow
 def test_given_equal_detections_all_outputs_equal_those_of_predict_byte_for_byte(lab, tmp_path, monkeypatch):
     pytest.importorskip("av", reason="videos need PyAV")
     write_clip(tmp_path / "clip.mp4", [noise_image(k) for k in range(3)], [0, 1, 2], Fraction(1, 25))
@@ -138,6 +139,7 @@ def test_given_equal_detections_all_outputs_equal_those_of_predict_byte_for_byte
         assert [path for path in written[0] if written[0][path] != written[1][path]] == []
 
 
+@pytest.mark.slow
 def test_metadata_describe_the_network(lab):
     metadata = {entry.key: entry.value for entry in onnx.load(str(lab / "thin.onnx")).metadata_props}
     description = Description.from_metadata(metadata)
@@ -149,6 +151,7 @@ def test_metadata_describe_the_network(lab):
     assert json.loads(metadata["names"]) == {str(label): name for label, name in NAMES.items()}
 
 
+@pytest.mark.slow
 def test_the_input_size_can_be_chosen(lab):
     outcome = succeeded(run(lab, "tools/export_onnx.py", "thin.pth", "larger.onnx", "--min-size", "100"))
     assert "tools/predict_onnx.py larger.onnx" in outcome.out
@@ -158,6 +161,7 @@ def test_the_input_size_can_be_chosen(lab):
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.slow
 def test_wrong_input_of_the_exporter_is_named(lab, monkeypatch):
     assert_refused(run(lab, "tools/export_onnx.py", "none.pth", "x.onnx"), "none.pth: no such weight file")
     assert_refused(run(lab, "tools/export_onnx.py", "thin.pth", "thin.pth"), "thin.pth: would be overwritten")
@@ -168,6 +172,7 @@ def test_wrong_input_of_the_exporter_is_named(lab, monkeypatch):
     assert not (lab / "x.onnx").exists()
 
 
+@pytest.mark.slow
 def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     tool = "tools/predict_onnx.py"
     photo = str(lab / "photos" / "day 0" / "0.png")
@@ -188,6 +193,7 @@ def test_wrong_input_of_the_predictor_is_named(lab, tmp_path):
     assert run(tmp_path, tool, lab / "thin.onnx", "x.jpg", "--box-thresh", "nan").code == 2
 
 
+@pytest.mark.slow
 def test_runtimes_that_are_missing_or_lack_the_precision_are_named(lab, monkeypatch):
     call = ("tools/predict_onnx.py", "thin.onnx", "photos")
     words = ("--runtime", "onnxruntime", "--precision", "bf16")
@@ -198,6 +204,7 @@ def test_runtimes_that_are_missing_or_lack_the_precision_are_named(lab, monkeypa
     assert_refused(run(lab, *call), "no runtime is installed; install one with: pip install onnxruntime")
 
 
+@pytest.mark.slow
 def test_threads_precision_and_runtime_are_stated_first(lab):
     pytest.importorskip("openvino")
     call = ("tools/predict_onnx.py", "thin.onnx", lab / "photos" / "day 0" / "0.png", "--output-dir", "stated")

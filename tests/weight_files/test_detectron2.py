@@ -238,12 +238,14 @@ def voc(data_folder: Path, lab: Path) -> Path:
 def test_a_zoo_file_predicts_with_cocos_ids(lab, zoo_file, coco, model, monkeypatch):
     photo = next((coco / "val2017").glob("*.jpg")).resolve()
     arguments = ["--weights-path", zoo_file, "--img-path", photo, "--output-dir", "found", "--min-size", "96"]
-    outcome = succeeded(run(lab, "predict.py", "--device", "cpu", *arguments, "--save-json", "--box-thresh", "0.1"))
+    arguments += ["--save-json", "--box-thresh", "0.1", "--detections", "20"]
+    outcome = succeeded(run(lab, "predict.py", "--device", "cpu", *arguments))
     detections = json.loads((lab / "found" / "predictions.json").read_text())
     assert len(detections) > 5 and {d["category_id"] for d in detections} <= set(COCO_LABELS)
     names = json.loads((ROOT / "coco91_indices.json").read_text())
     assert all(names[str(d["category_id"])] in outcome.out for d in detections)
     monkeypatch.setattr(model.transform, "min_size", (96,))
+    monkeypatch.setattr(model.roi_heads, "detections_per_img", 20)
     with Image.open(photo) as picture, torch.inference_mode():
         (own,) = model.detect([as_tensor(picture.convert("RGB"))])
     assert [d["score"] for d in detections] == pytest.approx(own["scores"][own["scores"] >= 0.1].tolist(), abs=1e-4)
@@ -251,7 +253,7 @@ def test_a_zoo_file_predicts_with_cocos_ids(lab, zoo_file, coco, model, monkeypa
 
 @pytest.mark.slow
 def test_a_zoo_file_is_evaluated(lab, zoo_file, coco):
-    weights = ["--weights-path", zoo_file, "--data-path", coco]
+    weights = ["--weights-path", zoo_file, "--data-path", coco, "--detections", "10"]
     succeeded(run(lab, "validation.py", *SMALL, *weights, "--output-dir", "scores"))
     table = (lab / "scores" / "record_mAP.txt").read_text()
     assert "2 images" in table and re.search(r"toothbrush +\d", table) and "N/A" not in table

@@ -22,7 +22,7 @@ from train_utils.classes import COCO_NAMES
 
 pytestmark = pytest.mark.slow
 
-PHOTOS = 3
+PHOTOS = 2
 OPTIONS = ["--device", "cpu", "--weights-path", "maskrcnn_resnet50_fpn_coco.pth"]
 OPTIONS += ["--min-size", str(SIZES["min_size"]), "--max-size", str(SIZES["max_size"])]
 
@@ -53,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_folder: Path, reference) 
         height, width = found["masks"].shape[-2:]
         images.append({"id": int(Path(name).stem), "file_name": name, "height": height, "width": width})
         results = in_coco_format(int(Path(name).stem), found)
-        objects += [d for d in results if str(d["category_id"]) in names and coco_mask.area(d["segmentation"])][::3]
+        objects += [d for d in results if str(d["category_id"]) in names and fills_its_box(d)][::3]
     for number, thing in enumerate(objects, start=1):
         del thing["score"]
         thing |= {"id": number, "area": int(coco_mask.area(thing["segmentation"])), "iscrowd": 0}
@@ -77,6 +77,10 @@ def in_coco_format(image_id: int, found: dict[str, Tensor]) -> list[dict]:
         }
         for label, score, (x1, y1, x2, y2), code in zip(*columns, codes)
     ]
+
+
+def fills_its_box(detection: dict) -> bool:
+    return coco_mask.area(detection["segmentation"]) > 0.25 * detection["bbox"][2] * detection["bbox"][3]
 
 
 def in_order_of(theirs: list[dict], ours: list[dict]) -> list[dict]:
