@@ -69,6 +69,7 @@ class CocoDetection(Dataset):
         self.class_names = {label: self.index.categories[category] for label, category in self.category_ids.items()}
         self.label_of = {category: label for label, category in self.category_ids.items()}
         self.training = dataset == "train"
+        self.is_region = self.index.regions()
         names = self.index.file_names.tolist()
         is_own = np.array([plan.images is None or name in plan.images for name in names], dtype=bool)
         self.own_images = np.flatnonzero(is_own)  # including those that training leaves out
@@ -101,7 +102,8 @@ class CocoDetection(Dataset):
 
         Returns:
             Image uint8 [3, H, W], or as `form` says, and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the
-            image, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
+            image, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N];
+            if the reading says so, `has_mask` bool [N] and `ignore_regions` InstanceMasks.
         """
         path = self.image_path(i)
         image = read_image(path, self.get_height_and_width(i), self.form)
@@ -119,17 +121,13 @@ class CocoDetection(Dataset):
     def target(self, i: int) -> dict:
         size = self.get_height_and_width(i)
         annotations = self.annotations(i, only_usable=self.training)
-        try:
-            masks = InstanceMasks.from_crops(
-                decode_crops([packed_code(a["segmentation"], *size) for a in annotations]), size
-            )
-        except ValueError as error:
-            raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
+        masks = self.masks([packed_code(a["segmentation"], *size) for a in annotations], i)
         xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         pixels = masks.areas().tolist()
         areas = [float(a.get("area", own)) for a, own in zip(annotations, pixels)]
-        crowds = [int(bool(a.get("iscrowd", 0)) or own == 0) for a, own in zip(annotations, pixels)]
-        return {
+        needs_mask = not self.reading.boxes_without_masks
+        crowds = [int(bool(a.get("iscrowd", 0)) or (own == 0 and needs_mask)) for a, own in zip(annotations, pixels)]
+        target = {
             "boxes": torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(np.float32)),
             "labels": torch.tensor([self.label_of[a["category_id"]] for a in annotations], dtype=torch.int64),
             "masks": masks,
@@ -137,6 +135,19 @@ class CocoDetection(Dataset):
             "area": torch.tensor(areas, dtype=torch.float32),
             "iscrowd": torch.tensor(crowds, dtype=torch.int64),
         }
+        if not needs_mask:
+            target["has_mask"] = torch.tensor(pixels, dtype=torch.int64) > 0
+        if self.reading.ignore_regions:
+            found = self.index.annotations(self.image_indices[i], among=self.index.crowds | self.is_region)
+            target["ignore_regions"] = self.masks([code_of(a, *size) for a in found], i)
+        return target
+
+    def masks(self, codes: Sequence[dict], i: int) -> InstanceMasks:
+        size = self.get_height_and_width(i)
+        try:
+            return InstanceMasks.from_crops(decode_crops(codes), size)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
 
     def boxes(self, i: int) -> Tensor:
         """Return the boxes of item i as in `target`, without reading its masks."""
@@ -152,6 +163,8 @@ class CocoDetection(Dataset):
                 annotation["bbox"] = box_of_mask(annotation["segmentation"]) or annotation["bbox"]
             if self.reading.crowds_are_objects:
                 annotation["iscrowd"] = 0
+            if self.reading.boxes_without_masks and not annotation["segmentation"]:
+                annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
         return annotations
 
     def image_id(self, i: int) -> int:
@@ -169,11 +182,13 @@ class CocoDetection(Dataset):
 
     def counts(self) -> ObjectCounts:
         chosen = np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
-        crowds = self.index.crowds[chosen]
+        regions = int((chosen & self.is_region).sum())
+        chosen &= ~self.is_region
+        crowds, without_mask = self.index.crowds[chosen], int((chosen & self.index.usable & ~self.index.has_mask).sum())
         per_image = np.bincount(self.index.owners()[chosen], minlength=1)
         empty = int(self.index.bare[self.image_indices].sum()) if self.training else 0
         most = int(per_image.max(initial=0))
-        return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty)
+        return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty, regions, without_mask)
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
         owners = self.index.owners()
@@ -209,7 +224,8 @@ class CocoDetection(Dataset):
 
     def is_whole(self) -> bool:
         """Whether the ground truth is the unmodified annotation file."""
-        as_written = self.index.path == self.source and self.reading == AS_WRITTEN and not self.problems.counts
+        as_written = self.index.path == self.source and self.reading._replace(ignore_regions=False) == AS_WRITTEN
+        as_written &= not (self.problems.counts or self.is_region.any())
         own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())
         return (
             as_written
@@ -221,30 +237,24 @@ class CocoDetection(Dataset):
     def coco_content(self) -> dict:
         """Return the split as the content of a COCO file that every reader accepts, without dropped items.
 
-        Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish.
+        Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish, unless
+        they are used: then their segmentation is []. Regions of the class `ignore` become a crowd of every class.
         """
-        images, annotations = [], []
+        images, annotations, needs_mask = [], [], not self.reading.boxes_without_masks
+        regions: list[dict] = []
         for i, place in enumerate(self.image_indices):
             height, width = self.get_height_and_width(i)
             name = str(self.index.file_names[place])
             images.append({"id": self.image_id(i), "height": height, "width": width, "file_name": name})
             for a in self.annotations(i, only_usable=False):
-                code = packed_code(a["segmentation"], height, width)
-                area = float(coco_mask.area(code))
-                if area == 0:
-                    code, a = box_code(a["bbox"], height, width), a | {"iscrowd": 1}
-                counts = code["counts"]
-                annotations.append(
-                    {
-                        "id": int(a["id"]),
-                        "image_id": self.image_id(i),
-                        "category_id": self.category_ids[self.label_of[a["category_id"]]],
-                        "bbox": a["bbox"],
-                        "area": a.get("area", area),
-                        "iscrowd": int(bool(a.get("iscrowd"))),
-                        "segmentation": code | {"counts": counts.decode() if isinstance(counts, bytes) else counts},
-                    }
-                )
+                category = self.category_ids[self.label_of[a["category_id"]]]
+                annotations.append(portable(a, category, self.image_id(i), (height, width), needs_mask))
+            for a in self.index.annotations(place, among=self.is_region):
+                if not a.get("void"):  # as crowds count by their box, void outlines would hide the whole image
+                    a = portable(a | {"iscrowd": 1}, 0, self.image_id(i), (height, width))
+                    regions += [a | {"category_id": category} for category in self.category_ids.values()]
+        last = max((a["id"] for a in annotations), default=0)
+        annotations += [a | {"id": number} for number, a in enumerate(regions, start=last + 1)]
         if min((a["id"] for a in annotations), default=1) < 1:  # the metrics take id 0 for "no match"
             annotations = [a | {"id": number} for number, a in enumerate(annotations, start=1)]
         categories = [{"id": key, "name": self.class_names[label]} for label, key in self.category_ids.items()]
@@ -258,6 +268,32 @@ def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found (COCO's layout is annotations/instances_*.json, *{years}/)")
     return split
+
+
+def portable(a: dict, category: int, image_id: int, size: tuple[int, int], needs_mask: bool = True) -> dict:
+    """Return an annotation in a form that every reader accepts; see `coco_content` for one without a mask."""
+    code = packed_code(a["segmentation"], *size)
+    area = float(coco_mask.area(code))
+    segmentation: dict | list = []
+    if area or needs_mask:
+        a, code = (a, code) if area else (a | {"iscrowd": 1}, box_code(a["bbox"], *size))
+        counts = code["counts"]
+        segmentation = code | {"counts": counts.decode() if isinstance(counts, bytes) else counts}
+    return {
+        "id": int(a["id"]),
+        "image_id": image_id,
+        "category_id": category,
+        "bbox": a["bbox"],
+        "area": a.get("area", area),
+        "iscrowd": int(bool(a.get("iscrowd"))),
+        "segmentation": segmentation,
+    }
+
+
+def code_of(a: dict, height: int, width: int) -> dict:
+    """Return the packed run-length code of an annotation's mask, or of its box if it has none."""
+    code = packed_code(a["segmentation"], height, width)
+    return code if coco_mask.area(code) else box_code(a["bbox"], height, width)
 
 
 def box_code(box: Sequence[float], height: int, width: int) -> dict:

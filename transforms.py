@@ -18,7 +18,7 @@ from network_files.mask_rcnn import IMAGENET_MEAN
 
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 Item = tuple[Tensor, dict]
-PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd")
+PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd", "has_mask")
 
 
 class Compose:
@@ -48,7 +48,7 @@ class RandomHorizontalFlip:
             return image, target
         boxes = target["boxes"].clone()
         boxes[:, self.columns] = image.shape[self.axis] - boxes[:, self.columns[::-1]]
-        return image.flip(self.axis), dict(target, boxes=boxes, masks=type(self).flip_masks(target["masks"]))
+        return image.flip(self.axis), dict(change_masks(target, type(self).flip_masks), boxes=boxes)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -131,31 +131,47 @@ def crop(
 ) -> tuple[Tensor, dict]:
     """Return a window of the image, in whole pixels, and the objects in it.
 
-    Objects that the window cuts get the box and area of their remaining mask; the others keep theirs.
+    Objects that the window cuts get the box and area of their remaining mask; the others keep theirs. Of objects
+    without a mask, the box counts.
 
     Args:
         least: drop objects of whose pixels a smaller share remains.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
-    masks = target["masks"].window(top, left, height, width)
-    before, after = target["masks"].areas(), masks.areas()
+    before = areas_of(target)
     limits = torch.tensor([width, height, width, height])
     boxes = (target["boxes"] - torch.tensor([left, top, left, top])).clamp(min=0).minimum(limits)
-    target = dict(target, boxes=boxes, masks=masks)
+    target = dict(change_masks(target, lambda masks: masks.window(top, left, height, width)), boxes=boxes)
+    after = areas_of(target)
     image = image[:, top : top + height, left : left + width].contiguous()
     return image, select_objects(measure_cut(target, before), (after > 0) & (after >= least * before))
+
+
+def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks]) -> dict:
+    """Return the target with its masks, and its ignore regions if it has any, changed alike."""
+    return target | {key: change(target[key]) for key in ("masks", "ignore_regions") if key in target}
+
+
+def areas_of(target: dict) -> Tensor:
+    """Return the areas of the masks, int64 [N]; with `has_mask`, float64, and of objects without one those of boxes."""
+    areas = target["masks"].areas()
+    if "has_mask" in target:
+        sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
+        return torch.where(target["has_mask"], areas.double(), sides.clamp(min=0).double().prod(dim=1))
+    return areas
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
     """Recompute box and area of the objects that have lost pixels from their masks.
 
     Args:
-        before: int64 [N], areas of the masks before the cut.
+        before: [N], `areas_of` the target before the cut.
     """
-    areas = target["masks"].areas()
-    cut = areas < before
-    target = dict(target, boxes=torch.where(cut[:, None], target["masks"].extents(), target["boxes"]))
+    areas = areas_of(target)
+    cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
+    boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
+    target = dict(target, boxes=boxes)
     if "area" in target:
         target["area"] = torch.where(cut, areas.float(), target["area"])
     return target
@@ -195,27 +211,31 @@ def in_frame(image: Tensor, target: dict) -> Item:
     frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)
     frame[:, : view.height, : view.width] = resize_to_view(image, view)
     boxes = resize_boxes(target["boxes"], target["masks"].size, (view.height, view.width))
-    masks = target["masks"].resize(view.height, view.width, view.frame).in_current_frame()
-    target = dict(target, boxes=boxes, masks=masks, view=View(*view.frame, view.frame))
+    target = change_masks(target, lambda m: m.resize(view.height, view.width, view.frame).in_current_frame())
+    target = dict(target, boxes=boxes, view=View(*view.frame, view.frame))
+    areas = areas_of(target)
     if "area" in target:
-        target["area"] = masks.areas().float()
-    return frame, select_objects(target, masks.areas() > 0)
+        target["area"] = areas.float()
+    return frame, select_objects(target, areas > 0)
 
 
 def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
     """Paste a random part of the objects of `source` over an image of the same size.
 
-    Partly covered objects get the box and area of their visible part; fully covered ones are dropped.
+    Partly covered objects get the box and area of their visible part; fully covered ones are dropped. Objects without a
+    mask are not pasted, and keep their box.
     """
+    if "has_mask" in source_target:
+        source_target = select_objects(source_target, source_target["has_mask"])
     count = len(source_target["masks"])
     if count == 0:
         return image, target
     chosen = torch.randint(0, count, (count,)).unique()
     pasted = {key: source_target[key][chosen] for key in PER_OBJECT if key in source_target}
     covered = pasted["masks"].union()
-    before = target["masks"].areas()
-    target = measure_cut(dict(target, masks=target["masks"].without(covered)), before)
-    target = select_objects(target, target["masks"].areas() > 0)
+    before = areas_of(target)
+    target = measure_cut(change_masks(target, lambda masks: masks.without(covered)), before)
+    target = select_objects(target, areas_of(target) > 0)
     for key, value in pasted.items():
         together = InstanceMasks.concatenated if key == "masks" else lambda *both: torch.cat(both)
         target[key] = together(target[key], value)

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.boxes import ious, judge_format, look_like_fractions
-from dataset_files.coco_file import Annotations, ImageEntries
+from dataset_files.coco_file import Annotations, ImageEntries, Reading
 from dataset_files.problems import Problems, shown
 
 # IoU of a box and the box around its mask. None of 2,359 objects of COCO was below 0.9, but single objects of correct
@@ -26,12 +26,12 @@ class AnnotationCheck:
         categories: category id -> name.
         problems: extended.
         text: the text of the file.
-        boxes_from_masks: use the masks' extents as boxes of objects that have a mask, and ignore the file's.
 
     Attributes:
         owners: int64 [A], the index of each annotation's image.
         valid: bool [A], annotations that would not make results wrong.
-        complete: bool [A], valid annotations with a box and a mask.
+        complete: bool [A], valid annotations with a box and a mask, or with a box alone if that is enough.
+        has_mask: bool [A].
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class AnnotationCheck:
         categories: dict[int, str],
         problems: Problems,
         text: str,
-        boxes_from_masks: bool = False,
+        reading: Reading,
     ) -> None:
         self.annotations, self.images, self.problems, self.text = annotations, images, problems, text
         self.count = len(annotations.ids)
@@ -53,8 +53,10 @@ class AnnotationCheck:
         self.extents = np.concatenate(annotations.masks.extents or [np.zeros((0, 4))])
         self.valid = np.ones(self.count, dtype=bool)
         self.check_references(categories)
-        self.check_boxes_and_masks(boxes_from_masks)
-        self.complete = self.compare_boxes_with_masks()
+        self.check_boxes_and_masks(reading.boxes_from_masks)
+        regions = [key for key, name in categories.items() if reading.is_region(name)]
+        needs_mask = ~np.isin(annotations.category_ids, regions) & (not reading.boxes_without_masks)
+        self.complete, self.has_mask = self.compare_boxes_with_masks(needs_mask)
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
         """Note a problem of the flawed annotations, bool [A]; `value` returns the value to show."""
@@ -111,8 +113,15 @@ class AnnotationCheck:
         self.refuse("code size", resized, lambda a, k: {"size": a["segmentation"]["size"], "image": sizes[k].tolist()})
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
-    def compare_boxes_with_masks(self) -> np.ndarray:
-        """Check the format of all boxes, then each box against its mask; return the complete annotations, bool [A]."""
+    def compare_boxes_with_masks(self, needs_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Check the format of all boxes, then each box against its mask.
+
+        Args:
+            needs_mask: bool [A], annotations that are incomplete without a mask.
+
+        Returns:
+            The complete annotations, and those with a mask, bool [A] each.
+        """
         boxes, extents, sizes, valid = self.boxes, self.extents, self.sizes, self.valid
         masks = self.annotations.masks
         no_mask = self.with_flaw("no mask")
@@ -123,7 +132,8 @@ class AnnotationCheck:
         inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
         no_area = ~(boxes[:, 2:] > 0).all(axis=1)
         outside = ~no_area & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
-        good = valid & ~no_area & ~outside & ~no_mask
+        boxed = valid & ~no_area & ~outside
+        good = boxed & ~no_mask
         if not is_doubtful:  # otherwise all of these problems follow from the box format
             apart = np.zeros(self.count, dtype=bool)
             apart[good] = ious(inside[good], drawn[good]) < SMALLEST_OVERLAP
@@ -132,13 +142,13 @@ class AnnotationCheck:
             )
             self.note("empty box", valid & no_area, lambda a, k: a["bbox"])
             self.note("box outside", valid & outside, lambda a, k: a["bbox"])
-        self.note("no mask", valid & no_mask, lambda a, k: a["segmentation"])
+        self.note("no mask", valid & no_mask & needs_mask, lambda a, k: a["segmentation"])
         short = self.with_flaw("short polygon") & ~no_mask
         self.note("short polygon", valid & short, lambda a, k: a["segmentation"])
         far = FAR * sizes[:, [1, 0]]
         reaching = (extents[:, :2] < -far).any(axis=1) | (extents[:, 2:] > sizes[:, [1, 0]] + far).any(axis=1)
         self.note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
-        return good & valid
+        return boxed & valid & ~(no_mask & needs_mask), ~no_mask
 
     def check_box_format(self, with_mask: np.ndarray, outlined: np.ndarray) -> bool:
         """Note whether the boxes of the whole file have another format or are fractions, and return that.

@@ -20,7 +20,35 @@ from dataset_files.whole_ids import int64, natural, whole
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)
 
 BACKGROUND = ("_background_", "__background__", "__ignore__")  # names of categories that are not classes
+IGNORE = "ignore"  # name of the class whose objects --ignore-regions takes as regions
 REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name", "height", "width", "name")
+
+
+class Reading(NamedTuple):
+    """How to interpret the annotations of a file.
+
+    Attributes:
+        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
+        crowds_are_objects: ignore `iscrowd`; some tools set it for every mask that is a run-length code.
+        ignore_regions: the class `ignore` is no class; its objects are regions, with or without a mask.
+        boxes_without_masks: objects with a box and no mask can be used.
+    """
+
+    boxes_from_masks: bool = False
+    crowds_are_objects: bool = False
+    ignore_regions: bool = False
+    boxes_without_masks: bool = False
+
+    def suffix(self) -> str:
+        """Return the file suffix of a stored index."""
+        marks = zip(self, (".masks", ".objects", ".regions", ".boxes"))
+        return "".join(mark for is_set, mark in marks if is_set) + ".index"
+
+    def is_region(self, class_name: str) -> bool:
+        return self.ignore_regions and class_name.strip().lower() == IGNORE
+
+
+AS_WRITTEN = Reading()
 
 
 def read_content(text: str) -> dict:

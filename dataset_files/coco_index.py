@@ -9,7 +9,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -17,7 +16,9 @@ import numpy as np
 from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
 from dataset_files.coco_check import AnnotationCheck
 from dataset_files.coco_file import (
+    AS_WRITTEN,
     Annotations,
+    Reading,
     read_categories,
     read_content,
     read_image_entries,
@@ -27,24 +28,8 @@ from dataset_files.coco_file import (
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.problems import Problems
 
-VERSION = 6  # of the stored index; other versions are ignored
+VERSION = 7  # of the stored index; other versions are ignored
 STORED_FROM = 1 << 20  # bytes; a smaller file is parsed as fast as its index would be read
-
-
-class Reading(NamedTuple):
-    """How to interpret the annotations of a file.
-
-    Attributes:
-        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
-        crowds_are_objects: ignore `iscrowd`; some tools set it for every mask that is a run-length code.
-    """
-
-    boxes_from_masks: bool = False
-    crowds_are_objects: bool = False
-
-    def suffix(self) -> str:
-        """Return the file suffix of a stored index."""
-        return (".masks" if self.boxes_from_masks else "") + (".objects" if self.crowds_are_objects else "") + ".index"
 
 
 class AnnotationsLost(ValueError):
@@ -61,7 +46,7 @@ class CocoIndex:
     Attributes:
         path: the file.
         stamp: int64 [3], format version, size in bytes and mtime of the file that was read.
-        categories: category id -> name.
+        categories: category id -> name, without the class of regions.
         image_ids: int64 [P].
         sizes: int64 [P, 2], height and width.
         file_names: str [P].
@@ -72,7 +57,9 @@ class CocoIndex:
         category_ids: int64 [A].
         checksums: int64 [A], CRC-32 of each annotation's text.
         crowds: bool [A].
-        usable: bool [A], objects that training can use: not crowds, with a non-empty box and mask.
+        usable: bool [A], objects that training can use: no crowds, no regions, with a non-empty box and mask, or a box
+            alone if `Reading.boxes_without_masks` is set.
+        has_mask: bool [A].
         problems: what is wrong with the file.
     """
 
@@ -90,17 +77,21 @@ class CocoIndex:
     checksums: np.ndarray
     crowds: np.ndarray
     usable: np.ndarray
+    has_mask: np.ndarray
     problems: Problems
 
-    def annotations(self, image: int, only_usable: bool) -> list[dict]:
+    def annotations(self, image: int, only_usable: bool = False, among: np.ndarray | None = None) -> list[dict]:
         """Read the annotations of an image from the file.
+
+        Args:
+            among: bool [A], which objects to read; None: all, or those that are usable.
 
         Raises:
             AnnotationsLost: the file has changed since it was indexed, or is gone.
         """
-        chosen = np.arange(self.first[image], self.first[image + 1])
-        if only_usable:
-            chosen = chosen[self.usable[chosen]]
+        chosen, among = np.arange(self.first[image], self.first[image + 1]), self.usable if only_usable else among
+        if among is not None:
+            chosen = chosen[among[chosen]]
         texts = []
         try:
             with open(self.path, "rb") as file:
@@ -117,20 +108,21 @@ class CocoIndex:
         """Return the image index of each object, int64 [A]."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
+    def regions(self) -> np.ndarray:
+        """Return which objects are regions of the class `ignore`, see `Reading`; bool [A]."""
+        return ~np.isin(self.category_ids, list(self.categories))
+
     def usable_counts(self) -> np.ndarray:
         """Count the objects that training can use in each image, int64 [P]."""
         return np.diff(np.concatenate(([0], self.usable.cumsum()))[self.first])
 
     def classes_of_images(self, only_usable: bool = False) -> list[list[int]]:
         """Return the distinct category ids of each image's objects."""
-        chosen = self.usable if only_usable else np.ones(len(self.usable), dtype=bool)
+        chosen = self.usable if only_usable else ~self.regions()
         return [
             np.unique(self.category_ids[first:end][chosen[first:end]]).tolist()
             for first, end in zip(self.first, self.first[1:])
         ]
-
-
-AS_WRITTEN = Reading()
 
 
 def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
@@ -217,7 +209,9 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     tell_apart(categories, content["categories"], problems)
     images = read_image_entries(content["images"], problems)
     problems.update(annotations.problems)
-    found = AnnotationCheck(annotations, images, categories, problems, text, reading.boxes_from_masks)
+    found = AnnotationCheck(annotations, images, categories, problems, text, reading)
+    categories = {key: name for key, name in categories.items() if not reading.is_region(name)}
+    is_object = np.isin(np.array(annotations.category_ids, dtype=np.int64), list(categories))
     crowds = np.array(annotations.crowds, dtype=bool) & (not reading.crowds_are_objects)
     kept = np.flatnonzero(found.valid)
     order = kept[np.argsort(found.owners[kept], kind="stable")]
@@ -239,7 +233,8 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
             order
         ],
         crowds=crowds[order],
-        usable=(found.complete & ~crowds)[order],
+        usable=(found.complete & ~crowds & is_object)[order],
+        has_mask=found.has_mask[order],
         problems=problems,
     )
 

@@ -18,6 +18,8 @@ class ObjectCounts(NamedTuple):
         most_in_an_image: objects in the image that has the most.
         images_without_objects: images without an object to train on, which training leaves out.
         empty_images: images without annotations that training keeps as background.
+        regions: objects of the class `ignore` that are regions; not among `objects`.
+        without_mask: objects that are used without a mask.
     """
 
     objects: int
@@ -25,6 +27,8 @@ class ObjectCounts(NamedTuple):
     most_in_an_image: int
     images_without_objects: int
     empty_images: int = 0
+    regions: int = 0
+    without_mask: int = 0
 
 
 def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
@@ -57,7 +61,9 @@ class InstanceDataset(Protocol):
     """Images and instances of one split. Only `transforms` and `form` may change once it is built.
 
     An item is an image, uint8 [3, H, W], or [C, H, W] as `form` says, and a target: `boxes` float32 [N, 4], x1y1x2y2
-    in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N].
+    in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N]; with
+    --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks, in which nothing
+    is background.
 
     Attributes:
         class_names: label -> name.

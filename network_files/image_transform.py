@@ -170,11 +170,12 @@ def resize_to_view(image: Tensor, view: View) -> Tensor:
 def resize_target(
     target: dict, from_size: tuple[int, int], to_size: tuple[int, int], frame: tuple[int, int] | None = None
 ) -> dict:
-    """A copy of a target with `boxes` and `masks` in the frame of the resized image, padded to `frame` if given."""
+    """A copy of a target in the frame of the resized image (boxes, masks, regions), padded to `frame` if given."""
     target = dict(target, boxes=resize_boxes(target["boxes"], from_size, to_size))
-    if "masks" in target:
-        masks = target["masks"]
-        if isinstance(masks, Tensor):
-            masks = InstanceMasks.from_dense(masks)
-        target["masks"] = masks.resize(*to_size, frame)
+    for key in ("masks", "ignore_regions"):
+        if key in target:
+            masks = target[key]
+            if isinstance(masks, Tensor):
+                masks = InstanceMasks.from_dense(masks)
+            target[key] = masks.resize(*to_size, frame)
     return target

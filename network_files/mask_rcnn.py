@@ -130,7 +130,9 @@ class MaskRCNN(nn.Module):
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
             targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
                 1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; preferably on
-                the CPU, from where they are moved to the images' device without waiting for it.
+                the CPU, from where they are moved to the images' device without waiting for it. Optional: `has_mask`
+                bool [N], the objects that the mask loss counts, and `ignore_regions`, like `masks`, [R, H, W]: regions
+                in which nothing is background, see `spare_regions`.
 
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
@@ -183,11 +185,17 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
             raise TypeError(f"target {i}: labels must be int64, got {labels.dtype}")
         if not len(boxes) == len(labels) == len(masks):
             raise ValueError(f"target {i}: {len(boxes)} boxes, {len(labels)} labels and {len(masks)} masks differ")
-        height, width = masks.shape[-2:] if isinstance(masks, Tensor) else masks.size
-        if (height, width) != tuple(image.shape[-2:]):
+        has_mask = target.get("has_mask", labels > 0)
+        if has_mask.dtype != torch.bool or len(has_mask) != len(boxes):
             raise ValueError(
-                f"target {i}: masks are {height}x{width}, their image is {image.shape[-2]}x{image.shape[-1]}"
+                f"target {i}: has_mask must be bool [{len(boxes)}], got {has_mask.dtype} [{len(has_mask)}]"
             )
+        for name, planes in (("masks", masks), ("ignore_regions", target.get("ignore_regions", masks))):
+            height, width = planes.shape[-2:] if isinstance(planes, Tensor) else planes.size
+            if (height, width) != tuple(image.shape[-2:]):
+                raise ValueError(
+                    f"target {i}: {name} are {height}x{width}, their image is {image.shape[-2]}x{image.shape[-1]}"
+                )
     boxes, labels = torch.cat([t["boxes"] for t in targets]), torch.cat([t["labels"] for t in targets])
     usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (labels >= 1)
     if num_classes is not None:

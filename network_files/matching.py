@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from network_files.boxes import padded, pairwise_iou
+from network_files.ignore_regions import integral_image
 from network_files.masks.instance_masks import InstanceMasks
 from network_files.on_device import upload
 
@@ -28,19 +29,30 @@ class Objects(NamedTuple):
         labels: int64 [B, N].
         counts: int64 [B], how many objects each image has.
         masks: per image, on the host until the mask targets are computed.
+        has_mask: bool [B, N], objects that the mask loss counts; None: all.
+        regions: per image, the `integral_image` of its ignore regions, or None; empty if no image has any.
     """
 
     boxes: Tensor
     labels: Tensor
     counts: Tensor
     masks: list[InstanceMasks]
+    has_mask: Tensor | None = None
+    regions: Sequence[Tensor | None] = ()
 
     @classmethod
     def of(cls, targets: Sequence[dict], device: torch.device) -> "Objects":
         """Pad the targets of the images, and upload them without waiting for the device."""
         boxes, labels = (upload(torch.cat([t[key] for t in targets]), device) for key in ("boxes", "labels"))
-        (boxes, labels), counts = padded(boxes, labels, counts=[len(t["labels"]) for t in targets])
-        return cls(boxes, labels, counts, [t["masks"] for t in targets])
+        numbers = [len(t["labels"]) for t in targets]
+        (boxes, labels), counts = padded(boxes, labels, counts=numbers)
+        objects = cls(boxes, labels, counts, [t["masks"] for t in targets])
+        if any("has_mask" in t for t in targets):
+            flags = [t.get("has_mask", torch.ones(number, dtype=torch.bool)) for t, number in zip(targets, numbers)]
+            (has_mask,), _ = padded(upload(torch.cat(flags), device), counts=numbers)
+            objects = objects._replace(has_mask=has_mask)
+        regions = [t["ignore_regions"] if len(t.get("ignore_regions", ())) else None for t in targets]
+        return objects._replace(regions=[r if r is None else integral_image(r, device) for r in regions])
 
 
 class Matcher:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from network_files.boxes import BoxCoder, at_least_float32, clip_boxes, padded
 from network_files.heads import MaskRCNNPredictor
+from network_files.ignore_regions import spare_regions
 from network_files.masks.instance_masks import InstanceMasks
 from network_files.masks.targets import mask_targets
 from network_files.matching import BELOW_THRESHOLD, BETWEEN_THRESHOLDS, BalancedSampler, Matcher, Objects
@@ -129,7 +130,10 @@ class RoIHeads(nn.Module):
         mask_boxes = sample.positive_boxes()
         mask_logits = self.predict_masks(features, mask_boxes, image_sizes, sample.labels[sample.positive])
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), objects.masks, aligned)
+        counted = None
+        if objects.has_mask is not None:
+            counted = objects.has_mask[sample.image_ids[sample.positive], sample.matched[sample.positive]]
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), objects.masks, aligned, counted)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
@@ -195,6 +199,7 @@ class RoIHeads(nn.Module):
         labels = classes.gather(1, matched.clamp(min=0)).masked_fill(matched == BELOW_THRESHOLD, 0)
         padding = torch.arange(candidates.shape[1], device=numbers.device) >= numbers[:, None]
         labels = labels.masked_fill((matched == BETWEEN_THRESHOLDS) | padding, -1)
+        labels = spare_regions(labels, candidates, objects.regions)
         positive, negative, drawn = self.sampler(labels)
         sampled = torch.cat((positive, negative)).sort().values
         return RoISample(
@@ -257,6 +262,7 @@ def mask_rcnn_loss(
     matched: Sequence[Tensor],
     masks: Sequence[InstanceMasks],
     aligned: bool = False,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """L_mask (Mask R-CNN, section 3): mean binary cross-entropy, only on the mask of the true class.
 
@@ -265,8 +271,12 @@ def mask_rcnn_loss(
         boxes, matched: the positive proposals of each image [R_b, 4], and their objects [R_b].
         masks: the objects of each image.
         aligned: see `PyramidRoIAlign`.
+        counted: bool [R], those whose object has a mask; the others do not count. None: all count.
     """
     targets = mask_targets(masks, boxes, matched, mask_logits.shape[-1], aligned)
     if len(targets) == 0:
         return mask_logits.sum() * 0
-    return F.binary_cross_entropy_with_logits(mask_logits, targets)
+    if counted is None:
+        return F.binary_cross_entropy_with_logits(mask_logits, targets)
+    weights = counted[:, None, None].to(mask_logits.dtype).expand_as(mask_logits)  # dropping rows would take a wait
+    return F.binary_cross_entropy_with_logits(mask_logits, targets, weights, reduction="sum") / weights.sum().clamp(1)

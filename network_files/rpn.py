@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 
 from network_files.anchors import AnchorGenerator
 from network_files.boxes import BoxCoder, at_least_float32, clip_boxes
+from network_files.ignore_regions import spare_regions
 from network_files.matching import BETWEEN_THRESHOLDS, BalancedSampler, Matcher, Objects
 from network_files.on_device import upload
 from network_files.suppression import nms_of_rows
@@ -148,8 +149,8 @@ class RegionProposalNetwork(nn.Module):
     def assign_targets(self, objects: Objects, anchors: Tensor) -> "AnchorTargets":
         """Match the anchors [A, 4] to the objects of each image."""
         matches = self.matcher(objects.boxes, objects.counts, anchors[None])
-        labels = (matches >= 0).to(torch.int64)
-        return AnchorTargets(labels.masked_fill(matches == BETWEEN_THRESHOLDS, -1), matches, objects.boxes)
+        labels = (matches >= 0).to(torch.int64).masked_fill(matches == BETWEEN_THRESHOLDS, -1)
+        return AnchorTargets(spare_regions(labels, anchors[None], objects.regions), matches, objects.boxes)
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
@@ -164,6 +165,8 @@ class RegionProposalNetwork(nn.Module):
         matched_boxes = targets.objects[image_ids, targets.matches.flatten()[positive]]
         regression_targets = self.box_coder.encode(matched_boxes, anchors[positive % len(anchors)])
         sampled = torch.cat((positive, negative))
+        if len(sampled) == 0:  # images without objects that ignore regions fill
+            return {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
         is_object = torch.zeros(len(sampled), dtype=objectness.dtype, device=sampled.device)
         is_object[: len(positive)] = 1
         loss_box = F.smooth_l1_loss(deltas.flatten(0, 1)[positive], regression_targets, beta=1 / 9, reduction="sum")

@@ -62,6 +62,7 @@ class Analysis:
 
 def analyse(data: EvalData, kind: str) -> Analysis:
     """Compare boxes ("bbox"), masks ("segm") or boundaries ("boundary")."""
+    data = data.of_kind(kind)
     overlaps = find_overlaps(data, kind)
     matching = match(data, overlaps)
     classes = class_results(data, matching)
@@ -92,6 +93,7 @@ def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) ->
     Args:
         labels: label -> category id; None: they are the same.
     """
+    data = data.of_kind("boundary")
     areas = match_areas(data, find_overlaps(data, "boundary"), "boundary")
     results = class_results(data, areas["AP"].matching)
     label_of = {category: label for label, category in (labels or {}).items()}

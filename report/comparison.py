@@ -112,7 +112,7 @@ def compare(
 
 def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray) -> KindComparison:
     samples, pairs, scores = [], [], []
-    for one in data:
+    for one in (each.of_kind(kind) for each in data):
         overlaps = find_overlaps(one, kind)
         areas = match_areas(one, overlaps, kind)
         matching = areas["AP"].matching
@@ -121,7 +121,7 @@ def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray
         pairs.append(confusion(one, overlaps, matching, best if best == best else float("inf")))
         scores.append(score_images(one, pairs[-1]))
     a, b = samples
-    counts = object_counts(data[0])
+    counts = object_counts(data[0].of_kind(kind))
     metrics = [row(name, int(counts.sum()), a, b, i, -1) for i, name in enumerate(METRICS)]
     classes = [row(name, int(counts[k]), a, b, 0, k) for k, name in enumerate(data[0].class_names)]
     return KindComparison(kind, metrics, classes, (pairs[0], pairs[1]), (scores[0], scores[1]))

@@ -5,7 +5,7 @@ are indices into `EvalData.image_ids` and `EvalData.category_ids`, which are sor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_masks import packed_code
+from my_dataset_coco import box_code
 
 DETECTIONS_PER_CLASS = 100  # the number per image that COCO's metrics use
 
@@ -27,7 +28,8 @@ class Objects:
         boxes: float64 [G, 4], x, y, width, height in pixels of the image.
         areas: float64 [G], the annotations' `area`.
         crowds: bool [G].
-        codes: run-length codes of the masks; empty if only boxes are compared.
+        codes: run-length codes of the masks, or of the box where there is none; empty if only boxes are compared.
+        bare: bool [G], objects without a mask, which are crowds where masks are compared; None: there is none.
     """
 
     ids: np.ndarray
@@ -37,6 +39,7 @@ class Objects:
     areas: np.ndarray
     crowds: np.ndarray
     codes: list[dict]
+    bare: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,6 +88,13 @@ class EvalData:
     objects: Objects
     detections: Detections
 
+    def of_kind(self, kind: str) -> "EvalData":
+        """Return the data for comparing boxes ("bbox"), masks or boundaries."""
+        objects = self.objects
+        if kind == "bbox" or objects.bare is None:
+            return self
+        return replace(self, objects=replace(objects, crowds=objects.crowds | objects.bare))
+
 
 def make_eval_data(
     content: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -94,7 +104,8 @@ def make_eval_data(
     """Build the arrays from ground truth and results.
 
     Args:
-        content: `images`, `annotations` and `categories` of a COCO file.
+        content: `images`, `annotations` and `categories` of a COCO file; `without_mask`, if given, are the ids of
+            annotations that only count where boxes are compared.
         results: results in COCO's format for "bbox", "segm" or both; if both, entries at one index are one detection.
         paths: image id -> file.
     """
@@ -103,7 +114,7 @@ def make_eval_data(
     image_ids = np.array([image["id"] for image in images], dtype=np.int64)
     category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
     sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
-    with_masks = "segm" in results
+    with_masks, without_mask = "segm" in results, content.get("without_mask", ())
     return EvalData(
         image_ids,
         sizes,
@@ -111,7 +122,7 @@ def make_eval_data(
         [paths.get(int(image["id"])) for image in images],
         category_ids,
         [str(category.get("name", category["id"])) for category in categories],
-        read_objects(content["annotations"], image_ids, category_ids, sizes, with_masks),
+        read_objects(content["annotations"], image_ids, category_ids, sizes, with_masks, without_mask),
         read_detections(results, image_ids, category_ids),
     )
 
@@ -122,6 +133,7 @@ def read_objects(
     category_ids: np.ndarray,
     sizes: np.ndarray,
     with_masks: bool,
+    without_mask: Sequence[Any],
 ) -> Objects:
     known = [a for a in annotations if is_in(a["image_id"], image_ids) and is_in(a["category_id"], category_ids)]
     owners = numbers_of(known, "image_id", image_ids)
@@ -129,20 +141,22 @@ def read_objects(
     chosen = [dict(known[i]) for i in order.tolist()]
     images = owners[order]
     boxes = np.array([a["bbox"] for a in chosen], dtype=np.float64).reshape(-1, 4)
-    codes = (
-        [packed_code(a["segmentation"], *sizes[image].tolist()) for a, image in zip(chosen, images)]
-        if with_masks
-        else []
-    )
+    ids = np.array([a["id"] for a in chosen], dtype=np.int64)
+    bare = np.isin(ids, without_mask)
+    codes = []
+    if with_masks:
+        for a, is_bare, size in zip(chosen, bare, sizes[images].tolist()):
+            codes.append(box_code(a["bbox"], *size) if is_bare else packed_code(a["segmentation"], *size))
     areas = [a["area"] if "area" in a else own for a, own in zip(chosen, boxes[:, 2] * boxes[:, 3])]
     return Objects(
-        np.array([a["id"] for a in chosen], dtype=np.int64),
+        ids,
         images,
         numbers_of(chosen, "category_id", category_ids),
         boxes,
         np.array(areas, dtype=np.float64),
         np.array([bool(a.get("iscrowd", 0)) for a in chosen], dtype=bool),
         codes,
+        bare,
     )
 
 

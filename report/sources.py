@@ -12,6 +12,7 @@ from report.run_history import read_history
 from report.tables import FILES
 from report.write_report import ReportInput, write_report
 from train_utils.anchor_fit import anchor_fit
+from train_utils.data_check import describe_incomplete
 from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.metrics.results_file import ScoredResults, with_masks
@@ -36,7 +37,7 @@ def report_of_network(
         title=f"{trained.path.name} on {dataset.source.name}",
         facts={
             "weights": str(trained.path),
-            "data": f"{dataset.source}, {len(dataset):,} images",
+            "data": f"{dataset.source}, {len(dataset):,} images{describe_incomplete(dataset.counts())}",
             "options": given_options(settings),
             "trained with": trained_with(trained.trained_with),
             "device": str(trained.device),
@@ -85,12 +86,14 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
 
 
 def content_of(dataset: InstanceDataset) -> dict[str, Any]:
-    """Return the ground truth of a dataset: `images`, `annotations` and `categories` of a COCO file."""
+    """Return the ground truth of a dataset as `make_eval_data` takes it."""
     truth = dataset.coco
+    annotations = truth.loadAnns(truth.getAnnIds())
     return {
         "images": truth.loadImgs(truth.getImgIds()),
-        "annotations": truth.loadAnns(truth.getAnnIds()),
+        "annotations": annotations,
         "categories": truth.loadCats(truth.getCatIds()),
+        "without_mask": [a["id"] for a in annotations if a.get("segmentation") == []],
     }
 
 

@@ -31,8 +31,8 @@ def write_report(folder: Path, given: ReportInput) -> Path:
     kinds = [kind for kind in KIND_NAMES if kind in given.stats]
     analyses = [analyse(data, kind) for kind in kinds]
     leading = analyses[0]
-    scores = score_images(data, leading.pairs)
-    suspects = find_suspects(data, leading.overlaps, leading.errors)
+    scores = score_images(data.of_kind(leading.kind), leading.pairs)
+    suspects = find_suspects(data.of_kind(leading.kind), leading.overlaps, leading.errors)
     facts = {
         **given.facts,
         "detections": f"{len(data.detections):,}",

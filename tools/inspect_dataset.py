@@ -21,7 +21,7 @@ from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import DOUBTFUL, Problems  # noqa: E402
 from dataset_files.stored_images import stored_header  # noqa: E402
 from train_utils.anchor_fit import anchor_fit  # noqa: E402
-from train_utils.data_check import describe_classes, outcome_of, require_objects  # noqa: E402
+from train_utils.data_check import describe_classes, describe_incomplete, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.models import ModelConfig, anchors_of  # noqa: E402
 from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values  # noqa: E402
@@ -87,7 +87,8 @@ def print_contents(dataset: InstanceDataset) -> None:
     if dataset.form.values:
         print(f"  {stored_header(dataset.image_path(0), 'ignore').describe()}")
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))]).reshape(-1, 2)
-    print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds")
+    incomplete = describe_incomplete(counts)
+    print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds{incomplete}")
     if dataset.training:
         print(f"  not trained on: crowds, and {counts.images_without_objects} images without objects")
         if counts.empty_images:

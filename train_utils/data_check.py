@@ -6,7 +6,8 @@ them too, unless they cast doubt on a whole file. Evaluation drops only what `--
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dataset_files.dataset import InstanceDataset
+from dataset_files.coco_file import IGNORE
+from dataset_files.dataset import InstanceDataset, ObjectCounts
 from dataset_files.image_headers import check_images
 from dataset_files.problems import DOUBTFUL, KEPT, Problems
 from dataset_files.stored_images import stored_header
@@ -91,15 +92,23 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
         line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
     else:
         line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
-    print(line, flush=True)
+    print(line + describe_incomplete(counts), flush=True)
     if dataset.form.channels and len(dataset):
         found = stored_header(dataset.image_path(0), "ignore")
         print(f"{dataset.source}: images of {found.describe()} (--channels)", flush=True)
+    if dataset.training and IGNORE in map(str.lower, dataset.class_names.values()):
+        warn(f"{dataset.source}: '{IGNORE}' is a class like any other; --ignore-regions takes its objects as regions")
     if counts.most_in_an_image > detections:
         warn(
             f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "
             "detections per image; --detections allows more"
         )
+
+
+def describe_incomplete(counts: ObjectCounts) -> str:
+    """Describe the ignore regions and the used objects without a mask; "" if there are none."""
+    text = f"; {counts.regions} regions of class '{IGNORE}'" if counts.regions else ""
+    return text + (f"; {counts.without_mask} objects have no mask" if counts.without_mask else "")
 
 
 def match_classes(

@@ -191,7 +191,7 @@ def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> Ope
     for name in ("boxes_from_masks", "crowds_are_objects"):
         if layout.name == VOC and getattr(settings, name):
             raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
-    reading = Reading(settings.boxes_from_masks, settings.crowds_are_objects)
+    reading = Reading(*(getattr(settings, name) for name in Reading._fields))
     return open_split_index(split, reading, settings.class_attribute or "")
 
 

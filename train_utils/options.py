@@ -70,6 +70,12 @@ class DataSettings(Settings):
     crowds_are_objects: bool = option(
         False, "treat annotations with iscrowd: 1 as single objects, as exports of brush masks mean them", role=RESULT
     )
+    ignore_regions: bool = option(
+        False, "crowds, VOC's void pixels and objects of a class named ignore are regions in which nothing is taken as "
+        "background", role=RESULT)  # fmt: skip
+    boxes_without_masks: bool = option(
+        False, "also use objects with a box and no mask: they train the boxes, and count in evaluation for boxes alone",
+        role=RESULT)  # fmt: skip
     exif: str | None = option(
         None, "apply the EXIF orientation of images, or ignore it (default: apply it if only then an image has its "
         "annotated size)", choices=("apply", "ignore"), role=RESULT)  # fmt: skip

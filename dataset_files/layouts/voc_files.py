@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from dataset_files.boxes import ious
+from dataset_files.coco_file import AS_WRITTEN, IGNORE, Reading
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, Size
 from dataset_files.layouts.mask_images import crops_by_value, read_mask_image
@@ -54,40 +55,58 @@ def voc_split(folder: Path, txt_name: str) -> SplitFiles:
     """Return the split that a list in ImageSets/Segmentation names."""
     listed = folder / "ImageSets" / "Segmentation" / txt_name
     inputs = [folder / name for name in ("Annotations", "SegmentationObject", "SegmentationClass")]
-    name = "train" if txt_name.startswith("train") else "val"
-    return SplitFiles(name, listed, folder / "JPEGImages", partial(convert_list, folder, listed), inputs)
+    name, convert = "train" if txt_name.startswith("train") else "val", partial(convert_list, folder, listed)
+    return SplitFiles(name, listed, folder / "JPEGImages", convert, inputs, convert_for=convert)
 
 
-def convert_list(folder: Path, listed: Path) -> Converted:
+def convert_list(folder: Path, listed: Path, reading: Reading = AS_WRITTEN) -> Converted:
     """Convert the images of a list to COCO's form; an image's id is its line number.
 
-    Difficult objects become crowds. So do objects without a mask, whose box becomes the mask.
+    Difficult objects become crowds. So do objects without a mask, whose box becomes the mask, unless the reading uses
+    them. Void pixels become a region if it has such.
     """
-    problems = Problems()
+    problems, boxes = Problems(), reading.boxes_without_masks
     names: dict[str, int] = {}
     lines = read_list(listed, problems)
     repeated = [name for number, name in lines.items() if names.setdefault(name, number) != number]
     problems.add_all("repeated image", repeated, lambda name: f"{name} in {listed.name}")
     builder = CocoBuilder(folder / "JPEGImages", VOC_CLASSES, problems)
     with ThreadPoolExecutor(READERS) as pool:
-        for name, (size, objects, found) in zip(names, pool.map(partial(read_voc_image, folder), names)):
+        for name, (size, objects, found) in zip(names, pool.map(partial(read_voc_image, folder, boxes), names)):
             problems.update(found)
             entry = None if objects is None else builder.add_image(f"{name}.jpg", size)
             if entry is None:
                 continue
             entry["id"] = names[name]
             for thing, crop in objects or ():
+                if crop is None and boxes and not thing.difficult:
+                    builder.add_object(entry, thing.name, box=thing.box)
+                    continue
                 x1, y1, x2, y2 = map(int, thing.box)
                 mask = crop or (x1, y1, np.ones((max(y2 - y1, 1), max(x2 - x1, 1)), dtype=bool))
                 is_crowd = crop is None or thing.difficult
                 builder.add_object(entry, thing.name, crops=[mask], box=thing.box, crowd=is_crowd)
+            if reading.ignore_regions and (path := folder / "SegmentationObject" / f"{name}.png").is_file():
+                add_void(builder, entry, read_indices(path, size) == VOID_LABEL)
     return builder.converted()
 
 
-def read_voc_image(folder: Path, name: str) -> tuple[Size, list[tuple[VOCObject, Crop | None]] | None, Problems]:
+def add_void(builder: CocoBuilder, entry: dict, void: np.ndarray) -> None:
+    """Add the void pixels of an image, bool [H, W], as a region that the evaluation leaves out."""
+    if void.any():
+        builder.add_object(entry, IGNORE, crops=[(0, 0, void)])
+        builder.objects[-1][1]["void"] = 1
+
+
+def read_voc_image(
+    folder: Path, boxes: bool, name: str
+) -> tuple[Size, list[tuple[VOCObject, Crop | None]] | None, Problems]:
     """Read an image's size, its objects with their masks, and what is wrong with them.
 
     The objects are None if the image is not usable, since its files or all its objects are invalid.
+
+    Args:
+        boxes: whether objects without a mask are used.
     """
     problems, where = Problems(), f"Annotations/{name}.xml"
     try:
@@ -103,10 +122,12 @@ def read_voc_image(folder: Path, name: str) -> tuple[Size, list[tuple[VOCObject,
     try:
         matched = match_masks(list(objects.values()), *read_masks(folder, name, size)) if objects else []
     except (FileNotFoundError, ValueError) as error:
-        problems.add("masks", str(error))
-        return size, None, problems
+        if not (boxes and isinstance(error, FileNotFoundError)):
+            problems.add("masks", str(error))
+            return size, None, problems
+        matched = [None] * len(objects)
     for (number, thing), crop in zip(objects.items(), matched):
-        if crop is None and not thing.difficult:
+        if crop is None and not (thing.difficult or boxes):
             problems.add("no mask", f"{where}, object {number}, '{thing.name}'")
     is_usable = bool(objects) or root.find("object") is None
     return size, list(zip(objects.values(), matched)) if is_usable else None, problems

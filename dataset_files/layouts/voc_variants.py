@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset_files.coco_file import AS_WRITTEN, Reading
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import ImageFinder
 from dataset_files.image_files import SPLIT_NAMES, files_below, names_in
@@ -29,6 +30,7 @@ from dataset_files.layouts.text_files import in_order, read_lines
 from dataset_files.layouts.voc_files import (
     VOC_CLASSES,
     VOID_LABEL,
+    add_void,
     match_masks,
     read_annotation,
     read_list,
@@ -63,8 +65,9 @@ def find(root: Path) -> list[SplitFiles]:
     inputs = [path for path in (instances, classes, *tables[:1], xml, images) if path is not None and path.exists()]
     reader = VariantReader(folder, images, instances or folder, classes, *tables[:1])
     lists: dict[str, Path | None] = {**find_lists(folder)} or {"": None}
+    converts = {name: partial(reader.read, path) for name, path in lists.items()}
     return [
-        SplitFiles(name, path or reader.instances, images, partial(reader.read, path), inputs)
+        SplitFiles(name, path or reader.instances, images, converts[name], inputs, convert_for=converts[name])
         for name, path in lists.items()
     ]
 
@@ -148,7 +151,7 @@ class ClassTable:
         return list(dict.fromkeys(self.by_index.values()))
 
 
-def read_class_table(path: Path) -> ClassTable:
+def read_class_table(path: Path, reading: Reading) -> ClassTable:
     """Read the classes of labelmap.txt or class_names.txt.
 
     Raises:
@@ -158,7 +161,7 @@ def read_class_table(path: Path) -> ClassTable:
     if path.name != "labelmap.txt":
         lines = lines[1:] if lines[:1] == ["__ignore__"] else lines
         first = 0 if lines and lines[0] in NO_CLASS else 1
-        names = {k: name for k, name in enumerate(lines, start=first) if name not in NO_CLASS}
+        names = {k: n for k, n in enumerate(lines, start=first) if n not in NO_CLASS or reading.is_region(n)}
         return ClassTable(names, {voc_colour(k): name for k, name in names.items()})
     table = ClassTable(has_colours=True)
     # CVAT's lines are name:red,green,blue:parts:actions, with the colours of the masks.
@@ -167,7 +170,7 @@ def read_class_table(path: Path) -> ClassTable:
         if match is None or max(map(int, match.groups()[1:])) > 255:
             raise ValueError(f"{path}: expected lines such as 'cat:128,0,0::', not {shown(line)}")
         name, colour = match[1], int(pack_colours(np.array([int(v) for v in match.groups()[1:]])))
-        if name not in NO_CLASS:
+        if name not in NO_CLASS or reading.is_region(name):
             if colour in table.by_colour:
                 raise ValueError(f"{path}: {table.by_colour[colour]!r} and {name!r} have the same colour")
             table.by_index[number] = table.by_colour[colour] = name
@@ -196,24 +199,28 @@ class VariantReader:
     classes: Path | None
     table_file: Path | None = None
 
-    def read(self, listed: Path | None) -> Converted:
-        """Read the images of a list, or all that have a mask."""
-        table = read_class_table(self.table_file) if self.table_file else None
+    def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
+        """Read the images of a list, or all that have a mask or, if the reading uses boxes, an XML file."""
+        table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:
             names = list(read_list(listed, builder.problems).values())
         else:
             masks = (path for path in files_below(self.instances) if path.suffix.lower() in MASK_SUFFIXES)
             names = [path.relative_to(self.instances).with_suffix("").as_posix() for path in masks]
+            if reading.boxes_without_masks:
+                names += [Path(n).stem for n in sorted(names_in(self.folder / "Annotations")) if n.endswith(".xml")]
         for name in dict.fromkeys(names):
             file_name = finder.find(f"{name}.jpg", finder.root)
             if file_name is None:
                 builder.problems.add("missing", f"{name}.*")
             else:
-                self.add_image(builder, name, file_name, table)
+                self.add_image(builder, name, file_name, table, reading)
         return builder.converted()
 
-    def add_image(self, builder: CocoBuilder, name: str, file_name: str, table: ClassTable | None) -> None:
+    def add_image(
+        self, builder: CocoBuilder, name: str, file_name: str, table: ClassTable | None, reading: Reading
+    ) -> None:
         """Add an image with its objects from the masks and, if there is one, from the XML file."""
         problems = builder.problems
         instances, classes = (read_mask(folder, name, problems) for folder in (self.instances, self.classes))
@@ -228,6 +235,9 @@ class VariantReader:
         if instances is None:
             if not objects and (has_xml or table and table.has_colours):  # CVAT writes no masks without objects
                 builder.add_image(file_name)
+            elif objects and reading.boxes_without_masks and (image := builder.add_image(file_name)):
+                for thing in objects:
+                    builder.add_object(image, thing.name, box=thing.box, crowd=thing.difficult)
             else:
                 problems.add("masks", f"SegmentationObject/{name}.png: missing or unusable")
             return
@@ -238,6 +248,8 @@ class VariantReader:
         if image is None:
             return
         void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
+        if reading.ignore_regions:
+            add_void(builder, image, instances.values == void)
         try:
             crops, _ = instance_crops(np.where(instances.values == void, 0, instances.values), is_grey=False)
         except Blurred as error:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from my_dataset_coco import coco_object, portable
 from network_files.masks.paste import encode_masks
 from network_files.on_device import AsyncHostCopy
 from train_utils.classes import ClassTable
@@ -171,13 +172,31 @@ class CocoEvaluator:
     def score(self, detections: Mapping[int, dict], kinds: Sequence[str] = IOU_TYPES) -> dict[str, Metrics]:
         """Compute the metrics of detections by image id; return them by IoU type, in the order of `kinds`."""
         results = self.results(detections)
-        metrics = {kind: score_results(self.ground_truth, results[kind], kind, self.classes) for kind in kinds}
+        truths = {kind: self.ground_truth if kind == "bbox" else truth_of_masks(self.ground_truth) for kind in kinds}
+        metrics = {kind: score_results(truths[kind], results[kind], kind, self.classes) for kind in kinds}
         most = max((len(d["labels"]) for d in detections.values()), default=0)
         if most > MOST_DETECTIONS:
             results = coco_results(detections, self.classes.category_ids)
             for kind in kinds:
-                metrics[kind].of_all = score_all(self.ground_truth, results[kind], kind, most)
+                metrics[kind].of_all = score_all(truths[kind], results[kind], kind, most)
         return metrics
+
+
+def truth_of_masks(ground_truth: Any) -> Any:
+    """Return the ground truth for masks, in which objects without a mask are crowds: these are ignored."""
+    annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
+    if all(a.get("segmentation", True) for a in annotations):
+        return ground_truth
+    images, categories = (
+        ground_truth.loadImgs(ground_truth.getImgIds()),
+        ground_truth.loadCats(ground_truth.getCatIds()),
+    )
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    as_crowds = [
+        a if a["segmentation"] else portable(a, a["category_id"], a["image_id"], sizes[a["image_id"]])
+        for a in annotations
+    ]
+    return coco_object({"images": images, "annotations": as_crowds, "categories": categories})
 
 
 def coco_results(
