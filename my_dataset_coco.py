@@ -249,7 +249,7 @@ class CocoDetection(Dataset):
             for a in self.annotations(i, only_usable=False):
                 category = self.category_ids[self.label_of[a["category_id"]]]
                 annotations.append(portable(a, category, self.image_id(i), (height, width), needs_mask))
-            for a in self.index.annotations(place, among=self.is_region):
+            for a in self.index.annotations(int(place), among=self.is_region):
                 if not a.get("void"):  # as crowds count by their box, void outlines would hide the whole image
                     a = portable(a | {"iscrowd": 1}, 0, self.image_id(i), (height, width))
                     regions += [a | {"category_id": category} for category in self.category_ids.values()]
