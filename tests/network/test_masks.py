@@ -293,7 +293,7 @@ def test_codes_with_runs_of_no_length_decode():
         assert np.array_equal(on_plane(*decode_crops([code])[0], *size), coco_mask.decode(code))
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "val"])
 def test_every_polygon_and_crowd_of_photos_decodes_as_by_pycocotools(data_folder, split):
     content = json.loads((data_folder / "coco_tiny" / "annotations" / f"instances_{split}2017.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}

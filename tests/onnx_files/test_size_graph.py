@@ -64,6 +64,7 @@ def test_all_sizes_up_to_4000_are_those_of_the_network(rounded):
             np.testing.assert_array_equal(session.run(sides)["sizes"], expected, err_msg=session.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", [False, True], ids=["rounded down", "rounded"])
 def test_the_network_computes_sizes_as_this_test_does(rounded):
     transform = ImageTransform(800, 1333, [0.5] * 3, [0.5] * 3, antialias=rounded).eval()

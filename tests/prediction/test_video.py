@@ -23,6 +23,7 @@ from tests.helpers.thin_weights import noise_image, thin_networks, write_thin_we
 from tests.helpers.video_clips import QUARTER_TURN, cut_clip, frames_of, set_display_matrix, write_clip
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
+pytestmark = pytest.mark.slow
 
 SIZE = (321, 241)
 FRAMES = 23
@@ -127,7 +128,6 @@ def test_ctrl_c_leaves_a_playable_file(lab: Path, monkeypatch: pytest.MonkeyPatc
     assert len(lines(lab / "stopped" / "clip.jsonl")) == len(times)
 
 
-@pytest.mark.slow
 def test_a_signal_from_the_keyboard_leaves_a_playable_file(lab: Path) -> None:
     images = [noise_image(k, SIZE) for k in range(400)]
     write_clip(lab / "long.mp4", images, [24 * k for k in range(400)], UNIT)

@@ -229,6 +229,7 @@ def test_aps_equal_those_of_cocoeval(seed: int):
     assert_equals_cocoeval(data, truth, results, "bbox")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_official_example_comes_out(real_data_folder: Path, kind: str):
     folder = real_data_folder / "cocoapi_demo"
