@@ -12,38 +12,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
-from dataset_files.dataset import InstanceDataset
 from train_utils.augmentation import batch_transform, training_transforms
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision, choose_device
-from train_utils.distributed import (
-    barrier,
-    in_parallel,
-    is_main,
-    process_group,
-    run_on_main,
-    share_buffers,
-    world_size,
-)
+from train_utils.distributed import barrier, in_parallel, process_group, run_on_main, world_size
 from train_utils.engine import train_one_epoch
 from train_utils.errors import one_line_errors, reading_input
-from train_utils.evaluation import evaluate, require_readable, validation_losses
+from train_utils.evaluation import evaluate_epoch, evaluate_only
 from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
-from train_utils.metrics.coco_evaluation import explain_missing, tables
 from train_utils.model_ema import ModelEma
 from train_utils.models import build_training_model
 from train_utils.open_data import held_out_images, open_training_data
 from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
-from train_utils.run.checkpoints import write_checkpoint
+from train_utils.run.checkpoints import checkpoint_to_resume, resume, write_checkpoint
 from train_utils.run.first_lines import print_first_lines
-from train_utils.run.folder_lock import FolderLock
-from train_utils.run.resuming import checkpoint_to_resume, resume
+from train_utils.run.folder_lock import lock_folder
 from train_utils.run.run_folder import RunFolder
 from train_utils.run.signals import StopSignals
 from train_utils.run.tensorboard import TensorBoard
@@ -56,7 +44,8 @@ from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
 def main(settings: TrainSettings) -> None:
     # Settings
     only_looks = settings.test_only or settings.show_batch
-    lock = None if only_looks else run_on_main(lambda: FolderLock.of_existing(Path(settings.output_dir)))
+    folder = Path(settings.output_dir)
+    lock = None if only_looks else run_on_main(lambda: lock_folder(folder) if folder.is_dir() else None)
     checkpoint = checkpoint_to_resume(settings)
     settings.resolve(world_size(), checkpoint.content["args"] if checkpoint else None)
     device = choose_device(settings.device, settings.deterministic)
@@ -130,57 +119,6 @@ def main(settings: TrainSettings) -> None:
         save_checkpoint()
     hooks.call("after_train", state)
     run.finish(settings.patience if progress.step < last_step else None)
-
-
-def evaluate_only(training: Training, val_loader: DataLoader, val_set: InstanceDataset, classes: ClassTable) -> None:
-    """Print the metrics of --test-only."""
-    ground_truth = val_set.coco if is_main() else None
-    with training.evaluated():
-        metrics = evaluate(training.model, val_loader, ground_truth, classes, training.device, training.precision)
-    if metrics is not None:
-        print(tables(metrics))
-
-
-def evaluate_epoch(
-    epoch: int,
-    state: RunState,
-    val_loader: DataLoader,
-    val_set: InstanceDataset,
-    classes: ClassTable,
-    stop: StopSignals,
-) -> None:
-    """Evaluate on the validation set, and write and print the results; a signal ends the run immediately."""
-    training, settings, run = state.training, state.settings, state.run
-    model, device, precision = training.model, training.device, training.precision
-    share_buffers(model)
-    ground_truth = val_set.coco if is_main() else None
-    with stop.at_once(), training.evaluated():  # the checkpoint is written, and a resumed run repeats the evaluation
-        if training.ema is not None:
-            share_buffers(model)  # the averaged ones
-        unreadable: list[str] = []
-        metrics = evaluate(model, val_loader, ground_truth, classes, device, precision, unreadable)
-        require_readable(len(unreadable), len(val_set), settings.max_bad_pictures)
-        losses = dict[str, float]()
-        if settings.val_loss:
-            losses = validation_losses(model, val_loader, device, precision, settings.seed, settings.keep_empty)
-    if metrics is not None:
-        run.log_validation(epoch, training.progress.step, losses)
-        run.write_results(epoch, metrics, training.progress.mean_loss(), training.progress.lr)
-        run.draw_curves()
-        print(summary(epoch, metrics, losses), flush=True)
-
-
-def summary(epoch: int, metrics: dict, losses: dict[str, float]) -> str:
-    box, mask = metrics["bbox"].stats, metrics["segm"].stats
-    line = f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
-    box_all, mask_all = metrics["bbox"].of_all, metrics["segm"].of_all
-    if box_all is not None and mask_all is not None:
-        line += (
-            f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall {box_all.recall:.4f}, "
-            f"mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
-        )
-    line += f"; validation loss {losses['loss']:.4f}" if losses else ""
-    return line + (f"\n{explain_missing(box)}" if box[0] == -1 else "")
 
 
 if __name__ == "__main__":

@@ -96,12 +96,9 @@ class ColorJitter:
 class ScaleJitter:
     """Large-scale jitter (Ghiasi et al., arXiv:2012.07177, section 3): a random scale, then a square cropped or padded.
 
-    At scale 1 the image just fits into the square. Parts outside the square are cropped here, in pixels of the image.
-    Scaling and padding are left to the network's resize, by a `View` in the target.
-
-    Args:
-        side: side of the square that the network sees, in pixels.
-        scale_range: limits of the scale, drawn uniformly.
+    At scale 1 the image just fits into the square, of `side` pixels in the network's input. Parts outside the square
+    are cropped here, in pixels of the image. Scaling and padding are left to the network's resize, by a `View` in the
+    target. The scale is drawn uniformly from `scale_range`.
     """
 
     def __init__(self, side: int, scale_range: tuple[float, float] = (0.1, 2.0)):
@@ -132,10 +129,7 @@ def crop(
     """Return a window of the image, in whole pixels, and the objects in it.
 
     Objects that the window cuts get the box and area of their remaining mask; the others keep theirs. Of objects
-    without a mask, the box counts.
-
-    Args:
-        least: drop objects of whose pixels a smaller share remains.
+    without a mask, the box counts. Objects are dropped if less than the share `least` of their pixels remains.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -163,11 +157,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute box and area of the objects that have lost pixels from their masks.
-
-    Args:
-        before: [N], `areas_of` the target before the cut.
-    """
+    """Recompute box and area of objects that have lost pixels since `areas_of` the target was `before`, [N]."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
@@ -190,9 +180,6 @@ class CopyPaste:
     As in torchvision's reference scripts, image i gets objects of image i - 1 of the batch: if that has n objects, n
     are drawn with replacement. They keep their size and place, cover the objects there, and are not blended. The images
     must come from `ScaleJitter`. Each is resampled once, here instead of in the network.
-
-    Args:
-        batch: images and targets; random numbers come from torch's RNG, which the loader seeds per batch.
     """
 
     def __call__(self, batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:

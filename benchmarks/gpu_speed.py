@@ -23,7 +23,7 @@ from train_utils import engine
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
 from train_utils.engine import Batch, to_device, train_step
-from train_utils.evaluation import evaluate, ready_for_inference
+from train_utils.evaluation import detect_all, ready_for_inference
 from train_utils.loaders import evaluation_loader, training_loader
 from train_utils.models import ModelConfig, build_model
 from train_utils.options import TrainSettings
@@ -188,7 +188,7 @@ def infer(setup: Setup, network: Callable, images: list[torch.Tensor]) -> object
 
 
 def evaluation_row(setup: Setup) -> Row:
-    """`evaluate` on the validation photos, loading and metrics included."""
+    """`detect_all` on the validation photos, loading and metrics included."""
     if importlib.util.find_spec("hotcoco") is None:
         return Row("inference", "evaluate", "skipped: hotcoco is not installed")
     dataset = CocoDetection(setup.photos, "val")
@@ -196,7 +196,7 @@ def evaluation_row(setup: Setup) -> Row:
     loader = evaluation_loader(dataset, setup.batches[-1], 0 if setup.small else 4, setup.device)
     arguments = (dataset.coco, ClassTable.of_dataset(dataset), setup.device, setup.mixed())
     start = time.perf_counter()
-    evaluate(model.to(setup.device, memory_format=torch.channels_last), loader, *arguments)
+    detect_all(model.to(setup.device, memory_format=torch.channels_last), loader, *arguments).metrics()
     return Row("inference", f"evaluate, {len(dataset)} photos, images per second",
                f"{len(dataset) / (time.perf_counter() - start):.1f}")  # fmt: skip
 

@@ -31,14 +31,13 @@ from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError, one_line_errors, reading_input
-from train_utils.evaluation import evaluate
+from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader, mix_seed
 from train_utils.metrics.coco_evaluation import Metrics
 from train_utils.models import ModelConfig, build_model
 from train_utils.optimizer import learning_rate, set_learning_rate
 from train_utils.option_parsing import add_flag, positive
 from train_utils.options import TrainSettings
-from train_utils.run.checkpoints import weights_with_classes
 from train_utils.trained_model import TrainedModel
 from train_utils.visual.drawing import draw_instances
 
@@ -102,14 +101,16 @@ def main(args: Namespace) -> None:
             parts = "  ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
             print(f"{minutes_since(start)}  step {step}/{args.steps}  loss {loss.item():.4f}  {parts}", flush=True)
         if step % args.eval_freq == 0 or step == args.steps:
-            metrics = evaluate(model, loader, dataset.coco, classes, device, precision)
+            metrics = detect_all(model, loader, dataset.coco, classes, device, precision).metrics()
             box_ap, mask_ap = metrics["bbox"].stats[0], metrics["segm"].stats[0]
             print(f"{minutes_since(start)}  step {step}: box AP {box_ap:.4f}, mask AP {mask_ap:.4f}", flush=True)
 
     # Results
     print_classes(metrics)
     trained = TrainedModel(folder, model, config, {}, classes, device, precision, {})
-    torch.save(weights_with_classes(model, config, classes), folder / "model.pth")
+    content = {"model": model.state_dict(), "model_config": config.to_plain()}
+    content |= {"class_names": classes.names, "category_ids": classes.category_ids}
+    torch.save(content, folder / "model.pth")
     draw_all(Predictor.of_trained(trained, PredictorSettings()), dataset, folder)
     print(f"weights, for validation.py --report and predict.py: {folder}/model.pth")
     print(f"predictions (left) beside the ground truth (right): {folder}/*.png")

@@ -12,16 +12,20 @@ SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # sizes of multiscale, in units of -
 
 
 def training_transforms(settings: TrainSettings) -> transforms.Compose:
-    """Return the transforms of training items. Geometry comes first, so that the rest works on fewer pixels.
+    """Return the transforms of training items; InputError if the options contradict one another.
 
-    Raises:
-        InputError: the options contradict one another.
+    Geometry comes first, so that the rest works on fewer pixels.
     """
-    check(settings)
-    chosen: list[transforms.Transform] = []
-    if settings.data_augmentation == "lsj":
-        chosen.append(transforms.ScaleJitter(lsj_side(settings)))
-    if settings.data_augmentation != "none":
+    augmentation, chosen = settings.data_augmentation, list[transforms.Transform]()
+    if settings.use_copypaste and augmentation != "lsj":
+        raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
+    if settings.use_copypaste and settings.images_per_step() < 2:
+        raise InputError("--use-copypaste takes objects from another image of the batch; give --batch-size 2 or more")
+    training_sizes(settings)
+    if augmentation == "lsj":
+        side = max(1, round(LSJ_SIDE * the_one_size(settings) / STRIDE)) * STRIDE
+        chosen.append(transforms.ScaleJitter(side))
+    if augmentation != "none":
         chosen.append(transforms.RandomHorizontalFlip())
     if settings.vflip:
         chosen.append(transforms.RandomVerticalFlip())
@@ -42,28 +46,10 @@ def training_sizes(settings: TrainSettings) -> int | list[int]:
     return settings.min_size
 
 
-def lsj_side(settings: TrainSettings) -> int:
-    return max(1, round(LSJ_SIDE * the_one_size(settings) / STRIDE)) * STRIDE
-
-
 def the_one_size(settings: TrainSettings) -> int:
-    """Return the short side as one number, for augmentations that draw their own sizes.
-
-    Raises:
-        InputError: --min-size has several values.
-    """
+    """Return the short side as one number; InputError if --min-size has several for an augmentation with its own."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation
         raise InputError(f"--min-size {sizes}: --data-augmentation {augmentation} draws its own sizes; give one")
     return settings.min_size
-
-
-def check(settings: TrainSettings) -> None:
-    augmentation = settings.data_augmentation
-    if augmentation in ("multiscale", "lsj"):
-        the_one_size(settings)
-    if settings.use_copypaste and augmentation != "lsj":
-        raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
-    if settings.use_copypaste and settings.images_per_step() < 2:
-        raise InputError("--use-copypaste takes objects from another image of the batch; give --batch-size 2 or more")

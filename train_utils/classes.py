@@ -14,15 +14,10 @@ COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
 @dataclass
 class ClassTable:
-    """Meaning of the network's labels, without label 0, the background.
+    """Meaning of the network's labels, without label 0, the background."""
 
-    Attributes:
-        names: label -> name.
-        category_ids: label -> category id in the data and in written results.
-    """
-
-    names: dict[int, str]
-    category_ids: dict[int, int]
+    names: dict[int, str]  # label -> name
+    category_ids: dict[int, int]  # label -> category id in the data and in written results
 
     @classmethod
     def of_dataset(cls, dataset: InstanceDataset) -> "ClassTable":
@@ -35,7 +30,7 @@ class ClassTable:
         Args:
             content: the weight file's content.
             num_classes: number of classes, including background.
-            label_json: JSON file whose names override all others, or None.
+            label_json: JSON file whose names override all others.
         """
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
@@ -76,3 +71,7 @@ class ClassTable:
                     f"{weights}: has no class for the data's category {category} '{dataset.class_names[label]}' "
                     f"(it has {len(known)})"
                 )
+
+
+def some_of(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if names[8:] else "")

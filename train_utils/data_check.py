@@ -11,6 +11,7 @@ from dataset_files.dataset import InstanceDataset, ObjectCounts
 from dataset_files.image_headers import check_images
 from dataset_files.problems import DOUBTFUL, KEPT, Problems
 from dataset_files.stored_images import stored_header
+from train_utils.classes import some_of
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
@@ -114,10 +115,9 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Renumber a dataset's classes, by name, to match another dataset or a checkpoint; warn of unmatched classes.
+    """Renumber a dataset's classes, by name, as in another dataset or a checkpoint; warn about unmatched classes.
 
-    Raises:
-        InputError: the two have no class in common.
+    InputError if the two have no class in common.
     """
     own, names = set(dataset.class_names.values()), set(class_names.values())
     if not own & names:
@@ -131,11 +131,7 @@ def match_classes(
 
 
 def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
-    """Return the number of classes, including background, from `--num-classes` or the largest label of the data.
-
-    Raises:
-        InputError: the given number is too small for the data's labels.
-    """
+    """Return the number of classes, including background, from `--num-classes` or the largest label of the data."""
     largest = max(dataset.class_names)
     if given is not None and largest > given:
         raise InputError(
@@ -147,10 +143,10 @@ def num_classes_for(dataset: InstanceDataset, given: int | None) -> int:
 
 def describe_classes(dataset: InstanceDataset) -> str:
     names = list(dataset.class_names.values())
-    shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {shown}"
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {some_of(names)}"
 
 
 def listed(names: Iterable[str]) -> str:
+    """Return the first names in alphabetical order, in quotes."""
     in_order = sorted(names)
     return ", ".join(f"'{name}'" for name in in_order[:5]) + (", ..." if len(in_order) > 5 else "")

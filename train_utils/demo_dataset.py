@@ -18,6 +18,7 @@ from pycocotools import mask as mask_codec
 from tqdm import tqdm
 
 CLASS_NAMES = ("circle", "square", "triangle")  # category ids 1..3
+CORNERS = (40, 4, 3)  # per class
 CLASS_HUES = (0.02, 0.35, 0.64)  # typical hue per class, in turns of the colour wheel: red, green, blue
 HUE_SPREAD = 0.05  # standard deviation
 
@@ -33,16 +34,15 @@ SUPERSAMPLING = 8
 
 
 def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80, seed: int = 0) -> None:
-    """Draw the dataset into `root`, or return at once if the same dataset is already there.
+    """Draw the dataset into `root`, completely or not at all; return at once if it is already there.
 
     Args:
         root: a folder that does not exist yet, is empty, or holds this dataset.
-        num_train: number of training images.
-        num_val: number of validation images, all different from the training images.
+        num_train, num_val: number of training and of validation images, all different.
         seed: another seed draws other images; the same seed draws the same bytes.
 
     Raises:
-        ValueError: if a count or the seed is out of range, or `root` holds something else.
+        ValueError: a count or the seed is out of range, or `root` holds something else.
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
@@ -59,7 +59,13 @@ def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80,
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
         drawn = Path(scratch) / root.name
         write_dataset(drawn, info)
-        move_into_place(drawn, root, info)
+        try:
+            if root.exists():
+                root.rmdir()  # it is empty, but not every system can rename a folder onto it
+            drawn.rename(root)
+        except OSError:
+            if not is_complete(root, info):  # another process may have drawn the same dataset meanwhile
+                raise
 
 
 def is_complete(root: Path, info: dict) -> bool:
@@ -78,17 +84,6 @@ def annotation_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"instances_{split}.json"
 
 
-def move_into_place(drawn: Path, root: Path, info: dict) -> None:
-    """Rename the finished folder `drawn` to `root`, so that an interrupted run leaves no partial dataset."""
-    try:
-        if root.exists():
-            root.rmdir()  # it is empty, but not every system can rename a folder onto it
-        drawn.rename(root)
-    except OSError:
-        if not is_complete(root, info):  # another process may have drawn the same dataset meanwhile
-            raise
-
-
 def write_dataset(root: Path, info: dict) -> None:
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES, start=1)]
     (root / "annotations").mkdir(parents=True)
@@ -96,16 +91,11 @@ def write_dataset(root: Path, info: dict) -> None:
         (root / split).mkdir()
         images, annotations = [], []
         for index in tqdm(range(count), desc=f"drawing {split}", disable=None):
-            pixels, shapes = draw_picture(np.random.default_rng([info["seed"], split_index, index]))
+            pixels, shapes = draw_image(np.random.default_rng([info["seed"], split_index, index]))
             image_id = split_index * 1_000_000 + index + 1
-            image = {
-                "id": image_id,
-                "file_name": f"{image_id:012d}.jpg",
-                "height": pixels.shape[0],
-                "width": pixels.shape[1],
-            }
-            Image.fromarray(pixels).save(root / split / image["file_name"], quality=95)
-            images.append(image)
+            name, (height, width, _) = f"{image_id:012d}.jpg", pixels.shape
+            Image.fromarray(pixels).save(root / split / name, quality=95)
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations += [coco_annotation(shape, image_id, number) for number, shape in enumerate(shapes)]
         content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
         annotation_file(root, split).write_text(json.dumps(content), encoding="utf-8")
@@ -113,23 +103,14 @@ def write_dataset(root: Path, info: dict) -> None:
 
 @dataclass
 class Shape:
-    """One object. Points are x, y in pixels; the image's top left corner is (0, 0).
+    """One object. Points are x, y in pixels; the image's top left corner is (0, 0)."""
 
-    Attributes:
-        category_id: 1 + index into `CLASS_NAMES`.
-        outline: polygon [K, 2].
-        hole: polygon [K, 2], or None.
-        coverage: float [H, W] in 0..1, the share of each pixel that the object covers when nothing occludes it.
-        rim: float [H, W] in 0..1, the same for a line along the inside of its edges.
-        visible: bool [H, W], the pixels that no other object occludes.
-    """
-
-    category_id: int
-    outline: np.ndarray
-    hole: np.ndarray | None
-    coverage: np.ndarray
-    rim: np.ndarray
-    visible: np.ndarray
+    category_id: int  # 1 + index into `CLASS_NAMES`
+    outline: np.ndarray  # polygon [K, 2]
+    hole: np.ndarray | None  # polygon [K, 2]
+    coverage: np.ndarray  # float [H, W] in 0..1, the share of each pixel that the object covers if nothing occludes it
+    rim: np.ndarray  # float [H, W] in 0..1, the same for a line along the inside of its edges
+    visible: np.ndarray  # bool [H, W], the pixels that no other object occludes
 
     def is_recognisable(self, visible: np.ndarray) -> bool:
         """Whether the pixels `visible`, bool [H, W], are enough to see what the object is."""
@@ -137,7 +118,7 @@ class Shape:
         return bool(visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole))
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     """Return an image, uint8 [H, W, 3], and its objects from back to front."""
     height, width = rng.integers(*IMAGE_SIDES, size=2, endpoint=True)
     if rng.random() < 0.2:
@@ -158,9 +139,15 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
 def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
     """Try random shapes, each a little smaller than the last, until it and all shapes `below` are recognisable.
 
-    Returns:
-        the shape, or None if there is no room for one.
+    The bounding boxes of two objects of a class do not overlap. None means that there is no room for a shape.
     """
+
+    def leaves_clear(shape: Shape, other: Shape) -> bool:
+        a, b = shape.outline, other.outline
+        if shape.category_id == other.category_id and np.all((a.min(0) < b.max(0)) & (b.min(0) < a.max(0))):
+            return False
+        return other.is_recognisable(other.visible & ~shape.visible)
+
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
         shape = random_shape(rng, size, height, width)
@@ -170,24 +157,13 @@ def find_place(rng: np.random.Generator, below: list[Shape], height: int, width:
     return None
 
 
-def leaves_clear(shape: Shape, below: Shape) -> bool:
-    """Whether the object below stays recognisable, and its bounding box apart from that of an object of its class."""
-    if shape.category_id == below.category_id and boxes_overlap(shape.outline, below.outline):
-        return False
-    return below.is_recognisable(below.visible & ~shape.visible)
-
-
-def boxes_overlap(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the bounding boxes of two outlines [K, 2] overlap."""
-    return bool(np.all(first.min(axis=0) < second.max(axis=0)) and np.all(second.min(axis=0) < first.max(axis=0)))
-
-
 def random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
     """Return a shape of random class and place; `size` is the square root of its bounding box's area, in pixels."""
     category_id = int(rng.integers(len(CLASS_NAMES))) + 1
     stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(-TILT, TILT)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centred = unit_outline(CLASS_NAMES[category_id - 1]) * (stretch, 1 / stretch) @ rotation
+    angles = 2 * np.pi * (np.arange(CORNERS[category_id - 1]) + 0.5) / CORNERS[category_id - 1]
+    centred = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (stretch, 1 / stretch) @ rotation
     centred *= size / np.sqrt(np.ptp(centred, axis=0).prod())
     overhang = 0.15 * np.ptp(centred, axis=0)  # how far it may extend beyond the image
     centre = rng.uniform(-centred.min(axis=0) - overhang, (width, height) - centred.max(axis=0) + overhang)
@@ -195,13 +171,6 @@ def random_shape(rng: np.random.Generator, size: float, height: int, width: int)
     outline, hole = centre + centred, centre + rng.uniform(0.35, 0.45) * centred if has_hole else None
     coverage, rim = rasterise(outline, hole, height, width)
     return Shape(category_id, outline, hole, coverage, rim, visible=coverage >= 0.5)
-
-
-def unit_outline(name: str) -> np.ndarray:
-    """Return corners [K, 2] on the unit circle around the origin."""
-    corners = {"circle": 40, "square": 4, "triangle": 3}[name]
-    angles = 2 * np.pi * (np.arange(corners) + 0.5) / corners
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +221,7 @@ def mixed_colour(rng: np.random.Generator, hue: float, vividness: float) -> np.n
         vividness: from 0 (grey) to 1 (pure hue).
     """
     channels = np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1
-    lightness = rng.uniform(80, 250)
-    return lightness * (1 - vividness * (1 - channels.clip(0, 1)))
+    return rng.uniform(80, 250) * (1 - vividness * (1 - channels.clip(0, 1)))
 
 
 def two_tone(first: np.ndarray, second: np.ndarray, pattern: np.ndarray) -> np.ndarray:
@@ -320,9 +288,8 @@ def clip_to_image(points: np.ndarray, height: int, width: int) -> np.ndarray:
     for axis, border, inward in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
         kept = []
         depths = inward * (points[:, axis] - border)
-        for point, following, depth, next_depth in zip(
-            points, np.roll(points, -1, axis=0), depths, np.roll(depths, -1)
-        ):
+        after = zip(np.roll(points, -1, axis=0), np.roll(depths, -1))
+        for point, depth, (following, next_depth) in zip(points, depths, after):
             if depth >= 0:
                 kept.append(point)
             if depth * next_depth < 0:

@@ -13,14 +13,10 @@ from train_utils.memory import keep_freed_memory
 
 @dataclass
 class Precision:
-    """Floating-point type of the network: float32, or with --amp bf16 or fp16.
-
-    Attributes:
-        dtype: type of autocast; None for float32 throughout.
-    """
+    """Floating-point type of the network: float32, or with --amp bf16 or fp16."""
 
     device_type: str
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None  # of autocast; None for float32 throughout
 
     @classmethod
     def choose(cls, device: torch.device, amp: bool) -> "Precision":
@@ -39,15 +35,10 @@ class Precision:
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """Return the requested device, or warn and return the CPU if CUDA is not available.
+    """Return the requested device, or warn and return the CPU if CUDA is not available; InputError for an unknown one.
 
-    A CUDA device becomes the current device. On the CPU, the process keeps freed memory, see `keep_freed_memory`.
-
-    Args:
-        deterministic: compute the same bits in every run, on CUDA too.
-
-    Raises:
-        InputError: there is no such device.
+    A CUDA device becomes the current device. On the CPU, the process keeps freed memory, see `keep_freed_memory`. With
+    `deterministic`, every run computes the same bits, on CUDA too.
     """
     if deterministic:
         use_deterministic_algorithms()

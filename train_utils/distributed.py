@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train_utils.errors import WRONG_INPUT, InputError, is_out_of_memory, reading_input
+from train_utils.options import TrainSettings, ValidationSettings
 from train_utils.run.watchdog import Watchdog, is_broken_connection
 
 T = TypeVar("T")
@@ -61,17 +62,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-class GroupSettings(Protocol):
-    """The options that describe a process group."""
-
-    device: str
-    world_size: int
-    dist_url: str
-    timeout: int
-
-
 @contextmanager
-def process_group(settings: GroupSettings) -> Iterator[None]:
+def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None]:
     """Context in the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
 
     The backend is gloo for CPU tensors and nccl for GPU tensors. Each process uses the GPU of its local rank. If
@@ -133,9 +125,9 @@ def report_activity(activity: str, step: int | None = None) -> None:
 def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
     """Return a fresh, empty namespace of the store that all processes agree on.
 
-    torchrun's store outlives the processes that it restarts. Entries of dead processes, above all their addresses, must
-    not be mistaken for those of new ones. So each process registers under a new name, and waits until the main process
-    has answered that name.
+    torchrun's store outlives the processes that it restarts, and entries of dead processes, above all their addresses,
+    must not be mistaken for those of new ones. So each process registers under a new name, and waits until the main
+    process has answered that name.
     """
     me = uuid.uuid4().hex
     store.set(f"hello/{my_rank}", me)
@@ -157,10 +149,8 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     """Wrap the model in DistributedDataParallel if there are several processes.
 
     Running statistics are not synchronised at every step; evaluation and checkpoints use those of the main process.
-
-    Args:
-        fixed_buckets: keep the buckets in which gradients are first summed. By default they are rebuilt after a
-            process's first step, so that in a resumed run of three or more processes the rounding differs.
+    `fixed_buckets` keeps the buckets in which gradients are first summed. By default they are rebuilt after a process's
+    first step, so that in a resumed run of three or more processes the rounding differs.
     """
     if world_size() == 1:
         return model

@@ -1,7 +1,6 @@
-"""Train for one epoch, step by step: forward, backward, optimizer.
+"""Train for one epoch: forward, backward and optimizer step.
 
-The learning rate and the update of the weights are in `optimizer.py`, the handling of failed steps in
-`step_results.py`.
+`optimizer.py` has the learning rate and the update of the weights, `step_results.py` deals with failed steps.
 """
 
 import time
@@ -23,25 +22,22 @@ from train_utils.distributed import (
 )
 from train_utils.errors import InputError, warn
 from train_utils.hooks import Hooks
-from train_utils.loaders import TrainingLoader, mix_seed
+from train_utils.loaders import mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
-from train_utils.step_results import PendingStep, StepResults
+from train_utils.step_results import StepResults
 from train_utils.training_state import RunState, StepResult, Training
 
 ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 
 
 def train_one_epoch(
-    state: RunState, loader: TrainingLoader, hooks: Hooks, save_checkpoint: Callable[[], None], stop: StopSignals
+    state: RunState, loader: DataLoader, hooks: Hooks, save_checkpoint: Callable[[], None], stop: StopSignals
 ) -> bool:
     """Train to the end of the epoch, or to the run's last step if that comes first.
 
-    Returns:
-        Whether a signal requested a stop, which ends the epoch after the current step.
-
-    Raises:
-        RunEnded, InputError: see `StepResults`; a checkpoint is written first.
+    Returns whether a signal requested a stop, which ends the epoch after the current step. If the run cannot continue,
+    a checkpoint is written and an error raised, see `StepResults`.
     """
     training, progress = state.training, state.training.progress
     training.parallel.train()
@@ -49,7 +45,7 @@ def train_one_epoch(
     steps = min(state.steps_per_epoch - done, state.last_step - progress.step)
     if not done:
         progress.begin_epoch()
-    loader.batch_sampler.start_at(epoch, done)
+    loader.batch_sampler.start_at(epoch, done)  # type: ignore[union-attr]  # of `training_loader`
     results = StepResults(state, hooks, save_checkpoint)
     for batch in batches_of(loader, steps, progress.step):
         set_learning_rate(training.optimizer, learning_rate(state.number, state.settings, state.steps_per_epoch))
@@ -75,17 +71,12 @@ def train_one_epoch(
 
 
 class Batch(NamedTuple):
-    """A batch of the loader.
-
-    Attributes:
-        error: the error that ended loading; images and targets are then those of the previous batch.
-        data_time: seconds spent waiting for the batch.
-    """
+    """A batch of the loader."""
 
     images: tuple[Tensor, ...]
     targets: tuple[dict[str, Any], ...]
-    error: Exception | None = None
-    data_time: float = 0.0
+    error: Exception | None = None  # that ended loading; images and targets are then those of the previous batch
+    data_time: float = 0.0  # seconds spent waiting for the batch
 
     def parts(self, number: int) -> list["Batch"]:
         """Divide the batch into parts of equal size."""
@@ -94,15 +85,15 @@ class Batch(NamedTuple):
         return [Batch(self.images[i : i + size], self.targets[i : i + size]) for i in starts]
 
 
-def train_step(training: Training, batch: Batch, number: int, stop: bool = False) -> PendingStep:
-    """Start one step. The device decides whether to apply it, and the host reads the results later.
+def train_step(training: Training, batch: Batch, number: int, stop: bool = False) -> StepResult:
+    """Start one step: forward, backward, optimizer. The device decides whether to apply it; the host reads that later.
 
-    The random samples of RPN and RoI heads depend on seed, step and rank only, so that a run resumed at any step
+    The random samples of RPN and RoI heads depend only on seed, step and rank, so that a run resumed at any step
     continues as if it had never stopped.
 
     Args:
-        batch: the batch; with `training.accumulate`, it passes through the network in that many parts, as if each part
-            were on another process.
+        batch: with `training.accumulate`, it passes through the network in that many parts, as if each part were on
+            another process.
         number: the step's number in the run, counted from 1.
         stop: whether this process has received a signal to stop.
     """
@@ -141,15 +132,15 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
         training.ema.update(number, applied)
 
     lr = training.optimizer.param_groups[0]["lr"]
-    return PendingStep(
-        StepResult(number, lr, bad_pictures, batch.data_time), bool(stopping), batch.error, bool(loading_failed),
-        ("loss", *losses), AsyncHostCopy(torch.cat((means, own, applied[None]))),
+    return StepResult(
+        number, lr, bool(stopping), bool(loading_failed), bad_pictures, ("loss", *losses),
+        AsyncHostCopy(torch.cat((means, own, applied[None]))), batch.error, batch.data_time,
         [target["image_id"] for target in batch.targets],
     )  # fmt: skip
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield `number` batches, after `done` steps. If loading fails, yield the previous batch with the error.
+    """Yield `number` batches after `done` steps; if loading fails, the previous batch with the error.
 
     The other processes wait in the step, so this one has to take part in it.
     """

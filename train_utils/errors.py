@@ -9,7 +9,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 WRONG_INPUT = 2
@@ -40,7 +40,7 @@ class RunEnded(Exception):
 def one_line_errors() -> Iterator[None]:
     """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
 
-    The same for errors that mean a lack of memory. If the reader of stdout is gone, end the script without a message.
+    The same for lack of memory. If the reader of stdout is gone, end the script without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
@@ -70,10 +70,8 @@ def one_line_errors() -> Iterator[None]:
 def leave(message: str, status: int) -> None:
     if message:
         print(" ".join(message.split()), file=sys.stderr, flush=True)
-    try:
+    with suppress(OSError, AttributeError):  # no stdout
         sys.stdout.flush()
-    except (OSError, AttributeError):  # no stdout
-        pass
     if reader_has_gone():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python tries again when it exits
     sys.exit(status)
@@ -100,12 +98,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def naming_batch(images: Sequence[Any], remedy: str) -> Iterator[None]:
-    """Context for running a network: add the batch and a remedy to an out-of-memory error's message.
-
-    Args:
-        images: the batch, [3, H, W] each.
-        remedy: how to use less memory.
-    """
+    """Context for running a network on images [3, H, W]: add their size and a remedy to an out-of-memory message."""
     try:
         yield
     except Exception as error:

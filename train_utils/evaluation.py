@@ -1,4 +1,4 @@
-"""Evaluate a network: compute its COCO metrics, and the training losses on the validation images."""
+"""Evaluate a network: COCO metrics, and the training losses on the validation images."""
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,33 +12,69 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from backbone.conv_norm import fold_norms
+from dataset_files.dataset import InstanceDataset
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
-from train_utils.distributed import AsyncAllReduce, is_main, report_activity, sum_over_processes
+from train_utils.distributed import AsyncAllReduce, is_main, report_activity, share_buffers, sum_over_processes
 from train_utils.engine import to_device
 from train_utils.errors import InputError, naming_batch, warn
 from train_utils.loaders import mix_seed
-from train_utils.metrics.coco_evaluation import CocoEvaluator, Metrics, PendingDetections
+from train_utils.metrics.coco_evaluation import CocoEvaluator, PendingDetections, explain_missing, tables
+from train_utils.run.signals import StopSignals
+from train_utils.training_state import RunState, Training
 from transforms import select_objects
 
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
 REMEDY = "lower --min-size, or --batch-size of validation.py"
 
 
-def evaluate(
-    model: MaskRCNN,
-    loader: DataLoader,
-    ground_truth: Any,
-    classes: ClassTable,
-    device: torch.device,
-    precision: Precision,
-    unreadable: list[str] | None = None,
-) -> dict[str, Metrics] | None:
-    """Evaluate the model; return COCO metrics by IoU type on the main process, None on the others; see `detect_all`."""
-    return detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+def evaluate_only(training: Training, loader: DataLoader, dataset: InstanceDataset, classes: ClassTable) -> None:
+    """Print the metrics of --test-only."""
+    ground_truth = dataset.coco if is_main() else None
+    with training.evaluated():
+        found = detect_all(training.model, loader, ground_truth, classes, training.device, training.precision)
+        metrics = found.metrics()
+    if metrics is not None:
+        print(tables(metrics))
+
+
+def evaluate_epoch(
+    epoch: int, state: RunState, loader: DataLoader, dataset: InstanceDataset, classes: ClassTable, stop: StopSignals
+) -> None:
+    """Evaluate on the validation set, and write and print the results; a signal ends the run immediately."""
+    training, settings, run = state.training, state.settings, state.run
+    model, device, precision = training.model, training.device, training.precision
+    ground_truth, unreadable = dataset.coco if is_main() else None, list[str]()
+    share_buffers(model)
+    with stop.at_once(), training.evaluated():  # the checkpoint is written, and a resumed run repeats the evaluation
+        if training.ema is not None:
+            share_buffers(model)  # the averaged ones
+        metrics = detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()
+        (number,) = AsyncAllReduce(len(unreadable)).read()
+        if number > settings.max_bad_pictures or len(dataset) and number == len(dataset):
+            raise InputError(
+                f"{number} of {len(dataset)} validation images could not be read (named above): no results are "
+                "written; fix the data and continue with --resume auto, which evaluates again"
+            )
+        losses = dict[str, float]()
+        if settings.val_loss:
+            losses = validation_losses(model, loader, device, precision, settings.seed, settings.keep_empty)
+    if metrics is not None:
+        run.log_validation(epoch, training.progress.step, losses)
+        run.write_results(epoch, metrics, training.progress.mean_loss(), training.progress.lr)
+        run.draw_curves()
+        (box, box_all), (mask, mask_all) = ((metrics[kind].stats, metrics[kind].of_all) for kind in ("bbox", "segm"))
+        line = f"epoch {epoch}: box AP {box[0]:.4f} (AP50 {box[1]:.4f}), mask AP {mask[0]:.4f} (AP50 {mask[1]:.4f})"
+        if box_all is not None and mask_all is not None:
+            line += (
+                f"; with up to {box_all.most} detections per image: box AP {box_all.ap:.4f}, recall "
+                f"{box_all.recall:.4f}, mask AP {mask_all.ap:.4f}, recall {mask_all.recall:.4f}"
+            )
+        line += f"; validation loss {losses['loss']:.4f}" if losses else ""
+        print(line + (f"\n{explain_missing(box)}" if box[0] == -1 else ""), flush=True)
 
 
 @torch.inference_mode()
@@ -51,12 +87,12 @@ def detect_all(
     precision: Precision,
     unreadable: list[str] | None = None,
 ) -> CocoEvaluator:
-    """Detect objects in all images of this process; return the evaluator that holds the detections.
+    """Detect objects in all images of this process; the returned evaluator computes their COCO metrics.
 
     Args:
         loader: this process's share of the images.
         ground_truth: COCO object of the whole dataset; only the main process needs it.
-        unreadable: list to which messages about unreadable images are added; these count as images without detections.
+        unreadable: list that collects messages about unreadable images, which then count as images without detections.
             If None, they raise InputError.
     """
     network = ready_for_inference(model, precision)
@@ -89,22 +125,6 @@ def detect_all(
     return evaluator
 
 
-def require_readable(unreadable: int, images: int, most: int) -> None:
-    """Raise InputError on all processes if too many images were unreadable for the metrics to be meaningful.
-
-    Args:
-        unreadable: number of unreadable images of this process.
-        images: number of images of all processes.
-        most: number of unreadable images to accept, unless all images are unreadable.
-    """
-    (number,) = AsyncAllReduce(unreadable).read()
-    if number > most or images and number == images:
-        raise InputError(
-            f"{number} of {images} validation images could not be read (named above): no results are written; fix the "
-            "data and continue with --resume auto, which evaluates again"
-        )
-
-
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
     """Return a copy in evaluation mode, with normalisation folded into the convolutions and weights cast once."""
     network = copy.deepcopy(model).eval()
@@ -120,18 +140,11 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 def validation_losses(
     model: MaskRCNN, loader: DataLoader, device: torch.device, precision: Precision, seed: int, with_empty: bool
 ) -> dict[str, float]:
-    """Compute "loss" and its parts as means over the images of an evaluation; all processes call this together.
+    """Compute "loss" and its parts as means over the images of an evaluation on all processes; {} without images.
 
     They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
     random samples of RPN and heads depend on the seed and the images only, so they are the same after each epoch, and
-    the random state of the training is restored.
-
-    Args:
-        loader: this process's share of the images.
-        with_empty: whether to include images without objects, as training does with --keep-empty.
-
-    Returns:
-        The means, the same on every process; empty if there are no images.
+    the random state of the training is restored. `with_empty` includes images without objects, as --keep-empty does.
     """
     network = copy.deepcopy(model).train()
     for module in network.modules():
@@ -142,8 +155,12 @@ def validation_losses(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for images, targets in bar:
             report_activity("computing the validation loss")
-            kept = [trainable(image, target) for image, target in zip(images, targets) if "unreadable" not in target]
-            kept = [(image, target) for image, target in kept if with_empty or len(target["labels"])]
+            kept = []  # without the objects that training ignores: crowds, and objects without a box
+            for image, target in zip(images, targets):
+                if "unreadable" not in target:
+                    has_box = (target["boxes"][:, 2:] > target["boxes"][:, :2]).all(dim=1)
+                    target = select_objects(target, (target["iscrowd"] == 0) & has_box)
+                    kept += [(image, target)] if with_empty or len(target["labels"]) else []
             if not kept:
                 continue
             images, targets = zip(*kept)
@@ -155,9 +172,3 @@ def validation_losses(
     *totals, count = sum_over_processes(sums.to(device)).tolist()
     means = {name: total / count for name, total in zip(LOSS_NAMES, totals) if count}
     return {"loss": sum(means.values()), **means} if means else {}
-
-
-def trainable(image: torch.Tensor, target: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Remove the objects that training ignores from an evaluation item: crowds, and objects without a box."""
-    boxes = target["boxes"]
-    return image, select_objects(target, (target["iscrowd"] == 0) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1))

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -43,27 +44,24 @@ def training_loader(
     pin_memory: bool,
     batch_transform: Callable[[Sequence], tuple] | None = None,
     repeat_threshold: float = 0.0,
-) -> "TrainingLoader":
+) -> DataLoader:
     """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio.
 
-    Args:
-        repeat_threshold: see `repeat_factors`; 0 for none.
-        batch_transform: transform of whole batches, which also collates them, replacing the dataset's `collate_fn`.
+    A `batch_transform` takes whole batches, and also collates them in place of the dataset's `collate_fn`. A
+    `repeat_threshold` of 0 repeats no image, see `repeat_factors`.
     """
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
     if repeats is not None and is_main():
-        print(
-            f"--repeat-threshold {repeat_threshold:g}: {(repeats > 1).sum()} images with rare classes are shown more "
-            f"often; an epoch has {math.ceil(repeats.sum())} images instead of {len(repeats)}",
-            flush=True,
-        )
+        rare, images = f"{(repeats > 1).sum()} images with rare classes", f"{math.ceil(repeats.sum())} images"
+        print(f"--repeat-threshold {repeat_threshold:g}: {rare} are shown more often; ", end="")
+        print(f"an epoch has {images} instead of {len(repeats)}", flush=True)
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
-    return TrainingLoader(
+    return DataLoader(
         SeededItems(dataset, seed, keep_seeds=batch_transform is not None),
         batch_sampler=sampler,
         num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn if batch_transform is None else SeededBatches(batch_transform),
+        collate_fn=dataset.collate_fn if batch_transform is None else partial(transform_seeded, batch_transform),
         pin_memory=pin_memory,
         worker_init_fn=leave_signals_to_the_main_process,
     )
@@ -74,13 +72,12 @@ def evaluation_loader(
 ) -> DataLoader:
     """Return a loader of this process's share of the images; each image is on one process only.
 
-    All images of a batch have the same size, since padding one image to another's size would change its detections. So
-    metrics depend on the batch size only by rounding. They do not depend on the number of processes, as the batches are
-    the same.
+    All images of a batch have the same size, since padding an image to another's size would change its detections. So
+    metrics depend on the batch size only by rounding, and not on the number of processes.
 
     Args:
         batch_size: images per batch; None: 8 on a GPU, else 1.
-        device: device that the images are for; CUDA needs pinned memory.
+        device: where the images go; for CUDA they are in pinned memory.
     """
     if batch_size is None:
         batch_size = 1 if device.type == "cpu" else GPU_BATCH
@@ -105,12 +102,6 @@ def default_workers() -> int:
     return max(1, min(8, cores // world_size()))
 
 
-class TrainingLoader(DataLoader):
-    """Loader of training batches; its sampler sets the epoch and the first batch."""
-
-    batch_sampler: "AspectRatioBatchSampler"
-
-
 class MarkedItems(Dataset):
     """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
 
@@ -121,9 +112,6 @@ class MarkedItems(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
-        return self.load(index)
-
-    def load(self, index: int) -> tuple[Tensor | None, dict[str, Any]]:
         try:
             return self.dataset[index]
         except AnnotationsLost as error:
@@ -132,49 +120,39 @@ class MarkedItems(Dataset):
             return None, {"unreadable": [str(error)]}
 
 
-class SeededItems(MarkedItems):
+class SeededItems(Dataset):
     """Items whose random transforms depend on seed, epoch and image, not on the worker that loads them.
 
     An unreadable image is replaced by the next readable one, so that batches stay full and processes in step; its
-    target holds the reason under "unreadable".
-
-    Args:
-        keep_seeds: store each item's seed in its target, for `SeededBatches`.
+    target holds the reason under "unreadable". With `keep_seeds`, it holds its seed for `transform_seeded`.
     """
 
     tries = 20
 
     def __init__(self, dataset: InstanceDataset, seed: int, keep_seeds: bool = False):
-        super().__init__(dataset)
-        self.seed = seed
-        self.keep_seeds = keep_seeds
+        self.items, self.seed, self.keep_seeds = MarkedItems(dataset), seed, keep_seeds
 
-    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
         """Load the item for (epoch, index), or (epoch, index, n) for the n-th repetition of an image in the epoch."""
         epoch, index, *again = key
         notes: dict[str, Any] = {}
-        for chosen in [(index + i) % len(self) for i in range(self.tries)]:
+        for chosen in [(index + i) % len(self.items) for i in range(self.tries)]:
             seed = mix_seed(self.seed, epoch, chosen, *again)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                image, target = self.load(chosen)
+                image, target = self.items[chosen]
             if image is not None:
                 return image, target | notes | ({"seed": seed} if self.keep_seeds else {})
             notes.setdefault("unreadable", []).extend(target["unreadable"])
         raise InputError(f"{notes['unreadable'][0]}; nor can the {self.tries - 1} images after it be read")
 
 
-class SeededBatches:
-    """Transform whole batches; its random draws depend on the seeds of the batch's items, not on the worker."""
-
-    def __init__(self, transform: Callable[[Sequence], tuple]):
-        self.transform = transform
-
-    def __call__(self, batch: Sequence[tuple[torch.Tensor, dict]]) -> tuple:
-        seeds = [target.pop("seed") for _, target in batch]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(*seeds))
-            return self.transform(batch)
+def transform_seeded(transform: Callable[[Sequence], tuple], batch: Sequence[tuple[Tensor, dict]]) -> tuple:
+    """Transform a batch; random draws depend on the seeds of its items, not on the worker."""
+    seeds = [target.pop("seed") for _, target in batch]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(*seeds))
+        return transform(batch)
 
 
 def mix_seed(*numbers: int) -> int:
@@ -183,16 +161,11 @@ def mix_seed(*numbers: int) -> int:
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
-    """Return how often an epoch shows each image on average, so that rare classes are shown more often.
+    """Return how often an epoch shows each image on average, float64 [images], to show rare classes more often.
 
     Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class that occurs in a share f of
-    the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes.
-
-    Args:
-        classes: the classes of the objects of each image.
-
-    Returns:
-        float64 [number of images]; 1 for images without objects.
+    the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes; without objects,
+    1.
     """
     images_with = Counter(c for found in classes for c in set(found))
     factors = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in images_with.items()}
@@ -209,8 +182,8 @@ class AspectRatioBatchSampler:
     Args:
         ratios: width / height of each image.
         group_factor: number of groups per factor of 2 in the ratio, from 1/2 to 2; below 1 there is one group.
-        repeats: how often an epoch shows each image on average, at least once; None: once. When an image appears for
-            the second time in an epoch, its key is (epoch, index, 1), so that it is augmented differently.
+        repeats: how often an epoch shows each image on average, at least once; None: once. The key of an image's second
+            appearance in an epoch is (epoch, index, 1), so that it is augmented differently.
     """
 
     def __init__(
@@ -227,23 +200,18 @@ class AspectRatioBatchSampler:
             raise InputError("the training set has no image with a usable object")
         edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else np.zeros(0)
         self.groups = np.digitize(ratios, edges)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.repeats = np.ones(len(ratios)) if repeats is None else repeats
-        self.epoch = 0
-        self.first_batch = 0
+        self.number = -(-math.ceil(self.repeats.sum()) // batch_size)  # of batches per epoch, before the last round
+        self.start_at(0)
 
     def __len__(self) -> int:
         """Return the number of this process's batches in a full epoch."""
-        batches = -(-math.ceil(self.repeats.sum()) // self.batch_size)
-        return -(-batches // self.world_size)
+        return -(-self.number // self.world_size)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
         """Set the epoch to draw next, and how many of this process's batches to skip at its start."""
-        self.epoch = epoch
-        self.first_batch = batch
+        self.epoch, self.first_batch = epoch, batch
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         batches = self.batches()[self.rank :: self.world_size]
@@ -279,5 +247,5 @@ class AspectRatioBatchSampler:
         left += islice(cycle(order), -len(left) % self.batch_size)
         batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
         # If the sum of the factors was rounded down, there may be one batch less than in other epochs.
-        batches = list(islice(cycle(batches), -(-math.ceil(self.repeats.sum()) // self.batch_size)))
+        batches = list(islice(cycle(batches), self.number))
         return batches + list(islice(cycle(batches), -len(batches) % self.world_size))

@@ -11,7 +11,7 @@ def keep_freed_memory() -> None:
 
     By default, glibc maps each large tensor separately and unmaps it when it is freed. The system then zeroes and maps
     its pages one by one, which takes a tenth or more of a network's time on the CPU. The process stays at its peak
-    memory, but does not exceed it. Without glibc, this does nothing.
+    memory, but does not exceed it. Without glibc, this function does nothing.
     """
     set_malloc(MMAP_MAX, 0)
     set_malloc(TRIM_THRESHOLD, -1)

@@ -16,11 +16,8 @@ SPANS = 25  # the average covers this part of the run: torchvision's decay, 0.99
 class ModelEma:
     """Exponential moving average of the trained weights and of BatchNorm's running statistics.
 
-    As in torchvision's classification scripts, the average is a copy during the warm-up. It is updated after each step.
-
-    Args:
-        decay: share of the average that a step keeps.
-        warm_up: number of steps before averaging begins.
+    As in torchvision's classification scripts, the average is a copy during the warm-up, `warm_up` steps. After that,
+    each step keeps the share `decay` of it.
     """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: int):
@@ -43,11 +40,9 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:
-        """Average in the weights after a step, unless the step was not applied; the host does not wait for this.
+        """Average in the weights after step `number`, from 1, unless it was not applied (bool scalar on the device).
 
-        Args:
-            number: the step's number in the run, counted from 1.
-            applied: bool scalar on the device.
+        The host does not wait for this.
         """
         share = applied.float() * (1.0 if number <= self.warm_up else 1 - self.decay)
         added = torch._foreach_mul(list(self.values.values()), share)

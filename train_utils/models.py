@@ -43,44 +43,28 @@ STEM = "backbone.body.conv1.weight"
 class ModelConfig:
     """Settings from which a state dict's network is built, so that it runs as in training.
 
-    Attributes:
-        num_classes: number of classes, including background.
-        arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn; or "v2", with BatchNorm in FPN and
-            heads, two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or
-            "detectron2", v1 with strides, anchors, RoIAlign, resizing and pasting as in Detectron2.
-        norm: normalisation of the backbone, "batch" or "frozen".
-        norm_eps: epsilon of that normalisation.
-        trainable_layers: see `resnet50_fpn_backbone`.
-        min_size, max_size: see `ImageTransform`.
-        rois_per_image: number of proposals per image that the heads are trained on.
-        proposals: number of proposals that the RPN keeps, per level before NMS and per image after it; None: 2000 in
-            training, 1000 in evaluation.
-        detections: maximum number of detections per image.
-        nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
-        agnostic_nms: whether detections of different classes suppress one another.
-        anchor_sizes, anchor_ratios: sides per pyramid level, and ratios on all, if not the usual ones.
-        channels: number of channels of images that are read as stored; None for 8-bit RGB.
-        values: type of their values, see `ImageForm`.
-        image_mean, image_std: their statistics, see `pixel_statistics`; None for ImageNet's.
+    arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn; "v2", with BatchNorm in FPN and heads,
+    two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or "detectron2", v1 with
+    strides, anchors, RoIAlign, resizing and pasting as in Detectron2.
     """
 
-    num_classes: int
+    num_classes: int  # including background
     arch: str = "v1"
-    norm: str = "batch"
-    norm_eps: float = 1e-5
-    trainable_layers: int = 3
-    min_size: int | list[int] = 800
+    norm: str = "batch"  # normalisation of the backbone; or "frozen"
+    norm_eps: float = 1e-5  # its epsilon
+    trainable_layers: int = 3  # see `resnet50_fpn_backbone`
+    min_size: int | list[int] = 800  # see `ImageTransform`
     max_size: int = 1333
-    rois_per_image: int = 512
-    proposals: int | None = None
-    detections: int = 100
-    nms_thresh: float = 0.5
-    agnostic_nms: bool = False
-    anchor_sizes: list[int] | None = None
-    anchor_ratios: list[float] | None = None
-    channels: int | None = None
-    values: str | None = None
-    image_mean: list[float] | None = None
+    rois_per_image: int = 512  # proposals that the heads are trained on
+    proposals: int | None = None  # kept per level before NMS, and per image after it; None: 2000, in evaluation 1000
+    detections: int = 100  # at most, per image
+    nms_thresh: float = 0.5  # of two detections of a class with a higher IoU, the one with the lower score is dropped
+    agnostic_nms: bool = False  # whether detections of different classes suppress one another
+    anchor_sizes: list[int] | None = None  # sides, one per pyramid level, if not the usual ones
+    anchor_ratios: list[float] | None = None  # height over width, on all levels, if not the usual ones
+    channels: int | None = None  # of images that are read as stored; None for 8-bit RGB
+    values: str | None = None  # type of their values, see `ImageForm`
+    image_mean: list[float] | None = None  # their statistics, see `pixel_statistics`; None for ImageNet's
     image_std: list[float] | None = None
 
     @classmethod
@@ -146,11 +130,7 @@ def anchors_of(config: ModelConfig) -> AnchorGenerator:
 
 
 def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
-    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2), as arguments of MaskRCNN.
-
-    Args:
-        anchors: number of anchors per location.
-    """
+    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2); `anchors` are per location."""
     return {
         "rpn_head": RPNHead(channels, anchors, conv_depth=2),
         "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
@@ -159,7 +139,7 @@ def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
 
 
 def detectron2_parts() -> dict[str, Any]:
-    """Build the parts that differ in Detectron2, except the backbone's strides, as arguments of MaskRCNN."""
+    """Build the parts that differ in Detectron2, besides the backbone's strides."""
     return {
         "box_roi_pool": PyramidRoIAlign(output_size=7, sampling_ratio=0, aligned=True),
         "mask_roi_pool": PyramidRoIAlign(output_size=14, sampling_ratio=0, aligned=True),
@@ -177,19 +157,12 @@ def build_training_model(
 ) -> tuple[MaskRCNN, ModelConfig]:
     """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` says.
 
-    With published weights, BatchNorm is frozen, and stem and first stage are not trained. From scratch, nothing is
-    frozen. `--norm` and `--trainable-backbone-layers` override this.
+    With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
+    `--trainable-backbone-layers` override this. InputError if the weights do not fit the data or the options.
 
     Args:
-        names: label -> name in the data, whose labels may be fewer than the network's; rows of the weights are matched
-            by it.
+        names: label -> name in the data, by which the weights' rows are matched; the network may have more labels.
         images: the training images, whose statistics a new network with --channels takes.
-
-    Returns:
-        The network and its description.
-
-    Raises:
-        InputError: the weights do not fit the data or the options.
     """
     kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
@@ -223,10 +196,7 @@ def build_training_model(
             if config.arch == "detectron2" and (config.anchor_sizes or config.anchor_ratios):
                 raise InputError(f"{path}: Detectron2's weights keep its anchors; omit --anchor-sizes, --anchor-ratios")
     take_channels(config, stored, state, args, images)
-    if args.sync_bn:
-        config.norm = "batch"
-    if args.norm is not None:
-        config.norm = args.norm
+    config.norm = args.norm or ("batch" if args.sync_bn else config.norm)
     if config.norm == "batch":
         config.norm_eps = 1e-5
     if args.trainable_backbone_layers is not None:
@@ -285,16 +255,12 @@ def take_channels(
 def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
     """Load a network for evaluation from a checkpoint, or from weights of torchvision or Detectron2.
 
-    Args:
-        args: num_classes (without background) and arch, if given, must match the file; min_size, max_size,
-            detections, nms_thresh and agnostic_nms, if given, override the file's; label_json_path names the classes of
-            a Detectron2 file.
+    `num_classes` (without background) and `arch` of `args` must match the file if given; min_size, max_size,
+    detections, nms_thresh and agnostic_nms override the file's; label_json_path names the classes of a Detectron2 file.
+    InputError if the file is unusable or contradicts them.
 
     Returns:
         The network in evaluation mode, its description, and the file's content without weights and optimizer.
-
-    Raises:
-        InputError: the file is unusable or contradicts `args`.
     """
     content = read_weight_file(path, args.label_json_path)
     state = weights_in(content, path)
@@ -306,20 +272,16 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
             f"{path}: has {config.num_classes - 1} classes plus background, but --num-classes is {args.num_classes}; "
             "leave --num-classes out"
         )
-    config.min_size = args.min_size or config.min_size
-    config.max_size = args.max_size or config.max_size
-    config.detections = args.detections or config.detections
-    if args.nms_thresh is not None:
-        config.nms_thresh = args.nms_thresh
-    if args.agnostic_nms is not None:
-        config.agnostic_nms = args.agnostic_nms
+    for name in ("min_size", "max_size", "detections", "nms_thresh", "agnostic_nms"):
+        if getattr(args, name) is not None:
+            setattr(config, name, getattr(args, name))
     model = build_model(config)
     load_weights(model, state, path)
     return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "model_ema", "optimizer")}
 
 
 def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return a file's state dict; say if it is the average of --model-ema."""
+    """Return a file's state dict; print a line if it is the average of --model-ema."""
     if "model_ema" in content and is_main():
         print(f"{path}: taking the averaged weights of --model-ema")
     return state_dict_of(content, path)
@@ -330,10 +292,8 @@ def config_of(
 ) -> ModelConfig:
     """Return the description of a weight file's network: the stored one, else one derived from its keys.
 
-    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0.
-
-    Raises:
-        InputError: the file has another architecture than `arch`.
+    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0. InputError if the
+    file has another architecture than `arch`.
     """
     if "model_config" in content:
         config = ModelConfig.stored_in(content, path)

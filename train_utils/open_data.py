@@ -34,19 +34,15 @@ MOST_PROBED = 20  # images whose header is read to find the type of values
 
 
 def open_training_data(
-    settings: DataSettings,
-    seed: int,
-    detections: int = MOST_DETECTIONS,
-    held_out: HeldOut | None = None,
+    settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: HeldOut | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open and check the training and the validation split; the latter gets the classes of the former.
+
+    InputError names all faults in one line.
 
     Args:
         detections: maximum number of detections per image; images with more objects cause a warning.
         held_out: validation images of the run that is resumed, see `held_out_images`.
-
-    Raises:
-        InputError: a split cannot be used; the message names all faults in one line.
     """
     with reading_input():
         layout = layout_of(settings)
@@ -63,18 +59,15 @@ def open_training_data(
 
 
 def open_validation_data(
-    settings: DataSettings,
-    trained_with: Mapping,
-    held_out: HeldOut | None = None,
-    detections: int = MOST_DETECTIONS,
+    settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None, detections: int = MOST_DETECTIONS
 ) -> InstanceDataset:
-    """Open and check the validation split; see `open_held_out` and `open_training_data`."""
+    """Open the validation split with `open_held_out`, and check it; `detections` as in `open_training_data`."""
     (dataset,) = check_and_drop([open_held_out(settings, trained_with, held_out)], settings, detections)
     return dataset
 
 
 def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
-    """Open the validation split, unchecked. If the data are not split, take the images that the run held out, else all.
+    """Open the validation split, unchecked: of data that are not split, the images that the run held out, else all.
 
     Args:
         trained_with: settings of the run that wrote the weights, or {}; used for options that are not given.
@@ -111,9 +104,9 @@ def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> I
     """Open the training split that belongs to a validation split, unchecked; return None if there is none.
 
     Args:
-        settings: the settings, after `open_held_out` has completed them.
-        held_out: validation split that `open_held_out` returned. It determines the classes, and its images are excluded
-            if both splits come from one file.
+        settings: the settings as `open_held_out` has completed them.
+        held_out: the validation split. It determines the classes, and its images are excluded if both splits come from
+            one file.
     """
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
@@ -129,24 +122,6 @@ def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> I
     return dataset.remap_categories(held_out.class_names, held_out.category_ids) if len(dataset) else None
 
 
-def open_split(data_path: str | Path, training: bool, skip_bad: bool = False) -> InstanceDataset:
-    """Open the training or validation split of a folder in any layout, unchecked.
-
-    Raises:
-        InputError: the folder is missing, or its layout is unknown.
-        ValueError, FileNotFoundError: a file in it is broken or missing.
-    """
-    settings = DataSettings(data_path=str(data_path))
-    with reading_input():
-        layout = layout_of(settings)
-        splits = choose_splits(layout, settings, training)
-        opened = open_files(layout, splits[0 if training else 1], settings)
-    return CocoDetection(opened, "train" if training else "val", plan=ItemPlan(skip_bad=skip_bad))
-
-
-# ---------------------------------------------------------------------------------------------------- layout and splits
-
-
 def layout_of(settings: DataSettings) -> Layout:
     first_json = settings.train_json or settings.val_json
     if first_json:
@@ -157,13 +132,9 @@ def layout_of(settings: DataSettings) -> Layout:
         return named_files(Path(first_json), Path(val) if val else None, folder)
     if settings.image_folder is not None:
         raise InputError("--image-folder needs --train-json or --val-json; give these, or omit it")
-    return find_layout(data_folder(settings), settings.class_attribute)
-
-
-def data_folder(settings: DataSettings) -> Path:
     if settings.data_path is None:
         raise InputError("give --data-path, the folder of the data")
-    return Path(settings.data_path)
+    return find_layout(Path(settings.data_path), settings.class_attribute)
 
 
 def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
@@ -195,11 +166,8 @@ def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> Ope
     return open_split_index(split, reading, settings.class_attribute or "")
 
 
-# ------------------------------------------------------------------------------------------------------------- the plan
-
-
 def plan_of(settings: DataSettings) -> ItemPlan:
-    """Return the plan for a whole split; faulty items are dropped here and reported by `check_and_drop`."""
+    """Return the plan for a whole split; `check_and_drop` reports the faulty items that it drops."""
     return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, form=settings.form())
 
 
@@ -213,11 +181,7 @@ def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
 
 
 def open_both(
-    layout: Layout,
-    splits: tuple[SplitFiles, SplitFiles],
-    settings: DataSettings,
-    seed: int,
-    held_out: HeldOut,
+    layout: Layout, splits: tuple[SplitFiles, SplitFiles], settings: DataSettings, seed: int, held_out: HeldOut
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open the datasets for training and validation; if both are one split, divide it between them."""
     training, validation = splits
@@ -270,12 +234,12 @@ def content_of(path: Path) -> str:
 
 
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
-    """Find the images that a run held out, by name and content, else by content, and report the others.
+    """Find the images that a run held out, by name and content, else by content alone, and report the others.
 
     Args:
-        held_out: see `held_out_images`; older checkpoints store the size in bytes in place of the content.
-        trust_names: whether images of the same name count although their content has changed. With False, they
-            count only if all of them have changed, as in resized data, and none is missing. With None, never.
+        held_out: see `held_out_images`; older checkpoints store the size in bytes instead of the content.
+        trust_names: whether images whose content has changed count by name: True always, None never, and False only
+            if all have changed, as in resized data, and none is missing.
     """
     folder, names = opened.split.image_folder, image_names(opened)
 

@@ -6,6 +6,7 @@ The options themselves are in `options.py`, as fields of dataclasses derived fro
 import argparse
 import difflib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from train_utils.errors import InputError, warn
 
 T = TypeVar("T", bound="Settings")
 N = TypeVar("N", int, float)
+V = TypeVar("V")
 SAME = object()  # the demo's default is the same as for other data
 LARGEST = 1e9  # upper limit of all numbers
 
@@ -24,33 +26,6 @@ LARGEST = 1e9  # upper limit of all numbers
 RESULT = "result"  # taken from the checkpoint; another value changes the result, and is refused without --force
 KEPT = "kept"  # taken from the checkpoint if not given
 START = "start"  # concerns one start of the script rather than the run; --config ignores it
-
-
-@dataclass(frozen=True)
-class PerImage:
-    """A learning rate proportional to the total batch size."""
-
-    rate: float
-
-    def __str__(self) -> str:
-        return f"{self.rate:g} per image of the total batch"
-
-
-@dataclass(frozen=True)
-class Option:
-    """Description of a command-line option; see `option`."""
-
-    help: str
-    flags: tuple[str, ...]
-    argparse: dict[str, Any]
-    group: str | None
-    demo: Any
-    role: str | None
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether a resumed run uses the checkpoint's value if the option is not given."""
-        return self.role in (RESULT, KEPT)
 
 
 def option(
@@ -65,18 +40,16 @@ def option(
     """Declare a dataclass field that is a command-line option.
 
     Args:
-        default: the value if the option is not given; None if it depends on other things, which `help` explains.
-        help: text for --help, in which `{default}` is replaced by the defaults.
-        flags: names on the command line besides the field's name.
+        default: the value if the option is not given; None if `help` explains on what it depends.
+        help: text for --help, in which `{default}` becomes the default, and the demo's if it differs.
+        flags: further names on the command line.
         group: group in --help of this option and of those that follow it.
         demo: the default for the demo's data.
         role: RESULT, KEPT, START or None.
-        argparse_arguments: type, choices, nargs and so on. Without them the option is a flag: bare, True or False.
+        argparse_arguments: type, choices, nargs and so on; without them the option is a flag: bare, True or False.
     """
-    return field(default=default, metadata={"option": Option(help, flags, argparse_arguments, group, demo, role)})
-
-
-# ----------------------------------------------------------------------------------------------------- types of values
+    described = dict(help=help, flags=flags, argparse=argparse_arguments, group=group, demo=demo, role=role)
+    return field(default=default, metadata=described)
 
 
 def boolean(text: str) -> bool:
@@ -88,11 +61,16 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
 
 
-def boolean_or_path(text: str) -> bool | str:
-    try:
-        return boolean(text)
-    except argparse.ArgumentTypeError:
-        return text
+def boolean_or(other: Callable[[str], V]) -> Callable[[str], bool | V]:
+    """Return a function that parses True or False, and any other text with `other`."""
+
+    def parse(text: str) -> bool | V:
+        try:
+            return boolean(text)
+        except argparse.ArgumentTypeError:
+            return other(text)
+
+    return parse
 
 
 def between(kind: type[N], least: N, most: N, inclusive: bool = True) -> Callable[[str], N]:
@@ -121,23 +99,15 @@ positive_number = between(float, 1e-12, LARGEST)
 fraction = between(float, 0, 1, inclusive=False)
 share = between(float, 0, 0.9)
 strength = between(float, 0, 1)
+boolean_or_path = boolean_or(str)
+boolean_or_decay = boolean_or(strength)
 METAVARS: dict[Any, str] = dict.fromkeys((integer, natural, positive, seed_number, int), "N")
 FLAG: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "True|False"}
-
-
-def boolean_or_decay(text: str) -> bool | float:
-    try:
-        return boolean(text)
-    except argparse.ArgumentTypeError:
-        return strength(text)
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
     """Add an option that is given bare or with True or False."""
     parser.add_argument(name, default=default, help=help, **FLAG)
-
-
-# -------------------------------------------------------------------------------------------------------------- parsing
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -153,17 +123,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that accepts `-` and `_` alike in the names of long options.
+    """Parser that accepts `-` and `_` alike in the names of long options."""
 
-    Attributes:
-        file: the file whose options are parsed, if any; errors then raise InputError instead of ending the process.
-    """
-
-    file: str | None = None
+    file: str | None = None  # whose options are parsed; errors then raise InputError instead of ending the process
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # argparse has overloads
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([dashed(a) for a in args], namespace)
+        dashed = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), a) for a in args]
+        return super().parse_known_args(dashed, namespace)
 
     def error(self, message: str) -> NoReturn:
         if self.file is not None:
@@ -171,21 +138,9 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def dashed(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, separator, value = argument.partition("=")
-    return name.replace("_", "-") + separator + value
-
-
 @dataclass
 class Settings:
-    """Options of a script.
-
-    Attributes:
-        given: names of the options given on the command line or in the --config file.
-        from_file: names of those given only in the file.
-    """
+    """Options of a script; `given` and `from_file` name those given at all, and those only in the --config file."""
 
     # Without annotations, so that they are not fields, and thus not options.
     given = frozenset[str]()
@@ -207,7 +162,7 @@ class Settings:
 
     @classmethod
     def options(cls) -> list[Field]:
-        return [f for f in fields(cls) if "option" in f.metadata]
+        return [f for f in fields(cls) if "role" in f.metadata]
 
     def to_plain(self) -> dict[str, Any]:
         """Return name -> value, as stored in args.json and checkpoints."""
@@ -219,38 +174,44 @@ class Settings:
             description=description, usage="%(prog)s [options]", formatter_class=HelpFormatter, add_help=add_help,
             epilog="Options that show no value are flags: --amp, --amp True, --amp False.",
         )  # fmt: skip
-        groups: dict[str, argparse._ArgumentGroup] = {}
-        title = ""
+        group: Any = parser
         for each in cls.options():
-            described: Option = each.metadata["option"]
-            title = described.group or title
-            if title not in groups:
-                groups[title] = parser.add_argument_group(title)
-            arguments = dict(described.argparse or FLAG)
+            described, arguments = each.metadata, dict(each.metadata["argparse"] or FLAG)
+            if described["group"]:
+                titles = {g.title: g for g in parser._action_groups}
+                group = titles.get(described["group"]) or parser.add_argument_group(described["group"])
             if "choices" not in arguments:
                 arguments.setdefault("metavar", METAVARS.get(arguments.get("type"), "X"))
-            groups[title].add_argument(
-                *described.flags, f"--{each.name.replace('_', '-')}", dest=each.name, default=argparse.SUPPRESS,
-                help=described.help.replace("{default}", f"default: {describe_default(each)}"), **arguments,
+            default = f"default: {describe(each.default)}"
+            if described["demo"] is not SAME:
+                default += f", demo {describe(described['demo'])}"
+            group.add_argument(
+                *described["flags"], f"--{each.name.replace('_', '-')}", dest=each.name, default=argparse.SUPPRESS,
+                help=described["help"].replace("{default}", default), **arguments,
             )  # fmt: skip
         return parser
 
     @classmethod
     def options_in_file(cls, path: str) -> dict[str, Any]:
-        """Read the options of a JSON object, name -> value; null means not given.
+        """Read options from a JSON object, name -> value; null means not given. InputError names what is wrong.
 
         Names are those of args.json or of the command line, with `-` or `_`. Values are checked as on the command line.
-
-        Raises:
-            InputError: the file cannot be read, names an option that does not exist, or has an invalid value.
         """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file (--config)") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: not an object of options and values like a run's args.json")
         parser = cls.parser(None, add_help=False)
         parser.file = path
         actions = {action.dest: action for action in parser._actions}
         actions |= {name.strip("-").replace("-", "_"): a for a in parser._actions for name in a.option_strings}
-        ignored = {each.name for each in cls.options() if each.metadata["option"].role == START}
+        ignored = {each.name for each in cls.options() if each.metadata["role"] == START}
         found: dict[str, Any] = {}
-        for name, value in read_object(path).items():
+        for name, value in content.items():
             action = actions.get(name.replace("-", "_"))
             if action is None:
                 near = difflib.get_close_matches(name, actions, n=1)
@@ -286,23 +247,6 @@ class Settings:
 def words_of(flag: str, value: Any) -> list[str]:
     """Return an option as words of a command line."""
     return [flag, *map(str, value)] if isinstance(value, list | tuple) else [f"{flag}={value}"]
-
-
-def read_object(path: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file (--config)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not an object of options and values like a run's args.json")
-    return content
-
-
-def describe_default(each: Field) -> str:
-    demo = each.metadata["option"].demo
-    return ", ".join([describe(each.default)] + ([] if demo is SAME else [f"demo {describe(demo)}"]))
 
 
 def describe(value: Any) -> str:

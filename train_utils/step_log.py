@@ -24,10 +24,8 @@ class StepLog:
     def before_step(self, state: RunState) -> None:
         if self.bar is None:
             self.epoch, self.done = divmod(state.number, state.steps_per_epoch)
-            self.bar = tqdm(
-                total=state.steps_per_epoch, initial=self.done, desc=f"epoch {self.epoch}", unit="step",
-                disable=None if is_main() else True,
-            )  # fmt: skip
+            total, desc, disable = state.steps_per_epoch, f"epoch {self.epoch}", None if is_main() else True
+            self.bar = tqdm(total=total, initial=self.done, desc=desc, unit="step", disable=disable)
             self.began = self.printed_at = time.perf_counter()
             self.data_times: list[float] = []  # one per step since the last line
 
@@ -36,10 +34,9 @@ class StepLog:
         if step is None or bar is None:
             raise ValueError("after_step without before_step")
         self.data_times.append(step.data_time)
+        shown = {"loss": f"{step.losses['loss']:.4f}", "lr": f"{step.lr:.6f}", "data": f"{step.data_time:.3f} s"}
         bar.update()
-        bar.set_postfix(
-            loss=f"{step.losses['loss']:.4f}", lr=f"{step.lr:.6f}", data=f"{step.data_time:.3f} s", refresh=False
-        )
+        bar.set_postfix(shown, refresh=False)
         ends = state.ends_epoch(step.number)
         if step.number % state.settings.print_freq == 0 or ends:
             if bar.disable and is_main():
@@ -50,9 +47,14 @@ class StepLog:
         if ends or state.stopping:
             bar.close()
             self.bar = None
-            self.warn_of_losses(state)
+            bad, not_applied = state.training.progress.bad_pictures, state.training.progress.not_applied
+            if is_main() and bad:
+                warn(f"epoch {self.epoch}: {bad} images could not be read and were replaced by others")
+            if is_main() and not_applied:
+                warn(f"epoch {self.epoch}: {not_applied} steps were not applied: loss or gradients were not finite")
 
     def line(self, state: RunState, step: StepResult) -> str:
+        """Return the line of a printed step."""
         now, number = time.perf_counter(), len(self.data_times)
         in_epoch = step.number - self.epoch * state.steps_per_epoch
         left = (now - self.began) / (in_epoch - self.done) * (state.steps_per_epoch - in_epoch)
@@ -62,12 +64,3 @@ class StepLog:
         if state.training.device.type == "cuda":
             words.append(f"max mem {torch.cuda.max_memory_allocated(state.training.device) / 2**20:.0f} MiB")
         return "  ".join([*words, f"{time.strftime('%H:%M:%S', time.gmtime(left))} left"])
-
-    def warn_of_losses(self, state: RunState) -> None:
-        progress = state.training.progress
-        if is_main() and progress.bad_pictures:
-            warn(f"epoch {self.epoch}: {progress.bad_pictures} images could not be read and were replaced by others")
-        if is_main() and progress.not_applied:
-            warn(
-                f"epoch {self.epoch}: {progress.not_applied} steps were not applied: loss or gradients were not finite"
-            )

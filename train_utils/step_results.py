@@ -1,98 +1,54 @@
-"""Read, count and check the results of a step once the next one has started, and end a run that cannot continue."""
+"""Read and check the results of each step after the next one has started, and end a run that cannot continue."""
 
 import copy
-import math
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from network_files import MaskRCNN
-from network_files.on_device import AsyncHostCopy
-from train_utils.distributed import barrier, is_main, rank, sum_over_processes, without_others
+from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
 from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
 from train_utils.hooks import Hooks
 from train_utils.training_state import RunState, StepResult
 from train_utils.weight_files.weights import not_finite
 
 
-@dataclass
-class PendingStep:
-    """A step that the device may still be computing.
-
-    Attributes:
-        result: the result, without `losses` and `applied`.
-        stop: whether any process received a signal to stop.
-        error: the error that ended loading on this process, else None.
-        loading_failed: whether loading failed on any process; such a step is not applied.
-        names: "loss" and its parts.
-        values: means of the losses over the processes, the losses of this process, and whether the step was applied.
-        image_ids: ids of this process's images.
-    """
-
-    result: StepResult
-    stop: bool
-    error: Exception | None
-    loading_failed: bool
-    names: tuple[str, ...]
-    values: AsyncHostCopy
-    image_ids: list[int]
-
-    def read(self) -> StepResult:
-        """Wait for the result; warn if the loss of this process is not finite."""
-        *losses, applied = self.values.read().tolist()
-        means, own = (dict(zip(self.names, part)) for part in (losses, losses[len(self.names) :]))
-        if not math.isfinite(means["loss"]) and not math.isfinite(own["loss"]):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
-            warn(
-                f"step {self.result.number} is not applied: the loss is {own['loss']} on process {rank()}, "
-                f"images {self.image_ids}, {parts}, learning rate {self.result.lr:.6g}"
-            )
-        self.result.losses, self.result.applied = means, bool(applied)
-        return self.result
-
-
 class StepResults:
-    """Read the results of an epoch's steps, add them to the progress, and pass them to hooks.
+    """Read the results of an epoch's steps, add them to the progress, and call the hooks.
 
-    If the run cannot continue, all processes together write a checkpoint and end it.
-
-    Args:
-        save_checkpoint: called by all processes; the main one writes.
+    If the run cannot continue, all processes call `save_checkpoint` together and end it.
     """
 
     def __init__(self, state: RunState, hooks: Hooks, save_checkpoint: Callable[[], None]):
         self.state, self.hooks, self.save_checkpoint = state, hooks, save_checkpoint
-        self.pending: PendingStep | None = None
+        self.pending: StepResult | None = None
         self.applied = False
         self.last_applied = copy.copy(state.training.progress)
 
-    def add(self, step: PendingStep) -> None:
+    def add(self, step: StepResult) -> None:
         """Read the previous step; if this step may end the run, read it too, before the next one starts.
 
-        Raises:
-            RunEnded, InputError: see `check`. If loading failed: this process's own error, or InputError for another's.
+        RunEnded or InputError if the run cannot continue, see `check`; or this process's own error, or InputError for
+        another's, if loading failed.
         """
         self.read()
         if step.loading_failed:
             self.end(step.error or InputError("loading images failed on another process of the run"))
         self.pending = step
-        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.result.bad_pictures:
+        if self.state.training.progress.in_a_row + 1 >= self.state.settings.max_bad_steps or step.bad_pictures:
             self.read()
 
     def read(self) -> bool:
         """Read the last added step, unless it has been read; return whether it was applied."""
         if self.pending is not None:
-            pending, self.pending = self.pending, None
-            step = pending.read()
-            self.applied = step.applied
+            step, self.pending = self.pending, None
+            self.applied = step.read().applied
             self.state.training.progress.count(step)
             self.check(step)
-            self.state.step, self.state.stopping = step, pending.stop
+            self.state.step, self.state.stopping = step, step.stop
             self.hooks.call("after_step", self.state)
         return self.applied
 
@@ -112,26 +68,22 @@ class StepResults:
         if progress.in_a_row >= settings.max_bad_steps:
             vars(progress).update(vars(self.last_applied))
             message = (
-                f"stopped: {settings.max_bad_steps} losses in a row were not finite; the checkpoint is from before "
-                "them. Resume with a lower --lr and --force, or look at the images named above"
+                f"stopped: {settings.max_bad_steps} losses in a row were not finite; the checkpoint is from before"
             )
-            self.end(RunEnded(message, NOT_FINITE))
+            remedy = "Resume with a lower --lr and --force, or look at the images named above"
+            self.end(RunEnded(f"{message} them. {remedy}", NOT_FINITE))
         if progress.bad_pictures > settings.max_bad_pictures:
-            message = (
+            self.end(InputError(
                 f"{progress.bad_pictures} images of epoch {self.state.epoch_of(step.number)} could not be read (named "
                 f"above), which is more than --max-bad-pictures {settings.max_bad_pictures}; fix the data and continue "
                 "with --resume auto"
-            )
-            self.end(InputError(message))
+            ))  # fmt: skip
 
     def end_if_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> None:
-        """If a step failed for lack of memory, write a checkpoint of the state before it, and end the run.
+        """If a step ran out of memory, write a checkpoint of the state before it, and end the run by RunEnded.
 
         This process works alone, as the others wait in the step until the watchdog ends them. It writes even if it is
-        not the main process, unless its running statistics differ from that one's.
-
-        Raises:
-            RunEnded: the step ran out of memory.
+        not the main process, unless its running statistics differ from the main one's.
         """
         if not is_out_of_memory(error):
             return
@@ -154,7 +106,12 @@ class StepResults:
                     warn(f"the checkpoint could not be written ({first_line(failed)})")
                 if state.run.unsaved_since is None:
                     result = f"a checkpoint of step {progress.step} was written"
-        height, width = network_size(model, images, targets)
+        sizes, transform = [], model.transform  # to which the network resizes the images
+        for image, target in zip(images, targets):
+            sides = image.shape[-2:]
+            scale = min(max(transform.min_size) / min(sides), transform.max_size / max(sides))
+            sizes.append(target["view"].frame if "view" in target else [int(side * scale) for side in sides])
+        height, width = (max(sides) for sides in zip(*sizes))
         objects, parts = sum(len(target["labels"]) for target in targets), state.training.accumulate
         raise RunEnded(
             f"out of memory in step {state.number}: {len(images)} images of up to {height} x {width} pixels, {objects} "
@@ -169,21 +126,10 @@ class StepResults:
         raise reason
 
 
-def network_size(model: MaskRCNN, images: Sequence[Tensor], targets: Sequence[dict]) -> tuple[int, int]:
-    """Return the largest height and width to which the network resizes a batch in training."""
-    transform, sizes = model.transform, []
-    for image, target in zip(images, targets):
-        sides = image.shape[-2:]
-        scale = min(max(transform.min_size) / min(sides), transform.max_size / max(sides))
-        sizes.append(target["view"].frame if "view" in target else [int(side * scale) for side in sides])
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
-
-
 def require_finite_weights(model: nn.Module, step: int) -> None:
-    """Check that all weights are finite, as a step with a finite loss can make them infinite; all processes call this.
+    """Raise RunEnded if a weight or running mean of any process is not finite; all processes call this.
 
-    Raises:
-        RunEnded: a weight or running mean of any process is not finite.
+    A step with a finite loss can make them infinite.
     """
     bad = not_finite(model.state_dict())
     device = next(model.parameters()).device

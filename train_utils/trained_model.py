@@ -20,25 +20,17 @@ from train_utils.weight_files.weights import THRESHOLDS
 
 @dataclass
 class TrainedModel:
-    """A network in evaluation mode on its device, with the data stored in its weight file.
-
-    Attributes:
-        path: the weight file.
-        content: content of the file, without the weights.
-        classes: classes of the network, from the file, --label-json-path or COCO.
-        trained_with: the settings of the run that wrote the file; {} for published weights.
-        held_out: the images that this run held out for validation, see `held_out_images`.
-    """
+    """A network in evaluation mode on its device, with the data stored in its weight file."""
 
     path: Path
     model: MaskRCNN
     config: ModelConfig
-    content: dict[str, Any]
-    classes: ClassTable
+    content: dict[str, Any]  # of the file, without the weights
+    classes: ClassTable  # from the file, --label-json-path or COCO
     device: torch.device
     precision: Precision
-    trained_with: dict[str, Any]
-    held_out: dict[str, str | int] = field(default_factory=dict)
+    trained_with: dict[str, Any]  # the settings of the run that wrote the file; {} for published weights
+    held_out: dict[str, str | int] = field(default_factory=dict)  # the validation images, see `held_out_images`
 
     @property
     def form(self) -> ImageForm:
@@ -54,8 +46,7 @@ class TrainedModel:
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     """Open the weights that `--weights-path` names, or the newest checkpoint in the default output folder.
 
-    Raises:
-        InputError: there are no weights, or they cannot be used; the message names the file.
+    InputError names the file if there are no weights, or they cannot be used.
     """
     path = settings.weights_path or newest_checkpoint(OUTPUT_FOLDER)
     if path is None:

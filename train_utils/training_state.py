@@ -1,5 +1,6 @@
-"""State of a training run: model and optimizer, progress, and the state that is passed to hooks."""
+"""State of a training run: the result of a step, progress, model and optimizer, and what hooks get."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -8,7 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from network_files import MaskRCNN
+from network_files.on_device import AsyncHostCopy
 from train_utils.device import Precision
+from train_utils.distributed import rank
+from train_utils.errors import warn
 from train_utils.model_ema import ModelEma
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
@@ -16,47 +20,51 @@ from train_utils.run.run_folder import RunFolder
 
 @dataclass
 class StepResult:
-    """The outcome of a step, the same on every process except for `data_time`.
+    """The outcome of a step, which the device may still be computing; `read` waits for it.
 
-    Attributes:
-        number: the step's number in the run, counted from 1.
-        lr: the learning rate.
-        bad_pictures: number of images, over all processes, that could not be read and were replaced.
-        data_time: seconds for which this process waited for its loader.
-        losses: "loss" and its parts, means over the processes.
-        applied: whether the weights were updated. They are not if the loss of any process is not finite, if gradients
-            overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
+    All but `error`, `data_time` and `image_ids` is the same on every process.
     """
 
-    number: int
+    number: int  # of the step in the run, counted from 1
     lr: float
-    bad_pictures: int = 0
-    data_time: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
+    stop: bool  # whether any process received a signal to stop
+    loading_failed: bool  # on any process; such a step is not applied
+    bad_pictures: int  # images, over all processes, that could not be read and were replaced
+    names: tuple[str, ...]  # "loss" and its parts
+    values: AsyncHostCopy  # means of the losses over the processes, losses of this process, and whether it was applied
+    error: Exception | None  # that ended loading on this process
+    data_time: float  # seconds for which this process waited for its loader
+    image_ids: list[int]
+    losses: dict[str, float] = field(default_factory=dict)  # after `read`: "loss" and its parts, means over processes
+    # After `read`: whether the weights were updated; not if the loss of any process is not finite, if gradients
+    # overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
     applied: bool = False
+
+    def read(self) -> "StepResult":
+        """Wait for losses and outcome, and return self; warn if the loss of this process is not finite."""
+        *losses, applied = self.values.read().tolist()
+        own = dict(zip(self.names, losses[len(self.names) :]))
+        self.losses, self.applied = dict(zip(self.names, losses)), bool(applied)
+        if not math.isfinite(self.losses["loss"]) and not math.isfinite(own["loss"]):
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in own.items() if name != "loss")
+            warn(
+                f"step {self.number} is not applied: the loss is {own['loss']} on process {rank()}, "
+                f"images {self.image_ids}, {parts}, learning rate {self.lr:.6g}"
+            )
+        return self
 
 
 @dataclass
 class Progress:
-    """Progress of a run; stored in every checkpoint, and the same on every process.
+    """Progress of a run; stored in every checkpoint, and the same on every process."""
 
-    Attributes:
-        step: number of finished steps since the first epoch began.
-        lr: learning rate of the last step.
-        epoch_loss: sum of the losses of the current epoch's applied steps, each a mean over the processes.
-        epoch_steps: number of applied steps in the current epoch.
-        not_applied: number of steps of the current epoch that were not applied.
-        in_a_row: number of steps that were not applied since the last applied one.
-        bad_pictures: number of images of the current epoch that could not be read.
-    """
-
-    step: int = 0
-    lr: float = 0.0
-    epoch_loss: float = 0.0
-    epoch_steps: int = 0
-    not_applied: int = 0
-    in_a_row: int = 0
-    bad_pictures: int = 0
+    step: int = 0  # finished steps since the first epoch began
+    lr: float = 0.0  # of the last step
+    epoch_loss: float = 0.0  # sum of the losses of the current epoch's applied steps, each a mean over the processes
+    epoch_steps: int = 0  # applied steps in the current epoch
+    not_applied: int = 0  # other steps in the current epoch
+    in_a_row: int = 0  # steps that were not applied since the last applied one
+    bad_pictures: int = 0  # images of the current epoch that could not be read
 
     def mean_loss(self) -> float:
         return self.epoch_loss / max(self.epoch_steps, 1)
@@ -65,8 +73,7 @@ class Progress:
         self.epoch_loss, self.epoch_steps, self.not_applied, self.bad_pictures = 0.0, 0, 0, 0
 
     def count(self, step: StepResult) -> None:
-        self.step = step.number
-        self.lr = step.lr
+        self.step, self.lr = step.number, step.lr
         self.bad_pictures += step.bad_pictures
         if step.applied:
             self.epoch_loss += step.losses["loss"]
@@ -79,30 +86,20 @@ class Progress:
 
 @dataclass
 class Training:
-    """State that a training step updates, and the settings that it uses.
-
-    Attributes:
-        parallel: the model wrapped in DistributedDataParallel, or with one process the model itself.
-        scaler: GradScaler; by default that of `precision`.
-        seed: seed of the random samples of RPN and RoI heads.
-        accumulate: number of batches per step whose gradients are accumulated.
-        clip_grad_norm: maximum norm of the gradients; None for no clipping.
-        ema: average of the weights; None without --model-ema.
-        is_updating: whether the optimizer has begun to change the weights in the last started step.
-    """
+    """State that a training step updates, and the settings that it uses."""
 
     model: MaskRCNN
-    parallel: nn.Module
+    parallel: nn.Module  # the model in DistributedDataParallel; with one process, the model itself
     optimizer: Optimizer
     precision: Precision
     device: torch.device
-    seed: int = 0
-    accumulate: int = 1
-    clip_grad_norm: float | None = None
+    seed: int = 0  # of the random samples of RPN and RoI heads
+    accumulate: int = 1  # batches per step, whose gradients are accumulated
+    clip_grad_norm: float | None = None  # maximum norm of the gradients; None for no clipping
     progress: Progress = field(default_factory=Progress)
-    ema: ModelEma | None = None
-    is_updating: bool = False
-    scaler: torch.amp.GradScaler = None  # type: ignore[assignment]  # set below
+    ema: ModelEma | None = None  # average of the weights; None without --model-ema
+    is_updating: bool = False  # whether the optimizer has begun to change the weights in the last started step
+    scaler: torch.amp.GradScaler = None  # type: ignore[assignment]  # by default that of `precision`, set below
 
     def __post_init__(self) -> None:
         self.scaler = self.scaler or self.precision.scaler()
@@ -114,27 +111,16 @@ class Training:
 
 @dataclass
 class RunState:
-    """State of a run that is passed to hooks.
-
-    Attributes:
-        training: model, optimizer, progress and so on.
-        settings: the options.
-        run: the run folder; `run.writes` is true on the main process only.
-        steps_per_epoch: number of steps in a full epoch.
-        last_step: the step after which the run ends.
-        number: number of steps that have been started. In `before_step`, the weights are those after that many steps.
-        step: in `after_step`, the finished step and its losses. The device may already be computing the next step.
-        stopping: whether a signal stops the run after this step.
-    """
+    """State of a run that is passed to hooks."""
 
     training: Training
     settings: TrainSettings
-    run: RunFolder
+    run: RunFolder  # `run.writes` is true on the main process only
     steps_per_epoch: int
-    last_step: int
-    number: int
-    step: StepResult | None = None
-    stopping: bool = False
+    last_step: int  # after which the run ends
+    number: int  # steps that have been started; in `before_step`, the weights are those after that many steps
+    step: StepResult | None = None  # in `after_step`, the finished step; the device may already compute the next one
+    stopping: bool = False  # whether a signal stops the run after this step
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of a step, counted from 1."""

@@ -21,7 +21,7 @@ from train_utils.errors import InputError
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.open_data import held_out_images, open_held_out, open_training_data
 from train_utils.options import DataSettings
-from train_utils.run.resuming import are_alike
+from train_utils.run.checkpoints import are_alike
 
 IMAGES = 20
 

@@ -14,6 +14,7 @@ from tests.helpers.comparing import unlike
 from tests.helpers.faults import numbers_instead
 from tests.helpers.published_weights import evaluation_args
 from tests.helpers.thin_weights import thin_networks
+from train_utils import evaluation
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.model_ema import ModelEma
 from train_utils.models import load_trained_model
@@ -72,10 +73,10 @@ def test_a_run_trains_the_same_weights_and_evaluates_and_resumes_the_averaged_on
 
     def remembering(model, *arguments):
         seen.append(copy.deepcopy(model.state_dict()))
-        return evaluate(model, *arguments)
+        return detect_all(model, *arguments)
 
-    evaluate = train.evaluate
-    monkeypatch.setattr(train, "evaluate", remembering)
+    detect_all = evaluation.detect_all
+    monkeypatch.setattr(evaluation, "detect_all", remembering)
     plain = trained(lab, "plain")
     average = trained(lab, "averaged", "--model-ema", "0.5")
     assert "averaged, with decay 0.5 per step after a warm-up of 2 steps" in capsys.readouterr().out

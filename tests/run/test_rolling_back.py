@@ -16,7 +16,7 @@ from train_utils.distributed import run_on_main
 from train_utils.errors import InputError
 from train_utils.options import TrainSettings
 from train_utils.run.checkpoints import read_checkpoint
-from train_utils.run.folder_lock import LOCK, FolderLock
+from train_utils.run.folder_lock import LOCK, lock_folder
 from train_utils.run.run_folder import RunFolder, checkpoints
 from train_utils.visual.sheets import contact_sheet
 
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_continued_names_what_can(folder, resume, told):
 def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):
     (tmp_path / LOCK).mkdir()
     with pytest.raises(InputError, match=f"{LOCK}: Is a directory"):
-        run_on_main(lambda: FolderLock.of_existing(tmp_path))
+        run_on_main(lambda: lock_folder(tmp_path))
 
 
 def test_a_run_deletes_no_image_that_it_did_not_write(folder):

@@ -15,11 +15,13 @@ import torch
 from PIL import Image, ImageOps
 
 from dataset_files import image_headers
+from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.image_headers import check_images
 from dataset_files.image_reading import read_image
 from dataset_files.layouts.text_files import parse_xml
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import as_rgb, is_turned
+from my_dataset_coco import CocoDetection
 from prediction.sources import unique_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
 from tests.helpers.commands import Outcome
@@ -28,7 +30,7 @@ from tests.programs import bad_inputs
 from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.data_check import check, check_and_drop
 from train_utils.errors import InputError, reading_input
-from train_utils.open_data import open_split
+from train_utils.open_data import choose_splits, layout_of, open_files
 from train_utils.options import DataSettings
 
 
@@ -41,6 +43,15 @@ def parameter(case: Case):
 @pytest.mark.parametrize("case", map(parameter, CASES))
 def test_case_ends_as_the_list_says(tmp_path, case):
     assert faults_of(bad_inputs.run(case, tmp_path), case) == []
+
+
+def open_split(data_path: str, training: bool, skip_bad: bool = False) -> InstanceDataset:
+    """Open the training or validation split of a folder, unchecked."""
+    settings = DataSettings(data_path=data_path)
+    with reading_input():
+        layout = layout_of(settings)
+        opened = open_files(layout, choose_splits(layout, settings, training)[0 if training else 1], settings)
+    return CocoDetection(opened, "train" if training else "val", plan=ItemPlan(skip_bad=skip_bad))
 
 
 def open_checked(data_path: str, splits, skip_bad: bool):

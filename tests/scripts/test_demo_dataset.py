@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from tests.helpers.commands import Outcome, run, succeeded
 from train_utils import demo_dataset
-from train_utils.demo_dataset import CLASS_NAMES, draw_picture, make_demo_dataset
+from train_utils.demo_dataset import CLASS_NAMES, draw_image, make_demo_dataset
 
 NUM_TRAIN, NUM_VAL = 24, 6
 
@@ -102,7 +102,7 @@ def test_box_and_area_are_those_of_the_mask(coco):
 def test_polygons_are_the_drawn_pixels_and_stay_in_the_picture(coco):
     at_the_border = 0
     for image_id, image in coco.imgs.items():
-        _, shapes = draw_picture(np.random.default_rng([0, 0, image_id - 1]))
+        _, shapes = draw_image(np.random.default_rng([0, 0, image_id - 1]))
         for shape, (annotation, mask) in zip(shapes, decoded_masks(coco, image_id), strict=True):
             if isinstance(annotation["segmentation"], dict):
                 assert np.array_equal(mask, shape.visible)
@@ -129,7 +129,7 @@ def test_masks_of_a_picture_do_not_overlap(coco):
 def test_a_hole_is_not_part_of_the_mask():
     holes, objects = 0, 0
     for index in range(NUM_TRAIN):
-        _, shapes = draw_picture(np.random.default_rng([0, 0, index]))
+        _, shapes = draw_image(np.random.default_rng([0, 0, index]))
         objects += len(shapes)
         for shape in shapes:
             if shape.hole is None:
@@ -145,7 +145,7 @@ def test_a_hole_is_not_part_of_the_mask():
 
 def test_no_object_is_a_fragment():
     for index in range(NUM_TRAIN):
-        for shape in draw_picture(np.random.default_rng([0, 0, index]))[1]:
+        for shape in draw_image(np.random.default_rng([0, 0, index]))[1]:
             assert shape.visible.sum() >= 60
             assert shape.is_recognisable(shape.visible)
 
@@ -161,7 +161,7 @@ def test_a_class_has_a_typical_colour_with_variation():
     """Hue of the visible pixels of each object, in turns of the colour wheel from its class's typical hue."""
     turns = []
     for index in range(2 * NUM_TRAIN):
-        pixels, shapes = draw_picture(np.random.default_rng([0, 0, index]))
+        pixels, shapes = draw_image(np.random.default_rng([0, 0, index]))
         for shape in shapes:
             red, green, blue = pixels[shape.visible].mean(axis=0)
             hue = np.arctan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * np.pi)
@@ -181,7 +181,7 @@ def test_a_complete_dataset_is_not_drawn_again(root, monkeypatch):
     def refuse(*_):
         raise AssertionError("drew a picture")
 
-    monkeypatch.setattr(demo_dataset, "draw_picture", refuse)
+    monkeypatch.setattr(demo_dataset, "draw_image", refuse)
     make_demo_dataset(root, NUM_TRAIN, NUM_VAL)
 
 
@@ -223,9 +223,9 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(rng)
-        return draw_picture(rng)
+        return draw_image(rng)
 
-    monkeypatch.setattr(demo_dataset, "draw_picture", interrupted)
+    monkeypatch.setattr(demo_dataset, "draw_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_demo_dataset(tmp_path / "data", 2, 2)
     assert len(drawn) == 3 and not list(tmp_path.iterdir())

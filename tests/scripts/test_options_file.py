@@ -74,7 +74,7 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     assert TrainSettings.parse("", ["--config", str(tmp_path / "o.json")]).epochs == 3
 
 
-NUMBERS = sorted(each.name for each in TrainSettings.options() if (kind := each.metadata["option"].argparse.get("type"))
+NUMBERS = sorted(each.name for each in TrainSettings.options() if (kind := each.metadata["argparse"].get("type"))
                  and kind not in (str.lower, boolean_or_path))  # fmt: skip
 
 

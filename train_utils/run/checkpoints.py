@@ -1,4 +1,4 @@
-"""Create, read and restore checkpoints, which hold tensors and plain values only."""
+"""Choose, read, write and restore checkpoints, which hold tensors and plain values only."""
 
 import platform
 from collections.abc import Mapping
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
-from network_files import MaskRCNN
 from train_utils.classes import ClassTable
-from train_utils.distributed import broadcast_from_main, report_activity
-from train_utils.errors import InputError
+from train_utils.distributed import broadcast_from_main, is_main, report_activity, run_on_main
+from train_utils.errors import InputError, warn
 from train_utils.models import ModelConfig
 from train_utils.optimizer import create_momentum
-from train_utils.options import TrainSettings
+from train_utils.option_parsing import START
+from train_utils.options import TrainSettings, result_settings
+from train_utils.run.run_folder import checkpoints
 from train_utils.step_results import require_finite_weights
 from train_utils.training_state import Progress, RunState, Training
 from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weights, read_weight_file, state_dict_of
@@ -22,6 +23,9 @@ from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weig
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
 NUMBERS = ("epoch", "steps_per_epoch")  # the other entries are dicts
 TABLES: dict[str, Any] = {"class_names": str, "category_ids": int, THRESHOLDS: int | float}  # by label
+RESULT_FACTS = ("data", "processes")  # they change the result like options of that role
+# Ignored besides the options of one start: they matter only at the start of a run, or not to its result.
+IGNORED_SETTINGS = {"output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url", "held_out"}
 
 
 class Checkpoint(NamedTuple):
@@ -29,80 +33,42 @@ class Checkpoint(NamedTuple):
     content: dict[str, Any]
 
 
-def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write a checkpoint of a run; all processes call this together.
-
-    Args:
-        facts: see `check_settings`.
-
-    Raises:
-        RunEnded: the weights are not finite.
-    """
-    training, run, step = state.training, state.run, state.training.progress.step
-    report_activity("writing a checkpoint", step)
-    require_finite_weights(training.model, step)
-    if run.writes:
-        content = checkpoint_of(state, config, classes, facts)
-        run.save_checkpoint(content, last=step == state.last_step, keep=state.settings.keep)
-    run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
+def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
+    """Read the checkpoint that `--resume` names, or for `auto` the newest usable one in the output folder, if any."""
+    if not settings.resume:
+        return None
+    path: str | Path | None = settings.resume
+    if settings.resume == "auto":
+        path = broadcast_from_main(run_on_main(lambda: newest_usable(Path(settings.output_dir))))
+    if path is None:
+        return None
+    if is_main():
+        print(f"resuming from {path}", flush=True)
+    return read_checkpoint(Path(path))
 
 
-def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
-    """Collect the content of a checkpoint, from which a run resumes and a network is evaluated or predicts."""
-    training, progress = state.training, state.training.progress
-    content = {
-        **weights_with_classes(training.model, config, classes),
-        "optimizer": training.optimizer.state_dict(),
-        "lr_scheduler": {"last_epoch": progress.step, "_last_lr": [progress.lr]},  # for readers; nothing here needs it
-        "epoch": max(progress.step - 1, 0) // state.steps_per_epoch,
-        "steps_per_epoch": state.steps_per_epoch,
-        "progress": vars(progress).copy(),
-        "args": state.settings.to_plain(),
-        "facts": facts,
-        "computed_with": arithmetic(training.device),
-    }
-    if training.ema is not None:
-        content["model_ema"] = training.ema.state_dict()
-    if training.scaler.is_enabled():
-        content["scaler"] = training.scaler.state_dict()
-    return content
-
-
-def weights_with_classes(model: MaskRCNN, config: ModelConfig, classes: ClassTable) -> dict[str, Any]:
-    """Return the part of a checkpoint that validation.py and predict.py need."""
-    return {
-        "model": model.state_dict(),
-        "model_config": config.to_plain(),
-        "class_names": classes.names,
-        "category_ids": classes.category_ids,
-    }
-
-
-def arithmetic(device: torch.device) -> dict[str, Any]:
-    """Return what affects the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
-    return {
-        "threads": torch.get_num_threads(),
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-    }
-
-
-def processor_name() -> str:
-    """Return the processor's model and instruction set, as far as the system reports them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+def newest_usable(folder: Path) -> Path | None:
+    """Return the newest readable checkpoint. Rename unreadable newer ones, with a warning."""
+    refused = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            refused.append((path, error))
+            continue
+        for broken, reason in refused:
+            aside = broken.with_name(broken.name + ".broken")
+            broken.rename(aside)
+            warn(f"{reason}; set aside as {aside.name}, resuming from {path}")
+        return path
+    if refused:
+        names = "; ".join(str(reason) for _, reason in refused)
+        raise InputError(f"--resume auto: no checkpoint in {folder} can be used ({names}); start over with --overwrite")
+    return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's checkpoint.
-
-    Raises:
-        InputError: the file is broken, is not the checkpoint of a run, or has weights that are not finite.
-    """
+    """Read a run's checkpoint; InputError if it is broken, another kind of file, or has non-finite weights."""
     content = read_weight_file(path)
     missing = sorted(NEEDED - set(content))
     if missing:
@@ -122,8 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Check the types of a checkpoint's plain entries, as far as there are any, and return its args.
 
-    Raises:
-        InputError: an entry is of another type than a run writes.
+    InputError if an entry is of another type than a run writes.
     """
     found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
     invalid = [key for key in found if not isinstance(content[key], int if key in NUMBERS else dict)]
@@ -138,17 +103,71 @@ def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return content.get("args", {})
 
 
-def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, force: bool) -> None:
-    """Load a checkpoint's state into a run and free it. Learning rate and decay stay those of the command line.
+def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
+    """Write a checkpoint of a run, unless weights are not finite (RunEnded); all processes call this together."""
+    training, run, step = state.training, state.run, state.training.progress.step
+    report_activity("writing a checkpoint", step)
+    require_finite_weights(training.model, step)
+    if run.writes:
+        content = checkpoint_of(state, config, classes, facts)
+        run.save_checkpoint(content, last=step == state.last_step, keep=state.settings.keep)
+    run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
 
-    Args:
-        force: if the number of steps per epoch has changed, resume at the same fraction of the epoch.
 
-    Raises:
-        InputError: the number of steps per epoch has changed and `force` is off, or the state does not fit.
+def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
+    """Collect what a run needs to resume, and a network to be evaluated or to predict."""
+    training, progress = state.training, state.training.progress
+    content = {
+        "model": training.model.state_dict(),
+        "model_config": config.to_plain(),
+        "class_names": classes.names,
+        "category_ids": classes.category_ids,
+        "optimizer": training.optimizer.state_dict(),
+        "lr_scheduler": {"last_epoch": progress.step, "_last_lr": [progress.lr]},  # for readers; nothing here needs it
+        "epoch": max(progress.step - 1, 0) // state.steps_per_epoch,
+        "steps_per_epoch": state.steps_per_epoch,
+        "progress": vars(progress).copy(),
+        "args": state.settings.to_plain(),
+        "facts": facts,
+        "computed_with": arithmetic(training.device),
+    }
+    if training.ema is not None:
+        content["model_ema"] = training.ema.state_dict()
+    if training.scaler.is_enabled():
+        content["scaler"] = training.scaler.state_dict()
+    return content
+
+
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """Return what affects the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
+        processor = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": processor,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def resume(
+    checkpoint: Checkpoint, training: Training, settings: TrainSettings, facts: dict[str, Any], steps_per_epoch: int
+) -> None:
+    """Load a checkpoint's state into a run and free it. Learning rate and decay stay those of the settings.
+
+    With --force, if the number of steps per epoch has changed, the run resumes at the same fraction of the epoch.
+    InputError if the settings differ too much, see `check_settings`, or the state does not fit.
     """
     path, content = checkpoint
-    if content["steps_per_epoch"] != steps_per_epoch and not force:
+    if not settings.test_only:
+        check_settings(checkpoint, settings, facts, training.device)
+    if content["steps_per_epoch"] != steps_per_epoch and not (settings.force or settings.test_only):
         raise InputError(
             f"{path}: was written by a run with {content['steps_per_epoch']} steps per epoch, this one has "
             f"{steps_per_epoch}; resume with the same data, batch size and number of processes, continue with --force, "
@@ -173,3 +192,54 @@ def restore(checkpoint: Checkpoint, training: Training, steps_per_epoch: int, fo
         raise InputError(f"{path}: its optimizer state does not fit this run ({error})") from error
     create_momentum(optimizer)
     progress.step = progress.step * steps_per_epoch // content["steps_per_epoch"]
+
+
+def check_settings(
+    checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any], device: torch.device
+) -> None:
+    """Print the settings that differ from the checkpoint's, and warn if hardware or versions differ.
+
+    InputError if the optimizer differs, or without --force another setting that changes the result.
+
+    Args:
+        facts: `data`, the fingerprint of the training set, and `processes`, their number.
+    """
+    path, content = checkpoint
+    before = content["args"] | content.get("facts", {})
+    opt = before.get("opt", "sgd")
+    if settings.opt != opt:
+        raise InputError(
+            f"{path}: was trained with --opt {opt}, which a resumed run cannot change; leave --opt out, or start a new "
+            "run from its weights with --pretrain"
+        )
+    now = settings.to_plain() | facts
+    ignored = IGNORED_SETTINGS | {each.name for each in settings.options() if each.metadata["role"] == START}
+    differences = {
+        name: f"{name} {before[name]} -> {now[name]}"
+        for name in now
+        if name in before and name not in ignored and not are_alike(name, before[name], now[name])
+    }
+    changing_result = {*result_settings(settings), *RESULT_FACTS}
+    serious = [text for name, text in differences.items() if name in changing_result]
+    if serious and not settings.force:
+        raise InputError(
+            f"{path}: was written with other settings, which change the result: {', '.join(serious)}; "
+            "leave these options out, or continue with --force"
+        )
+    if differences and is_main():
+        print(f"{path}: continuing with other settings: {', '.join(differences.values())}", flush=True)
+    machine = content.get("computed_with", {})
+    here = arithmetic(device)
+    others = [f"{name} {machine[name]} -> {here[name]}" for name in here if machine.get(name, here[name]) != here[name]]
+    if others and is_main():
+        warn(
+            f"{path}: was computed with {', '.join(others)}; the run continues, but its results may differ in the last "
+            "bits from those of an uninterrupted run"
+        )
+
+
+def are_alike(name: str, before: Any, now: Any) -> bool:
+    """Compare a setting, ignoring the device index and the parts of the data fingerprint that older runs lack."""
+    if name == "device":
+        return before.partition(":")[0] == now.partition(":")[0]
+    return now.startswith(before) if name == "data" else before == now

@@ -16,12 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: int) -> None:
-    """Print the first lines on the main process.
-
-    Args:
-        train_set: the training images.
-        val_images: number of validation images.
-    """
+    """Print the first lines on the main process."""
     if not state.run.writes:
         return
     training, settings = state.training, state.settings
@@ -54,15 +49,11 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
 
 def code_version() -> str:
     """Return the commit of the code, with ", changed" if files differ from it; "unknown" outside a git checkout."""
-    commit = git("rev-parse", "--short=12", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + (", changed" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def git(*arguments: str) -> str | None:
+    found = []
     try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20)
+        for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+            command = ["git", "-C", str(PROJECT), *words]
+            found.append(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip())
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return "unknown"
+    return found[0] + (", changed" if found[1] else "")

@@ -1,7 +1,7 @@
 """Run folder (--output-dir): checkpoints, results files with one line per epoch, log and curves.
 
-A run may be killed at any moment. On resume, `open` rolls the folder back to its state at the checkpoint, so that
-nothing is lost or written twice. No run overwrites another.
+A run may be killed at any moment. When it is resumed, `open` rolls the folder back to its state at the checkpoint, so
+that nothing is lost or written twice. No run overwrites another.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
-from train_utils.run.folder_lock import FolderLock
+from train_utils.run.folder_lock import lock_folder
 from train_utils.run.safe_files import LineFile, is_run_settings, is_sheet, trying_again_later, valid_lines, write_sheet
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
@@ -38,60 +38,45 @@ LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # temporary files of earli
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
 INSIDE_KEPT = 2  # how many checkpoints within an epoch to keep until the one at its end is written
 
+Resumed = tuple[Path, dict[str, Any]] | None
+
 
 class RunFolder:
     """Read and write the files of one run; `open` creates or reopens the folder.
 
-    Every process has one. Only the main process writes; on the others the writing methods do nothing.
-
-    Attributes:
-        writes: whether this process writes.
-        results: the lines of the results files, by IoU type.
-        unsaved_since: the step whose checkpoint could not be written; None once one is written.
+    Only the main process writes; on the others the writing methods do nothing.
     """
 
-    def __init__(self, path: str | Path, writes: bool = True, lock: FolderLock | None = None):
-        self.path = Path(path)
-        self.writes = writes
-        self.lock = lock  # held as long as this object lives
+    def __init__(self, path: str | Path, writes: bool = True, lock: TextIO | None = None):
+        self.path, self.writes, self.lock = Path(path), writes, lock  # the lock is held while this object lives
         self.path.mkdir(parents=True, exist_ok=True)
         self.log_file = LineFile(self.path / LOG)
-        self.results: dict[str, list[str]] = {kind: [] for kind in RESULTS}
-        self.unsaved_since: int | None = None
+        self.results: dict[str, list[str]] = {kind: [] for kind in RESULTS}  # the lines of the results files
+        self.unsaved_since: int | None = None  # the step whose checkpoint could not be written
 
     @classmethod
     def open(
-        cls,
-        settings: TrainSettings,
-        resumed: tuple[Path, dict[str, Any]] | None,
-        continues: bool,
-        lock: FolderLock | None = None,
+        cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None = None
     ) -> "RunFolder":
         """Open the folder of `--output-dir` for a new or resumed run; all processes call this together.
 
+        InputError if the folder holds a run, and neither --resume nor --overwrite was given.
+
         Args:
+            resumed: path and content of the checkpoint that the run resumes from, if any.
             continues: whether the run has steps left to do.
             lock: the main process's lock on the folder, if the folder existed before the run.
-
-        Raises:
-            InputError: the folder holds a run, and neither --resume nor --overwrite was given.
         """
         folder = run_on_main(lambda: cls.prepare(settings, resumed, continues, lock))
         return folder or cls(settings.output_dir, writes=False)
 
     @classmethod
-    def prepare(
-        cls,
-        settings: TrainSettings,
-        resumed: tuple[Path, dict[str, Any]] | None,
-        continues: bool,
-        lock: FolderLock | None,
-    ) -> "RunFolder":
+    def prepare(cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None) -> "RunFolder":
         """Do the main process's part of `open`."""
         with reading_input():
-            folder = cls(settings.output_dir, lock=lock or FolderLock(Path(settings.output_dir)))
+            folder = cls(settings.output_dir, lock=lock or lock_folder(Path(settings.output_dir)))
             folder.remove_leftovers()
-            others = folder.files_of_a_run()
+            others = [file for file in sorted(folder.path.iterdir()) if is_of_a_run(file.name)]
             inside = folder.own_path(resumed[0]) if resumed is not None else None
             # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
             never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
@@ -99,7 +84,7 @@ class RunFolder:
                 folder.roll_back_to(inside, resumed[1], continues, settings.overwrite)
             elif others and (settings.overwrite or never_began):
                 folder.require_own(others)
-                for file in [*others, *folder.event_files()]:
+                for file in [*others, *(folder.path / EVENTS).glob("events.out.tfevents.*")]:
                     file.unlink()
             elif others:
                 found, remedy = f"holds a run ({others[0].name})", "--resume auto"
@@ -116,23 +101,20 @@ class RunFolder:
             folder.draw_curves()  # a killed run may not have drawn its last epoch
         return folder
 
-    def files_of_a_run(self) -> list[Path]:
-        return [file for file in sorted(self.path.iterdir()) if is_of_a_run(file.name)]
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files that a killed run left behind, and no others."""
+        for file in self.path.iterdir():
+            match = LEFTOVER.match(file.name)
+            if TEMPORARY.fullmatch(file.name) or match and is_of_a_run(match[1]):
+                file.unlink(missing_ok=True)
 
     def require_own(self, files: Sequence[Path]) -> None:
-        """Raise InputError for a file with a name of a run's that no run wrote; --overwrite must not delete it."""
+        """Raise InputError if a file is only named like a run's; --overwrite must not delete it."""
         is_run, is_drawn = is_run_settings(self.path / SETTINGS), all(self.lines(name) for name in RESULTS.values())
         for file in files:
             is_own = is_drawn if file.name in (LOSS_CURVE, MAP_CURVE) else is_run
             if not is_own or PREDICTIONS.match(file.name) and not is_sheet(file):
                 raise InputError(f"{file}: was not written by a run, so --overwrite does not delete it; move it away")
-
-    def remove_leftovers(self) -> None:
-        """Delete only the temporary files that a killed run left behind."""
-        for file in self.path.iterdir():
-            match = LEFTOVER.match(file.name)
-            if TEMPORARY.fullmatch(file.name) or match and is_of_a_run(match[1]):
-                file.unlink(missing_ok=True)
 
     def own_path(self, checkpoint: Path) -> Path | None:
         """Return a checkpoint's path within this folder, or None if it is elsewhere; file and folder may be links."""
@@ -146,19 +128,13 @@ class RunFolder:
         matches = [(PREDICTIONS.match(file.name), file) for file in self.path.iterdir()]
         return dict(sorted((int(match[1]), file) for match, file in matches if match and is_sheet(file)))
 
-    def event_files(self) -> list[Path]:
-        return sorted((self.path / EVENTS).glob("events.out.tfevents.*"))
-
     def lines(self, name: str) -> list[str]:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Delete everything written after a checkpoint.
+        """Delete everything written after a checkpoint; without `overwrite`, newer checkpoints are an InputError.
 
         If the run continues, also undo what it did only because it stopped there, such as logging its last step.
-
-        Raises:
-            InputError: there are newer checkpoints, and `overwrite`, which deletes them, is off.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
@@ -190,20 +166,24 @@ class RunFolder:
         self.rewrite(LOG, [line for entry, line in logged if entry["step"] < stays])
 
         best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
-        if best_file.exists() and epoch_in(best_file) != best:
-            best_file.unlink()
-            self.mark_best(best)
+        if best_file.exists():
+            try:
+                stored = read_weight_file(best_file).get("epoch")
+            except InputError:  # broken
+                stored = None
+            if stored != best:
+                best_file.unlink()
+                self.mark_best(best)
 
     def rewrite(self, name: str, lines: Sequence[str]) -> None:
         if lines or (self.path / name).is_file():
             write_atomically(self.path / name, "".join(line + "\n" for line in lines))
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append a printed step to the log, as a JSON line."""
-        if not self.writes:
-            return
-        with trying_again_later(self.log_file.path):
-            self.log_file.add(json.dumps(dict(entry)))
+        """Append an entry to the log, as a JSON line."""
+        if self.writes:
+            with trying_again_later(self.log_file.path):
+                self.log_file.add(json.dumps(dict(entry)))
 
     def log_validation(self, epoch: int, step: int, losses: Mapping[str, float]) -> None:
         """Append an epoch's validation losses to the log, replacing those of a killed run, if any."""
@@ -217,11 +197,9 @@ class RunFolder:
 
     def has_stalled(self, epochs: int | None) -> bool:
         """Whether mask AP has not improved for `epochs` epochs; the same on every process. None means never."""
-        if epochs is None:
-            return False
         lines = self.results["segm"]
         best = best_epoch(lines)
-        return broadcast_from_main(best is not None and epoch_of(lines[-1]) - best >= epochs)
+        return epochs is not None and broadcast_from_main(best is not None and epoch_of(lines[-1]) - best >= epochs)
 
     def lacks_results(self, epoch: int) -> bool:
         """Whether an epoch has no line in a results file; the same on every process."""
@@ -243,7 +221,7 @@ class RunFolder:
                 self.rewrite(name, self.results[kind])
 
     def write_predictions(self, epoch: int, draw: Callable[[], Image.Image | None]) -> None:
-        """Write predictions_{epoch}.png with the sheet that `draw` returns, if the epoch has results but no sheet."""
+        """Write the sheet that `draw` returns, unless the epoch has one already or has no results."""
         path = self.path / f"predictions_{epoch}.png"
         if not self.writes or path.exists() or epoch not in map(epoch_of, self.results["segm"]):
             return
@@ -270,14 +248,8 @@ class RunFolder:
         losses, rates, numbers = ([s[name] for s in steps] for name in ("loss", "lr", "step"))
         with trying_again_later(self.path / LOSS_CURVE):
             plot_loss_and_lr(losses, rates, self.path / LOSS_CURVE, numbers, ends, validation)
-            plot_map(
-                epochs,
-                [float(box[epoch][1]) for epoch in epochs],
-                [float(mask[epoch][1]) for epoch in epochs],
-                self.path / MAP_CURVE,
-                [float(box[epoch][2]) for epoch in epochs],
-                [float(mask[epoch][2]) for epoch in epochs],
-            )
+            ap, ap50 = ([[float(found[epoch][i]) for epoch in epochs] for found in (box, mask)] for i in (1, 2))
+            plot_map(epochs, ap[0], ap[1], self.path / MAP_CURVE, ap50[0], ap50[1])
 
     def retry_is_due(self, step: int) -> bool:
         """Whether it is time to retry a checkpoint that could not be written."""
@@ -295,11 +267,8 @@ class RunFolder:
     def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
         """Write model_{epoch}.pth, or within an epoch model_{epoch}_step{step}.pth, and delete old checkpoints.
 
-        The file is written atomically. On a full disk, keep the old ones and store the step as `unsaved_since`.
-
-        Args:
-            last: whether the run ends here, which counts as the end of the epoch.
-            keep: how many checkpoints to keep; None keeps those of all finished epochs.
+        On a full disk, keep the old ones and store the step as `unsaved_since`. `last`: the run ends here, which counts
+        as the end of the epoch. `keep`: how many checkpoints to keep; None keeps those of all finished epochs.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         finished = last or step % content["steps_per_epoch"] == 0
@@ -322,13 +291,9 @@ class RunFolder:
             file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
-        """Write whatever a full disk delayed, and print the next commands; all processes call this together.
+        """Write whatever a full disk delayed (InputError if it is still full), and print the next commands.
 
-        Args:
-            patience: value of --patience if it ended the run early, else None.
-
-        Raises:
-            InputError: the disk is still full.
+        All processes call this together. `patience` is the value of --patience if it ended the run early.
         """
         self.require_saved()
         if not self.writes:
@@ -340,9 +305,9 @@ class RunFolder:
         if patience is not None:
             print(f"ended before its last epoch: mask AP has not risen for {patience} epochs (--patience)")
         checkpoint = newest_checkpoint(self.path)
+        box, mask, ap, loss = (self.path / name for name in (*RESULTS.values(), MAP_CURVE, LOSS_CURVE))
         print(
-            f"done: results in {self.path / RESULTS['bbox']} and {self.path / RESULTS['segm']}, "
-            f"curves in {self.path / MAP_CURVE} and {self.path / LOSS_CURVE}, weights in {checkpoint}\n"
+            f"done: results in {box} and {mask}, curves in {ap} and {loss}, weights in {checkpoint}\n"
             f"next: python validation.py --weights-path {checkpoint}\n"
             f"      python predict.py --weights-path {checkpoint} --img-path photo.jpg",
             flush=True,
@@ -380,14 +345,6 @@ def age(path: Path) -> tuple[int, float]:
 def epoch_of(line: str) -> int:
     """Return the epoch of a results line."""
     return int(line.split()[0].removeprefix("epoch:"))
-
-
-def epoch_in(path: Path) -> int | None:
-    """Read the epoch from a checkpoint's content; return None if the file is broken."""
-    try:
-        return read_weight_file(path).get("epoch")
-    except InputError:
-        return None
 
 
 def best_epoch(mask_results: Sequence[str]) -> int | None:

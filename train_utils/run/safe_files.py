@@ -68,7 +68,7 @@ def valid_lines(path: Path) -> list[str]:
 
 
 def is_valid(line: str) -> bool:
-    """Whether a line holds a log entry, a JSON object with epoch and step, or the results of an epoch."""
+    """Whether a line is a log entry, which has epoch and step, or the results of an epoch."""
     try:
         if line.startswith("{"):
             entry = json.loads(line)
@@ -80,7 +80,7 @@ def is_valid(line: str) -> bool:
 
 
 def reason_of_full_disk(error: BaseException) -> OSError | None:
-    """Return the OSError that caused an error, or None; torch.save wraps it in a RuntimeError."""
+    """Return the OSError that caused an error, which torch.save wraps in a RuntimeError; else None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__

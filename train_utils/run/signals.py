@@ -15,16 +15,11 @@ FORWARDED_WITHIN = 1.0  # seconds in which a second Ctrl-C is taken for the firs
 
 
 class StopSignals:
-    """Context in which SIGTERM, SIGUSR1 and the first Ctrl-C only request a stop; the second Ctrl-C stops at once.
-
-    Attributes:
-        requested: the name of the received signal, else "".
-    """
+    """Context in which SIGTERM, SIGUSR1 and the first Ctrl-C only request a stop; the second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.requested = ""
-        self.received_at = 0.0
-        self.nothing_to_save = False
+        self.requested = ""  # the name of the received signal
+        self.received_at, self.nothing_to_save = 0.0, False
 
     def __enter__(self) -> "StopSignals":
         self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
@@ -61,15 +56,15 @@ class StopSignals:
 
 def leave_signals_to_the_main_process(_worker: int = 0) -> None:
     """Ignore stop signals in a loader worker: schedulers signal every process, but only the parent may end workers."""
+
+    def end_when_the_parent_signals() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=end_when_the_parent_signals, daemon=True).start()
-
-
-def end_when_the_parent_signals() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -1,6 +1,6 @@
 """Hook that shows a run in TensorBoard: the log, results files and sheets of predictions in its folder.
 
-A resumed run adds to TensorBoard's files. `purge_step` discards the old entries, and all are copied again from the
+A resumed run adds to TensorBoard's files: `purge_step` discards the old entries, and all are copied again from the
 run's own files, so that each step is shown once.
 """
 
@@ -20,11 +20,7 @@ GROUPS = {"bbox": "box", "segm": "mask"}
 
 
 class TensorBoard:
-    """Write scalars per step, and results and sheets at the last step of their epoch; on the main process only.
-
-    Raises:
-        InputError: the package is missing.
-    """
+    """Write scalars per step, and results and sheets at the last step of their epoch; on the main process only."""
 
     def __init__(self) -> None:
         try:
@@ -34,16 +30,15 @@ class TensorBoard:
                 "--tensorboard needs a package that is not installed: pip install tensorboard, or omit the option"
             ) from None
         self.writer: Any = None
-        self.read = 0  # bytes of the log copied so far
+        self.logged = 0  # lines of the log copied so far
         self.shown: set[Path | str] = set()  # sheets and results lines copied so far
 
     def before_train(self, state: RunState) -> None:
-        if not state.run.writes:
-            return
-        from torch.utils.tensorboard import SummaryWriter
+        if state.run.writes:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=0)
-        self.copy(state)
+            self.writer = SummaryWriter(str(state.run.path / EVENTS), purge_step=0)
+            self.copy(state)
 
     def before_step(self, state: RunState) -> None:
         if state.ends_epoch(state.number):  # the epoch has been evaluated
@@ -76,15 +71,9 @@ class TensorBoard:
 
     def copy_log(self, run: RunFolder) -> None:
         log = run.path / LOG
-        if not log.is_file():
-            return
-        with open(log, "rb") as file:
-            file.seek(self.read)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self.read += len(whole)
-        for line in whole.splitlines():
-            entry = json.loads(line)
+        lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
+        new, self.logged = lines[self.logged :], len(lines)
+        for entry in map(json.loads, new):
             for name, value in entry.items():
                 group = "validation" if name.startswith("val_") else "training"
                 if name not in ("epoch", "step") and value is not None:
@@ -93,9 +82,9 @@ class TensorBoard:
     def copy_results(self, state: RunState) -> None:
         for kind, lines in state.run.results.items():
             for line in lines:
-                if (key := f"{kind} {line}") in self.shown:
+                if f"{kind} {line}" in self.shown:
                     continue
-                self.shown.add(key)
+                self.shown.add(f"{kind} {line}")
                 end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
                 for name, value in zip(METRIC_NAMES, values):
                     if value >= 0:  # -1: the images have no such objects
@@ -104,19 +93,17 @@ class TensorBoard:
                     self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
 
     def copy_sheets(self, state: RunState) -> None:
-        for epoch, path in state.run.sheets().items():
-            if path not in self.shown:
-                self.shown.add(path)
-                self.add_png("predictions", path, end_of(epoch, state))
-
-    def add_png(self, tag: str, path: Path, step: int) -> None:
-        """Add an image file without encoding it again."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with Image.open(path) as image:
-            width, height = image.size
-        content = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
+        for epoch, path in state.run.sheets().items():
+            if path in self.shown:
+                continue
+            self.shown.add(path)
+            with Image.open(path) as image:
+                width, height = image.size
+            png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+            value = Summary.Value(tag="predictions", image=png)  # so that the image is not encoded again
+            self.writer.file_writer.add_summary(Summary(value=[value]), end_of(epoch, state))
 
 
 def end_of(epoch: int, state: RunState) -> int:

@@ -31,12 +31,7 @@ STORE_LOST = "the store of the run is gone, and with it the process or machine t
 
 
 class Watchdog(threading.Thread):
-    """The watchdog thread of one process.
-
-    Args:
-        store: shared by all processes.
-        timeout: seconds without progress of one process after which the run ends.
-    """
+    """The watchdog thread of one process; ends the run if a process makes no progress for `timeout` seconds."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float):
         super().__init__(daemon=True)
@@ -61,10 +56,8 @@ class Watchdog(threading.Thread):
 
     def send_heartbeat(self, finished: bool = False) -> None:
         self.heartbeats += 1
-        state = [
-            self.heartbeats, self.changes, self.step, self.activity, finished, socket.gethostname(), os.getpid(),
-            self.namespace,
-        ]  # fmt: skip
+        progress = [self.heartbeats, self.changes, self.step, self.activity]
+        state = [*progress, finished, socket.gethostname(), os.getpid(), self.namespace]
         self.store.set(str(self.rank), json.dumps(state))
 
     def read_all(self) -> list[list]:
@@ -158,7 +151,8 @@ class Watchdog(threading.Thread):
 
     def end(self, verdict: str) -> None:
         """End the process from this thread, as the main thread may be blocked in a collective."""
-        print(stop_message(verdict), file=sys.stderr, flush=True)
+        message = f"stopped: {verdict}; continue from the last checkpoint with --resume auto"
+        print(message, file=sys.stderr, flush=True)
         if self.rank == 0:
             time.sleep(GRACE + self.interval)  # it may host the store, and the others must read the verdict
         os._exit(LOST_PROCESS)
@@ -185,10 +179,6 @@ def is_running(pid: int) -> bool | None:
 def describe(rank: int, state: list) -> str:
     _, _, step, activity, _, host, pid, _ = state
     return f"process {rank} (pid {pid} on {host}, {activity}, step {step})"
-
-
-def stop_message(verdict: str) -> str:
-    return f"stopped: {verdict}; continue from the last checkpoint with --resume auto"
 
 
 def is_broken_connection(error: BaseException) -> bool:

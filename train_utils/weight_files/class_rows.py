@@ -1,10 +1,11 @@
-"""Carry the class rows of weights over to data with other classes, by class name."""
+"""Transfer the class rows of weights to data with other classes, by class name."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from train_utils.classes import some_of
 from train_utils.distributed import is_main
 from train_utils.weight_files.weights import CLASS_LAYERS
 
@@ -15,13 +16,13 @@ SILENT = -10.0  # a new class's first logits, from the mean of the others: they 
 def match_class_rows(
     state: dict[str, Tensor], model: nn.Module, known: Mapping[int, str], names: Mapping[int, str], path: str | Path
 ) -> dict[str, Tensor]:
-    """Return a state dict whose class rows are the model's: copied by class name, else as the model initialised them.
+    """Return a state dict with the model's class rows: copied by class name, else newly initialised.
 
-    The background is always copied. The logits of new classes start so low that the others' detections stay as they
-    are. Without a class in common, the class layers are left out, so that all are new.
+    The background is always copied. The logits of new classes start so low that the detections of the others do not
+    change. Without a class in common, the class layers are dropped, so that all are new.
 
     Args:
-        state: the weights; unchanged if their class layers have an unexpected form, which loading them reports.
+        state: the weights; returned unchanged if their class layers have an unexpected shape, which loading reports.
         known: label -> name in the weights.
         names: label -> name in the data.
     """
@@ -37,7 +38,7 @@ def match_class_rows(
         new = [name for label, name in names.items() if label not in sources]
         print(
             f"{path}: the rows of {len(sources)} of {len(names)} classes are kept, by name: "
-            f"{listed([names[label] for label in sources])}" + (f"; newly initialised: {listed(new)}" if new else "")
+            f"{some_of([names[label] for label in sources])}" + (f"; newly initialised: {some_of(new)}" if new else "")
         )
     if not sources:
         return {key: value for key, value in state.items() if key not in own}
@@ -54,7 +55,3 @@ def match_class_rows(
 
 def plain(name: str) -> str:
     return name.strip().casefold().replace("_", " ")
-
-
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if names[8:] else "")

@@ -1,8 +1,8 @@
 """Convert a Detectron2 Mask R-CNN (ResNet-50, FPN) to the content of this project's weight files.
 
 The weights keep their values with two exceptions: the rows of each class move to this project's label, and the first
-convolution is changed to take red, green, blue of unit variance instead of blue, green, red in 0..255. Differences that
-cannot be folded into weights are covered by `arch: detectron2` in the network's description, see `ModelConfig`.
+convolution takes red, green, blue of unit variance instead of blue, green, red in 0..255. `arch: detectron2` in the
+network's description covers the differences that cannot be folded into weights, see `ModelConfig`.
 """
 
 import re
@@ -55,20 +55,25 @@ def is_detectron2(state: Mapping[str, Any]) -> bool:
 def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: str | None = None) -> dict[str, Any]:
     """Convert a state dict to a weight file's content: `model`, `model_config` and, if known, the class names.
 
+    InputError if the network is not a Mask R-CNN with ResNet-50 and FPN.
+
     Args:
         state: Detectron2's state dict, with its mask head's keys already renamed.
-        path: the file, named in messages.
-        label_json: JSON file with class names by label, for a network trained on the user's own classes.
-
-    Raises:
-        InputError: the network is not a Mask R-CNN with ResNet-50 and FPN.
+        label_json: JSON file with class names by label, for a network of the user's own classes.
     """
-    state = {renamed(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    for pattern, replacement in RENAMES:
+        state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     missing = [key for key in (STEM, *CLASS_KEYS) if key not in state or state[key].ndim == 0]
     if missing or state[STEM].shape[1:] != (3, 7, 7) or len(state[f"{CLASS_LOGITS}.bias"]) < 2:
         what = f"{', '.join(missing)} missing" if missing else "unsupported shape of the stem or the class layers"
         raise InputError(f"{path}: a Detectron2 network, but not a Mask R-CNN with ResNet-50 and FPN: {what}")
-    check_anchors(state, path)
+    for level, own in enumerate(AnchorGenerator(rounded=False).cell_anchors):
+        found = state.pop(f"{ANCHORS_KEY}{level}", own)
+        if found.shape != own.shape or not torch.allclose(found.float(), own, atol=1e-2):
+            raise InputError(
+                f"{path}: its anchors on level {level} are {found.tolist()}; only {own.tolist()} are supported"
+            )
     fold_input_format(state, path)
     labels, table = labels_of(len(state[f"{CLASS_LOGITS}.bias"]) - 1, path, label_json)
     move_class_rows(state, labels, path)
@@ -76,22 +81,6 @@ def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: s
     config = {"num_classes": max(labels) + 1, "arch": "detectron2", "norm": "batch" if batch_norm else "frozen"}
     content = {"model": state, "model_config": config}
     return content if table is None else content | {"class_names": table.names}
-
-
-def renamed(key: str) -> str:
-    for pattern, replacement in RENAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def check_anchors(state: dict[str, Tensor], path: str | Path) -> None:
-    """Remove the anchors from a state dict, in place; raise InputError if they differ from this network's."""
-    for level, own in enumerate(AnchorGenerator(rounded=False).cell_anchors):
-        found = state.pop(f"{ANCHORS_KEY}{level}", own)
-        if found.shape != own.shape or not torch.allclose(found.float(), own, atol=1e-2):
-            raise InputError(
-                f"{path}: its anchors on level {level} are {found.tolist()}; only {own.tolist()} are supported"
-            )
 
 
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:

@@ -1,11 +1,12 @@
 """Read pickled numpy arrays, as in Detectron2's model zoo, without running any code that the file names.
 
 A pickle is a program that names functions and calls them. Here, the names that an array needs resolve to methods that
-only store their arguments, and any other name is rejected, so nothing else can be called. Before any pickle is read,
-including those of torch.save, `check_opcodes` compares its opcodes with an allow-list, without running them.
+only store their arguments, and any other name is rejected. Before any pickle is read, including those of torch.save,
+`check_opcodes` compares its opcodes with an allow-list, without running them.
 """
 
 import io
+import math
 import mmap
 import pickle
 import pickletools
@@ -22,7 +23,6 @@ from train_utils.errors import InputError
 # Files that torch.save wrote before 2020 are pickles too, and begin with this number.
 TORCH_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}
-ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
 # Opcodes of containers, numbers, strings and objects made of them. The others allocate memory before they read the data
 # for it, or are never needed in a weight file.
 ALLOWED_OPCODES = set(
@@ -51,8 +51,7 @@ def is_pickle(path: Path) -> bool:
 def read_arrays(path: Path) -> dict[str, Tensor]:
     """Read the arrays of a pickled {"model": {name: array}} as tensors.
 
-    Raises:
-        InputError: the file is broken, has another structure, or names anything that arrays do not need.
+    InputError if the file is broken, has another structure, or names anything that arrays do not need.
     """
     try:
         file = io.BytesIO(path.read_bytes())
@@ -62,7 +61,9 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         arrays = content["model"] if isinstance(content, dict) else None
         if not isinstance(arrays, dict):
             raise ValueError('not {"model": {name: array, ...}}')
-        return {checked_name(name): as_tensor(name, value) for name, value in arrays.items()}
+        if invalid := [name for name in arrays if not isinstance(name, str)]:
+            raise ValueError(f"{invalid[0]!r} is not a valid array name")
+        return {name: as_tensor(name, value) for name, value in arrays.items()}
     except Refused as error:
         raise InputError(f"{path}: refused: it names {error}, which no file of arrays needs") from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -78,10 +79,9 @@ def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -
     """Check one pickle, from the file's position to the pickle's end, without running it.
 
     Args:
-        names: allowed names, as "module name"; None if the unpickler checks each name itself.
+        names: allowed names, as "module name"; None if the unpickler checks each name itself. Others raise Refused.
 
     Raises:
-        Refused: the pickle names something else.
         ValueError: the pickle is broken, or has opcodes that no file of tensors or arrays needs.
     """
     stored = 0
@@ -98,21 +98,21 @@ def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that builds plain containers and `PickledArray`s only."""
+    """Unpickler that builds plain containers, `PickledArray`s and `PickledDtype`s only."""
 
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and a string: unlike on classes and functions, a pickle cannot set attributes on them.
-        if module in ARRAY_MODULES and name == "_reconstruct":
-            return self.new_array
-        if (module, name) == ("numpy", "ndarray"):
-            return "numpy.ndarray"
-        if (module, name) == ("numpy", "dtype"):
-            return self.new_dtype
-        if (module, name) == ("_codecs", "encode"):
-            return self.encode
-        if (module, name) == ("collections", "OrderedDict"):
-            return self.new_dict
-        raise Refused(f"{module}.{name}")
+        known = {
+            "numpy.core.multiarray._reconstruct": self.new_array,
+            "numpy._core.multiarray._reconstruct": self.new_array,
+            "numpy.ndarray": "numpy.ndarray",
+            "numpy.dtype": self.new_dtype,
+            "_codecs.encode": self.encode,
+            "collections.OrderedDict": self.new_dict,
+        }
+        if f"{module}.{name}" not in known:
+            raise Refused(f"{module}.{name}")
+        return known[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused(f"a persistent object {pid!r}")
@@ -152,18 +152,8 @@ class PickledArray:
         self.state = state
 
 
-def checked_name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise ValueError(f"{name!r} is not a valid array name")
-    return name
-
-
 def as_tensor(name: str, array: Any) -> Tensor:
-    """Convert a pickled array to a tensor.
-
-    Raises:
-        ValueError: the array holds anything but numbers, or its shape and its number of bytes disagree.
-    """
+    """Convert a pickled array to a tensor; ValueError if it holds more than numbers, or bytes and shape disagree."""
     if not isinstance(array, PickledArray) or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")
     _, shape, dtype, fortran, data = array.state
@@ -173,10 +163,7 @@ def as_tensor(name: str, array: Any) -> Tensor:
         raise ValueError(f"{name} has the invalid shape {shape!r}")
     data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 wrote it
     kind = np.dtype(dtype.order + dtype.code)
-    count = 1
-    for n in shape:
-        count *= n
-    if not isinstance(data, bytes) or len(data) != count * kind.itemsize:
+    if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{name} has shape {list(shape)}, but not the bytes for it")
     values = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(np.array(values, dtype=kind.newbyteorder("="), order="C"))

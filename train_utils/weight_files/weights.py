@@ -1,4 +1,4 @@
-"""Find or download weight files, read them safely, and load them into a network; errors name what does not fit."""
+"""Find or download weight files, read them safely, and load them into a network."""
 
 import io
 import mmap
@@ -10,9 +10,8 @@ from argparse import Namespace
 from codecs import encode
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +24,21 @@ from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
 from train_utils.weight_files.safe_pickle import TORCH_NAMES, Refused, check_opcodes, is_pickle, read_arrays
 
 
-@dataclass
-class PublishedFile:
+class PublishedFile(NamedTuple):
     name: str  # file name in the working folder
     url: str  # its file name ends with the first digits of the SHA-256
 
 
-MASK_RCNN_COCO = PublishedFile(
-    "maskrcnn_resnet50_fpn_coco.pth", "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
-)
+STORE = "https://download.pytorch.org/models/"
+MASK_RCNN_COCO = PublishedFile("maskrcnn_resnet50_fpn_coco.pth", f"{STORE}maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth")
 MASK_RCNN_V2_COCO = PublishedFile(
-    "maskrcnn_resnet50_fpn_v2_coco.pth",
-    "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+    "maskrcnn_resnet50_fpn_v2_coco.pth", f"{STORE}maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
 )
-RESNET50 = PublishedFile("resnet50.pth", "https://download.pytorch.org/models/resnet50-0676ba61.pth")
+RESNET50 = PublishedFile("resnet50.pth", f"{STORE}resnet50-0676ba61.pth")
 
 # Training scripts also save options and milestones; `check_values` checks that these hold plain values.
 torch.serialization.add_safe_globals([Namespace, Counter, encode, set, complex])  # torch 2.4 lacks the last three
+WHOLE_MODELS = ("torch.nn.", "torchvision.", "network_files.", "backbone.", "__main__.", "models.")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
@@ -53,13 +50,8 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
     """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it.
 
-    Only the main process searches, as another process could find a file that is still being downloaded.
-
-    Args:
-        arch: "v1" or "v2", the published detector to find; a classification ResNet-50 fits both.
-
-    Raises:
-        InputError: the named file is missing, or the download failed.
+    Only the main process searches, as another process could find a file that is still being downloaded. A
+    classification ResNet-50 fits both values of `arch`, "v1" and "v2".
     """
 
     def found() -> Path:
@@ -95,13 +87,9 @@ def download(published: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint or state dict without running code in it. Files of Detectron2 are converted.
+    """Read a checkpoint or state dict without running code in it; convert files of Detectron2, see `from_detectron2`.
 
-    Args:
-        label_json: class names for a Detectron2 file, see `from_detectron2`.
-
-    Raises:
-        InputError: the file is missing or broken, or holds anything but tensors and plain values.
+    InputError if the file is missing or broken, or holds anything but tensors and plain values.
     """
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
@@ -113,11 +101,7 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Write a checkpoint with score thresholds per label to `target`, which may be the same file; link it without any.
-
-    Raises:
-        InputError: the file is not a checkpoint of train.py.
-    """
+    """Write a checkpoint with score thresholds per label to `target`, maybe the same file; link it without any."""
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
@@ -134,33 +118,31 @@ def require_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a file that torch.save wrote, or a pickle of numpy arrays."""
     if not path.is_file():
-        raise InputError(
-            f"{path}: {'is a folder; name a weight file in it' if path.is_dir() else 'no such weight file'}"
-        )
+        fault = "is a folder; name a weight file in it" if path.is_dir() else "no such weight file"
+        raise InputError(f"{path}: {fault}")
     try:
         if is_pickle(path):
             return {"model": read_arrays(path)}
         if zipfile.is_zipfile(path):
             check_records(path)
-        else:
-            check_old_file(path)
+        else:  # torch.save before 2020: magic number, version, machine, content, names of the storages
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pickles:
+                for _ in range(5):
+                    check_opcodes(pickles, TORCH_NAMES)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, dict):  # torchvision's reference scripts save their options as a Namespace
             content = {k: vars(v) if isinstance(v, Namespace) else v for k, v in content.items()}
         check_values(content)
     except InputError:
         raise
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message explains how to load it unsafely
-        reason = f"it names {named.group(1)}" if named else first_line(error)
-        raise InputError(f"{path}: refused: it is not a file of tensors and plain values ({reason})") from error
-    except Refused as error:
-        remedy = ""
-        if str(error).startswith(("torch.nn.", "torchvision.", "network_files.", "backbone.", "__main__.", "models.")):
+    except (pickle.UnpicklingError, Refused) as error:
+        reason, remedy = f"it names {error}", ""
+        if isinstance(error, pickle.UnpicklingError):  # torch's message goes on to explain how to load it unsafely
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it names {named.group(1)}" if named else first_line(error)
+        elif str(error).startswith(WHOLE_MODELS):
             remedy = "; a whole model was pickled: save only its weights, torch.save(model.state_dict(), 'weights.pth')"
-        raise InputError(
-            f"{path}: refused: it is not a file of tensors and plain values (it names {error}){remedy}"
-        ) from error
+        raise InputError(f"{path}: refused: it is not a file of tensors and plain values ({reason}){remedy}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path}: broken or not a weight file ({first_line(error)})") from error
     if not isinstance(content, dict):
@@ -171,9 +153,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def check_records(path: Path) -> None:
     """Check a zip archive for faults that torch.load ignores: wrong checksums, and records larger than the file.
 
-    Raises:
-        Refused: the file names something that tensors and plain values do not need.
-        ValueError, BadZipFile: the file is damaged or compressed, or claims more data than its size.
+    ValueError or BadZipFile if it is damaged; Refused if it names more than tensors and plain values need.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -187,18 +167,6 @@ def check_records(path: Path) -> None:
         for record in records:
             if record.filename.endswith("data.pkl"):
                 check_opcodes(io.BytesIO(archive.read(record)), TORCH_NAMES)
-
-
-def check_old_file(path: Path) -> None:
-    """Check a file that torch.save wrote before 2020: five pickles, then the numbers.
-
-    Raises:
-        Refused: the file names something that tensors and plain values do not need.
-        ValueError: the file is damaged.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for _ in range(5):  # magic number, version, machine, content, names of the storages
-            check_opcodes(content, TORCH_NAMES)
 
 
 def check_values(content: Any) -> None:
@@ -276,15 +244,10 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], path: str | Path, replaceable: tuple[str, ...] = ()
 ) -> None:
-    """Load a detector's state dict, strictly.
+    """Load a detector's state dict, strictly: only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ.
 
-    Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or superfluous.
-
-    Args:
-        replaceable: prefixes of keys that are skipped, and printed, if they are missing or their shapes differ.
-
-    Raises:
-        InputError: tensors are missing, unexpected, of another shape or not finite; the message names them.
+    Keys that begin with one of `replaceable` are skipped, and printed, if they are missing or their shapes differ.
+    InputError names tensors that are missing, unexpected, of another shape or not finite.
     """
     check_finite(state, path)
     own = model.state_dict()
