@@ -1,7 +1,7 @@
 """Check datasets before the first step, report their contents, and match their classes.
 
 Training drops harmless faults, with a warning. Faults that would make results wrong stop the run; `--skip-bad` drops
-them too, unless they cast doubt on a whole file. Evaluation drops only what `--skip-bad` does.
+them too, unless they cast doubt on a whole file. In evaluation, only `--skip-bad` drops anything.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -68,7 +68,7 @@ class ModelEma:
             value.data, average.data = average.data, value.data
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state dict with the averages; what is not trained shares its memory with the model's."""
+        """Return the model's state dict with the averages; tensors that are not trained are the model's own."""
         return self.model.state_dict() | dict(zip(self.values, self.averages))
 
     def describe(self) -> str:

@@ -155,7 +155,7 @@ def build_training_model(
     names: Mapping[int, str] | None = None,
     images: InstanceDataset | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:
-    """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` says.
+    """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` requests.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
     `--trainable-backbone-layers` override this. InputError if the weights do not fit the data or the options.

@@ -225,10 +225,9 @@ class Settings:
 
     @classmethod
     def stored_in(cls, values: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-        """Check the options that a checkpoint stores as on the command line, and return them with the right types.
+        """Check a checkpoint's options as on the command line, and return them with the right types.
 
-        Raises:
-            InputError: a value is invalid, as after editing by hand.
+        InputError if a value is invalid, as after editing by hand.
         """
         parser = cls.parser(None, add_help=False)
         parser.file = f"{path}: invalid args"
@@ -245,7 +244,7 @@ class Settings:
 
 
 def words_of(flag: str, value: Any) -> list[str]:
-    """Return an option as words of a command line."""
+    """Return an option as arguments of a command line."""
     return [flag, *map(str, value)] if isinstance(value, list | tuple) else [f"{flag}={value}"]
 
 

@@ -147,7 +147,7 @@ class Watchdog(threading.Thread):
                 while self.rank == 0 and time.monotonic() < end and not all(state[4] for state in self.read_all()):
                     time.sleep(self.interval / 10)  # it may host the store, and the others must read the verdict
         except RuntimeError:
-            pass  # the store is gone, so nobody can read the verdict
+            pass  # the store is gone, and the verdict with it
 
     def end(self, verdict: str) -> None:
         """End the process from this thread, as the main thread may be blocked in a collective."""
