@@ -54,8 +54,8 @@ def training_loader(
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
     if repeats is not None and is_main():
         rare, images = f"{(repeats > 1).sum()} images with rare classes", f"{math.ceil(repeats.sum())} images"
-        print(f"--repeat-threshold {repeat_threshold:g}: {rare} are shown more often; ", end="")
-        print(f"an epoch has {images} instead of {len(repeats)}", flush=True)
+        more_often = f"--repeat-threshold {repeat_threshold:g}: {rare} are shown more often"
+        print(f"{more_often}; an epoch has {images} instead of {len(repeats)}", flush=True)
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
     return DataLoader(
         SeededItems(dataset, seed, keep_seeds=batch_transform is not None),
