@@ -227,9 +227,9 @@ def test_headers_are_read_once_and_again_only_where_a_file_has_changed(tmp_path,
     images, read = tmp_path / "data" / "train2017", []
     header = image_headers.read_header
 
-    def noting(path):
+    def noting(path, **form):
         read.append(Path(path).name)
-        return header(path)
+        return header(path, **form)
 
     def check() -> tuple[Problems, list[int]]:
         read.clear()
