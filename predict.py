@@ -6,7 +6,7 @@
     python predict.py --img-path photos/ --save labelme           # correct them in labelme, then train again on them
     python predict.py --img-path scan.tif --tile 1024             # large images in tiles
     python predict.py --img-path clip.mp4 --every 5               # needs PyAV
-    python predict.py --webcam                                    # needs OpenCV
+    python predict.py --webcam                                    # needs OpenCV and PyAV
 
 All outputs are written to --output-dir, images under their names in the folders that they come from. In Python:
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from dataset_files.atomic_files import refuse_overwriting, write_atomically
 from prediction.test_time_augmentation import with_tta
 from report.analysis import boundary_metrics
-from report.comparison import compare, table
+from report.comparison import table
 from report.comparison_page import write_comparison
 from report.eval_data import make_eval_data
-from report.sides import detect, match_to_network, open_sides
-from report.sources import content_of, given_options, report_folder, report_of_network, report_of_results
+from report.sides import compare_sides, detect, match_to_network
+from report.sources import eval_data_of, given_options, report_folder, report_of_network, report_of_results
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import TITLES, best_thresholds, explain_missing, tables
@@ -66,7 +66,7 @@ def main(settings: ValidationSettings) -> None:
     if detections is not None:  # on the main process
         metrics = evaluator.score(detections, [kind for kind in kinds if kind != "boundary"])
         if "boundary" in kinds:
-            data = make_eval_data(content_of(dataset), {"segm": evaluator.results(detections)["segm"]}, {})
+            data = eval_data_of(dataset, {"segm": evaluator.results(detections)["segm"]})
             metrics["boundary"] = boundary_metrics(data, trained.classes.category_ids)
         metrics = {kind: metrics[kind] for kind in kinds}
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
@@ -86,14 +86,12 @@ def main(settings: ValidationSettings) -> None:
 
 def compare_two(settings: ValidationSettings) -> None:
     """Print which of two is better, with 95 % intervals, and write the page of the comparison if --report is given."""
-    sides = open_sides(settings, with_tta)
-    if sides is not None:  # on the main process
-        compared = compare(sides.content, sides.a, sides.b, sides.kinds, sides.paths)
-        data = f"{sides.source}, {len(sides.content['images']):,} images"
-        print(f"data: {data}\n{table(compared)}")
+    if (compared := compare_sides(settings, with_tta)) is not None:  # on the main process
+        comparison, data = compared
+        print(f"data: {data}\n{table(comparison)}")
         if settings.report:
             facts = {"data": data, "options": given_options(settings)}
-            print(f"page in {write_comparison(report_folder(settings), compared, facts, sides.form)}")
+            print(f"page in {write_comparison(report_folder(settings), comparison, facts)}")
 
 
 def score_results_json(settings: ValidationSettings) -> None:

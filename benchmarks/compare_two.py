@@ -67,8 +67,8 @@ def coverage(trials: int) -> str:
             endless = replace(scene, images=60_000 if scene.classes < 10 else 20_000)
             truth = differences(rng, endless, pair, 0)[0]
             tried = [differences(rng, scene, pair, RESAMPLES) for _ in range(trials)]
-            low, high = np.quantile([each[1:] for each in tried], (0.025, 0.975), axis=1)
-            covered, spread = np.mean((low <= truth) & (truth <= high)), np.std([each[0] for each in tried])
+            low, high = np.array([interval for _, interval in tried]).T
+            covered, spread = np.mean((low <= truth) & (truth <= high)), np.std([found for found, _ in tried])
             told = np.mean(low > 0), np.mean(high < 0)
             rows.append((title, what, f"{truth:+.3f}", f"{spread:.3f}", *(f"{v:.1%}" for v in (covered, *told))))
     header = ("", "truth", "difference in AP", "its spread", "covered", '"B is better"', '"A is better"')

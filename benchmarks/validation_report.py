@@ -25,7 +25,9 @@ from measured_rows import progress, table
 from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDetection, coco_object
-from report.write_report import ReportInput, write_report
+from report.eval_data import make_eval_data
+from report.html_page import ReportInput
+from report.write_report import write_report
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import IOU_TYPES, run_cocoeval
 from train_utils.option_parsing import positive
@@ -58,9 +60,9 @@ def measured(images: int, detections: int) -> str:
     stats = {kind: run_cocoeval(truth, results[kind], kind).stats for kind in IOU_TYPES}
     evaluated = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        given = ReportInput("benchmark", {}, content, results, stats, paths)
         before, watch = resident(), Watch()
         start = time.perf_counter()
+        given = ReportInput("benchmark", {}, make_eval_data(content, results, paths), stats)
         page = write_report(Path(folder), given)
         seconds = time.perf_counter() - start
         most = watch.stop()

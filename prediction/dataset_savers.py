@@ -45,14 +45,11 @@ class CocoSaver:
 
     def close(self) -> str:
         images = [self.images[number] for number in sorted(self.images)]
-        objects = [entry for _, entries in images for entry in entries]
+        objects, ids = [entry for _, entries in images for entry in entries], self.classes.category_ids
         content = {
             "images": [image for image, _ in images],
             "annotations": [{"id": number, **entry} for number, entry in enumerate(objects, start=1)],
-            "categories": [
-                {"id": self.classes.category_ids[label], "name": name}
-                for label, name in sorted(self.classes.names.items())
-            ],
+            "categories": [{"id": ids[label], "name": name} for label, name in sorted(self.classes.names.items())],
         }
         write_atomically(self.path / "annotations.json", json.dumps(content))
         return f"a COCO dataset of {len(images)} images and {len(objects)} objects in {self.path}/"
@@ -112,18 +109,15 @@ class LabelmeSaver:
 def shapes_of(prediction: Prediction) -> list[dict]:
     """Return labelme's shapes: a mask per object with a hole, else a polygon per part, with one group_id per object."""
     shapes = []
-    for number, (name, score, crop) in enumerate(
-        zip(prediction.names, prediction.scores.tolist(), prediction.crops()), start=1
-    ):
-        if not crop[2].any():
-            continue
+    objects = zip(prediction.names, prediction.scores.tolist(), prediction.crops())
+    for number, (name, score, crop) in enumerate(objects, start=1):
         common = {"label": printable(name), "flags": {}, "description": f"score {score:.3f}"}
         if has_hole(crop[2]):
             shapes.append(common | mask_shape(crop))
-            continue
-        outlines = outlines_of(crop)
-        group = number if len(outlines) > 1 else None
-        shapes += [common | {"shape_type": "polygon", "group_id": group, "points": points} for points in outlines]
+        elif crop[2].any():
+            outlines = outlines_of(crop)
+            group = number if len(outlines) > 1 else None
+            shapes += [common | {"shape_type": "polygon", "group_id": group, "points": points} for points in outlines]
     return shapes
 
 
@@ -132,13 +126,10 @@ def mask_shape(crop: Crop) -> dict:
     left, top, pixels = crop
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-    ends = [[left, top], [left + pixels.shape[1] - 1, top + pixels.shape[0] - 1]]
-    return {
-        "shape_type": "mask",
-        "group_id": None,
-        "points": [[float(x), float(y)] for x, y in ends],
-        "mask": base64.b64encode(file.getvalue()).decode(),
-    }
+    height, width = pixels.shape
+    ends = [[float(left), float(top)], [float(left + width - 1), float(top + height - 1)]]
+    mask = base64.b64encode(file.getvalue()).decode()
+    return {"shape_type": "mask", "group_id": None, "points": ends, "mask": mask}
 
 
 def place_image(source: Source, image: Image.Image, folder: Path) -> Path:

@@ -71,22 +71,15 @@ def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
         first, last = waiting.pop()
         if last - first < 2:
             continue
-        distances = distances_to(closed[first], closed[last], closed[first + 1 : last])
+        (x, y), beside = closed[last] - closed[first], closed[first + 1 : last] - closed[first]
+        length = float(np.hypot(x, y))  # 0 if both are the same corner
+        distances = np.abs(x * beside[:, 1] - y * beside[:, 0]) / length if length else np.hypot(*beside.T)
         farthest = int(distances.argmax())
         if distances[farthest] > tolerance:
             middle = first + 1 + farthest
             kept[middle] = True
             waiting += [(first, middle), (middle, last)]
     return closed[:-1][kept[:-1]]
-
-
-def distances_to(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the distances of points [P, 2] to the line through `start` and `end`, or to `start` if these are equal."""
-    along, beside = end - start, points - start
-    length = float(np.hypot(*along))
-    if length == 0:
-        return np.hypot(*beside.T)
-    return np.abs(along[0] * beside[:, 1] - along[1] * beside[:, 0]) / length
 
 
 def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:

@@ -1,6 +1,5 @@
 """Store the objects found in one image: boxes, labels, names, scores, and masks as run-length codes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,25 +21,15 @@ class Classes(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Prediction:
-    """The N objects found in one image, best first.
+    """The N objects found in one image, best first."""
 
-    Attributes:
-        image: in RGB, upright, as the network saw it.
-        boxes: float32 [N, 4], x1y1x2y2 in pixels of the image.
-        labels: int64 [N].
-        names: class names, N.
-        scores: float32 [N], in 0..1.
-        codes: N masks as COCO run-length codes, {"size": [H, W], "counts": bytes}.
-        category_ids: N ids of the classes in the training data and in written results.
-    """
-
-    image: Image.Image
-    boxes: np.ndarray
-    labels: np.ndarray
-    names: list[str]
-    scores: np.ndarray
-    codes: list[dict]
-    category_ids: list[int]
+    image: Image.Image  # in RGB, upright, as the network saw it
+    boxes: np.ndarray  # float32 [N, 4], x1y1x2y2 in pixels of the image
+    labels: np.ndarray  # int64 [N]
+    names: list[str]  # N class names
+    scores: np.ndarray  # float32 [N], in 0..1
+    codes: list[dict]  # N masks as COCO run-length codes, {"size": [H, W], "counts": bytes}
+    category_ids: list[int]  # N ids of the classes in the training data and in written results
 
     def __repr__(self) -> str:
         return f"Prediction({self.summary()} in {self.image.width}x{self.image.height})"
@@ -90,8 +79,4 @@ class Prediction:
 
     def summary(self) -> str:
         """Return '2 person, 1 dog', or 'nothing'."""
-        return count(self.names)
-
-
-def count(names: Sequence[str]) -> str:
-    return ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names)) or "nothing"
+        return ", ".join(f"{self.names.count(n)} {n}" for n in dict.fromkeys(self.names)) or "nothing"

@@ -58,15 +58,8 @@ class Predictor(ImagePredictor):
 
     def set_up(self, trained: TrainedModel, settings: PredictorSettings) -> None:
         batch_size = settings.batch_size or (BATCH_ON_GPU if trained.device.type == "cuda" else 1)
-        super().__init__(
-            trained.path,
-            trained.classes,
-            trained.thresholds,
-            settings,
-            trained.trained_with.get("exif"),
-            trained.config.to_plain(),
-            batch_size,
-        )
+        exif, network = trained.trained_with.get("exif"), trained.config.to_plain()
+        super().__init__(trained.path, trained.classes, trained.thresholds, settings, exif, network, batch_size)
         self.trained = trained
         model = with_tta(trained.model) if settings.tta else trained.model
         self.network = ready_for_inference(model, trained.precision)
@@ -110,13 +103,11 @@ class Predictor(ImagePredictor):
             naming_batch(pixels, "lower --batch-size or --min-size"),
         ):
             found = self.network.detect([torch.from_numpy(image).to(self.trained.device) for image in pixels])
-            return [{name: as_array(value) for name, value in detection.items()} for detection in found]
+            return [
+                {name: (v.float() if v.is_floating_point() else v).cpu().numpy() for name, v in detection.items()}
+                for detection in found
+            ]
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
         tensors = torch.from_numpy(masks), torch.from_numpy(boxes)
         return encode_masks(*tensors, size, self.mask_thresh, self.trained.model.continuous_paste)
-
-
-def as_array(value: torch.Tensor) -> np.ndarray:
-    """Copy a tensor to the CPU, floating-point numbers as float32."""
-    return (value.float() if value.is_floating_point() else value).cpu().numpy()

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from dataset_files.image_files import IMAGE_SUFFIXES, images_below, is_image_name
 from dataset_files.whole_ids import value_of
@@ -20,17 +21,11 @@ LONGEST_NAME = 180  # bytes of a file name; file systems permit 255, and outputs
 
 @dataclass(frozen=True)
 class Source:
-    """An image or a video to predict.
-
-    Attributes:
-        path: its file.
-        file_name: below the folder that was given, with forward slashes, such as "day 1/cat.jpg".
-        name: the same without suffix, and unique also where case does not count: the name of all its outputs.
-    """
+    """An image or a video to predict."""
 
     path: Path
-    file_name: str
-    name: str
+    file_name: str  # below the folder that was given, with forward slashes, such as "day 1/cat.jpg"
+    name: str  # the same without suffix, and unique also where case does not count: the name of all its outputs
 
     def is_video(self) -> bool:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
@@ -66,7 +61,8 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
     if path.is_dir() and text:
         folder, files, reason = path, images_below(path), "no image in this folder (give videos by name)"
     elif glob.has_magic(text):
-        folder, files, reason = fixed_part(text), matching_files(text), "no image or video matches this pattern"
+        folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        files, reason = matching_files(text), "no image or video matches this pattern"
     else:
         what = "neither a file nor a folder" if path.exists() and text else "no such file or folder"
         raise InputError(f"{text or repr(text)}: {what}")
@@ -86,14 +82,6 @@ def matching_files(pattern: str) -> list[Path]:
         elif is_image_name(path.name) or path.suffix.lower() == ".npy" or path.suffix.lower() in VIDEO_SUFFIXES:
             files[path] = None
     return list(files)
-
-
-def fixed_part(pattern: str) -> Path:
-    """Return the folder that a pattern names before its first wildcard."""
-    folder = Path(pattern).parent
-    while glob.has_magic(str(folder)):
-        folder = folder.parent
-    return folder
 
 
 def below(folder: Path, file: Path) -> str:
@@ -117,7 +105,10 @@ def unique_names(file_names: Iterable[str]) -> list[str]:
     for path in paths:
         first, *others = path.parts[:-1] or ("",)
         folder = f"{first}_images" if first.lower() in RESERVED else first
-        wanted = "/".join(part for part in (folder, *others, shortened(path.stem)) if part)
+        stem = path.stem
+        while len(os.fsencode(stem)) > LONGEST_NAME:
+            stem = stem[:-1]
+        wanted = "/".join(part for part in (folder, *others, stem) if part)
         name, number = wanted, 2
         while comparable(name) in taken:
             name, number = f"{wanted}_{number}", number + 1
@@ -131,14 +122,7 @@ def comparable(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def shortened(name: str) -> str:
-    while len(os.fsencode(name)) > LONGEST_NAME:
-        name = name[:-1]
-    return name
-
-
-@dataclass(frozen=True)
-class ResultImage:
+class ResultImage(NamedTuple):
     """An image's id in written results, and its annotated height and width; None without annotations."""
 
     id: int
@@ -156,19 +140,24 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
     Raises:
         InputError: an image is not in the file, or several have its name or its id.
     """
-    if annotation_file is not None:
-        known = images_by_name(annotation_file)
-        images = [image_in_file(source, annotation_file, known) for source in sources]
-        ids = [image.id for image in images]
-        if len(set(ids)) < len(ids):
-            twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
-            raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
-        return images
-    numbers = [value_of(source.path.stem) for source in sources]
-    ids = [number for number in numbers if number is not None and number >= 0]
-    if len(set(ids)) == len(sources):
-        return [ResultImage(number) for number in ids]
-    return [ResultImage(number) for number in range(1, len(sources) + 1)]
+    if annotation_file is None:
+        numbers = [value_of(source.path.stem) for source in sources]
+        own = [number for number in numbers if number is not None and number >= 0]
+        are_ids = len(set(own)) == len(sources)
+        return [ResultImage(number) for number in (own if are_ids else range(1, len(sources) + 1))]
+    known = images_by_name(annotation_file)
+    images: list[ResultImage] = []
+    for source in sources:
+        named = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
+        if len(named) != 1:
+            reason = "is not in" if not named else "is the name of several images in"
+            raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")
+        images += named
+    ids = [image.id for image in images]
+    if len(set(ids)) < len(ids):
+        twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
+        raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
+    return images
 
 
 def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
@@ -183,11 +172,3 @@ def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
         for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
             by_name.setdefault(form, set()).add(image)
     return by_name
-
-
-def image_in_file(source: Source, annotation_file: str, known: dict[str, set[ResultImage]]) -> ResultImage:
-    images = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
-    if len(images) != 1:
-        reason = "is not in" if not images else "is the name of several images in"
-        raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")
-    return next(iter(images))

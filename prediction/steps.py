@@ -16,7 +16,7 @@ from prediction.loading import ImageLike, open_image, open_stored
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
 from prediction.thresholds import ScoreThresholds, Thresholds
-from prediction.tiles import Detection, Tile, TileDetections, merge_tiles, tiles_of
+from prediction.tiles import Detection, Tile, merge_tiles, tiles_of
 from train_utils.errors import InputError, reading_input
 
 DEFAULT_OVERLAP = 0.2
@@ -24,17 +24,12 @@ DEFAULT_OVERLAP = 0.2
 
 @dataclass
 class LoadedImage:
-    """An image that is ready for the network.
+    """An image that is ready for the network."""
 
-    Attributes:
-        image: in RGB, for people.
-        tiles: the parts that the network sees; one, if it sees the image as a whole.
-        pixels: uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one. Of a network with
-            --channels [C, H, W], uint8 or float32, tiled or not.
-    """
-
-    image: Image.Image
-    tiles: list[Tile]
+    image: Image.Image  # in RGB, for people
+    tiles: list[Tile]  # the parts that the network sees; one, if it sees the image as a whole
+    # uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one. For a network with
+    # --channels [C, H, W], uint8 or float32, tiled or not.
     pixels: np.ndarray | None
 
     def tile_pixels(self, tile: Tile) -> np.ndarray:
@@ -67,7 +62,7 @@ class ImagePredictor:
         batch_size: int = 1,
     ) -> None:
         self.path, self.classes, self.best = path, classes, best
-        self.batch_size, self.agnostic = batch_size, bool(network.get("agnostic_nms"))
+        self.agnostic, self.batch_size = bool(network.get("agnostic_nms")), batch_size
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
         with reading_input():
             self.form = ImageForm.of_network(network, settings.exif or exif, settings.show_channels)
@@ -75,15 +70,7 @@ class ImagePredictor:
         self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
-        """Run the network on one batch.
-
-        Args:
-            pixels: [C, H, W] each, see `LoadedImage`.
-
-        Returns:
-            Per image `boxes` float32 [N, 4], `labels` int64 [N], `scores` float32 [N] and `masks`, probabilities
-            float32 [N, 1, 28, 28], best first.
-        """
+        """Run the network on one batch of images, [C, H, W] each, see `LoadedImage`; detections come best first."""
         raise NotImplementedError
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
@@ -110,14 +97,7 @@ class ImagePredictor:
             raise InputError(f"{what}: the network takes images of --channels {self.form.channels}, no video")
 
     def load(self, image: ImageLike, size: tuple[int, int] | None = None) -> LoadedImage:
-        """Read an image and plan its tiles.
-
-        Args:
-            size: the annotated height and width, which decide whether the EXIF orientation is applied.
-
-        Raises:
-            ValueError, TypeError: see `open_image` and `open_stored`.
-        """
+        """Read an image and plan its tiles; see `open_image` and `open_stored` for the arguments and errors."""
         if self.form.channels is not None:
             pixels = open_stored(image, self.form)
             picture = to_picture(pixels, self.form.shown)
@@ -126,36 +106,32 @@ class ImagePredictor:
         tiles = tiles_of(opened.size, self.tile, self.overlap)
         return LoadedImage(opened, tiles, to_pixels(opened) if len(tiles) == 1 else None)
 
-    def find(self, images: Sequence[LoadedImage]) -> list[list[TileDetections]]:
+    def find(self, images: Sequence[LoadedImage]) -> list[list[Detection]]:
         """Run the network over the tiles of all images in batches; return the detections by image and tile."""
         tiles = [(number, tile) for number, image in enumerate(images) for tile in image.tiles]
-        found: list[list[TileDetections]] = [[] for _ in images]
+        found: list[list[Detection]] = [[] for _ in images]
         for start in range(0, len(tiles), self.batch_size):
             batch = tiles[start : start + self.batch_size]
             detections = self.detect([images[number].tile_pixels(tile) for number, tile in batch])
-            for (number, tile), detection in zip(batch, detections):
-                found[number].append(TileDetections(tile, self.kept(detection)))
+            for (number, _), detection in zip(batch, detections):
+                found[number].append(self.kept(detection))
         return found
 
     def kept(self, detection: Detection) -> Detection:
         """Drop detections that score below their class's threshold, and labels without a class (gaps in COCO's ids)."""
-        named = [label in self.classes.category_ids for label in detection["labels"].tolist()]
-        scores = detection["scores"]
-        lowest = self.thresholds(detection["labels"]).astype(scores.dtype)  # as float32 0.5 is
-        keep = (scores >= lowest) & np.array(named, dtype=bool)
+        labels, scores = detection["labels"], detection["scores"]
+        named = np.array([label in self.classes.category_ids for label in labels.tolist()], dtype=bool)
+        keep = named & (scores >= self.thresholds(labels).astype(scores.dtype))  # as float32, as 0.5 is compared
         return {name: value[keep] for name, value in detection.items()}
 
-    def describe(self, image: LoadedImage, found: Sequence[TileDetections]) -> Prediction:
+    def describe(self, loaded: LoadedImage, found: Sequence[Detection]) -> Prediction:
         """Turn the detections in the tiles of an image into a prediction."""
-        size = image.image.height, image.image.width
-        if len(found) == 1:
-            boxes, labels, scores, masks = (found[0].detection[k] for k in ("boxes", "labels", "scores", "masks"))
-            codes = self.encode(masks, boxes, size)
-        else:
-            boxes, labels, scores, codes = merge_tiles(found, size, self.encode, self.agnostic)
+        image = loaded.image
+        merged = merge_tiles(loaded.tiles, found, (image.height, image.width), self.encode, self.agnostic)
+        boxes, labels, scores, codes = merged
         names = [self.classes.names[label] for label in labels.tolist()]
         ids = [self.classes.category_ids[label] for label in labels.tolist()]
-        return Prediction(image.image, boxes, labels, names, scores, codes, ids)
+        return Prediction(image, boxes, labels, names, scores, codes, ids)
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:

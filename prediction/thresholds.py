@@ -30,29 +30,25 @@ class ScoreThresholds:
         parts = [f"{n}={v}" for n, v in given.items()] if isinstance(given, Mapping) else given
         parts = [parts] if isinstance(parts, float | int | str) else list(parts)
         self.default = DEFAULT
-        self.of_labels: dict[int, float] = {}
-        by_name: dict[int, float] = {}
+        self.of_labels = dict(best) if BEST in parts else {}
+        if BEST in parts and not best:
+            raise InputError(
+                f"{owner}: holds no thresholds, which --box-thresh best needs; write them with validation.py "
+                "--save-thresholds (model_best.pth has them), or give numbers"
+            )
         for part in parts:
             if not isinstance(part, str):
                 self.default = float(part)
                 continue
             name, is_named, number = part.rpartition("=")
-            if part == BEST:
-                if not best:
-                    raise InputError(
-                        f"{owner}: holds no thresholds, which --box-thresh best needs; write them with validation.py "
-                        "--save-thresholds (model_best.pth has them), or give numbers"
-                    )
-                self.of_labels = dict(best)
-            elif not is_named:
-                self.default = score_of(number, part)
-            else:
+            if is_named:
                 labels = [label for label, known in names.items() if known == name]
                 if not labels:
                     known = ", ".join(f"'{known}'" for known in list(names.values())[:8])
                     raise InputError(f"--box-thresh {part}: {owner} has no class '{name}' (it has {known}, ...)")
-                by_name |= dict.fromkeys(labels, score_of(number, part))
-        self.of_labels |= by_name
+                self.of_labels |= dict.fromkeys(labels, score_of(number, part))
+            elif part != BEST:
+                self.default = score_of(number, part)
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
         """Return the threshold of each label, int64 [N] -> float64 [N]."""

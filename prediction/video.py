@@ -1,13 +1,13 @@
 """Predict videos with PyAV: frames in; a drawn H.264 video with the same times, and a line of JSON per frame, out."""
 
+import importlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,23 +31,12 @@ SLACK = 0.02  # share of a video's frames or duration that may be missing: files
 
 @dataclass
 class Frame:
-    """A frame of a video.
+    """A frame of a video."""
 
-    Attributes:
-        number: its number in the video, from 0.
-        pts: its time in units of the video's time base.
-        decoded: PyAV's frame, not yet upright.
-        matrix: a, b, c, d of the display matrix: pixel x, y is shown at a * x + c * y, b * x + d * y.
-    """
-
-    number: int
-    pts: int
-    decoded: Any
-    matrix: tuple[int, int, int, int]
-
-    def image(self) -> Image.Image:
-        """Convert the frame to RGB, upright."""
-        return Image.fromarray(upright(self.decoded.to_ndarray(format="rgb24"), self.matrix))
+    number: int  # from 0
+    pts: int  # its time in units of the video's time base
+    decoded: Any  # PyAV's frame, not yet upright
+    matrix: tuple[int, int, int, int]  # a, b, c, d: pixel x, y is shown at a * x + c * y, b * x + d * y
 
 
 def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_path: Path | None, every: int) -> str:
@@ -57,7 +46,7 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
 
     Args:
         json_path: file for a line of JSON per frame; None for no such file.
-        every: 1 for all frames, N for every N-th one; the others are left out.
+        every: predict and write only every n-th frame.
 
     Returns:
         What is wrong with the video's file, or "". The readable frames of a damaged file are predicted.
@@ -66,32 +55,27 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
         InputError: PyAV is missing, or the output cannot be written.
         RunEnded: after Ctrl-C.
     """
-    av = import_pyav(source.path)
+    av = optional_package("av", f"{source.path}: videos need PyAV", "av")
     try:
         video = VideoReader(av, source.path, every)
     except (av.FFmpegError, ValueError) as error:
         return f"{source.path}: cannot be read as a video ({getattr(error, 'strerror', None) or error})"
 
     def load(frame: Frame) -> LoadedImage:
-        return predictor.load(frame.image())
+        return predictor.load(Image.fromarray(upright(frame.decoded.to_ndarray(format="rgb24"), frame.matrix)))
 
     def finish(frame: Frame, found: Prediction, seconds: float) -> tuple[Image.Image, Prediction]:
         return found.draw(enlarge=False), found
 
     written, objects, start, stopped, failure = 0, 0, time.perf_counter(), False, None
     bar = tqdm(total=video.length, desc=source.file_name, unit=" frames")
-    with (
-        writing_output(), open_lines(json_path) as lines, renaming_to(path) as temporary,
-        VideoWriter(av, temporary, video) as drawn, bar,
-    ):  # fmt: skip
+    with recording(av, path, json_path, video.rate, video.time_base) as write, bar:
         try:
             for outcome in predict_all(predictor, video.frames(), load, finish):
                 if outcome.error:
                     raise ValueError(outcome.error)
                 image, found = outcome.result
-                drawn.write(image, outcome.item.pts)
-                if lines is not None:
-                    lines.write(frame_line(outcome.item.number, float(outcome.item.pts * video.time_base), found))
+                write(outcome.item.number, outcome.item.pts, image, found)
                 written, objects = written + 1, objects + len(found)
                 bar.update()
         except KeyboardInterrupt:
@@ -109,12 +93,12 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
     return video.error
 
 
-def import_pyav(path: Path) -> ModuleType:
+def optional_package(module: str, need: str, package: str) -> Any:
+    """Import and return a module, or raise an InputError that begins with who needs it."""
     try:
-        import av
+        return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"{path}: videos need PyAV, which is not installed: pip install av ({error})") from None
-    return av
+        raise InputError(f"{need}, which is not installed: pip install {package} ({error})") from None
 
 
 class VideoReader:
@@ -127,7 +111,7 @@ class VideoReader:
         error: what is wrong with the file, known once it has been read; "" if nothing.
     """
 
-    def __init__(self, av: ModuleType, path: Path, every: int):
+    def __init__(self, av: Any, path: Path, every: int):
         self.av, self.path, self.every = av, path, every
         self.container = av.open(str(path))
         if not self.container.streams.video:
@@ -206,45 +190,46 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
     return np.ascontiguousarray(pixels[:: d or 1, :: a or 1])
 
 
-class VideoWriter:
-    """Context that writes an H.264 video; odd sides get one more row or column. Without a frame, it writes no file.
+@contextmanager
+def recording(
+    av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
+) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
+    """Write a drawn H.264 video, and lines of JSON if there is a path for these; without a frame, no video.
+
+    Odd sides get one more row or column of pixels.
 
     Args:
-        like: the video whose time base and rate to use.
+        rate: frames per second that the file states; frames keep their own times.
+        time_base: seconds per unit of these times.
+
+    Yields:
+        A function that appends a frame: its number, time, drawn image and prediction.
     """
+    with writing_output(), ExitStack() as stack:
+        lines = None if json_path is None else stack.enter_context(open_new(json_path))
+        temporary = stack.enter_context(renaming_to(path))
+        container: Any = None
 
-    def __init__(self, av: ModuleType, path: Path, like: VideoReader):
-        self.av, self.path, self.like = av, path, like
-        self.container: Any = None
+        def write(number: int, pts: int, image: Image.Image, found: Prediction) -> None:
+            nonlocal container
+            pixels = np.asarray(image)
+            pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
+            if container is None:
+                container = stack.enter_context(av.open(str(temporary), "w"))
+                stream = container.add_stream("libx264", rate=rate, options=ENCODER)
+                stack.callback(lambda: container.mux(stream.encode(None)))
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.colorspace = BT601
+                stream.codec_context.color_range = LIMITED_RANGE
+                stream.time_base = stream.codec_context.time_base = time_base
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = pts, time_base
+            container.mux(container.streams.video[0].encode(frame))
+            if lines is not None:
+                lines.write(frame_line(number, float(pts * time_base), found))
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.container is not None:
-            self.container.mux(self.stream.encode(None))
-            self.container.close()
-
-    def write(self, image: Image.Image, pts: int) -> None:
-        """Append a frame at a time in units of the time base."""
-        pixels = np.asarray(image)
-        pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
-        if self.container is None:
-            self.container = self.av.open(str(self.path), "w")
-            self.stream = self.container.add_stream("libx264", rate=self.like.rate, options=ENCODER)
-            self.stream.height, self.stream.width = pixels.shape[:2]
-            self.stream.pix_fmt = "yuv420p"
-            self.stream.codec_context.colorspace = BT601
-            self.stream.codec_context.color_range = LIMITED_RANGE
-            self.stream.time_base = self.stream.codec_context.time_base = self.like.time_base
-        frame = self.av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = pts, self.like.time_base
-        self.container.mux(self.stream.encode(frame))
-
-
-def open_lines(path: Path | None) -> AbstractContextManager:
-    """Open the file for the lines of JSON; None for a path of None."""
-    return nullcontext() if path is None else open_new(path)
+        yield write
 
 
 def frame_line(number: int, seconds: float, found: Prediction) -> str:

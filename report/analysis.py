@@ -1,4 +1,4 @@
-"""Compute all results of one comparison, of boxes or of masks."""
+"""Compute all results of one comparison of detections and objects: of boxes, masks or boundaries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,52 +7,36 @@ import numpy as np
 
 from report.average_precision import (
     BestScore,
+    Calibration,
     ClassResult,
     Group,
+    all_groups,
     best_overall,
-    by_border,
-    by_crowding,
-    by_size,
+    calibration,
     class_results,
     mean_curves,
 )
 from report.bootstrap import Interval, coco_stats, draw_weights, resample
-from report.calibration import Calibration, calibration
 from report.confusion import Confusion, confusion
 from report.error_kinds import Errors, find_errors
 from report.eval_data import EvalData
 from report.matching import InRange, Overlaps, find_overlaps, match, match_areas
 from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics
 
-KIND_NAMES = {
-    "segm": "masks",
-    "bbox": "boxes",
-    "boundary": "boundaries",
-}  # the first kind in the results determines images and suspects
-
 
 @dataclass
 class Analysis:
-    """Results of one comparison.
+    """Results of one comparison."""
 
-    Attributes:
-        kind: "bbox", "segm" or "boundary".
-        curves: float64 [3, 101], mean of the classes' curves.
-        best: the score threshold, common to all classes, with the best F1.
-        pairs: pairs of objects and detections at that threshold.
-        intervals: of AP, AP50 and AP75 per class; the last is that of the mean over classes.
-        groups: "size", "crowding" and "border" -> AP of each group.
-    """
-
-    kind: str
+    kind: str  # "bbox", "segm" or "boundary"
     overlaps: Overlaps
     classes: list[ClassResult]
-    curves: np.ndarray
-    best: BestScore
+    curves: np.ndarray  # float64 [3, 101], mean of the classes' curves
+    best: BestScore  # common to all classes
     errors: Errors
-    pairs: Confusion
+    pairs: Confusion  # at the best score
     groups: dict[str, list[Group]]
-    intervals: list[list[Interval]]
+    intervals: list[list[Interval]]  # of AP, AP50 and AP75 per class; the last is that of the mean over classes
     calibration: Calibration
 
     def by_ap(self) -> list[int]:
@@ -67,8 +51,7 @@ def analyse(data: EvalData, kind: str) -> Analysis:
     matching = match(data, overlaps)
     classes = class_results(data, matching)
     best = best_overall(data, matching)
-    weights = draw_weights(len(data.image_ids))
-    lowest = best.threshold if best.threshold == best.threshold else float("inf")  # NaN: no detection is correct
+    samples = resample(data, {"AP": InRange(matching, ~data.objects.crowds)}, draw_weights(len(data.image_ids)))
     return Analysis(
         kind,
         overlaps,
@@ -76,19 +59,15 @@ def analyse(data: EvalData, kind: str) -> Analysis:
         mean_curves(classes),
         best,
         find_errors(data, overlaps, matching),
-        confusion(data, overlaps, matching, lowest),
-        {
-            "size": by_size(data, matching, kind),
-            "crowding": by_crowding(data, matching),
-            "border": by_border(data, matching),
-        },
-        resample(data, {"AP": InRange(matching, ~data.objects.crowds)}, weights).intervals()[:3],
+        confusion(data, overlaps, matching, best.threshold),
+        all_groups(data, matching, kind),
+        samples.intervals()[:3],
         calibration(data, matching),
     )
 
 
 def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) -> Metrics:
-    """Compute COCO's metrics of boundaries, see report/boundaries.py.
+    """Compute COCO's metrics of boundaries, see boundaries.py.
 
     Args:
         labels: label -> category id; None: they are the same.

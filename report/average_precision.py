@@ -1,89 +1,78 @@
-"""Compute AP from a matching: per class, with curves and best F1, and per group of objects.
+"""Compute AP from a matching: per class, with curves, best F1 and calibration, and per group of objects.
 
 Curves and APs of classes equal those of hotcoco and pycocotools. They are computed here because the groups, and the
 repairs of error_kinds.py, need the AP of subsets of detections and objects, which neither library supports.
-
-Objects are grouped by size, by the number of objects in the image, or by distance to the border. The matching over all
-objects is kept. A matched detection belongs to its object's group, any other to the group of its own size or place.
-COCO's small, medium and large repeat the matching within each range, so the numbers of equal ranges can differ in the
-third decimal.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from report.eval_data import EvalData
+from report.eval_data import Detections, EvalData, Objects
 from report.matching import Matching, detection_areas
 
-RECALLS = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101)  # 0.01 times 0, 1, ..., 100
 AT_50, AT_75 = 0, 5  # indices of these thresholds in matching.IOUS
-SIZE_EDGES = (0, 16, 32, 64, 96, 128, 256)  # square root of the area, in pixels; includes COCO's 32 and 96
-CROWDING_EDGES = (1, 2, 4, 8, 16)  # objects in the image
-BORDER_EDGES = (0, 1, 5, 15)  # distance in percent of the image's short side; the first range is "touches it"
+BINS = 10  # of the calibration, of equal width
+GROUPS = {  # lower ends of the ranges, and their names
+    # Square root of the area in pixels; includes COCO's 32 and 96.
+    "size": ((0, 16, 32, 64, 96, 128, 256), ("under 16", "16-32", "32-64", "64-96", "96-128", "128-256", "over 256")),
+    # Objects in the image, including crowds.
+    "crowding": ((1, 2, 4, 8, 16), ("1", "2-3", "4-7", "8-15", "16 and more")),
+    # Distance of the box to the nearest border, in percent of the image's short side.
+    "border": ((0, 1, 5, 15), ("touches it", "1-5 %", "5-15 %", "over 15 %")),
+}
+
+
+class BestScore(NamedTuple):
+    """The score threshold with the best F1, and precision, recall and F1 at that threshold."""
+
+    precision: float
+    recall: float
+    f1: float
+    threshold: float
+
+
+NO_SCORE = BestScore(0.0, 0.0, 0.0, float("nan"))
 
 
 @dataclass
 class ClassResult:
-    """Results of one class; numbers are NaN if the data has no object of the class.
+    """Results of one class; numbers are NaN if the data has no object of the class."""
 
-    Attributes:
-        objects: number of objects, without crowds.
-        ap, ap50, ap75: COCO's AP, AP50 and AP75.
-        precision, recall, f1: at IoU 0.5, for the detections that score at least `threshold`.
-        threshold: the score with the best F1; NaN without correct detections.
-        curves: float64 [3, 101], interpolated precision at the recalls 0, 0.01, ..., 1 at IoU 0.5, at 0.75, and as the
-            mean over all IoUs. The mean of a curve is AP50, AP75 or AP.
-    """
-
-    objects: int
+    objects: int  # without crowds
     ap: float
     ap50: float
     ap75: float
-    precision: float
+    precision: float  # with recall and f1: at IoU 0.5, of the detections that score at least `threshold`
     recall: float
     f1: float
-    threshold: float
+    threshold: float  # the score with the best F1; NaN without correct detections
+    # float64 [3, 101], interpolated precision at the recalls 0, 0.01, ..., 1 at IoU 0.5, at 0.75, and as the mean over
+    # all IoUs. The mean of a curve is AP50, AP75 or AP.
     curves: np.ndarray
-
-
-@dataclass
-class BestScore:
-    """The score threshold with the best F1, and precision, recall and F1 at that threshold."""
-
-    threshold: float
-    precision: float
-    recall: float
-    f1: float
-
-
-NONE = BestScore(float("nan"), 0.0, 0.0, 0.0)
 
 
 def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
     """Return the results of all classes, in their order."""
-    counts = object_counts(data)
-    by_class = detections_by_class(data)
     results = []
-    for k, objects in enumerate(counts.tolist()):
-        chosen = by_class[k]
-        right, counted = matching.objects[:, chosen] >= 0, ~matching.ignored[:, chosen]
+    for objects, chosen in zip(object_counts(data).tolist(), detections_by_class(data)):
         if not objects:
             nan = float("nan")
-            results.append(ClassResult(0, nan, nan, nan, nan, nan, nan, nan, np.full((3, 101), np.nan)))
+            results.append(ClassResult(0, nan, nan, nan, nan, nan, nan, nan, np.full((3, 101), nan)))
             continue
+        right, counted = matching.objects[:, chosen] >= 0, ~matching.ignored[:, chosen]
         curve = interpolated_precision(right, counted, objects)
         curves = np.stack((curve[AT_50], curve[AT_75], curve.mean(axis=0)))
         ap50, ap75, ap = curves.mean(axis=1).tolist()
         best = best_f1(data.detections.scores[chosen], right[AT_50], counted[AT_50], objects)
-        results.append(
-            ClassResult(objects, ap, ap50, ap75, best.precision, best.recall, best.f1, best.threshold, curves)
-        )
+        results.append(ClassResult(objects, ap, ap50, ap75, *best, curves))
     return results
 
 
-def mean_curves(results: list[ClassResult]) -> np.ndarray:
+def mean_curves(results: Sequence[ClassResult]) -> np.ndarray:
     """Return the mean over the classes that have objects, float64 [3, 101]; NaN if none has."""
     curves = [result.curves for result in results if result.objects]
     return np.mean(curves, axis=0) if curves else np.full((3, 101), np.nan)
@@ -119,82 +108,93 @@ def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int)
     """
     hits = np.cumsum(right & counted, axis=1)
     misses = np.cumsum(~right & counted, axis=1)
-    recall = hits / objects
     precision = hits / (hits + misses + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
-    return np.stack([row[np.searchsorted(reached, RECALLS, side="left")] for row, reached in zip(padded, recall)])
+    padded = np.pad(precision, ((0, 0), (0, 1)))
+    return np.stack([row[np.searchsorted(reached, RECALLS)] for row, reached in zip(padded, hits / objects)])
 
 
 def best_f1(scores: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: int) -> BestScore:
     """Find the score threshold with the best F1 for detections [N], sorted by descending score."""
     scores, right = scores[counted], right[counted]
-    if not len(scores) or not right.any():
-        return NONE
+    if not objects or not right.any():
+        return NO_SCORE
     hits, found = right.cumsum(), np.arange(1, len(right) + 1)
     f1 = 2 * hits / (objects + found)
     f1[:-1][scores[:-1] == scores[1:]] = -1  # a threshold includes all detections with equal scores
     best = int(f1.argmax())
-    recall = float(hits[best] / objects)
-    return BestScore(float(scores[best]), float(hits[best] / found[best]), recall, float(f1[best]))
+    precision, recall = float(hits[best] / found[best]), float(hits[best] / objects)
+    return BestScore(precision, recall, float(f1[best]), float(scores[best]))
 
 
 def best_overall(data: EvalData, matching: Matching) -> BestScore:
     """Find the score threshold, common to all classes, with the best F1 at IoU 0.5."""
     order = np.argsort(-data.detections.scores, kind="stable")
     right, counted = matching.objects[AT_50, order] >= 0, ~matching.ignored[AT_50, order]
-    objects = int(object_counts(data).sum())
-    return best_f1(data.detections.scores[order], right, counted, objects) if objects else NONE
+    return best_f1(data.detections.scores[order], right, counted, int(object_counts(data).sum()))
+
+
+@dataclass
+class Calibration:
+    """Scores and shares of right detections at IoU 0.5, in B ranges of scores.
+
+    A calibrated score of 0.8 is right in 8 of 10 cases.
+    """
+
+    counts: np.ndarray  # int64 [B], detections
+    scores: np.ndarray  # float64 [B], their mean score; NaN without detections
+    right: np.ndarray  # float64 [B], the share that is right; NaN without detections
+    error: float  # expected calibration error: mean difference of the two over all detections; NaN without any
+
+
+def calibration(data: EvalData, matching: Matching) -> Calibration:
+    """Compute the calibration of all detections but those inside crowds; equals hotcoco's `calibration`."""
+    counted = ~matching.ignored[AT_50]
+    scores, right = data.detections.scores[counted], matching.objects[AT_50, counted] >= 0
+    bins = np.clip(scores * BINS, 0, BINS - 1).astype(int)
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        means, shares = (np.bincount(bins, values, minlength=BINS) / counts for values in (scores, right))
+    error = np.nansum(counts * np.abs(means - shares)) / counts.sum() if len(scores) else float("nan")
+    return Calibration(counts, means, shares, float(error))
 
 
 @dataclass
 class Group:
-    """Objects within one range of a property.
+    """Objects within one range of a property."""
 
-    Attributes:
-        name: the range as text.
-        objects: number of objects, without crowds.
-        ap: mean over IoUs and over the classes with objects in the group; NaN without objects.
+    name: str  # of the range
+    objects: int  # without crowds
+    ap: float  # mean over IoUs and over the classes with objects in the group; NaN without objects
+
+
+def all_groups(data: EvalData, matching: Matching, kind: str) -> dict[str, list[Group]]:
+    """Compute the AP of the ranges of GROUPS: by size, by objects in the image, by distance to the border.
+
+    The matching over all objects is kept. A matched detection belongs to its object's group, any other to the group of
+    its own size or place. COCO's small, medium and large repeat the matching within each range, so the numbers of equal
+    ranges can differ in the third decimal.
     """
-
-    name: str
-    objects: int
-    ap: float
-
-
-def by_size(data: EvalData, matching: Matching, kind: str) -> list[Group]:
-    """Group by the square root of the area."""
-    names = range_names(SIZE_EDGES)
-    own = np.sqrt(detection_areas(data, kind))
-    return groups(data, matching, np.sqrt(data.objects.areas), own, SIZE_EDGES, names)
+    objects, found = data.objects, data.detections
+    in_image = np.bincount(objects.images, minlength=len(data.image_ids))
+    values = {
+        "size": (np.sqrt(objects.areas), np.sqrt(detection_areas(data, kind))),
+        # False detections in an image without objects belong to the first group.
+        "crowding": (in_image[objects.images], np.maximum(in_image[found.images], 1)),
+        "border": (border_distance(data, objects), border_distance(data, found)),
+    }
+    return {name: group_aps(data, matching, *values[name], *ranges) for name, ranges in GROUPS.items()}
 
 
-def by_crowding(data: EvalData, matching: Matching) -> list[Group]:
-    """Group by the number of objects in the image, including crowds."""
-    counts = np.bincount(data.objects.images, minlength=len(data.image_ids))
-    names = ["1", "2-3", "4-7", "8-15", "16 and more"]
-    # False detections in an image without objects belong to the first group.
-    found_in = np.maximum(counts[data.detections.images], 1)
-    return groups(data, matching, counts[data.objects.images], found_in, CROWDING_EDGES, names)
-
-
-def by_border(data: EvalData, matching: Matching) -> list[Group]:
-    """Group by the distance of the box to the nearest border of the image."""
-    names = ["touches it", "1-5 %", "5-15 %", "over 15 %"]
-    objects = border_distance(data, data.objects.boxes, data.objects.images)
-    found = border_distance(data, data.detections.boxes, data.detections.images)
-    return groups(data, matching, objects, found, BORDER_EDGES, names)
-
-
-def border_distance(data: EvalData, boxes: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Return the distances of boxes [N, 4] in percent of their image's short side, float64 [N]."""
-    height, width = data.sizes[images].T
-    x, y, w, h = boxes.T
+def border_distance(data: EvalData, of: Objects | Detections) -> np.ndarray:
+    """Return the distances of boxes to the border in percent of their image's short side, float64 [N]."""
+    height, width = data.sizes[of.images].T
+    x, y, w, h = of.boxes.T
     gaps = np.stack((x, y, width - x - w, height - y - h))
     return 100 * np.maximum(gaps.min(axis=0, initial=np.inf), 0) / np.minimum(height, width)
 
 
-def groups(
+def group_aps(
     data: EvalData,
     matching: Matching,
     of_objects: np.ndarray,
@@ -202,33 +202,21 @@ def groups(
     edges: Sequence[float],
     names: Sequence[str],
 ) -> list[Group]:
-    """Compute the AP of each range of a property.
-
-    Args:
-        of_objects, of_detections: values of the property, [G] and [D].
-        edges: lower ends of the ranges.
-    """
-    in_range = np.searchsorted(edges, of_objects, side="right") - 1
-    own_range = np.searchsorted(edges, of_detections, side="right") - 1
+    """Compute the AP of each range of a property, whose values are [G] and [D]; `edges` are the ranges' lower ends."""
+    in_range, own_range = (np.searchsorted(edges, each, side="right") - 1 for each in (of_objects, of_detections))
     matched = matching.objects >= 0
     ranges = np.broadcast_to(own_range, matched.shape).copy()
-    if len(data.objects):
-        ranges[matched] = in_range[matching.objects[matched]]
-    real = ~data.objects.crowds
+    ranges[matched] = in_range[matching.objects[matched]]
     by_class = detections_by_class(data)
     result = []
     for number, name in enumerate(names):
-        counts = np.bincount(data.objects.classes[real & (in_range == number)], minlength=len(by_class))
+        chosen_objects = ~data.objects.crowds & (in_range == number)
+        counts = np.bincount(data.objects.classes[chosen_objects], minlength=len(by_class))
         counted = ~matching.ignored & (ranges == number)
         aps = [
-            interpolated_precision(matched[:, chosen], counted[:, chosen], int(counts[k])).mean()
-            for k, chosen in enumerate(by_class)
-            if counts[k]
+            interpolated_precision(matched[:, chosen], counted[:, chosen], count).mean()
+            for count, chosen in zip(counts.tolist(), by_class)
+            if count
         ]
         result.append(Group(name, int(counts.sum()), float(np.mean(aps)) if aps else float("nan")))
     return result
-
-
-def range_names(edges: Sequence[int]) -> list[str]:
-    names = [f"{low}-{high}" for low, high in zip(edges[:-1], edges[1:])]
-    return [f"under {edges[1]}", *names[1:], f"over {edges[-1]}"]

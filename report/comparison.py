@@ -6,44 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from report.analysis import KIND_NAMES
+from dataset_files.stored_images import RGB, ImageForm
 from report.average_precision import best_overall, object_counts
 from report.bootstrap import FEWEST_IMAGES, METRICS, Interval, Resampled, draw_weights, interval_of, resample
 from report.confusion import Confusion, ImageScores, confusion, score_images
 from report.eval_data import EvalData, make_eval_data
 from report.matching import find_overlaps, match_areas
+from train_utils.metrics.coco_evaluation import TITLES
 
 
 @dataclass
 class Side:
-    """One of the two: its name and its detections.
-
-    Attributes:
-        results: kind -> results in COCO's format; entries at one index are one detection.
-    """
+    """One of the two."""
 
     name: str
-    results: Mapping[str, Sequence[Mapping[str, Any]]]
+    results: Mapping[str, Sequence[Mapping[str, Any]]]  # as for `make_eval_data`
 
 
 @dataclass
 class Row:
-    """One metric of A and B; NaN where the data has no such objects, or too few for an interval.
+    """One metric of A and B; NaN where the data has no such objects, or too few for an interval."""
 
-    Attributes:
-        name: of the metric or the class.
-        objects: number of objects, without crowds; of all sizes.
-        ahead: share of the resamples in which B is ahead of A.
-    """
-
-    name: str
-    objects: int
+    name: str  # of the metric or the class
+    objects: int  # without crowds; of all sizes
     a: float
     of_a: Interval
     b: float
     of_b: Interval
     of_difference: Interval
-    ahead: float
+    ahead: float  # share of the resamples in which B is ahead of A
 
     @property
     def difference(self) -> float:
@@ -52,18 +43,12 @@ class Row:
 
 @dataclass
 class KindComparison:
-    """The comparison of boxes, masks or boundaries.
-
-    Attributes:
-        metrics: COCO's six APs.
-        classes: AP per class.
-        pairs, scores: of A and of B, each at its best score.
-    """
+    """The comparison of boxes, masks or boundaries."""
 
     kind: str
-    metrics: list[Row]
-    classes: list[Row]
-    pairs: tuple[Confusion, Confusion]
+    metrics: list[Row]  # COCO's six APs
+    classes: list[Row]  # AP per class
+    pairs: tuple[Confusion, Confusion]  # of A and of B, each at its best score
     scores: tuple[ImageScores, ImageScores]
 
     def verdict(self) -> str:
@@ -72,10 +57,10 @@ class KindComparison:
         low, high = ap.of_difference
         words = "B is better" if low > 0 else "A is better" if high < 0 else "this data cannot tell"
         if low == high == 0:
-            return f"{words}: the AP of {KIND_NAMES[self.kind]} is {ap.a:.4f} for both, in every resample too"
+            return f"{words}: the AP of {TITLES[self.kind]} is {ap.a:.4f} for both, in every resample too"
         if np.isnan(low):
             return f"{words}: fewer than {FEWEST_IMAGES} images have objects"
-        found = f"AP of {KIND_NAMES[self.kind]} {ap.a:.4f} and {ap.b:.4f}"
+        found = f"AP of {TITLES[self.kind]} {ap.a:.4f} and {ap.b:.4f}"
         return f"{words}: {found}, a difference of {signed(ap.difference)} ({signed(low)} to {signed(high)})"
 
     def changed_most(self, number: int) -> list[int]:
@@ -96,16 +81,21 @@ class Comparison:
 
 
 def compare(
-    content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], seed: int = 0
+    content: Mapping[str, Any],
+    a: Side,
+    b: Side,
+    kinds: Sequence[str],
+    paths: Mapping[int, Any],
+    form: ImageForm = RGB,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two sets of detections.
 
     Args:
-        content: ground truth: `images`, `annotations` and `categories` of a COCO file.
+        content, paths, form: as for `make_eval_data`.
         kinds: "segm", "bbox", "boundary"; the first decides.
-        paths: image id -> file.
     """
-    data = make_eval_data(content, a.results, paths), make_eval_data(content, b.results, paths)
+    data = (make_eval_data(content, a.results, paths, form), make_eval_data(content, b.results, paths, form))
     weights = draw_weights(len(content["images"]), seed=seed)
     return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])
 
@@ -116,12 +106,10 @@ def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray
         overlaps = find_overlaps(one, kind)
         areas = match_areas(one, overlaps, kind)
         matching = areas["AP"].matching
-        best = best_overall(one, matching).threshold
         samples.append(resample(one, areas, weights))
-        pairs.append(confusion(one, overlaps, matching, best if best == best else float("inf")))
+        pairs.append(confusion(one, overlaps, matching, best_overall(one, matching).threshold))
         scores.append(score_images(one, pairs[-1]))
-    a, b = samples
-    counts = object_counts(data[0].of_kind(kind))
+    counts, (a, b) = object_counts(data[0].of_kind(kind)), samples
     metrics = [row(name, int(counts.sum()), a, b, i, -1) for i, name in enumerate(METRICS)]
     classes = [row(name, int(counts[k]), a, b, 0, k) for k, name in enumerate(data[0].class_names)]
     return KindComparison(kind, metrics, classes, (pairs[0], pairs[1]), (scores[0], scores[1]))
@@ -130,9 +118,8 @@ def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray
 def row(name: str, objects: int, a: Resampled, b: Resampled, metric: int, k: int) -> Row:
     of_a, of_b = a.values[metric, k], b.values[metric, k]
     difference = of_b - of_a
-    images = int(a.images[metric, k])
     known = difference[1:][~np.isnan(difference[1:])]
-    intervals = [interval_of(samples[1:], images) for samples in (of_a, of_b, difference)]
+    intervals = [interval_of(samples[1:], a.tails[metric, k]) for samples in (of_a, of_b, difference)]
     ahead = float("nan") if np.isnan(intervals[2].low) else float((known > 0).mean())
     return Row(name, objects, float(of_a[0]), intervals[0], float(of_b[0]), intervals[1], intervals[2], ahead)
 
@@ -144,7 +131,7 @@ def table(comparison: Comparison) -> str:
         width = max(len(row.name) for row in each.metrics + each.classes)
         for title, rows in (("", each.metrics), ("AP per class", each.classes)):
             head = f"  {title:<{width}}  {'A':^22}  {'B':^22}  {'B - A':^27}  B ahead in"
-            lines += ["", head] if title else ["", KIND_NAMES[each.kind], head]
+            lines += ["", head] if title else ["", TITLES[each.kind], head]
             lines += [f"  {one.name:<{width}}  {cells(one)}" for one in rows]
     return "\n".join([*lines, "", comparison.kinds[0].verdict()])
 

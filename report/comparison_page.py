@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset_files.atomic_files import write_atomically
-from dataset_files.stored_images import RGB, ImageForm
-from report.bootstrap import RESAMPLES
-from report.comparison import Comparison, Row
+from report.comparison import Comparison
 from report.gallery import Gallery, Shot
 from report.html_page import render
-from report.tables import as_json, write_table
+from report.tables import write_json, write_table
 from train_utils.errors import reading_input
 
 CHANGED_SHOWN = 24
@@ -21,44 +19,33 @@ HEAD = (
 )  # fmt: skip
 
 
-def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, str], form: ImageForm = RGB) -> Path:
+def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, str]) -> Path:
     """Write report.html, report.json and comparison.csv into a folder; return the page's path."""
-    leading = comparison.kinds[0]
-    galleries = [Gallery(data, pairs, form) for data, pairs in zip(comparison.data, leading.pairs)]
-    captions = {image: caption(comparison, image) for image in leading.changed_most(CHANGED_SHOWN)}
-    for gallery in galleries:
-        changed = [gallery.admit(Shot(image), words) for image, words in captions.items()]
+    leading, data = comparison.kinds[0], comparison.data[0]
+    galleries = [Gallery(*each) for each in zip(comparison.data, leading.pairs)]
+    changed = []
+    for image in leading.changed_most(CHANGED_SHOWN):
+        a, b = (scores.f1[image] for scores in leading.scores)
+        changed.append(galleries[0].admit(Shot(image), f"{data.file_names[image]} – F1 of A {a:.2f}, of B {b:.2f}"))
     content = galleries[0].content()
     for image, shown in content["images"].items():
-        shown["other"] = galleries[1].detections_of(int(image), galleries[1].right()[1], set())
-    title = " and ".join(f"{letter}: {Path(name).name}" for letter, name in zip("AB", comparison.names))
+        shown["other"] = galleries[1].detections_of(int(image))
     page = render(
         "comparison.html", {},
-        title=title, comparison=comparison, changed=changed if captions else [], resamples=RESAMPLES,
-        scores=[pairs.score for pairs in leading.pairs], data=comparison.data[0],
-        facts={"A": comparison.names[0], "B": comparison.names[1], **facts},
-        content={"names": comparison.data[0].class_names, "cells": {}, **content},
-        shots=content["shots"], images=content["images"],
+        title=" and ".join(f"{letter}: {Path(name).name}" for letter, name in zip("AB", comparison.names)),
+        facts={"A": comparison.names[0], "B": comparison.names[1], **facts}, comparison=comparison, data=data,
+        changed=changed, scores=[pairs.score for pairs in leading.pairs],
+        content={"names": data.class_names, "cells": {}, **content},
     )  # fmt: skip
-    numbers = {
-        each.kind: {"metrics": [plain(row) for row in each.metrics], "classes": [plain(row) for row in each.classes]}
-        for each in comparison.kinds
-    }
+    numbers: dict[str, Any] = {"facts": facts, "verdicts": {each.kind: each.verdict() for each in comparison.kinds}}
+    for each in comparison.kinds:
+        rows = {"metrics": each.metrics, "classes": each.classes}
+        numbers[each.kind] = {name: [asdict(r) | {"difference": r.difference} for r in of] for name, of in rows.items()}
     with reading_input():
         write_atomically(folder / "report.html", page)
         write_table(folder / "comparison.csv", HEAD, csv_rows(comparison))
-        verdicts = {each.kind: each.verdict() for each in comparison.kinds}
-        write_atomically(folder / "report.json", as_json({"facts": dict(facts), "verdicts": verdicts} | numbers))
+        write_json(folder / "report.json", numbers)
     return folder / "report.html"
-
-
-def caption(comparison: Comparison, image: int) -> str:
-    a, b = (f"{scores.f1[image]:.2f}" for scores in comparison.kinds[0].scores)
-    return f"{comparison.data[0].file_names[image]} – F1 of A {a}, of B {b}"
-
-
-def plain(row: Row) -> dict[str, Any]:
-    return asdict(row) | {"difference": row.difference}
 
 
 def csv_rows(comparison: Comparison) -> Iterator[Sequence[Any]]:

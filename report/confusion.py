@@ -14,22 +14,17 @@ FITS = 0.5  # IoU
 
 @dataclass
 class Confusion:
-    """Pairs of objects and detections, at IoU 0.5 and a score threshold.
+    """N pairs of objects and detections, at IoU 0.5 and a score threshold."""
 
-    Attributes:
-        score: the score threshold; lower detections are ignored.
-        matrix: int64 [K + 1, K + 1]. Rows are annotated classes, columns detected classes. The last row counts
-            detections on background, the last column missed objects.
-        rows, columns: int64 [N], the cell of each pair.
-        objects, detections: int64 [N], the pair; -1 if it lacks one.
-    """
-
-    score: float
+    score: float  # lower detections are ignored
+    # int64 [K + 1, K + 1]. Rows are annotated classes, columns detected ones; the last row counts detections on
+    # background, the last column missed objects.
     matrix: np.ndarray
-    rows: np.ndarray
+    rows: np.ndarray  # int64 [N], with columns: the cell of each pair
     columns: np.ndarray
-    objects: np.ndarray
+    objects: np.ndarray  # int64 [N], with detections: the pair; -1 if it lacks one
     detections: np.ndarray
+    images: np.ndarray  # int64 [N]
 
 
 def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: float) -> Confusion:
@@ -39,7 +34,7 @@ def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: flo
     class from the start, so that it can show a detection as confused that COCO's AP counts as right (4 of 832 pairs of
     the official example differ).
     """
-    number, background = len(data.detections), len(data.class_names)
+    background = len(data.class_names)
     kept = data.detections.scores >= score  # matches do not depend on detections with lower scores
     partner = np.where(kept, matching.objects[AT_50], -1)
     taken = np.zeros(len(data.objects), dtype=bool)
@@ -49,35 +44,29 @@ def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: flo
         d, g = overlaps.detections[p], overlaps.objects[p]
         if not overlaps.crowds[p] and partner[d] < 0 and not taken[g]:
             partner[d], taken[g] = g, True
-    in_crowd = np.zeros(number, dtype=bool)
+    in_crowd = np.zeros(len(kept), dtype=bool)
     in_crowd[overlaps.detections[fitting[overlaps.crowds[fitting]]]] = True
 
     shown = np.flatnonzero(kept & ~(in_crowd & (partner < 0)))
     missed = np.flatnonzero(~taken & ~data.objects.crowds)
     objects = np.concatenate((partner[shown], missed))
     detections = np.concatenate((shown, np.full(len(missed), -1)))
-    rows = np.where(objects >= 0, data.objects.classes[objects] if len(data.objects) else background, background)
-    columns = np.where(detections >= 0, data.detections.classes[detections] if number else background, background)
+    rows = np.append(data.objects.classes, background)[objects]  # -1, which means none, is the appended one
+    columns = np.append(data.detections.classes, background)[detections]
+    images = np.concatenate((data.detections.images[shown], data.objects.images[missed]))
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
     np.add.at(matrix, (rows, columns), 1)
-    return Confusion(score, matrix, rows, columns, objects, detections)
+    return Confusion(score, matrix, rows, columns, objects, detections, images)
 
 
 @dataclass
 class ImageScores:
-    """Right and wrong detections of I images, at the score of the confusion matrix.
+    """Right and wrong detections of I images, at the score of the confusion matrix."""
 
-    Attributes:
-        right: int64 [I], detections with an object of their class.
-        false: int64 [I], other detections.
-        missed: int64 [I], objects without a detection of their class.
-        f1: float64 [I], NaN if an image has neither objects nor detections.
-    """
-
-    right: np.ndarray
-    false: np.ndarray
-    missed: np.ndarray
-    f1: np.ndarray
+    right: np.ndarray  # int64 [I], detections with an object of their class
+    false: np.ndarray  # int64 [I], other detections
+    missed: np.ndarray  # int64 [I], objects without a detection of their class
+    f1: np.ndarray  # float64 [I], NaN if an image has neither objects nor detections
 
     def worst(self, number: int) -> list[int]:
         """Return images by ascending F1; among equals, those with most errors come first."""
@@ -99,48 +88,31 @@ class ImageScores:
 
 def score_images(data: EvalData, pairs: Confusion) -> ImageScores:
     """Count right, false and missed per image, from the pairs of the confusion matrix."""
-    number = len(data.image_ids)
-    images = images_of(data, pairs)
     is_right = pairs.rows == pairs.columns
-    right = np.bincount(images[is_right], minlength=number)
-    false = np.bincount(images[~is_right & (pairs.detections >= 0)], minlength=number)
-    missed = np.bincount(images[~is_right & (pairs.objects >= 0)], minlength=number)
+    right, false, missed = (
+        np.bincount(pairs.images[chosen], minlength=len(data.image_ids))
+        for chosen in (is_right, ~is_right & (pairs.detections >= 0), ~is_right & (pairs.objects >= 0))
+    )
     with np.errstate(invalid="ignore"):
         f1 = 2 * right / (2 * right + false + missed)
     return ImageScores(right, false, missed, f1)
 
 
-def images_of(data: EvalData, pairs: Confusion) -> np.ndarray:
-    """Return the image of each pair, int64 [N]."""
-    images = np.zeros(len(pairs.rows), dtype=np.int64)
-    with_object, with_detection = pairs.objects >= 0, pairs.detections >= 0
-    images[with_object] = data.objects.images[pairs.objects[with_object]]
-    images[with_detection] = data.detections.images[pairs.detections[with_detection]]
-    return images
-
-
-def describe_errors(data: EvalData, pairs: Confusion, of_image: np.ndarray, image: int) -> str:
-    """Describe the errors of an image, such as "missed: 2 cup; dog taken for cat; false: chair".
-
-    Args:
-        of_image: the result of `images_of`.
-    """
+def describe_errors(data: EvalData, pairs: Confusion, image: int) -> str:
+    """Describe the errors of an image, such as "dog taken for cat; missed: 2 cup; false: chair"."""
     background = len(data.class_names)
-    missed: Counter[str] = Counter()
-    false: Counter[str] = Counter()
-    confused: Counter[str] = Counter()
-    for p in np.flatnonzero((of_image == image) & (pairs.rows != pairs.columns)).tolist():
+    found: dict[str, Counter[str]] = {"": Counter(), "missed: ": Counter(), "false: ": Counter()}
+    for p in np.flatnonzero((pairs.images == image) & (pairs.rows != pairs.columns)).tolist():
         row, column = int(pairs.rows[p]), int(pairs.columns[p])
         if column == background:
-            missed[data.class_names[row]] += 1
+            found["missed: "][data.class_names[row]] += 1
         elif row == background:
-            false[data.class_names[column]] += 1
+            found["false: "][data.class_names[column]] += 1
         else:
-            confused[f"{data.class_names[row]} taken for {data.class_names[column]}"] += 1
-    parts = [counted(confused)] if confused else []
-    parts += [f"{title}: {counted(names)}" for title, names in (("missed", missed), ("false", false)) if names]
+            found[""][f"{data.class_names[row]} taken for {data.class_names[column]}"] += 1
+    parts = [
+        title + ", ".join(f"{number} {name}" if number > 1 else name for name, number in names.most_common())
+        for title, names in found.items()
+        if names
+    ]
     return "; ".join(parts) or "nothing wrong"
-
-
-def counted(names: Counter[str]) -> str:
-    return ", ".join(f"{number} {name}" if number > 1 else name for name, number in names.most_common())

@@ -13,37 +13,25 @@ MOST_IMAGES = 2000  # sampled from a training split, as decoding all masks takes
 
 @dataclass
 class DataStatistics:
-    """Statistics of the objects of a split, without crowds.
+    """Statistics of the G objects of a split, without crowds."""
 
-    Attributes:
-        images: number of images in the split.
-        measured: number of images that were sampled.
-        class_counts: int64 [K], objects per class.
-        class_images: int64 [K], images with the class.
-        per_image: int64 [measured], objects per image.
-        sizes: float64 [G], square roots of the areas, in pixels.
-        shapes: float64 [G], width over height.
-        together: int64 [K, K], images that have both classes; the diagonal is `class_images`.
-    """
-
-    images: int
-    measured: int
-    class_counts: np.ndarray
-    class_images: np.ndarray
-    per_image: np.ndarray
-    sizes: np.ndarray
-    shapes: np.ndarray
-    together: np.ndarray
+    images: int  # in the split
+    measured: int  # images that were sampled
+    class_counts: np.ndarray  # int64 [K], objects per class
+    class_images: np.ndarray  # int64 [K], images with the class
+    per_image: np.ndarray  # int64 [measured], objects per image
+    sizes: np.ndarray  # float64 [G], square roots of the areas, in pixels
+    shapes: np.ndarray  # float64 [G], width over height
+    together: np.ndarray  # int64 [K, K], images that have both classes; the diagonal is `class_images`
 
 
 def statistics_of(data: EvalData) -> DataStatistics:
     """Compute the statistics of an evaluation's ground truth."""
-    objects, real = data.objects, ~data.objects.crowds
-    number = len(data.image_ids)
+    real, number = ~data.objects.crowds, len(data.image_ids)
+    o = data.objects
     return statistics(
-        number, number, objects.images[real], objects.classes[real], objects.boxes[real], objects.areas[real],
-        len(data.class_names),
-    )  # fmt: skip
+        number, number, len(data.class_names), o.images[real], o.classes[real], o.areas[real], o.boxes[real, 2:]
+    )
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
@@ -52,46 +40,35 @@ def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int])
     Args:
         category_ids: ids of the K classes, in order; objects of other classes are not counted.
     """
-    number = len(dataset)
-    measured = np.unique(np.linspace(0, number - 1, min(number, MOST_IMAGES)).round().astype(np.int64))
+    measured = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_IMAGES)).round().astype(np.int64))
     place = {category: k for k, category in enumerate(category_ids)}
-    images, classes, boxes, areas = [], [], [np.zeros((0, 4))], []
+    rows = [np.zeros((0, 5))]  # image, class, area, width, height
     for position, i in enumerate(measured.tolist()):
         target = dataset.target(i)
-        numbers = [place.get(dataset.category_ids[label], -1) for label in target["labels"].tolist()]
-        kept = np.flatnonzero((np.array(numbers) >= 0) & (target["iscrowd"].numpy() == 0))
+        classes = np.array([place.get(dataset.category_ids[label], -1) for label in target["labels"].tolist()])
+        kept = np.flatnonzero((classes >= 0) & (target["iscrowd"].numpy() == 0))
         corners = target["boxes"].numpy().astype(np.float64)[kept]
-        images += [position] * len(kept)
-        classes += [numbers[j] for j in kept]
-        boxes.append(np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1))
-        areas += target["area"].numpy()[kept].tolist()
-    return statistics(
-        number, len(measured), np.array(images, dtype=np.int64), np.array(classes, dtype=np.int64),
-        np.concatenate(boxes), np.array(areas, dtype=np.float64), len(category_ids),
-    )  # fmt: skip
+        of_image = np.full(len(kept), position), classes[kept], target["area"].numpy()[kept]
+        rows.append(np.column_stack((*of_image, corners[:, 2:] - corners[:, :2])))
+    images, classes, areas, *sides = np.concatenate(rows).T
+    numbers = images.astype(np.int64), classes.astype(np.int64)
+    return statistics(len(dataset), len(measured), len(category_ids), *numbers, areas, np.stack(sides, axis=1))
 
 
 def statistics(
     total: int,
     measured: int,
+    num_classes: int,
     images: np.ndarray,
     classes: np.ndarray,
-    boxes: np.ndarray,
     areas: np.ndarray,
-    num_classes: int,
+    sides: np.ndarray,
 ) -> DataStatistics:
-    """Compute the statistics of G objects: image and class numbers [G], boxes [G, 4] x, y, width, height, areas [G]."""
+    """Compute the statistics of G objects: image and class numbers [G], areas [G], width and height of boxes [G, 2]."""
     present = np.zeros((measured, num_classes), dtype=np.float32)
     present[images, classes] = 1
     together = (present.T @ present).astype(np.int64)
-    with_area = (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
-    return DataStatistics(
-        total,
-        measured,
-        np.bincount(classes, minlength=num_classes),
-        np.diag(together).copy(),
-        np.bincount(images, minlength=measured),
-        np.sqrt(areas),
-        boxes[with_area, 2] / boxes[with_area, 3],
-        together,
-    )
+    width, height = sides[(sides > 0).all(axis=1)].T
+    counts = np.bincount(classes, minlength=num_classes), np.diag(together).copy()
+    per_image = np.bincount(images, minlength=measured)
+    return DataStatistics(total, measured, *counts, per_image, np.sqrt(areas), width / height, together)

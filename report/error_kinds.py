@@ -32,25 +32,15 @@ FITS = 0.5  # IoU
 
 @dataclass
 class Errors:
-    """The errors of D detections and G objects.
+    """The errors of D detections and G objects."""
 
-    Attributes:
-        kinds: int64 [D], RIGHT, CLASS, ... or IGNORED.
-        targets: int64 [D], the object that a detection is matched to or confused with; -1 if there is none.
-        ious: float64 [D], the IoU with that object; 0 if there is none.
-        found: bool [G], objects with a matched detection.
-        missed: bool [G], objects without a match and without an error of class or location.
-        ap50: AP at IoU 0.5, mean over the classes that have objects.
-        costs: kind -> how much AP50 rises if its errors are repaired.
-    """
-
-    kinds: np.ndarray
-    targets: np.ndarray
-    ious: np.ndarray
-    found: np.ndarray
-    missed: np.ndarray
-    ap50: float
-    costs: dict[str, float]
+    kinds: np.ndarray  # int64 [D], RIGHT, CLASS, ... or IGNORED
+    targets: np.ndarray  # int64 [D], the object that a detection is matched to or confused with; -1 if there is none
+    ious: np.ndarray  # float64 [D], the IoU with that object; 0 if there is none
+    found: np.ndarray  # bool [G], objects with a matched detection
+    missed: np.ndarray  # bool [G], objects without a match and without an error of class or location
+    ap50: float  # mean over the classes that have objects
+    costs: dict[str, float]  # kind -> how much AP50 rises if its errors are repaired
 
     def counts(self) -> dict[str, int]:
         """Count the errors of each kind."""
@@ -61,31 +51,28 @@ class Errors:
 def find_errors(data: EvalData, overlaps: Overlaps, matching: Matching) -> Errors:
     """Classify all detections and missed objects, and compute the costs."""
     matched, ignored = matching.objects[AT_50], matching.ignored[AT_50]
-    wrong = (matched < 0) & ~ignored
-    number = len(data.detections)
-    real = ~overlaps.crowds
+    number, real = len(matched), ~overlaps.crowds
     same_iou, same = best_pairs(overlaps, real & overlaps.same_class, number)
     other_iou, other = best_pairs(overlaps, real & ~overlaps.same_class, number)
+    match_iou, _ = best_pairs(overlaps, matched[overlaps.detections] == overlaps.objects, number)
 
     kinds = np.full(number, BACKGROUND)
     kinds[np.maximum(same_iou, other_iou) >= LEAST_OVERLAP] = BOTH
     kinds[same_iou >= FITS] = DUPLICATE
     kinds[other_iou >= FITS] = CLASS
     kinds[(same_iou >= LEAST_OVERLAP) & (same_iou < FITS)] = LOCATION
-    targets = np.where(np.isin(kinds, (LOCATION, DUPLICATE)), same, other)
-    targets[(kinds == BOTH) & (same_iou > other_iou)] = same[(kinds == BOTH) & (same_iou > other_iou)]
-    kinds[~wrong] = np.where(ignored[~wrong], IGNORED, RIGHT)
-    targets[kinds == BACKGROUND] = -1
-    targets[~wrong] = matched[~wrong]
-    ious = np.where(targets == same, same_iou, other_iou)
-    ious[matched >= 0] = iou_of_pairs(overlaps, matched)[matched >= 0]
-    ious[targets < 0] = 0
+    of_same = np.isin(kinds, (LOCATION, DUPLICATE)) | (kinds == BOTH) & (same_iou > other_iou)
+    targets, ious = np.where(of_same, same, other), np.where(of_same, same_iou, other_iou)
+    right = matched >= 0
+    kinds[right], targets[right], ious[right] = RIGHT, matched[right], match_iou[right]
+    kinds[ignored] = IGNORED
+    nowhere = np.isin(kinds, (BACKGROUND, IGNORED))
+    targets[nowhere], ious[nowhere] = -1, 0
 
     found = np.zeros(len(data.objects), dtype=bool)
-    found[matched[matched >= 0]] = True
-    explained = targets[np.isin(kinds, (CLASS, LOCATION))]
+    found[matched[right]] = True
     missed = ~found & ~data.objects.crowds
-    missed[explained] = False
+    missed[targets[np.isin(kinds, (CLASS, LOCATION))]] = False
     ap50, costs = cost_of_each(data, kinds, targets, found, missed)
     return Errors(kinds, targets, ious, found, missed, ap50, costs)
 
@@ -100,14 +87,6 @@ def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.
     return best, objects
 
 
-def iou_of_pairs(overlaps: Overlaps, objects: np.ndarray) -> np.ndarray:
-    """Return the IoU of each detection with its object in `objects`, float64 [D]; 0 if that is -1."""
-    values = np.zeros(len(objects))
-    chosen = objects[overlaps.detections] == overlaps.objects
-    values[overlaps.detections[chosen]] = overlaps.ious[chosen]
-    return values
-
-
 def cost_of_each(
     data: EvalData, kinds: np.ndarray, targets: np.ndarray, found: np.ndarray, missed: np.ndarray
 ) -> tuple[float, dict[str, float]]:
@@ -117,47 +96,32 @@ def cost_of_each(
     another such error has a higher score; then it is removed. Errors of other kinds are removed. Missed objects are
     subtracted from the number of objects to find.
     """
-    classes, counts = data.detections.classes, object_counts(data)
-    right = kinds == RIGHT
-    counted = kinds != IGNORED
-    base = mean_ap50(data, classes, right, counted, counts, counts)
+    counts = object_counts(data)
+
+    def ap50(classes: np.ndarray, right: np.ndarray, counted: np.ndarray, to_find: np.ndarray) -> float:
+        """Mean over the classes that have objects; if none is left to find, AP is 1 unless a detection is false."""
+        aps = []
+        for k, chosen in enumerate(detections_by_class(data, classes)):
+            if counts[k] and to_find[k]:
+                curve = interpolated_precision(right[None, chosen], counted[None, chosen], int(to_find[k]))
+                aps.append(float(curve.mean()))
+            elif counts[k]:
+                aps.append(float(not (counted[chosen] & ~right[chosen]).any()))
+        return float(np.mean(aps)) if aps else 0.0
+
+    own, right, counted = data.detections.classes, kinds == RIGHT, kinds != IGNORED
+    base = ap50(own, right, counted, counts)
     costs = {}
     for kind, name in KINDS.items():
         repaired = np.zeros(len(kinds), dtype=bool)
-        errors = np.flatnonzero(kinds == kind)
         if kind in (CLASS, LOCATION):
-            errors_free = errors[~found[targets[errors]]]
-            by_score = errors_free[np.argsort(-data.detections.scores[errors_free], kind="stable")]
-            _, first = np.unique(targets[by_score], return_index=True)
-            repaired[by_score[first]] = True
-        new_classes = classes.copy()
-        new_classes[repaired] = data.objects.classes[targets[repaired]]
-        kept = counted & ~((kinds == kind) & ~repaired)
-        costs[name] = mean_ap50(data, new_classes, right | repaired, kept, counts, counts) - base
+            errors = np.flatnonzero(kinds == kind)
+            errors = errors[~found[targets[errors]]]
+            by_score = errors[np.argsort(-data.detections.scores[errors], kind="stable")]
+            repaired[by_score[np.unique(targets[by_score], return_index=True)[1]]] = True
+        classes = own.copy()
+        classes[repaired] = data.objects.classes[targets[repaired]]
+        costs[name] = ap50(classes, right | repaired, counted & ((kinds != kind) | repaired), counts) - base
     left = counts - np.bincount(data.objects.classes[missed], minlength=len(counts))
-    costs[MISSED] = mean_ap50(data, classes, right, counted, left, counts) - base
+    costs[MISSED] = ap50(own, right, counted, left) - base
     return base, costs
-
-
-def mean_ap50(
-    data: EvalData,
-    classes: np.ndarray,
-    right: np.ndarray,
-    counted: np.ndarray,
-    to_find: np.ndarray,
-    counts: np.ndarray,
-) -> float:
-    """Return the mean AP50 over the classes that have objects in `counts` [K]; 0 if none has.
-
-    If no object of a class is left to find, its AP is 1 without a false detection and 0 with one.
-    """
-    aps = []
-    groups = detections_by_class(data, classes)
-    for k in np.flatnonzero(counts).tolist():
-        chosen = groups[k]
-        if to_find[k] == 0:
-            aps.append(float(not (counted[chosen] & ~right[chosen]).any()))
-            continue
-        curve = interpolated_precision(right[None, chosen], counted[None, chosen], int(to_find[k]))
-        aps.append(float(curve.mean()))
-    return float(np.mean(aps)) if aps else 0.0

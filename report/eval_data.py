@@ -1,7 +1,8 @@
 """Store images, objects and detections of one evaluation as flat arrays, sorted by image.
 
-Ground truth and results come in COCO's format; the rest of this package works on these arrays. Image and class numbers
-are indices into `EvalData.image_ids` and `EvalData.category_ids`, which are sorted.
+Ground truth and results come in COCO's format; the rest of this package works on these arrays. `images` and `classes`
+are indices into `EvalData.image_ids` and `EvalData.category_ids`, which are sorted. Boxes are x, y, width, height in
+pixels of the image. Run-length codes are packed, and absent if only boxes are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,33 +14,26 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_masks import packed_code
+from dataset_files.stored_images import RGB, ImageForm
 from my_dataset_coco import box_code
 
 DETECTIONS_PER_CLASS = 100  # the number per image that COCO's metrics use
 
+Entries = Sequence[Mapping[str, Any]]
+
 
 @dataclass
 class Objects:
-    """G annotated objects.
+    """G annotated objects."""
 
-    Attributes:
-        ids: int64 [G], annotation ids.
-        images, classes: int64 [G], numbers.
-        boxes: float64 [G, 4], x, y, width, height in pixels of the image.
-        areas: float64 [G], the annotations' `area`.
-        crowds: bool [G].
-        codes: run-length codes of the masks, or of the box where there is none; empty if only boxes are compared.
-        bare: bool [G], objects without a mask, which are crowds where masks are compared; None: there is none.
-    """
-
-    ids: np.ndarray
-    images: np.ndarray
-    classes: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    crowds: np.ndarray
-    codes: list[dict]
-    bare: np.ndarray | None = None
+    ids: np.ndarray  # int64 [G], annotation ids
+    images: np.ndarray  # int64 [G]
+    classes: np.ndarray  # int64 [G]
+    boxes: np.ndarray  # float64 [G, 4]
+    areas: np.ndarray  # float64 [G], the annotations' `area`
+    crowds: np.ndarray  # bool [G]
+    codes: list[dict]  # G; of the box where there is no mask
+    bare: np.ndarray | None = None  # bool [G], objects without a mask, which are crowds where masks are compared
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,20 +41,13 @@ class Objects:
 
 @dataclass
 class Detections:
-    """D detections, sorted by image and descending score; at most 100 per image and class.
+    """D detections, sorted by image and descending score; at most 100 per image and class."""
 
-    Attributes:
-        images, classes: int64 [D], numbers.
-        scores: float64 [D].
-        boxes: float64 [D, 4], x, y, width, height.
-        codes: as in `Objects`.
-    """
-
-    images: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-    codes: list[dict]
+    images: np.ndarray  # int64 [D]
+    classes: np.ndarray  # int64 [D]
+    scores: np.ndarray  # float64 [D]
+    boxes: np.ndarray  # float64 [D, 4]
+    codes: list[dict]  # D
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,25 +55,17 @@ class Detections:
 
 @dataclass
 class EvalData:
-    """Images, ground truth and detections of an evaluation.
+    """Images, ground truth and detections of an evaluation."""
 
-    Attributes:
-        image_ids: int64 [I], sorted.
-        sizes: int64 [I, 2], height and width.
-        file_names: I names from the annotations.
-        paths: I image files; None if there is none to show.
-        category_ids: int64 [K], sorted.
-        class_names: K names.
-    """
-
-    image_ids: np.ndarray
-    sizes: np.ndarray
-    file_names: list[str]
-    paths: list[Path | None]
-    category_ids: np.ndarray
-    class_names: list[str]
+    image_ids: np.ndarray  # int64 [I]
+    sizes: np.ndarray  # int64 [I, 2], height and width
+    file_names: list[str]  # I, from the annotations
+    paths: list[Path | None]  # I image files; None if there is none to show
+    category_ids: np.ndarray  # int64 [K]
+    class_names: list[str]  # K
     objects: Objects
     detections: Detections
+    form: ImageForm = RGB  # how images are read and shown, see `read_image`
 
     def of_kind(self, kind: str) -> "EvalData":
         """Return the data for comparing boxes ("bbox"), masks or boundaries."""
@@ -97,9 +76,10 @@ class EvalData:
 
 
 def make_eval_data(
-    content: Mapping[str, Sequence[Mapping[str, Any]]],
-    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    content: Mapping[str, Any],
+    results: Mapping[str, Entries],
     paths: Mapping[int, Path],
+    form: ImageForm = RGB,
 ) -> EvalData:
     """Build the arrays from ground truth and results.
 
@@ -107,14 +87,24 @@ def make_eval_data(
         content: `images`, `annotations` and `categories` of a COCO file; `without_mask`, if given, are the ids of
             annotations that only count where boxes are compared.
         results: results in COCO's format for "bbox", "segm" or both; if both, entries at one index are one detection.
-        paths: image id -> file.
+        paths: image id -> file, for the images that can be shown.
     """
-    images = sorted(content["images"], key=lambda image: int(image["id"]))
-    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-    image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-    category_ids = np.array([category["id"] for category in categories], dtype=np.int64)
+    images, categories = (sorted(content[key], key=lambda entry: int(entry["id"])) for key in ("images", "categories"))
+    image_ids, category_ids = (np.array([e["id"] for e in each], dtype=np.int64) for each in (images, categories))
     sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64).reshape(-1, 2)
-    with_masks, without_mask = "segm" in results, content.get("without_mask", ())
+    annotations = content["annotations"]
+    order, owners, classes = known_entries(annotations, image_ids, category_ids)
+    by_image = np.argsort(owners, kind="stable")
+    order, owners, classes = order[by_image], owners[by_image], classes[by_image]
+    chosen = [annotations[i] for i in order.tolist()]
+    boxes = np.array([a["bbox"] for a in chosen], dtype=np.float64).reshape(-1, 4)
+    areas = [a["area"] if "area" in a else own for a, own in zip(chosen, boxes[:, 2] * boxes[:, 3])]
+    ids = np.array([a["id"] for a in chosen], dtype=np.int64)
+    crowds = np.array([bool(a.get("iscrowd", 0)) for a in chosen], dtype=bool)
+    bare, codes = np.isin(ids, content.get("without_mask", ())), []
+    if "segm" in results:
+        for a, is_bare, size in zip(chosen, bare, sizes[owners].tolist()):
+            codes.append(box_code(a["bbox"], *size) if is_bare else packed_code(a["segmentation"], *size))
     return EvalData(
         image_ids,
         sizes,
@@ -122,60 +112,37 @@ def make_eval_data(
         [paths.get(int(image["id"])) for image in images],
         category_ids,
         [str(category.get("name", category["id"])) for category in categories],
-        read_objects(content["annotations"], image_ids, category_ids, sizes, with_masks, without_mask),
+        Objects(ids, owners, classes, boxes, np.array(areas, dtype=np.float64), crowds, codes, bare),
         read_detections(results, image_ids, category_ids),
+        form,
     )
 
 
-def read_objects(
-    annotations: Sequence[Mapping[str, Any]],
-    image_ids: np.ndarray,
-    category_ids: np.ndarray,
-    sizes: np.ndarray,
-    with_masks: bool,
-    without_mask: Sequence[Any],
-) -> Objects:
-    known = [a for a in annotations if is_in(a["image_id"], image_ids) and is_in(a["category_id"], category_ids)]
-    owners = numbers_of(known, "image_id", image_ids)
-    order = np.argsort(owners, kind="stable")
-    chosen = [dict(known[i]) for i in order.tolist()]
-    images = owners[order]
-    boxes = np.array([a["bbox"] for a in chosen], dtype=np.float64).reshape(-1, 4)
-    ids = np.array([a["id"] for a in chosen], dtype=np.int64)
-    bare = np.isin(ids, without_mask)
-    codes = []
-    if with_masks:
-        for a, is_bare, size in zip(chosen, bare, sizes[images].tolist()):
-            codes.append(box_code(a["bbox"], *size) if is_bare else packed_code(a["segmentation"], *size))
-    areas = [a["area"] if "area" in a else own for a, own in zip(chosen, boxes[:, 2] * boxes[:, 3])]
-    return Objects(
-        ids,
-        images,
-        numbers_of(chosen, "category_id", category_ids),
-        boxes,
-        np.array(areas, dtype=np.float64),
-        np.array([bool(a.get("iscrowd", 0)) for a in chosen], dtype=bool),
-        codes,
-        bare,
-    )
-
-
-def read_detections(
-    results: Mapping[str, Sequence[Mapping[str, Any]]], image_ids: np.ndarray, category_ids: np.ndarray
-) -> Detections:
+def read_detections(results: Mapping[str, Entries], image_ids: np.ndarray, category_ids: np.ndarray) -> Detections:
     leading = results["bbox"] if "bbox" in results else results["segm"]
-    places = [i for i, entry in enumerate(leading) if is_in(entry["category_id"], category_ids)]
-    entries = [leading[i] for i in places]
-    images = numbers_of(entries, "image_id", image_ids)
-    classes = numbers_of(entries, "category_id", category_ids)
-    scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
+    places, images, classes = known_entries(leading, image_ids, category_ids)
+    scores = np.array([leading[i]["score"] for i in places.tolist()], dtype=np.float64)
     order = best_per_image(images, classes, scores, len(category_ids))
-    codes = [packed(results["segm"][places[i]]["segmentation"]) for i in order.tolist()] if "segm" in results else []
-    if "bbox" in results:
-        boxes = np.array([entries[i]["bbox"] for i in order.tolist()], dtype=np.float64).reshape(-1, 4)
-    else:
-        boxes = np.asarray(coco_mask.toBbox(codes), dtype=np.float64).reshape(-1, 4)
+    chosen = places[order].tolist()
+    masks = [results["segm"][i]["segmentation"] for i in chosen] if "segm" in results else []
+    codes = [packed_code(mask, *mask["size"]) for mask in masks]
+    sides = [leading[i]["bbox"] for i in chosen] if "bbox" in results else coco_mask.toBbox(codes)
+    boxes = np.array(sides, dtype=np.float64).reshape(-1, 4)
     return Detections(images[order], classes[order], scores[order], boxes, codes)
+
+
+def known_entries(
+    entries: Entries, image_ids: np.ndarray, category_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return indices of the entries whose image and category are known, and both as indices, int64 [N] each."""
+    found = []
+    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+        ids = np.array([entry[key] for entry in entries], dtype=np.int64)
+        places = np.searchsorted(known, ids)
+        found.append(np.where(np.append(known, -1)[places] == ids, places, -1) if len(known) else np.full(len(ids), -1))
+    images, classes = found
+    order = np.flatnonzero((images >= 0) & (classes >= 0))
+    return order, images[order], classes[order]
 
 
 def best_per_image(
@@ -185,25 +152,7 @@ def best_per_image(
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")
-    sorted_groups = groups[by_group]
-    begins = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    begins = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
     ranks = np.empty(len(groups), dtype=np.int64)
     ranks[by_group] = np.arange(len(groups)) - np.repeat(begins, np.diff(begins, append=len(groups)))
     return order[ranks < most]
-
-
-def packed(code: Mapping[str, Any]) -> dict:
-    """Return a run-length code with packed bytes; its counts may be text or a list."""
-    counts, size = code["counts"], list(code["size"])
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
-    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
-
-
-def is_in(value: int, sorted_ids: np.ndarray) -> bool:
-    place = int(np.searchsorted(sorted_ids, value))
-    return place < len(sorted_ids) and int(sorted_ids[place]) == value
-
-
-def numbers_of(entries: Sequence[Mapping[str, Any]], key: str, sorted_ids: np.ndarray) -> np.ndarray:
-    return np.searchsorted(sorted_ids, np.array([entry[key] for entry in entries], dtype=np.int64))

@@ -16,11 +16,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from report.average_precision import Group
-from report.calibration import Calibration
-from train_utils.visual.curves import smooth, with_gaps
+from report.average_precision import Calibration, Group
+from report.data_statistics import DataStatistics
 
 INK = "#010203"
 SERIES = ("#010204", "#010205", "#010206")
@@ -38,31 +36,24 @@ SETTINGS: Any = {
     "legend.framealpha": 0,
 }
 LAST = 1_000_000  # upper end of a histogram's last bin, which its label omits
-COUNTS = (
-    (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, LAST),
-    "objects per image",
-    ("0", "1", "2", "3", "4-5", "6-7", "8-11", "12-15", "16-23", "24-31", "32+"),
-)
-SIZES = (
-    (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, LAST),
-    "square root of the area, px from",
-    ("0", "8", "16", "24", "32", "48", "64", "96", "128", "192", "256", "384"),
-)
-SHAPES = (
-    (0, 0.2, 0.33, 0.5, 0.67, 0.83, 1.2, 1.5, 2, 3, 5, LAST),
-    "width to height, from",
-    ("0", "1:5", "1:3", "1:2", "2:3", "1:1", "1.2:1", "1.5:1", "2:1", "3:1", "5:1"),
-)
+# Name in DataStatistics, title, edges of the bins, axis label, names of the bins, explanation.
 HISTOGRAMS = (
-    ("per_image", "Objects per image", COUNTS, "Each bar is the share of images%s with that number of objects."),
     (
-        "sizes",
-        "Sizes of objects",
-        SIZES,
+        "per_image", "Objects per image", (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, LAST), "objects per image",
+        "0 1 2 3 4-5 6-7 8-11 12-15 16-23 24-31 32+",
+        "Each bar is the share of images%s with that number of objects.",
+    ),
+    (
+        "sizes", "Sizes of objects", (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, LAST),
+        "square root of the area, px from", "0 8 16 24 32 48 64 96 128 192 256 384",
         "Each bar is the share of objects%s from that size up to the next; COCO's medium is from 32 to 96 pixels.",
     ),
-    ("shapes", "Shapes of boxes", SHAPES, "Each bar is the share of boxes%s from that ratio up to the next."),
-)
+    (
+        "shapes", "Shapes of boxes", (0, 0.2, 0.33, 0.5, 0.67, 0.83, 1.2, 1.5, 2, 3, 5, LAST), "width to height, from",
+        "0 1:5 1:3 1:2 2:3 1:1 1.2:1 1.5:1 2:1 3:1 5:1",
+        "Each bar is the share of boxes%s from that ratio up to the next.",
+    ),
+)  # fmt: skip
 FAMILY = re.compile(r"""font-family: [^;"]*;? ?|(?<=font)(: [\d.]+px) '[^;"]*""")
 UNUSED_IDS = re.compile(r'<g id="[^"]*"')
 IDS = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
@@ -126,74 +117,47 @@ def group_figure(groups: Sequence[Group], label: str) -> Markup:
         places = np.arange(len(groups))
         values = np.array([group.ap for group in groups])
         axes.bar(places, np.nan_to_num(values), color=SERIES[0])
-        for place, group in enumerate(groups):
-            height, words = (0.0, "–") if np.isnan(group.ap) else (group.ap, f"{group.ap:.2f}")
-            axes.text(place, height + 0.02, words, ha="center")
-        names = [f"{tick_name(group.name)}\nn={short(group.objects)}" for group in groups]
-        axes.set_xticks(places, names, fontsize=7.5)
+        for place, ap in enumerate(values.tolist()):
+            axes.text(place, np.nan_to_num(ap) + 0.02, "–" if np.isnan(ap) else f"{ap:.2f}", ha="center")
+        names = [g.name.replace("under ", "<").replace("over ", ">").replace(" and more", "+") for g in groups]
+        ticks = [f"{name}\nn={short(group.objects)}" for name, group in zip(names, groups)]
+        axes.set_xticks(places, ticks, fontsize=7.5)
         axes.set(xlabel=label, ylabel="AP", ylim=(0, 1.1))
         axes.grid(axis="x", visible=False)
 
     return figure(draw)
 
 
-def histogram_figure(
-    values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str] | None = None
-) -> Markup:
-    """Draw a histogram of one or two splits, side by side, in percent.
+def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Markup, str, str]]:
+    """Return figure, title and explanation of the histograms of one or two splits, side by side."""
+    beside = " beside those of training" if "training" in splits else ""
+    return [
+        (histogram_figure({n: getattr(s, name) for n, s in splits.items()}, edges, label, ticks.split()), title,
+         reading % beside)
+        for name, title, edges, label, ticks, reading in HISTOGRAMS
+    ]  # fmt: skip
 
-    Args:
-        values: name of a split -> its values [N].
-        edges: B + 1 edges of the bins; values beyond them count in the first or last bin.
-        ticks: labels of the B bins; None: their lower edges.
-    """
+
+def histogram_figure(
+    values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str]
+) -> Markup:
+    """Draw a histogram in percent of values by split; those beyond the edges count in the first or last bin."""
 
     def draw(axes: Axes) -> None:
-        places = np.arange(len(edges) - 1)
+        places = np.arange(len(ticks))
         width = 0.8 / len(values)
         for number, (name, of_split) in enumerate(values.items()):
-            bins = np.clip(np.searchsorted(edges, of_split, side="right") - 1, 0, len(places) - 1)
-            shares = 100 * np.bincount(bins, minlength=len(places)) / max(len(of_split), 1)
-            hatch = "" if number == 0 else "///"
+            bins = np.clip(np.searchsorted(edges, of_split, side="right") - 1, 0, len(ticks) - 1)
+            shares = 100 * np.bincount(bins, minlength=len(ticks)) / max(len(of_split), 1)
             axes.bar(
-                places + (number - (len(values) - 1) / 2) * width, shares, width, color=SERIES[number], hatch=hatch,
-                edgecolor=INK, linewidth=0.3, label=name,
+                places + (number - (len(values) - 1) / 2) * width, shares, width, color=SERIES[number],
+                hatch="///" * number, edgecolor=INK, linewidth=0.3, label=name,
             )  # fmt: skip
-        axes.set_xticks(places, ticks or [f"{edge:g}" for edge in edges[:-1]], fontsize=8)
+        axes.set_xticks(places, ticks, fontsize=8)
         axes.set(xlabel=label, ylabel="percent")
         axes.grid(axis="x", visible=False)
         if len(values) > 1:
             axes.legend()
-
-    return figure(draw)
-
-
-def history_figure(epochs: Sequence[int], series: Mapping[str, Sequence[float]]) -> Markup:
-    """Draw AP over the epochs of the run."""
-
-    def draw(axes: Axes) -> None:
-        for (name, values), colour, style in zip(series.items(), SERIES, STYLES):
-            known = with_gaps(values)
-            shown = np.where(known < 0, np.nan, known)
-            axes.plot(epochs, shown, color=colour, linestyle=style, marker="o", markersize=4, label=name)
-        axes.set(xlabel="epoch", ylabel="AP")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.legend()
-
-    return figure(draw)
-
-
-def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Markup:
-    """Draw the training loss over the logged steps, raw and smoothed."""
-
-    def draw(axes: Axes) -> None:
-        known = with_gaps(losses)
-        axes.plot(steps, known, color=SERIES[0], alpha=0.35, linewidth=0.8)
-        smoothed = smooth(known, window=1 + round(len(known) ** 0.5 / 2))
-        axes.plot(steps, smoothed, color=SERIES[0], marker="o" if len(known) == 1 else None)
-        axes.set(xlabel="step", ylabel="training loss")
-        axes.set_ylim(bottom=0)
 
     return figure(draw)
 
@@ -225,10 +189,3 @@ def figure(draw: Callable[[Axes], None]) -> Markup:
 def short(number: int) -> str:
     """Abbreviate a number: 1234 -> "1.2k"."""
     return str(number) if number < 1000 else f"{number / 1000:.1f}k" if number < 10_000 else f"{number // 1000}k"
-
-
-def tick_name(name: str) -> str:
-    """Abbreviate a range for an axis."""
-    for words, sign in (("under ", "<"), ("over ", ">"), (" and more", "+")):
-        name = name.replace(words, sign)
-    return name

@@ -6,8 +6,9 @@ omitted; the numbers in the tables are still complete.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import contourpy
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.image_reading import read_image
-from dataset_files.stored_images import RGB, ImageForm, to_picture
+from dataset_files.stored_images import to_picture
 from network_files.masks.rle import decode_crops
 from report.confusion import Confusion
 from report.eval_data import EvalData
@@ -38,20 +39,12 @@ class Shot(NamedTuple):
 
 @dataclass
 class Gallery:
-    """Shots of the page, which its script draws by their indices.
-
-    Attributes:
-        pairs: determines which objects and detections are right.
-        form: how images are read and shown, see `read_image`.
-        shots: shot, caption, and whether to store a crop of its surroundings at the image's own resolution.
-        images: images of the shots, in order of admission.
-    """
+    """Shots of the page, which its script draws by their indices."""
 
     data: EvalData
-    pairs: Confusion
-    form: ImageForm = RGB
-    shots: list[tuple[Shot, str, bool]] = field(default_factory=list)
-    images: dict[int, None] = field(default_factory=dict)
+    pairs: Confusion  # determines which objects and detections are right
+    shots: list[tuple[Shot, str, bool]] = field(default_factory=list)  # caption, and whether to store a sharp crop
+    images: dict[int, None] = field(default_factory=dict)  # of the shots, in order of admission
 
     def admit(self, shot: Shot, caption: str = "", crop: bool = False) -> int | None:
         """Add a shot and return its index; None if the gallery is full and lacks the image."""
@@ -84,74 +77,70 @@ class Gallery:
                 crops.setdefault(shot.image, []).append(number)
         shown = {shot.detection for shot, _, _ in self.shots}
         images: dict[str, Any] = {}
-        unreadable = []
-        right_objects, right_detections = self.right()
+        unreadable: list[str] = []
         for image in self.images:
-            height, width = self.data.sizes[image].tolist()
-            picture = None
-            if self.data.paths[image] is not None:
-                try:
-                    picture = self.read(image)
-                except (ValueError, OSError) as error:
-                    unreadable.append(str(error))
+            photo = self.read(image, unreadable)
             images[str(image)] = {
                 "file": self.data.file_names[image],
                 "id": int(self.data.image_ids[image]),
-                "size": [width, height],
-                "src": None if picture is None else as_data(picture, THUMBNAIL),
-                "truth": self.objects_of(image, right_objects),
-                "found": self.detections_of(image, right_detections, shown),
+                "size": self.data.sizes[image, ::-1].tolist(),
+                "src": None if photo is None else as_jpeg(photo, THUMBNAIL),
+                "truth": self.objects_of(image),
+                "found": self.detections_of(image, shown),
             }
-            if picture is None:
+            if photo is None:
                 continue
             for number in crops.get(image, ()):
                 x, y, w, h = shots[number][3]
-                shots[number][4] = as_data(picture.crop((x, y, x + w, y + h)), CROP)
+                shots[number][4] = as_jpeg(photo.crop((x, y, x + w, y + h)), CROP)
         if unreadable:
             warn(f"{len(unreadable)} images are not shown in the report, the first: {unreadable[0]}")
         return {"images": images, "shots": shots}
 
-    def read(self, image: int) -> Image.Image:
-        """Read an image in RGB.
+    def read(self, image: int, unreadable: list[str]) -> Image.Image | None:
+        """Read an image in RGB; None if there is none, or if it cannot be read, which is added to `unreadable`."""
+        path, size = self.data.paths[image], tuple(self.data.sizes[image].tolist())
+        if path is None:
+            return None
+        try:
+            pixels = read_image(path, size, self.data.form)
+            if tuple(pixels.shape[1:]) == size:
+                return to_picture(pixels.numpy(), self.data.form.shown)
+            unreadable.append(f"{path}: not of the annotated size, {size[1]}x{size[0]}")
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error))
+        return None
 
-        Raises:
-            ValueError: the image cannot be read, or its size differs from the annotations.
-            FileNotFoundError: the image is missing.
-        """
-        path, (height, width) = self.data.paths[image], self.data.sizes[image].tolist()
-        pixels = read_image(path, (height, width), self.form) if path is not None else None
-        if pixels is None or tuple(pixels.shape[1:]) != (height, width):
-            raise ValueError(f"{path}: not of the annotated size, {width}x{height}")
-        return to_picture(pixels.numpy(), self.form.shown)
-
+    @cached_property
     def right(self) -> tuple[set[int], set[int]]:
-        """Return the objects and the detections that are paired with one of their own class."""
+        """The objects and the detections that are paired with one of their own class."""
         right = self.pairs.rows == self.pairs.columns
         return set(self.pairs.objects[right].tolist()), set(self.pairs.detections[right].tolist())
 
-    def objects_of(self, image: int, right: set[int]) -> list[list[Any]]:
+    def objects_of(self, image: int) -> list[list[Any]]:
         """Return entries [number, class, box, right, crowd, outline]."""
         objects = self.data.objects
         begin, end = np.searchsorted(objects.images, [image, image + 1]).tolist()
         outlines = outlines_of(objects.codes[begin:end]) if objects.codes else [""] * (end - begin)
         return [
-            [g, int(objects.classes[g]), rounded(objects.boxes[g]), int(g in right), int(objects.crowds[g]), outline]
+            [g, int(objects.classes[g]), objects.boxes[g].round(1).tolist(), int(g in self.right[0]),
+             int(objects.crowds[g]), outline]
             for g, outline in zip(range(begin, end), outlines)
-        ]
+        ]  # fmt: skip
 
-    def detections_of(self, image: int, right: set[int], shown: set[int]) -> list[list[Any]]:
+    def detections_of(self, image: int, shown: Collection[int] = ()) -> list[list[Any]]:
         """Return entries [number, class, box, right, score, outline].
 
         For detections below the score of the pairs, `right` is -1; only those in `shown` are returned.
         """
         found = self.data.detections
         begin, end = np.searchsorted(found.images, [image, image + 1]).tolist()
-        above = found.scores >= self.pairs.score
-        chosen = [d for d in range(begin, end) if above[d] or d in shown]
+        rated = {d: int(d in self.right[1]) if found.scores[d] >= self.pairs.score else -1 for d in range(begin, end)}
+        chosen = [d for d in rated if rated[d] >= 0 or d in shown]
         outlines = outlines_of([found.codes[d] for d in chosen]) if found.codes else [""] * len(chosen)
         return [
-            [d, int(found.classes[d]), rounded(found.boxes[d]), int(d in right) if above[d] else -1,
-             round(float(found.scores[d]), 4), outline]
+            [d, int(found.classes[d]), found.boxes[d].round(1).tolist(), rated[d], round(float(found.scores[d]), 4),
+             outline]
             for d, outline in zip(chosen, outlines)
         ]  # fmt: skip
 
@@ -171,16 +160,20 @@ class Gallery:
         return [*begin.tolist(), *(end - begin).tolist()]
 
 
-def as_data(picture: Image.Image, side: int) -> str:
+def as_jpeg(photo: Image.Image, side: int) -> str:
     """Return a JPEG of at most `side` pixels as a data URL."""
-    small = picture.copy()
+    small = photo.copy()
     small.thumbnail((side, side))
     for quality in (70, 40):
         file = io.BytesIO()
         small.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= LARGEST_THUMBNAIL:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return as_url(file.getvalue(), "jpeg")
+
+
+def as_url(image: bytes, form: str) -> str:
+    return f"data:image/{form};base64,{base64.b64encode(image).decode()}"
 
 
 def outlines_of(codes: Sequence[dict]) -> list[str]:
@@ -206,7 +199,3 @@ def outline(left: int, top: int, mask: np.ndarray) -> str:
         kept = np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))
         parts.append("M" + " ".join(f"{x},{y}" for x, y in points[kept].tolist()) + "Z")
     return "".join(parts)
-
-
-def rounded(box: np.ndarray) -> list[float]:
-    return [round(float(value), 1) for value in box]

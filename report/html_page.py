@@ -17,18 +17,16 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dataset_files.stored_images import RGB, ImageForm
 from report import figures
-from report.analysis import KIND_NAMES, Analysis
+from report.analysis import Analysis
 from report.bootstrap import RESAMPLES
-from report.confusion import ImageScores, describe_errors, images_of
+from report.confusion import Confusion, ImageScores, describe_errors
 from report.data_statistics import DataStatistics
 from report.error_kinds import KINDS, MEANINGS, MISSED
 from report.eval_data import EvalData
-from report.gallery import Gallery, Shot
-from report.run_history import History
+from report.gallery import Gallery, Shot, as_url
 from report.suspects import MEANING, Suspect
-from train_utils.metrics.coco_evaluation import METRIC_NAMES
+from train_utils.metrics.coco_evaluation import METRIC_NAMES, TITLES
 
 PAGE = Path(__file__).parent / "page"
 WORST, BEST, RANDOM = 18, 6, 6
@@ -39,47 +37,29 @@ CELLS_WITH_EXAMPLES = 1500  # the cells with most pairs
 
 @dataclass
 class ReportInput:
-    """The contents of a report.
-
-    Attributes:
-        title: title of the page.
-        facts: name -> value of weights, data and options, shown at the top.
-        content: ground truth: `images`, `annotations` and `categories` of a COCO file.
-        results: "bbox", "segm" or both -> results in COCO's format; if both, entries at one index are one detection.
-        stats: the same keys, and "boundary" if wanted -> COCO's 12 metrics; they determine what is shown.
-        paths: image id -> image file, for the images that can be shown.
-        form: how images are read and shown, see `read_image`.
-        training: statistics of the training split, in the order of the category ids; None if unknown.
-        history: history of the run; None if there is none.
-    """
+    """The contents of a report."""
 
     title: str
-    facts: dict[str, str]
-    content: Mapping[str, Sequence[Mapping[str, Any]]]
-    results: Mapping[str, Sequence[Mapping[str, Any]]]
-    stats: Mapping[str, Sequence[float]]
-    paths: Mapping[int, Path] = field(default_factory=dict)
-    form: ImageForm = RGB
-    training: DataStatistics | None = None
-    history: History | None = None
+    facts: dict[str, str]  # name -> value of weights, data and options, shown at the top
+    data: EvalData
+    stats: Mapping[str, Sequence[float]]  # "segm", "bbox" and "boundary", as far as to be shown -> COCO's 12 metrics
+    training: DataStatistics | None = None  # of the training split, in the order of the category ids; None if unknown
+    curves: Mapping[str, bytes] = field(default_factory=dict)  # title -> PNG file of curves of the run
 
 
 def render_page(
     given: ReportInput,
     facts: Mapping[str, str],
-    data: EvalData,
     analyses: Sequence[Analysis],
     scores: ImageScores,
     suspects: Sequence[Suspect],
-    statistics: DataStatistics,
+    splits: Mapping[str, DataStatistics],
 ) -> str:
     """Return the whole page; the first analysis is shown first and determines images and suspects."""
-    leading = analyses[0]
-    gallery = Gallery(data, leading.pairs, given.form)
-    splits = {"validation": statistics} | ({"training": given.training} if given.training is not None else {})
+    data, gallery = given.data, Gallery(given.data, analyses[0].pairs)
     # The most important sections come first, as the gallery admits a limited number of images.
     context = {
-        "image_groups": image_groups(data, leading, scores, gallery),
+        "image_groups": image_groups(data, analyses[0].pairs, scores, gallery),
         "suspects": [suspect_entry(data, s, gallery) for s in suspects[:SUSPECTS_SHOWN]],
         "suspect_kinds": {kind: n for kind in MEANING if (n := sum(s.kind == kind for s in suspects))},
         "examples": {a.kind: {name: examples(data, a, name, gallery) for name in a.errors.costs} for a in analyses},
@@ -89,27 +69,26 @@ def render_page(
     return render(
         "report.html",
         context,
-        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=histograms(splits),
-        content={"names": data.class_names, "cells": cells, **content},
-        shots=content["shots"], images=content["images"], all_suspects=len(suspects),
+        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=figures.histograms(splits),
+        content={"names": data.class_names, "cells": cells, **content}, all_suspects=len(suspects),
+        curves={title: as_url(png, "png") for title, png in given.curves.items()},
         class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
         figures=figures, metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
-        resamples=RESAMPLES,
     )  # fmt: skip
 
 
-def render(template: str, context: Mapping[str, Any], **more: Any) -> str:
-    """Fill in a template of page/, with the style and the script of all pages."""
+def render(template: str, context: Mapping[str, Any], *, content: Mapping[str, Any], **more: Any) -> str:
+    """Fill in a template of page/, with the style and the script of all pages; `content` is for the script."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False, "allow_nan": False, "separators": (",", ":"),
-    }  # fmt: skip
+    as_script = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = as_script
     environment.filters |= {"fixed": fixed, "finite": math.isfinite}
     return environment.get_template(template).render(
-        context, **more, kind_names=KIND_NAMES, style=Markup(style), script=Markup(script),
+        context, **more, content=content, shots=content["shots"], images=content["images"], resamples=RESAMPLES,
+        kind_names=TITLES, style=Markup(style), script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 
@@ -119,14 +98,13 @@ def fixed(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) and value >= 0 else "–"
 
 
-def image_groups(data: EvalData, analysis: Analysis, scores: ImageScores, gallery: Gallery) -> dict[str, list[int]]:
+def image_groups(data: EvalData, pairs: Confusion, scores: ImageScores, gallery: Gallery) -> dict[str, list[int]]:
     """Return the shots of the worst, the best and some random images."""
-    of_image = images_of(data, analysis.pairs)
     chosen = {"Worst": scores.worst(WORST), "Best": scores.best(BEST), "Drawn at random": scores.sample(RANDOM)}
     groups: dict[str, list[int]] = {}
     for title, images in chosen.items():
         for image in images:
-            wrong = describe_errors(data, analysis.pairs, of_image, image)
+            wrong = describe_errors(data, pairs, image)
             caption = f"{data.file_names[image]} – F1 {scores.f1[image]:.2f} – {wrong}"
             if (number := gallery.admit(Shot(image), caption)) is not None:
                 groups.setdefault(title, []).append(number)
@@ -143,8 +121,10 @@ def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[st
         name = data.class_names[data.detections.classes[suspect.detection]]
         detected = f"{name} {data.detections.scores[suspect.detection]:.2f}"
     shot = gallery.admit(Shot(suspect.image, suspect.object, suspect.detection), crop=True)
-    words = {"file": data.file_names[suspect.image], "annotated": annotated, "detected": detected}
-    return {"kind": suspect.kind, "confidence": suspect.confidence, "shot": shot} | words
+    return {
+        "kind": suspect.kind, "confidence": suspect.confidence, "shot": shot, "file": data.file_names[suspect.image],
+        "annotated": annotated, "detected": detected,
+    }  # fmt: skip
 
 
 def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) -> list[int]:
@@ -165,16 +145,13 @@ def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) ->
 def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> dict[str, list[int]]:
     """Return "row,column" of the confusion matrix -> shots, for the largest wrong cells and then for right ones."""
     pairs = analysis.pairs
-    images = images_of(data, pairs)
     keys = pairs.rows * len(pairs.matrix) + pairs.columns
-    scores = np.zeros(len(keys))
-    scores[pairs.detections >= 0] = data.detections.scores[pairs.detections[pairs.detections >= 0]]
-    order = np.lexsort((-scores, keys))
+    order = np.lexsort((-np.append(data.detections.scores, 0)[pairs.detections], keys))
     groups = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1) if len(order) else []
     groups.sort(key=lambda g: (pairs.rows[g[0]] == pairs.columns[g[0]], -len(g)))
     found = {}
     for group in groups[:CELLS_WITH_EXAMPLES]:
-        shots = [Shot(int(images[p]), int(pairs.objects[p]), int(pairs.detections[p])) for p in group[:100]]
+        shots = [Shot(int(pairs.images[p]), int(pairs.objects[p]), int(pairs.detections[p])) for p in group[:100]]
         found[f"{pairs.rows[group[0]]},{pairs.columns[group[0]]}"] = gallery.admit_some(shots, EXAMPLES_PER_CELL)
     return found
 
@@ -209,15 +186,6 @@ def small_curves(curves: np.ndarray) -> list[str]:
         steps = "".join(f"V{height}h{len(list(run))}" for height, run in itertools.groupby(heights))
         paths.append(f"M0,{heights[0]}{steps}")
     return paths
-
-
-def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[str, str, str]]:
-    """Return figure, title and explanation of the histograms of objects per image, sizes and shapes."""
-    beside = " beside those of training" if "training" in splits else ""
-    return [
-        (figures.histogram_figure({n: getattr(s, name) for n, s in splits.items()}, *bins), title, reading % beside)
-        for name, title, bins, reading in figures.HISTOGRAMS
-    ]
 
 
 def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[list[Any]]:

@@ -1,15 +1,14 @@
-"""Detect with a network on its validation data, and open the two sides of `--compare`: weights or results files."""
+"""Detect with a network on its validation data, and compare the two sides of `--compare`: weights or results files."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dataset_files.dataset import InstanceDataset
-from dataset_files.stored_images import RGB, ImageForm
+from dataset_files.stored_images import RGB
 from network_files import MaskRCNN
-from report.comparison import Side
+from report.comparison import Comparison, Side, compare
 from report.sources import content_of, image_paths
 from train_utils.data_check import match_classes
 from train_utils.distributed import is_main
@@ -23,27 +22,7 @@ from train_utils.options import ValidationSettings
 from train_utils.trained_model import TrainedModel, open_trained_model
 
 Augment = Callable[[MaskRCNN], MaskRCNN]
-
-
-@dataclass
-class TwoSides:
-    """What is compared.
-
-    Attributes:
-        content: ground truth: `images`, `annotations` and `categories` of a COCO file.
-        source: where it comes from.
-        kinds: "segm", "bbox" and "boundary", as far as both have them.
-        paths: image id -> file, for the images that can be shown.
-        form: how images are read and shown, see `read_image`.
-    """
-
-    content: Mapping[str, Any]
-    source: str
-    a: Side
-    b: Side
-    kinds: Sequence[str]
-    paths: Mapping[int, Path]
-    form: ImageForm = RGB
+Results = dict[str, list[dict[str, Any]]]  # "bbox" and "segm" -> results in COCO's format
 
 
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
@@ -74,8 +53,11 @@ def detect(
     return detect_all(model, loader, ground_truth, trained.classes, trained.device, trained.precision, unreadable)
 
 
-def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | None:
-    """Open the two sides that `--compare` names, and detect with those that are weights; None on other processes.
+def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comparison, str] | None:
+    """Detect with the weights that `--compare` names, read the results files, and compare the two.
+
+    Returns:
+        The comparison and a description of the data; None on other than the main process.
 
     Raises:
         InputError: a file cannot be used, or the two do not fit together.
@@ -83,15 +65,37 @@ def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | No
     paths = list(settings.compare or ())
     if len(paths) != 2:
         raise InputError(f"--compare takes two, weights or results files; got {len(paths)}")
-    are_weights = [not path.lower().endswith(".json") for path in paths]
-    if any(are_weights) == bool(settings.annotation_file):
-        raise InputError(
-            "--annotation-file belongs to two results files; with weights, give --data-path or --val-json"
-            if settings.annotation_file
-            else "--compare of two results files needs --annotation-file"
-        )
+    weights = [path for path in paths if not path.lower().endswith(".json")]
+    if weights and settings.annotation_file:
+        raise InputError("--annotation-file belongs to two results files; with weights, give --data-path or --val-json")
+    if not weights and not settings.annotation_file:
+        raise InputError("--compare of two results files needs --annotation-file")
+    opened, detected = detect_with_all(settings, weights, with_tta)
+    if not is_main():
+        return None
+    if opened is None:
+        content, source = read_annotations(str(settings.annotation_file)), str(settings.annotation_file)
+        shown, form = image_paths(content, settings.image_folder), RGB
+    else:
+        content, source, form = content_of(opened), str(opened.source), opened.form
+        shown = {opened.image_id(i): opened.image_path(i) for i in range(len(opened))}
+    a, b = (Side(path, detected.get(path) or read_all(path, content, settings)) for path in paths)
+    both = set(a.results) & set(b.results)
+    kinds = [kind for kind in settings.kinds("segm", "bbox") if both.issuperset(with_masks([kind]))]
+    if not kinds:
+        raise InputError(f"{paths[0]}, {paths[1]}: one has only boxes, the other only masks")
+    return compare(content, a, b, kinds, shown, form), f"{source}, {len(content['images']):,} images"
+
+
+def detect_with_all(
+    settings: ValidationSettings, weights: Sequence[str], with_tta: Augment
+) -> tuple[InstanceDataset | None, dict[str, Results]]:
+    """Detect with each of the weights on the data of the first; return the data, and the results by path.
+
+    The data are None without weights. On other than the main process there are no results.
+    """
     opened, detected = None, {}
-    for path in [path for path, is_weights in zip(paths, are_weights) if is_weights]:
+    for path in weights:
         one = replace(settings, weights_path=path)
         one.given = settings.given
         trained = open_trained_model(one)
@@ -103,30 +107,14 @@ def open_sides(settings: ValidationSettings, with_tta: Augment) -> TwoSides | No
         detections = evaluator.gathered()
         if detections is not None:
             detected[path] = with_categories_of(opened, trained, evaluator.results(detections))
-    if not is_main():
-        return None
-    content = read_annotations(str(settings.annotation_file)) if opened is None else content_of(opened)
-    known = [detected.get(path) or read_all(path, content, settings) for path in paths]
-    kinds = [
-        kind for kind in settings.kinds("segm", "bbox") if all(set(with_masks([kind])) <= set(each) for each in known)
-    ]
-    if not kinds:
-        raise InputError(f"{paths[0]}, {paths[1]}: one has only boxes, the other only masks")
-    a, b = (Side(path, results) for path, results in zip(paths, known))
-    if opened is None:
-        found = image_paths(content, settings.image_folder)
-        return TwoSides(content, str(settings.annotation_file), a, b, kinds, found)
-    shown = {opened.image_id(i): opened.image_path(i) for i in range(len(opened))}
-    return TwoSides(content, str(opened.source), a, b, kinds, shown, opened.form)
+    return opened, detected
 
 
-def with_categories_of(
-    opened: InstanceDataset, trained: TrainedModel, results: Mapping[str, list[dict[str, Any]]]
-) -> dict[str, list[dict[str, Any]]]:
+def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: Results) -> Results:
     """Replace the network's category ids by the data's, by name; drop detections of classes that the data lacks."""
     classes = trained.classes
     if not classes.are_named():
-        return dict(results)
+        return results
     of_data = {name: opened.category_ids[label] for label, name in opened.class_names.items()}
     ids = {classes.category_ids[label]: of_data.get(name) for label, name in classes.names.items()}
     return {
@@ -135,8 +123,8 @@ def with_categories_of(
     }
 
 
-def read_all(path: str, content: dict[str, Any], settings: ValidationSettings) -> dict[str, list[dict[str, Any]]]:
-    """Read a results file: the kinds that are asked for, else those that its first entry has."""
+def read_all(path: str, content: dict[str, Any], settings: ValidationSettings) -> Results:
+    """Read a results file: the kinds that --iou-type names, else those that its first entry has."""
     entries = read_json(path, "--compare")
     first = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
     kinds = settings.kinds(*([kind for kind in ("segm", "bbox") if SHAPES[kind] in first] or ["bbox"]))

@@ -8,9 +8,10 @@ from dataset_files.atomic_files import refuse_overwriting
 from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import missing_names, resolve
 from report.data_statistics import statistics_of_dataset
-from report.run_history import read_history
+from report.eval_data import EvalData, make_eval_data
+from report.html_page import ReportInput
 from report.tables import FILES
-from report.write_report import ReportInput, write_report
+from report.write_report import write_report
 from train_utils.anchor_fit import anchor_fit
 from train_utils.data_check import describe_incomplete
 from train_utils.errors import InputError, reading_input, warn
@@ -19,7 +20,10 @@ from train_utils.metrics.results_file import ScoredResults, with_masks
 from train_utils.open_data import open_training_beside
 from train_utils.option_parsing import describe
 from train_utils.options import TrainSettings, ValidationSettings, result_settings
+from train_utils.run.run_folder import LOSS_CURVE, MAP_CURVE
 from train_utils.trained_model import TrainedModel
+
+CURVES = {"AP over the epochs": MAP_CURVE, "Training loss": LOSS_CURVE}
 
 
 def report_of_network(
@@ -30,35 +34,34 @@ def report_of_network(
     metrics: Mapping[str, Metrics],
 ) -> Path:
     """Write the report of a network's detections on a dataset into the folder `--report`; return the page's path."""
-    content = content_of(dataset)
-    category_ids = sorted(int(category["id"]) for category in content["categories"])
+    data = eval_data_of(dataset, {kind: results[kind] for kind in with_masks(list(metrics))})
     training = open_training_beside(settings, dataset)
-    given = ReportInput(
-        title=f"{trained.path.name} on {dataset.source.name}",
-        facts={
-            "weights": str(trained.path),
-            "data": f"{dataset.source}, {len(dataset):,} images{describe_incomplete(dataset.counts())}",
-            "options": given_options(settings),
-            "trained with": trained_with(trained.trained_with),
-            "device": str(trained.device),
-            "anchors": describe_anchors(trained, dataset),
-        },
-        content=content,
-        results={kind: results[kind] for kind in with_masks(list(metrics))},
-        stats={kind: of_kind.stats for kind, of_kind in metrics.items()},
-        paths={dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))},
-        form=dataset.form,
-        training=None if training is None else statistics_of_dataset(training, category_ids),
-        history=read_history(trained.path.parent),
-    )
-    return write_report(report_folder(settings), given)
-
-
-def describe_anchors(trained: TrainedModel, dataset: InstanceDataset) -> str:
-    """Return the anchors' sizes and how they fit the objects."""
     transform, anchors = trained.model.transform, trained.model.rpn.anchor_generator
     fit = anchor_fit(dataset, anchors, transform.min_size[-1], transform.max_size)
-    return f"{anchors.describe()}; {fit or 'no objects'}"
+    deciding = {"epochs", *result_settings(TrainSettings())}
+    used = {
+        n: v for n, v in trained.trained_with.items() if n in deciding and (n == "epochs" or v not in (None, False))
+    }
+    facts = {
+        "weights": str(trained.path),
+        "data": f"{dataset.source}, {len(dataset):,} images{describe_incomplete(dataset.counts())}",
+        "options": given_options(settings),
+        "trained with": ", ".join(f"{name} {value}" for name, value in used.items()) or "not known",
+        "device": str(trained.device),
+        "anchors": f"{anchors.describe()}; {fit or 'no objects'}",
+    }
+    with reading_input():
+        run = trained.path.parent
+        curves = {title: (run / name).read_bytes() for title, name in CURVES.items() if (run / name).is_file()}
+    given = ReportInput(
+        f"{trained.path.name} on {dataset.source.name}",
+        facts,
+        data,
+        {kind: of_kind.stats for kind, of_kind in metrics.items()},
+        None if training is None else statistics_of_dataset(training, data.category_ids.tolist()),
+        curves,
+    )
+    return write_report(report_folder(settings), given)
 
 
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
@@ -67,22 +70,24 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
     Raises:
         InputError: the annotations cannot be used; the message names the file.
     """
-    given = ReportInput(
-        title=f"{Path(str(settings.results_json)).name} on {Path(str(settings.annotation_file)).name}",
-        facts={
-            "results": str(settings.results_json),
-            "data": f"{settings.annotation_file}, {len(scored.truth['images']):,} images",
-            "options": given_options(settings),
-        },
-        content=scored.truth,
-        results=scored.results,
-        stats=scored.stats,
-        paths=image_paths(scored.truth, settings.image_folder),
-    )
+    facts = {
+        "results": str(settings.results_json),
+        "data": f"{settings.annotation_file}, {len(scored.truth['images']):,} images",
+        "options": given_options(settings),
+    }
+    title = f"{Path(str(settings.results_json)).name} on {Path(str(settings.annotation_file)).name}"
+    paths = image_paths(scored.truth, settings.image_folder)
     try:
-        return write_report(report_folder(settings), given)
+        data = make_eval_data(scored.truth, scored.results, paths)
+        return write_report(report_folder(settings), ReportInput(title, facts, data, scored.stats))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{settings.annotation_file}: cannot be reported on ({error!r})") from error
+
+
+def eval_data_of(dataset: InstanceDataset, results: Mapping[str, list[dict[str, Any]]]) -> EvalData:
+    """Build the arrays of a dataset and of results in COCO's format."""
+    paths = {dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))}
+    return make_eval_data(content_of(dataset), results, paths, dataset.form)
 
 
 def content_of(dataset: InstanceDataset) -> dict[str, Any]:
@@ -126,8 +131,7 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
     names = resolve([image["file_name"] for image in images], Path(folder)).names
     absent = set(missing_names(names, Path(folder)))
     found = {image["id"]: Path(folder) / name for image, name in zip(images, names) if name not in absent}
-    lacking = len(truth["images"]) - len(found)
-    if lacking:
+    if lacking := len(truth["images"]) - len(found):
         warn(f"{folder}: {lacking} of {len(truth['images'])} images are missing; they are shown as outlines")
     return found
 
@@ -136,10 +140,3 @@ def given_options(settings: ValidationSettings) -> str:
     """Return the options that were given on the command line."""
     parts = [f"--{name.replace('_', '-')} {describe(getattr(settings, name))}" for name in sorted(settings.given)]
     return " ".join(parts) or "none"
-
-
-def trained_with(settings: Mapping[str, Any]) -> str:
-    """Return the settings of the training that affect its result."""
-    deciding = result_settings(TrainSettings())
-    names = ("epochs", *(name for name in settings if name in deciding and settings[name] not in (None, False)))
-    return ", ".join(f"{name} {settings[name]}" for name in names if name in settings) or "not known"

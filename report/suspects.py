@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset_files.boxes import ious
 from report.error_kinds import BACKGROUND, BOTH, CLASS, LOCATION, RIGHT, Errors
 from report.eval_data import EvalData
 from report.matching import LEAST_OVERLAP, Overlaps
@@ -27,28 +28,18 @@ MOST = 1000  # suspects listed at most
 
 @dataclass
 class Suspect:
-    """One entry of the list.
-
-    Attributes:
-        image: index of the image.
-        object: index of the annotation; -1 if it is missing.
-        detection: index of the detection that contradicts it; -1 if there is none.
-    """
+    """One entry of the list."""
 
     kind: str
     confidence: float
-    image: int
-    object: int
-    detection: int
+    image: int  # index
+    object: int  # index of the annotation; -1 if it is missing
+    detection: int  # index of the detection that contradicts it; -1 if there is none
 
 
 def find_suspects(data: EvalData, overlaps: Overlaps, errors: Errors) -> list[Suspect]:
     """Return the suspects by descending confidence, at most one per annotation and one per detection."""
-    candidates = [
-        *contradicted(data, errors),
-        *never_found(data, overlaps),
-        *annotated_twice(data),
-    ]
+    candidates = contradicted(data, errors) + never_found(data, overlaps) + annotated_twice(data)
     candidates.sort(key=lambda suspect: -suspect.confidence)
     suspects, objects, detections = [], set(), set()
     for s in candidates:
@@ -104,23 +95,13 @@ def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
 def annotated_twice(data: EvalData) -> list[Suspect]:
     """Return the later of two annotations whose boxes are nearly the same; the confidence is their IoU."""
     objects = data.objects
-    suspects = []
+    corners = np.concatenate((objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]), axis=1)
     borders = np.searchsorted(objects.images, np.arange(len(data.image_ids) + 1))
+    suspects = []
     for image in np.flatnonzero(np.diff(borders) > 1).tolist():
         of_image = np.arange(borders[image], borders[image + 1])
         of_image = of_image[~objects.crowds[of_image]]
-        ious = pairwise_ious(objects.boxes[of_image])
-        for first, second in np.argwhere(np.triu(ious, 1) >= SAME_OBJECT).tolist():
-            later = int(of_image[second])
-            suspects.append(Suspect(DOUBLED, float(ious[first, second]), image, later, -1))
+        overlap = ious(corners[of_image][:, None], corners[of_image])
+        for first, second in np.argwhere(np.triu(overlap, 1) >= SAME_OBJECT).tolist():
+            suspects.append(Suspect(DOUBLED, float(overlap[first, second]), image, int(of_image[second]), -1))
     return suspects
-
-
-def pairwise_ious(boxes: np.ndarray) -> np.ndarray:
-    """Compute the IoUs of all pairs of boxes x, y, width, height, [N, 4] -> [N, N]; 0 for boxes without area."""
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
-    common = np.maximum(sides, 0).prod(axis=2)
-    areas = boxes[:, 2] * boxes[:, 3]
-    union = areas[:, None] + areas - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from report.bootstrap import draw_weights, resample
+from report.bootstrap import Interval, draw_weights, interval_of, resample
 from report.eval_data import Detections, EvalData, Objects
 from report.matching import IOUS, InRange, Matching
 
@@ -63,8 +63,11 @@ def eval_data(scene: Scene, images: np.ndarray, classes: np.ndarray, found: Dete
     return EvalData(ids, sizes, list(map(str, ids)), paths, np.arange(scene.classes), names, objects, found)
 
 
-def differences(rng: np.random.Generator, scene: Scene, pair: tuple[Detector, Detector], resamples: int) -> np.ndarray:
-    """Return AP of the second minus that of the first: on all drawn images, and on resamples, float64 [1 + R]."""
+def differences(
+    rng: np.random.Generator, scene: Scene, pair: tuple[Detector, Detector], resamples: int
+) -> tuple[float, Interval]:
+    """Return AP of the second minus that of the first on drawn images, and the interval from resamples of these."""
     weights = draw_weights(scene.images, resamples, int(rng.integers(1 << 30)))
-    a, b = (resample(data, {"AP": in_range}, weights).values[0, -1] for data, in_range in draw(rng, scene, pair))
-    return b - a
+    a, b = (resample(data, {"AP": in_range}, weights) for data, in_range in draw(rng, scene, pair))
+    found = b.values[0, -1] - a.values[0, -1]
+    return float(found[0]), interval_of(found[1:], a.tails[0, -1])

@@ -1,13 +1,14 @@
 """Reports that several test files look at."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from report.comparison import Side, compare
 from report.comparison_page import write_comparison
-from report.write_report import ReportInput, write_report
+from report.eval_data import make_eval_data
+from report.html_page import ReportInput
+from report.write_report import write_report
 from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
 
 EVIL = '</script><script>alert("x")</script>'
@@ -23,10 +24,8 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = ReportInput(
         title=f"{EVIL} on 数据",
         facts={"weights": EVIL, "data": EVIL_FILE},
-        content=json.loads(json.dumps(truth)),
-        results=results,
+        data=make_eval_data(truth, results, {IMAGE: draw_image(folder / "image.jpg")}),
         stats={kind: [0.5] * 12 for kind in results},
-        paths={IMAGE: draw_image(folder / "image.jpg")},
     )
     write_report(folder / "out", given)
     return folder / "out"

@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from report.bootstrap import METRICS, Resampled, draw_weights, interval_of, resample
+from report.bootstrap import METRICS, Resampled, draw_weights, interval_of, resample, tail_of
 from report.comparison import Comparison, Side, compare, table
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match_areas
@@ -63,12 +64,12 @@ def test_ap_of_all_images_is_cocos(seed: int):
     found = resampled(truth, results, draw_weights(len(truth["images"]), resamples=1))
     official = official_evaluation(truth, results, "bbox")
     stats = np.where(official.stats[:6] < 0, np.nan, official.stats[:6])
-    np.testing.assert_allclose(found.all_images()[:, -1], stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.values[:, -1, 0], stats, rtol=0, atol=1e-12)
     for k in range(len(truth["categories"])):
         precision = official.eval["precision"][:, :, k, :, -1]  # [IoU, recall, area]
         aps = [precision[..., 0], precision[0, :, 0], precision[5, :, 0], *(precision[..., a] for a in (1, 2, 3))]
         expected = [np.nan if (ap < 0).all() else ap.mean() for ap in aps]
-        np.testing.assert_allclose(found.all_images()[:, k], expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.values[:, k, 0], expected, rtol=0, atol=1e-12)
 
 
 def test_ap_of_a_resample_is_that_of_drawing_its_images():
@@ -102,7 +103,7 @@ def test_the_interval_of_a_difference_covers_the_truth():
     truth = differences(rng, replace(FEW_CLASSES, images=60_000), (A, B), resamples=0)[0]
     covered = 0
     for _ in range(500):
-        low, high = interval_of(differences(rng, FEW_CLASSES, (A, B), resamples=300)[1:], FEW_CLASSES.images)
+        _, (low, high) = differences(rng, FEW_CLASSES, (A, B), resamples=300)
         covered += low <= truth <= high
     assert 0.92 <= covered / 500 <= 0.98
 
@@ -156,9 +157,16 @@ def test_the_table_has_a_line_per_metric_and_class(many: tuple[dict, list[dict]]
 
 
 def test_the_interval_leaves_out_resamples_without_a_value():
-    assert interval_of(np.array([np.nan, *np.linspace(0, 1, 41)]), images=5) == pytest.approx((0.025, 0.975))
-    assert np.isnan(interval_of(np.full(3, np.nan), images=5)).all()
-    assert np.isnan(interval_of(np.linspace(0, 1, 41), images=4)).all()
+    assert interval_of(np.array([np.nan, *np.linspace(0, 1, 41)]), tail=0.025) == pytest.approx((0.025, 0.975))
+    assert np.isnan(interval_of(np.full(3, np.nan), tail=0.025)).all()
+
+
+def test_the_fewer_images_a_class_is_in_the_wider_is_its_interval():
+    """By Student's quantile times the square root of n / (n - 1): 2.776 * 1.118 standard deviations of 5 images."""
+    assert tail_of(np.array([10**6])) == pytest.approx(0.025, rel=1e-3)
+    assert tail_of(np.array([5])) == pytest.approx(NormalDist().cdf(-2.776 * 1.118), rel=0.25)
+    assert tail_of(np.array([5] * 80)) == pytest.approx(NormalDist().cdf(-1.968 * 1.118), rel=0.02)
+    assert np.isnan(tail_of(np.array([4]))) and tail_of(np.array([50, 50, 1])) < tail_of(np.array([50, 50, 50]))
 
 
 # --------------------------------------------------------------------------------------------------------- the script

@@ -10,9 +10,8 @@ import pytest
 
 from my_dataset_coco import coco_object
 from report.analysis import Analysis, analyse
-from report.average_precision import by_border, by_crowding, by_size, class_results, mean_curves
-from report.calibration import calibration
-from report.confusion import confusion, describe_errors, images_of, score_images
+from report.average_precision import all_groups, calibration, class_results, mean_curves
+from report.confusion import confusion, describe_errors, score_images
 from report.data_statistics import statistics_of
 from report.error_kinds import BACKGROUND, BOTH, CLASS, DUPLICATE, LOCATION, RIGHT
 from report.eval_data import EvalData
@@ -141,7 +140,7 @@ def test_confusion_matrix(data: EvalData, kind: str):
         [0, 0, 0, 2],
         [2, 1, 1, 0],
     ]
-    words = describe_errors(data, pairs, images_of(data, pairs), 0)
+    words = describe_errors(data, pairs, 0)
     assert words == "dog taken for cat; missed: 2 bird, dog; false: 2 cat, dog, bird"
     scores = score_images(data, pairs)
     assert (scores.right[0], scores.false[0], scores.missed[0]) == (2, 5, 4)
@@ -200,13 +199,13 @@ def test_groups_of_objects():
     ]
     results = [{"image_id": 7, "category_id": CAT, "score": 0.9, "bbox": list(box)} for box in boxes[:2]]
     data = eval_data_of(truth, {"bbox": results})
-    matching = matching_of(data, "bbox")
-    sizes = {g.name: (g.objects, g.ap) for g in by_size(data, matching, "bbox") if g.objects}
+    found = all_groups(data, matching_of(data, "bbox"), "bbox")
+    sizes = {g.name: (g.objects, g.ap) for g in found["size"] if g.objects}
     assert sizes == {"under 16": (2, 0), "64-96": (1, pytest.approx(1)), "96-128": (1, pytest.approx(1))}
-    borders = {g.name: (g.objects, g.ap) for g in by_border(data, matching)}
+    borders = {g.name: (g.objects, g.ap) for g in found["border"]}
     assert borders["touches it"] == (2, pytest.approx(51 / 101))
     assert borders["5-15 %"] == (2, pytest.approx(51 / 101))
-    crowding = [g.objects for g in by_crowding(data, matching)]
+    crowding = [g.objects for g in found["crowding"]]
     assert crowding == [0, 0, 4, 0, 0]
 
 

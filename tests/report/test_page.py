@@ -13,7 +13,6 @@ from report import gallery as gallery_module
 from report.analysis import analyse
 from report.gallery import Gallery, Shot, outline
 from report.html_page import small_curves
-from report.run_history import read_history
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.report_cases import IMAGE, draw_image, eval_data_of, every_kind_of_error
 from tests.report.conftest import EVIL, EVIL_FILE, EVIL_NAMES
@@ -241,17 +240,6 @@ def test_no_image_outside_of_the_folder_is_shown(files: Path):
         given = ("--results-json", "bbox.json", "--annotation-file", "truth.json", "--report", "out")
         succeeded(run(files, "validation.py", *given, "--image-folder", "images"))
         assert "data:image" not in (files / "out" / "report.html").read_text(encoding="utf-8")
-
-
-def test_the_history_of_a_run_is_read(tmp_path: Path):
-    assert read_history(tmp_path) is None
-    for name, ap in (("det_results.txt", 0.25), ("seg_results.txt", 0.2)):
-        numbers = "  ".join(["0.1000"] * 13 + ["0.001000"])
-        (tmp_path / name).write_text(f"epoch:0  {ap:.4f}  {numbers}\nepoch:1  0.5000  {numbers}\nepo")
-    (tmp_path / "log.jsonl").write_text('{"step": 20, "loss": 2.5}\n{"step": 40, "loss": null}\n{"step"')
-    history = read_history(tmp_path)
-    assert history.epochs == [0, 1] and history.ap == {"box AP": [0.25, 0.5], "mask AP": [0.2, 0.5]}
-    assert history.steps == [20, 40] and history.losses[0] == 2.5 and np.isnan(history.losses[1])
 
 
 def test_the_report_names_the_commit_of_this_checkout():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
 
 IOU_TYPES = ("bbox", "segm")
-TITLES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "boundaries"}
 ENOUGH_OBJECTS = 30  # for a score threshold of a class's own
 MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 METRIC_NAMES = (
@@ -28,61 +29,42 @@ METRIC_NAMES = (
 
 @dataclass
 class ClassMetrics:
-    """Metrics of one class.
-
-    Attributes:
-        objects: number of ground-truth objects, not counting crowds.
-        ap, ap50: -1 if there are no objects.
-        threshold: the score with the best F1 at IoU 0.5, see `best_threshold`; None without a correct detection.
-    """
+    """Metrics of one class."""
 
     label: int
     name: str
-    objects: int
-    ap: float
+    objects: int  # in the ground truth, without crowds
+    ap: float  # -1 without objects
     ap50: float
-    threshold: float | None = None
+    threshold: float | None = None  # the score with the best F1 at IoU 0.5; None without a correct detection
 
 
 @dataclass
 class MetricsOfAll:
-    """AP and recall of all detections, if an image has more than the 100 that COCO's metrics count.
+    """AP and recall of all detections, if an image has more than the 100 that COCO's metrics count."""
 
-    Attributes:
-        most: the largest number of detections in an image.
-        ap, recall: AP and AR over IoU 0.50 to 0.95, all areas.
-    """
-
-    most: int
-    ap: float
+    most: int  # the largest number of detections in an image
+    ap: float  # over IoU 0.50 to 0.95, all areas
     recall: float
 
 
 @dataclass
 class Metrics:
-    """COCO metrics.
+    """COCO metrics."""
 
-    Attributes:
-        stats: COCO's 12 numbers in the official order, for the best 100 detections per image; -1 if the data has no
-            such objects.
-        classes: metrics per class, for the same detections.
-        of_all: metrics of all detections; None if no image has more than 100.
-        threshold: the score, common to all classes, with the best F1 at IoU 0.5; None without a correct detection.
-    """
-
-    stats: list[float]
-    classes: list[ClassMetrics]
-    of_all: MetricsOfAll | None = None
-    threshold: float | None = None
+    stats: list[float]  # COCO's 12 numbers in the official order, for the best 100 detections per image; -1: no objects
+    classes: list[ClassMetrics]  # for the same detections
+    of_all: MetricsOfAll | None = None  # None if no image has more than 100 detections
+    threshold: float | None = None  # the score, common to all classes, with the best F1 at IoU 0.5
 
     def table(self, title: str) -> str:
         """Format the metrics as a text table."""
-        lines = [title]
-        lines += [f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats)]
-        if self.of_all is not None:
-            values = (("AP all", self.of_all.ap), ("AR all", self.of_all.recall))
-            note = f"of up to {self.of_all.most} detections per image"
-            lines += [f"  {name:<10} {value:7.4f}  {note}" for name, value in values]
+        lines = [title, *(f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats))]
+        if (every := self.of_all) is not None:
+            note = f"of up to {every.most} detections per image"
+            lines += [
+                f"  {name:<10} {value:7.4f}  {note}" for name, value in (("AP all", every.ap), ("AR all", every.recall))
+            ]
         width = max([len(c.name) for c in self.classes], default=0)
         lines.append(f"  {'class':<{width}}  objects       AP     AP50")
         lines += [f"  {c.name:<{width}}  {c.objects:7d}  {c.ap:7.4f}  {c.ap50:7.4f}" for c in self.classes]
@@ -229,15 +211,16 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
     precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, max detections]
     scores = np.asarray(evaluation.eval["scores"])[0, :, :, 0, -1]
     columns = {category: k for k, category in enumerate(evaluation.params.catIds)}
-    objects = count_objects(ground_truth)
+    annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
+    objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
     by_class = []
     for label, category in sorted(classes.category_ids.items()):
         of_class = precision[:, :, columns[category], 0, -1] if category in columns else np.zeros((1, 0))
-        number = objects.get(category, 0)
+        number = objects[category]
         best = best_threshold(of_class[0], scores[:, columns[category]], number) if number else None
         ap, ap50 = mean_of_valid(of_class), mean_of_valid(of_class[0])
         by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, best))
-    counts = np.array([objects.get(category, 0) for category in columns], dtype=np.int64)
+    counts = np.array([objects[category] for category in columns], dtype=np.int64)
     common = common_threshold(precision[0, :, :, 0, -1], scores, counts)
     return Metrics([float(s) for s in evaluation.stats], by_class, threshold=common)
 
@@ -262,12 +245,11 @@ def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndar
         objects: int64 [K].
     """
     reached = (precision > 0) & (objects > 0)
-    if not reached.any():
-        return None
     hits = hits_at_recalls(objects)
     found = np.where(reached, hits / np.where(reached, precision, 1), 0)
     best, best_f1 = None, 0.0
-    for score in np.unique(np.quantile(scores[reached], np.linspace(0, 1, 201))).tolist():
+    candidates = np.quantile(scores[reached], np.linspace(0, 1, 201)) if reached.any() else np.zeros(0)
+    for score in np.unique(candidates).tolist():
         count = (reached & (scores >= score)).sum(axis=0)  # as scores fall with recall, the last of them is this one
         last = np.maximum(count - 1, 0), np.arange(len(objects))
         f1 = 2 * (hits[last] * (count > 0)).sum() / (objects.sum() + (found[last] * (count > 0)).sum())
@@ -285,12 +267,10 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
 
     A class with few objects gets the score that is best for all classes, as its own would fit other images worse.
     """
-    correct = [metrics[k] for k in ("segm", "bbox") if k in metrics and metrics[k].threshold is not None]
-    if not correct:
-        return {}
-    chosen, common = correct[0], correct[0].threshold
-    own = {c.label: c.threshold for c in chosen.classes if c.objects >= ENOUGH_OBJECTS and c.threshold is not None}
-    return {c.label: own.get(c.label) or common for c in chosen.classes if common is not None}
+    for of_kind in (metrics[kind] for kind in ("segm", "bbox") if kind in metrics):
+        if (common := of_kind.threshold) is not None:
+            return {c.label: c.threshold or common if c.objects >= ENOUGH_OBJECTS else common for c in of_kind.classes}
+    return {}
 
 
 def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
@@ -318,15 +298,6 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: in
         if most is None:
             evaluation.summarize()
     return evaluation
-
-
-def count_objects(ground_truth: Any) -> dict[int, int]:
-    """Count the objects per category id, without crowds."""
-    counts: dict[int, int] = {}
-    for annotation in ground_truth.loadAnns(ground_truth.getAnnIds()):
-        if not annotation.get("iscrowd", 0):
-            counts[annotation["category_id"]] = counts.get(annotation["category_id"], 0) + 1
-    return counts
 
 
 def mean_of_valid(values: np.ndarray) -> float:

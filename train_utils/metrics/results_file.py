@@ -20,29 +20,20 @@ SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # of an entry, by kind
 
 # The lines of COCO's table, in order: title, abbreviation, IoU, area, detections per image.
 OFFICIAL_LINES = [
-    ("Average Precision", "(AP)", iou, area, 100)
-    for iou, area in [("0.50:0.95", "all"), ("0.50", "all"), ("0.75", "all")]
-    + [("0.50:0.95", area) for area in ("small", "medium", "large")]
-] + [
-    ("Average Recall", "(AR)", "0.50:0.95", area, most)
-    for area, most in [("all", 1), ("all", 10), ("all", 100), ("small", 100), ("medium", 100), ("large", 100)]
+    *(("Average Precision", "(AP)", iou, "all", 100) for iou in ("0.50:0.95", "0.50", "0.75")),
+    *(("Average Precision", "(AP)", "0.50:0.95", area, 100) for area in ("small", "medium", "large")),
+    *(("Average Recall", "(AR)", "0.50:0.95", "all", most) for most in (1, 10, 100)),
+    *(("Average Recall", "(AR)", "0.50:0.95", area, 100) for area in ("small", "medium", "large")),
 ]
 
 
 @dataclass
 class ScoredResults:
-    """A results file and its metrics.
+    """A results file and its metrics."""
 
-    Attributes:
-        truth: the content of the annotation file.
-        results: "bbox", "segm" or both -> entries with `image_id`, `category_id`, `score`, and `bbox` or
-            `segmentation`.
-        stats: the same keys -> COCO's 12 numbers.
-    """
-
-    truth: dict[str, Any]
-    results: dict[str, list[dict[str, Any]]]
-    stats: dict[str, list[float]]
+    truth: dict[str, Any]  # the content of the annotation file
+    results: dict[str, list[dict[str, Any]]]  # "bbox", "segm" or both -> entries in COCO's results format
+    stats: dict[str, list[float]]  # the same keys -> COCO's 12 numbers
 
 
 def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[str]) -> ScoredResults:

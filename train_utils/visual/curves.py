@@ -6,6 +6,7 @@ The figures use matplotlib's objects on the Agg canvas: no window, no display, a
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,33 +42,39 @@ def plot_loss_and_lr(
     """
     numbers = np.arange(1, len(losses) + 1) if steps is None else np.asarray(steps)
     if not len(losses) == len(learning_rates) == len(numbers):
-        raise ValueError(
-            f"each loss needs its learning rate and step: got {len(losses)} losses, {len(learning_rates)} learning "
-            f"rates and {len(numbers)} steps"
-        )
+        given = f"{len(losses)} losses, {len(learning_rates)} learning rates and {len(numbers)} steps"
+        raise ValueError(f"each loss needs its learning rate and step: got {given}")
     loss, rate = with_gaps(losses), with_gaps(learning_rates)
-    smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
-
     figure, axes = new_figure("step", "loss", points=len(numbers))
-    (raw,) = axes.plot(numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8, marker=point_marker(loss))
-    (trend,) = axes.plot(numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6, marker=point_marker(smoothed))
-    lines = {"loss": raw, "loss, smoothed": trend}
-    if validation:
-        measured = with_gaps(list(validation.values()))
-        (lines["validation loss"],) = axes.plot(list(validation), measured, color=VALIDATION_COLOUR, marker="o")
-    broken = numbers[np.isnan(loss)]
-    if len(broken):
-        (marks,) = axes.plot(broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False)
-        lines["loss not finite"] = marks
-
     right = axes.twinx()
     right.set_ylabel("learning rate")
-    (lines["learning rate"],) = right.plot(numbers, rate, color=RATE_COLOUR, linewidth=1.2, marker=point_marker(rate))
     right.yaxis.set_major_formatter("{x:.3g}")
+    lines = {}
+
+    def draw(on: Axes, name: str, x: Sequence[int] | np.ndarray, y: np.ndarray, **style: Any) -> None:
+        # A line of a single point would be invisible without a marker.
+        (lines[name],) = on.plot(x, y, **{"marker": "o" if np.isfinite(y).sum() == 1 else None} | style)
+
+    draw(axes, "loss", numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8)
+    smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
+    draw(axes, "loss, smoothed", numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6)
+    if validation:
+        measured = with_gaps(list(validation.values()))
+        draw(axes, "validation loss", list(validation), measured, color=VALIDATION_COLOUR, marker="o")
+    broken = numbers[np.isnan(loss)]
+    if len(broken):
+        (lines["loss not finite"],) = axes.plot(
+            broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False
+        )
+    draw(right, "learning rate", numbers, rate, color=RATE_COLOUR, linewidth=1.2)
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     if epoch_ends:
-        add_epoch_axis(axes, epoch_ends)
+        ends = sorted(epoch_ends.items())
+        chosen = ends[:: -(-len(ends) // MOST_TICKS)]
+        top = axes.secondary_xaxis("top")
+        top.set_xlabel("end of epoch")
+        top.set_xticks([step for _, step in chosen], [str(epoch) for epoch, _ in chosen])
     # On the right axis, which is drawn last, so that no line crosses the legend.
     right.legend(lines.values(), lines.keys(), loc="upper right")
     write_png(figure, path)
@@ -104,21 +111,11 @@ def plot_map(
         if len(values) != len(epochs):
             raise ValueError(f"{len(epochs)} epochs need as many values of {label}, got {len(values)}")
         known = with_gaps(values)
-        axes.plot(
-            epochs, np.where(known < 0, np.nan, known), style, color=colour, label=label, marker="o", markersize=4
-        )
+        known[known < 0] = np.nan
+        axes.plot(epochs, known, style, color=colour, label=label, marker="o", markersize=4)
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     write_png(figure, path)
-
-
-def add_epoch_axis(axes: Axes, epoch_ends: Mapping[int, int]) -> None:
-    """Mark the last steps of epochs on the top axis, for at most about MOST_TICKS epochs."""
-    ends = sorted(epoch_ends.items())
-    chosen = ends[:: -(-len(ends) // MOST_TICKS)]
-    top = axes.secondary_xaxis("top")
-    top.set_xlabel("end of epoch")
-    top.set_xticks([step for _, step in chosen], [str(epoch) for epoch, _ in chosen])
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -148,17 +145,9 @@ def new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
 
 
 def with_gaps(values: Sequence[float]) -> np.ndarray:
-    """Return float64 [S] with NaN for values that are not finite.
-
-    matplotlib leaves a gap at NaN, while an infinity would spoil the axis.
-    """
+    """Return float64 [S] with NaN, at which matplotlib leaves a gap, for values that are not finite."""
     array = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(array), array, np.nan)
-
-
-def point_marker(values: np.ndarray) -> str | None:
-    """Return a marker for a line of a single point, which would be invisible."""
-    return "o" if np.isfinite(values).sum() == 1 else None
 
 
 def write_png(figure: Figure, path: str | os.PathLike) -> None:

@@ -27,23 +27,10 @@ LONGEST_NAME = 40
 
 # Bright and saturated, unlike most of a photo, in which dark or grey colours would hardly stand out.
 PALETTE: tuple[Colour, ...] = (
-    (255, 59, 48),
-    (52, 199, 89),
-    (10, 122, 255),
-    (255, 204, 0),
-    (175, 82, 222),
-    (255, 149, 0),
-    (0, 199, 190),
-    (255, 45, 155),
-    (162, 215, 41),
-    (90, 200, 250),
-    (255, 122, 107),
-    (190, 150, 255),
-    (80, 72, 255),
-    (120, 255, 190),
-    (255, 135, 195),
-    (228, 70, 245),
-)
+    (255, 59, 48), (52, 199, 89), (10, 122, 255), (255, 204, 0), (175, 82, 222), (255, 149, 0), (0, 199, 190),
+    (255, 45, 155), (162, 215, 41), (90, 200, 250), (255, 122, 107), (190, 150, 255), (80, 72, 255), (120, 255, 190),
+    (255, 135, 195), (228, 70, 245),
+)  # fmt: skip
 # Found by trial: with this seed, COCO classes that often occur together seldom share a colour.
 PALETTE_SEED = 23660
 
@@ -76,8 +63,9 @@ def draw_instances(
         An RGB image of `readable_scale(*image.size)` times the size, or of the same size without `enlarge`.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
-    check_lengths(len(boxes), names=names, scores=scores, masks=masks)
-
+    for what, values in (("names", names), ("scores", scores), ("masks", masks)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes need {len(boxes)} {what}, got {len(values)}")
     scale = readable_scale(*image.size) if enlarge else 1
     canvas = image.convert("RGB")
     if scale > 1:
@@ -85,7 +73,8 @@ def draw_instances(
     boxes = covered_pixels(boxes * scale, *canvas.size)
     big_first = np.argsort(-areas(boxes), kind="stable")
     colours = instance_colours(names)
-    width = line_width or default_line_width(canvas.size)
+    # 1 for a photo of 640 x 480, 4 for full HD.
+    width = line_width or max(1, round((canvas.width * canvas.height) ** 0.5 / 400))
 
     pixels = np.array(canvas)
     if masks is not None:
@@ -113,12 +102,6 @@ def readable_scale(width: int, height: int) -> int:
     Its short side becomes about 480 pixels, its long side at most 2000.
     """
     return max(1, min(round(READABLE_SIDE / min(width, height)), LARGEST_UPSCALED_SIDE // max(width, height)))
-
-
-def default_line_width(image_size: tuple[int, int]) -> int:
-    """Return the line width in pixels for an image (width, height): 1 for a photo of 640 x 480, 4 for full HD."""
-    width, height = image_size
-    return max(1, round((width * height) ** 0.5 / 400))
 
 
 def label_font_size(image_size: tuple[int, int], instances: int) -> int:
@@ -178,10 +161,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
     Returns:
         Plates, int [N, 4], x1y1x2y2 in pixels of the image.
     """
-    plates = np.zeros((len(boxes), 4), dtype=np.int64)
-    if not len(boxes):
-        return plates
-    box_areas = areas(boxes)
+    plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.
     for i in np.argsort(box_areas, kind="stable"):
@@ -208,12 +188,6 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
     ]
     top_left = np.clip(corners, 0, np.maximum(np.subtract(image_size, size), 0))
     return np.concatenate([top_left, top_left + size], axis=1)
-
-
-def check_lengths(count: int, **per_instance: Sequence | np.ndarray | None) -> None:
-    for what, values in per_instance.items():
-        if values is not None and len(values) != count:
-            raise ValueError(f"{count} boxes need {count} {what}, got {len(values)}")
 
 
 def covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -258,19 +232,17 @@ def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width:
 
 
 def fit_label(name: str, score: float | None, font_size: int, image_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return the text of a label, and a font that has its characters and fits the plate into the image."""
-    name = printable(name)
+    """Return the text of a label, and a font that has its characters and fits the plate into the image.
+
+    The name becomes one line of printable characters, truncated if very long.
+    """
+    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
+    name = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
     text = name if score is None else f"{name} {score:.2f}".strip()
     path = font_for(name)
     while font_size > SMALLEST_FONT // 2 and plate_size(text, load_font(path, font_size))[0] > image_width:
         font_size -= 1
     return text, load_font(path, font_size)
-
-
-def printable(name: str) -> str:
-    """Return a name as one line of printable characters, truncated if very long."""
-    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:

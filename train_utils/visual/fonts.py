@@ -18,25 +18,10 @@ except ModuleNotFoundError:  # tools/predict_onnx.py runs without it
 
 # Font families with Chinese, Japanese and Korean characters on Linux, Windows and macOS, in order of preference.
 CJK_FAMILIES = (
-    "Noto Sans CJK",
-    "Noto Sans SC",
-    "Source Han Sans",
-    "WenQuanYi",
-    "Microsoft YaHei",
-    "SimHei",
-    "SimSun",
-    "PingFang",
-    "Hiragino Sans",
-    "Heiti",
-    "Songti",
-    "Arial Unicode",
-    "Droid Sans Fallback",
-    "Malgun Gothic",
-    "Nanum",
-    "Yu Gothic",
-    "MS Gothic",
-    "Noto Serif CJK",
-)
+    "Noto Sans CJK", "Noto Sans SC", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "SimHei", "SimSun", "PingFang",
+    "Hiragino Sans", "Heiti", "Songti", "Arial Unicode", "Droid Sans Fallback", "Malgun Gothic", "Nanum", "Yu Gothic",
+    "MS Gothic", "Noto Serif CJK",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +68,9 @@ def installed_cjk_fonts() -> tuple[str, ...]:
     # Imported only here: on its first import matplotlib searches all installed fonts, which takes seconds.
     from matplotlib.font_manager import FontEntry, fontManager
 
-    def rank(entry: FontEntry) -> tuple:
-        return (
-            next(i for i, family in enumerate(CJK_FAMILIES) if entry.name.startswith(family)),
-            entry.style != "normal",
-            abs(int(entry.weight) - 400),
-        )
+    def rank(entry: FontEntry) -> tuple[int, bool, int]:
+        family = next(i for i, family in enumerate(CJK_FAMILIES) if entry.name.startswith(family))
+        return family, entry.style != "normal", abs(int(entry.weight) - 400)
 
     found = [entry for entry in fontManager.ttflist if entry.name.startswith(CJK_FAMILIES)]
     return tuple(dict.fromkeys(entry.fname for entry in sorted(found, key=rank)))
@@ -96,13 +78,9 @@ def installed_cjk_fonts() -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    if not path:
-        return pillows_font(size)
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def pillows_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font that is part of Pillow 10.1 and newer."""
+    """Load a font; of the path "", the one that is part of Pillow 10.1 and newer."""
+    if path:
+        return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
     try:
         font = ImageFont.load_default(size)
     except TypeError:  # older versions take no size

@@ -82,18 +82,15 @@ class PredictionSheets:
         self.dataset, self.classes = dataset, classes
 
     def before_step(self, state: RunState) -> None:
-        self.draw(state)
-
-    def after_train(self, state: RunState) -> None:
-        self.draw(state)
-
-    def draw(self, state: RunState) -> None:
+        """Draw after the last step of an epoch, once it has been evaluated."""
         if state.ends_epoch(state.number):
             t, epoch = state.training, state.epoch_of(state.number)
             with t.evaluated():
                 state.run.write_predictions(
                     epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
                 )
+
+    after_train = before_step
 
 
 @torch.inference_mode()
