@@ -16,7 +16,6 @@ from torchvision.ops import batched_nms
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes, size_of
 from network_files.image_transform import ImageTransform
-from network_files.masks.paste import paste_masks
 from network_files.roi_align import SharedPyramid
 
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
@@ -28,22 +27,16 @@ def with_tta(model: MaskRCNN) -> MaskRCNN:
 
 
 class Version(NamedTuple):
-    """An image at one size, plain or mirrored, with its pyramid.
-
-    Attributes:
-        size: height and width without padding.
-        padded_size: height and width with padding.
-        features: [1, C, H_i, W_i] per level.
-    """
+    """An image at one size, plain or mirrored, with its pyramid."""
 
     is_mirrored: bool
-    size: tuple[int, int]
-    padded_size: tuple[int, int]
-    features: SharedPyramid
+    size: tuple[int, int]  # height and width without padding
+    padded_size: tuple[int, int]  # with padding
+    features: SharedPyramid  # [1, C, H_i, W_i] per level
 
 
 class TestTimeAugmentation(nn.Module):
-    """A Mask R-CNN in evaluation mode that sees each image several times; called like the model itself.
+    """A Mask R-CNN in evaluation mode that sees each image several times; its `detect` is used like the model's.
 
     The pyramids of all versions of an image are kept until its masks are predicted: some hundred megabytes.
 
@@ -56,18 +49,8 @@ class TestTimeAugmentation(nn.Module):
 
     def __init__(self, model: MaskRCNN, scales: Sequence[float] = SCALES, mirrored: bool = True):
         super().__init__()
-        self.model = model
-        self.scales = tuple(scales)
-        self.mirrored = mirrored
+        self.model, self.scales, self.mirrored = model, tuple(scales), mirrored
         self.continuous_paste = model.continuous_paste
-
-    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Return detections with full-size masks, as `MaskRCNN.forward` does in evaluation mode."""
-        detections = self.detect(images)
-        for detection, image in zip(detections, images):
-            boxes, size = detection["boxes"], size_of(image)
-            detection["masks"] = paste_masks(detection["masks"], boxes, size, self.continuous_paste)
-        return detections
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Return detections with masks as the mask head predicts them, as `MaskRCNN.detect` does."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from network_files.masks.rle import compress, decode_crops, encode_crop
+from train_utils.visual.drawing import mask_contour
 
 DILATION = 0.02  # of the image's diagonal
 
@@ -20,19 +21,5 @@ def boundary_codes(codes: Sequence[dict]) -> list[dict]:
         return []
     height, width = codes[0]["size"]
     steps = max(round(DILATION * float(np.hypot(height, width))), 1)
-    crops = decode_crops(codes)
-    return compress([encode_crop(boundary(crop, steps), left, top, height, width) for left, top, crop in crops])
-
-
-def boundary(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Return the pixels of a mask, uint8 [h, w], from which `steps` steps to neighbours lead out of it, bool [h, w]."""
-    found = mask.astype(bool)
-    side = 2 * steps + 1
-    if min(mask.shape) < side:
-        return found
-    # A pixel is inside if the square of this side around it is full, which the sums of all rectangles say.
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
-    sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
-    full = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side] == side * side
-    found[steps:-steps, steps:-steps] &= ~full
-    return found
+    crops = ((left, top, mask_contour(crop.astype(bool), steps)) for left, top, crop in decode_crops(codes))
+    return compress([encode_crop(contour, left, top, height, width) for left, top, contour in crops])

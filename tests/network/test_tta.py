@@ -98,12 +98,9 @@ def test_masks_are_averaged_over_the_versions(model, image):
     torch.testing.assert_close(found["masks"], (each[0] + each[1]) / 2)
 
 
-def test_it_is_called_as_the_network_is_and_can_be_made_ready_for_inference(model, image):
+def test_it_can_be_made_ready_for_inference(model, image):
     tta = ready_for_inference(TestTimeAugmentation(model), Precision("cpu", None))
-    images = [image, image[:, :90]]
     with torch.inference_mode():
-        found, detections = tta(images), tta.detect(images)
-    for one, detection, own in zip(found, detections, images):
-        assert one["masks"].shape == (len(one["boxes"]), 1, *own.shape[-2:])
-        assert torch.equal(one["boxes"], detection["boxes"]) and torch.equal(one["labels"], detection["labels"])
+        detections = tta.detect([image, image[:, :90]])
+    assert len(detections) == 2
     assert_close(detections[0], detect(TestTimeAugmentation(model), image))

@@ -72,7 +72,8 @@ def test_frames_are_shown_predicted_and_recorded(lab: Path, monkeypatch) -> None
     times = [line["time"] for line in lines]
     assert times == sorted(times)
     frames = recorded(lab / "all" / "webcam.mp4")
-    assert [float(t) for t in frames_of(lab / "all" / "webcam.mp4")[0]] == pytest.approx(times, abs=2e-3)  # the start is rounded to ms
+    # The file rounds the time of its first frame to milliseconds.
+    assert [float(t) for t in frames_of(lab / "all" / "webcam.mp4")[0]] == pytest.approx(times, abs=2e-3)
     assert len(frames) == FRAMES and np.abs(frames[-1].astype(int) - window.shown[-1]).mean() < 25
 
 

@@ -36,7 +36,7 @@ class ClassMetrics:
     objects: int  # in the ground truth, without crowds
     ap: float  # -1 without objects
     ap50: float
-    threshold: float | None = None  # the score with the best F1 at IoU 0.5; None without a correct detection
+    threshold: float | None = None  # with the best F1 at IoU 0.5, see `midway`; None without a correct detection
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Metrics:
     stats: list[float]  # COCO's 12 numbers in the official order, for the best 100 detections per image; -1: no objects
     classes: list[ClassMetrics]  # for the same detections
     of_all: MetricsOfAll | None = None  # None if no image has more than 100 detections
-    threshold: float | None = None  # the score, common to all classes, with the best F1 at IoU 0.5
+    threshold: float | None = None  # the same, common to all classes
 
     def table(self, title: str) -> str:
         """Format the metrics as a text table."""
@@ -213,16 +213,23 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
     columns = {category: k for k, category in enumerate(evaluation.params.catIds)}
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
+    given = np.array([(entry["category_id"], entry["score"]) for entry in results], dtype=np.float64).reshape(-1, 2)
     by_class = []
     for label, category in sorted(classes.category_ids.items()):
         of_class = precision[:, :, columns[category], 0, -1] if category in columns else np.zeros((1, 0))
         number = objects[category]
         best = best_threshold(of_class[0], scores[:, columns[category]], number) if number else None
+        threshold = midway(best, given[given[:, 0] == category, 1])
         ap, ap50 = mean_of_valid(of_class), mean_of_valid(of_class[0])
-        by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, best))
+        by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, threshold))
     counts = np.array([objects[category] for category in columns], dtype=np.int64)
-    common = common_threshold(precision[0, :, :, 0, -1], scores, counts)
+    common = midway(common_threshold(precision[0, :, :, 0, -1], scores, counts), given[:, 1])
     return Metrics([float(s) for s in evaluation.stats], by_class, threshold=common)
+
+
+def midway(score: float | None, scores: np.ndarray) -> float | None:
+    """Return the middle between a score and the next lower one, which leaves room for lower scores on other images."""
+    return None if score is None else float(score + scores[scores < score].max(initial=0)) / 2
 
 
 def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> float | None:

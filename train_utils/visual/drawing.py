@@ -143,6 +143,8 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
     Pixels beyond the crop count as outside, so that the contour is also closed along the image border.
     """
     rows, columns = crop.shape
+    if min(rows, columns) <= 2 * width:
+        return crop.copy()
     shifts = range(2 * width + 1)
     padded = np.pad(crop, width)
     eroded = reduce(np.logical_and, (padded[shift : shift + rows] for shift in shifts))
