@@ -87,11 +87,7 @@ class Unexpected(Exception):
 
 
 def expect(text: str, i: int, character: str) -> int:
-    """Skip white space and `character`, and return the position of what follows.
-
-    Raises:
-        Unexpected: the next character is a different one.
-    """
+    """Skip white space and `character`, and return the position of what follows; Unexpected without it."""
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
         raise Unexpected
@@ -241,7 +237,7 @@ def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None
 class ImageEntries(NamedTuple):
     """The list "images" as columns: ids int64 [P], sizes int64 [P, 2] (height, width), file names str [P].
 
-    `valid` bool [P] marks the usable images. The others are kept so that their annotations are recognised.
+    `valid` bool [P] marks usable images. The others, with size 0, are kept so that their annotations are recognised.
     """
 
     ids: np.ndarray
@@ -252,39 +248,33 @@ class ImageEntries(NamedTuple):
 
 def read_image_entries(images: list, problems: Problems) -> ImageEntries:
     """Read the list "images". Of two images with the same id, keep the first."""
-    ids, sizes, names, valid = array("q"), array("q"), [], []
-    taken = set()
+    entries: dict[int, tuple[int, int, str, bool]] = {}  # id -> height, width, file name, valid
     for number, image in enumerate(images):
+        key = None
         try:
             key = natural(image["id"])
-        except MALFORMED as error:
-            problems.add("image", f"image number {number} of the list {reason_of(error, image)}")
-            continue
-        name, height, width = "", 0, 0
-        try:
             name, height, width = image["file_name"], int64(image["height"]), int64(image["width"])
             if not isinstance(name, str):
                 raise ValueError(f"has the file name {shown(name)}")
             if height < 1 or width < 1 or height * width > LARGEST_IMAGE:
                 raise ValueError(f"has a height of {height} and a width of {width}")
         except MALFORMED as error:
-            problems.add("image", f"image {key} {reason_of(error, image)}")
-            flawed = True
+            which = f"image number {number} of the list" if key is None else f"image {key}"
+            problems.add("image", f"{which} {reason_of(error, image)}")
+            if key is not None:
+                entries.setdefault(key, (0, 0, "", False))
+            continue
+        if key in entries:
+            problems.add("image id", f"image {key}, {shown(name)}")
+        elif leaves_folder(name):
+            problems.add("file name", f"image {key}, {shown(name)}")
+            entries[key] = 0, 0, "", False
         else:
-            flawed = key in taken or leaves_folder(name)
-            if key in taken:
-                problems.add("image id", f"image {key}, {shown(name)}")
-            elif flawed:
-                problems.add("file name", f"image {key}, {shown(name)}")
-        if key not in taken:
-            taken.add(key)
-            ids.append(key)
-            sizes.extend((0, 0) if flawed else (height, width))
-            names.append("" if flawed else name)
-            valid.append(not flawed)
+            entries[key] = height, width, name, True
+    heights, widths, names, valid = zip(*entries.values()) if entries else ((), (), (), ())
     return ImageEntries(
-        np.array(ids, dtype=np.int64),
-        np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        np.array(list(entries), dtype=np.int64),
+        np.array([heights, widths], dtype=np.int64).T.reshape(-1, 2).copy(),
         np.array(names, dtype=np.str_),
         np.array(valid, dtype=bool),
     )

@@ -135,15 +135,13 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     if stamp[1] < STORED_FROM:
         return make_index(path, reading)
     suffix = reading.suffix()
-    stored = read_stored(path, stamp, suffix)
-    if stored is None:
-        # One process builds the index; the others wait here and then read it.
-        with locked(f"{digest(str(path.resolve()))}.lock"):
-            stored = read_stored(path, stamp, suffix)
-            if stored is None:
-                stored = make_index(path, reading)
-                store(stored, suffix)
-    return stored
+    if (stored := read_stored(path, stamp, suffix)) is not None:
+        return stored
+    with locked(f"{digest(str(path.resolve()))}.lock"):  # one process builds the index; the others wait and read it
+        if (stored := read_stored(path, stamp, suffix)) is None:
+            stored = make_index(path, reading)
+            store(stored, suffix)
+        return stored
 
 
 def stamp_of(file: Path | int) -> np.ndarray:
@@ -182,11 +180,15 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     Raises:
         ValueError: it is not readable as JSON, or not an instances file.
     """
-    stamp = stamp_of(path)
+    stamp, problems = stamp_of(path), Problems()
     try:
         with open(path, encoding="utf-8", newline="") as file:  # keep all newlines, since positions are counted
             text = file.read()
         content = read_content(text)
+        for key, kind in (("images", list), ("annotations", Annotations), ("categories", list)):
+            if not isinstance(content.get(key), kind):
+                raise ValueError(f"no list '{key}' (is it a COCO instances file?)")
+        categories = read_categories(content["categories"], problems)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         if is_lfs_pointer(path):
             raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
@@ -195,46 +197,39 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
         raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for key, kind in (("images", list), ("annotations", Annotations), ("categories", list)):
-        if not isinstance(content.get(key), kind):
-            raise ValueError(f"{path}: no list '{key}' (is it a COCO instances file?)")
-    annotations, problems = content["annotations"], Problems()
-    try:
-        categories = read_categories(content["categories"], problems)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    used = np.unique(np.array(annotations.category_ids, dtype=np.int64)).tolist()
-    for unused in unused_categories(content["categories"], used):
+    annotations = content["annotations"]
+    category_ids = np.array(annotations.category_ids, dtype=np.int64)
+    for unused in unused_categories(content["categories"], np.unique(category_ids).tolist()):
         problems.add("unused category", f"category {unused}, '{categories.pop(unused)}'")
     tell_apart(categories, content["categories"], problems)
     images = read_image_entries(content["images"], problems)
     problems.update(annotations.problems)
-    found = AnnotationCheck(annotations, images, categories, problems, text, reading)
+    check = AnnotationCheck(annotations, images, categories, problems, text, reading)
     categories = {key: name for key, name in categories.items() if not reading.is_region(name)}
-    is_object = np.isin(np.array(annotations.category_ids, dtype=np.int64), list(categories))
+    is_object = np.isin(category_ids, list(categories))
     crowds = np.array(annotations.crowds, dtype=bool) & (not reading.crowds_are_objects)
-    kept = np.flatnonzero(found.valid)
-    order = kept[np.argsort(found.owners[kept], kind="stable")]
+    kept = np.flatnonzero(check.valid)
+    order = kept[np.argsort(check.owners[kept], kind="stable")]
+    checksums = [crc32(text[a:b].encode()) for a, b in zip(annotations.starts, annotations.ends)]
     starts, ends = byte_positions(text, np.array(annotations.starts), np.array(annotations.ends))
     place = images.valid.cumsum() - 1  # index of each image among the usable ones
+    image_ids = images.ids[images.valid]
     return CocoIndex(
         path,
         stamp,
         categories,
-        images.ids[images.valid],
+        image_ids,
         images.sizes[images.valid],
         images.file_names[images.valid],
-        bare=~np.isin(images.ids[images.valid], np.array(annotations.image_ids, dtype=np.int64)),
-        first=np.searchsorted(place[found.owners[order]], np.arange(images.valid.sum() + 1)),
+        bare=~np.isin(image_ids, np.array(annotations.image_ids, dtype=np.int64)),
+        first=np.searchsorted(place[check.owners[order]], np.arange(len(image_ids) + 1)),
         starts=starts[order],
         lengths=(ends - starts)[order],
-        category_ids=np.array(annotations.category_ids, dtype=np.int64)[order],
-        checksums=np.array([crc32(text[a:b].encode()) for a, b in zip(annotations.starts, annotations.ends)], np.int64)[
-            order
-        ],
+        category_ids=category_ids[order],
+        checksums=np.array(checksums, dtype=np.int64)[order],
         crowds=crowds[order],
-        usable=(found.complete & ~crowds & is_object)[order],
-        has_mask=found.has_mask[order],
+        usable=(check.complete & ~crowds & is_object)[order],
+        has_mask=check.has_mask[order],
         problems=problems,
     )
 

@@ -37,22 +37,18 @@ def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """Format an id as text, 7 and 7.0 alike; None if it is neither a whole number nor text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else None
-    return str(value).strip() if isinstance(value, str) else small_text(value)
-
-
-def small_text(value: int) -> str | None:
-    """Format an int as text; None if it is too large to be an id, as its text could have any length."""
-    return str(value) if -LARGEST <= value <= LARGEST else None
+    """Format an id as text, 7 and 7.0 alike; None if it is neither text nor a whole number, or is beyond int64."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    is_int = isinstance(value, int) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    return str(value) if is_int else None
 
 
 def value_of(text: str) -> int | None:
     """Parse a text as a whole number; None if it is not one, or does not fit into int64."""
-    digits = text[1:] if text.startswith("-") else text
+    digits = text.removeprefix("-")
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
         return None
     return int(text) if abs(int(text)) <= LARGEST else None
@@ -64,11 +60,7 @@ def whole(number: Any) -> Any:
 
 
 def int64(number: Any) -> int:
-    """Convert a number from a JSON file to an int that fits into int64.
-
-    Raises:
-        ValueError, OverflowError: it is not whole, or too large.
-    """
+    """Convert a number from a JSON file to an int64; ValueError, OverflowError if it is not whole, or too large."""
     number = whole(number)
     if not isinstance(number, int) or isinstance(number, bool):
         raise ValueError(f"has {shown(number)} instead of a whole number")
