@@ -98,13 +98,7 @@ class CocoDetection(Dataset):
         return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        """Return item i.
-
-        Returns:
-            Image uint8 [3, H, W], or as `form` says, and a dict: `boxes` float32 [N, 4], x1y1x2y2 in pixels of the
-            image, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N];
-            if the reading says so, `has_mask` bool [N] and `ignore_regions` InstanceMasks.
-        """
+        """Return item i as `InstanceDataset` describes it: image uint8 [3, H, W], or as `form` says, and target."""
         path = self.image_path(i)
         image = read_image(path, self.get_height_and_width(i), self.form)
         target = self.target(i)

@@ -52,11 +52,7 @@ AS_WRITTEN = Reading()
 
 
 def read_content(text: str) -> dict:
-    """Parse a JSON object, with its list "annotations" as Annotations instead of Python objects.
-
-    Raises:
-        ValueError: the text is not an object; JSONDecodeError: it is not JSON.
-    """
+    """Parse a JSON object, with "annotations" as Annotations; ValueError if it is another value, or not JSON."""
     scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
     content: dict[str, Any] = {}
     try:
@@ -169,11 +165,7 @@ class NoCategory(ValueError):
 
 
 def read_categories(categories: list, problems: Problems) -> dict[int, str]:
-    """Read category id -> name. Of two categories with the same id, keep the first.
-
-    Raises:
-        NoCategory: no category is usable.
-    """
+    """Read category id -> name, keeping the first of repeated ids; NoCategory if none is usable."""
     names: dict[int, str] = {}
     for number, category in enumerate(categories):
         try:

@@ -81,13 +81,10 @@ class CocoIndex:
     problems: Problems
 
     def annotations(self, image: int, only_usable: bool = False, among: np.ndarray | None = None) -> list[dict]:
-        """Read the annotations of an image from the file.
+        """Read the annotations of an image from the file; AnnotationsLost if it has changed since, or is gone.
 
         Args:
             among: bool [A], which objects to read; None: all, or those that are usable.
-
-        Raises:
-            AnnotationsLost: the file has changed since it was indexed, or is gone.
         """
         chosen, among = np.arange(self.first[image], self.first[image + 1]), self.usable if only_usable else among
         if among is not None:
@@ -126,11 +123,7 @@ class CocoIndex:
 
 
 def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Return the index of an instances file: the stored one if it is up to date, else a new one.
-
-    Raises:
-        ValueError: the file cannot be used; the message says where and why.
-    """
+    """Return the index of an instances file, the stored one if it is up to date; ValueError if the file is unusable."""
     stamp = stamp_of(path)
     if stamp[1] < STORED_FROM:
         return make_index(path, reading)
@@ -175,11 +168,7 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
 
 
 def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Parse, check and index an instances file.
-
-    Raises:
-        ValueError: it is not readable as JSON, or not an instances file.
-    """
+    """Parse, check and index an instances file; ValueError if it is not JSON, or not an instances file."""
     stamp, problems = stamp_of(path), Problems()
     try:
         with open(path, encoding="utf-8", newline="") as file:  # keep all newlines, since positions are counted

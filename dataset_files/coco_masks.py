@@ -150,8 +150,7 @@ def find_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Find objects whose "polygons" are three or more single points: [[x1, y1], [x2, y2], ...].
 
     Args:
-        lengths: int64 [P], how many numbers each polygon has.
-        owners: int64 [P], the object of each polygon; each object's polygons are contiguous.
+        lengths, owners: int64 [P], the count of numbers and the object of each polygon, grouped by object.
 
     Returns:
         int64 [M], the index of each such object's first polygon.
@@ -231,10 +230,8 @@ def checked_mask(segmentation: list | dict) -> MaskColumns | None:
 def packed_code(mask: list | dict, height: int, width: int) -> dict:
     """Convert a mask (polygons, or a run-length code with listed or packed counts) to a packed run-length code.
 
-    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
-
-    Raises:
-        ValueError: the counts are invalid.
+    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box. Invalid counts
+    raise ValueError.
     """
     polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
     if polygons:

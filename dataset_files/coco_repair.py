@@ -5,7 +5,6 @@ reports it. The whole file is loaded as Python objects, so repair only files tha
 """
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,16 @@ REPAIRABLE = {
     "annotation", "annotation id", "category", "code size", "file name", "image", "missing", "point pairs",
     "unknown category", "unknown image",
 }  # fmt: skip
-IMAGE_FIELDS = ("id", "file_name", "height", "width")
-CATEGORY_FIELDS = ("id", "name", "supercategory")
-ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+FIELDS = {
+    "images": ("id", "file_name", "height", "width", "coco_url", "flickr_url", "path"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"),
+    "categories": ("id", "name", "supercategory"),
+}
 CROWDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none": 0, "null": 0, "0.0": 0, "1.0": 1}
 
 
 def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
-    """Whether the problems found are ones that `repair` can fix.
-
-    Args:
-        problems: found in the annotations, and in the images if they were checked.
-        error: the exception that `make_index` raised instead.
-    """
+    """Whether `repair` can fix the problems found, or the cause of the error that `make_index` raised instead."""
     cause = getattr(error, "__cause__", None)
     if isinstance(cause, json.JSONDecodeError):
         return "BOM" in cause.msg or "\0" in cause.doc[:8]
@@ -48,26 +44,15 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 
 
 def repair(path: Path, image_folder: Path) -> Converted:
-    """Read a COCO file and fix what can be fixed.
+    """Read a COCO file and fix what can be fixed; ValueError if it is not JSON, or lacks one of the three lists.
 
     If the result has no problems, nothing was repaired, and the original file can be used.
 
     Args:
         image_folder: searched, with its sub-folders, for the images that the file names.
-
-    Raises:
-        ValueError: the file is not readable as JSON, or lacks one of the three lists.
     """
     problems = Problems()
-    content = read(path, problems)
-    images, annotations, categories = (
-        [pick_fields(entry, fields) for entry in content[key]]
-        for key, fields in (
-            ("images", IMAGE_FIELDS + ("coco_url", "flickr_url", "path")),
-            ("annotations", ANNOTATION_FIELDS),
-            ("categories", CATEGORY_FIELDS),
-        )
-    )
+    images, annotations, categories = read_lists(path, problems)
     repair_references(images, annotations, "image", problems)
     repair_references(categories, annotations, "category", problems)
     repair_images(images, image_folder, problems)
@@ -80,8 +65,8 @@ def repair(path: Path, image_folder: Path) -> Converted:
     return Converted({"images": images, "annotations": annotations, "categories": categories}, problems)
 
 
-def read(path: Path, problems: Problems) -> dict:
-    """Read a JSON file in any Unicode encoding."""
+def read_lists(path: Path, problems: Problems) -> list[list]:
+    """Read images, annotations and categories from JSON in any Unicode encoding, with the fields that are used."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     try:
@@ -91,37 +76,30 @@ def read(path: Path, problems: Problems) -> dict:
     if encoding != "utf-8":
         what = "UTF-8 with a byte-order mark" if encoding == "utf-8-sig" else encoding.upper()
         problems.add("encoding", f"{path.name} is {what}")
-    for key in ("images", "annotations", "categories"):
+    lists = []
+    for key, fields in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{path}: no list '{key}' (is it a COCO instances file?)")
-    return content
-
-
-def pick_fields(entry: Any, fields: tuple[str, ...]) -> Any:
-    """Copy the given fields of an entry, as far as it has them; return anything but an object unchanged."""
-    return {key: entry[key] for key in fields if key in entry} if isinstance(entry, dict) else entry
+        used = ({k: e[k] for k in fields if k in e} if isinstance(e, dict) else e for e in content[key])
+        lists.append(list(used))
+    return lists
 
 
 # ------------------------------------------------------------------------------------------------------------- ids
 
 
 def repair_references(entries: list, annotations: list, key: str, problems: Problems) -> None:
-    """Convert the ids of images or categories to whole numbers, both in their list and in the annotations.
-
-    Args:
-        key: "image" or "category".
-    """
+    """Convert the ids of images or categories (`key`) to whole numbers, in their list and in the annotations."""
     owners = [entry for entry in entries if isinstance(entry, dict) and "id" in entry]
+    users = [a for a in annotations if isinstance(a, dict) and f"{key}_id" in a]
     numbers = whole_ids([entry["id"] for entry in owners])
-    field = f"{key}_id"
-    users = [a for a in annotations if isinstance(a, dict) and field in a]
     changed = []
-    for entry, name in [(entry, "id") for entry in owners] + [(user, field) for user in users]:
-        number = number_of(entry[name], numbers)
-        if number is not None and type(entry[name]) is not int:
-            if type(entry[name]) is not float:  # 7.0 needs no repair
-                changed.append(f"{key} {shown(entry[name])} -> {number}")
-            entry[name] = number
+    for entry, field in [(entry, "id") for entry in owners] + [(user, f"{key}_id") for user in users]:
+        number = number_of(entry[field], numbers)
+        if number is not None and type(entry[field]) is not int:
+            if type(entry[field]) is not float:  # 7.0 needs no repair
+                changed.append(f"{key} {shown(entry[field])} -> {number}")
+            entry[field] = number
     problems.add_all("text id", dict.fromkeys(changed), str)
 
 
@@ -145,17 +123,13 @@ def drop_repeated(annotations: list, problems: Problems) -> list:
 def number_annotations(annotations: list, problems: Problems) -> None:
     """Number all annotations from 1 if any id is missing, repeated, or not a whole number."""
     entries = [annotation for annotation in annotations if isinstance(annotation, dict)]
-    values = [entry.get("id") for entry in entries]
-    numbers = whole_ids(values)
-    if len(numbers) == len(entries) and all(type(value) in (int, float) or is_digits(value) for value in values):
-        wrong = [value for value in values if isinstance(value, str)]
-        problems.add_all("renumbered", wrong, lambda text: f"id {shown(text)} -> {number_of(text, numbers)}")
-        for entry in entries:
-            entry["id"] = number_of(entry["id"], numbers)
-        return
-    pairs = zip(values, range(1, len(values) + 1))
-    problems.add_all("renumbered", pairs, lambda pair: f"id {shown(pair[0])} -> {pair[1]}")
-    for number, entry in enumerate(entries, start=1):
+    old = [entry.get("id") for entry in entries]
+    numbers = whole_ids(old)
+    are_whole = len(numbers) == len(old) and all(type(value) in (int, float) or is_digits(value) for value in old)
+    new = [number_of(value, numbers) for value in old] if are_whole else list(range(1, len(old) + 1))
+    changed = [pair for pair in zip(old, new) if not are_whole or isinstance(pair[0], str)]
+    problems.add_all("renumbered", changed, lambda pair: f"id {shown(pair[0])} -> {pair[1]}")
+    for entry, number in zip(entries, new):
         entry["id"] = number
 
 
@@ -171,12 +145,10 @@ def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
     entries = [image for image in images if isinstance(image, dict)]
     for image in entries:
         sources = [image.pop(key, None) for key in ("coco_url", "flickr_url", "path")]
-        name = image.get("file_name")
-        if not isinstance(name, str) or not name:
-            source = next((s for s in sources if isinstance(s, str) and s), None)
-            if source is not None:
-                image["file_name"] = unquote(urlsplit(source).path).lstrip("/") if "://" in source else source
-                problems.add("url", f"{name_of(image)}: {shown(source)}")
+        name, source = image.get("file_name"), next((s for s in sources if isinstance(s, str) and s), None)
+        if not (isinstance(name, str) and name) and source is not None:
+            image["file_name"] = unquote(urlsplit(source).path).lstrip("/") if "://" in source else source
+            problems.add("url", f"{name_of(image)}: {shown(source)}")
     named = [image for image in entries if isinstance(image.get("file_name"), str)]
     resolved = resolve([image["file_name"] for image in named], image_folder)
     problems.update(resolved.problems)
@@ -196,19 +168,19 @@ def has_size(image: Any) -> bool:
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
     """Convert height and width from text, or else read them from the stored image, ignoring its EXIF tag."""
-    name: str = image["file_name"]
     given: list[Any] = [image.get("height"), image.get("width")]
+    is_missing = any(value is None or value == 0 or isinstance(value, str) for value in given)
     if all(map(is_digits, given)):
-        size = tuple(map(int, given))
-    elif leaves_folder(name) or not any(value is None or value == 0 or isinstance(value, str) for value in given):
+        height, width = map(int, given)
+    elif leaves_folder(image["file_name"]) or not is_missing:
         return
     else:
         try:
-            size = read_size(folder / name, upright=False)
+            height, width = read_size(folder / image["file_name"], upright=False)
         except (ValueError, OSError):  # the image check reports it
             return
-    image["height"], image["width"] = size
-    problems.add("no size", f"{name_of(image)}: {size[1]}x{size[0]}")
+    image["height"], image["width"] = height, width
+    problems.add("no size", f"{name_of(image)}: {width}x{height}")
 
 
 # ----------------------------------------------------------------------------------------------------- annotations
@@ -216,29 +188,38 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
     """Repair an annotation, its mask first, since box and area may have to be computed from it."""
+
+    def note(kind: str, change: str = "") -> None:
+        problems.add(kind, name_of(annotation) + change)
+
     image_id: Any = annotation.get("image_id")
     size = sizes.get(image_id) if type(image_id) is int else None
-    if annotation.get("segmentation") is None:
-        annotation["segmentation"] = []
-        problems.add("no segmentation", name_of(annotation))
-    mask = annotation["segmentation"]
-    if isinstance(mask, list):
-        annotation["segmentation"] = repair_polygons(mask, lambda kind: problems.add(kind, name_of(annotation)))
-    elif isinstance(mask, dict) and size is not None and exchanged(mask.get("size"), size):
-        problems.add("exchanged size", f"{name_of(annotation)}: {mask['size']}, the image has {list(size)}")
-        annotation["segmentation"] = mask | {"size": list(size)}
-    mask = annotation["segmentation"]
-    if not annotation.get("bbox") and isinstance(mask, (list, dict)):
-        box = box_of_mask(mask)
-        if box is not None:
-            problems.add("no box", f"{name_of(annotation)}: {shown(annotation.get('bbox'))} -> {box}")
-            annotation["bbox"] = box
-    if not is_area(annotation.get("area")):
-        repair_area(annotation, size, problems)
+    mask = annotation.get("segmentation")
+    if mask is None:
+        mask = []
+        note("no segmentation")
+    elif isinstance(mask, list):
+        mask = repair_polygons(mask, note)
+    elif isinstance(mask, dict) and size is not None and isinstance(given := mask.get("size"), list):
+        if tuple(given) == size[::-1] != size:  # width, height instead of height, width
+            note("exchanged size", f": {given}, the image has {list(size)}")
+            mask = mask | {"size": list(size)}
+    annotation["segmentation"] = mask
+    has_mask, box = isinstance(mask, (list, dict)), annotation.get("bbox")
+    if not box and has_mask and (found := box_of_mask(mask)) is not None:
+        note("no box", f": {shown(box)} -> {found}")
+        annotation["bbox"] = box = found
+    if not is_area(given := annotation.get("area")):
+        area = area_of_mask(mask, *size) if size is not None and has_mask else None
+        if area is None and isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+            area = float(box[2] * box[3])
+        if is_area(area):
+            note("area", f": {shown(given)} -> {area:g}")
+            annotation["area"] = area
     crowd = annotation.get("iscrowd", 0)
     if type(crowd) is not int and str(crowd).strip().lower() in CROWDS:
         annotation["iscrowd"] = CROWDS[str(crowd).strip().lower()]
-        problems.add("crowd", f"{name_of(annotation)}: {shown(crowd)} -> {annotation['iscrowd']}")
+        note("crowd", f": {shown(crowd)} -> {annotation['iscrowd']}")
 
 
 def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
@@ -246,13 +227,11 @@ def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
     if len(mask) >= 6 and all(map(is_number, mask)):
         note("flat polygon")
         return [mask]
-    if are_pairs(mask):
-        note("converted pairs")
-        return [flat(mask)]
-    if mask and all(isinstance(polygon, list) and are_pairs(polygon) for polygon in mask):
-        note("converted pairs")
-        return [flat(polygon) for polygon in mask]
-    return mask
+    polygons = [mask] if are_pairs(mask) else mask
+    if not polygons or not all(isinstance(polygon, list) and are_pairs(polygon) for polygon in polygons):
+        return mask
+    note("converted pairs")
+    return [[v for p in polygon for v in ((p["x"], p["y"]) if isinstance(p, dict) else p)] for polygon in polygons]
 
 
 def are_pairs(points: list) -> bool:
@@ -264,28 +243,8 @@ def are_pairs(points: list) -> bool:
     )
 
 
-def flat(points: list) -> list[float]:
-    return [value for p in points for value in ((p["x"], p["y"]) if isinstance(p, dict) else p)]
-
-
-def exchanged(given: Any, size: tuple[int, int]) -> bool:
-    """Whether a run-length code's size is width, height instead of height, width."""
-    return isinstance(given, list) and tuple(given) == size[::-1] and tuple(given) != size
-
-
-def repair_area(annotation: dict, size: tuple[int, int] | None, problems: Problems) -> None:
-    mask, box = annotation["segmentation"], annotation.get("bbox")
-    area = area_of_mask(mask, *size) if size is not None and isinstance(mask, (list, dict)) else None
-    if area is None and isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
-        area = float(box[2] * box[3])
-    if area is None or not is_area(area):
-        return
-    problems.add("area", f"{name_of(annotation)}: {shown(annotation.get('area'))} -> {area:g}")
-    annotation["area"] = area
-
-
 def is_area(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and abs(value) < 1e300
+    return is_number(value) and abs(value) < 1e300  # False for NaN
 
 
 def is_number(value: Any) -> bool:

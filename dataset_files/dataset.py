@@ -88,40 +88,20 @@ class InstanceDataset(Protocol):
 
     @property
     def collate_fn(self) -> Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]: ...
-
     @property
     def coco(self) -> Any: ...
-
     def __len__(self) -> int: ...
-
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Any]]: ...
-
-    def target(self, i: int) -> dict[str, Any]:
-        """Return the target of item i, before the transforms and without opening the image."""
-
-    def boxes(self, i: int) -> Tensor:
-        """Return the boxes of item i that can be trained on, float32 [N, 4], without reading masks."""
-
+    def target(self, i: int) -> dict[str, Any]: ...  # before the transforms, without opening the image
+    def boxes(self, i: int) -> Tensor: ...  # of the objects that can be trained on, [N, 4]; reads no masks
     def image_id(self, i: int) -> int: ...
-
-    def image_names(self) -> list[str]:
-        """Return the file of each image, relative to `image_folder`."""
-
+    def image_names(self) -> list[str]: ...  # relative to `image_folder`
     def image_path(self, i: int) -> Path: ...
-
-    def get_height_and_width(self, i: int) -> tuple[int, int]:
-        """Return the annotated height and width of image i, without opening it."""
-
+    def get_height_and_width(self, i: int) -> tuple[int, int]: ...  # as annotated, without opening the image
     def counts(self) -> ObjectCounts: ...
-
-    def classes_of_images(self) -> list[list[int]]:
-        """Return the category ids of each item's objects; for training, only of those that are trained on."""
-
-    def checksum(self) -> str:
-        """Return a string that changes with the images' names and with any annotation."""
-
-    def objects_per_class(self) -> dict[str, tuple[int, int]]:
-        """Return class name -> number of objects that are not crowds, and of crowds."""
+    def classes_of_images(self) -> list[list[int]]: ...  # category ids of each item's objects (training: usable ones)
+    def checksum(self) -> str: ...  # changes with the images' names and with any annotation
+    def objects_per_class(self) -> dict[str, tuple[int, int]]: ...  # name -> number of objects, and of crowds
 
     def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "InstanceDataset":
         """Return a copy with the labels and category ids of another class table, matched by name.

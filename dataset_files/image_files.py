@@ -58,10 +58,9 @@ def is_image_name(name: str) -> bool:
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """Yield the files in a folder and its sub-folders, sorted, without hidden ones; enter linked folders only once.
+    """Yield the files in a folder and at most `depth` levels below, sorted, without hidden ones.
 
-    Args:
-        depth: levels of sub-folders to enter; None for all.
+    Linked folders are entered only once.
     """
     entered = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -84,11 +83,8 @@ def images_below(folder: Path) -> list[Path]:
 def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
     """Read the height and width of an image from its header, with its EXIF orientation applied if `upright`.
 
-    Tools that store no size display images upright, so their coordinates refer to the upright image.
-
-    Raises:
-        ValueError: the file is not a readable image.
-        FileNotFoundError: there is no such file.
+    Tools that store no size display images upright, so their coordinates refer to the upright image. Raises
+    FileNotFoundError, and ValueError for a file that is not a readable image.
     """
     try:
         with open_image(path) as image:

@@ -39,9 +39,7 @@ IMAGE_FORMATS = tuple(
 def open_image(path: str | Path) -> Image.Image:
     """Open an image file with Pillow; from a JSON file, open the image that labelme embedded as `imageData`.
 
-    Raises:
-        ValueError: a JSON file embeds no image.
-        FileNotFoundError, PIL.UnidentifiedImageError, ...: whatever Pillow raises.
+    Raises ValueError for a JSON file without an image, and whatever Pillow raises.
     """
     file = io.BytesIO(embedded_image(path)) if str(path).lower().endswith(".json") else path
     return Image.open(file, formats=IMAGE_FORMATS)
@@ -109,13 +107,10 @@ def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to 8-bit RGB.
+    """Convert a Pillow image of any mode to 8-bit RGB; ValueError for floating-point values, whose range is unknown.
 
     Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
     while Pillow's own `convert` would clip them at 255.
-
-    Raises:
-        ValueError: the values are floating-point numbers, whose range is unknown.
     """
     if image.mode == "F":
         raise ValueError(

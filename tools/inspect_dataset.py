@@ -46,11 +46,7 @@ class ReportSettings(DataSettings):
 
 
 def main(settings: ReportSettings) -> None:
-    """Print the report, and with --show write the contact sheet.
-
-    Raises:
-        InputError: the layout is unknown, the files cannot be read, or training would stop with these data.
-    """
+    """Print the report, and with --show write the contact sheet; InputError if training would stop."""
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
     with reading_input():

@@ -53,11 +53,7 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
 
 
 def convert(split: SplitFiles, skip_bad: bool) -> dict:
-    """Return a split as the content of a COCO file, and warn about repaired and dropped annotations.
-
-    Raises:
-        ValueError: some annotations are invalid, unless `skip_bad` drops them.
-    """
+    """Return a split as the content of a COCO file; ValueError if it has wrong items, unless `skip_bad`."""
     if split.convert is not None:
         converted = split.convert()
         content, problems = converted.content, converted.problems

@@ -71,11 +71,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image; without a size, read it from the file's header.
-
-        Returns:
-            The entry of the image, for `add_object`; None if it cannot be used, which is noted.
-        """
+        """Add an image, by default of the size in its header; return its entry, or None if it is unusable (noted)."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
@@ -190,11 +186,7 @@ def clipped_extent(polygons: Sequence[Sequence[float]], size: Size) -> tuple[flo
 
 
 def image_coordinates(values: object) -> list[float]:
-    """Convert numbers from a file to floats.
-
-    Raises:
-        ValueError: they are not possible coordinates in an image.
-    """
+    """Convert numbers from a file to floats; ValueError if they are not possible coordinates in an image."""
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError(f"{shown(values)} is not a list of numbers")
     if not all(abs(v) <= LARGEST_COORDINATE for v in values):  # not if NaN
@@ -211,8 +203,7 @@ def rectangle_polygon(x1: float, y1: float, x2: float, y2: float) -> list[float]
 def ellipse_polygon(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:
     """Return a polygon inside an ellipse, nowhere farther than DEVIATION from it.
 
-    Args:
-        angle: from the x axis to the axis of `rx` in radians, clockwise in an image.
+    The axis of `rx` is turned from the x axis by `angle`, in radians, clockwise in an image.
     """
     radius = max(abs(rx), abs(ry), 1.0)
     corners = 4 * math.ceil(math.pi / math.acos(1 - DEVIATION / radius) / 4)

@@ -29,14 +29,7 @@ NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key) for key in (b"file
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a data set whose annotations are COCO files; [] if there is no such file.
-
-    Args:
-        root: a folder, or a COCO file itself.
-
-    Raises:
-        ValueError: several files may be meant for one split.
-    """
+    """Find the splits of a folder with COCO files, or of one such file."""
     if root.is_file():
         files = [root] if is_coco_file(root) else []
         root = root.parent.parent if root.parent.name.lower() in ANNOTATION_FOLDERS else root.parent

@@ -35,11 +35,7 @@ Labelled = tuple[str, str | None, Element]  # class, group and shape
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with CVAT's XML, or of one such file; [] if it has another layout.
-
-    Raises:
-        ValueError: it is not clear which file or subset is for training.
-    """
+    """Find the splits of a folder with CVAT's XML, or of one such file."""
     sources = file_per_split(root, ".xml", is_cvat, "XML files of CVAT")
     found: dict[str, SplitFiles] = {}
     for split, path in sources.items():
@@ -64,11 +60,7 @@ def is_cvat(path: Path) -> bool:
 
 
 def read_cvat(source: Path, subset: str | None) -> Converted:
-    """Read one file, or one subset of it.
-
-    Raises:
-        ValueError: the file is not readable as XML.
-    """
+    """Read one file, or one subset of it; ValueError if it is not readable as XML."""
     try:
         root = parse_xml(source, LARGEST)
     except ValueError as error:
@@ -130,12 +122,7 @@ def add_image(
 
 
 def read_shape(shape: Element) -> list[float] | Crop:
-    """Return the outline or the pixels of a shape.
-
-    Raises:
-        NoArea: it is a line, points or the like.
-        ValueError: the shape is unknown, or its numbers are invalid.
-    """
+    """Return the outline or the pixels of a shape; NoArea for lines and points, ValueError for invalid shapes."""
     if shape.tag in NO_AREA:
         raise NoArea(shape.tag)
     angle = math.radians(numbers_of(shape.get("rotation", "0"))[0])  # clockwise, around the centre

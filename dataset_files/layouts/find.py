@@ -22,7 +22,8 @@ from dataset_files.layouts.voc_files import voc_split
 
 VOC = "Pascal VOC"
 MOST_FOLDERS = 20  # sub-folders that are searched for a layout
-# By name, in this order; VIA's reader and the devkit's come first.
+# By name, in this order; VIA's reader and the devkit's come first. Each returns [] for another layout, and raises
+# ValueError if a file is invalid or several may be meant for one split.
 READERS: dict[str, Callable[[Path], list[SplitFiles]]] = {
     "COCO": coco_layouts.find,
     "YOLO": yolo_files.find,
@@ -84,11 +85,7 @@ def inner_layouts(root: Path) -> str:
 
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
-    """Return the layout of COCO files that the user names one by one.
-
-    Args:
-        image_folder: of both files; None to search beside each file.
-    """
+    """Return the layout of COCO files named one by one; without an image folder, search beside each file."""
     splits = []
     for name, path in (("train" if val_json else "", train_json), ("val", val_json)):
         if path is None:

@@ -74,7 +74,7 @@ LABELME, ISAT = Tool("shapes", labelme_content), Tool("objects", isat_content)
 
 
 def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
-    """Find the splits of a folder with a JSON per image; [] if it has another layout."""
+    """Find the splits of a folder with a JSON per image."""
     root = Path(os.path.abspath(root))
     folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, tool)}
     if not folders and first_files(root, tool):
@@ -197,12 +197,7 @@ def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
 
 
 def read_shape(shape: dict) -> list[float] | Crop:
-    """Return the polygon or the pixels of a shape.
-
-    Raises:
-        NoArea: it is a line or points.
-        ValueError: its kind is unknown, or its points do not fit its kind.
-    """
+    """Return the polygon or the pixels of a shape; NoArea for lines and points, ValueError for invalid shapes."""
     points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
     if kind in NO_AREA:
         raise NoArea(kind)

@@ -102,11 +102,7 @@ class MaskSplit:
         return False
 
     def read(self) -> Converted:
-        """Read all images that have masks.
-
-        Raises:
-            ValueError: no image has a mask.
-        """
+        """Read all images that have masks; ValueError if none has."""
         builder = CocoBuilder(self.image_folder, [name for part in self.parts for name in part.class_names()])
         problems, any_masks = builder.problems, False
         gaps: dict[str, list[bool]] = {}  # file with several objects -> whether each object has a gap
@@ -143,8 +139,7 @@ class MaskSplit:
     def add_image(self, builder: CocoBuilder, file_name: str, masks: list[tuple[Path, str]]) -> dict[str, list[bool]]:
         """Add an image and an object per value of its masks.
 
-        Returns:
-            Name of a mask -> whether each object in it has an empty row or column inside.
+        Return mask file -> whether each of its objects has an empty row or column inside.
         """
         problems, read, gaps = builder.problems, {}, {}
         for path, class_name in masks:
@@ -176,11 +171,7 @@ class MaskSplit:
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder of images and masks; [] if it has another layout.
-
-    Raises:
-        ValueError: several folders may be meant for one split.
-    """
+    """Find the splits of a folder of images and masks."""
     found: dict[str, MaskSplit | None]
     whole = folders_in(root)
     if whole is not None:

@@ -46,12 +46,7 @@ class MaskImage:
 
 
 def read_mask_image(path: Path) -> MaskImage:
-    """Read a mask of any of Pillow's modes.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an image in a lossless format, or has several pages.
-    """
+    """Read a mask of any of Pillow's modes; FileNotFoundError, or ValueError if it is not one lossless image."""
     try:
         with Image.open(path, formats=LOSSLESS) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
@@ -85,11 +80,8 @@ class Blurred(ValueError):
 def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]:
     """Find the pixels of each value but 0 in [H, W], in the order of values.
 
-    Returns:
-        The objects, and whether the mask is that of a single object with blurred edges, which is cut at half its value.
-
-    Raises:
-        Blurred: the edges of several objects are blurred, so that values are not objects.
+    Also return whether the mask is that of a single object with blurred edges, which is cut at half its value. If the
+    edges of several objects are blurred, so that values are not objects, raise Blurred.
     """
     pixels = pixels_by_value(values)
     if len(pixels) < 2 or not (has_steps(values, min(pixels)) or are_mostly_rims(values, pixels)):
@@ -102,11 +94,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
-    """Return the pixels of each value but 0 in [H, W], in the order of values.
-
-    Args:
-        pixels: the result of `pixels_by_value`, if it is known.
-    """
+    """Return the pixels of each value but 0 in [H, W], in order; `pixels`: the result of `pixels_by_value`."""
     crops = []
     for inside in (pixels_by_value(values) if pixels is None else pixels).values():
         rows, columns = np.divmod(inside, values.shape[1])

@@ -23,10 +23,7 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
 
     Args:
         root: a folder, or such a file itself.
-        tool: name of the tool and of its files.
-
-    Raises:
-        ValueError: several files may be meant for one split.
+        tool: name of the tool and of its files, for the ValueError if several may be meant for one split.
     """
 
     def files_in(folder: Path) -> list[Path]:
@@ -50,11 +47,7 @@ def in_order(found: dict[str, Any]) -> dict[str, Any]:
 def read_text(path: Path, problems: Problems | None = None) -> str:
     """Read a text file in UTF-8, in UTF-16 with a byte-order mark, or in GB 18030, as editors on Windows save it.
 
-    Args:
-        problems: extended by a note if the encoding is only assumed.
-
-    Raises:
-        ValueError: it has another encoding.
+    If the encoding is only assumed, this is noted in `problems`; any other encoding raises ValueError.
     """
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -92,11 +85,9 @@ def read_json(path: Path, problems: Problems | None = None) -> Any:
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
-    """Parse an XML file of at most `largest` bytes and return its root.
+    """Parse an XML file of at most `largest` bytes and return its root; ValueError, without its name, if that fails.
 
-    Raises:
-        ValueError: it is not readable, or declares a document type. Annotations do not need one, and it could define
-            entities that expand without end or read other files. The message does not name the file.
+    A document type is refused: annotations need none, and its entities could expand without end or read other files.
     """
 
     def refuse_document_type(*_: object) -> None:
@@ -136,11 +127,7 @@ class TextLoader(yaml.BaseLoader):
 
 
 def read_yaml(path: Path, problems: Problems | None = None) -> Any:
-    """Read a YAML file: dicts, lists and text ("" without a value); see `read_text`.
-
-    Raises:
-        ValueError: it is not YAML, or has repeated keys or aliases.
-    """
+    """Read YAML as dicts, lists and text; ValueError if it is invalid, or has repeated keys or aliases."""
     text = read_text(path, problems)
     try:
         return yaml.load(text, Loader=TextLoader)

@@ -23,7 +23,7 @@ ONLY_CLASS = "object"  # if regions have no attribute
 
 
 def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
-    """Find the splits of a folder with VIA's JSON files, or of one such file; [] if it has another layout.
+    """Find the splits of a folder with VIA's JSON files, or of one such file.
 
     Args:
         class_attribute: the region attribute that is the class, if there are several.
@@ -47,11 +47,7 @@ def is_via(path: Path) -> bool:
 
 
 def read_via(source: Path, class_attribute: str | None) -> Converted:
-    """Read a VIA file, whose images are in its folder or below.
-
-    Raises:
-        ValueError: the file is not VIA's, or it is not clear which attribute is the class.
-    """
+    """Read a VIA file with images in its folder or below; ValueError if it is not VIA's or its classes are unclear."""
     problems, folder = Problems(), source.parent
     content = read_json(source, problems)
     entries = image_entries(content, source)
@@ -126,8 +122,7 @@ def shapes_of(entry: dict, file_name: str, attribute: str | None, options: objec
 def class_of(values: object, attribute: str | None, options: object) -> str:
     """Return the class name of a region, "" without one; of a checkbox, exactly one option must be ticked.
 
-    Args:
-        options: option of the attribute -> its description, if the project has descriptions.
+    Options may have descriptions in a project; these are then the class names.
     """
     if attribute is None:
         return ONLY_CLASS
@@ -142,12 +137,7 @@ def class_of(values: object, attribute: str | None, options: object) -> str:
 
 
 def shape_polygon(shape: object) -> list[float]:
-    """Return the outline of a region; polylines are closed.
-
-    Raises:
-        NoArea: it is a point.
-        ValueError: the shape is unknown, or its numbers are invalid.
-    """
+    """Return the outline of a region, polylines closed; NoArea for a point, ValueError for an invalid shape."""
     if not isinstance(shape, dict):
         raise ValueError("has no shape_attributes")
     kind = shape.get("name")

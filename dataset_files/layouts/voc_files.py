@@ -39,11 +39,7 @@ class VOCObject(NamedTuple):
 
 
 def find_voc_folder(root: str | Path, year: str) -> Path:
-    """Return the folder VOC{year}: `root` itself, or a folder in `root` or in its VOCdevkit.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return VOC{year}: `root`, or a folder in it or in its VOCdevkit; FileNotFoundError without one."""
     root = Path(root)
     for folder in (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"):
         if (folder / "ImageSets" / "Segmentation").is_dir():
@@ -145,12 +141,7 @@ def read_masks(folder: Path, name: str, size: Size) -> tuple[list[Crop], list[st
 
 
 def read_indices(path: Path, size: Size) -> np.ndarray:
-    """Read the indices of a palette PNG of this size, int64 [H, W].
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is broken, or not a palette image of this size.
-    """
+    """Read the indices of a palette PNG of this size, int64 [H, W]; FileNotFoundError, or ValueError if invalid."""
     try:
         mask = read_mask_image(path)
     except FileNotFoundError:
@@ -167,10 +158,7 @@ def read_indices(path: Path, size: Size) -> np.ndarray:
 def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequence[str | None]) -> list[Crop | None]:
     """Return the crop of each XML object's mask, or None: match by class and overlap, best pairs first.
 
-    The order in the XML does not help, since some objects have no mask.
-
-    Args:
-        names: the classes of the crops, None where unknown.
+    The order in the XML does not help, since some objects have no mask. `names`: classes of the crops, None if unknown.
     """
     extents = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64)
     boxes = np.array([thing.box for thing in objects], dtype=np.float64).reshape(-1, 1, 4)
@@ -203,11 +191,7 @@ def read_list(path: Path, problems: Problems) -> dict[int, str]:
 
 
 def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
-    """Read the XML file of an image: its root, and the image's height and width.
-
-    Raises:
-        ValueError, OSError: the file cannot be used.
-    """
+    """Read an image's XML file: its root, and the image's height and width; ValueError, OSError if unusable."""
     root = parse_xml(folder / "Annotations" / f"{name}.xml")
     sides = {path: root.findtext(path, "").strip() for path in ("size/height", "size/width")}
     for path, text in sides.items():
@@ -222,9 +206,7 @@ def read_objects(
 ) -> dict[int, VOCObject]:
     """Read the valid objects of an image's XML file by number, from 1; their boxes are clipped to its size.
 
-    Args:
-        name: of the image.
-        classes: the known classes; empty if any is allowed.
+    Any class is allowed if `classes` is empty.
     """
     objects = {}
     height, width = map(float, size)

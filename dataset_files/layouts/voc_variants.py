@@ -47,11 +47,7 @@ PEEKED = 300  # XML files that are searched for class names
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with SegmentationObject; [] if it has another layout or the devkit's own.
-
-    Raises:
-        ValueError: nothing in the folder names the classes.
-    """
+    """Find the splits of a folder with SegmentationObject, but not of the devkit's own form."""
     folder = variant_folder(root)
     if folder is None or is_standard(root):
         return []
@@ -152,11 +148,7 @@ class ClassTable:
 
 
 def read_class_table(path: Path, reading: Reading) -> ClassTable:
-    """Read the classes of labelmap.txt or class_names.txt.
-
-    Raises:
-        ValueError: a line is invalid.
-    """
+    """Read the classes of labelmap.txt or class_names.txt; ValueError for an invalid line."""
     lines = [line for line in read_lines(path) if line]
     if path.name != "labelmap.txt":
         lines = lines[1:] if lines[:1] == ["__ignore__"] else lines

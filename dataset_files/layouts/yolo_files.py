@@ -21,11 +21,7 @@ POSE_SLACK = 0.02  # image sizes by which key points may lie outside their box
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder in YOLO's layout, or of its YAML file; [] if it has another one.
-
-    Raises:
-        ValueError: the YAML or the list of classes cannot be read, or the YAML names no folder that exists.
-    """
+    """Find the splits of a folder in YOLO's layout, or of its YAML file."""
     if (yaml := find_yaml(root)) is not None:
         splits = read_splits(yaml)
     else:
@@ -146,11 +142,7 @@ def replaced_folder(images: Path, base: Path) -> Path:
 
 
 def read_yolo(split: YoloSplit) -> Converted:
-    """Read the images of a split and the objects in their label files.
-
-    Raises:
-        ValueError: no image has a label file, or the labels are those of poses.
-    """
+    """Read a split with its label files; ValueError if there are none, or they hold poses."""
     builder, files = CocoBuilder(split.base, split.class_names), LabelFiles(split)
     if files.images and not any(files.of_images.values()):
         first = next(iter(files.images))

@@ -19,14 +19,12 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """One split.
+    """One split, from a YAML or a list of classes (`source`), whose problems it shares.
 
     Attributes:
-        source: the YAML, or the list of classes.
         base: the folder that file names are relative to.
         class_names: by class number.
         entries: image folders and lists of images.
-        problems: of the YAML or the list of classes.
     """
 
     source: Path
@@ -137,11 +135,7 @@ def common_base(base: Path, entries: list[Path]) -> Path:
 
 
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
-    """Find the splits of a folder that has a list of classes instead of a YAML; {} if it has none.
-
-    Raises:
-        ValueError: lists of classes contradict each other.
-    """
+    """Find the splits of a folder with a list of classes instead of a YAML; ValueError if several lists differ."""
     problems = Problems()
     found = find_class_list(root, problems)
     if found is None:
@@ -162,10 +156,8 @@ def lists_in(folder: Path) -> dict[str, Path]:
 def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | None:
     """Find and read the list of classes in a folder, or beside its label files.
 
-    labelImg writes one into every folder of labels, but appends new classes to only one of them.
-
-    Raises:
-        ValueError: a list is not readable, or one is not the beginning of the other.
+    labelImg writes one into every folder of labels, but appends new classes to only one of them. Raises ValueError if a
+    list is invalid, or not the beginning of another.
     """
     labels, splits = root / "labels", split_folders(root).values()
     places = [root, root / "data", labels, *split_folders(labels).values(), root / "images"]
