@@ -40,8 +40,6 @@ class CocoDetection(Dataset):
         root: a folder with `annotations/instances_{dataset}{years}.json` and `{dataset}{years}/`; or an opened split of
             any layout.
         dataset: "train" for training; any other name for evaluation.
-        transforms: applied to each item; may be replaced later.
-        plan: which images and objects to offer.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -116,13 +114,12 @@ class CocoDetection(Dataset):
         size = self.get_height_and_width(i)
         annotations = self.annotations(i, only_usable=self.training)
         masks = self.masks([packed_code(a["segmentation"], *size) for a in annotations], i)
-        xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
         pixels = masks.areas().tolist()
         areas = [float(a.get("area", own)) for a, own in zip(annotations, pixels)]
         needs_mask = not self.reading.boxes_without_masks
         crowds = [int(bool(a.get("iscrowd", 0)) or (own == 0 and needs_mask)) for a, own in zip(annotations, pixels)]
         target = {
-            "boxes": torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(np.float32)),
+            "boxes": boxes_of(annotations, size),
             "labels": torch.tensor([self.label_of[a["category_id"]] for a in annotations], dtype=torch.int64),
             "masks": masks,
             "image_id": self.image_id(i),
@@ -133,7 +130,7 @@ class CocoDetection(Dataset):
             target["has_mask"] = torch.tensor(pixels, dtype=torch.int64) > 0
         if self.reading.ignore_regions:
             found = self.index.annotations(self.image_indices[i], among=self.index.crowds | self.is_region)
-            target["ignore_regions"] = self.masks([code_of(a, *size) for a in found], i)
+            target["ignore_regions"] = self.masks([code_of(a, size) for a in found], i)
         return target
 
     def masks(self, codes: Sequence[dict], i: int) -> InstanceMasks:
@@ -145,8 +142,7 @@ class CocoDetection(Dataset):
 
     def boxes(self, i: int) -> Tensor:
         """Return the boxes of item i as in `target`, without reading its masks."""
-        xywh = np.array([a["bbox"] for a in self.annotations(i, only_usable=True)], dtype=np.float64).reshape(-1, 4)
-        return torch.from_numpy(clipped_corners(xywh, np.array(self.get_height_and_width(i))).astype(np.float32))
+        return boxes_of(self.annotations(i, only_usable=True), self.get_height_and_width(i))
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
         """Return the annotations of item i, modified as `reading` says and without classes that are left out."""
@@ -174,22 +170,23 @@ class CocoDetection(Dataset):
     def image_path(self, i: int) -> Path:
         return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
+    def own_objects(self) -> np.ndarray:
+        """Return which objects of the index belong to the split, bool [A]; for training, also those it leaves out."""
+        return np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
+
     def counts(self) -> ObjectCounts:
-        chosen = np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
+        chosen = self.own_objects()
         regions = int((chosen & self.is_region).sum())
         chosen &= ~self.is_region
         crowds, without_mask = self.index.crowds[chosen], int((chosen & self.index.usable & ~self.index.has_mask).sum())
-        per_image = np.bincount(self.index.owners()[chosen], minlength=1)
+        most = int(np.bincount(self.index.owners()[chosen], minlength=1).max())
         empty = int(self.index.bare[self.image_indices].sum()) if self.training else 0
-        most = int(per_image.max(initial=0))
         return ObjectCounts(len(crowds), int(crowds.sum()), most, self.without_objects, empty, regions, without_mask)
 
     def objects_per_class(self) -> dict[str, tuple[int, int]]:
-        owners = self.index.owners()
-        is_own = np.isin(owners, self.own_images if self.training else self.image_indices)
-        table = {}
+        chosen, table = self.own_objects(), {}
         for category, label in self.label_of.items():
-            crowds = self.index.crowds[is_own & (self.index.category_ids == category)]
+            crowds = self.index.crowds[chosen & (self.index.category_ids == category)]
             table[self.class_names[label]] = (int((~crowds).sum()), int(crowds.sum()))
         return table
 
@@ -221,12 +218,8 @@ class CocoDetection(Dataset):
         as_written = self.index.path == self.source and self.reading._replace(ignore_regions=False) == AS_WRITTEN
         as_written &= not (self.problems.counts or self.is_region.any())
         own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())
-        return (
-            as_written
-            and own_ids
-            and self.label_of.keys() == self.index.categories.keys()
-            and (len(self) == len(self.index.image_ids))
-        )
+        all_classes = self.label_of.keys() == self.index.categories.keys()
+        return as_written and own_ids and all_classes and len(self) == len(self.index.image_ids)
 
     def coco_content(self) -> dict:
         """Return the split as the content of a COCO file that every reader accepts, without dropped items.
@@ -270,30 +263,30 @@ def portable(a: dict, category: int, image_id: int, size: tuple[int, int], needs
     area = float(coco_mask.area(code))
     segmentation: dict | list = []
     if area or needs_mask:
-        a, code = (a, code) if area else (a | {"iscrowd": 1}, box_code(a["bbox"], *size))
-        counts = code["counts"]
-        segmentation = code | {"counts": counts.decode() if isinstance(counts, bytes) else counts}
-    return {
-        "id": int(a["id"]),
-        "image_id": image_id,
-        "category_id": category,
-        "bbox": a["bbox"],
-        "area": a.get("area", area),
-        "iscrowd": int(bool(a.get("iscrowd"))),
-        "segmentation": segmentation,
-    }
+        a, code = (a, code) if area else (a | {"iscrowd": 1}, box_code(a, size))
+        segmentation = code | {"counts": code["counts"].decode()}
+    entry = {"id": int(a["id"]), "image_id": image_id, "category_id": category, "bbox": a["bbox"]}
+    return entry | {
+        "area": a.get("area", area), "iscrowd": int(bool(a.get("iscrowd"))), "segmentation": segmentation,
+    }  # fmt: skip
 
 
-def code_of(a: dict, height: int, width: int) -> dict:
+def code_of(a: dict, size: tuple[int, int]) -> dict:
     """Return the packed run-length code of an annotation's mask, or of its box if it has none."""
-    code = packed_code(a["segmentation"], height, width)
-    return code if coco_mask.area(code) else box_code(a["bbox"], height, width)
+    code = packed_code(a["segmentation"], *size)
+    return code if coco_mask.area(code) else box_code(a, size)
 
 
-def box_code(box: Sequence[float], height: int, width: int) -> dict:
-    """Return the packed run-length code of a box [x, y, width, height], clipped to its image."""
-    x1, y1, x2, y2 = clipped_corners(np.array([box], dtype=np.float64), np.array((height, width)))[0].tolist()
-    return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)[0]
+def box_code(a: dict, size: tuple[int, int]) -> dict:
+    """Return the packed run-length code of an annotation's box, clipped to an image of this height and width."""
+    x1, y1, x2, y2 = boxes_of([a], size, np.float64)[0].tolist()
+    return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], *size)[0]
+
+
+def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = np.float32) -> Tensor:
+    """Return the boxes of annotations in an image of this height and width, x1y1x2y2 [N, 4], clipped to it."""
+    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    return torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(dtype))
 
 
 def coco_object(source: str | dict) -> Any:

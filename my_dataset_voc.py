@@ -22,9 +22,7 @@ class VOCInstances(CocoDetection):
 
     Args:
         voc_root: the folder VOC{year}, the VOCdevkit that holds it, or the folder that holds the VOCdevkit.
-        year: of the devkit.
         txt_name: a list in ImageSets/Segmentation.
-        transforms: applied to each item.
 
     Raises:
         FileNotFoundError: the list or the devkit is missing.

@@ -14,12 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import (  # noqa: E402 (the path comes first)
-    link_atomically,
-    refuse_overwriting,
-    replacing,
-    write_atomically,
-)
+from dataset_files.atomic_files import link_atomically, refuse_overwriting, replacing, write_atomically  # noqa: E402
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
 from dataset_files.conversion import SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
@@ -37,7 +32,7 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
         paths = [output.with_stem(f"{output.stem}_{s.name}") if len(splits) > 1 else output for s in splits]
         contents = [convert(split, skip_bad) for split in splits]
         folders = [
-            path.with_name(f"{path.stem}_images") if embedded(content) else split.image_folder
+            path.with_name(f"{path.stem}_images") if any(map(is_embedded, content["images"])) else split.image_folder
             for path, split, content in zip(paths, splits, contents)
         ]
         written = [folder for folder, split in zip(folders, splits) if folder != split.image_folder]
@@ -73,26 +68,25 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
 
 def valid_content(index: CocoIndex) -> dict:
     """Return the valid images, annotations and categories of a COCO file."""
-    columns = zip(index.image_ids.tolist(), index.file_names.tolist(), index.sizes.tolist())
+    images = zip(index.image_ids.tolist(), index.file_names.tolist(), index.sizes.tolist())
     return {
-        "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in columns],
+        "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in images],
         "annotations": [a for i in range(len(index.image_ids)) for a in index.annotations(i, only_usable=False)],
         "categories": [{"id": i, "name": name} for i, name in index.categories.items()],
     }
 
 
-def embedded(content: dict) -> list[dict]:
-    """Return the images of a COCO file that exist only inside labelme's JSON files."""
-    return [image for image in content["images"] if image["file_name"].lower().endswith(".json")]
+def is_embedded(image: dict) -> bool:
+    """Whether an image exists only inside labelme's JSON file."""
+    return image["file_name"].lower().endswith(".json")
 
 
 def write_images(content: dict, source: Path, folder: Path) -> None:
     """Write embedded images to a folder as files of their own, and link all others there; change their names."""
-    inside = [image["file_name"] for image in embedded(content)]
     taken = {image["file_name"] for image in content["images"]}
     for image in content["images"]:
         path = source / image["file_name"]
-        if image["file_name"] not in inside:
+        if not is_embedded(image):
             link_atomically(path.resolve(), folder / image["file_name"])
             continue
         with open_image(path) as opened:
@@ -106,9 +100,8 @@ def write_images(content: dict, source: Path, folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the folder of the data, or its YAML or VIA JSON file")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="the COCO file to write; several splits add their names to it"
-    )
+    help_output = "the COCO file to write; several splits add their names to it"
+    parser.add_argument("-o", "--output", type=Path, required=True, help=help_output)
     parser.add_argument("--class-attribute", metavar="NAME", help="VIA: region attribute with the class")
     parser.add_argument("--skip-bad", action="store_true", help="drop invalid annotations instead of stopping")
     with one_line_errors():
