@@ -27,17 +27,15 @@ FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spread
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
     """Check that outputs can be written, and replace no input; call this before anything is written.
 
-    Args:
-        outputs: files.
-        folders: folders in which files of any name may be written.
-
     Raises:
-        ValueError: an input is one of the outputs or lies in one of the folders; or an output's place is taken by a
-            folder, a device or the like, or one of its folders by a file.
+        ValueError: an input is one of the outputs, or lies in one of the folders, where files of any name may be
+            written; or an output's place is taken by a folder, a device or the like, or one of its folders by a file.
     """
     outputs, folders = list(outputs), list(folders)
     for parent in {*folders, *(path.parent for path in outputs)}:
-        require_folder(parent)
+        nearest = next(each for each in (parent, *parent.parents) if os.path.lexists(each) or each == each.parent)
+        if not nearest.is_dir():
+            raise ValueError(f"{nearest}: exists, and is not a folder; give another output folder")
     existing = {entry_of(path).casefold(): path for path in outputs if os.path.lexists(path)}
     for path in existing.values():
         if not is_replaceable(path):
@@ -58,13 +56,6 @@ def entry_of(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def require_folder(path: Path) -> None:
-    """Raise ValueError if the path is no folder, and cannot be created as one."""
-    nearest = next(each for each in (path, *path.parents) if os.path.lexists(each) or each == each.parent)
-    if not nearest.is_dir():
-        raise ValueError(f"{nearest}: exists, and is not a folder; give another output folder")
-
-
 def is_replaceable(path: Path) -> bool:
     """Whether a file can be written to the path, which is not a folder, a device, a pipe or the like."""
     try:
@@ -81,19 +72,21 @@ def require_replaceable(path: Path) -> None:
 
 @contextmanager
 def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file that the body writes there then replaces `path`.
+    """Yield a hidden path beside `path`, with its suffix; the file that the body writes there then replaces `path`.
 
-    The folder is created. If the body raises, the old file stays.
-
-    Args:
-        sync: whether the rename must survive a power failure.
+    The folder is created. If the body raises, or writes nothing, the old file stays. With `sync` the rename survives a
+    power failure.
     """
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".mask-rcnn-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
-        put_in_place(temporary, path, sync)
+        if temporary.exists():
+            os.replace(temporary, path)
+            temporary.unlink(missing_ok=True)  # os.replace keeps it if both are links to one file
+            if sync:
+                sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -121,10 +114,8 @@ def write_atomically(path: Path, text: str) -> None:
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table; text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow([f"'{v}" if isinstance(v, str) and is_formula(v) else v for v in row])
+    safe = ([f"'{v}" if isinstance(v, str) and is_formula(v) else v for v in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([head, *safe])
     write_atomically(path, text.getvalue())
 
 
@@ -161,21 +152,10 @@ def open_new(path: Path) -> TextIO:
     return open(path, "x", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path`, with its suffix, that no other process uses."""
-    return path.with_name(f".mask-rcnn-{uuid.uuid4().hex[:12]}{path.suffix}")
-
-
-def put_in_place(temporary: Path, path: Path, sync: bool = False) -> None:
-    """Rename a complete temporary file to its final name; do nothing if it was never written."""
-    if not temporary.exists():
-        return
-    os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # os.replace keeps it if both are links to one file
-    if sync:
-        with suppress(OSError):  # some file systems cannot sync folders
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+def sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot sync folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -21,9 +21,10 @@ from dataset_files.coco_file import NoCategory
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, open_index
 from dataset_files.conversion import Converted, SplitFiles
 from dataset_files.file_names import resolve
+from dataset_files.image_files import file_state
 from dataset_files.problems import Problems
 
-VERSION = 3  # of stored conversions
+VERSION = 4  # of stored conversions
 KEEP_SECONDS = 30 * 24 * 3600  # after the last use
 
 
@@ -49,10 +50,8 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
     if split.convert_for and (reading.ignore_regions or reading.boxes_without_masks):
         split, key = replace(split, convert=partial(split.convert_for, reading)), f"{key}{reading.suffix()}"
     index, problems = open_converted(split, reading, key) if split.convert else open_coco_file(split, reading)
-    together = Problems()
     resolved = resolve(index.file_names.tolist(), split.image_folder)
-    for found in (split.problems, problems, index.problems, resolved.problems):
-        together.update(found)
+    together = Problems.together(split.problems, problems, index.problems, resolved.problems)
     if resolved.problems.counts:
         index = replace(index, file_names=np.array(resolved.names, dtype=np.str_))
     return OpenedSplit(split, index, reading, together)
@@ -81,11 +80,9 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
     identity = digest(str(split.source.resolve()), str(split.image_folder.resolve()), split.name, key)
     name = f"{split.source.stem[:60]}-{identity}"
     place = writable_cache("converted") / f"{name}-{state_of(split)}.json"
-    problems = stored_problems(place)
-    if problems is None:
+    if (problems := stored_problems(place)) is None:
         with locked(f"{identity}.lock"):  # one process converts; the others wait here and then read the result
-            problems = stored_problems(place)
-            if problems is None:
+            if (problems := stored_problems(place)) is None:
                 problems = store(place, split.convert())
                 remove_unused(place.parent, name)
     try:
@@ -102,16 +99,18 @@ def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoI
 def store(place: Path, converted: Converted) -> Problems:
     content, problems = json.dumps(converted.content), json.dumps(vars(converted.problems))
     write_atomically(place, content)
-    write_atomically(about_file(place), json.dumps({"digest": digest(content, problems), "problems": problems}))
+    about = {"digest": digest(content, problems), "problems": problems}
+    write_atomically(place.with_suffix(".about.json"), json.dumps(about))
     return converted.problems
 
 
 def stored_problems(place: Path) -> Problems | None:
     """Return the problems of a stored conversion; None if it does not exist or is damaged."""
+    file = place.with_suffix(".about.json")
     with suppress(OSError, ValueError, KeyError, TypeError):
-        about = json.loads(about_file(place).read_text(encoding="utf-8"))
+        about = json.loads(file.read_text(encoding="utf-8"))
         if digest(place.read_text(encoding="utf-8"), about["problems"]) == about["digest"]:
-            about_file(place).touch()
+            file.touch()
             return Problems(**json.loads(about["problems"]))
     return None
 
@@ -125,22 +124,13 @@ def remove_unused(folder: Path, name: str) -> None:
                     file.unlink()
 
 
-def about_file(place: Path) -> Path:
-    return place.with_suffix(".about.json")
-
-
 def state_of(split: SplitFiles) -> str:
     """Return a digest of the path, size and mtime of all files that a conversion reads."""
     parts = [str(VERSION)]
     resolved: dict[Path, Path] = {}
     for place, file in split.files():
-        if OWN in file.name:
-            continue
-        inner = str(file).removeprefix(str(place))
-        real = resolved[place] = resolved.get(place) or place.resolve()
-        try:
-            status = file.stat()
-            parts.append(f"{real}{inner} {status.st_size} {status.st_mtime_ns}")
-        except OSError:
-            parts.append(f"{real}{inner} missing")
+        if OWN not in file.name:
+            real = resolved[place] = resolved.get(place) or place.resolve()
+            size, mtime = file_state(file)
+            parts.append(f"{real}{str(file).removeprefix(str(place))} {size} {mtime}")
     return digest(*parts)

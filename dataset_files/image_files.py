@@ -110,15 +110,16 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
             with os.scandir(folder / inner) as entries:
                 for entry in entries:
                     if entry.name in lasts:
-                        found[f"{inner}/{entry.name}" if inner else entry.name] = state_of(entry)
+                        found[f"{inner}/{entry.name}" if inner else entry.name] = file_state(entry)
         except OSError:
             continue
     # Where the file system accepts other spellings of a name, only it can resolve them.
-    rows = [found.get(name) or state_of(folder / name) for name in names]
+    rows = [found.get(name) or file_state(folder / name) for name in names]
     return np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
-def state_of(file: os.DirEntry | Path) -> tuple[int, int]:
+def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
+    """Return size in bytes and mtime of a file; size is MISSING or NO_FILE if there is none."""
     try:
         status = file.stat()
     except FileNotFoundError:

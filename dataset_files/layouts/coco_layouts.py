@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dataset_files.conversion import SplitFiles
@@ -23,6 +24,7 @@ MOST_FILES = 50  # JSON files of a folder; if there are more, those that belong 
 MOST_FOLDERS = 200  # candidates for the image folder
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
 ROBOFLOW = "_annotations.coco.json"
+REMEDY = "give --train-json FILE and --val-json FILE"
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # COCO's other annotation files
 KEY = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key) for key in (b"file_name", b"(?:coco_url|path)")]
@@ -42,10 +44,7 @@ def find(root: Path) -> list[SplitFiles]:
         by_split.pop("", None)  # all of the data once more, or another task's
     chosen = {name: only_one(by_split[name], name, root) for name in (*SPLIT_ORDER, "") if name in by_split}
     if "" in chosen and "val" in chosen:
-        raise ValueError(
-            f"{root}: {named(chosen.values(), root)} do not say which one is for training; give --train-json FILE and "
-            "--val-json FILE"
-        )
+        raise ValueError(f"{root}: {named(chosen.values(), root)} do not say which one is for training; {REMEDY}")
     splits = [SplitFiles(split, path, image_folder_of(path, split, root)) for split, path in chosen.items()]
     if splits:
         splits[0].inputs = [path for path in files if path not in chosen.values()]
@@ -94,22 +93,23 @@ def is_coco_file(path: Path) -> bool:
         return isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations"))
     if b'"segments_info"' in ends or b'"caption"' in ends:
         return False
-    return {b"images", b"annotations"} <= keys or all(is_in(path, key) for key in (b'"images"', b'"annotations"'))
+    return {b"images", b"annotations"} <= keys or all(found_after(path, key) for key in (b'"images"', b'"annotations"'))
 
 
 def both_ends(path: Path) -> bytes:
     """Return the first and last kilobytes of a file, without the zero bytes of UTF-16, so that ASCII is readable."""
     with open(path, "rb") as file:
-        start = file.read(SMALL if path.stat().st_size <= SMALL else ENDS)
-        rest = path.stat().st_size - len(start)
-        file.seek(-min(rest, ENDS), os.SEEK_END)
-        return (start + (file.read() if rest > 0 else b"")).replace(b"\0", b"")
+        size = path.stat().st_size
+        start = file.read(SMALL if size <= SMALL else ENDS)
+        file.seek(max(size - ENDS, len(start)))
+        return (start + file.read()).replace(b"\0", b"")
 
 
-def is_in(path: Path, text: bytes) -> bool:
-    """Whether a file contains a text anywhere."""
+def found_after(path: Path, text: bytes) -> bytes:
+    """Return the kilobytes of a file from the first occurrence of a text on; b"" if it does not occur."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(text) >= 0
+        place = content.find(text)
+        return content[place : place + ENDS] if place >= 0 else b""
 
 
 # ---------------------------------------------------------------------------------------------------------- splits
@@ -117,35 +117,34 @@ def is_in(path: Path, text: bytes) -> bool:
 
 def split_of(path: Path, root: Path) -> str:
     """Return the split that a file, else the nearest folder above it, is named after; "" without one."""
-    return split_in(path.stem) or next(filter(None, map(split_in, reversed(path.relative_to(root).parts[:-1]))), "")
+    return split_in(path.stem) or nearest_split(path.parent, root)
+
+
+def nearest_split(folder: Path, root: Path) -> str:
+    return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """Choose the file of a split: prefer those highest up, named instances, and of 2017.
+    """Choose the file of a split: prefer those highest up (folders for annotations do not count), then by name.
 
-    Raises:
-        ValueError: several are left.
+    Raises ValueError if several are left.
     """
-    preferences = (
-        lambda path: depth_of(path, root) == min(depth_of(file, root) for file in files),
+
+    def depth(path: Path) -> int:
+        return sum(part.lower() not in ANNOTATION_FOLDERS for part in path.relative_to(root).parts[:-1])
+
+    highest = min(map(depth, files))
+    for preferred in (
+        lambda path: depth(path) == highest,
         lambda path: path.name.lower().startswith("instances"),
         lambda path: "2017" in path.name,
         lambda path: path.name.lower() in (ROBOFLOW, "result.json"),
-    )
-    for preferred in preferences:
+    ):
         files = [path for path in files if preferred(path)] or files
     if len(files) > 1 and split != "test":
         purpose = {"train": " for training", "val": " for validation", "": ""}[split]
-        raise ValueError(
-            f"{root}: holds several COCO files{purpose} ({named(files, root)}); give --train-json FILE and "
-            "--val-json FILE"
-        )
+        raise ValueError(f"{root}: holds several COCO files{purpose} ({named(files, root)}); {REMEDY}")
     return files[0]
-
-
-def depth_of(path: Path, root: Path) -> int:
-    """Count the folders between `root` and a file, without those for annotations."""
-    return sum(part.lower() not in ANNOTATION_FOLDERS for part in path.relative_to(root).parts[:-1])
 
 
 def named(paths: Iterable[Path], root: Path) -> str:
@@ -162,8 +161,7 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
     This is the folder with most of the file's first images under their full names, else with most of their base names,
     else `root` if some are below it, else the folder that is named like the file.
     """
-    names = [name for name in first_file_names(path) if name]
-    candidates = image_folders(path, split, root)
+    names, candidates = first_file_names(path), image_folders(path, split, root)
     if not names:
         return candidates[0]
     inside = [name for name in names if not leaves_folder(name)]
@@ -171,7 +169,9 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
     if 2 * count >= len(names):
         return best
     stems = {stem_of(name) for name in names}
-    by_base, count = most(candidates, lambda folder: len(stems & images_in(folder)))
+    by_base, count = most(
+        candidates, lambda folder: len(stems & {stem_of(name) for name in names_in(folder) if is_image_name(name)})
+    )
     if 2 * count >= len(stems):
         return by_base
     return root if count else candidates[0]
@@ -182,7 +182,7 @@ def rival_folder(split: SplitFiles, root: Path) -> Path | None:
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None
-    names = [name for name in first_file_names(split.source) if name and not leaves_folder(name)]
+    names = [name for name in first_file_names(split.source) if not leaves_folder(name)]
     sizes = [size for size, _ in file_states(chosen, names).tolist()]
     for folder in image_folders(split.source, split.name, root) if max(sizes, default=-1) >= 0 else ():
         others = [size for size, _ in file_states(folder, names).tolist()]
@@ -199,22 +199,18 @@ def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, in
 
 def image_folders(path: Path, split: str, root: Path) -> list[Path]:
     """List folders that may hold a file's images: those named like it first, those of another split last."""
-    subset = re.sub(r"^instances_", "", path.stem)
-    likely = [root / subset, root / "images" / subset, path.parent / subset, path.parent / "images" / subset]
-    likely += [path.parent, path.parent / "images", root, root / "images"]
-    folders = [folder for folder in likely if folder.is_dir()]
-    starts = [path.parent, root]
-    if path.parent.name.lower() in ANNOTATION_FOLDERS and path.parent != root:
-        starts.insert(0, path.parent.parent)
-    folders += [folder for start in dict.fromkeys(starts) for folder in folders_below(start, levels=2)]
-    folders = list(dict.fromkeys(folders))[:MOST_FOLDERS]
+    subset, is_inner = path.stem.removeprefix("instances_"), path.parent.name.lower() in ANNOTATION_FOLDERS
+    places = [root, root / "images", path.parent, path.parent / "images"]
+    likely = [place / subset for place in places] + places[2:] + places[:2]
+    starts = dict.fromkeys(([path.parent.parent] if is_inner and path.parent != root else []) + [path.parent, root])
+    below = [folder for start in starts for folder in folders_below(start, levels=2)]
 
     def distance(folder: Path) -> int:
-        own = next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
-        exact = folder.name == subset
-        return 0 if exact else 1 if split and own == split else 3 if own and own != split else 2
+        own = nearest_split(folder, root)
+        return 0 if folder.name == subset else 1 if split and own == split else 3 if own and own != split else 2
 
-    return sorted(folders, key=distance)
+    folders = [folder for folder in likely if folder.is_dir()] + below
+    return sorted(list(dict.fromkeys(folders))[:MOST_FOLDERS], key=distance)
 
 
 def folders_below(folder: Path, levels: int) -> Iterator[Path]:
@@ -230,23 +226,14 @@ def first_file_names(path: Path) -> list[str]:
     """Return the first few file names in a COCO file, or the URLs of images without one."""
     ends = both_ends(path)
     if ends and not any(name.search(ends) for name in NAMES):
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            place = content.find(b'"images"')
-            ends = content[place : place + ENDS] if place >= 0 else b""
-    names = []
+        ends = found_after(path, b'"images"')
+    names: list[str] = []
     for found in next((name for name in NAMES if name.search(ends)), NAMES[0]).finditer(ends):
-        try:
+        with suppress(ValueError):
             names.append(json.loads(found[1]))
-        except ValueError:
-            continue
         if len(names) == PROBES:
             break
-    return names
-
-
-def images_in(folder: Path) -> set[str]:
-    """Return the stems of the images directly in a folder, as `stem_of` does."""
-    return {stem_of(name) for name in names_in(folder) if is_image_name(name)}
+    return list(filter(None, names))
 
 
 def stem_of(name: str) -> str:

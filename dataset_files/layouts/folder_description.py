@@ -62,41 +62,32 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
     """Describe the layout that the contents resemble most, and what is missing."""
     text = " ".join(keys)
     has_images = any(is_image_name(f"x{suffix}") for suffix in suffixes)
+    without_images = "" if has_images else ", without the images"
     if "'annotations'" in text or "'images'" in text:
         absent = [key for key in ("images", "annotations", "categories") if f"'{key}'" not in text]
         lacking = f", which lacks the list {' and '.join(map(repr, absent))}" if absent else ""
         return f"closest to COCO's JSON{lacking}"
     if has_images and "_classes.csv" in folders:
-        return (
-            "semantic masks with _classes.csv: they give each pixel a class, but do not separate objects; export "
-            "instances instead, in Roboflow as COCO Segmentation"
-        )
+        fault = "semantic masks with _classes.csv: they give each pixel a class, but do not separate objects"
+        return f"{fault}; export instances instead, in Roboflow as COCO Segmentation"
     if "'shapes'" in text:
-        return "closest to labelme: a JSON with 'shapes' and 'imagePath' beside each image" + without(has_images)
+        return f"closest to labelme: a JSON with 'shapes' and 'imagePath' beside each image{without_images}"
     if "'project'" in text and "'attribute'" in text and "'view'" in text:
         return "a project of VIA 3; only versions 1 and 2 can be read, so convert it to COCO's JSON"
     if "'_via" in text or "'regions'" in text:
-        return "closest to VIA: via_region_data.json or a project with '_via_img_metadata'" + without(has_images)
+        return f"closest to VIA: via_region_data.json or a project with '_via_img_metadata'{without_images}"
     if "a list" in text:
-        return (
-            "a list is a file of results, or Label Studio's own JSON: export it as COCO (result.json with images/) "
-            "instead"
-        )
+        remedy = "export it as COCO (result.json with images/) instead"
+        return f"a list is a file of results, or Label Studio's own JSON: {remedy}"
     if ".xml" in suffixes:
         return "closest to Pascal VOC, without SegmentationObject/ or ImageSets/Segmentation/"
     if ".txt" in suffixes and ("labels" in folders or ".yaml" in suffixes or ".yml" in suffixes):
         has_yaml = {".yaml", ".yml"} & set(suffixes)
         no_yaml = "" if has_yaml else ", without its data.yaml (names, train, val) or classes.txt"
-        return "closest to YOLO's" + no_yaml + without(has_images)
+        return f"closest to YOLO's{no_yaml}{without_images}"
     if has_images and {name.lower() for name in MASK_FOLDERS} & folders:
-        return (
-            "closest to images with masks as images: images/ and masks/ with files of the same names, the masks as "
-            "PNG, TIFF or BMP (JPEG blurs their values)"
-        )
+        form = "images/ and masks/ with files of the same names, the masks as PNG, TIFF or BMP (JPEG blurs values)"
+        return f"closest to images with masks as images: {form}"
     if has_images:
         return f"images without annotations; expected {LAYOUTS}"
     return f"none of the layouts that can be read: {LAYOUTS}"
-
-
-def without(has_images: bool) -> str:
-    return "" if has_images else ", without the images"
