@@ -10,7 +10,6 @@ MOST_OBJECTS = 4096  # sampled per file, at regular intervals
 FEWEST_OBJECTS = 3  # with fewer, the format of a file is not judged
 GOOD_FIT = 0.9  # the median IoU of boxes and masks in a correct file is above this
 MUCH_BETTER = 0.2  # another format's median IoU must exceed that of x, y, width, height by this
-FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may extend a little beyond the image
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -70,10 +69,3 @@ def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> t
         f"median IoU of boxes and masks {expected:.2f}, usually above {GOOD_FIT}; "
         "check some of them, or take the boxes from the masks with --boxes-from-masks"
     )
-
-
-def look_like_fractions(corners: np.ndarray) -> bool:
-    """Whether boxes x1y1x2y2 [N, 4] look normalised: fractions of the image size instead of pixels."""
-    if len(corners) < FEWEST_OBJECTS or not corners.any():
-        return False
-    return bool(corners.max() <= FRACTION and corners.min() >= 1 - FRACTION)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.boxes import ious, judge_format, look_like_fractions
+from dataset_files.boxes import FEWEST_OBJECTS, ious, judge_format
 from dataset_files.coco_file import Annotations, ImageEntries, Reading
 from dataset_files.problems import Problems, shown
 
@@ -17,6 +17,7 @@ from dataset_files.problems import Problems, shown
 # files go down to 0.27. Below 0.1 the two show different things: nothing could be learnt from the mask in that box.
 SMALLEST_OVERLAP = 0.1
 FAR = 1.0  # image sizes beyond the edge of an image
+FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may extend a little beyond the image
 
 
 class AnnotationCheck:
@@ -58,14 +59,17 @@ class AnnotationCheck:
         needs_mask = ~np.isin(annotations.category_ids, regions) & (not reading.boxes_without_masks)
         self.complete, self.has_mask = self.compare_boxes_with_masks(needs_mask)
 
+    def annotation(self, k: int) -> dict:
+        """Parse an annotation again."""
+        return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
+
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
         """Note a problem of the flawed annotations, bool [A]; `value` returns the value to show."""
 
         def describe(k: int) -> str:
-            annotation = json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
-            owner = self.owners[k]
+            owner, found = self.owners[k], shown(value(self.annotation(k), k))
             name = f" ({self.images.file_names[owner]})" if owner >= 0 and self.images.valid[owner] else ""
-            return f"annotation {self.ids[k]} of image {self.image_ids[k]}{name}: {shown(value(annotation, k))}"
+            return f"annotation {self.ids[k]} of image {self.image_ids[k]}{name}: {found}"
 
         self.problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
 
@@ -126,7 +130,9 @@ class AnnotationCheck:
         masks = self.annotations.masks
         no_mask = self.with_flaw("no mask")
         outlined = valid & ~no_mask & ~self.among(masks.codes)
-        no_mask[drawn_empty(np.array(masks.thin, dtype=np.int64), valid, sizes, self.annotations, self.text)] = True
+        for k in filter(valid.__getitem__, masks.thin):  # only rasterising shows whether these cover a pixel
+            polygons = [polygon for polygon in self.annotation(k)["segmentation"] if len(polygon) >= 6]
+            no_mask[k] = not any(coco_mask.area(coco_mask.frPyObjects(polygons, *sizes[k].tolist())))
         is_doubtful = self.check_box_format(valid & ~no_mask, outlined)
 
         inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
@@ -190,19 +196,6 @@ def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -
     )
 
 
-def drawn_empty(
-    thin: np.ndarray, valid: np.ndarray, sizes: np.ndarray, annotations: Annotations, text: str
-) -> np.ndarray:
-    """Return the valid annotations among `thin`, int64 [M], whose polygons cover no pixel when rasterised."""
-    empty = []
-    for k in thin[valid[thin]].tolist():
-        polygons = json.loads(text[annotations.starts[k] : annotations.ends[k]])["segmentation"]
-        codes = coco_mask.frPyObjects([polygon for polygon in polygons if len(polygon) >= 6], *sizes[k].tolist())
-        if not any(coco_mask.area(codes)):
-            empty.append(k)
-    return np.array(empty, dtype=np.int64)
-
-
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
     """Describe the problem if all coordinates of a file's boxes or polygons are fractions; else return "".
 
@@ -211,7 +204,11 @@ def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
         outlines: float64 [M, 4], x1y1x2y2 around polygons.
     """
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
-    found = [name for name, values in (("boxes", corners), ("polygons", outlines)) if look_like_fractions(values)]
+    found = [
+        name
+        for name, of in (("boxes", corners), ("polygons", outlines))
+        if len(of) >= FEWEST_OBJECTS and of.any() and of.max() <= FRACTION and of.min() >= 1 - FRACTION
+    ]
     if not found:
         return ""
     return (

@@ -100,19 +100,23 @@ class MaskColumns:
         odd, short = lengths % 2 == 1, lengths < 6
         self.flaws["odd polygon"] += np.unique(owners[odd]).tolist()
         self.flaws["short polygon"] += np.unique(owners[short & ~odd]).tolist()
-        self.flaws["point pairs"] += owners[find_point_pairs(lengths, owners)].tolist()
+        if np.count_nonzero(lengths == 2) >= 3:  # "polygons" may be single points: [[x1, y1], [x2, y2], ...]
+            firsts = np.flatnonzero(np.diff(owners, prepend=-1))  # each object's polygons are contiguous
+            are_pairs = np.logical_and.reduceat(lengths == 2, firsts) & (np.diff(firsts, append=len(owners)) >= 3)
+            self.flaws["point pairs"] += owners[firsts[are_pairs]].tolist()
         good = ~odd & ~short
         if not good.all():
             points, lengths, owners = points[np.repeat(good, lengths)], lengths[good], owners[good]
         if not len(owners):
             return
-        borders = np.flatnonzero(np.diff(owners, prepend=-1))  # each object's polygons are contiguous
-        starts = (lengths.cumsum() - lengths) // 2
-        around = corners_around(points[::2], points[1::2], starts[borders])
+        borders = np.flatnonzero(np.diff(owners, prepend=-1))
+        starts, x, y = (lengths.cumsum() - lengths) // 2, points[::2], points[1::2]
+        ways = ((np.minimum, x), (np.minimum, y), (np.maximum, x), (np.maximum, y))
+        around = np.stack([way.reduceat(values, starts[borders]) for way, values in ways], axis=1)
         fine = (np.abs(around) <= LARGEST_COORDINATE).all(axis=1)  # False for NaN
         self.flaws["polygon numbers"] += owners[borders][~fine].tolist()
         extents[owners[borders] - self.first] = np.where(fine[:, None], around, 0)
-        thin = fine & may_cover_no_pixel(points[::2], points[1::2], starts, borders, around)
+        thin = fine & may_cover_no_pixel(x, y, starts, borders, around)
         self.thin.extend(owners[borders][thin].tolist())
 
     def check_codes(self, extents: np.ndarray) -> None:
@@ -138,29 +142,6 @@ class MaskColumns:
         found = boxes[:, 2] > 0
         boxes[:, 2:] += boxes[:, :2]
         extents[owners[chosen][found] - self.first] = boxes[found]
-
-
-def corners_around(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the box x1y1x2y2 around each group of points, float64 [N, 4]; groups begin at `starts`, NaN propagates."""
-    ways = ((np.minimum, x), (np.minimum, y), (np.maximum, x), (np.maximum, y))
-    return np.stack([way.reduceat(values, starts) for way, values in ways], axis=1)
-
-
-def find_point_pairs(lengths: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Find objects whose "polygons" are three or more single points: [[x1, y1], [x2, y2], ...].
-
-    Args:
-        lengths, owners: int64 [P], the count of numbers and the object of each polygon, grouped by object.
-
-    Returns:
-        int64 [M], the index of each such object's first polygon.
-    """
-    if np.count_nonzero(lengths == 2) < 3:
-        return np.zeros(0, dtype=np.int64)
-    borders = np.flatnonzero(np.diff(owners, prepend=-1))
-    counts = np.diff(borders, append=len(owners))
-    only_pairs = np.logical_and.reduceat(lengths == 2, borders)
-    return borders[only_pairs & (counts >= 3)]
 
 
 def may_cover_no_pixel(

@@ -19,7 +19,7 @@ LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 
 
 class Resolved(NamedTuple):
-    """Resolved file names in the requested order, and the problems found."""
+    """File names, and the problems found."""
 
     names: list[str]
     problems: Problems
@@ -37,21 +37,14 @@ def resolve(names: Sequence[str], folder: Path) -> Resolved:
     absent = set(missing_names(names, folder))
     if not absent:
         return Resolved(list(names), Problems())
-    finder, found, ambiguous = ImageFinder(folder), {}, {}
-    for name in absent:
+    finder, problems, found = ImageFinder(folder), Problems(), {}
+    for name in dict.fromkeys(name for name in names if name in absent):
         fitting = finder.fitting(name)
         if len(fitting) == 1:
             found[name] = fitting[0]
+            problems.add("found elsewhere", f"{shown(name)} -> '{fitting[0]}'")
         elif fitting:
-            ambiguous[name] = fitting
-    problems = Problems()
-    in_order = [name for name in dict.fromkeys(names) if name in absent]
-    problems.add_all("found elsewhere", (n for n in in_order if n in found), lambda n: f"{shown(n)} -> '{found[n]}'")
-    problems.add_all(
-        "ambiguous",
-        (n for n in in_order if n in ambiguous),
-        lambda n: f"{shown(n)} may be '{ambiguous[n][0]}' or '{ambiguous[n][1]}' in {folder}",
-    )
+            problems.add("ambiguous", f"{shown(name)} may be '{fitting[0]}' or '{fitting[1]}' in {folder}")
     return Resolved([found.get(name, name) for name in names], problems)
 
 
@@ -84,8 +77,8 @@ class ImageFinder:
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
-            real = os.path.realpath(path) if path.is_symlink() else ""
-            if not real or os.path.isfile(real) and is_below(real, root, os.path.realpath(path.parent)):
+            real = Path(os.path.realpath(path)) if path.is_symlink() else None
+            if real is None or real.is_file() and any(map(real.is_relative_to, (root, os.path.realpath(path.parent)))):
                 groups.setdefault(path.name.lower(), []).append(path.relative_to(self.root).as_posix())
         return groups
 
@@ -149,7 +142,3 @@ def likeness_of(name: str, file: str) -> tuple[int, bool]:
     while same < min(len(folders), len(others)) and folders[same].lower() == others[same].lower():
         same += 1
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]
-
-
-def is_below(path: str, *folders: str) -> bool:
-    return any(path.startswith(os.path.join(folder, "")) for folder in folders)

@@ -46,7 +46,7 @@ def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[P
             by_head.setdefault(head, []).append(other)
         left = [path for path, state in zip(paths, states) if state[0] in sizes and path not in found]
         alike = [by_head.get(head, []) for head in pool.map(head_of, left)]
-        equal = list(pool.map(equal_file, left, alike))
+        equal = pool.map(equal_file, left, alike)
     found |= {path: other for path, other in zip(left, equal) if other is not None}
     return [(path, found[path]) for path in paths if path in found]
 

@@ -104,7 +104,7 @@ def make_eval_data(
     bare, codes = np.isin(ids, content.get("without_mask", ())), []
     if "segm" in results:
         for a, is_bare, size in zip(chosen, bare, sizes[owners].tolist()):
-            codes.append(box_code(a["bbox"], *size) if is_bare else packed_code(a["segmentation"], *size))
+            codes.append(box_code(a, size) if is_bare else packed_code(a["segmentation"], *size))
     return EvalData(
         image_ids,
         sizes,

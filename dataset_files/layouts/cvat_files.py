@@ -22,7 +22,7 @@ from dataset_files.layouts.coco_builder import (
     image_coordinates,
     rectangle_polygon,
 )
-from dataset_files.layouts.text_files import file_per_split, in_order, parse_xml
+from dataset_files.layouts.text_files import beginning, file_per_split, in_order, parse_xml
 from dataset_files.problems import shown
 
 HEAD = 1 << 12  # bytes that are read to recognise a file
@@ -51,11 +51,7 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def is_cvat(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError:
-        return False
+    head = beginning(path, HEAD)
     return all(re.search(tag, head) for tag in (rb"<annotations[\s>]", rb"<(version|meta|image|track)\b"))
 
 

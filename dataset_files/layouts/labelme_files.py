@@ -8,6 +8,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from dataset_files.layouts.coco_builder import (
     image_coordinates,
     rectangle_polygon,
 )
-from dataset_files.layouts.text_files import read_json, read_lines
+from dataset_files.layouts.text_files import beginning, read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
 IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
@@ -97,14 +98,14 @@ def first_files(folder: Path, tool: Tool) -> list[Path]:
 
 def is_of_tool(path: Path, tool: Tool) -> bool:
     """Whether a file is a tool's, from its beginning, since COCO files may be large."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD).replace(b"\0", b"")  # UTF-16 is readable, too
-        if re.search(rb'"%s"\s*:\s*\[' % tool.key.encode(), head):
-            return len(head) == HEAD or tool.as_labelme(read_json(path)) is not None
-        return b'"imageData"' in head and tool.as_labelme(read_json(path)) is not None  # an image before the shapes
-    except (ValueError, OSError, AttributeError):
-        return False  # reported later if other files are the tool's
+    head = beginning(path, HEAD)
+    has_key = re.search(rb'"%s"\s*:\s*\[' % tool.key.encode(), head) is not None
+    if has_key and path.stat().st_size >= HEAD:
+        return True
+    with suppress(ValueError, OSError, AttributeError):  # reported later if other files are the tool's
+        # An embedded image may come before the shapes.
+        return (has_key or b'"imageData"' in head) and tool.as_labelme(read_json(path)) is not None
+    return False
 
 
 def image_beside(path: Path, content: dict, root: Path) -> Path | None:

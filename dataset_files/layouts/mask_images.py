@@ -1,5 +1,6 @@
 """Read masks drawn as images: an instance or a class per value or colour, without loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,15 +119,9 @@ def has_steps(values: np.ndarray, lowest: int) -> bool:
     """Whether resizing or anti-aliasing left values between those of the objects and the background, [H, W].
 
     Around a blurred object lie pixels of lower values that themselves touch a lower value: steps down to the
-    background. In sharp masks, steps are rare.
-
-    Args:
-        lowest: the lowest value but 0, around which there are none.
+    background. In sharp masks, steps are rare. Around the lowest value but 0 there are none.
     """
-    is_step = np.zeros(values.shape, dtype=bool)
-    for here, there in NEIGHBOURS:
-        is_step[here] |= values[there] < values[here]
-        is_step[there] |= values[here] < values[there]
+    is_step = touching(values, lambda own, other: other < own)
     steps = around = 0
     for pair in NEIGHBOURS:
         for inner, outer in (pair, pair[::-1]):
@@ -140,21 +135,21 @@ def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
     """Whether most of many values only occur beside others, as in JPEG files."""
     if len(pixels) < MANY_VALUES:
         return False
-    beside = np.zeros(values.shape, dtype=bool)
-    for here, there in NEIGHBOURS:
-        differ = (values[here] != values[there]) & (values[here] != 0) & (values[there] != 0)
-        beside[here] |= differ
-        beside[there] |= differ
-    flat = beside.reshape(-1)
-    return 2 * sum(flat[inside].mean() >= RIM for inside in pixels.values()) > len(pixels)
+    beside = touching(values, lambda own, other: (own != other) & (own != 0) & (other != 0)).reshape(-1)
+    return 2 * sum(beside[inside].mean() >= RIM for inside in pixels.values()) > len(pixels)
 
 
 def is_one_object(values: np.ndarray, highest: int) -> bool:
     """Whether values far from 0 and from the highest form only edges in a grey [H, W], no areas of their own."""
     between = (8 * values > highest) & (8 * values < 7 * highest)
-    is_flat = between.copy()
-    for here, there in NEIGHBOURS:
-        same = values[here] == values[there]
-        is_flat[here] &= same
-        is_flat[there] &= same
+    is_flat = between & ~touching(values, np.not_equal)
     return int(is_flat.sum()) <= FLAT * int(between.sum())
+
+
+def touching(values: np.ndarray, relation: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Mark the pixels that have the relation to one of their eight neighbours, [H, W] -> bool [H, W]."""
+    marked = np.zeros(values.shape, dtype=bool)
+    for here, there in NEIGHBOURS:
+        marked[here] |= relation(values[here], values[there])
+        marked[there] |= relation(values[there], values[here])
+    return marked

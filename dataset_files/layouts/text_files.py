@@ -40,6 +40,13 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
     return in_order(dict(found))
 
 
+def beginning(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file without white space, byte-order mark and UTF-16's zeros; b"" if unreadable."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+    return b""
+
+
 def in_order(found: dict[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in (*SPLIT_ORDER, "") if name in found}
 

@@ -15,10 +15,10 @@ from dataset_files.layouts.coco_builder import (
     image_coordinates,
     rectangle_polygon,
 )
-from dataset_files.layouts.text_files import file_per_split, read_json
+from dataset_files.layouts.text_files import beginning, file_per_split, read_json
 from dataset_files.problems import Problems, shown
 
-HEAD = 1 << 18  # characters that are read to recognise a file
+HEAD = 1 << 18  # bytes that are read to recognise a file
 ONLY_CLASS = "object"  # if regions have no attribute
 
 
@@ -36,14 +36,9 @@ def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
 
 def is_via(path: Path) -> bool:
     """Whether a file begins like a VIA project or export."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(HEAD)
-    except OSError:
-        return False
-    if not head.lstrip().startswith("{"):
-        return False
-    return '"_via_img_metadata"' in head or all(f'"{key}"' in head for key in ("filename", "size", "regions"))
+    head = beginning(path, HEAD)
+    is_export = all(key in head for key in (b'"filename"', b'"size"', b'"regions"'))
+    return head.startswith(b"{") and (b'"_via_img_metadata"' in head or is_export)
 
 
 def read_via(source: Path, class_attribute: str | None) -> Converted:
