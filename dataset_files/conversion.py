@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset_files.coco_file import Reading
 from dataset_files.image_files import files_below
 from dataset_files.problems import Problems
 
@@ -39,20 +38,20 @@ class SplitFiles:
         source: the file or folder that messages name: the COCO file itself, or the input of `convert`.
         image_folder: the folder that file names are relative to.
         convert: reads annotations of another layout; None if `source` is a COCO file.
-        convert_for: like `convert`, for readings with ignore regions or objects without masks, if these need more than
-            `convert` keeps.
         inputs: files and folders that decide about the result of `convert`, besides `source`. A change to any file in
             them makes the stored conversion stale.
         problems: found while looking for the splits.
+        takes_reading: whether `convert` accepts a `Reading`, as ignore regions and objects without masks need more of
+            the files than it keeps by default.
     """
 
     name: str
     source: Path
     image_folder: Path
-    convert: Callable[[], Converted] | None = None
+    convert: Callable[..., Converted] | None = None
     inputs: Sequence[Path] = ()
     problems: Problems = field(default_factory=Problems)
-    convert_for: Callable[[Reading], Converted] | None = None
+    takes_reading: bool = False
 
     def files(self) -> Iterator[tuple[Path, Path]]:
         """Yield `source` and each input with the files in it; a file is in itself."""

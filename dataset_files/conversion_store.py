@@ -47,8 +47,8 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
     Raises:
         ValueError: the annotations cannot be used; the message names the file.
     """
-    if split.convert_for and (reading.ignore_regions or reading.boxes_without_masks):
-        split, key = replace(split, convert=partial(split.convert_for, reading)), f"{key}{reading.suffix()}"
+    if split.convert and split.takes_reading and (reading.ignore_regions or reading.boxes_without_masks):
+        split, key = replace(split, convert=partial(split.convert, reading)), f"{key}{reading.suffix()}"
     index, problems = open_converted(split, reading, key) if split.convert else open_coco_file(split, reading)
     resolved = resolve(index.file_names.tolist(), split.image_folder)
     together = Problems.together(split.problems, problems, index.problems, resolved.problems)

@@ -22,12 +22,12 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow refuses twice as many pixels, for which no masks can be encoded. It warns above the limit itself, in vain: who
-# has large images knows.
+# Pillow refuses images of more than twice this many pixels, whose masks could not be encoded. Its warning above the
+# limit itself is suppressed.
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
-# Pillow also supports formats that run other programs (EPS), and formats without photos; these are never tried.
+# Other formats of Pillow's are never tried: some run other programs (EPS), and others do not hold photos.
 Image.init()
 IMAGE_FORMATS = tuple(
     name

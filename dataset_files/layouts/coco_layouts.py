@@ -41,7 +41,7 @@ def find(root: Path) -> list[SplitFiles]:
     for path in files:
         by_split.setdefault(split_of(path, root), []).append(path)
     if "train" in by_split:
-        by_split.pop("", None)  # all of the data once more, or another task's
+        by_split.pop("", None)  # the whole dataset again, or annotations for another task
     chosen = {name: only_one(by_split[name], name, root) for name in (*SPLIT_ORDER, "") if name in by_split}
     if "" in chosen and "val" in chosen:
         raise ValueError(f"{root}: {named(chosen.values(), root)} do not say which one is for training; {REMEDY}")

@@ -52,7 +52,7 @@ def voc_split(folder: Path, txt_name: str) -> SplitFiles:
     listed = folder / "ImageSets" / "Segmentation" / txt_name
     inputs = [folder / name for name in ("Annotations", "SegmentationObject", "SegmentationClass")]
     name, convert = "train" if txt_name.startswith("train") else "val", partial(convert_list, folder, listed)
-    return SplitFiles(name, listed, folder / "JPEGImages", convert, inputs, convert_for=convert)
+    return SplitFiles(name, listed, folder / "JPEGImages", convert, inputs, takes_reading=True)
 
 
 def convert_list(folder: Path, listed: Path, reading: Reading = AS_WRITTEN) -> Converted:

@@ -61,9 +61,8 @@ def find(root: Path) -> list[SplitFiles]:
     inputs = [path for path in (instances, classes, *tables[:1], xml, images) if path is not None and path.exists()]
     reader = VariantReader(folder, images, instances or folder, classes, *tables[:1])
     lists: dict[str, Path | None] = {**find_lists(folder)} or {"": None}
-    converts = {name: partial(reader.read, path) for name, path in lists.items()}
     return [
-        SplitFiles(name, path or reader.instances, images, converts[name], inputs, convert_for=converts[name])
+        SplitFiles(name, path or reader.instances, images, partial(reader.read, path), inputs, takes_reading=True)
         for name, path in lists.items()
     ]
 
