@@ -92,9 +92,12 @@ class AnnotationCheck:
         # Objects of an unusable image are not reported, since the image itself was.
         self.valid[self.valid] = self.images.valid[self.owners[self.valid]]
         category_ids = np.array(self.annotations.category_ids, dtype=np.int64)
-        shifted = numbered_in_two_ways(category_ids, categories)
-        if shifted:
-            self.problems.add("category numbering", shifted)
+        used = np.unique(category_ids).tolist()
+        if used and used[0] == 0 and 0 not in categories and all(number + 1 in categories for number in used):
+            # Not corrected, since one class may just as well be wrong throughout the file.
+            numbers = f"category_id 0 to {used[-1]}, 'categories' has {min(categories)} to {max(categories)}"
+            cause = "it looks as if annotations count from 0 and 'categories' from 1; number both alike"
+            self.problems.add("category numbering", f"annotations have {numbers}: {cause}")
         else:
             unknown = ~np.isin(category_ids, list(categories))
             self.refuse("unknown category", unknown, lambda a, k: a["category_id"])
@@ -133,7 +136,14 @@ class AnnotationCheck:
         for k in filter(valid.__getitem__, masks.thin):  # only rasterising shows whether these cover a pixel
             polygons = [polygon for polygon in self.annotation(k)["segmentation"] if len(polygon) >= 6]
             no_mask[k] = not any(coco_mask.area(coco_mask.frPyObjects(polygons, *sizes[k].tolist())))
-        is_doubtful = self.check_box_format(valid & ~no_mask, outlined)
+        with_mask = valid & ~no_mask
+        other, loose = judge_format(boxes[with_mask], extents[with_mask], sizes[with_mask])
+        fractions = in_fractions(boxes[valid], extents[outlined])
+        is_doubtful = bool(fractions or other)  # for the whole file
+        for kind, problem in (("fractions", fractions), ("box format", other), ("loose boxes", loose)):
+            if problem:
+                self.problems.add(kind, problem)
+                break
 
         inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
         no_area = ~(boxes[:, 2:] > 0).all(axis=1)
@@ -156,22 +166,6 @@ class AnnotationCheck:
         self.note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
         return boxed & valid & ~(no_mask & needs_mask), ~no_mask
 
-    def check_box_format(self, with_mask: np.ndarray, outlined: np.ndarray) -> bool:
-        """Note whether the boxes of the whole file have another format or are fractions, and return that.
-
-        Args:
-            with_mask: bool [A], valid annotations with a mask.
-            outlined: bool [A], valid annotations with polygons.
-        """
-        other, loose = judge_format(self.boxes[with_mask], self.extents[with_mask], self.sizes[with_mask])
-        if fractions := in_fractions(self.boxes[self.valid], self.extents[outlined]):
-            self.problems.add("fractions", fractions)
-        elif other:
-            self.problems.add("box format", other)
-        elif loose:
-            self.problems.add("loose boxes", loose)
-        return bool(fractions or other)
-
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the first index in `ids` [N] of each of `wanted` [M], int64 [M]; -1 for missing ones."""
@@ -180,20 +174,6 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     order = np.argsort(ids, kind="stable")
     places = order[np.searchsorted(ids[order], wanted).clip(max=len(ids) - 1)]
     return np.where(ids[places] == wanted, places, -1)
-
-
-def numbered_in_two_ways(category_ids: np.ndarray, categories: dict[int, str]) -> str:
-    """Describe the problem if annotations count categories from 0 and "categories" from 1; else return "".
-
-    It is not corrected, since one class may just as well be wrong throughout the file.
-    """
-    used = np.unique(category_ids).tolist()
-    if not used or used[0] != 0 or 0 in categories or not all(number + 1 in categories for number in used):
-        return ""
-    return (
-        f"annotations have category_id 0 to {used[-1]}, 'categories' has {min(categories)} to {max(categories)}: "
-        "it looks as if annotations count from 0 and 'categories' from 1; number both alike"
-    )
 
 
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:

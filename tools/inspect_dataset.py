@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -123,18 +122,13 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
     """Draw the first images of a split side by side, with their objects as in training."""
-    tiles = [tile_of(dataset, i) for i in range(min(number, len(dataset)))]
-    if not tiles:
-        raise InputError(f"{dataset.source}: no image to show")
     with reading_input():
+        indices = range(min(number, len(dataset)))
+        tiles = [draw_target(*dataset[i], dataset.class_names, dataset.form.shown) for i in indices]
+        if not tiles:
+            raise InputError(f"{dataset.source}: no image to show")
         write_image(path, contact_sheet(tiles, columns=6))
     print(f"\n{len(tiles)} images drawn in {path}")
-
-
-def tile_of(dataset: InstanceDataset, i: int) -> Image.Image:
-    with reading_input():
-        image, target = dataset[i]
-    return draw_target(image, target, dataset.class_names, dataset.form.shown)
 
 
 if __name__ == "__main__":
