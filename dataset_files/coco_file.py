@@ -25,19 +25,12 @@ REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name"
 
 
 class Reading(NamedTuple):
-    """How to interpret the annotations of a file.
+    """How to interpret the annotations of a file."""
 
-    Attributes:
-        boxes_from_masks: ignore the boxes of objects that have a mask, and use the masks' extents instead.
-        crowds_are_objects: ignore `iscrowd`; some tools set it for every mask that is a run-length code.
-        ignore_regions: the class `ignore` is no class; its objects are regions, with or without a mask.
-        boxes_without_masks: objects with a box and no mask can be used.
-    """
-
-    boxes_from_masks: bool = False
-    crowds_are_objects: bool = False
-    ignore_regions: bool = False
-    boxes_without_masks: bool = False
+    boxes_from_masks: bool = False  # use the masks' extents as boxes of objects that have a mask
+    crowds_are_objects: bool = False  # ignore `iscrowd`, which some tools set for every run-length code
+    ignore_regions: bool = False  # objects of the class `ignore` are regions, with or without a mask
+    boxes_without_masks: bool = False  # objects with a box and no mask can be used
 
     def suffix(self) -> str:
         """Return the file suffix of a stored index."""

@@ -42,43 +42,24 @@ class CocoIndex:
 
     Objects are grouped by image and, within an image, in the order of the file. Images and annotations that would make
     results wrong are not indexed; `problems` describes them.
-
-    Attributes:
-        path: the file.
-        stamp: int64 [3], format version, size in bytes and mtime of the file that was read.
-        categories: category id -> name, without the class of regions.
-        image_ids: int64 [P].
-        sizes: int64 [P, 2], height and width.
-        file_names: str [P].
-        bare: bool [P], images without any annotation in the file, not even an invalid one.
-        first: int64 [P + 1]; image p has the objects first[p] .. first[p + 1] - 1.
-        starts: int64 [A], the byte offset of each annotation in the file.
-        lengths: int64 [A], the length of each annotation in bytes.
-        category_ids: int64 [A].
-        checksums: int64 [A], CRC-32 of each annotation's text.
-        crowds: bool [A].
-        usable: bool [A], objects that training can use: no crowds, no regions, with a non-empty box and mask, or a box
-            alone if `Reading.boxes_without_masks` is set.
-        has_mask: bool [A].
-        problems: what is wrong with the file.
     """
 
-    path: Path
-    stamp: np.ndarray
-    categories: dict[int, str]
-    image_ids: np.ndarray
-    sizes: np.ndarray
-    file_names: np.ndarray
-    bare: np.ndarray
-    first: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    category_ids: np.ndarray
-    checksums: np.ndarray
-    crowds: np.ndarray
-    usable: np.ndarray
-    has_mask: np.ndarray
-    problems: Problems
+    path: Path  # the file
+    stamp: np.ndarray  # int64 [3], format version, size in bytes and mtime of the file that was read
+    categories: dict[int, str]  # category id -> name, without the class of regions
+    image_ids: np.ndarray  # int64 [P]
+    sizes: np.ndarray  # int64 [P, 2], height and width
+    file_names: np.ndarray  # str [P]
+    bare: np.ndarray  # bool [P], images without any annotation in the file, valid or not
+    first: np.ndarray  # int64 [P + 1]; image p has the objects first[p] .. first[p + 1] - 1
+    starts: np.ndarray  # int64 [A], the byte offset of each annotation in the file
+    lengths: np.ndarray  # int64 [A], the length of each annotation in bytes
+    category_ids: np.ndarray  # int64 [A]
+    checksums: np.ndarray  # int64 [A], CRC-32 of each annotation's text
+    crowds: np.ndarray  # bool [A]
+    usable: np.ndarray  # bool [A], objects to train on: no crowds or regions, with a box, and a mask if needed
+    has_mask: np.ndarray  # bool [A]
+    problems: Problems  # what is wrong with the file
 
     def annotations(self, image: int, only_usable: bool = False, among: np.ndarray | None = None) -> list[dict]:
         """Read the annotations of an image from the file; AnnotationsLost if it has changed since, or is gone.

@@ -31,27 +31,17 @@ class Converted:
 
 @dataclass
 class SplitFiles:
-    """The files of one split of a dataset.
+    """The files of one split of a dataset."""
 
-    Attributes:
-        name: "train", "val" or "test"; "" for annotations that are not split.
-        source: the file or folder that messages name: the COCO file itself, or the input of `convert`.
-        image_folder: the folder that file names are relative to.
-        convert: reads annotations of another layout; None if `source` is a COCO file.
-        inputs: files and folders that decide about the result of `convert`, besides `source`. A change to any file in
-            them makes the stored conversion stale.
-        problems: found while looking for the splits.
-        takes_reading: whether `convert` accepts a `Reading`, as ignore regions and objects without masks need more of
-            the files than it keeps by default.
-    """
-
-    name: str
-    source: Path
-    image_folder: Path
-    convert: Callable[..., Converted] | None = None
+    name: str  # "train", "val" or "test"; "" for annotations that are not split
+    source: Path  # the file or folder that messages name: the COCO file itself, or the input of `convert`
+    image_folder: Path  # the folder that file names are relative to
+    convert: Callable[..., Converted] | None = None  # reads annotations of another layout than COCO's
+    # Files and folders that decide about the result of `convert`, besides `source`. A change to any file in them makes
+    # the stored conversion stale.
     inputs: Sequence[Path] = ()
-    problems: Problems = field(default_factory=Problems)
-    takes_reading: bool = False
+    problems: Problems = field(default_factory=Problems)  # found while looking for the splits
+    takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
 
     def files(self) -> Iterator[tuple[Path, Path]]:
         """Yield `source` and each input with the files in it; a file is in itself."""

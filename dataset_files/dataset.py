@@ -11,24 +11,15 @@ from dataset_files.stored_images import RGB, ImageForm
 
 
 class ObjectCounts(NamedTuple):
-    """Numbers of objects in a split, and of images without an object to train on.
+    """Numbers of objects in a split, and of images without an object to train on."""
 
-    Attributes:
-        objects: all objects, including crowds.
-        most_in_an_image: objects in the image that has the most.
-        images_without_objects: images without an object to train on, which training leaves out.
-        empty_images: images without annotations that training keeps as background.
-        regions: objects of the class `ignore` that are regions; not among `objects`.
-        without_mask: objects that are used without a mask.
-    """
-
-    objects: int
+    objects: int  # all objects, including crowds
     crowds: int
-    most_in_an_image: int
-    images_without_objects: int
-    empty_images: int = 0
-    regions: int = 0
-    without_mask: int = 0
+    most_in_an_image: int  # objects in the image that has the most
+    images_without_objects: int  # images without an object to train on, which training leaves out
+    empty_images: int = 0  # images without annotations that training keeps as background
+    regions: int = 0  # objects of the class `ignore` that are regions; not among `objects`
+    without_mask: int = 0  # objects that are used without a mask
 
 
 def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
@@ -39,19 +30,12 @@ def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
 
 
 class ItemPlan(NamedTuple):
-    """The selection of images and objects of a split that a dataset offers.
+    """The selection of images and objects of a split that a dataset offers."""
 
-    Attributes:
-        images: names of the images to use, if one file is divided into training and validation; None for all.
-        keep_empty: also train on images without any annotation, as background.
-        skip_bad: drop invalid images and annotations instead of raising; `problems` lists them either way.
-        form: how images are read, see `read_image`.
-    """
-
-    images: Set[str] | None = None
-    keep_empty: bool = False
-    skip_bad: bool = False
-    form: ImageForm = RGB
+    images: Set[str] | None = None  # names of the images to use, if one file is divided; None for all
+    keep_empty: bool = False  # also train on images without any annotation, as background
+    skip_bad: bool = False  # drop invalid images and annotations instead of raising
+    form: ImageForm = RGB  # how images are read, see `read_image`
 
 
 EVERYTHING = ItemPlan()
@@ -64,32 +48,21 @@ class InstanceDataset(Protocol):
     in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N]; with
     --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks, in which nothing
     is background.
-
-    Attributes:
-        class_names: label -> name.
-        category_ids: label -> category id in the annotations and in written results.
-        training: whether the items are for training, without crowds and without images that have no objects.
-        source: the path that messages name: the annotation file, or the file or folder it was converted from.
-        problems: what is wrong with the annotations.
-        image_folder: the folder that `image_names` are relative to.
-        form: how images are read, see `read_image`.
-        collate_fn: items -> (images, targets).
-        coco: the ground truth as a COCO object; created on first use.
     """
 
-    class_names: dict[int, str]
-    category_ids: dict[int, int]
-    training: bool
-    source: Path
-    problems: Problems
-    image_folder: Path
-    form: ImageForm
+    class_names: dict[int, str]  # label -> name
+    category_ids: dict[int, int]  # label -> category id in the annotations and in written results
+    training: bool  # whether the items are for training: no crowds, no images without objects
+    source: Path  # the annotation file, or the file or folder it was converted from; messages name it
+    problems: Problems  # what is wrong with the annotations
+    image_folder: Path  # the folder that `image_names` are relative to
+    form: ImageForm  # how images are read, see `read_image`
     transforms: Callable | None
 
     @property
-    def collate_fn(self) -> Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]: ...
+    def collate_fn(self) -> Callable[[Sequence[tuple[Tensor, dict[str, Any]]]], tuple]: ...  # (images, targets)
     @property
-    def coco(self) -> Any: ...
+    def coco(self) -> Any: ...  # the ground truth as a COCO object; created on first use
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> tuple[Tensor, dict[str, Any]]: ...
     def target(self, i: int) -> dict[str, Any]: ...  # before the transforms, without opening the image

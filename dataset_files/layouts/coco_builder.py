@@ -24,19 +24,12 @@ DEVIATION = 0.005  # largest distance of a polygon's sides from the curve that i
 
 
 class Shape(NamedTuple):
-    """An object in a tool's file, or one of its parts.
+    """An object in a tool's file, or one of its parts."""
 
-    Attributes:
-        where: its name in messages.
-        label: its class; "" if it has none.
-        group: shapes of the same label and group are one object; None for an object of its own.
-        read: returns its polygon or its pixels, or raises NoArea or ValueError.
-    """
-
-    where: str
-    label: str
-    group: object
-    read: Callable[[], list[float] | Crop]
+    where: str  # its name in messages
+    label: str  # its class; "" if it has none
+    group: object  # shapes of the same label and group are one object; None for an object of its own
+    read: Callable[[], list[float] | Crop]  # returns its polygon or its pixels, or raises NoArea or ValueError
     crowd: bool = False
 
 

@@ -39,14 +39,10 @@ HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 class Tool(NamedTuple):
-    """A tool that writes a JSON file per image.
+    """A tool that writes a JSON file per image."""
 
-    Attributes:
-        key: of the list of objects.
-        as_labelme: converts the content of a file to labelme's form; returns None for another tool's file.
-    """
-
-    key: str
+    key: str  # of the list of objects
+    # Converts the content of a file to labelme's form; returns None for another tool's file.
     as_labelme: Callable[[dict], dict | None]
 
 

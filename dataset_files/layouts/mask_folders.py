@@ -23,15 +23,11 @@ MOST_CLASSES = 32  # values; masks with more are those of instances
 
 @dataclass
 class MaskFolders:
-    """A folder of images and the folder of their masks.
-
-    Attributes:
-        one_image: there is only one image, and all masks belong to it whatever their names.
-    """
+    """A folder of images and the folder of their masks."""
 
     images: Path
     masks: Path
-    one_image: bool = False
+    one_image: bool = False  # there is only one image, and all masks belong to it whatever their names
 
     @cached_property
     def image_paths(self) -> list[Path]:
@@ -82,15 +78,10 @@ class MaskFolders:
 
 @dataclass
 class MaskSplit:
-    """One split.
+    """One split."""
 
-    Attributes:
-        source: the folder that messages name, and that the names of masks are relative to.
-        image_folder: the folder that the file names of images are relative to.
-    """
-
-    source: Path
-    image_folder: Path
+    source: Path  # the folder that messages name, and that the names of masks are relative to
+    image_folder: Path  # the folder that the file names of images are relative to
     parts: list[MaskFolders]
 
     def seems_right(self) -> bool:

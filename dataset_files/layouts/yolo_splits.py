@@ -19,18 +19,12 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """One split, from a YAML or a list of classes (`source`), whose problems it shares.
-
-    Attributes:
-        base: the folder that file names are relative to.
-        class_names: by class number.
-        entries: image folders and lists of images.
-    """
+    """One split, from a YAML or a list of classes (`source`), whose problems it shares."""
 
     source: Path
-    base: Path
-    class_names: list[str]
-    entries: list[Path]
+    base: Path  # the folder that file names are relative to
+    class_names: list[str]  # by class number
+    entries: list[Path]  # image folders and lists of images
     problems: Problems
 
     def short(self, path: Path) -> str:
