@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
 from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
 from train_utils.hooks import Hooks
+from train_utils.sync_batch_norm import SyncBatchNorm2d
 from train_utils.training_state import RunState, StepResult
 from train_utils.weight_files.weights import not_finite
 
@@ -93,7 +94,7 @@ class StepResults:
         if state.training.device.type == "cuda":
             torch.cuda.empty_cache()
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-        own_statistics = any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+        own_statistics = any(not isinstance(norm, SyncBatchNorm2d) for norm in norms)
         result = "the last checkpoint stays"
         with without_others():
             self.read()

@@ -6,18 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from train_utils import step_results
 from train_utils.errors import OUT_OF_MEMORY, RunEnded
 from train_utils.hooks import Hooks
 from train_utils.step_results import StepResults
+from train_utils.sync_batch_norm import SyncBatchNorm2d
 from train_utils.training_state import Progress
 
 IMAGES = [torch.zeros(3, 480, 640), torch.zeros(3, 500, 20)]
 TARGETS = [{"labels": torch.ones(3)}, {"labels": torch.ones(0)}]
 
 
-def ended(step: int, is_updating: bool = False) -> tuple[str, bool]:
+def ended(step: int, is_updating: bool = False, model: nn.Module | None = None) -> tuple[str, bool]:
     """Return the message, and whether a checkpoint was written."""
-    model = nn.Linear(2, 2)
+    model = model or nn.Linear(2, 2)
     model.transform = SimpleNamespace(min_size=(600, 800), max_size=1333)
     training = SimpleNamespace(
         model=model, optimizer=torch.optim.SGD(model.parameters()), progress=Progress(step), device=torch.device("cpu"),
@@ -49,6 +51,11 @@ def test_a_checkpoint_that_would_be_wrong_or_needless_is_not_written():
     for arguments in ((4,), (5, True)):  # the first step of an epoch; weights that may be half updated
         message, saved = ended(*arguments)
         assert not saved and "; the last checkpoint stays; continue" in message
+
+
+def test_another_process_than_the_main_one_writes_only_the_same_running_statistics(monkeypatch):
+    monkeypatch.setattr(step_results, "is_main", lambda: False)
+    assert ended(5, model=SyncBatchNorm2d(2))[1] and not ended(5, model=nn.BatchNorm2d(2))[1]
 
 
 def test_other_errors_are_not_taken_for_it():
