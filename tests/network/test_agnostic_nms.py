@@ -34,7 +34,15 @@ def test_the_best_of_all_classes_stays(monkeypatch, at_once):
     heads.detections_per_img, heads.nms_thresh = 1000, 1.0
     everything = heads.select_detections(*given)
     heads.agnostic_nms, heads.detections_per_img, heads.nms_thresh = True, 12, 0.5
-    for found, candidates in zip(heads.select_detections(*given), everything):
+    agnostic = heads.select_detections(*given)
+    heads.agnostic_nms, heads.detections_per_img = False, 1000
+    for found, candidates in zip(heads.select_detections(*given), everything):  # off: each class by itself
+        for label in candidates["labels"].unique():
+            chosen, of_class = found["labels"] == label, candidates["labels"] == label
+            candidates_of_class = {key: candidates[key][of_class] for key in ("boxes", "labels", "scores")}
+            kept = greedy(candidates_of_class, most=1000)
+            assert torch.equal(found["boxes"][chosen], candidates_of_class["boxes"][kept])
+    for found, candidates in zip(agnostic, everything):
         kept = greedy(candidates, most=12)
         assert len(kept) == 12 and len(set(candidates["labels"][kept].tolist())) > 1
         assert all(torch.equal(found[key], candidates[key][kept]) for key in ("boxes", "labels", "scores"))

@@ -9,6 +9,7 @@ from torchvision.ops import box_iou
 
 from my_dataset_coco import CocoDetection
 from network_files.anchors import AnchorGenerator, best_anchor_ious
+from tests.helpers.parity import synthetic_batch
 from tests.helpers.published_weights import evaluation_args
 from tests.helpers.thin_weights import thin_networks, write_thin_weights
 from train_utils.anchor_fit import anchor_fit
@@ -82,6 +83,21 @@ def test_anchors_are_carried_in_the_checkpoint_and_kept_when_training_goes_on_fr
     stored = torch.load(path)["model"]
     assert torch.equal(fewer.rpn.head.cls_logits.weight, stored["rpn.head.cls_logits.weight"])
     json.dumps(config.to_plain())
+
+
+def test_the_usual_anchors_given_by_options_change_no_bit(tmp_path: Path):
+    words = ["--anchor-sizes", "32", "64", "128", "256", "512", "--anchor-ratios", "0.5", "1", "2"]
+    (images, targets), results = synthetic_batch(), []
+    with thin_networks():
+        path = write_thin_weights(tmp_path / "thin.pth")
+        for given in ([], words):
+            args = TrainSettings.parse("", ["--min-size", "40", "--max-size", "56", "--rois-per-image", "8", *given])
+            args.pretrain = str(path)
+            model, _ = build_training_model(args, 4, None)
+            torch.manual_seed(1)
+            losses = model.train()(images, [t | {"labels": t["labels"] % 3 + 1} for t in targets])
+            results.append([*model.state_dict().values(), *losses.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_detectron2s_weights_keep_their_anchors(tmp_path: Path):

@@ -55,8 +55,19 @@ STOPPED, NOT_FINITE, LOST_PROCESS, OUT_OF_MEMORY = 3, 4, 5, 6  # as docs/TRAININ
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("resume")
     make_demo_dataset(folder / "data", num_train=NUM_TRAIN, num_val=NUM_VAL)
+    make_incomplete(folder / "data", folder / "incomplete")
     yield folder
     shutil.rmtree(folder)
+
+
+def make_incomplete(source: Path, folder: Path) -> None:
+    """Copy a dataset, with every third training object without a mask and every third a crowd."""
+    shutil.copytree(source, folder)
+    file = folder / "annotations" / "instances_train2017.json"
+    annotations = json.loads(file.read_text())
+    for number, annotation in enumerate(annotations["annotations"]):
+        annotation.update([{"segmentation": []}, {"iscrowd": 1}, {}][number % 3])
+    file.write_text(json.dumps(annotations))
 
 
 @pytest.fixture
@@ -98,6 +109,8 @@ AUGMENTED = ["--data-augmentation", "lsj", "--use-copypaste", "--vflip", "--colo
 RECIPE = ["--opt", "adamw", "--lr", "0.001", "--norm-weight-decay", "0", "--lr-scheduler", "cosineannealinglr"]
 IN_PARTS = ["--batch-size", "1", "--accumulate", "2", "--min-size", "64", "--max-size", "96"]  # for BatchNorm of one
 RECIPE += [*IN_PARTS, "--clip-grad-norm", "0.5", "--val-loss", "--model-ema", "0.9"]
+RECIPE += ["--data-path", "incomplete", "--ignore-regions", "--boxes-without-masks", "--agnostic-nms"]
+RECIPE += ["--anchor-sizes", "8", "16", "32", "64", "128", "--anchor-ratios", "0.4", "1", "2.5"]
 RECIPE += ["--tensorboard"] if find_spec("tensorboard") else []
 # Number of processes, further options.
 MODES = {

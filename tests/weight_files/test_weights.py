@@ -99,6 +99,17 @@ def test_v2_starts_from_a_classifier_or_from_nothing(tmp_path: Path):
     assert config.arch == "v2" and list(fresh.state_dict()) == list(published_v2().state_dict())
 
 
+def test_imagenets_newer_weights_are_read_as_torchvision_publishes_them(tmp_path: Path):
+    """resnet50-11ad3fa6.pth is the plain state dict of a classifier, with its `fc` and `num_batches_tracked`."""
+    classifier = {k: torch.rand_like(v) if v.is_floating_point() else v + 9 for k, v in resnet50().state_dict().items()}
+    torch.save(classifier, tmp_path / "resnet50-11ad3fa6.pth")
+    args = training_args("--pretrain", str(tmp_path / "resnet50-11ad3fa6.pth"))
+    model, config = build_training_model(args, 4, None)
+    assert (config.arch, config.norm, config.num_classes) == ("v1", "frozen", 4)
+    body = model.backbone.body.state_dict()
+    assert len(body) > 250 and all(torch.equal(value, classifier[key]) for key, value in body.items())
+
+
 def test_another_arch_than_the_files_is_refused(v2_file: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"v2\.pth: holds the weights of --arch v2, not of v1"):
         load_trained_model(v2_file, evaluation_args(arch="v1"))
