@@ -52,6 +52,8 @@ def main(settings: ValidationSettings) -> None:
     path = trained.path
     if settings.save_thresholds:
         require_checkpoint(trained.content, path)
+        with reading_input():
+            refuse_overwriting([], [path.resolve()])
     record = Path(settings.output_dir or path.parent) / "record_mAP.txt"
 
     # Data
@@ -78,7 +80,7 @@ def main(settings: ValidationSettings) -> None:
         if settings.save_thresholds:
             thresholds = best_thresholds(metrics)
             with reading_input():
-                write_thresholds(path, thresholds, path)
+                write_thresholds(path.resolve(), thresholds, path.resolve())  # a link stays one
             print(f"thresholds of {len(thresholds)} classes written into {path}, chosen on these images")
         if settings.report:
             print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")

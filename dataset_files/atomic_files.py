@@ -29,17 +29,22 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
 
     Raises:
         ValueError: an input is one of the outputs, or lies in one of the folders, where files of any name may be
-            written; or an output's place is taken by a folder, a device or the like, or one of its folders by a file.
+            written; or an output is write-protected, or its place is taken by a folder, a device or the like, or one of
+            its folders is a file or cannot be written to.
     """
     outputs, folders = list(outputs), list(folders)
     for parent in {*folders, *(path.parent for path in outputs)}:
         nearest = next(each for each in (parent, *parent.parents) if os.path.lexists(each) or each == each.parent)
         if not nearest.is_dir():
             raise ValueError(f"{nearest}: exists, and is not a folder; give another output folder")
-    existing = {entry_of(path).casefold(): path for path in outputs if os.path.lexists(path)}
+        if not os.access(nearest, os.W_OK):
+            raise ValueError(f"{nearest}: cannot be written to; give another output folder")
+    existing = {entry_of(path).casefold(): path for path in outputs if exists(path)}
     for path in existing.values():
         if not is_replaceable(path):
             raise ValueError(f"{path}: exists, and is not a regular file; give another output")
+        if not path.lstat().st_mode & stat.S_IWUSR:
+            raise ValueError(f"{path}: exists, and is write-protected; give another output")
     starts = {os.path.join(os.path.realpath(path), ""): path for path in folders if path.is_dir()}
     for path in inputs if existing or starts else ():
         for entry in {entry_of(path), os.path.realpath(path)}:
@@ -49,6 +54,22 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
             folder = next((starts[start] for start in starts if entry.startswith(start)), None)
             if folder is not None:
                 raise ValueError(f"{path}: lies in {folder}/, which this command writes to; give another output folder")
+
+
+def file_to_write(name: str) -> Path:
+    """Return the path of an output file that was given by name; raise ValueError for the name of a folder."""
+    if not name.strip() or name[-1] in (os.sep, os.altsep):
+        raise ValueError(f"{name or repr(name)}: is the name of a folder; name a file in it")
+    return Path(name)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a directory entry; raise OSError for a name that the file system cannot have."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def entry_of(path: Path) -> str:
@@ -90,9 +111,19 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
-        raise
+        cause = os_error_behind(error)
+        if cause is not None and cause.filename in (None, str(temporary)):
+            cause.filename, cause.filename2 = str(path), None
+        if cause in (None, error):
+            raise
+        raise cause from None  # torch.save makes a RuntimeError of a full disk
+
+
+def os_error_behind(error: BaseException | None) -> OSError | None:
+    """Return the OSError that is or caused an OSError or RuntimeError; None without one."""
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from prediction.prediction import Prediction
 from prediction.savers import Saver
 from prediction.sources import ResultImage, Source
 from prediction.steps import ImagePredictor
-from train_utils.errors import INTERRUPTED, RunEnded, writing_output
+from train_utils.errors import INTERRUPTED, RunEnded, warn, writing_output
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,9 +68,12 @@ def predict_images(
             for saver in savers:
                 saver.add(number, source, found)
         saved.append(number)
+        if known[number].size not in (None, found.size):
+            resized.append(source.path)
         return f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}"
 
     unreadable, done, saved, start, stopped = [], 0, list[int](), time.perf_counter(), False
+    resized: list[Path] = []
     with ExitStack() as at_end:
         for saver in reversed(savers):
             at_end.callback(close, saver, saved)
@@ -85,6 +88,11 @@ def predict_images(
         seconds = time.perf_counter() - start
         if done > 1:
             print(f"{done} images in {seconds:.1f} s, {done / seconds:.2f} per second")
+    if resized:
+        warn(
+            f"{len(resized)} images have another size than in --annotation-file, to which their results do not belong: "
+            f"{resized[0]}"
+        )
     if stopped:
         raise RunEnded(f"stopped after {done} of {len(images)} images", INTERRUPTED)
     return unreadable

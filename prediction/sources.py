@@ -1,16 +1,18 @@
 """Find what to predict: files, folders and patterns in, images and videos with unique names for their outputs out."""
 
 import glob
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dataset_files.image_files import IMAGE_SUFFIXES, images_below, is_image_name
+from dataset_files.image_files import IMAGE_SUFFIXES, files_below, images_below, is_image_name
 from dataset_files.whole_ids import value_of
-from train_utils.errors import InputError, reading_input
+from train_utils.errors import InputError, reading_input, warn
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
 OUTPUT_SUFFIXES = IMAGE_SUFFIXES | {".mp4", ".json", ".jsonl"}
@@ -62,7 +64,7 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
         folder, files, reason = path, images_below(path), "no image in this folder (give videos by name)"
     elif glob.has_magic(text):
         folder = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        files, reason = matching_files(text), "no image or video matches this pattern"
+        files, reason = matching_files(text, folder), "no image or video matches this pattern"
     else:
         what = "neither a file nor a folder" if path.exists() and text else "no such file or folder"
         raise InputError(f"{text or repr(text)}: {what}")
@@ -73,15 +75,33 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
     yield from ((file, below(folder, file)) for file in files)
 
 
-def matching_files(pattern: str) -> list[Path]:
-    """List the images and videos that match a pattern, and the images in folders that match it, each once."""
+def matching_files(pattern: str, folder: Path) -> list[Path]:
+    """List the images and videos that match a pattern, and the images in folders that match it, each once.
+
+    Args:
+        folder: the one that the pattern names before its first wildcard.
+    """
+    wanted = Path(pattern).relative_to(folder).parts
+    if "**" in wanted:  # glob follows links that lead in circles
+        found = sorted(file for file in files_below(folder) if fits(file.relative_to(folder).parts, wanted))
+    else:
+        found = sorted(map(Path, glob.glob(pattern)))
     files: dict[Path, None] = {}
-    for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
+    for path in found:
         if path.is_dir():
             files |= dict.fromkeys(images_below(path))
         elif is_image_name(path.name) or path.suffix.lower() == ".npy" or path.suffix.lower() in VIDEO_SUFFIXES:
             files[path] = None
     return list(files)
+
+
+def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path, or the first of them, match those of a pattern, in which "**" means any number."""
+    if not wanted:
+        return True
+    if wanted[0] == "**":
+        return fits(parts, wanted[1:]) or bool(parts) and fits(parts[1:], wanted)
+    return bool(parts) and fnmatch(parts[0], wanted[0]) and fits(parts[1:], wanted[1:])
 
 
 def below(folder: Path, file: Path) -> str:
@@ -162,13 +182,35 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
 
 def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
     """Return the images of a COCO file by whole file name, and by "./" and base name."""
-    from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
-
-    with reading_input():
-        index = open_index(Path(annotation_file))
     by_name: dict[str, set[ResultImage]] = {}
-    for name, image_id, size in zip(index.file_names.tolist(), index.image_ids.tolist(), index.sizes.tolist()):
-        name, image = name.replace("\\", "/"), ResultImage(image_id, tuple(size))
+    with reading_input():
+        images = images_in(Path(annotation_file))
+    for name, image in images:
         for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
             by_name.setdefault(form, set()).add(image)
     return by_name
+
+
+def images_in(path: Path) -> list[tuple[str, ResultImage]]:
+    """Return file names, with forward slashes, and images of a COCO file, which may be one without annotations.
+
+    Raises:
+        ValueError: the file cannot be used.
+    """
+    from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
+
+    try:
+        index = open_index(path)
+    except ValueError:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict) or "annotations" in content or not isinstance(content.get("images"), list):
+            raise
+        try:  # such as COCO's image_info_test-dev2017.json
+            rows = [(str(i["file_name"]), int(i["id"]), (int(i["height"]), int(i["width"]))) for i in content["images"]]
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path}: an image lacks file_name, id, height or width") from error
+    else:
+        if index.problems.wrong():
+            warn(f"{path}: {index.problems.summary()}")
+        rows = list(zip(index.file_names.tolist(), index.image_ids.tolist(), map(tuple, index.sizes.tolist())))
+    return [(name.replace("\\", "/"), ResultImage(image_id, size)) for name, image_id, size in rows]

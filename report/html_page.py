@@ -33,6 +33,7 @@ WORST, BEST, RANDOM = 18, 6, 6
 SUSPECTS_SHOWN = 200
 EXAMPLES_PER_CELL, EXAMPLES_PER_KIND = 4, 8
 CELLS_WITH_EXAMPLES = 1500  # the cells with most pairs
+POLICY = b"default-src 'none'; img-src data:"  # at the beginning of all pages
 
 
 @dataclass
@@ -45,6 +46,12 @@ class ReportInput:
     stats: Mapping[str, Sequence[float]]  # "segm", "bbox" and "boundary", as far as to be shown -> COCO's 12 metrics
     training: DataStatistics | None = None  # of the training split, in the order of the category ids; None if unknown
     curves: Mapping[str, bytes] = field(default_factory=dict)  # title -> PNG file of curves of the run
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether a file is a page that was rendered here."""
+    with open(path, "rb") as file:
+        return POLICY in file.read(500)
 
 
 def render_page(

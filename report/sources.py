@@ -9,7 +9,7 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import missing_names, resolve
 from report.data_statistics import statistics_of_dataset
 from report.eval_data import EvalData, make_eval_data
-from report.html_page import ReportInput
+from report.html_page import ReportInput, is_own_page
 from report.tables import FILES
 from report.write_report import write_report
 from train_utils.anchor_fit import anchor_fit
@@ -103,21 +103,21 @@ def content_of(dataset: InstanceDataset) -> dict[str, Any]:
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Create and return the folder `--report`.
+    """Return the folder `--report`, once it is clear that a report can be written there.
 
     Raises:
-        InputError: the folder cannot be created.
+        InputError: the folder cannot be written to, or has files of the user with names that a report has.
     """
     folder = Path(str(settings.report))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder (--report)")
     inputs = (
         settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path,
-        *(settings.compare or ()),
+        settings.train_json, settings.val_json, *(settings.compare or ()),
     )  # fmt: skip
     with reading_input():
         refuse_overwriting([Path(path) for path in inputs if path], [folder / name for name in FILES])
-        folder.mkdir(parents=True, exist_ok=True)
+        found = [name for name in FILES if (folder / name).exists()]
+        if found and (found[0] != FILES[0] or not is_own_page(folder / FILES[0])):
+            raise InputError(f"{folder}: has {', '.join(found)}, but no report; give another folder (--report)")
     return folder
 
 

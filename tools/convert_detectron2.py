@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import refuse_overwriting, replacing  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import file_to_write, refuse_overwriting, replacing  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2  # noqa: E402
 from train_utils.weight_files.weights import read_tensors, state_dict_of  # noqa: E402
@@ -26,8 +26,9 @@ def main(source: str, output: str, label_json: str | None) -> None:
         raise InputError(f"{source}: not a Detectron2 network (no key starts with backbone.bottom_up)")
     content = from_detectron2(state, source, label_json)
     with reading_input():
-        refuse_overwriting([Path(path) for path in (source, label_json) if path], [Path(output)])
-        with replacing(Path(output)) as file:
+        path = file_to_write(output)
+        refuse_overwriting([Path(read) for read in (source, label_json) if read], [path])
+        with replacing(path) as file:
             torch.save(content, file)
     names = content.get("class_names")
     print(f"{output}: {len(content['model'])} tensors, {content['model_config']['num_classes'] - 1} labels")

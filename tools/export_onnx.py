@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import refuse_overwriting  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import file_to_write, refuse_overwriting  # noqa: E402 (the path comes first)
+from dataset_files.dataset import files_of  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.open_data import open_training_beside, open_validation_data  # noqa: E402
 from train_utils.option_parsing import add_flag, positive  # noqa: E402
@@ -47,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
         if error.name != "onnx":
             raise
         raise InputError("the package onnx is missing; install it with: pip install onnx") from None
-    output = Path(args.output)
     with reading_input():
+        output = file_to_write(args.output)
         refuse_overwriting([Path(path) for path in (args.weights, args.label_json_path) if path], [output])
     trained = open_trained_model(
         InferenceSettings(
@@ -64,14 +65,16 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.weights}: takes {trained.config.values} values, as float32; leave --uint8 out")
     options = GraphOptions("uint8" if args.uint8 else "float32", args.batch, args.size and (args.size[0], args.size[1]))
     with reading_input():
-        content = smaller_file(trained, options, args) if args.precision else build(trained, options)
+        content = smaller_file(trained, options, args, output) if args.precision else build(trained, options)
         write(content, output)
     size = output.stat().st_size / 1e6
     print(f"{output}: {size:.0f} MB, {trained.config.arch}, {len(trained.classes.names)} classes")
     print(f"run it with: python tools/predict_onnx.py {output} photo.jpg")
 
 
-def smaller_file(trained: TrainedModel, options: "GraphOptions", args: argparse.Namespace) -> "ModelProto":
+def smaller_file(
+    trained: TrainedModel, options: "GraphOptions", args: argparse.Namespace, output: Path
+) -> "ModelProto":
     """Build the graph in a lower precision, and print its AP and that of the float32 graph.
 
     Raises:
@@ -84,6 +87,8 @@ def smaller_file(trained: TrainedModel, options: "GraphOptions", args: argparse.
     settings = ValidationSettings(data_path=args.data_path)
     settings.given = frozenset({"data_path"} if args.data_path else ())
     validation = open_validation_data(settings, trained.trained_with, trained.held_out)
+    with reading_input():
+        refuse_overwriting(files_of(validation), [output])
     trained.classes.require_labels_of(validation, args.weights)
     validation = validation.drop_items(range(args.images or len(validation), len(validation)))
     training = open_training_beside(settings, validation) if args.precision == "int8" else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import refuse_overwriting, replacing  # noqa: E402 (the path comes first)
+from dataset_files.atomic_files import file_to_write, refuse_overwriting, replacing  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.models import ModelConfig, config_of  # noqa: E402
 from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
@@ -36,8 +36,9 @@ def main(checkpoint: str, output: str) -> None:
             f"{checkpoint}: was trained with --anchor-sizes or --anchor-ratios; only torchvision's are exported"
         )
     with reading_input():
-        refuse_overwriting([Path(checkpoint)], [Path(output)])
-        with replacing(Path(output)) as file:
+        path = file_to_write(output)
+        refuse_overwriting([Path(checkpoint)], [path])
+        with replacing(path) as file:
             torch.save(torchvision_state(state, config.norm_eps), file)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")
     print(loading_lines(output, config))

@@ -31,16 +31,17 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
         splits = find_layout(source, class_attribute).splits
         paths = [output.with_stem(f"{output.stem}_{s.name}") if len(splits) > 1 else output for s in splits]
         contents = [convert(split, skip_bad) for split in splits]
-        folders = [
-            path.with_name(f"{path.stem}_images") if any(map(is_embedded, content["images"])) else split.image_folder
-            for path, split, content in zip(paths, splits, contents)
-        ]
+        folders, images = [], []
+        for path, split, content in zip(paths, splits, contents):
+            has_embedded = any(is_embedded(Path(image["file_name"])) for image in content["images"])
+            folders.append(path.with_name(f"{path.stem}_images") if has_embedded else split.image_folder)
+            images.append(images_to_write(content, split.image_folder, folders[-1]) if has_embedded else [])
         written = [folder for folder, split in zip(folders, splits) if folder != split.image_folder]
         refuse_overwriting([source, *(file for s in splits for _, file in s.files())], paths, written)
-    for path, split, content, folder in zip(paths, splits, contents, folders):
+    for path, content, folder, pairs in zip(paths, contents, folders, images):
         with writing_output():
-            if folder in written:
-                write_images(content, split.image_folder, folder)
+            for image, target in pairs:
+                write_image(image, target)
             write_atomically(path, json.dumps(content))
         names = ", ".join(category["name"] for category in content["categories"]) or "no class"
         counts = f"{len(content['images'])} images, {len(content['annotations'])} objects of {names}"
@@ -76,25 +77,44 @@ def valid_content(index: CocoIndex) -> dict:
     }
 
 
-def is_embedded(image: dict) -> bool:
-    """Whether an image exists only inside labelme's JSON file."""
-    return image["file_name"].lower().endswith(".json")
+def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """Return the file of each image and its new path in a folder; change the names of embedded images.
 
-
-def write_images(content: dict, source: Path, folder: Path) -> None:
-    """Write embedded images to a folder as files of their own, and link all others there; change their names."""
+    Raises:
+        ValueError: another image is in the place of one.
+    """
+    pairs = []
     taken = {image["file_name"] for image in content["images"]}
     for image in content["images"]:
         path = source / image["file_name"]
-        if not is_embedded(image):
-            link_atomically(path.resolve(), folder / image["file_name"])
-            continue
-        with open_image(path) as opened:
-            suffix = ".jpg" if opened.format == "JPEG" else f".{str(opened.format).lower()}"
-        short = image["file_name"][: -len(".json")] + suffix
-        image["file_name"] = short if short not in taken else image["file_name"] + suffix
-        with replacing(folder / image["file_name"]) as file:
-            file.write(embedded_image(path))
+        if is_embedded(path):
+            with open_image(path) as opened:
+                suffix = ".jpg" if opened.format == "JPEG" else f".{str(opened.format).lower()}"
+            short = image["file_name"][: -len(".json")] + suffix
+            image["file_name"] = short if short not in taken else image["file_name"] + suffix
+        target = folder / image["file_name"]
+        if target.is_file() and target.read_bytes() != bytes_of(path):
+            raise ValueError(f"{target}: exists, and is another image; move it away, or give another output")
+        pairs.append((path, target))
+    return pairs
+
+
+def is_embedded(path: Path) -> bool:
+    """Whether an image exists only inside a JSON file of labelme."""
+    return path.suffix.lower() == ".json"
+
+
+def bytes_of(path: Path) -> bytes:
+    return embedded_image(path) if is_embedded(path) else path.read_bytes()
+
+
+def write_image(path: Path, target: Path) -> None:
+    """Write an embedded image as a file of its own, or link another one."""
+    if not is_embedded(path):
+        link_atomically(path.resolve(), target)
+        return
+    with replacing(target) as file:
+        file.write(bytes_of(path))
 
 
 if __name__ == "__main__":

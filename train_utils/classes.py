@@ -48,7 +48,7 @@ class ClassTable:
     def of_json(cls, path: str | Path) -> "ClassTable":
         """Read {"1": "person", ...} or {"person": 1, ...}."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in content.items()]
             names = {int(label): str(name) for label, name in pairs if str(name) != "N/A"}
         except FileNotFoundError:

@@ -21,6 +21,8 @@ INTERRUPTED = 130  # second Ctrl-C: immediately, without a checkpoint
 BROKEN_PIPE = 141  # the reader of stdout is gone, as after `| head`; the status that a shell reports for SIGPIPE
 
 # Of CUDA and its libraries, of torch on the CPU, and of a loader worker that the system ended.
+# Even the question whether a file exists can end in these.
+FAULTS_OF_FILES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "signal: Killed")
 
 
@@ -62,8 +64,8 @@ def one_line_errors() -> Iterator[None]:
             leave(f"error: out of memory{getattr(error, 'batch', '')} ({first_line(error)})", OUT_OF_MEMORY)
         if isinstance(error, BrokenPipeError) and reader_has_gone():
             leave("", BROKEN_PIPE)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-            leave(f"error: cannot write the output: {error.strerror}", WRONG_INPUT)
+        if isinstance(error, OSError) and error.errno in FAULTS_OF_FILES:
+            leave(f"error: {error.filename or 'cannot write the output'}: {error.strerror}", WRONG_INPUT)
         raise
 
 

@@ -189,12 +189,12 @@ def open_both(
     if training is not validation:
         of_validation = open_files(layout, validation, settings)
         return CocoDetection(opened, "train", plan=plan), CocoDetection(of_validation, "val", plan=plan)
-    chosen = find_held_out(opened, held_out, trust_names=True) or divide(opened, settings.val_fraction, seed)
-    if not chosen:
+    if (count := len(image_names(opened))) < 2:
         raise ValueError(
-            f"{training.source}: one image cannot be divided into training and validation; add images, or give "
-            "--train-json FILE and --val-json FILE"
+            f"{training.source}: {'one' if count else 'no'} image cannot be divided into training and validation; add "
+            "images, or give --train-json FILE and --val-json FILE"
         )
+    chosen = find_held_out(opened, held_out, trust_names=True) or divide(opened, settings.val_fraction, seed)
     train_set = CocoDetection(opened, "train", plan=plan._replace(images=image_names(opened) - chosen))
     opened = replace(opened, problems=Problems())  # report the problems of this file only once
     return train_set, CocoDetection(opened, "val", plan=plan._replace(images=chosen))

@@ -1,5 +1,6 @@
 """Writers make new files: links keep their content, devices stay, and only this program's leftovers are removed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_an_error_leaves_the_old_file_and_names_the_new_one(tmp_path: Path) -> N
         raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path / "a.txt")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_that_torch_hides_in_another_error_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as raised, replacing(tmp_path / "x.pth"):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+    assert raised.value.filename == str(tmp_path / "x.pth") and not list(tmp_path.iterdir())
 
 
 def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:

@@ -121,9 +121,11 @@ def test_checkpoints_that_store_sizes_in_bytes_find_their_held_out_images(traine
     assert set(open_held_out(given(data_path=str(folder)), trained_with, sizes).image_names()) == set(held_out)
 
 
-def test_a_single_image_cannot_be_divided(tmp_path):
-    with pytest.raises(InputError, match="result.json: one image cannot be divided.*--val-json"):
-        open_training_data(given(data_path=str(make_unsplit(tmp_path / "one", 1))), seed=0)
+@pytest.mark.parametrize("number, fraction, told", [(1, 0.2, "one image"), (1, 0.9, "one image"), (0, 0.2, "no image")])
+def test_fewer_than_two_images_cannot_be_divided(tmp_path, number, fraction, told):
+    folder = make_unsplit(tmp_path / "few", number)
+    with pytest.raises(InputError, match=f"result.json: {told} cannot be divided.*--val-json"):
+        open_training_data(given(data_path=str(folder), val_fraction=fraction), seed=0)
 
 
 def test_held_out_images_that_are_missing_are_named_and_other_data_are_taken_whole(trained, tmp_path, capsys):

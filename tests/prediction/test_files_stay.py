@@ -169,6 +169,18 @@ def test_an_error_of_the_program_in_one_image_leaves_the_tables_of_the_others(la
     assert "1.png" in (lab / "predictions" / "predictions.csv").read_text()
 
 
+def test_images_of_another_size_than_annotated_are_named(lab: Path) -> None:
+    for number, name in enumerate(("x.png", "y.png", "z.png")):
+        photo(lab / name, number)
+    images = [{"id": k, "file_name": f"{n}.png", "height": 48 * k, "width": 64} for k, n in enumerate("xyz", 1)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (lab / "known.json").write_text(json.dumps(content))
+    words = [*WORDS, "--img-path", "x.png", "y.png", "z.png", "--save", "json", "--annotation-file", "known.json"]
+    outcome = succeeded(run(lab, "predict.py", *words))
+    assert outcome.said.startswith("warning: 2 images have another size than in --annotation-file")
+    assert outcome.said.endswith("y.png")
+
+
 def test_older_results_stay_if_no_image_can_be_read(lab: Path) -> None:
     photo(lab / "photos" / "a.png", 1)
     words = [*WORDS, "--img-path", "photos", "--save", "json", "csv", "coco", "masks", "crops"]

@@ -63,6 +63,14 @@ def test_a_pattern_gives_what_fits_below_its_first_wildcard(folder: Path, patter
     assert sorted(name for name, _ in found(pattern)) == expected
 
 
+def test_links_in_circles_give_each_image_once(folder: Path) -> None:
+    for name, target in (("self", "."), ("day 1/up", ".."), ("one", "two"), ("two", "one"), ("day 1/twin", "../day 1")):
+        (folder / "photos" / name).symlink_to(target)
+    expected = ["a.PNG", "b.jpg", "day 1/b.jpg", "day 1/deep/c.webp"]
+    assert [name for name, _ in found("photos")] == expected
+    assert [name for name, _ in found("photos/**/*")] == [*expected[:2], "clip.mp4", *expected[2:]]
+
+
 def test_a_file_whose_name_has_brackets_is_no_pattern(folder: Path) -> None:
     (folder / "a[1].jpg").touch()
     assert found("a[1].jpg") == [("a[1].jpg", "a[1]")]
@@ -125,3 +133,21 @@ def test_ids_are_looked_up_by_whole_name_and_else_by_base_name(folder: Path) -> 
 def renamed(source: Source) -> Source:
     """The same file, as if it had been found in another folder."""
     return Source(source.path, f"unknown/{source.file_name}", source.name)
+
+
+def test_ids_are_looked_up_in_files_without_annotations_too(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """As COCO has them of its test images."""
+    sources = find_sources(["photos/a.PNG", "photos/b.jpg"], Path("out"))
+    images = [{"id": k, "file_name": name, "height": 2, "width": 3} for k, name in ((7, "b.jpg"), (9, "a.PNG"))]
+    content: dict = {"images": images, "categories": []}
+    file = folder / "image_info.json"
+    file.write_text(json.dumps(content))
+    assert ids_of(sources, str(file)) == [9, 7]
+    assert result_images(sources, str(file))[0].size == (2, 3)
+    file.write_text(json.dumps(content | {"images": [{"id": 7}]}))
+    with pytest.raises(InputError, match="image_info.json: an image lacks file_name"):
+        result_images(sources, str(file))
+    annotations = [{"id": 1, "image_id": "x", "category_id": 1, "bbox": [0, 0, 1, 1]}]
+    whole = content | {"annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    file.write_text(json.dumps(whole | {"images": [*images, {"id": "8", "file_name": "c.jpg"}]}))
+    assert ids_of(sources, str(file)) == [9, 7] and "image_info.json: " in capsys.readouterr().err

@@ -90,10 +90,11 @@ def test_replaced_training_images_stop_a_resumed_run_and_changed_validation_labe
     content["annotations"][0]["category_id"] = 2
     file.write_text(json.dumps(content))
     outcome = succeeded(run_thin(own, "train.py", *words))
-    assert "continuing with other settings: " in outcome.out and "validation 2 pictures" in outcome.out
+    assert "continuing with other settings: " in outcome.out
+    assert "validation data (changed: annotations or file names)" in outcome.out
     picture(seed=99).convert("L").save(own / "data" / "train2017" / "1.png")
     again = [*words, "--epochs", "3"]
-    assert_refused(run_thin(own, "train.py", *again), "model_1.pth: was written with other settings", "data", "--force")
+    assert_refused(run_thin(own, "train.py", *again), "training data (changed: image files)", "--force")
     succeeded(run_thin(own, "train.py", *again, "--force"))
 
 

@@ -343,7 +343,7 @@ def test_other_data_under_the_same_name_need_force(stopped, lab):
     annotations["categories"][0]["name"] = "ring"
     try:
         file.write_text(json.dumps(annotations))
-        run(stopped, "--resume", "auto", status=2, told="data 8 pictures")
+        run(stopped, "--resume", "auto", status=2, told="training data (changed: ")
     finally:
         file.write_text(kept)
 

@@ -149,6 +149,10 @@ def test_images_that_exist_only_inside_labelmes_files_are_written_beside_links_t
     assert (out / written).read_bytes() == stored
     assert all(os.path.samefile(out / name, data / name) for name in names - {written})
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+    (out / written).write_bytes(b"another image")
+    outcome = run(tmp_path, "tools/to_coco.py", "data", "-o", "out.json")
+    assert outcome.code == 2 and f"{written}: exists, and is another image" in outcome.err
+    assert (out / written).read_bytes() == b"another image"
 
 
 def test_help_into_a_reader_that_has_gone_gives_no_traceback() -> None:

@@ -147,7 +147,7 @@ def is_finite(value: Any) -> bool:
 
 def read_json(path: str, option: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file ({option})") from None
     except (OSError, ValueError, RecursionError) as error:

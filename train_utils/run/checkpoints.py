@@ -23,6 +23,7 @@ from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weig
 NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
 NUMBERS = ("epoch", "steps_per_epoch")  # the other entries are dicts
 TABLES: dict[str, Any] = {"class_names": str, "category_ids": int, THRESHOLDS: int | float}  # by label
+FINGERPRINT = ("number of images", "image sizes or classes", "annotations or file names", "image files")  # its parts
 RESULT_FACTS = ("data", "processes")  # they change the result like options of that role
 # Ignored besides the options of one start: they matter only at the start of a run, or not to its result.
 IGNORED_SETTINGS = {"output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url", "held_out"}
@@ -215,7 +216,7 @@ def check_settings(
     now = settings.to_plain() | facts
     ignored = IGNORED_SETTINGS | {each.name for each in settings.options() if each.metadata["role"] == START}
     differences = {
-        name: f"{name} {before[name]} -> {now[name]}"
+        name: describe_change(name, before[name], now[name])
         for name in now
         if name in before and name not in ignored and not are_alike(name, before[name], now[name])
     }
@@ -236,6 +237,13 @@ def check_settings(
             f"{path}: was computed with {', '.join(others)}; the run continues, but its results may differ in the last "
             "bits from those of an uninterrupted run"
         )
+
+
+def describe_change(name: str, before: Any, now: Any) -> str:
+    if name not in ("data", "validation"):
+        return f"{name} {before} -> {now}"
+    changed = [part for part, a, b in zip(FINGERPRINT, before.split(", "), now.split(", ")) if a != b]
+    return f"{'training' if name == 'data' else 'validation'} data (changed: {', '.join(changed)})"
 
 
 def are_alike(name: str, before: Any, now: Any) -> bool:

@@ -79,14 +79,6 @@ def is_valid(line: str) -> bool:
         return False
 
 
-def reason_of_full_disk(error: BaseException) -> OSError | None:
-    """Return the OSError that caused an error, which torch.save wraps in a RuntimeError; else None."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
-
-
 def write_sheet(path: Path, sheet: Image.Image) -> None:
     """Write a sheet of predictions, marked so that a run deletes no other image of that name."""
     marks = PngInfo()
@@ -124,8 +116,5 @@ def trying_again_later(path: Path) -> Iterator[None]:
     """Context for files that the run can do without for now: on a full disk, warn and continue."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = reason_of_full_disk(error)
-        if reason is None:
-            raise
-        warn(f"{path} could not be written ({reason.strerror}); the run continues and will try again")
+    except OSError as error:
+        warn(f"{path} could not be written ({error.strerror}); the run continues and will try again")

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from dataset_files.atomic_files import os_error_behind
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import METRIC_NAMES
 from train_utils.run.run_folder import EVENTS, LOG, RunFolder, epoch_of
-from train_utils.run.safe_files import reason_of_full_disk
 from train_utils.training_state import RunState
 
 GROUPS = {"bbox": "box", "segm": "mask"}
@@ -63,7 +63,7 @@ class TensorBoard:
             self.copy_sheets(state)
             self.writer.flush()
         except (OSError, RuntimeError) as error:
-            reason = reason_of_full_disk(error)
+            reason = os_error_behind(error)
             if reason is None:
                 raise
             self.writer = None
