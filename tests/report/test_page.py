@@ -216,12 +216,10 @@ def test_wrong_use_is_refused(files: Path):
     given = ("--results-json", "bbox.json", "--annotation-file", "truth.json")
     refused = run(files, "validation.py", *given, "--image-folder", "images")
     assert_refused(refused, "--image-folder is for --report only")
-    assert_refused(
-        run(files, "validation.py", *given, "--report", "truth.json"), "truth.json: exists, and is not a folder"
-    )
+    assert_refused(run(files, "validation.py", *given, "--report", "truth.json"), "truth.json: exists, and is not a")
     refused = run(files, "validation.py", *given, "--report", "out", "--image-folder", "none")
     assert_refused(refused, "none: no such folder (--image-folder)")
-    assert_refused(run(files, "validation.py", "--report", "truth.json"), "truth.json: is a file")
+    assert_refused(run(files, "validation.py", "--report", "truth.json"), "truth.json: exists, and is not a")
 
 
 def test_missing_images_are_named_and_shown_as_outlines(files: Path):
