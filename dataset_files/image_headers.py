@@ -21,7 +21,7 @@ from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_files import MISSING, NO_FILE, file_states
 from dataset_files.problems import Problems
 from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
-from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageMissing, stored_header
+from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageMissing, stored_header, values_of
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
@@ -58,7 +58,10 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
         note(FAULTS[fault], headers[:, 3] == fault)
     note("form", headers[:, 3] == FORM, ": {3}")
     exif = form.exif
-    if form.channels is not None:
+    if form.channels is None:
+        deep = np.flatnonzero((headers[:, 5] == VALUES.index("uint16")) & ~bad).tolist()
+        problems.add_all("deep", deep, lambda i: str(folder / names[i]))
+    else:
         note("channels", headers[:, 4] != form.channels, " has {2}")
         values = VALUES.index(form.values) if form.values else headers[np.argmin(bad), 5] if len(names) else 0
         note("values", headers[:, 5] != values, " has {2}")
@@ -79,7 +82,7 @@ def read_headers(
 ) -> np.ndarray:
     """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 6].
 
-    The last two are the number of channels and the type of values in `VALUES`, of images that are read as stored.
+    The last two are the number of channels, only of images that are read as stored, and the type of values in `VALUES`.
 
     Args:
         files: the result of `file_states`.
@@ -118,7 +121,8 @@ def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
             height, width, channels, values = stored_header(path, form.exif)
             return width, height, 1, FINE, channels, VALUES.index(values)
         with open_image(path) as image:
-            return *image.size, orientation_of(image), FLOAT if image.mode == "F" else FINE, 0, 0
+            state = FLOAT if image.mode == "F" else FINE
+            return *image.size, orientation_of(image), state, 0, VALUES.index(values_of(image))
     except PackageMissing:
         raise
     except Image.DecompressionBombError:

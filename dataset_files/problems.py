@@ -122,6 +122,7 @@ KEPT = {
     "area": "missing or invalid areas, taken from the mask",
     "crowd": "iscrowd values that are not 0 or 1, converted",
     # images
+    "deep": "images of 16-bit grey, read as 8-bit RGB; --channels 1 keeps all of their values",
     "exif": "images whose EXIF orientation their size does not confirm, read as stored; --exif apply turns them "
     "upright",
 }

@@ -93,7 +93,7 @@ def in_form(array: np.ndarray, form: ImageForm) -> np.ndarray:
         wanted = f"{WORDS[form.values]} values, " if form.values else ""
         raise ValueError(f"has {header.describe()}, not {wanted}{form.channels} (--channels)")
     pixels = np.array(channels_first(array), dtype=np.uint8 if header.values == "uint8" else np.float32, order="C")
-    if not np.isfinite(pixels).all():
+    if header.values == "float32" and not np.isfinite(pixels).all():
         raise ValueError("has values that are not finite (nan or infinity)")
     return pixels
 
@@ -154,12 +154,17 @@ def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None
     """Return a Pillow image as [H, W] or [H, W, C]; palettes become RGB, and two colours grey."""
     require_upright(orientation_of(image), exif)
     bands = 3 if image.mode == "P" else len(image.getbands())
-    values = "uint16" if image.mode.startswith("I;16") else OF_MODES.get(image.mode, "uint8")
+    values = values_of(image)
     if header_only:
         return lazy((image.height, image.width) + ((bands,) if bands > 1 else ()), values)
     image.load()
     image = as_rgb(image) if image.mode == "P" else image.convert("L") if image.mode == "1" else image
     return np.asarray(image).astype(values)
+
+
+def values_of(image: Image.Image) -> str:
+    """Return the type of a Pillow image's values, one of `VALUES`."""
+    return "uint16" if image.mode.startswith("I;16") else OF_MODES.get(image.mode, "uint8")
 
 
 def tiff_array(file: io.BufferedIOBase, header_only: bool, exif: str | None) -> np.ndarray:

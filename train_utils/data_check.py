@@ -13,7 +13,7 @@ from dataset_files.problems import DOUBTFUL, KEPT, Problems
 from dataset_files.stored_images import stored_header
 from train_utils.classes import some_of
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
-from train_utils.errors import InputError, warn
+from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
@@ -24,7 +24,8 @@ def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
 ) -> list[InstanceDataset]:
     """Check datasets on the main process, and return them without unusable items, on all processes."""
-    unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
+    with reading_input():  # a package may be missing
+        unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
     if is_main():
         for dataset in checked:

@@ -81,9 +81,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
             if each.name not in settings.given and trained_with.get(each.name) is not None:
                 setattr(settings, each.name, trained_with[each.name])
     if settings.channels not in (None, trained_with.get("channels")):
-        raise InputError(
-            f"--channels {settings.channels}: the weights are of --channels {trained_with.get('channels')}"
-        )
+        raise InputError(f"--channels {settings.channels}: the weights take other images; leave --channels out")
     settings.channels = trained_with.get("channels")
     if not any(getattr(settings, s) for s in SOURCES):
         raise InputError("the weights do not say which data they were trained on; give --data-path")
@@ -174,7 +172,7 @@ def plan_of(settings: DataSettings) -> ItemPlan:
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
     """Return a training set's form with the type of values of its first image, which all images must have."""
     for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
-        with suppress(Exception):  # the check names images that cannot be read
+        with suppress(OSError, ValueError):  # the check names images that cannot be read
             header = stored_header(dataset.image_path(i), dataset.form.exif)
             return dataset.form._replace(values=header.values)
     return dataset.form

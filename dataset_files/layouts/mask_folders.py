@@ -88,7 +88,8 @@ class MaskSplit:
         """Whether a part has both an image and a mask among its first files."""
         for part in self.parts:
             masks, images = ([p.name for p, _ in zip(files_below(f, 2), range(20))] for f in (part.masks, part.images))
-            if any(name.lower().endswith(MASK_SUFFIXES) for name in masks) and any(map(is_image_name, images)):
+            with_images = any(is_image_name(name) or name.endswith(".npy") for name in images)
+            if with_images and any(name.lower().endswith(MASK_SUFFIXES) for name in masks):
                 return True
         return False
 

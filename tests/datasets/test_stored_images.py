@@ -173,6 +173,31 @@ def test_the_check_says_what_was_found(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count("images of 16-bit grey, 1 channel") == 2
 
 
+def test_without_the_option_the_check_says_that_values_are_lost(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_set(tmp_path, lambda p, a: Image.fromarray(a[..., 0]).save(p), ".png", channels=1)
+    opened(tmp_path)
+    assert capsys.readouterr().err.count("16-bit grey, read as 8-bit RGB; --channels 1 keeps") == 2
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_set(tmp_path, write_tiff, ".tif", channels=2)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(InputError, match="TIFF files need the package tifffile: pip install tifffile"):
+        opened(tmp_path, channels=2)
+
+
+def test_masks_may_belong_to_arrays(tmp_path: Path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(4):
+        np.save(tmp_path / "images" / f"{i}.npy", array("float32", 6))
+        plane = np.zeros(SHAPE, np.uint8)
+        plane[2:7, 3 : 7 + i] = 1
+        Image.fromarray(plane).save(tmp_path / "masks" / f"{i}.png")
+    train_set, val_set = opened(tmp_path, channels=6)
+    assert len(train_set) + len(val_set) == 4 and train_set[0][0].shape == (6, *SHAPE)
+
+
 def test_the_check_names_images_that_differ(tmp_path: Path):
     write_set(tmp_path, np.save, ".npy", channels=4)
     np.save(tmp_path / "train2017" / "3.npy", np.zeros((64, 64, 3), np.uint16))

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 SIDE = 64
-LEVEL, CONTRAST = 30_000, 200  # of 65,535: less than one of 256 levels
+LEVEL, CONTRAST, NOISE = 29_980, 170, 10  # of 65,535: all within one of 256 levels
 
 
 def write_set(
     folder: Path, write: Callable[[Path, np.ndarray], None], suffix: str, channels: int, images: int = 6, seed: int = 0
 ) -> Path:
-    """Write train2017/ and val2017/, each with images of two classes, squares and discs, that noise hides at 8 bits.
+    """Write train2017/ and val2017/, each with images of two classes, squares and discs, that vanish at 8 bits.
 
     Args:
         write: writes uint16 [H, W, channels] to a path.
@@ -43,7 +43,7 @@ def write_set(
 
 def draw(numbers: np.random.Generator, channels: int) -> tuple[np.ndarray, list]:
     """An image uint16 [H, W, channels] and its objects: category, polygon and box."""
-    pixels = LEVEL + numbers.integers(-20, 21, (SIDE, SIDE, channels))
+    pixels = LEVEL + numbers.integers(-NOISE, NOISE + 1, (SIDE, SIDE, channels))
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     objects = []
     for left, top in ((2, 2), (34, 34), (2, 34))[: numbers.integers(1, 4)]:
@@ -58,6 +58,6 @@ def draw(numbers: np.random.Generator, channels: int) -> tuple[np.ndarray, list]
             inside = (x > left) & (x < left + side) & (y > top) & (y < top + side)
         else:
             inside = (x - left - side / 2) ** 2 + (y - top - side / 2) ** 2 < radius**2
-        pixels[inside] += CONTRAST - 20
+        pixels[inside] += CONTRAST
         objects.append((category, points.round(2).flatten().tolist(), [left, top, side, side]))
     return pixels.astype(np.uint16), objects

@@ -87,6 +87,7 @@ def test_the_predictor_takes_files_arrays_and_tiles(lab: Path, predictor: Predic
     assert np.array_equal(found[0].scores, expected["scores"][: len(found[0])].numpy())
     tiled = Predictor.of_trained(predictor.trained, settings(tile=64))
     assert np.array_equal(tiled(pixels).scores, found[0].scores)
+    assert len(Predictor(lab / "straight/model_1.pth", device="cpu", box_thresh=0.05, tta=True)(pixels)) > 0
     wide = np.concatenate((pixels, pixels), axis=2)
     assert len(Predictor.of_trained(predictor.trained, settings(tile=64, overlap=0.0))(wide)) > 0
     for wrong in (pixels[:3], pixels.astype(np.uint8), noise_image(1)):
