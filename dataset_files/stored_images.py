@@ -209,7 +209,7 @@ def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
     """
     chosen = pixels[list(shown or range(3 if len(pixels) >= 3 else 1))]
     if chosen.dtype != np.uint8:
-        low, high = np.percentile(chosen[:, ::4, ::4], (1, 99), axis=(1, 2), keepdims=True)
+        low, high = np.percentile(chosen[:, ::4, ::4], (1, 99), axis=(1, 2), keepdims=True).astype(np.float32)
         stretched = (chosen - low) * (255 / np.where(high > low, high - low, 1))
         chosen = stretched.clip(0, 255).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(chosen, (3, *chosen.shape[1:])).transpose(1, 2, 0)))

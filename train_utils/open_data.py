@@ -172,7 +172,7 @@ def plan_of(settings: DataSettings) -> ItemPlan:
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
     """Return a training set's form with the type of values of its first image, which all images must have."""
     for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
-        with suppress(OSError, ValueError):  # the check names images that cannot be read
+        with suppress(Exception):  # of any library; the check names images that cannot be read
             header = stored_header(dataset.image_path(i), dataset.form.exif)
             return dataset.form._replace(values=header.values)
     return dataset.form

@@ -219,6 +219,13 @@ def test_the_check_names_images_that_differ(tmp_path: Path):
         opened(tmp_path, channels=4, show_channels=[1, 4])
 
 
+def test_a_broken_first_image_is_named(tmp_path: Path):
+    write_set(tmp_path, np.save, ".npy", channels=2)
+    (tmp_path / "train2017" / "1.npy").write_bytes(b"II*\0 and nothing more")
+    with pytest.raises(InputError, match=r"not images \(1\): .*1\.npy"):
+        opened(tmp_path, channels=2)
+
+
 def test_large_data_keep_the_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_set(tmp_path, np.save, ".npy", channels=2)
     monkeypatch.setattr("dataset_files.image_headers.STORED_FROM", 2)
