@@ -27,10 +27,9 @@ FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spread
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
     """Check that outputs can be written, and replace no input; call this before anything is written.
 
-    Raises:
-        ValueError: an input is one of the outputs, or lies in one of the folders, where files of any name may be
-            written; or an output is write-protected, or its place is taken by a folder, a device or the like, or one of
-            its folders is a file or cannot be written to.
+    Raises ValueError if an input is one of the outputs or lies in one of the folders, where any file may be written; or
+    if an output is write-protected, or its place is taken by a folder, a device or the like, or one of its folders is a
+    file or cannot be written to.
     """
     outputs, folders = list(outputs), list(folders)
     for parent in {*folders, *(path.parent for path in outputs)}:
@@ -151,13 +150,10 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 
 
 def is_formula(text: str) -> bool:
-    if FORMULA.match(text) is None:
-        return False
-    try:
+    with suppress(ValueError):
         float(text)
-    except ValueError:
-        return True
-    return False
+        return False
+    return FORMULA.match(text) is not None
 
 
 def write_image(path: Path, image: "Image.Image", **options: Any) -> None:

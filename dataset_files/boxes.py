@@ -34,13 +34,11 @@ def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> t
     """Compare a file's boxes with the extents of their masks in each box format.
 
     Args:
-        boxes: float64 [N, 4], finite, in an unknown format.
-        extents: float64 [N, 4], x1y1x2y2.
+        boxes, extents: float64 [N, 4], finite in an unknown format, and x1y1x2y2.
         sizes: int64 [N, 2], height and width of the images.
 
     Returns:
-        A description of the problem if the boxes clearly have another format than x, y, width, height, else ""; and one
-        if they have that format but fit badly, else "".
+        What is wrong if the boxes clearly have another format than xywh, and if they fit badly in that one; else "".
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

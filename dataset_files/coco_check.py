@@ -177,12 +177,7 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """Describe the problem if all coordinates of a file's boxes or polygons are fractions; else return "".
-
-    Args:
-        boxes: float64 [N, 4], x, y, width, height.
-        outlines: float64 [M, 4], x1y1x2y2 around polygons.
-    """
+    """Describe the problem if all boxes xywh [N, 4], or outlines x1y1x2y2 [M, 4], are fractions; else return ""."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     found = [
         name
@@ -198,11 +193,6 @@ def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
 
 
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Convert boxes x, y, width, height to x1y1x2y2 within their images, float64 [N, 4].
-
-    Args:
-        boxes: float64 [N, 4].
-        sizes: [N, 2] or [2], height and width.
-    """
+    """Convert boxes xywh [N, 4] to x1y1x2y2 within images of `sizes` [N, 2] or [2], height and width."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     return corners.clip(0, sizes[..., [1, 0, 1, 0]])

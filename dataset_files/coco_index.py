@@ -62,10 +62,9 @@ class CocoIndex:
     problems: Problems  # what is wrong with the file
 
     def annotations(self, image: int, only_usable: bool = False, among: np.ndarray | None = None) -> list[dict]:
-        """Read the annotations of an image from the file; AnnotationsLost if it has changed since, or is gone.
+        """Read the annotations of an image from the file: all, the usable ones, or those of `among`, bool [A].
 
-        Args:
-            among: bool [A], which objects to read; None: all, or those that are usable.
+        Raises AnnotationsLost if the file has changed since it was indexed, or is gone.
         """
         chosen, among = np.arange(self.first[image], self.first[image + 1]), self.usable if only_usable else among
         if among is not None:

@@ -209,10 +209,9 @@ def checked_mask(segmentation: list | dict) -> MaskColumns | None:
 
 
 def packed_code(mask: list | dict, height: int, width: int) -> dict:
-    """Convert a mask (polygons, or a run-length code with listed or packed counts) to a packed run-length code.
+    """Convert polygons, or a run-length code with listed or packed counts, to a packed code; ValueError if invalid.
 
-    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box. Invalid counts
-    raise ValueError.
+    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
     """
     polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
     if polygons:

@@ -46,10 +46,7 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 def repair(path: Path, image_folder: Path) -> Converted:
     """Read a COCO file and fix what can be fixed; ValueError if it is not JSON, or lacks one of the three lists.
 
-    If the result has no problems, nothing was repaired, and the original file can be used.
-
-    Args:
-        image_folder: searched, with its sub-folders, for the images that the file names.
+    Image files are searched below `image_folder`. If the result has no problems, the original file can be used.
     """
     problems = Problems()
     images, annotations, categories = read_lists(path, problems)
@@ -150,9 +147,9 @@ def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
             image["file_name"] = unquote(urlsplit(source).path).lstrip("/") if "://" in source else source
             problems.add("url", f"{name_of(image)}: {shown(source)}")
     named = [image for image in entries if isinstance(image.get("file_name"), str)]
-    resolved = resolve([image["file_name"] for image in named], image_folder)
-    problems.update(resolved.problems)
-    for image, name in zip(named, resolved.names):
+    names, of_names = resolve([image["file_name"] for image in named], image_folder)
+    problems.update(of_names)
+    for image, name in zip(named, names):
         image["file_name"] = name
         if not has_size(image):
             repair_size(image, image_folder, problems)

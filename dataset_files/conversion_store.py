@@ -50,10 +50,10 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
     if split.convert and split.takes_reading and (reading.ignore_regions or reading.boxes_without_masks):
         split, key = replace(split, convert=partial(split.convert, reading)), f"{key}{reading.suffix()}"
     index, problems = open_converted(split, reading, key) if split.convert else open_coco_file(split, reading)
-    resolved = resolve(index.file_names.tolist(), split.image_folder)
-    together = Problems.together(split.problems, problems, index.problems, resolved.problems)
-    if resolved.problems.counts:
-        index = replace(index, file_names=np.array(resolved.names, dtype=np.str_))
+    names, of_names = resolve(index.file_names.tolist(), split.image_folder)
+    together = Problems.together(split.problems, problems, index.problems, of_names)
+    if of_names.counts:
+        index = replace(index, file_names=np.array(names, dtype=np.str_))
     return OpenedSplit(split, index, reading, together)
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from dataset_files.image_files import IMAGE_SUFFIXES, file_states, images_below
@@ -18,25 +17,14 @@ LFS_START = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 
 
-class Resolved(NamedTuple):
-    """File names, and the problems found."""
+def resolve(names: Sequence[str], folder: Path) -> tuple[list[str], Problems]:
+    """Find the file below `folder` that each name refers to; return names with forward slashes, relative to it.
 
-    names: list[str]
-    problems: Problems
-
-
-def resolve(names: Sequence[str], folder: Path) -> Resolved:
-    """Find the file below `folder` that each name refers to.
-
-    A name without such a file is returned unchanged, and the image check reports it as missing.
-
-    Returns:
-        The names relative to `folder`, with forward slashes. Those that were "found elsewhere", or are "ambiguous" as
-        several files match equally well, are noted as problems.
+    A name without such a file stays as it is. Names "found elsewhere", or "ambiguous" ones, are noted as problems.
     """
     absent = set(missing_names(names, folder))
     if not absent:
-        return Resolved(list(names), Problems())
+        return list(names), Problems()
     finder, problems, found = ImageFinder(folder), Problems(), {}
     for name in dict.fromkeys(name for name in names if name in absent):
         fitting = finder.fitting(name)
@@ -45,7 +33,7 @@ def resolve(names: Sequence[str], folder: Path) -> Resolved:
             problems.add("found elsewhere", f"{shown(name)} -> '{fitting[0]}'")
         elif fitting:
             problems.add("ambiguous", f"{shown(name)} may be '{fitting[0]}' or '{fitting[1]}' in {folder}")
-    return Resolved([found.get(name, name) for name in names], problems)
+    return [found.get(name, name) for name in names], problems
 
 
 def missing_names(names: Sequence[str], folder: Path) -> list[str]:
@@ -102,11 +90,8 @@ class ImageFinder:
     def find(self, name: str, *folders: Path) -> str | None:
         """Return the image that `name` refers to, relative to `root` with forward slashes.
 
-        Args:
-            folders: searched in this order, first for the whole name, then for its base name.
-
-        Returns:
-            The image found in these folders, else the best match, see `fitting`; None without a single best match.
+        The folders are searched in order for the whole name, then for its base name; else it is the best match, see
+        `fitting`; None without a single best match.
         """
         name = name.replace("\\", "/")
         for wanted in dict.fromkeys((name, name.rpartition("/")[2])):
@@ -137,8 +122,6 @@ class ImageFinder:
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
     """Return how many parent folders agree, innermost first, and whether the base names agree, including case."""
-    folders, others = name.split("/")[-2::-1], file.split("/")[-2::-1]
-    same = 0
-    while same < min(len(folders), len(others)) and folders[same].lower() == others[same].lower():
-        same += 1
+    folders = [path.lower().split("/")[-2::-1] for path in (name, file)]
+    same = len(os.path.commonprefix(folders))  # of any sequences, not only of paths
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]

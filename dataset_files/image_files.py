@@ -46,10 +46,9 @@ def split_in(name: str) -> str:
 
 def names_in(folder: Path) -> list[str]:
     """Return the names in a folder; an empty list if the folder does not exist."""
-    try:
+    with suppress(OSError):
         return os.listdir(folder)
-    except OSError:
-        return []
+    return []
 
 
 def is_image_name(name: str) -> bool:

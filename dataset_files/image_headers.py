@@ -83,10 +83,7 @@ def read_headers(
     """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 6].
 
     The last two are the number of channels, only of images that are read as stored, and the type of values in `VALUES`.
-
-    Args:
-        files: the result of `file_states`.
-        places: where to store the headers of large datasets.
+    The headers of large datasets are stored in one of `places`. `files`: see `file_states`.
     """
     headers = np.zeros((len(names), 6), dtype=np.int64)
     is_unread = files[:, 0] > 0

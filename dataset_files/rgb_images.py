@@ -64,12 +64,6 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if orientation in TRANSPOSES else 1
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Apply an image's EXIF orientation."""
-    orientation = orientation_of(image)
-    return image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
-
-
 def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
     """Convert an open image of any mode to RGB, and apply its EXIF orientation if its annotations refer to that.
 
@@ -78,8 +72,9 @@ def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: s
         exif: "apply" applies the EXIF orientation, "ignore" does not; None applies it if only then the image has the
             annotated size.
     """
-    if exif == "apply" or size is not None and is_turned(image.size, orientation_of(image), size, exif):
-        image = turn_upright(image)
+    orientation = orientation_of(image)
+    if orientation != 1 and (exif == "apply" or size is not None and is_turned(image.size, orientation, size, exif)):
+        image = image.transpose(TRANSPOSES[orientation])
     image.load()
     return image if image.mode == "RGB" else as_rgb(image)
 

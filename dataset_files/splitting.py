@@ -19,17 +19,13 @@ COPY = re.compile(r"(_(jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]+$", re.IGNOR
 def choose_validation(
     names: Sequence[str], classes: Sequence[Sequence[int]], fraction: float, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Choose the images for validation.
+    """Choose the images for validation: bool [P], and the classes that are on one side only.
 
     A class that occurs in at least two images, not counting copies, is put on both sides if possible.
 
     Args:
-        names: the file of each of P images.
-        classes: the classes that occur in each image.
+        names, classes: the file of each of P images, and the classes that occur in it.
         fraction: the share of images for validation, in 0..1.
-
-    Returns:
-        bool [P], and the classes that are on one side only.
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):

@@ -128,7 +128,7 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder (--image-folder)")
     images = [image for image in truth["images"] if isinstance(image.get("file_name"), str)]
-    names = resolve([image["file_name"] for image in images], Path(folder)).names
+    names, _ = resolve([image["file_name"] for image in images], Path(folder))
     absent = set(missing_names(names, Path(folder)))
     found = {image["id"]: Path(folder) / name for image, name in zip(images, names) if name not in absent}
     if lacking := len(truth["images"]) - len(found):

@@ -39,7 +39,7 @@ def find(root: Path) -> list[SplitFiles]:
         files = [path for path in json_files(root) if is_coco_file(path)]
     by_split: dict[str, list[Path]] = {}
     for path in files:
-        by_split.setdefault(split_of(path, root), []).append(path)
+        by_split.setdefault(split_in(path.stem) or nearest_split(path.parent, root), []).append(path)
     if "train" in by_split:
         by_split.pop("", None)  # the whole dataset again, or annotations for another task
     chosen = {name: only_one(by_split[name], name, root) for name in (*SPLIT_ORDER, "") if name in by_split}
@@ -115,12 +115,8 @@ def found_after(path: Path, text: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- splits
 
 
-def split_of(path: Path, root: Path) -> str:
-    """Return the split that a file, else the nearest folder above it, is named after; "" without one."""
-    return split_in(path.stem) or nearest_split(path.parent, root)
-
-
 def nearest_split(folder: Path, root: Path) -> str:
+    """Return the split that a folder, else the nearest one above it, is named after; "" without one."""
     return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
 
 

@@ -115,12 +115,7 @@ def image_beside(path: Path, content: dict, root: Path) -> Path | None:
 
 
 def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
-    """Read all JSON files of `folder` and below.
-
-    Args:
-        root: searched for images by name.
-        base: the folder that file names are relative to: `root`, or the one above it.
-    """
+    """Read the JSON files below `folder`, whose images are below `root`; file names are relative to `base`."""
     problems, finder = Problems(), ImageFinder(root)
     lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
     labels = [name for path in lists[:1] for name in read_lines(path, problems)]

@@ -19,11 +19,9 @@ LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
-    """Find a tool's annotation files: split -> file, from the names of folders or files; "" without a split.
+    """Find a tool's annotation files in a folder, or `root` itself: split -> file; "" is one without a split.
 
-    Args:
-        root: a folder, or such a file itself.
-        tool: name of the tool and of its files, for the ValueError if several may be meant for one split.
+    The ValueError if several may be meant for one split names the tool and its files (`tool`).
     """
 
     def files_in(folder: Path) -> list[Path]:

@@ -99,10 +99,7 @@ def read_voc_image(
 ) -> tuple[Size, list[tuple[VOCObject, Crop | None]] | None, Problems]:
     """Read an image's size, its objects with their masks, and what is wrong with them.
 
-    The objects are None if the image is not usable, since its files or all its objects are invalid.
-
-    Args:
-        boxes: whether objects without a mask are used.
+    The objects are None if its files or all its objects are invalid. With `boxes`, objects need no mask.
     """
     problems, where = Problems(), f"Annotations/{name}.xml"
     try:

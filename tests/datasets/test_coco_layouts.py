@@ -11,6 +11,7 @@ from dataset_files.file_names import resolve
 from dataset_files.layouts import coco_layouts
 from dataset_files.layouts.coco_layouts import find
 from dataset_files.layouts.folder_description import describe
+from dataset_files.problems import Problems
 from my_dataset_coco import CocoDetection
 
 
@@ -219,7 +220,7 @@ def test_right_coco_folder_comes_through_untouched(data_folder):
         dataset = CocoDetection(root, split.name)
         assert (split.source, split.image_folder, split.convert) == (dataset.source, dataset.image_folder, None)
         names = dataset.image_names()
-        assert resolve(names, split.image_folder) == (names, resolve([], root).problems)
+        assert resolve(names, split.image_folder) == (names, Problems())
 
 
 # --------------------------------------------------------------------------------------------------- other folders
