@@ -77,7 +77,7 @@ def entry_of(path: Path) -> str:
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a file can be written to the path, which is not a folder, a device, a pipe or the like."""
+    """Whether the path can become a file: it is free, a file or a link, not a folder, a device or a pipe."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):

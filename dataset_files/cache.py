@@ -79,7 +79,7 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lock of this name among the user's processes until the block ends, as far as the system has locks."""
+    """Hold a lock of this name among the user's processes until the block ends, if the system supports locks."""
     with ExitStack() as stack:
         with suppress(OSError):  # some network file systems have no locks; there each process does the work itself
             lock(stack.enter_context(open(writable_cache("locks") / name, "ab")), wait=True)
@@ -87,13 +87,10 @@ def locked(name: str) -> Iterator[None]:
 
 
 def lock(file: IO, wait: bool = False) -> bool:
-    """Lock a file that is open for writing; return whether it is ours.
+    """Lock a file that is open for writing; return whether it is ours. OSError: the file system has no locks.
 
     A POSIX record lock: child processes do not inherit it, so it cannot outlive the process that took it, and most
     network file systems support it across machines.
-
-    Raises:
-        OSError: the file system has no locks.
     """
     if fcntl is None:
         return True

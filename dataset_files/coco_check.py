@@ -21,7 +21,7 @@ FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may exte
 
 
 class AnnotationCheck:
-    """The usable annotations among the A of a file; the problems of the others are noted.
+    """Finds the usable ones among the A annotations of a file, and notes the problems of the others.
 
     Args:
         categories: category id -> name.

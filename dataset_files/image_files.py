@@ -74,7 +74,7 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List the images in a folder and its sub-folders; .npy files only without others, whose caches they often are."""
+    """List the images in a folder and below; .npy files only if there are no others, since they are often caches."""
     files = list(files_below(folder))
     return [path for path in files if is_image_name(path.name)] or [path for path in files if path.suffix == ".npy"]
 

@@ -97,7 +97,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
 
 
 def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether the annotated size leaves open if annotations refer to the image with its EXIF orientation applied."""
+    """Whether the annotated size does not tell if annotations refer to the image as turned by its EXIF orientation."""
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 

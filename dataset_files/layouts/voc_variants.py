@@ -75,7 +75,7 @@ def variant_folder(root: Path) -> Path | None:
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder of masks of a name; older labelme2voc stores arrays there and the images in a folder ...PNG."""
+    """Return the folder of masks of this name, or ...PNG, as older labelme2voc stores arrays in the plain one."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -182,7 +182,7 @@ def voc_colour(index: int) -> int:
 
 @dataclass
 class VariantReader:
-    """Reads the images of a folder: the folders of images, of instance masks and of class masks, and the class list."""
+    """Reads a folder by its parts: images, instance masks, class masks and the list of classes."""
 
     folder: Path
     images: Path

@@ -13,7 +13,7 @@ from dataset_files.image_files import files_below, images_below, is_image_name, 
 from dataset_files.layouts.coco_builder import CocoBuilder
 from dataset_files.layouts.text_files import read_lines
 from dataset_files.layouts.yolo_splits import CLASS_LISTS, POSES, YoloSplit, find_yaml, read_splits, splits_of_folders
-from dataset_files.problems import shown
+from dataset_files.problems import Problems, shown
 
 OUTSIDE = 1e-6  # distance from [0, 1] that is more than rounding
 FAR = 1.0  # distance from [0, 1] of coordinates that must be pixels
@@ -27,15 +27,16 @@ def find(root: Path) -> list[SplitFiles]:
     else:
         # Other tools write classes.txt, too.
         splits = splits_of_folders(root) if root.is_dir() else {}
-        labels = (labels for split in splits.values() for labels in LabelFiles(split).of_images.values())
-        if not any(path is not None and is_label_file(path) for path in labels):
+        paths = (path for split in splits.values() for path in LabelFiles(split).of_images.values())
+        if not any(path is not None and is_label_file(path) for path in paths):
             return []
-    found = [
-        SplitFiles(name, split.source, split.base, partial(read_yolo, split), inputs_of(split))
-        for name, split in splits.items()
-    ]
-    if found:
-        found[0].problems = next(iter(splits.values())).problems
+    found = []
+    for name, split in splits.items():
+        folders = [entry for entry in split.entries if entry.is_dir()]
+        labels = [replaced_folder(folder, split.base) for folder in folders]
+        listed = [split.base] if len(folders) < len(split.entries) else []  # whose images may be anywhere in it
+        inputs, problems = [*split.entries, *labels, *listed], split.problems if not found else Problems()
+        found.append(SplitFiles(name, split.source, split.base, partial(read_yolo, split), inputs, problems))
     return found
 
 
@@ -90,20 +91,13 @@ class LabelFiles:
 
 
 def is_label_file(path: Path) -> bool:
-    """Whether the first line of a text file that is not empty has YOLO's form."""
+    """Whether the first non-empty line of a text file has YOLO's form."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         line = next(filter(str.strip, file), "")
     with suppress(ValueError):
         parse_label_line(line)
         return True
     return False
-
-
-def inputs_of(split: YoloSplit) -> list[Path]:
-    """Return the folders and lists that are read; images of a list may be anywhere in `base`."""
-    folders = [entry for entry in split.entries if entry.is_dir()]
-    listed = [split.base] if len(folders) < len(split.entries) else []
-    return [*split.entries, *(replaced_folder(folder, split.base) for folder in folders), *listed]
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
