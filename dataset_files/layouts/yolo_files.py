@@ -30,7 +30,7 @@ def find(root: Path) -> list[SplitFiles]:
         paths = (path for split in splits.values() for path in LabelFiles(split).of_images.values())
         if not any(path is not None and is_label_file(path) for path in paths):
             return []
-    found = []
+    found: list[SplitFiles] = []
     for name, split in splits.items():
         folders = [entry for entry in split.entries if entry.is_dir()]
         labels = [replaced_folder(folder, split.base) for folder in folders]
