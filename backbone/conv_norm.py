@@ -4,8 +4,6 @@ A frozen normalisation is a fixed scale and shift per channel. The convolution's
 saves one pass over the feature map forward and another backward.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,24 +29,18 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     return F.conv2d(x, weight, shift.flatten(), conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-class FrozenParts(NamedTuple):
-    """Tensors that stay the same from step to step.
-
-    Attributes:
-        scale, shift: [C_out, 1, 1] each; in mixed precision the shift in low precision.
-        weight: of a frozen convolution in mixed precision, with the scale in it and cast; else None.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    weight: Tensor | None
+FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Compute the frozen parts once, and again after a buffer or frozen weight was changed or replaced.
+    """Compute what stays the same from step to step, again only if a buffer or frozen weight was changed or replaced.
 
     Args:
         dtype: of mixed precision; None without.
+
+    Returns:
+        Scale and shift, [C_out, 1, 1] each, in mixed precision the shift in low precision; and the weight of a frozen
+        convolution in mixed precision, scaled and cast, else None.
     """
     folds = dtype is not None and not conv.weight.requires_grad
     if torch.compiler.is_compiling():  # the check for changes would split the graph
@@ -70,9 +62,8 @@ def compute_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype |
     with torch.no_grad():
         scale, shift = (values[:, None, None] for values in scale_and_shift(norm))
         if dtype is None:
-            return FrozenParts(scale, shift, None)
-        weight = (conv.weight * scale[..., None]).to(dtype) if folds else None
-        return FrozenParts(scale, shift.to(dtype), weight)
+            return scale, shift, None
+        return scale, shift.to(dtype), (conv.weight * scale[..., None]).to(dtype) if folds else None
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:

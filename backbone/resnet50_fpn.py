@@ -79,18 +79,19 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: holds a {type(weights).__name__}, not a state dict")
     own = body.state_dict()
-    unused = {f"layer{stage}." for stage in range(body.returned_layers[-1] + 1, 5)} | {"fc."}
-    weights = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
+    unused = ("fc.", *(f"layer{stage}." for stage in range(body.returned_layers[-1] + 1, 5)))
+    weights = {k: v for k, v in weights.items() if not k.startswith(unused)}
     if isinstance(weights.get("conv1.weight"), Tensor):
         weights["conv1.weight"] = extend_stem(weights["conv1.weight"], body.conv1.in_channels)
-    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in weights if k not in own and not k.endswith("num_batches_tracked")]
-    misshapen = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if missing or unexpected or misshapen:
-        raise ValueError(
-            f"{path}: not the weights of this ResNet-50: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {unexpected[:3]} ({len(unexpected)}), with other shapes {misshapen[:3]} ({len(misshapen)})"
-        )
+    wrong = {
+        "missing": [k for k in own if k not in weights],
+        "unexpected": [k for k in weights if k not in own],
+        "with other shapes": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+    }
+    names = {what: [k for k in keys if not k.endswith("num_batches_tracked")] for what, keys in wrong.items()}
+    if any(names.values()):
+        found = ", ".join(f"{what} {keys[:3]} ({len(keys)})" for what, keys in names.items())
+        raise ValueError(f"{path}: not the weights of this ResNet-50: {found}")
     body.load_state_dict(weights, strict=False)
 
 

@@ -155,7 +155,7 @@ def draw_all(predictor: Predictor, dataset: CocoDetection, folder: Path) -> None
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         found = predictor(photo).draw()
         names = [dataset.class_names[label] for label in target["labels"].tolist()]
-        masks = [target["masks"].crop(k) for k in range(len(names))]
+        masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].all_crops()]
         truth = draw_instances(photo, target["boxes"].numpy(), names, masks=masks)
         both = Image.new("RGB", (found.width + truth.width, found.height))
         both.paste(found, (0, 0))

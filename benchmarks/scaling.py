@@ -25,7 +25,7 @@ from common import PROJECT, machine
 
 from dataset_files.atomic_files import replacing
 from my_dataset_coco import CocoDetection, coco_object
-from network_files.masks.paste import encode_masks
+from network_files.masks.encode import encode_masks
 from train_utils.classes import ClassTable
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader
@@ -235,7 +235,7 @@ def detections_of_a_picture() -> dict:
         "labels": np.ones(100, dtype=np.int64),
         "scores": np.ones(100, dtype=np.float32),
         "boxes": boxes.numpy(),
-        "codes": encode_masks(disc.expand(100, 1, 28, 28), boxes, size),
+        "codes": encode_masks(disc.expand(100, 1, 28, 28).numpy(), boxes.numpy(), size),
     }
 
 

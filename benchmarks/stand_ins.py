@@ -45,9 +45,9 @@ def codes_of(polygons: list[list[float]], height: int, width: int) -> list[dict]
 
 
 def areas_of(codes: list[dict]) -> list[int]:
-    from network_files.masks.rle import unpack_counts
+    from network_files.masks.rle import unpack_all
 
-    return [int(unpack_counts(code["counts"])[1::2].sum()) for code in codes]
+    return [int(unpack_all([code["counts"]])[0][1::2].sum()) for code in codes]
 
 
 class NoBar:

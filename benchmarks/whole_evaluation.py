@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from my_dataset_coco import coco_object
-from network_files.masks.paste import encode_masks
+from network_files.masks.encode import encode_masks
 from train_utils.classes import ClassTable
 from train_utils.errors import one_line_errors
 from train_utils.metrics.coco_evaluation import IOU_TYPES, CocoEvaluator
@@ -69,9 +69,10 @@ def main(arguments: Sequence[str]) -> str:
 def codes_row(what: str, side: float, rounds: int) -> tuple:
     """Time the conversion of an image's masks to run-length codes alone."""
     given = (*detections(DETECTIONS, side), SIZE)
-    if encode_masks(*given) != reference_codes(*given):
+    arrays = given[0].numpy(), given[1].numpy(), SIZE
+    if encode_masks(*arrays) != reference_codes(*given):
         raise RuntimeError(f"boxes {what}: the codes differ from those of pasted masks")
-    return timed(f"boxes {what}", partial(encode_masks, *given), partial(reference_codes, *given), 3 * rounds, 10)
+    return timed(f"boxes {what}", partial(encode_masks, *arrays), partial(reference_codes, *given), 3 * rounds, 10)
 
 
 class Evaluation:

@@ -122,24 +122,16 @@ class ImageTransform(nn.Module):
             return resize_to_view(image, view)
         side = self.choose_size() if self.training else self.min_size[-1]
         if self.fixed_size is not None:
-            return self.resize_to(image, *reversed(self.fixed_size))
+            return interpolate(image, self.fixed_size[::-1], self.antialias)
         shape = image.shape[-2:]
         scale = min(side / min(shape), self.max_size / max(shape))
-        if self.antialias:
-            return self.resize_to(image, *(max(int(length * scale + 0.5), 1) for length in shape))
-        if min(shape) * scale < 1:  # rounding down would leave nothing of a narrow strip
-            return self.resize_to(image, *(max(int(length * scale), 1) for length in shape))
+        if self.antialias or min(shape) * scale < 1:  # rounding down would leave nothing of a narrow strip
+            rounding = 0.5 if self.antialias else 0.0
+            height, width = (max(int(length * scale + rounding), 1) for length in shape)
+            return interpolate(image, (height, width), self.antialias)
         # The scale recomputed from the sizes in whole pixels maps corners onto corners.
         return F.interpolate(
             image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
-        )[0]
-
-    def resize_to(self, image: Tensor, height: int, width: int) -> Tensor:
-        if self.antialias and image.shape[-1] == width == 1:
-            # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
-            return self.resize_to(image.transpose(1, 2), width, height).transpose(1, 2)
-        return F.interpolate(
-            image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=self.antialias
         )[0]
 
     def choose_size(self) -> int:
@@ -149,9 +141,7 @@ class ImageTransform(nn.Module):
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of the given sizes."""
         height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
-        batch = torch.zeros(
-            (len(images), images[0].shape[0], height, width), dtype=images[0].dtype, device=images[0].device
-        )
+        batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
         # Not `zip(batch, images)`: autograd refuses to write into the views that iterating gives.
         for i, image in enumerate(images):
             batch[i, :, : image.shape[-2], : image.shape[-1]] = image
@@ -160,11 +150,16 @@ class ImageTransform(nn.Module):
 
 def resize_to_view(image: Tensor, view: View) -> Tensor:
     """[3, H, W], float or uint8 -> [3, view.height, view.width]; with an antialiasing filter where it shrinks."""
-    size, own = (view.height, view.width), tuple(image.shape[-2:])
-    if size == own:
-        return image
-    shrinks = size[0] < own[0] or size[1] < own[1]
-    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)[0]
+    size, own = (view.height, view.width), image.shape[-2:]
+    return image if size == own else interpolate(image, size, antialias=size[0] < own[0] or size[1] < own[1])
+
+
+def interpolate(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """[3, H, W] -> [3, *size], bilinear."""
+    if antialias and image.shape[-1] == size[1] == 1:
+        # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
+        return interpolate(image.transpose(1, 2), size[::-1], antialias).transpose(1, 2)
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
 def resize_target(

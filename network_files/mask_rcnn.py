@@ -173,8 +173,7 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):
-        missing = {"boxes", "labels", "masks"} - set(target)
-        if missing:
+        if missing := {"boxes", "labels", "masks"} - set(target):
             raise ValueError(f"target {i} lacks {sorted(missing)}")
         boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
         if not isinstance(boxes, Tensor):
@@ -191,21 +190,12 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
                 f"target {i}: has_mask must be bool [{len(boxes)}], got {has_mask.dtype} [{len(has_mask)}]"
             )
         for name, planes in (("masks", masks), ("ignore_regions", target.get("ignore_regions", masks))):
-            height, width = planes.shape[-2:] if isinstance(planes, Tensor) else planes.size
-            if (height, width) != tuple(image.shape[-2:]):
-                raise ValueError(
-                    f"target {i}: {name} are {height}x{width}, their image is {image.shape[-2]}x{image.shape[-1]}"
-                )
-    boxes, labels = torch.cat([t["boxes"] for t in targets]), torch.cat([t["labels"] for t in targets])
-    usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (labels >= 1)
-    if num_classes is not None:
-        usable &= labels < num_classes
-    if bool(usable.all()):
-        return
-    owners = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(t["boxes"]) for t in targets]))
-    bad = int(torch.where(~usable)[0][0])
-    box, label, i = boxes[bad].tolist(), int(labels[bad]), int(owners[bad])
-    if label < 1 or (num_classes is not None and label >= num_classes):
-        largest = "K" if num_classes is None else num_classes - 1
-        raise ValueError(f"target {i}: label {label} is not one of 1..{largest}")
-    raise ValueError(f"target {i}: box {box} has no width or height")
+            (height, width), size = size_of(planes) if isinstance(planes, Tensor) else planes.size, size_of(image)
+            if (height, width) != size:
+                raise ValueError(f"target {i}: {name} are {height}x{width}, their image is {size[0]}x{size[1]}")
+        largest = torch.iinfo(torch.int64).max if num_classes is None else num_classes - 1
+        for bad in torch.where((labels < 1) | (labels > largest))[0][:1].tolist():
+            classes = "K" if num_classes is None else largest
+            raise ValueError(f"target {i}: label {int(labels[bad])} is not one of 1..{classes}")
+        for bad in torch.where(~(boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0][:1].tolist():
+            raise ValueError(f"target {i}: box {boxes[bad].tolist()} has no width or height")

@@ -44,13 +44,9 @@ class RoISample(NamedTuple):
         """`boxes` of each image."""
         return self.boxes.split([number for number, _ in self.numbers])
 
-    def positive_boxes(self) -> Sequence[Tensor]:
-        """The positive `boxes` of each image."""
-        return self.boxes[self.positive].split([positive for _, positive in self.numbers])
-
-    def positive_objects(self) -> Sequence[Tensor]:
-        """The objects of the positive proposals of each image."""
-        return self.matched[self.positive].split([positive for _, positive in self.numbers])
+    def of_positive(self, values: Tensor) -> Sequence[Tensor]:
+        """Values [S] or [S, ...] of the positive proposals of each image."""
+        return values[self.positive].split([positive for _, positive in self.numbers])
 
 
 class RoIHeads(nn.Module):
@@ -105,12 +101,9 @@ class RoIHeads(nn.Module):
         self.agnostic_nms = agnostic_nms
 
     def losses(
-        self,
-        features: Mapping[str, Tensor],
-        proposals: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         objects: Objects,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The losses over the sampled proposals of a batch: L_cls, L_box and L_mask of Mask R-CNN, section 3.
 
         Args:
@@ -127,19 +120,20 @@ class RoIHeads(nn.Module):
         class_logits, deltas = self.predict_boxes(features, sample.all_boxes(), image_sizes)
         loss_classifier, loss_box_reg = self.fast_rcnn_losses(class_logits, deltas, sample, objects.boxes)
 
-        mask_boxes = sample.positive_boxes()
+        mask_boxes = sample.of_positive(sample.boxes)
         mask_logits = self.predict_masks(features, mask_boxes, image_sizes, sample.labels[sample.positive])
         aligned = getattr(self.mask_roi_pool, "aligned", False)  # targets are sampled like the features
         counted = None
         if objects.has_mask is not None:
             counted = objects.has_mask[sample.image_ids[sample.positive], sample.matched[sample.positive]]
-        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, sample.positive_objects(), objects.masks, aligned, counted)
+        matched = sample.of_positive(sample.matched)
+        loss_mask = mask_rcnn_loss(mask_logits, mask_boxes, matched, objects.masks, aligned, counted)
         return {"loss_classifier": loss_classifier, "loss_box_reg": loss_box_reg, "loss_mask": loss_mask}
 
     def detect(
         self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image, best first; arguments as in `losses`.
+        """Detect the objects of each image, best first; arguments as in `losses`.
 
         Masks are predicted only for the boxes that are kept (Mask R-CNN, section 3.1, "Inference").
 
@@ -172,12 +166,9 @@ class RoIHeads(nn.Module):
         return at_least_float32(class_logits), at_least_float32(deltas).unflatten(1, (-1, 4))
 
     def predict_masks(
-        self,
-        features: Mapping[str, Tensor],
-        boxes: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         labels: Tensor,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Mask logits float32 [R, 28, 28] for the boxes of all images, only of each box's label (int64 [R])."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
@@ -221,17 +212,12 @@ class RoIHeads(nn.Module):
         matched_boxes = objects[sample.image_ids[positive], sample.matched[positive]].to(boxes.dtype)
         regression_targets = self.box_coder.encode(matched_boxes, boxes[positive])
         loss_classifier = F.cross_entropy(class_logits, labels)
-        loss_box_reg = F.smooth_l1_loss(
-            deltas[positive, labels[positive]], regression_targets, beta=1 / 9, reduction="sum"
-        )
+        own_deltas = deltas[positive, labels[positive]]
+        loss_box_reg = F.smooth_l1_loss(own_deltas, regression_targets, beta=1 / 9, reduction="sum")
         return loss_classifier, loss_box_reg / len(labels)
 
     def select_detections(
-        self,
-        class_logits: Tensor,
-        deltas: Tensor,
-        proposals: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
+        self, class_logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Class logits [P, K], deltas [P, K, 4] and proposals of all images -> each image's detections, best first."""
         probs = class_logits.softmax(dim=1)[:, 1:]
@@ -257,13 +243,10 @@ class RoIHeads(nn.Module):
 
 
 def mask_rcnn_loss(
-    mask_logits: Tensor,
-    boxes: Sequence[Tensor],
-    matched: Sequence[Tensor],
-    masks: Sequence[InstanceMasks],
+    mask_logits: Tensor, boxes: Sequence[Tensor], matched: Sequence[Tensor], masks: Sequence[InstanceMasks],
     aligned: bool = False,
     counted: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """L_mask (Mask R-CNN, section 3): mean binary cross-entropy, only on the mask of the true class.
 
     Args:

@@ -26,10 +26,5 @@ def clip(g: Graph, boxes: str, image_size: str) -> str:
 def unless_small(g: Graph, scores: str, boxes: str, smallest_side: float) -> str:
     """Scores [...], and -1 where the box [..., 4] is narrower or lower than `smallest_side`."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
-    shortest = g.op("Min", *(g.op("Squeeze", g.columns(sides, i, i + 1), g.integers([-1])) for i in (0, 1)))
+    shortest = g.op("Min", *(g.column(sides, i) for i in (0, 1)))
     return g.op("Where", g.op("Less", shortest, g.floats(smallest_side)), g.floats(-1.0), scores)
-
-
-def at_most(g: Graph, limit: int, values: str) -> str:
-    """The smaller of a limit and the length of [N], int64 [1]: for TopK, which takes no more than there are."""
-    return g.op("Min", g.op("Shape", values), g.integers([limit]))

@@ -1,4 +1,4 @@
-"""Write a trained network as an ONNX file with its description."""
+"""Build the ONNX model of a trained network with its description, and write it."""
 
 from pathlib import Path
 
@@ -12,36 +12,25 @@ from train_utils.trained_model import TrainedModel
 MASK_THRESHOLD = 0.5
 
 
-def export(trained: TrainedModel, output: Path, options: GraphOptions = GraphOptions()) -> None:  # noqa: B008
-    """Write `output`, replacing an existing file; see `build` and `write` for errors."""
-    write(build(trained, options), output)
-
-
 def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
     """Raises ValueError if the network has a part that the exporter does not know."""
-    return network_graph(trained.model, options, describe(trained).to_metadata())
-
-
-def write(content: onnx.ModelProto, output: Path) -> None:
-    with replacing(output) as file:
-        onnx.save_model(content, file)
-
-
-def describe(trained: TrainedModel) -> Description:
-    model, classes = trained.model, trained.classes
-    heads = model.roi_heads
-    thresholds = {
-        "score": heads.score_thresh,
-        "nms": heads.nms_thresh,
-        "detections": heads.detections_per_img,
-        "mask": MASK_THRESHOLD,
-    }
-    return Description(
+    heads, classes = trained.model.roi_heads, trained.classes
+    description = Description(
         names=classes.names,
         category_ids=classes.category_ids,
         network=trained.config.to_plain(),
-        thresholds=thresholds,
-        continuous_paste=model.continuous_paste,
+        thresholds={
+            "score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img,
+            "mask": MASK_THRESHOLD,
+        },
+        continuous_paste=trained.model.continuous_paste,
         exif=trained.trained_with.get("exif") or "apply",
         class_thresholds=trained.thresholds,
-    )
+    )  # fmt: skip
+    return network_graph(trained.model, options, description.to_metadata())
+
+
+def write(content: onnx.ModelProto, output: Path) -> None:
+    """Write a file, replacing an existing one."""
+    with replacing(output) as file:
+        onnx.save_model(content, file)

@@ -1,7 +1,7 @@
 """Build an ONNX graph one operator at a time: values are names, constants are stored once, weights keep their names."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 IR_VERSION = 8  # that of ONNX 1.12, the first with opset 17; a newer one would shut out older runtimes
 PRODUCER = "mask-rcnn-resnet50-fpn"
-DTYPES = {
-    "float32": TensorProto.FLOAT,
-    "int64": TensorProto.INT64,
-    "uint8": TensorProto.UINT8,
-}
+Module = TypeVar("Module")
+DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
 
 
 class Graph:
@@ -38,7 +35,7 @@ class Graph:
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add an operator with one output, and return the output's name; an empty input is left out."""
+        """Add an operator with one output, and return the output's name; an empty name omits an optional input."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
@@ -89,6 +86,18 @@ class Graph:
         """x[..., start:end]."""
         return self.op("Slice", x, *(self.integers([value]) for value in (start, end, axis)))
 
+    def column(self, x: str, i: int) -> str:
+        """x[..., i]."""
+        return self.op("Squeeze", self.columns(x, i, i + 1), self.integers([-1]))
+
+    def range(self, count: str) -> str:
+        """0, 1, ..., count - 1 for a count int64 [1]."""
+        return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
+
+    def at_most(self, limit: int, values: str) -> str:
+        """The smaller of a limit and the length of [N], int64 [1]: TopK requires a number that is no larger."""
+        return self.op("Min", self.op("Shape", values), self.integers([limit]))
+
     def length(self, x: str, axis: int) -> str:
         """The size of `x` along an axis, int64 [1]."""
         return self.columns(self.op("Shape", x), axis, axis + 1, 0)
@@ -101,14 +110,10 @@ class Graph:
 
     def conv(self, x: str, module: nn.Conv2d, name: str) -> str:
         """[B, C_in, H, W] -> [B, C_out, H', W']."""
-        attributes = dict(
-            kernel_shape=module.kernel_size,
-            strides=module.stride,
-            pads=[*module.padding, *module.padding],
-            dilations=module.dilation,
-            group=module.groups,
-        )
-        return self.op("Conv", x, *self.parameters(module, name), **attributes)
+        return self.op(
+            "Conv", x, *self.parameters(module, name), kernel_shape=module.kernel_size, strides=module.stride,
+            pads=[*module.padding, *module.padding], dilations=module.dilation, group=module.groups,
+        )  # fmt: skip
 
     def linear(self, x: str, module: nn.Linear, name: str) -> str:
         """[R, in_features] -> [R, out_features]."""
@@ -119,10 +124,10 @@ class Graph:
         return [self.weight(f"{name}.{kind}", value) for kind, value in module.named_parameters(recurse=False)]
 
     def sequence(self, x: str, modules: nn.Module, name: str) -> str:
-        """A sequence, also of sequences, of convolutions, linear layers, ReLU, flattening and what does nothing.
+        """A sequence, possibly nested, of convolutions, linear layers, ReLU, Flatten and Identity.
 
         Raises:
-            ValueError: it has another module.
+            ValueError: the sequence has another module.
         """
         for key, module in modules.named_children():
             where = f"{name}.{key}"
@@ -147,7 +152,7 @@ class Graph:
         metadata: dict[str, str],
         description: str,
     ) -> onnx.ModelProto:
-        """The finished model, checked.
+        """Return the finished model, checked.
 
         Args:
             inputs: name -> type and shape, in which a name stands for any length.
@@ -156,20 +161,26 @@ class Graph:
         """
         for name, (value, _, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name))
-        graph = helper.make_graph(
-            self.nodes,
-            "mask_rcnn",
-            [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (dtype, shape) in inputs.items()],
-            [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (_, dtype, shape) in outputs.items()],
-            list(self.weights.values()),
+        takes, gives = (
+            [helper.make_tensor_value_info(name, DTYPES[dtype], shape) for name, (dtype, shape) in each.items()]
+            for each in (inputs, {name: (dtype, shape) for name, (_, dtype, shape) in outputs.items()})
         )
+        graph = helper.make_graph(self.nodes, "mask_rcnn", takes, gives, list(self.weights.values()))
         model = helper.make_model(
-            graph,
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", self.opset)],
-            producer_name=PRODUCER,
-            doc_string=description,
-        )
+            graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", self.opset)],
+            producer_name=PRODUCER, doc_string=description,
+        )  # fmt: skip
         helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def known(name: str, module: object, kind: type[Module]) -> Module:
+    """Return a part of the network that users may replace, if it is of the class that the exporter supports.
+
+    Raises:
+        ValueError: it is of another class.
+    """
+    if not isinstance(module, kind):
+        raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter knows only {kind.__name__}")
+    return module

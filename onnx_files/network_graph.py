@@ -12,13 +12,13 @@ import onnx
 import torch
 
 from backbone.conv_norm import fold_norms
-from backbone.feature_pyramid import FeaturePyramidNetwork
+from backbone.feature_pyramid import FeaturePyramidNetwork, LastLevelMaxPool
 from backbone.resnet import Bottleneck, ResNet
+from backbone.resnet50_fpn import BackboneWithFPN
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
-from onnx_files.graph import Graph
-from onnx_files.parts import Parts
+from onnx_files.graph import Graph, known
 from onnx_files.roi_graph import detections
 from onnx_files.rpn_graph import proposals
 from onnx_files.size_graph import size_after_resize, twice
@@ -62,11 +62,10 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         ValueError: the network has a part that this exporter does not know; the message names it.
     """
     model = copy.deepcopy(model).eval()
-    parts = Parts.of(model)
     fold_norms(model)
     g = Graph(OPSET, options.weights)
     batch, image_size, resized_size = transform(g, "image", model.transform, options)
-    levels = backbone(g, batch, parts.body, parts.fpn)
+    levels = backbone(g, batch, model)
     strides = [4 << i for i in range(len(levels))]
     ratio = g.op("Div", g.cast(image_size, "float32"), g.cast(resized_size, "float32"))
     ratio = g.op("Gather", ratio, g.integers([1, 0, 1, 0]))
@@ -76,17 +75,15 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         if options.size:
             height, width = g.sizes[batch]
             g.sizes |= {level: (-(-height // stride), -(-width // stride)) for level, stride in zip(own, strides)}
-        boxes = proposals(g, own, batch, resized_size, model.rpn, parts.rpn_head)
-        found = detections(g, own, boxes, resized_size, model.roi_heads, parts)
+        boxes = proposals(g, own, batch, resized_size, model.rpn)
+        found = detections(g, own, boxes, resized_size, model.roi_heads)
         found["boxes"] = g.op("Mul", found["boxes"], ratio)
         results.append(found)
 
     most: int | str = "N"
     if options.batch or options.size:
         most = model.roi_heads.detections_per_img
-        results = [
-            {name: filled_up(g, value, most, DETAILS[name]) for name, value in found.items()} for found in results
-        ]
+        results = [{k: filled_up(g, value, most, DETAILS[k]) for k, value in found.items()} for found in results]
     outputs: dict[str, tuple[str, str, Sequence[int | str]]] = {}
     for name, shape in DETAILS.items():
         value = results[0][name]
@@ -95,17 +92,10 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
             stacked = [g.op("Unsqueeze", found[name], g.integers([0])) for found in results]
             value, dimensions = g.op("Concat", *stacked, axis=0), [options.batch, *dimensions]
         outputs[name] = (value, "int64" if name == "labels" else "float32", dimensions)
-    image_shape: list[int | str] = [
-        *([options.batch] if options.batch else []),
-        len(model.transform.image_mean),
-        *(options.size or ("height", "width")),
-    ]
-    return g.model(
-        {"image": (options.input_type, image_shape)},
-        outputs,
-        metadata,
-        "Mask R-CNN: image [channels, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks",
-    )
+    channels = len(model.transform.image_mean)
+    image_shape = [*([options.batch] if options.batch else []), channels, *(options.size or ("height", "width"))]
+    about = "Mask R-CNN: image [channels, height, width] -> boxes x1y1x2y2 in its pixels, labels, scores, masks"
+    return g.model({"image": (options.input_type, image_shape)}, outputs, metadata, about)
 
 
 def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
@@ -184,12 +174,15 @@ def fixed_filter(g: Graph, source_count: int, target_count: int) -> str:
 
 def odd_numbers(g: Graph, count: str, *shape: int) -> str:
     """1, 3, 5, ... in a shape; the count is int64 [1]."""
-    steps = g.op("Range", g.integers(0), g.op("Squeeze", count, g.integers([0])), g.integers(1))
-    return g.reshape(g.op("Add", twice(g, steps), g.integers(1)), *shape)
+    return g.reshape(g.op("Add", twice(g, g.range(count)), g.integers(1)), *shape)
 
 
-def backbone(g: Graph, x: str, body: ResNet, fpn: FeaturePyramidNetwork) -> list[str]:
+def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
     """[1, 3, H, W] -> five levels [1, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
+    module = known("backbone", model.backbone, BackboneWithFPN)
+    body = known("backbone.body", module.body, ResNet)
+    fpn = known("backbone.fpn", module.fpn, FeaturePyramidNetwork)
+    known("backbone.fpn.extra_blocks", fpn.extra_blocks, LastLevelMaxPool)
     g.stage = "backbone.body"
     x = g.op("Relu", g.conv(x, body.conv1, "backbone.body.conv1"))
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])

@@ -13,16 +13,17 @@ from dataset_files.dataset import InstanceDataset
 from network_files.boxes import size_of
 from onnx_files.export import build
 from onnx_files.network_graph import GraphOptions
-from onnx_files.onnx_model import detect
 from onnx_files.runtimes import fastest_runtime, open_session
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import CocoEvaluator
+from train_utils.open_data import open_training_beside, open_validation_data
+from train_utils.options import ValidationSettings
 from train_utils.trained_model import TrainedModel
 
 SMALLER = ("fp16", "int8")
 QUANTISED = ("Conv", "Gemm", "MatMul")
 # Scores and boxes come straight from these layers, which are small. In int8 they would cost accuracy and save nothing.
-KEPT = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
+FLOAT32_LAYERS = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 
 
 def smaller(
@@ -50,11 +51,8 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
             return next(inputs, None)
 
     weights = {weight.name for weight in content.graph.initializer}
-    nodes = [
-        node.name
-        for node in content.graph.node
-        if node.op_type in QUANTISED and node.input[1] in weights and not any(key in node.input[1] for key in KEPT)
-    ]
+    of_weights = [n for n in content.graph.node if n.op_type in QUANTISED and n.input[1] in weights]
+    nodes = [n.name for n in of_weights if not any(layer in n.input[1] for layer in FLOAT32_LAYERS)]
     metadata = {entry.key: entry.value for entry in content.metadata_props}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
@@ -66,6 +64,26 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
     return quantised
 
 
+def open_images(
+    trained: TrainedModel, data_path: str | None, with_training: bool
+) -> tuple[InstanceDataset, InstanceDataset | None]:
+    """Open the validation images, and the training images or None if there are none.
+
+    Args:
+        data_path: the data; None for those of the run that wrote the weights.
+    """
+    settings = ValidationSettings(data_path=data_path)
+    settings.given = frozenset({"data_path"} if data_path else ())
+    validation = open_validation_data(settings, trained.trained_with, trained.held_out)
+    trained.classes.require_labels_of(validation, str(trained.path))
+    return validation, open_training_beside(settings, validation) if with_training else None
+
+
+def at_intervals(dataset: InstanceDataset, count: int) -> Iterator[torch.Tensor]:
+    """Yield up to `count` images at regular intervals."""
+    return (dataset[i][0] for i in range(0, len(dataset), -(-len(dataset) // count)))
+
+
 def compare_ap(
     trained: TrainedModel, contents: Sequence[onnx.ModelProto], dataset: InstanceDataset
 ) -> list[tuple[float, float]]:
@@ -75,7 +93,7 @@ def compare_ap(
         session = open_session(content.SerializeToString(), fastest_runtime())
         evaluator = CocoEvaluator(dataset.coco, trained.classes, trained.model.continuous_paste)
         for image, target in (dataset[i] for i in range(len(dataset))):
-            detections = detect(session, image.permute(1, 2, 0).numpy())
+            detections = session.detect(image.permute(1, 2, 0).numpy())
             tensors = {name: torch.from_numpy(value) for name, value in detections.items()}
             evaluator.update(target["image_id"], size_of(image), tensors)
         metrics = evaluator.score(evaluator.detections)

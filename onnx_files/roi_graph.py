@@ -4,27 +4,23 @@ import math
 from collections.abc import Sequence
 
 from backbone.conv_norm import bias_of
-from network_files.heads import MaskRCNNPredictor, TwoMLPHead
-from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign
+from network_files.heads import FastRCNNPredictor, MaskRCNNPredictor, TwoMLPHead
+from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
 from onnx_files.box_graph import clip, decode, unless_small
-from onnx_files.graph import Graph
-from onnx_files.parts import Parts
+from onnx_files.graph import Graph, known
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
 LARGEST_EXPONENT = 6  # of a level's stride, log2
 
 
-def detections(
-    g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads, parts: Parts
-) -> dict[str, str]:
+def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads) -> dict[str, str]:
     """`RoIHeads.detect` for one image.
 
     Args:
         levels: [1, C, H_i, W_i], finest first.
         proposals: float32 [P, 4].
         image_size: int64 [2], height and width of the resized image.
-        parts: those of the network of `heads`.
 
     Returns:
         `boxes` [D, 4] in the resized image, `labels` [D], `scores` [D] and `masks` [D, 1, 28, 28], best first.
@@ -34,19 +30,19 @@ def detections(
     exponents = [stride_exponent(g, level, image_size) for level in levels]
 
     g.stage = "roi_heads.box"
-    features, order = pool(g, levels, exponents, proposals, parts.box_roi_pool)
+    predictor = known("roi_heads.box_predictor", heads.box_predictor, FastRCNNPredictor)
+    features, order = pool(g, levels, exponents, proposals, heads.box_roi_pool, "roi_heads.box_roi_pool")
     x, restore = box_head(g, features, heads), inverse(g, order)
     logits, deltas = (
-        g.op("Gather", g.linear(x, getattr(parts.box_predictor, key), f"roi_heads.box_predictor.{key}"), restore)
+        g.op("Gather", g.linear(x, getattr(predictor, key), f"roi_heads.box_predictor.{key}"), restore)
         for key in ("cls_score", "bbox_pred")
     )
-    classes = parts.box_predictor.cls_score.out_features - 1
-    found = select_detections(g, logits, deltas, proposals, image_size, heads, classes)
+    found = select_detections(g, logits, deltas, proposals, image_size, heads, predictor.cls_score.out_features - 1)
 
     g.stage = "roi_heads.mask"
-    features, order = pool(g, levels, exponents, found["boxes"], parts.mask_roi_pool)
+    features, order = pool(g, levels, exponents, found["boxes"], heads.mask_roi_pool, "roi_heads.mask_roi_pool")
     x = g.sequence(features, heads.mask_head, "roi_heads.mask_head")
-    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), parts.mask_predictor)
+    masks = masks_of_classes(g, x, g.op("Gather", found["labels"], order), heads)
     return found | {"masks": g.op("Gather", masks, inverse(g, order))}
 
 
@@ -60,13 +56,14 @@ def stride_exponent(g: Graph, level: str, image_size: str) -> str:
 
 
 def pool(
-    g: Graph, levels: Sequence[str], exponents: Sequence[str], boxes: str, module: PyramidRoIAlign
+    g: Graph, levels: Sequence[str], exponents: Sequence[str], boxes: str, roi_pool: RoIPool, name: str
 ) -> tuple[str, str]:
     """`PyramidRoIAlign` of boxes [R, 4], level by level.
 
     Returns:
         Features [R, C, h, w], those of the finest level first, and the box of each, int64 [R].
     """
+    module = known(name, roi_pool, PyramidRoIAlign)
     level_ids = assign_levels(g, boxes, exponents[0], exponents[-1])
     features, owners = [], []
     for i, (level, exponent) in enumerate(zip(levels, exponents)):
@@ -88,8 +85,7 @@ def pool(
 def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
     """FPN, equation 1: boxes [R, 4] -> level int64 [R], as an index from `finest`; levels are log2 of strides."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
-    width, height = (g.op("Squeeze", g.columns(sides, i, i + 1), g.integers([-1])) for i in (0, 1))
-    size = g.op("Sqrt", g.op("Mul", width, height))
+    size = g.op("Sqrt", g.op("Mul", g.column(sides, 0), g.column(sides, 1)))
     octaves = g.op("Div", g.op("Log", g.op("Div", size, g.floats(CANONICAL_SIZE))), g.floats(math.log(2)))
     level = g.op("Floor", g.op("Add", g.op("Add", octaves, g.floats(CANONICAL_LEVEL)), g.floats(1e-6)))
     finest, coarsest = g.cast(finest, "float32"), g.cast(coarsest, "float32")
@@ -99,8 +95,7 @@ def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
 
 def inverse(g: Graph, order: str) -> str:
     """The permutation that undoes `order`, int64 [R]."""
-    count = g.op("Squeeze", g.op("Shape", order), g.integers([0]))
-    places = g.op("Range", g.integers(0), count, g.integers(1))
+    places = g.range(g.op("Shape", order))
     return g.op("ScatterElements", g.op("Mul", order, g.integers(0)), order, places, axis=0)
 
 
@@ -131,29 +126,25 @@ def select_detections(
         candidate_boxes = g.op("Transpose", boxes, perm=[1, 0, 2])
         candidate_probs = g.op("Unsqueeze", g.op("Transpose", probs, perm=[1, 0]), g.integers([1]))
     kept = g.op(
-        "NonMaxSuppression",
-        candidate_boxes,
-        candidate_probs,
-        g.integers([heads.detections_per_img]),
-        g.floats([heads.nms_thresh]),
-        g.floats([max(heads.score_thresh, 0.0)]),
-    )
-    column, row = (g.op("Squeeze", g.columns(kept, i, i + 1), g.integers([1])) for i in (0, 2))
+        "NonMaxSuppression", candidate_boxes, candidate_probs, g.integers([heads.detections_per_img]),
+        g.floats([heads.nms_thresh]), g.floats([max(heads.score_thresh, 0.0)]),
+    )  # fmt: skip
+    column, row = g.column(kept, 0), g.column(kept, 2)
     places = row if heads.agnostic_nms else g.op("Add", g.op("Mul", row, g.integers(classes)), column)
 
     # Sorted among the places of all candidates: equal scores stay in the order of the proposals.
     flat = g.reshape(probs, -1)
     nothing = g.op("Sub", g.op("Mul", flat, g.floats(0.0)), g.floats(1.0))
     candidates = g.op("ScatterElements", nothing, places, g.op("Gather", flat, places), axis=0)
-    most = g.op("Min", g.op("Shape", places), g.integers([heads.detections_per_img]))
-    scores, best = g.ops("TopK", 2, candidates, most)
+    scores, best = g.ops("TopK", 2, candidates, g.at_most(heads.detections_per_img, places))
     labels = g.op("Add", g.op("Mod", best, g.integers(classes)), g.integers(1))
     return {"boxes": g.op("Gather", g.reshape(boxes, -1, 4), best), "labels": labels, "scores": scores}
 
 
-def masks_of_classes(g: Graph, x: str, labels: str, predictor: MaskRCNNPredictor) -> str:
+def masks_of_classes(g: Graph, x: str, labels: str, heads: RoIHeads) -> str:
     """[R, C, 14, 14] and the label of each, int64 [R] -> probabilities of that class [R, 1, 28, 28]."""
     name = "roi_heads.mask_predictor"
+    predictor = known(name, heads.mask_predictor, MaskRCNNPredictor)
     upsample, last = predictor.conv5_mask, predictor.mask_fcn_logits
     x = g.op(
         "ConvTranspose", x, *g.parameters(upsample, f"{name}.conv5_mask"),

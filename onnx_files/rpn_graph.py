@@ -7,23 +7,21 @@ import numpy as np
 from network_files.anchors import AnchorGenerator
 from network_files.heads import RPNHead
 from network_files.rpn import RegionProposalNetwork
-from onnx_files.box_graph import at_most, clip, decode, unless_small
-from onnx_files.graph import Graph
+from onnx_files.box_graph import clip, decode, unless_small
+from onnx_files.graph import Graph, known
 
 FINEST_STRIDE = 4
 
 
-def proposals(
-    g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork, head: RPNHead
-) -> str:
+def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork) -> str:
     """The best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
 
     Args:
         levels: [1, C, H_i, W_i], finest first.
         batch: [1, 3, H, W], the padded image.
         image_size: int64 [2], height and width without the padding.
-        head: that of `rpn`.
     """
+    head = known("rpn.head", rpn.head, RPNHead)
     post_nms_top_n = rpn.post_nms_top_n["testing"]
     boxes, scores = [], []
     for i, level in enumerate(levels):
@@ -34,7 +32,7 @@ def proposals(
             for key in ("cls_logits", "bbox_pred")
         )
         logits = g.reshape(logits, -1)
-        best, chosen = g.ops("TopK", 2, logits, at_most(g, rpn.pre_nms_top_n["testing"], logits))
+        best, chosen = g.ops("TopK", 2, logits, g.at_most(rpn.pre_nms_top_n["testing"], logits))
         chosen_deltas, chosen_anchors = (
             g.op("Gather", g.reshape(values, -1, 4), chosen)
             for values in (deltas, anchors(g, level, batch, i, rpn.anchor_generator))
@@ -46,7 +44,7 @@ def proposals(
         scores.append(g.op("Gather", probs, kept))
     g.stage = "rpn"
     joined = g.op("Concat", *scores, axis=0)
-    _, best = g.ops("TopK", 2, joined, at_most(g, post_nms_top_n, joined))
+    _, best = g.ops("TopK", 2, joined, g.at_most(post_nms_top_n, joined))
     return g.op("Gather", g.op("Concat", *boxes, axis=0), best)
 
 
@@ -56,14 +54,10 @@ def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, sc
     # the score -1.
     threshold = score_thresh - 1e-6 if score_thresh > 0 else -0.5
     kept = g.op(
-        "NonMaxSuppression",
-        g.op("Unsqueeze", boxes, g.integers([0])),
-        g.op("Unsqueeze", scores, g.integers([0, 1])),
-        g.integers([most]),
-        g.floats([nms_thresh]),
-        g.floats([threshold]),
-    )
-    return g.op("Squeeze", g.columns(kept, 2, 3), g.integers([1]))
+        "NonMaxSuppression", g.op("Unsqueeze", boxes, g.integers([0])), g.op("Unsqueeze", scores, g.integers([0, 1])),
+        g.integers([most]), g.floats([nms_thresh]), g.floats([threshold]),
+    )  # fmt: skip
+    return g.column(kept, 2)
 
 
 def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator) -> str:
@@ -77,8 +71,7 @@ def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator
         else:
             cells = g.length(level, axis)
             stride = g.op("Div", g.length(batch, axis), cells) if generator.rounded else g.integers([fixed])
-            steps = g.op("Range", g.integers(0), g.op("Squeeze", cells, g.integers([0])), g.integers(1))
-            pixels = g.cast(g.op("Mul", steps, stride), "float32")
+            pixels = g.cast(g.op("Mul", g.range(cells), stride), "float32")
         pixels = g.reshape(pixels, *((-1, 1, 1, 1) if axis == 2 else (1, -1, 1, 1)))
         shifts.append(g.op("Mul", pixels, g.floats(pattern)))
     return g.op("Add", g.op("Add", *shifts), g.floats(generator.cell_anchors[i].tolist()))

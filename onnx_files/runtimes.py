@@ -1,8 +1,9 @@
 """Run a file in onnxruntime or OpenVINO behind one interface. Needs that package and NumPy, not torch."""
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,8 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # to OpenVINO's names
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, where they are installed
 
 
-class Session(Protocol):
+@dataclass
+class Session:
     """An opened file.
 
     Attributes:
@@ -21,14 +23,43 @@ class Session(Protocol):
         metadata: the texts stored in the file.
         takes_uint8: whether the image is uint8, not float32.
         shape: of the input; None for a dimension of any length.
+        run: the array of an image or a batch -> outputs by name.
     """
 
     name: str
     metadata: dict[str, str]
     takes_uint8: bool
     shape: list[int | None]
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]
 
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]: ...
+    @property
+    def batch(self) -> int | None:
+        """The number of images that the file takes at once; None if it takes one without a batch dimension."""
+        return self.shape[0] if len(self.shape) == 4 else None
+
+    def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Find the objects in one image.
+
+        Args:
+            image: uint8 [H, W, 3], RGB, or as the network was trained, [H, W, C], uint8 or float32.
+
+        Returns:
+            `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best
+            first, and `masks` float32 [N, 1, 28, 28], probabilities.
+        """
+        height, width = self.shape[-2:]
+        if (height or len(image), width or image.shape[1]) != image.shape[:2]:
+            got = f"{image.shape[1]} x {image.shape[0]}"
+            raise InputError(f"the file takes images of {width} x {height} pixels, got {got}; export it without --size")
+        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+        if pixels.dtype == np.uint8 and not self.takes_uint8:
+            pixels = pixels.astype(np.float32) / np.float32(255)
+        if self.batch:
+            found = {name: values[0] for name, values in self.run(pixels[None]).items()}
+        else:
+            found = self.run(pixels)
+        real = found["labels"] > 0  # files for a batch or for one size append zeros
+        return {name: values[real] for name, values in found.items()}
 
 
 def fastest_runtime() -> str:
@@ -66,8 +97,8 @@ def open_session(source: str | bytes, runtime: str, threads: int | None = None, 
         raise InputError(f"onnxruntime does not compute in {precision}; use --runtime openvino")
     try:
         if runtime == "onnxruntime":
-            return OnnxRuntimeSession(source, threads)
-        return OpenVinoSession(source, threads, precision)
+            return open_onnxruntime(source, threads)
+        return open_openvino(source, threads, precision)
     except Exception as error:  # onnxruntime has a dozen classes of errors
         lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
         raise ValueError(f"{runtime} cannot open it ({(lines or [type(error).__name__])[0][:200]})") from error
@@ -81,47 +112,48 @@ def is_installed(runtime: str) -> bool:
     return True
 
 
-class OnnxRuntimeSession:
-    def __init__(self, source: str | bytes, threads: int | None):
-        import onnxruntime
+def open_onnxruntime(source: str | bytes, threads: int | None) -> Session:
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        available = onnxruntime.get_available_providers()
-        providers = [provider for provider in PROVIDERS if provider in available]
-        self.session = onnxruntime.InferenceSession(source, options, providers=providers)
-        device = "GPU" if PROVIDERS[0] in self.session.get_providers() else "CPU"
-        self.name = f"onnxruntime {onnxruntime.__version__}, {device}, fp32"
-        self.metadata = dict(self.session.get_modelmeta().custom_metadata_map)
-        (image,) = self.session.get_inputs()
-        self.takes_uint8 = image.type == "tensor(uint8)"
-        self.shape = [length if isinstance(length, int) else None for length in image.shape]
-        self.outputs = [output.name for output in self.session.get_outputs()]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    available = onnxruntime.get_available_providers()
+    providers = [provider for provider in PROVIDERS if provider in available]
+    session = onnxruntime.InferenceSession(source, options, providers=providers)
+    device = "GPU" if PROVIDERS[0] in session.get_providers() else "CPU"
+    (image,) = session.get_inputs()
+    outputs = [output.name for output in session.get_outputs()]
+    return Session(
+        name=f"onnxruntime {onnxruntime.__version__}, {device}, fp32",
+        metadata=dict(session.get_modelmeta().custom_metadata_map),
+        takes_uint8=image.type == "tensor(uint8)",
+        shape=[length if isinstance(length, int) else None for length in image.shape],
+        run=lambda array: dict(zip(outputs, session.run(outputs, {"image": array}))),
+    )
 
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(self.outputs, self.session.run(self.outputs, {"image": image})))
 
+def open_openvino(source: str | bytes, threads: int | None, precision: str) -> Session:
+    import openvino
 
-class OpenVinoSession:
-    def __init__(self, source: str | bytes, threads: int | None, precision: str):
-        import openvino
+    # Some processors compute in bf16 unless told otherwise.
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+    settings |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
+    core = openvino.Core()
+    model = core.read_model(source)
+    compiled = core.compile_model(model, "CPU", settings)
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    used = {openvino.Type.f32: "fp32", openvino.Type.bf16: "bf16"}.get(hint, hint)
+    texts = model.get_rt_info("framework").astype(dict) if model.has_rt_info("framework") else {}
+    image, outputs = model.input(0), [output.get_any_name() for output in model.outputs]
 
-        # Some processors compute in bf16 unless told otherwise.
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
-        settings |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
-        core = openvino.Core()
-        model = core.read_model(source)
-        self.compiled = core.compile_model(model, "CPU", settings)
-        used = {openvino.Type.f32: "fp32", openvino.Type.bf16: "bf16"}
-        hint = self.compiled.get_property("INFERENCE_PRECISION_HINT")
-        self.name = f"openvino {version('openvino')}, CPU, {used.get(hint, hint)}"
-        texts = model.get_rt_info("framework").astype(dict) if model.has_rt_info("framework") else {}
-        self.metadata = {name: text.astype(str) for name, text in texts.items()}
-        image = model.input(0)
-        self.takes_uint8 = image.get_element_type() == openvino.Type.u8
-        self.shape = [None if length.is_dynamic else length.get_length() for length in image.get_partial_shape()]
-        self.outputs = [output.get_any_name() for output in model.outputs]
+    def run(array: np.ndarray) -> dict[str, np.ndarray]:
+        found = compiled({"image": array})
+        return {name: np.array(found[name]) for name in outputs}
 
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        found = self.compiled({"image": image})
-        return {name: np.array(found[name]) for name in self.outputs}
+    return Session(
+        name=f"openvino {version('openvino')}, CPU, {used}",
+        metadata={name: text.astype(str) for name, text in texts.items()},
+        takes_uint8=image.get_element_type() == openvino.Type.u8,
+        shape=[None if length.is_dynamic else length.get_length() for length in image.get_partial_shape()],
+        run=run,
+    )

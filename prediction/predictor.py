@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from network_files.masks.paste import encode_masks
 from prediction.loading import ImageLike
 from prediction.options import PredictorSettings
 from prediction.prediction import Prediction
@@ -59,7 +58,10 @@ class Predictor(ImagePredictor):
     def set_up(self, trained: TrainedModel, settings: PredictorSettings) -> None:
         batch_size = settings.batch_size or (BATCH_ON_GPU if trained.device.type == "cuda" else 1)
         exif, network = trained.trained_with.get("exif"), trained.config.to_plain()
-        super().__init__(trained.path, trained.classes, trained.thresholds, settings, exif, network, batch_size)
+        super().__init__(
+            trained.path, trained.classes, trained.thresholds, settings, exif, network,
+            trained.model.continuous_paste, batch_size,
+        )  # fmt: skip
         self.trained = trained
         model = with_tta(trained.model) if settings.tta else trained.model
         self.network = ready_for_inference(model, trained.precision)
@@ -107,7 +109,3 @@ class Predictor(ImagePredictor):
                 {name: (v.float() if v.is_floating_point() else v).cpu().numpy() for name, v in detection.items()}
                 for detection in found
             ]
-
-    def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
-        tensors = torch.from_numpy(masks), torch.from_numpy(boxes)
-        return encode_masks(*tensors, size, self.mask_thresh, self.trained.model.continuous_paste)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.stored_images import ImageForm, to_picture
+from network_files.masks.encode import encode_masks
 from prediction.loading import ImageLike, open_image, open_stored
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
@@ -48,6 +49,7 @@ class ImagePredictor:
         best: label -> the best score in validation; {} if it is unknown.
         exif: how training images were read, see `open_image`; `settings` may override it.
         network: the network's `ModelConfig`.
+        continuous: how masks are pasted into the image, see `mask_crops`.
         batch_size: the number of images or tiles that the network sees at once.
     """
 
@@ -59,10 +61,11 @@ class ImagePredictor:
         settings: ImageSettings,
         exif: str | None,
         network: Mapping[str, Any],
+        continuous: bool,
         batch_size: int = 1,
     ) -> None:
         self.path, self.classes, self.best = path, classes, best
-        self.agnostic, self.batch_size = bool(network.get("agnostic_nms")), batch_size
+        self.batch_size, self.agnostic, self.continuous = batch_size, bool(network.get("agnostic_nms")), continuous
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
         with reading_input():
             self.form = ImageForm.of_network(network, settings.exif or exif, settings.show_channels)
@@ -75,7 +78,7 @@ class ImagePredictor:
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
         """Return run-length codes of mask probabilities in an image of a height and width."""
-        raise NotImplementedError
+        return encode_masks(masks, boxes, size, self.mask_thresh, self.continuous)
 
     @property
     def box_thresh(self) -> float:

@@ -29,9 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset_files.atomic_files import file_to_write, refuse_overwriting  # noqa: E402 (the path comes first)
 from dataset_files.dataset import files_of  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.open_data import open_training_beside, open_validation_data  # noqa: E402
 from train_utils.option_parsing import add_flag, positive  # noqa: E402
-from train_utils.options import InferenceSettings, ValidationSettings  # noqa: E402
+from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import TrainedModel, open_trained_model  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,16 +50,11 @@ def main(args: argparse.Namespace) -> None:
     with reading_input():
         output = file_to_write(args.output)
         refuse_overwriting([Path(path) for path in (args.weights, args.label_json_path) if path], [output])
-    trained = open_trained_model(
-        InferenceSettings(
-            weights_path=args.weights,
-            device="cpu",
-            label_json_path=args.label_json_path,
-            min_size=args.min_size,
-            max_size=args.max_size,
-            agnostic_nms=args.agnostic_nms,
-        )
-    )
+    settings = InferenceSettings(
+        args.weights, device="cpu", label_json_path=args.label_json_path, min_size=args.min_size,
+        max_size=args.max_size, agnostic_nms=args.agnostic_nms,
+    )  # fmt: skip
+    trained = open_trained_model(settings)
     if args.uint8 and trained.config.values not in (None, "uint8"):
         raise InputError(f"{args.weights}: takes {trained.config.values} values, as float32; leave --uint8 out")
     options = GraphOptions("uint8" if args.uint8 else "float32", args.batch, args.size and (args.size[0], args.size[1]))
@@ -82,20 +76,16 @@ def smaller_file(
     """
     from onnx_files.export import build
     from onnx_files.network_graph import GraphOptions
-    from onnx_files.precision import compare_ap, smaller
+    from onnx_files.precision import at_intervals, compare_ap, open_images, smaller
 
-    settings = ValidationSettings(data_path=args.data_path)
-    settings.given = frozenset({"data_path"} if args.data_path else ())
-    validation = open_validation_data(settings, trained.trained_with, trained.held_out)
+    validation, training = open_images(trained, args.data_path, with_training=args.precision == "int8")
     with reading_input():
         refuse_overwriting(files_of(validation), [output])
-    trained.classes.require_labels_of(validation, args.weights)
     validation = validation.drop_items(range(args.images or len(validation), len(validation)))
-    training = open_training_beside(settings, validation) if args.precision == "int8" else None
     if args.precision == "int8" and training is None:
         raise InputError("--precision int8 is calibrated on training images, of which there are none; give --data-path")
-    chosen = range(0, len(training), -(-len(training) // args.calibration_images)) if training else ()
-    content = smaller(trained, options, args.precision, (training[i][0] for i in chosen) if training else ())
+    images = at_intervals(training, args.calibration_images) if training else ()
+    content = smaller(trained, options, args.precision, images)
     plain = GraphOptions(options.input_type)
     # The data have images of many sizes.
     measured = content if options == plain else smaller(trained, plain, args.precision, ())

@@ -17,8 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from network_files.masks.paste_numpy import encode_masks  # noqa: E402 (the path comes first)
-from onnx_files.onnx_model import OnnxModel  # noqa: E402
+from onnx_files.onnx_model import OnnxModel  # noqa: E402 (the path comes first)
 from onnx_files.runtimes import PRECISIONS, RUNTIMES  # noqa: E402
 from prediction.files import predict_files  # noqa: E402
 from prediction.options import ImageSettings, OutputSettings  # noqa: E402
@@ -42,14 +41,12 @@ class OnnxSettings(OutputSettings, ImageSettings):
 class OnnxPredictor(ImagePredictor):
     def __init__(self, path: str, model: OnnxModel, settings: ImageSettings):
         about = model.description
-        super().__init__(path, about, about.class_thresholds, settings, about.exif, about.network)
+        network, continuous = about.network, about.continuous_paste
+        super().__init__(path, about, about.class_thresholds, settings, about.exif, network, continuous)
         self.model = model
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
         return [self.model.detect(image.transpose(1, 2, 0)) for image in pixels]
-
-    def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
-        return encode_masks(masks, boxes, size, self.mask_thresh, self.model.description.continuous_paste)
 
 
 def main(path: str, images: list[str], settings: OnnxSettings) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from network_files.boxes import size_of
 
+Crop = tuple[int, int, np.ndarray]  # left, top and the uint8 pixels [h, w] of a mask
+
 
 class InstanceMasks:
     """N binary masks in the frame of one image.
@@ -44,7 +46,7 @@ class InstanceMasks:
         self.content_size = self.size if content_size is None else (content_size[0], content_size[1])
 
     @classmethod
-    def from_crops(cls, crops: Sequence[tuple[int, int, np.ndarray]], size: tuple[int, int]) -> "InstanceMasks":
+    def from_crops(cls, crops: Sequence[Crop], size: tuple[int, int]) -> "InstanceMasks":
         """From (left, top, uint8 or bool array [h, w]) per object, all within the image of `size` (H, W)."""
         places = [(left, top, crop.shape[1], crop.shape[0]) for left, top, crop in crops]
         pixels = [np.ascontiguousarray(crop, dtype=np.uint8).reshape(-1) for _, _, crop in crops]
@@ -96,7 +98,7 @@ class InstanceMasks:
         areas = self.crops[:, 2] * self.crops[:, 3]
         return F.pad(areas.cumsum(0), (1, 0))
 
-    def all_crops(self) -> list[tuple[int, int, np.ndarray]]:
+    def all_crops(self) -> list[Crop]:
         """Left, top and the uint8 pixels [h, w] of each mask in the source frame (views)."""
         pixels, starts = self.pixels.numpy(), self.starts().tolist()
         return [
@@ -109,42 +111,32 @@ class InstanceMasks:
         return InstanceMasks(self.pixels, self.crops, self.source_size, frame or (height, width), (height, width))
 
     def flip_horizontal(self) -> "InstanceMasks":
-        """Mirror left and right; possible only in the source frame, before any `resize`."""
-        self.require_source_frame("flip")
-        width = self.size[1]
-        mirrored = [(width - left - crop.shape[1], top, crop[:, ::-1]) for left, top, crop in self.all_crops()]
-        return InstanceMasks.from_crops(mirrored, self.size)
+        """Mirror left and right; possible only before any `resize`."""
+        width, crops = self.size[1], self.source_crops("flip")
+        return self.from_crops([(width - x - crop.shape[1], y, crop[:, ::-1]) for x, y, crop in crops], self.size)
 
     def flip_vertical(self) -> "InstanceMasks":
-        """Mirror top and bottom; possible only in the source frame, before any `resize`."""
-        self.require_source_frame("flip")
-        height = self.size[0]
-        mirrored = [(left, height - top - crop.shape[0], crop[::-1]) for left, top, crop in self.all_crops()]
-        return InstanceMasks.from_crops(mirrored, self.size)
+        """Mirror top and bottom; possible only before any `resize`."""
+        height, crops = self.size[0], self.source_crops("flip")
+        return self.from_crops([(x, height - y - crop.shape[0], crop[::-1]) for x, y, crop in crops], self.size)
 
     def window(self, top: int, left: int, height: int, width: int) -> "InstanceMasks":
-        """Crop the masks to a window of the image; possible only in the source frame, before any `resize`.
-
-        Objects outside the window become empty.
-        """
-        self.require_source_frame("crop")
-        shown = [shown_part(crop, top, left, height, width) for crop in self.all_crops()]
-        return InstanceMasks.from_crops(shown, (height, width))
+        """Crop to a window of the image; possible only before any `resize`. Objects outside it become empty."""
+        shown = [shown_part(crop, top, left, height, width) for crop in self.source_crops("crop")]
+        return self.from_crops(shown, (height, width))
 
     def in_current_frame(self) -> "InstanceMasks":
         """The same masks, with their pixels stored at the current size instead of the source's."""
-        places = (*self.source_pixels(), (0, 0, *self.size))
-        return InstanceMasks.from_crops([resampled(crop, *places) for crop in self.all_crops()], self.size)
+        return self.from_crops(self.resampled_crops(), self.size)
 
     def without(self, covered: np.ndarray) -> "InstanceMasks":
         """Remove the pixels that a plane, bool [H, W] in the source frame, covers."""
-        self.require_source_frame("cut")
         left_over = []
-        for left, top, crop in self.all_crops():
+        for left, top, crop in self.source_crops("cut"):
             above = covered[top : top + crop.shape[0], left : left + crop.shape[1]]
             x, y, rest = crop_to_content(crop * ~above) if above.any() else (0, 0, crop)
             left_over.append((left + x, top + y, rest))
-        return InstanceMasks.from_crops(left_over, self.size)
+        return self.from_crops(left_over, self.size)
 
     def union(self) -> np.ndarray:
         """bool [H, W]: the pixels of the source frame that belong to any of the masks."""
@@ -161,9 +153,11 @@ class InstanceMasks:
             raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
         return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
-    def require_source_frame(self, what: str) -> None:
+    def source_crops(self, what: str) -> list[Crop]:
+        """`all_crops`; ValueError after a `resize`."""
         if self.size != self.source_size or self.content_size != self.size:
             raise ValueError(f"{what} before resize: the masks are {self.source_size}, their frame is {self.size}")
+        return self.all_crops()
 
     def extents(self) -> Tensor:
         """float32 [N, 4]: the boxes x1y1x2y2 around the objects' pixels in the source frame; zeros for empty masks."""
@@ -183,15 +177,19 @@ class InstanceMasks:
     def dense(self) -> Tensor:
         """uint8 [N, H, W] in the current frame. For drawing and tests; training never calls this."""
         masks = torch.zeros((len(self), *self.size), dtype=torch.uint8)
-        rows, columns = self.source_pixels()
-        for plane, crop in zip(masks.numpy(), self.all_crops()):
-            paint(plane, crop, rows, columns, (0, 0, *self.size))
+        for plane, (left, top, crop) in zip(masks.numpy(), self.resampled_crops()):
+            plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         return masks
 
-    def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """`source_indices` as arrays."""
-        rows, columns = self.source_indices()
-        return rows.numpy(), columns.numpy()
+    def resampled_crops(self) -> list[Crop]:
+        """`all_crops` in the current frame, resized by nearest neighbour."""
+        rows, columns = (indices.numpy() for indices in self.source_indices())
+        resampled = []
+        for left, top, pixels in self.all_crops():
+            y1, y2 = np.searchsorted(rows, (top, top + pixels.shape[0])).clip(0, self.size[0]).tolist()
+            x1, x2 = np.searchsorted(columns, (left, left + pixels.shape[1])).clip(0, self.size[1]).tolist()
+            resampled.append((x1, y1, pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]))
+        return resampled
 
     def source_indices(self) -> tuple[Tensor, Tensor]:
         """For each row and each column of the current frame, the nearest row and column of the source image, int64.
@@ -211,35 +209,7 @@ def nearest_indices(source: int, target: int) -> Tensor:
     return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64)
 
 
-def paint(
-    plane: np.ndarray,
-    crop: tuple[int, int, np.ndarray],
-    rows: np.ndarray,
-    columns: np.ndarray,
-    window: tuple[int, int, int, int],
-) -> None:
-    """Write one mask into `plane` [H, W] within `window` (top, left, bottom, right), resized by nearest neighbour.
-
-    `rows` and `columns` give the source row and column for each row and column of the plane.
-    """
-    x1, y1, pixels = resampled(crop, rows, columns, window)
-    plane[y1 : y1 + pixels.shape[0], x1 : x1 + pixels.shape[1]] = pixels
-
-
-def resampled(
-    crop: tuple[int, int, np.ndarray], rows: np.ndarray, columns: np.ndarray, window: tuple[int, int, int, int]
-) -> tuple[int, int, np.ndarray]:
-    """The crop that `paint` writes: left, top and pixels [h, w] in the current frame; arguments as there."""
-    left, top, pixels = crop
-    height, width = pixels.shape
-    y1, y2 = np.searchsorted(rows, (top, top + height)).clip(window[0], window[2]).tolist()
-    x1, x2 = np.searchsorted(columns, (left, left + width)).clip(window[1], window[3]).tolist()
-    return x1, y1, pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]
-
-
-def shown_part(
-    crop: tuple[int, int, np.ndarray], top: int, left: int, height: int, width: int
-) -> tuple[int, int, np.ndarray]:
+def shown_part(crop: Crop, top: int, left: int, height: int, width: int) -> Crop:
     """The part of a mask inside a window of the image, as left, top and pixels [h, w] in the window's frame."""
     x, y, pixels = crop[0] - left, crop[1] - top, crop[2]
     if min(x, y) >= 0 and x + pixels.shape[1] <= width and y + pixels.shape[0] <= height:
@@ -249,7 +219,7 @@ def shown_part(
     return (max(x, 0) + dx, max(y, 0) + dy, content) if content.size else (0, 0, content)
 
 
-def crop_to_content(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
+def crop_to_content(mask: np.ndarray) -> Crop:
     """Left, top and the smallest crop of `mask` [H, W] with every nonzero pixel; empty if there is none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:

@@ -4,13 +4,11 @@ Bilinear interpolation is linear between two source rows, so a column crosses th
 at a position that one division gives. Only the M source rows of a column are examined instead of all its pixels.
 """
 
-from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
-# Source and target length of an axis -> for each target position the lower source position, int64, and the weight of
-# the upper one, float32.
-Resampling = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+SMALL = 128  # height + width up to which torch interpolates with the kernel that weights four pixels at once
 
 # Bounds on the float32 rounding error of a value of at most 1: with the exact interpolation weights, and with the
 # position from a division.
@@ -18,7 +16,7 @@ ROUNDING, MISPLACED = 5e-7, 2e-5
 
 
 def column_changes(
-    probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float, resampling: Resampling
+    probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The threshold crossings of all masks of an image.
 
@@ -27,7 +25,6 @@ def column_changes(
         corners: int64 [N, 4], x1y1x2y2: first and last column and row of each mask in the image's frame.
         size: the image's height and width.
         threshold: values above it are inside the mask.
-        resampling: the weights of the bilinear interpolation that pastes the masks.
 
     Returns:
         positions: int64 [S], ascending within a mask: index of the first pixel after the crossing, counted down the
@@ -46,7 +43,7 @@ def column_changes(
     visible = np.where(bottom > top, right - left, 0)
     owner = np.repeat(np.arange(len(probs)), visible)
     x = ranges(left, visible)
-    below, share = lookup(resampling, knots, widths, left - x1, visible)
+    below, share = lookup(knots, widths, left - x1, visible)
     lines = np.ascontiguousarray(probs.transpose(0, 2, 1)).reshape(-1, knots)
     values = lines.take(owner * knots + below, axis=0)
     above = lines.take(owner * knots + np.minimum(below + 1, knots - 1), axis=0)
@@ -75,7 +72,7 @@ def column_changes(
     nearest = np.rint(crossing)
     close = np.flatnonzero(np.abs((nearest - crossing) * step) * (knots / heights)[n] <= scale * MISPLACED)
     n, k, before, nearest = n[close], k[close], before[close], nearest[close].astype(np.int64)
-    below, share = lookup(resampling, knots, heights, np.zeros_like(heights), heights)
+    below, share = lookup(knots, heights, np.zeros_like(heights), heights)
     at = (heights.cumsum() - heights)[n] + nearest.clip(0, heights[n] - 1)
     value = values[before - k + below[at]] * (1.0 - share[at])
     value += values[before - k + np.minimum(below[at] + 1, knots - 1)] * share[at]
@@ -90,11 +87,32 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
 
 
-def lookup(
-    resampling: Resampling, knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Concatenate lengths[i] entries of `resampling(knots, targets[i])`, from starts[i] on."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
     return np.concatenate(below), np.concatenate(share)
+
+
+def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """`interpolation` of one axis alone."""
+    below, share = interpolation(source, target, target + 1 <= SMALL)
+    return below, np.where(below < source - 1, share, np.float32(1))
+
+
+@lru_cache(maxsize=4096)
+def interpolation(source: int, target: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`F.interpolate`'s weights: per target position the lower source position, int64, and the upper one's share."""
+    half, scale = np.float32(0.5), np.float32(np.float32(source) / np.float32(target))
+    centres = np.arange(target, dtype=np.float32) + half
+    places = fused(scale, centres, -half) if small else scale * centres - half
+    places = np.maximum(places, np.float32(0))
+    below = np.minimum(np.floor(places).astype(np.int64), source - 1)
+    return below, np.clip(places - below.astype(np.float32), 0, 1)
+
+
+def fused(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
+    """a * b + c of float32 numbers, rounded once."""
+    a, b, c = (np.asarray(each, dtype=np.float64) for each in (a, b, c))
+    return (a * b + c).astype(np.float32)

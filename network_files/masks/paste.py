@@ -1,19 +1,25 @@
-"""Paste masks: M x M probabilities and boxes -> masks in the image's frame, as crops, run-length codes or planes.
+"""Paste masks: M x M probabilities and boxes -> probabilities in the image's frame. `encode.py` makes their codes.
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.boxes import at_least_float32
-from network_files.masks.codes import Crop, encode_crops, encode_outlines
+
+
+def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
+    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
+    planes = at_least_float32(mask_probs.new_zeros((len(boxes), 1, *size)))
+    # Not `zip(planes, ...)`: autograd refuses to write into the views that iterating gives.
+    for i, (left, top, crop) in enumerate(mask_crops(mask_probs, boxes, size, continuous)):
+        planes[i, 0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return planes
 
 
 def mask_crops(
@@ -78,63 +84,6 @@ def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         float [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
     """
     padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
-    return padded, expand_boxes(boxes, padded.shape[-1] / mask_probs.shape[-1]).to(torch.int64)
-
-
-def expand_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes [N, 4] enlarged about their centres by the factor `scale`."""
-    half_w = (boxes[:, 2] - boxes[:, 0]) * 0.5
-    half_h = (boxes[:, 3] - boxes[:, 1]) * 0.5
-    x = (boxes[:, 2] + boxes[:, 0]) * 0.5
-    y = (boxes[:, 3] + boxes[:, 1]) * 0.5
-    half_w, half_h = half_w * scale, half_h * scale
-    return torch.stack((x - half_w, y - half_h, x + half_w, y + half_h), dim=1)
-
-
-def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
-    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
-    planes = at_least_float32(mask_probs.new_zeros((len(boxes), 1, *size)))
-    # Not `zip(planes, ...)`: autograd refuses to write into the views that iterating gives.
-    for i, (left, top, crop) in enumerate(mask_crops(mask_probs, boxes, size, continuous)):
-        planes[i, 0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
-    return planes
-
-
-def encode_masks(
-    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
-) -> list[dict]:
-    """COCO run-length codes of the masks, directly from the M x M probabilities; arguments as in `mask_crops`.
-
-    Byte for byte the same as encoding `paste_masks(...) > threshold`. The outlines of all masks of an image are
-    computed together; only a mask whose outline depends on the last bit of an interpolated value is resized.
-
-    Returns:
-        A list of {"size": [H, W], "counts": bytes}.
-    """
-    if len(boxes) == 0:
-        return []
-    mask_probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
-    if continuous:
-        return encode_crops(as_arrays(sampled_crops(mask_probs, boxes, size)), size, threshold)
-    padded, corners = frame(mask_probs, boxes)
-
-    def crops(chosen: np.ndarray) -> Iterator[Crop]:
-        return as_arrays(whole_pixel_crops(mask_probs[chosen], boxes[chosen], size))
-
-    return encode_outlines(padded[:, 0].numpy(), corners.numpy(), size, threshold, resampling, crops)
-
-
-def as_arrays(crops: Iterable[tuple[int, int, Tensor]]) -> Iterator[Crop]:
-    return ((left, top, crop.numpy()) for left, top, crop in crops)
-
-
-@lru_cache(maxsize=4096)
-def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each target position, the lower source position, int64, and the weight of the upper one, float32.
-
-    Read from `F.interpolate` on one-hot inputs, so that they match it bit for bit.
-    """
-    ones = torch.eye(source)[:, None, :, None]
-    weights = F.interpolate(ones, size=(target, 1), mode="bilinear", align_corners=False)[:, 0, :, 0].numpy()
-    below = (weights != 0).argmax(axis=0)
-    return below, weights[np.minimum(below + 1, source - 1), np.arange(target)]
+    low, high = boxes.view(-1, 2, 2).unbind(dim=1)
+    half, centre = (high - low) * 0.5 * (padded.shape[-1] / mask_probs.shape[-1]), (high + low) * 0.5
+    return padded, torch.cat((centre - half, centre + half), dim=1).to(torch.int64)

@@ -41,7 +41,7 @@ def compress(codes: list[dict]) -> list[dict]:
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """Run lengths -> COCO's packed counts, in the format that `unpack_counts` describes.
+    """Run lengths -> COCO's packed counts, in the format that `unpack_all` describes.
 
     Args:
         counts: int64 [S], the concatenated run lengths of all codes.
@@ -70,17 +70,11 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
     return [packed[start:end] for start, end in zip(borders, borders[1:])]
 
 
-def unpack_counts(packed: bytes) -> np.ndarray:
-    """COCO's packed counts of one code -> run lengths, int64.
+def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Packed counts of N codes -> their concatenated run lengths, int64 [S], and their number per code, [N].
 
     A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
     the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
-    """
-    return unpack_all([packed])[0]
-
-
-def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Packed counts of N codes -> their concatenated run lengths, int64 [S], and their number per code, [N].
 
     Raises:
         ValueError: the packed counts are invalid.

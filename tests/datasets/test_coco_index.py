@@ -22,7 +22,7 @@ from dataset_files.conversion_store import open_split_index
 from dataset_files.dataset import ItemPlan
 from dataset_files.problems import leaves_folder
 from my_dataset_coco import CocoDetection, coco_split
-from network_files.masks.rle import are_packed_codes, unpack_counts
+from network_files.masks.rle import are_packed_codes, unpack_all
 
 IMAGES = [{"id": i, "height": 40, "width": 50, "file_name": f"{i}.png"} for i in (30, 10, 20)]
 CATEGORIES = [{"id": 1, "name": "ape"}, {"id": 2, "name": "bär"}]
@@ -473,7 +473,7 @@ def test_packed_and_loose_codes_reach_as_far_as_their_pixels(tmp_path):
     codes = [coco_mask.encode(np.asfortranarray(plane)) for plane in planes]
     masks = MaskColumns()
     for code in codes:
-        counts = unpack_counts(code["counts"]).tolist()
+        counts = unpack_all([code["counts"]])[0].tolist()
         masks.add_code({"size": [40, 50], "counts": code["counts"].decode()})
         masks.add_code({"size": [40, 50], "counts": counts})
     masks.check_group()

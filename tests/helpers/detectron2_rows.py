@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes
-from network_files.masks.paste import encode_masks
+from network_files.masks.encode import encode_masks
 from tests.helpers.project import ROOT
 from train_utils.models import load_trained_model
 from train_utils.options import InferenceSettings
@@ -166,7 +166,7 @@ def stage_rows(model: MaskRCNN, reference: Reference) -> list[Row]:
     logits = model.roi_heads.predict_masks(pyramid, [reference["boxes"]], batch.image_sizes, reference.labels)
     probs = logits.sigmoid()
     boxes = resize_boxes(reference["boxes"], reference.resized_size, reference.size)
-    codes = encode_masks(probs[:, None], boxes, reference.size, continuous=model.continuous_paste)
+    codes = encode_masks(probs[:, None].numpy(), boxes.numpy(), reference.size, continuous=model.continuous_paste)
     apart = 1 - mean_iou(codes, reference.codes)
     areas = torch.from_numpy(coco_mask.area(codes).astype(np.int64))
     return [
@@ -196,7 +196,7 @@ def whole_way_iou(model: MaskRCNN, reference: Reference) -> float:
     A counterpart is the detection of the same class with the highest box IoU, of at least 0.5.
     """
     (own,) = model.detect([as_tensor(reference.photo)])
-    codes = encode_masks(own["masks"], own["boxes"], reference.size, continuous=model.continuous_paste)
+    codes = encode_masks(own["masks"].numpy(), own["boxes"].numpy(), reference.size, continuous=model.continuous_paste)
     overlaps = box_iou(reference["final_boxes"], own["boxes"]) * (reference.labels[:, None] == own["labels"])
     ious = [
         mean_iou([codes[i]], [code]) if overlap >= 0.5 else 0.0

@@ -19,7 +19,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from network_files import MaskRCNN
 from network_files.masks.paste import paste_masks
-from network_files.masks.targets import project_masks_on_boxes
+from network_files.masks.targets import mask_targets
 from network_files.matching import Objects
 from network_files.rpn import per_anchor
 from tests.helpers.exact_rows import Check, absolute, counted, relative
@@ -161,7 +161,7 @@ def sample_checks(
     checks += box_head_checks(reference, own, padded, levels, rois, "training")[0]
     boxes, objects = at(rois, positive), at(matched, positive)
     expected = [reference_targets(t["masks"], b, i, 28) for t, b, i in zip(targets, boxes, objects)]
-    found = [project_masks_on_boxes(t["masks"], b, i, 28) for t, b, i in zip(own_targets, boxes, objects)]
+    found = [mask_targets([t["masks"]], [b], [i], 28) for t, b, i in zip(own_targets, boxes, objects)]
     return [*checks, absolute("mask head", "mask targets", found, expected, 0)]
 
 

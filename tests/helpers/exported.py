@@ -26,7 +26,6 @@ from network_files.heads import (
     TwoMLPHead,
 )
 from onnx_files.network_graph import GraphOptions, network_graph
-from onnx_files.onnx_model import detect
 from onnx_files.runtimes import Session, open_session
 from tests.helpers.parity import enliven_norms, spread_logits, synthetic_batch, thin_backbone
 from train_utils.models import ModelConfig, anchors_of, build_model, detectron2_parts
@@ -105,7 +104,7 @@ def opened(content: onnx.ModelProto | Path, runtime: str = "onnxruntime") -> Ses
 
 def run_session(session: Session, image: np.ndarray) -> Detection:
     """Detections in an image uint8 [H, W, 3]."""
-    return detect(session, image)
+    return session.detect(image)
 
 
 class Reference:
@@ -119,16 +118,21 @@ class Reference:
                 weight *= 1 + CHANGE * (2 * torch.randint(0, 2, weight.shape, generator=generator) - 1)
 
     @torch.inference_mode()
-    def assert_finds(self, found: Sequence[Detection], image: np.ndarray, least: int = 4) -> None:
-        """Assert that runtimes found what the network finds in an image uint8 [H, W, 3]: `least` or more objects."""
+    def detect(self, image: np.ndarray) -> tuple[Detection, dict[str, float]]:
+        """Exact detections in an image uint8 [H, W, 3], and how far a runtime's may be from them."""
         pixels = torch.from_numpy(image).permute(2, 0, 1).double() / 255
         exact, changed = (
             {name: value.numpy() for name, value in model.detect([pixels])[0].items()}
             for model in (self.exact, self.changed)
         )
-        assert len(exact["labels"]) >= least
         tolerances = {name: ALLOWED * value for name, value in deviations(changed, exact).items()}
         tolerances["boxes"] += COORDINATE_ROUNDING * max(pixels.shape)
+        return exact, tolerances
+
+    def assert_finds(self, found: Sequence[Detection], image: np.ndarray, least: int = 4) -> None:
+        """Assert that runtimes found what the network finds in an image uint8 [H, W, 3]: `least` or more objects."""
+        exact, tolerances = self.detect(image)
+        assert len(exact["labels"]) >= least
         for each in found:
             assert_same_detections(each, exact, tolerances)
 

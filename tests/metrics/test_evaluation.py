@@ -15,7 +15,7 @@ from torch import Tensor
 
 from my_dataset_coco import coco_object
 from my_dataset_voc import VOCInstances
-from network_files.masks.paste import encode_masks
+from network_files.masks.encode import encode_masks
 from tests.helpers.official_metrics import official_evaluation
 from train_utils import evaluation
 from train_utils.classes import ClassTable
@@ -105,7 +105,7 @@ def truth_of(boxes: Mapping[int, Sequence[tuple]], classes: ClassTable) -> dict:
         for (x1, y1, x2, y2), label, code in zip(
             target["boxes"].tolist(),
             target["labels"].tolist(),
-            encode_masks(target["masks"], target["boxes"], SIZE),
+            encode_masks(target["masks"].numpy(), target["boxes"].numpy(), SIZE),
         ):
             annotations.append(
                 {

@@ -13,7 +13,7 @@ from network_files import InstanceMasks, roi_heads
 from network_files.anchors import AnchorGenerator
 from network_files.image_transform import ImageTransform
 from network_files.masks.paste import mask_crops
-from network_files.masks.targets import mask_targets, project_masks_on_boxes
+from network_files.masks.targets import mask_targets
 from tests.helpers.detectron2_rows import as_tensor
 from train_utils.models import ModelConfig, build_model
 
@@ -78,8 +78,8 @@ def test_mask_targets_are_cut_out_as_the_features_are():
     rois = torch.cat((matched[:, None], boxes), dim=1)
     for aligned in (True, False):
         expected = roi_align(dense[:, None].float(), rois, (28, 28), aligned=aligned)[:, 0]
-        assert torch.equal(project_masks_on_boxes(masks, boxes, matched, 28, aligned), expected)
-    targets = project_masks_on_boxes(masks, boxes[:2], matched[:2], 28, aligned=True)
+        assert torch.equal(mask_targets([masks], [boxes], [matched], 28, aligned), expected)
+    targets = mask_targets([masks], [boxes[:2]], [matched[:2]], 28, aligned=True)
     for (left, top, crop), mask in zip(mask_crops(targets[:, None], boxes[:2], (60, 80), continuous=True), dense):
         plane = torch.zeros(60, 80, dtype=torch.bool)
         plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop > 0.5

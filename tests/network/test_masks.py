@@ -19,9 +19,10 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from my_dataset_coco import CocoDetection
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from network_files.masks.paste import encode_masks, paste_masks
-from network_files.masks.rle import compress, decode_crops, encode_crop, unpack_all, unpack_counts
-from network_files.masks.targets import project_masks_on_boxes
+from network_files.masks.encode import encode_masks
+from network_files.masks.paste import paste_masks
+from network_files.masks.rle import compress, decode_crops, encode_crop, unpack_all
+from network_files.masks.targets import mask_targets
 from network_files.roi_align import PyramidRoIAlign
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs, boxes_of_every_kind, detections
 from tests.helpers.photos import packed_code
@@ -156,7 +157,7 @@ def test_mask_targets_equal_torchvision_to_the_last_bit(min_size, max_size, flip
     matched = torch.randint(len(dense), (len(rois),))
     expected = reference_targets(reference["masks"], rois, matched, 28)
     assert 0 < expected.mean() < 1
-    assert_equal_targets(project_masks_on_boxes(own["masks"], rois, matched, 28), expected, rois)
+    assert_equal_targets(mask_targets([own["masks"]], [rois], [matched], 28), expected, rois)
 
 
 def test_mask_targets_of_single_boxes_equal_torchvision_to_the_last_bit():
@@ -164,7 +165,7 @@ def test_mask_targets_of_single_boxes_equal_torchvision_to_the_last_bit():
     dense = (torch.rand(1, 20, 27) > 0.5).to(torch.uint8)
     masks, first = InstanceMasks.from_dense(dense), torch.zeros(1, dtype=torch.int64)
     rois = boxes_of_every_kind(20, 27)
-    targets = torch.cat([project_masks_on_boxes(masks, roi[None], first, 14) for roi in rois])
+    targets = torch.cat([mask_targets([masks], [roi[None]], [first], 14) for roi in rois])
     expected = reference_targets(dense, rois, torch.zeros(len(rois), dtype=torch.int64), 14)
     assert_equal_targets(targets, expected, rois)
 
@@ -178,33 +179,11 @@ def assert_equal_targets(targets: Tensor, expected: Tensor, rois: Tensor) -> Non
 def test_no_boxes_make_no_mask_targets():
     masks = InstanceMasks.from_dense(blobs(2))
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert project_masks_on_boxes(masks, torch.zeros(0, 4), nothing, 28).shape == (0, 28, 28)
-    assert project_masks_on_boxes(masks[[]], torch.zeros(0, 4), nothing, 28).shape == (0, 28, 28)
+    assert mask_targets([masks], [torch.zeros(0, 4)], [nothing], 28).shape == (0, 28, 28)
+    assert mask_targets([masks[[]]], [torch.zeros(0, 4)], [nothing], 28).shape == (0, 28, 28)
 
 
 # --- pasted masks and their codes -------------------------------------------------------------------------------
-
-
-PICTURES = [(97, 33, 700), (60, 80, 700), (28, 300, 300), (1, 50, 150), (50, 1, 150), (2, 2, 100), (240, 320, 100)]
-
-
-@pytest.mark.parametrize(("height", "width", "count"), PICTURES)
-def test_codes_of_detected_masks_equal_pasting_and_encoding_byte_for_byte(height, width, count):
-    probs, boxes = detections(height, width, count)
-    planes = paste_masks_in_image(probs, boxes, (height, width))
-    expected = coco_mask.encode(np.asfortranarray((planes[:, 0] > 0.5).permute(1, 2, 0).numpy().astype(np.uint8)))
-    codes = encode_masks(probs, boxes, (height, width))
-    wrong = [i for i in range(count) if codes[i] != expected[i]]
-    assert len(codes) == count and not wrong, f"{len(wrong)} boxes, the first {boxes[wrong[0]].tolist()}"
-    covered = (planes > 0.5).flatten(1).sum(1)
-    assert (covered > 0).sum() > count / 4 and ((covered > 0) & (covered < height * width)).any()
-
-
-def test_codes_take_another_threshold():
-    probs, boxes = detections(40, 60, 50)
-    planes = paste_masks_in_image(probs, boxes, (40, 60))[:, 0]
-    codes = encode_masks(probs, boxes, (40, 60), threshold=0.8)
-    assert np.array_equal(coco_mask.decode(codes), (planes > 0.8).permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(97, 33, 200), (60, 80, 200), (1, 50, 50), (240, 320, 20)])
@@ -218,7 +197,7 @@ def test_pasted_masks_equal_torchvision_to_the_last_bit(height, width, count):
 def test_no_detections_make_no_masks():
     probs, boxes = torch.zeros(0, 1, 28, 28), torch.zeros(0, 4)
     assert paste_masks(probs, boxes, (30, 40)).shape == (0, 1, 30, 40)
-    assert encode_masks(probs, boxes, (30, 40)) == []
+    assert encode_masks(probs.numpy(), boxes.numpy(), (30, 40)) == []
 
 
 # --- run-length codes -------------------------------------------------------------------------------------------
@@ -252,7 +231,7 @@ def test_codes_of_crops_equal_codes_of_planes(dense):
 
 def test_packed_counts_unpack_to_run_lengths(dense):
     for mask in dense.numpy():
-        counts = unpack_counts(coco_mask.encode(np.asfortranarray(mask))["counts"])
+        counts = unpack_all([coco_mask.encode(np.asfortranarray(mask))["counts"]])[0]
         assert counts.dtype == np.int64 and counts.tolist() == run_lengths(mask)
 
 
@@ -267,7 +246,7 @@ def test_packed_counts_unpack_however_long_the_runs_are():
         counts = (2 ** random.uniform(0, 24, random.integers(1, 12))).astype(int).tolist()
         counts[0] = counts[0] if random.random() < 0.5 else 0
         packed = coco_mask.frPyObjects({"size": [sum(counts), 1], "counts": counts}, sum(counts), 1)["counts"]
-        assert unpack_counts(packed).tolist() == counts
+        assert unpack_all([packed])[0].tolist() == counts
 
 
 def test_codes_decode_to_the_smallest_crop(dense):
@@ -304,7 +283,7 @@ def test_every_polygon_and_crowd_of_photos_decodes_as_by_pycocotools(data_folder
         left, top, crop = decode_crops([code])[0]
         plane = coco_mask.decode(code)
         assert np.array_equal(on_plane(left, top, crop, *size), plane)
-        assert encode_crop(crop.astype(bool), left, top, *size)["counts"] == unpack_counts(code["counts"]).tolist()
+        assert encode_crop(crop.astype(bool), left, top, *size)["counts"] == unpack_all([code["counts"]])[0].tolist()
         assert compress([encode_crop(crop.astype(bool), left, top, *size)]) == [code]
         crowds += annotation["iscrowd"]
     assert crowds > 5

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.ops import roi_align
 
 from network_files import InstanceMasks
-from network_files.masks.targets import OBJECTS_AT_ONCE, project_masks_on_boxes, targets_on_device
+from network_files.masks.targets import OBJECTS_AT_ONCE, mask_targets, targets_on_device
 from network_files.matching import BalancedSampler
 from network_files.on_device import AsyncHostCopy, true_indices
 from network_files.roi_align import PyramidRoIAlign, SharedPyramid
@@ -61,8 +62,7 @@ def boxes() -> list[Tensor]:
 def test_reading_all_levels_at_once_equals_reading_each_forward_and_backward(levels, boxes, sampling_ratio, aligned):
     pool = PyramidRoIAlign(output_size=(7, 5), sampling_ratio=sampling_ratio, aligned=aligned)
     by_level = pool(levels, boxes, [(256, 300), (200, 320)])
-    names = ("gather_by_level", "gather_from_all") if sampling_ratio else ("operate_by_level", "operate_on_all")
-    setattr(pool, names[0], getattr(pool, names[1]))
+    pool.read_by_level = pool.read_at_once
     at_once = pool(levels, boxes, [(256, 300), (200, 320)])
     assert torch.equal(at_once, by_level)
     weights = torch.randn_like(by_level)
@@ -76,7 +76,7 @@ def test_reading_all_levels_at_once_equals_reading_each_forward_and_backward(lev
 def test_both_roi_aligns_read_the_same_tables_of_a_shared_pyramid(levels, boxes, at_once):
     shared, sizes = SharedPyramid(levels), [(256, 300), (200, 320)]
     for pool in (PyramidRoIAlign(output_size=7), PyramidRoIAlign(output_size=14)):
-        pool.gather_by_level = pool.gather_from_all if at_once else pool.gather_by_level
+        pool.read_by_level = pool.read_at_once if at_once else pool.read_by_level
         before = dict(shared.tables)
         assert torch.equal(pool(shared, boxes, sizes), pool(levels, boxes, sizes))
         assert all(shared.tables[names] is table for names, table in before.items())
@@ -87,23 +87,26 @@ def test_both_roi_aligns_read_the_same_tables_of_a_shared_pyramid(levels, boxes,
 @pytest.mark.parametrize(
     ("size", "frame"), [((37, 53), None), ((74, 106), None), ((50, 61), None), ((20, 30), (37, 53))], ids=str
 )
-def test_mask_targets_from_planes_equal_those_of_the_cpu_to_the_last_bit(size, frame, aligned: bool):
+def test_mask_targets_of_many_objects_equal_those_of_dense_masks_to_the_last_bit(size, frame, aligned: bool):
     masks = InstanceMasks.from_dense(torch.cat((blobs(2 * OBJECTS_AT_ONCE + 3), torch.zeros(1, 37, 53).bool())))
     masks = masks.resize(*size, frame)
     rois = boxes_of_every_kind(*size)
     matched = torch.randint(len(masks), (len(rois),))
-    expected = project_masks_on_boxes(masks, rois, matched, 28, aligned)
+    indexed = torch.cat((matched[:, None].float(), rois), dim=1)
+    expected = roi_align(masks.dense()[:, None].float(), indexed, (28, 28), aligned=aligned)[:, 0]
     assert 0 < expected.mean() < 1
-    assert torch.equal(targets_on_device([masks], [rois], [matched], 28, aligned), expected)
+    for make in (mask_targets, targets_on_device):
+        assert torch.equal(make([masks], [rois], [matched], 28, aligned), expected)
 
 
-def test_images_without_objects_or_pixels_make_no_mask_targets_on_a_device():
+@pytest.mark.parametrize("make", [mask_targets, targets_on_device])
+def test_images_without_objects_or_pixels_make_no_mask_targets(make):
     nothing = torch.zeros(0, dtype=torch.int64)
     none = InstanceMasks.from_crops([], (20, 30))
-    assert targets_on_device([none], [torch.zeros(0, 4)], [nothing], 28, False).shape == (0, 28, 28)
+    assert make([none], [torch.zeros(0, 4)], [nothing], 28, False).shape == (0, 28, 28)
     empty = InstanceMasks.from_dense(torch.zeros(2, 20, 30, dtype=torch.uint8))
     rois = torch.tensor([[1.0, 2.0, 9.0, 8.0]])
-    assert torch.equal(targets_on_device([empty], [rois], [nothing.new_ones(1)], 28, False), torch.zeros(1, 28, 28))
+    assert torch.equal(make([empty], [rois], [nothing.new_ones(1)], 28, False), torch.zeros(1, 28, 28))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -111,8 +114,8 @@ def test_roi_align_with_adaptive_samples_takes_features_in_low_precision_beside_
     """As when --deterministic reads on the CPU what CUDA's autocast has made."""
     low = {name: level.detach().to(dtype) for name, level in levels.items()}
     pool, sizes = PyramidRoIAlign(output_size=7, sampling_ratio=0), [(256, 300), (200, 320)]
-    for read in ("operate_by_level", "operate_on_all"):
-        pool.operate_by_level = getattr(pool, read)
+    for read in ("read_by_level", "read_at_once"):
+        pool.read_by_level = getattr(pool, read)
         found = pool(low, boxes, sizes)
         expected = pool({name: level.float() for name, level in low.items()}, boxes, sizes)
         assert found.dtype == dtype and torch.equal(found, expected.to(dtype))

@@ -7,7 +7,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
-from onnx_files.precision import KEPT  # noqa: E402
+from onnx_files.precision import FLOAT32_LAYERS  # noqa: E402
 from tests.helpers.commands import assert_refused, run, succeeded  # noqa: E402
 from tests.helpers.square_finder import write_square_finder, write_squares  # noqa: E402
 from tests.helpers.thin_weights import thin_networks  # noqa: E402
@@ -39,7 +39,7 @@ def test_a_smaller_file_is_written_with_its_ap(squares, precision):
     of_weights = [node for node in graph.node if any(is_quantised(producers.get(name)) for name in node.input[1:2])]
     kinds = {node.op_type for node in of_weights if node.input[1].startswith(("backbone", "rpn", "roi_heads"))}
     assert kinds - {"Add"} == (set() if precision == "fp16" else {"Conv", "Gemm"})  # Add: shortcuts, in float32
-    assert not any(key in node.input[1] for node in of_weights for key in KEPT)
+    assert not any(layer in node.input[1] for node in of_weights for layer in FLOAT32_LAYERS)
 
 
 def is_quantised(node) -> bool:
