@@ -8,7 +8,7 @@ from torch import Tensor
 from network_files import InstanceMasks, MaskRCNN, roi_heads
 from network_files.ignore_regions import integral_image, share_inside
 from network_files.image_transform import View
-from network_files.masks.targets import mask_targets
+from network_files.masks import targets as mask_targets
 from network_files.matching import Objects
 from network_files.roi_heads import mask_rcnn_loss
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs
@@ -146,7 +146,7 @@ def test_the_mask_loss_is_the_mean_over_those_with_a_mask(monkeypatch, on_device
     loss = mask_rcnn_loss(logits, [boxes], [matched], [masks], counted=has_mask[matched])
     (gradient,) = torch.autograd.grad(loss, logits)
     rows = [r for r in range(40) if has_mask[matched[r]]]
-    all_targets = mask_targets([InstanceMasks.from_dense(planes)], [boxes], [matched], 28)
+    all_targets = mask_targets.mask_targets([InstanceMasks.from_dense(planes)], [boxes], [matched], 28, False)
     each = [F.binary_cross_entropy_with_logits(logits[r], all_targets[r]) for r in rows]
     torch.testing.assert_close(loss, torch.stack(each).mean())
     assert 0 < len(rows) < 40 and gradient[rows].abs().sum() > 0
