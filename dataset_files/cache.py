@@ -42,9 +42,6 @@ def digest(*parts: str) -> str:
     return sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
-# --------------------------------------------------------------------------------------------------------------- arrays
-
-
 def storage_places(path: Path, suffix: str) -> list[Path]:
     """Return the paths for arrays derived from `path`: beside it, or in the user's cache if that fails."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
@@ -72,9 +69,6 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
             with replacing(place) as stored:
                 stored.write(sha256(content).digest() + content)
             return
-
-
-# ---------------------------------------------------------------------------------------------------------------- locks
 
 
 @contextmanager

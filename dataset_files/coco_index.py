@@ -123,9 +123,6 @@ def stamp_of(file: Path | int) -> np.ndarray:
     return np.array([VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
 
 
-# ---------------------------------------------------------------------------------------------------- the stored index
-
-
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
     """Read the stored index of the file's current version; None if it is missing or damaged."""
     for columns in read_arrays(storage_places(path, suffix)):
@@ -142,9 +139,6 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
     columns["category_names"] = np.array(list(index.categories.values()), dtype=np.str_)
     columns["found"] = np.array(json.dumps(vars(index.problems)))
     write_arrays(columns, storage_places(index.path, suffix))
-
-
-# ---------------------------------------------------------------------------------------------------- reading the file
 
 
 def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:

@@ -166,9 +166,6 @@ def may_cover_no_pixel(
     return np.maximum.reduceat(areas, borders) <= SLACK[0] * sides + SLACK[1]
 
 
-# ------------------------------------------------------------------------------------------------- single masks
-
-
 def box_of_mask(segmentation: list | dict) -> list[float] | None:
     """Return the box [x, y, width, height] around a mask; None if the mask is empty or invalid.
 

@@ -82,9 +82,6 @@ def read_lists(path: Path, problems: Problems) -> list[list]:
     return lists
 
 
-# ------------------------------------------------------------------------------------------------------------- ids
-
-
 def repair_references(entries: list, annotations: list, key: str, problems: Problems) -> None:
     """Convert the ids of images or categories (`key`) to whole numbers, in their list and in the annotations."""
     owners = [entry for entry in entries if isinstance(entry, dict) and "id" in entry]
@@ -134,9 +131,6 @@ def is_digits(value: Any) -> bool:
     return isinstance(value, str) and value.strip().isdecimal()
 
 
-# ---------------------------------------------------------------------------------------------------------- images
-
-
 def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
     """Give each image the name of an existing file below the folder, if there is one, and a height and width."""
     entries = [image for image in images if isinstance(image, dict)]
@@ -178,9 +172,6 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
             return
     image["height"], image["width"] = height, width
     problems.add("no size", f"{name_of(image)}: {width}x{height}")
-
-
-# ----------------------------------------------------------------------------------------------------- annotations
 
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:

@@ -104,17 +104,12 @@ def add_image(
     if file_name is None:
         builder.problems.add("missing", shown(name))
     elif (image := builder.add_image(file_name, size)) is not None:
-        builder.add_shapes(
-            image,
-            (
-                Shape(
-                    f"{file_name}, shape {number}, {shown(label)}", label, None if group in ("", "0") else group,
-                    partial(read_shape, shape),
-                )
-                for number, (label, group, shape) in enumerate(shapes, start=1)
-                if shape.tag != "tag"
-            ),
-        )  # fmt: skip
+        found = []
+        for number, (label, group, shape) in enumerate(shapes, start=1):
+            if shape.tag != "tag":
+                where, group = f"{file_name}, shape {number}, {shown(label)}", None if group in ("", "0") else group
+                found.append(Shape(where, label, group, partial(read_shape, shape)))
+        builder.add_shapes(image, found)
 
 
 def read_shape(shape: Element) -> list[float] | Crop:

@@ -170,9 +170,6 @@ def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequ
     return matched
 
 
-# ------------------------------------------------------------------------------------------------------ lists and XML
-
-
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
     """Read a list of images: line number -> name. Lines count from 1, without empty ones."""
     if not path.is_file():

@@ -125,9 +125,6 @@ def common_base(base: Path, entries: list[Path]) -> Path:
     return shared.parent  # which also contains the folders of labels
 
 
-# --------------------------------------------------------------------------------------------------- without a YAML
-
-
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
     """Find the splits of a folder with a list of classes instead of a YAML; ValueError if several lists differ."""
     problems = Problems()
