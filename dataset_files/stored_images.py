@@ -20,7 +20,7 @@ from network_files.masks.rle import MOST_PIXELS
 MOST_CHANNELS = 8
 VALUES = ("uint8", "uint16", "float32")  # types of values, to which the others below are converted without loss
 EXACT = dict(zip(VALUES, VALUES)) | dict.fromkeys(("int8", "int16", "float16", "float64"), "float32")
-WORDS = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
+VALUE_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_ORIENTATION = 274
 PNG_START, GREY, GREY_AND_ALPHA = b"\x89PNG\r\n\x1a\n", 0, 4
@@ -69,7 +69,7 @@ class Header(NamedTuple):
 
     def describe(self) -> str:
         colour = "grey, 1 channel" if self.channels == 1 else f"values, {self.channels} channels"
-        return f"{WORDS[self.values]} {colour}"
+        return f"{VALUE_NAMES[self.values]} {colour}"
 
 
 class PackageMissing(ValueError):
@@ -90,7 +90,7 @@ def in_form(array: np.ndarray, form: ImageForm) -> np.ndarray:
     """Convert an array of any layout to [C, H, W]; see `read_stored`."""
     header = header_of(array)
     if header.channels != form.channels or form.values not in (None, header.values):
-        wanted = f"{WORDS[form.values]} values, " if form.values else ""
+        wanted = f"{VALUE_NAMES[form.values]} values, " if form.values else ""
         raise ValueError(f"has {header.describe()}, not {wanted}{form.channels} (--channels)")
     pixels = np.array(channels_first(array), dtype=np.uint8 if header.values == "uint8" else np.float32, order="C")
     if header.values == "float32" and not np.isfinite(pixels).all():
