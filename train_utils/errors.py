@@ -20,7 +20,7 @@ OUT_OF_MEMORY = 6  # of the GPU or the machine; in training after writing a chec
 INTERRUPTED = 130  # second Ctrl-C: immediately, without a checkpoint
 BROKEN_PIPE = 141  # the reader of stdout is gone, as after `| head`; the status that a shell reports for SIGPIPE
 
-# Even the question whether a file exists can end in these.
+# Merely checking whether a file exists can raise these.
 FAULTS_OF_FILES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 # Of CUDA and its libraries, of torch on the CPU, and of a loader worker that the system ended.
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "signal: Killed")

@@ -62,7 +62,7 @@ def test_validation_and_report_take_the_networks_images(lab: Path) -> None:
     page = (lab / "page/report.html").read_text()
     assert page.count("data:image/jpeg;base64") >= 2
     assert_refused(run(lab, "validation.py", *words, "--data-path", "data", "--channels", "3"), "--channels 3")
-    batch = succeeded(run_thin(lab, "train.py", *OPTIONS, *AUGMENTED, "--show-batch", "--output-dir", "batch"))
+    batch = succeeded(run(lab, "train.py", *OPTIONS, *AUGMENTED, "--show-batch", "--output-dir", "batch"))
     assert "batch.png" in batch.out and np.asarray(Image.open(lab / "batch/batch.png")).std() > 20
 
 

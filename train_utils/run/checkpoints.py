@@ -240,6 +240,7 @@ def check_settings(
 
 
 def describe_change(name: str, before: Any, now: Any) -> str:
+    """Describe how a setting or fact changed; of a data fingerprint, name the parts that did."""
     if name not in ("data", "validation"):
         return f"{name} {before} -> {now}"
     changed = [part for part, a, b in zip(FINGERPRINT, before.split(", "), now.split(", ")) if a != b]
