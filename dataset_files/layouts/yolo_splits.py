@@ -1,5 +1,6 @@
 """Find the splits of YOLO's layout: from its YAML file, or from a list of classes and the names of folders."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -118,11 +119,8 @@ def common_base(base: Path, entries: list[Path]) -> Path:
     """Return the folder that file names are relative to: `base` if all entries lie in it, else one above them all."""
     if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
         return base
-    resolved = [entry.resolve() for entry in entries]
-    shared = resolved[0] if resolved[0].is_dir() else resolved[0].parent
-    while not all(entry.is_relative_to(shared) for entry in resolved):
-        shared = shared.parent
-    return shared.parent  # which also contains the folders of labels
+    folders = [place if place.is_dir() else place.parent for place in (entry.resolve() for entry in entries)]
+    return Path(os.path.commonpath(folders)).parent  # which also contains the folders of labels
 
 
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
