@@ -245,6 +245,7 @@ def touch(root: Path, names: list[str]) -> None:
         (["a.jpg"], {"a.json": "[]"}, "a list.*export it as COCO"),
         (["a.jpg"], {"a.json": "{"}, "invalid JSON"),
         (["images/a.jpg", "labels/a.txt"], {}, "closest to YOLO's, without its data.yaml"),
+        (["images/a.jpg", "labels/a.txt"], {"data.yaml": ""}, "closest to YOLO's, without a data.yaml"),
         (["a.jpg", "a.xml"], {}, "closest to Pascal VOC"),
         (["images/a.jpg", "Masks/a.jpg"], {}, "closest to images with masks as images.*JPEG blurs"),
         (["train/a.jpg", "train/a_mask.png", "train/_classes.csv"], {}, "semantic masks.*export instances"),
