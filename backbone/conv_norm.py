@@ -1,6 +1,6 @@
 """Fold a frozen normalisation into the convolution before it.
 
-A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can hold both, which
+A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can absorb both, which
 saves one pass over the feature map forward and another backward.
 """
 
@@ -52,7 +52,7 @@ def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | 
         return compute_parts(conv, norm, dtype, folds)
     known = norm.__dict__.get("frozen_parts")
     if known is None or known[0] != state or any(a is not b for a, b in zip(known[1], sources)):
-        with torch.inference_mode(False):  # training could not use what is made in inference mode
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
             known = state, sources, compute_parts(conv, norm, dtype, folds)
         norm.__dict__["frozen_parts"] = known
     return known[2]

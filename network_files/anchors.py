@@ -74,7 +74,7 @@ class AnchorGenerator(nn.Module):
         if key not in self.cache:
             if len(self.cache) == MOST_SHAPES:
                 self.cache.clear()
-            with torch.inference_mode(False):  # training could not use what is made in inference mode
+            with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training
                 self.cache[key] = [self.tile(cell, size, padded_size) for cell, size in zip(cells, sizes)]
         return self.cache[key]
 

@@ -60,7 +60,7 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of boxes [B, N, 4] with others [B, M, 4] -> [B, N, M], equal to `torchvision.ops.box_iou` bit for bit.
 
-    It needs a third of that operator's memory and takes all images of a batch. Either B may be 1.
+    It needs a third of that operator's memory, and handles all images of a batch. Either B may be 1.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)
     other_x1, other_y1, other_x2, other_y2 = others[:, None].unbind(dim=-1)

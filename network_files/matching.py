@@ -27,7 +27,7 @@ class Objects(NamedTuple):
     Attributes:
         boxes: float [B, N, 4], x1y1x2y2 in pixels of the resized images.
         labels: int64 [B, N].
-        counts: int64 [B], how many objects each image has.
+        counts: int64 [B], the number of objects per image.
         masks: per image, on the host until the mask targets are computed.
         has_mask: bool [B, N], objects that the mask loss counts; None: all.
         regions: per image, the `integral_image` of its ignore regions, or None; empty if no image has any.
@@ -86,18 +86,18 @@ class Matcher:
         best_iou = candidates.new_full(shape, -1.0)
         best_object = torch.zeros(shape, dtype=torch.int64, device=candidates.device)
         is_best_of_some = torch.zeros_like(best_object, dtype=torch.bool)
-        # Some objects at a time: the IoU of all would take gigabytes.
+        # A few objects at a time: the IoUs of all would take gigabytes.
         at_once = max(1, PAIRS_AT_ONCE // max(best_iou.numel(), 1))
         for first in range(0, objects.shape[1], at_once):
             chunk = objects[:, first : first + at_once]
             padding = torch.arange(first, first + chunk.shape[1], device=counts.device) >= counts[:, None]
             iou = pairwise_iou(chunk, candidates).masked_fill_(padding[..., None], -1.0)
             found = iou.max(dim=1)
-            better = found.values > best_iou  # among equal ones, the first object stays
+            better = found.values > best_iou  # of equal IoUs, the first object wins
             best_iou = torch.where(better, found.values, best_iou)
             best_object = torch.where(better, found.indices + first, best_object)
             if self.allow_low_quality_matches:
-                best_of_object = iou.amax(dim=2).masked_fill_(padding, 2.0)  # no IoU equals that of padding
+                best_of_object = iou.amax(dim=2).masked_fill_(padding, 2.0)  # padding equals no IoU
                 is_best_of_some |= (iou == best_of_object[..., None]).any(dim=1)
         matches = best_object.masked_fill(best_iou < self.high_threshold, BETWEEN_THRESHOLDS)
         matches = matches.masked_fill(best_iou < self.low_threshold, BELOW_THRESHOLD)
@@ -109,7 +109,7 @@ class Sample(NamedTuple):
 
     Attributes:
         positive, negative: int64 [P] and [N], ascending.
-        numbers: per image, how many are positive and negative.
+        numbers: per image, the numbers of positive and of negative ones.
     """
 
     positive: Tensor

@@ -1,7 +1,7 @@
 """Work on a device without waiting for it: uploads, copies to the host, positions of true entries.
 
 A host that reads a size or a value from a GPU waits until the GPU has computed it, and the GPU then waits for the host.
-So a step reads what the host needs for the whole batch at once, and leaves everything else on the device.
+So a step reads all that the host needs of a batch at once, and leaves everything else on the device.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ class RoISample(NamedTuple):
         matched: int64 [S], the index of its object in the image; valid where its label is not 0.
         image_ids: int64 [S].
         positive: int64 [P], the indices of those whose label is not 0, ascending.
-        numbers: per image, how many proposals and how many positive ones.
+        numbers: per image, the numbers of proposals and of positive ones.
     """
 
     boxes: Tensor
@@ -207,7 +207,7 @@ class RoIHeads(nn.Module):
             objects: boxes of the objects of each image, [B, N, 4].
         """
         boxes, labels, positive = sample.boxes, sample.labels, sample.positive
-        if len(labels) == 0:  # an image without objects, of which the RPN proposes nothing
+        if len(labels) == 0:  # images without objects, for which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
         matched_boxes = objects[sample.image_ids[positive], sample.matched[positive]].to(boxes.dtype)
         regression_targets = self.box_coder.encode(matched_boxes, boxes[positive])

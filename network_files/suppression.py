@@ -23,7 +23,7 @@ def nms_of_images(
         scores: [B, n]; groups: int64 [B, n]; usable: bool [B, n].
 
     Returns:
-        int64 [B, m], per image the indices of the kept boxes, best first, then others; and how many are kept.
+        int64 [B, m], per image the indices of the kept boxes, best first, then of others; and how many are kept.
     """
     if boxes.device.type != "cpu" and boxes.shape[1] <= MOST_IN_ROWS:
         return nms_at_once(boxes, scores, groups, usable, threshold)
@@ -57,7 +57,7 @@ def nms_of_rows(
         groups: int64 [R, n]; only boxes of the same group suppress one another. None: all boxes of a row do.
 
     Returns:
-        bool [R, n], the boxes that are kept; and their number in each row.
+        bool [R, n], which boxes are kept; and their number per row.
     """
     rows, length = usable.shape
     suppresses = torch.empty((rows, length, length), dtype=torch.bool, device=boxes.device)  # [.., i, j]: j drops i

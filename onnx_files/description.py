@@ -10,7 +10,7 @@ FORMAT = 1
 
 @dataclass
 class Description:
-    """What a program must know about an exported network beside its graph.
+    """What a program needs to know about an exported network besides its graph.
 
     Attributes:
         names: label -> class name.
@@ -40,7 +40,7 @@ class Description:
         """The inverse of `to_metadata`.
 
         Raises:
-            ValueError: the file was not written by tools/export_onnx.py, or by a newer one.
+            ValueError: the file was not written by tools/export_onnx.py, or by a newer version of it.
         """
         if metadata.get("format") != str(FORMAT):
             raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")

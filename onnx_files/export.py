@@ -13,7 +13,7 @@ MASK_THRESHOLD = 0.5
 
 
 def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
-    """Raises ValueError if the network has a part that the exporter does not know."""
+    """Build the model with its metadata; ValueError if the exporter does not support a part of the network."""
     heads, classes = trained.model.roi_heads, trained.classes
     description = Description(
         names=classes.names,

@@ -15,7 +15,7 @@ DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": Ten
 
 
 class Graph:
-    """A graph under construction.
+    """An ONNX graph under construction.
 
     Args:
         opset: version of the operators.
@@ -57,8 +57,8 @@ class Graph:
         return self.constant(values, "float32")
 
     def integers(self, values: int | Sequence[int]) -> str:
-        # Arithmetic takes scalars, axes and shapes lists: OpenVINO 2025 makes scalars of lists that are added, and
-        # fails where an axis is the same constant.
+        # Use scalars for arithmetic, and lists for axes and shapes: OpenVINO 2025 turns lists that are added into
+        # scalars, and fails where an axis is the same constant.
         return self.constant(values, "int64")
 
     def weight(self, name: str, tensor: Tensor) -> str:

@@ -30,7 +30,7 @@ PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What the graph takes and how it stores weights.
+    """Input of the graph, and storage of its weights.
 
     Attributes:
         input_type: "float32", an image in 0..1 or in the units of the network's statistics, or "uint8".
@@ -46,7 +46,7 @@ class GraphOptions:
 
 
 def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Write a network out.
+    """Build the ONNX model of a network.
 
     Args:
         model: as `build_model` makes it; it is not changed.
@@ -59,7 +59,7 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         N is the largest number of detections, and zeros follow the detections; no label of a detection is 0.
 
     Raises:
-        ValueError: the network has a part that this exporter does not know; the message names it.
+        ValueError: the exporter does not support a part of the network; the message names it.
     """
     model = copy.deepcopy(model).eval()
     fold_norms(model)
@@ -111,7 +111,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
     Both sizes are int64 [2], height and width.
 
     Raises:
-        ValueError: the module pads in another way than to multiples of `PADDED_TO`.
+        ValueError: the module does not pad to multiples of `PADDED_TO`.
     """
     if module.fixed_size is not None or module.size_divisible != PADDED_TO:
         raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
@@ -141,7 +141,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
         sizes = g.op("Concat", g.integers([options.batch or 1, len(module.image_mean)]), resized_size, axis=0)
         x = g.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
-    short_of = g.op("Mod", g.op("Neg", resized_size), g.integers(PADDED_TO))  # 0..31: the sign of the divisor
+    short_of = g.op("Mod", g.op("Neg", resized_size), g.integers(PADDED_TO))  # in 0..31, like the divisor
     pads = g.op("Concat", g.integers([0] * 6), short_of, axis=0)
     x = g.op("Pad", x, pads, g.floats(0.0))
     if options.size:
@@ -152,9 +152,9 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
 def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
     """Pillow's bilinear filter along one axis as a matrix, float32 [to, from].
 
-    The operator Resize has an antialiasing filter from opset 18 on, with which onnxruntime's result is another.
+    From opset 18 on, Resize has an antialiasing filter, but onnxruntime's gives other values.
     """
-    # A target's centre (2 i + 1) / 2 is the source's (2 i + 1) from / (2 to). Times 2 to, all are whole numbers.
+    # A target's centre (2 i + 1) / 2 lies at (2 i + 1) from / (2 to) of the source. Times 2 to, all are integers.
     source_count, target_count = (g.columns(size, axis, axis + 1, 0) for size in (from_size, to_size))
     sources = g.op("Mul", odd_numbers(g, source_count, 1, -1), target_count)
     targets = g.op("Mul", odd_numbers(g, target_count, -1, 1), source_count)
@@ -165,7 +165,7 @@ def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
 
 
 def fixed_filter(g: Graph, source_count: int, target_count: int) -> str:
-    """The same matrix as a constant, for images of one size."""
+    """Return the matrix of `triangle_filter` as a constant, for images of one size."""
     sources = (2 * np.arange(source_count) + 1) * target_count
     targets = (2 * np.arange(target_count)[:, None] + 1) * source_count
     weights = np.maximum(2 * max(source_count, target_count) - np.abs(sources - targets), 0).astype(np.float32)
@@ -198,7 +198,7 @@ def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
     top_down = ""
     for i in reversed(range(len(stages))):
         lateral = g.sequence(stages[i], fpn.inner_blocks[i], f"backbone.fpn.inner_blocks.{i}")
-        if top_down:  # padding makes each stage exactly twice the next
+        if top_down:  # padding makes each stage exactly twice as large as the next
             twice = g.op(
                 "Resize", top_down, "", g.floats([1, 1, 2, 2]), mode="nearest",
                 coordinate_transformation_mode="asymmetric", nearest_mode="floor",

@@ -32,7 +32,7 @@ def smaller(
     """Build the graph in a lower precision.
 
     Args:
-        precision: "fp16" stores weights in float16, and computes in float32 where the runtime does not do better;
+        precision: "fp16" stores weights in float16 and leaves the arithmetic to the runtime, usually float32;
             "int8" quantises `QUANTISED` of the network, and nothing else.
         images: as the dataset returns them, from which int8 takes the ranges of activations.
     """

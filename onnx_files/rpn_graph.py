@@ -49,9 +49,8 @@ def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn:
 
 
 def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, score_thresh: float) -> str:
-    """NMS of one level's boxes [N, 4] with scores [N], none of them below `score_thresh` -> indices int64 [M]."""
-    # The operator keeps scores above its threshold, the network also those equal to it. Boxes that are too small have
-    # the score -1.
+    """NMS of one level's boxes [N, 4] with scores [N] of at least `score_thresh` -> indices int64 [M]."""
+    # The operator keeps scores above its threshold, the network also those equal to it. Small boxes have the score -1.
     threshold = score_thresh - 1e-6 if score_thresh > 0 else -0.5
     kept = g.op(
         "NonMaxSuppression", g.op("Unsqueeze", boxes, g.integers([0])), g.op("Unsqueeze", scores, g.integers([0, 1])),
