@@ -27,6 +27,7 @@ CASES = (
     "bf16",
     "an image without objects",
     "no objects at all",
+    "incomplete labels",
 )
 
 

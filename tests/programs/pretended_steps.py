@@ -40,6 +40,7 @@ CASES = {
     "bf16": {"norm": "frozen", "amp": True},
     "an image without objects": {"norm": "frozen", "empty": 1},
     "no objects at all": {"norm": "frozen", "empty": 2},
+    "incomplete labels": {"norm": "frozen", "incomplete": True},
 }
 
 
@@ -63,10 +64,18 @@ def mixing_is_refused() -> str:
 
 
 def compare(
-    gpu: PretendedGPU, norm: str, sampling_ratio: int = 2, amp: bool = False, empty: int = 0, sync: bool = False
+    gpu: PretendedGPU,
+    norm: str,
+    sampling_ratio: int = 2,
+    amp: bool = False,
+    empty: int = 0,
+    sync: bool = False,
+    incomplete: bool = False,
 ) -> dict:
     model = lively_model(norm, sampling_ratio)
     batch = batch_of(2, empty)
+    if incomplete:
+        batch = batch._replace(targets=tuple(map(with_gaps, batch.targets)))
     on_cpu = training_of(copy.deepcopy(model), torch.device("cpu"), amp)
     with two_equal_processes() if sync else nullcontext():
         if sync:
@@ -144,6 +153,12 @@ def batch_of(number: int, empty: int = 0) -> Batch:
         for i, t in enumerate(targets)
     ]
     return Batch(tuple((image * 255).to(torch.uint8) for image in images), tuple(targets))
+
+
+def with_gaps(target: dict) -> dict:
+    """The target with an ignore region, and without every other mask."""
+    has_mask = torch.arange(len(target["labels"])) % 2 == 1
+    return target | {"ignore_regions": target["masks"][:1], "has_mask": has_mask}
 
 
 def training_of(model: MaskRCNN, device: torch.device, amp: bool) -> Training:
