@@ -4,6 +4,8 @@ Reads the sources with `ast`, imports nothing. An import in a function counts, o
 """
 
 import ast
+import re
+import sys
 from collections import Counter
 from functools import cache
 
@@ -87,6 +89,22 @@ def test_every_import_of_the_product_is_seen():
     assert "network_files/mask_rcnn.py" in imports()["network_files/__init__.py"]  # inside a function
     assert "backbone/__init__.py" in imports()["train_utils/models.py"]
     assert {room_of(path) for path in product()} == set(ROOMS)
+
+
+def test_every_package_that_is_imported_is_in_the_requirements():
+    """By the names under which packages are installed; requirements.txt mentions those that not every use needs."""
+    installed = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python", "markupsafe": "jinja2"}
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8").lower()
+    known = {*sys.stdlib_module_names, *(path.partition("/")[0].removesuffix(".py") for path in product())}
+    names: set[str] = set()
+    for tree in product().values():
+        for node in running_nodes(tree):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names |= {module.partition(".")[0] for module in modules} - known
+    assert {"torch", "contourpy", "PIL"} <= names
+    missing = {name for name in names if not re.search(rf"^(#.*)?\b{installed.get(name, name)}\b", text, re.M)}
+    assert not missing
 
 
 def test_no_room_is_larger_than_a_third_of_the_product():

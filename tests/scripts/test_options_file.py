@@ -93,6 +93,13 @@ def test_a_share_that_the_run_had_by_default_is_not_asked_for(tmp_path):
     assert settings.val_fraction == DataSettings().val_fraction and "val_fraction" in settings.from_file
 
 
+@pytest.mark.parametrize("name", ["color_jitter", "momentum", "nms_thresh"])
+def test_a_strength_includes_both_of_its_ends(tmp_path, name):
+    assert [getattr(parsed(tmp_path, {name: value}), name) for value in (0, 1.0)] == [0, 1]
+    with pytest.raises(InputError, match="'1.01' is not between 0 and 1"):
+        parsed(tmp_path, {name: 1.01})
+
+
 FLAWED = {
     "unknown": ({"epohcs": 3}, "there is no option 'epohcs'; did you mean 'epochs'?"),
     "nothing like it": ({"zzz": 3}, "there is no option 'zzz'"),
