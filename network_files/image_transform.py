@@ -17,30 +17,20 @@ from network_files.masks.instance_masks import InstanceMasks
 
 
 class View(NamedTuple):
-    """Size that an augmentation chose for an image, used instead of the network's own sizes.
+    """Size that an augmentation chose for an image, used instead of the network's own sizes."""
 
-    Attributes:
-        height, width: the size that the image is resized to.
-        frame: height and width of the frame whose upper left the image fills; the rest is padding, and counts as part
-            of the image.
-    """
-
-    height: int
+    height: int  # that the image is resized to
     width: int
+    # Height and width of the frame whose upper left the image fills; the padding counts as part of the image.
     frame: tuple[int, int]
 
 
 @dataclass
 class ImageBatch:
-    """Images of different sizes, padded with zeros on the right and below.
+    """Images of different sizes, padded with zeros on the right and below."""
 
-    Attributes:
-        tensors: float32 [B, 3, H, W], H and W multiples of `size_divisible`.
-        image_sizes: height and width of each image without the padding.
-    """
-
-    tensors: Tensor
-    image_sizes: list[tuple[int, int]]
+    tensors: Tensor  # float32 [B, 3, H, W], H and W multiples of `size_divisible`
+    image_sizes: list[tuple[int, int]]  # height and width of each image without the padding
 
 
 class ImageTransform(nn.Module):

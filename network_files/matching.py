@@ -22,22 +22,14 @@ PAIRS_AT_ONCE = 2**24  # pairs of object and candidate; computing their IoU take
 
 
 class Objects(NamedTuple):
-    """The objects of a batch on the device, padded to the largest number of an image.
+    """The objects of a batch on the device, padded to the largest number of an image."""
 
-    Attributes:
-        boxes: float [B, N, 4], x1y1x2y2 in pixels of the resized images.
-        labels: int64 [B, N].
-        counts: int64 [B], the number of objects per image.
-        masks: per image, on the host until the mask targets are computed.
-        has_mask: bool [B, N], objects that the mask loss counts; None: all.
-        regions: per image, the `integral_image` of its ignore regions, or None; empty if no image has any.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    counts: Tensor
-    masks: list[InstanceMasks]
-    has_mask: Tensor | None = None
+    boxes: Tensor  # float [B, N, 4], x1y1x2y2 in pixels of the resized images
+    labels: Tensor  # int64 [B, N]
+    counts: Tensor  # int64 [B], the number of objects per image
+    masks: list[InstanceMasks]  # per image, on the host until the mask targets are computed
+    has_mask: Tensor | None = None  # bool [B, N], objects that the mask loss counts; None: all
+    # Per image, the `integral_image` of its ignore regions, or None; empty if no image has any.
     regions: Sequence[Tensor | None] = ()
 
     @classmethod
@@ -105,16 +97,11 @@ class Matcher:
 
 
 class Sample(NamedTuple):
-    """The sampled candidates of a batch, as indices of its flattened labels [B * A].
+    """The sampled candidates of a batch, as indices of its flattened labels [B * A]."""
 
-    Attributes:
-        positive, negative: int64 [P] and [N], ascending.
-        numbers: per image, the numbers of positive and of negative ones.
-    """
-
-    positive: Tensor
-    negative: Tensor
-    numbers: list[tuple[int, int]]
+    positive: Tensor  # int64 [P], ascending
+    negative: Tensor  # int64 [N], ascending
+    numbers: list[tuple[int, int]]  # per image, the numbers of positive and of negative ones
 
 
 class BalancedSampler:

@@ -22,23 +22,14 @@ from network_files.suppression import nms_of_images
 
 
 class RoISample(NamedTuple):
-    """The proposals that the heads learn from, image by image: S in all, P of them positive.
+    """The proposals that the heads learn from, image by image: S in all, P of them positive."""
 
-    Attributes:
-        boxes: float [S, 4], x1y1x2y2 in pixels of the resized image.
-        labels: int64 [S], 0 is background.
-        matched: int64 [S], the index of its object in the image; valid where its label is not 0.
-        image_ids: int64 [S].
-        positive: int64 [P], the indices of those whose label is not 0, ascending.
-        numbers: per image, the numbers of proposals and of positive ones.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    matched: Tensor
-    image_ids: Tensor
-    positive: Tensor
-    numbers: list[tuple[int, int]]
+    boxes: Tensor  # float [S, 4], x1y1x2y2 in pixels of the resized image
+    labels: Tensor  # int64 [S], 0 is background
+    matched: Tensor  # int64 [S], the index of its object in the image; valid where its label is not 0
+    image_ids: Tensor  # int64 [S]
+    positive: Tensor  # int64 [P], the indices of those whose label is not 0, ascending
+    numbers: list[tuple[int, int]]  # per image, the numbers of proposals and of positive ones
 
     def all_boxes(self) -> Sequence[Tensor]:
         """`boxes` of each image."""

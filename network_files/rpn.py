@@ -177,17 +177,11 @@ class RegionProposalNetwork(nn.Module):
 
 
 class AnchorTargets(NamedTuple):
-    """What each anchor should predict.
+    """What each anchor should predict."""
 
-    Attributes:
-        labels: int64 [B, A], 1 object, 0 background, -1 ignored.
-        matches: int64 [B, A], the index of its object in the image; valid where its label is 1.
-        objects: [B, N, 4], the boxes of the objects, padded.
-    """
-
-    labels: Tensor
-    matches: Tensor
-    objects: Tensor
+    labels: Tensor  # int64 [B, A], 1 object, 0 background, -1 ignored
+    matches: Tensor  # int64 [B, A], the index of its object in the image; valid where its label is 1
+    objects: Tensor  # [B, N, 4], the boxes of the objects, padded
 
 
 def per_anchor(prediction: Tensor, values: int) -> Tensor:

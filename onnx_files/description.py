@@ -10,25 +10,18 @@ FORMAT = 1
 
 @dataclass
 class Description:
-    """What a program needs to know about an exported network besides its graph.
+    """What a program needs to know about an exported network besides its graph."""
 
-    Attributes:
-        names: label -> class name.
-        category_ids: label -> category id in written results.
-        network: the network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on; with --channels
-            also `channels`, their type of `values`, `image_mean` and `image_std`.
-        thresholds: `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
-        continuous_paste: how masks are pasted, see `mask_crops`.
-        exif: whether training images were turned by their EXIF tag: "apply" or "ignore".
-        class_thresholds: label -> the score with the best F1 in validation; {} if unknown, as in older files.
-    """
-
-    names: dict[int, str]
-    category_ids: dict[int, int]
+    names: dict[int, str]  # label -> class name
+    category_ids: dict[int, int]  # label -> category id in written results
+    # The network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on; with --channels also
+    # `channels`, their type of `values`, `image_mean` and `image_std`.
     network: dict[str, Any]
+    # `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
     thresholds: dict[str, float]
-    continuous_paste: bool
-    exif: str
+    continuous_paste: bool  # how masks are pasted, see `mask_crops`
+    exif: str  # whether training images were turned by their EXIF tag: "apply" or "ignore"
+    # Label -> the score with the best F1 in validation; {} if unknown, as in older files.
     class_thresholds: dict[int, float] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:

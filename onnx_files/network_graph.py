@@ -30,19 +30,12 @@ PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Input of the graph, and storage of its weights.
+    """Input of the graph, and storage of its weights."""
 
-    Attributes:
-        input_type: "float32", an image in 0..1 or in the units of the network's statistics, or "uint8".
-        batch: number of images, all of one size; None for one image without a batch dimension.
-        size: height and width of the images; None for any.
-        weights: type in which matrices are stored, "float32" or "float16"; the arithmetic is float32.
-    """
-
-    input_type: str = "float32"
-    batch: int | None = None
-    size: tuple[int, int] | None = None
-    weights: str = "float32"
+    input_type: str = "float32"  # "float32", an image in 0..1 or in the units of the network's statistics, or "uint8"
+    batch: int | None = None  # number of images, all of one size; None for one image without a batch dimension
+    size: tuple[int, int] | None = None  # height and width of the images; None for any
+    weights: str = "float32"  # type in which matrices are stored, "float32" or "float16"; the arithmetic is float32
 
 
 def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:

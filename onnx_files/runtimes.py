@@ -16,21 +16,13 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, 
 
 @dataclass
 class Session:
-    """An opened file.
+    """An opened file."""
 
-    Attributes:
-        name: runtime, device and precision, for the user.
-        metadata: the texts stored in the file.
-        takes_uint8: whether the image is uint8, not float32.
-        shape: of the input; None for a dimension of any length.
-        run: the array of an image or a batch -> outputs by name.
-    """
-
-    name: str
-    metadata: dict[str, str]
-    takes_uint8: bool
-    shape: list[int | None]
-    run: Callable[[np.ndarray], dict[str, np.ndarray]]
+    name: str  # runtime, device and precision, for the user
+    metadata: dict[str, str]  # the texts stored in the file
+    takes_uint8: bool  # whether the image is uint8, not float32
+    shape: list[int | None]  # of the input; None for a dimension of any length
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]  # the array of an image or a batch -> outputs by name
 
     @property
     def batch(self) -> int | None:
