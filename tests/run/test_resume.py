@@ -257,11 +257,18 @@ def test_signal_to_the_loader_workers_does_not_end_them(folder, lab):
 # --------------------------------------------------------------------------------------------------- what is resumed
 
 
-@pytest.fixture
-def stopped(folder: Path) -> Path:
-    """A run with three checkpoints, model_1_step6.pth the newest."""
+@pytest.fixture(scope="module")
+def run_with_three_checkpoints(lab: Path) -> Path:
+    folder = lab / "three_checkpoints"
     run(folder, "--checkpoint-every", "1", fault=DieAtStep(6), status=-signal.SIGKILL)
     assert checkpoints(folder) == {"model_0.pth", "model_best.pth", "model_1_step5.pth", "model_1_step6.pth"}
+    return folder
+
+
+@pytest.fixture
+def stopped(run_with_three_checkpoints: Path, folder: Path) -> Path:
+    """A copy of that run, with its times and hard links; model_1_step6.pth is the newest."""
+    subprocess.run(["cp", "-a", run_with_three_checkpoints, folder], check=True)
     return folder
 
 

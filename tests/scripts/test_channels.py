@@ -17,6 +17,7 @@ from tests.helpers.stored_data import write_set
 from tests.helpers.thin_weights import noise_image, thin_networks
 
 tifffile = pytest.importorskip("tifffile")
+pytestmark = pytest.mark.slow
 
 SIZES = ["--min-size", "64", "--max-size", "96", "--rois-per-image", "8", "--batch-size", "2", "--workers", "0"]
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--channels", "4", "--pretrain", "False", "--epochs", "2", *SIZES]

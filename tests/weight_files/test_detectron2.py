@@ -80,7 +80,7 @@ def test_every_stage_equals_detectron2s(zoo, model, name):
         assert row.count > 0 and row.absolute <= limit, row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_the_photo_to_the_masks_only_rounding_differs(zoo, model):
     """Pillow rounds the resized photo to 8 bits, which moves a few of these random networks' detections."""
     assert whole_way_iou(model, Reference(zoo, PHOTOS[0])) > 0.9
