@@ -80,6 +80,7 @@ def found(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("share", SHARES)
 def test_two_processes_normalise_as_torchs_layer_to_the_last_bit(found, share: str, channels_last: bool):
@@ -88,6 +89,7 @@ def test_two_processes_normalise_as_torchs_layer_to_the_last_bit(found, share: s
             assert torch.equal(own[name], values), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
 def test_two_processes_normalise_as_one_with_the_undivided_batch(found, share: str):
     norm, (maps, gradient) = layer(), batch_of(share)
