@@ -26,8 +26,8 @@ from measured_rows import table
 
 import train
 from prediction.test_time_augmentation import with_tta
-from report.comparison import Row, compare
-from report.sides import open_sides
+from report.comparison import Row
+from report.sides import compare_sides
 from train_utils import demo_dataset
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.errors import one_line_errors
@@ -36,8 +36,8 @@ from train_utils.options import TrainSettings, ValidationSettings
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "label_options"
 CASES = {"regions": "--ignore-regions", "masks": "--boxes-without-masks", "class": ""}
 IMAGES = 56, 24  # drawn for training and validation
-OPTIONS = ["--device", "cpu", "--amp", "--batch-size", "4", "--min-size", "96", "--max-size", "120", "--workers", "0"]
-OPTIONS += ["--rois-per-image", "40", "--proposals", "100", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02"]
+OPTIONS = ["--device", "cpu", "--amp", "--batch-size", "2", "--min-size", "96", "--max-size", "120", "--workers", "0"]
+OPTIONS += ["--rois-per-image", "40", "--proposals", "100", "--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.02"]
 OPTIONS += ["--nms-thresh", "0.3", "--epochs", "1"]
 OPTIONS += ["--trainable-backbone-layers", "0"]  # a third of the time
 MARGIN = 2  # pixels around an object in its region
@@ -102,15 +102,9 @@ def region(annotation: dict) -> dict:
 @contextlib.contextmanager
 def hexagons() -> Iterator[None]:
     """Context in which the demo has a fourth class."""
-    angles = np.pi * (np.arange(6) + 0.5) / 3
-    outline, usual = np.stack([np.cos(angles), np.sin(angles)], axis=1), demo_dataset.unit_outline
     with contextlib.ExitStack() as stack:
-        for name, value in (
-            ("CLASS_NAMES", (*demo_dataset.CLASS_NAMES, "hexagon")),
-            ("CLASS_HUES", (*demo_dataset.CLASS_HUES, 0.85)),
-            ("unit_outline", lambda name: outline if name == "hexagon" else usual(name)),
-        ):
-            stack.enter_context(mock.patch.object(demo_dataset, name, value))
+        for name, more in (("CLASS_NAMES", "hexagon"), ("CLASS_HUES", 0.85), ("CORNERS", 6)):
+            stack.enter_context(mock.patch.object(demo_dataset, name, (*getattr(demo_dataset, name), more)))
         yield
 
 
@@ -141,10 +135,9 @@ def compared(folder: Path, a: Path, b: Path) -> dict[str, Row]:
     """Return the comparison of AP by kind."""
     words = ["--compare", str(a), str(b), "--val-json", str(folder / "val.json"), "--image-folder", str(folder)]
     with contextlib.redirect_stdout(sys.stderr):
-        sides = open_sides(ValidationSettings.parse("", [*words, "--device", "cpu", "--workers", "0"]), with_tta)
-    assert sides is not None
-    found = compare(sides.content, sides.a, sides.b, sides.kinds, {})
-    return {each.kind: each.metrics[0] for each in found.kinds}
+        found = compare_sides(ValidationSettings.parse("", [*words, "--device", "cpu", "--workers", "0"]), with_tta)
+    assert found is not None
+    return {each.kind: each.metrics[0] for each in found[0].kinds}
 
 
 if __name__ == "__main__":
