@@ -146,6 +146,8 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
         "min_size": config.min_size,
         "max_size": config.max_size,
         "box_batch_size_per_image": config.rois_per_image,
+        "box_detections_per_img": config.detections,
+        "box_nms_thresh": config.nms_thresh,
         **(dict.fromkeys(PROPOSALS, config.proposals) if config.proposals is not None else {}),
     }
     if config.arch == "v2":

@@ -1,0 +1,313 @@
+"""Train with train.py and with torchvision's network in the loop of its reference script, and compare the results.
+
+    python benchmarks/training_beside_torchvision.py                        # all: many hours on two cores
+    python benchmarks/training_beside_torchvision.py --data drawn --precisions bf16 --seeds 0
+    python benchmarks/training_beside_torchvision.py --only-show            # the table and pictures of what is finished
+
+`drawn` is the demo: 440 drawn images for training, 80 for validation. `photos` overfits the 80 training photos of
+coco_tiny at 192 px. Both sides have the same initial weights, batches, augmentation, schedule, and seeds of the random
+samples. They train at the same time, each on half of the cores, so other load slows both. A time is that of the steps,
+without evaluation. Finished trainings are kept in --output-dir, so a stopped program continues with the next one.
+
+"AP at equal time" is torchvision's mask AP at the time at which train.py was finished, interpolated between its epochs.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from common import PROJECT, as_in_torchvisions_reference, build_torchvisions, coco_tiny, machine, parser
+from measured_rows import progress, table
+from torch.optim import SGD, AdamW
+
+from prediction.test_time_augmentation import with_tta
+from report.comparison import compare
+from report.sides import open_sides
+from train_utils.augmentation import training_transforms
+from train_utils.classes import ClassTable
+from train_utils.data_check import num_classes_for
+from train_utils.device import Precision, choose_device
+from train_utils.errors import InputError, one_line_errors
+from train_utils.evaluation import evaluate
+from train_utils.loaders import evaluation_loader, mix_seed, training_loader
+from train_utils.models import build_training_model
+from train_utils.open_data import open_training_data
+from train_utils.optimizer import learning_rate, parameter_groups, set_learning_rate
+from train_utils.option_parsing import add_flag, positive
+from train_utils.options import DEMO_FOLDER, TrainSettings, ValidationSettings
+from train_utils.run.checkpoints import weights_with_classes
+
+OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "training_beside_torchvision"
+HOOKS = PROJECT / "benchmarks" / "training_times.py"
+SIDES = ("train.py", "torchvision")
+WEIGHTS, TIMES, FOUND, START = "last.pth", "times.jsonl", "found.json", "start.pth"
+SMOOTHING = 10  # steps
+HEADER = (
+    "seed", "mask AP", "torchvision", "difference (95 %)", "verdict", "steps took", "torchvision", "ratio",
+    "AP at equal time", "time to the lower AP",
+)  # fmt: skip
+
+
+def data_options(data: str) -> list[str]:
+    """Return the options of train.py that choose the data and the schedule."""
+    if data == "drawn":
+        return []
+    photos = coco_tiny()
+    annotations = str(photos / "annotations" / "instances_train2017.json")
+    files = ["--train-json", annotations, "--val-json", annotations, "--image-folder", str(photos / "train2017")]
+    sizes = ["--min-size", "192", "--max-size", "256", "--rois-per-image", "64", "--proposals", "200"]
+    schedule = ["--epochs", "40", "--batch-size", "8", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02"]
+    return [
+        *files,
+        *sizes,
+        *schedule,
+        "--pretrain",
+        "False",
+        "--lr-scheduler",
+        "cosineannealinglr",
+        "--data-augmentation",
+        "none",
+    ]
+
+
+def main(args: Namespace) -> None:
+    folder = Path(args.output_dir)
+    if args.side:  # this process is torchvision's
+        return train_torchvisions(Path(args.side[0]), args.side[1:])
+    for seed in args.seeds:  # each seed of every kind before the next seed, so that an early stop leaves all kinds
+        for data in args.data:
+            for precision in args.precisions:
+                run = folder / f"{data}_{precision}_{seed}"
+                if not (run / FOUND).exists() and not args.only_show:
+                    progress(f"{data}, {precision}, seed {seed}")
+                    train_both(run, train_options(data, precision, seed, args.epochs))
+                    compare_both(run, data, precision, seed)
+    print(machine(torch.device("cpu")))
+    for data in args.data:
+        for precision in args.precisions:
+            found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{data}_{precision}_*/{FOUND}"))]
+            if found:
+                draw(found, folder / f"{data}_{precision}.png", f"{data}, {precision}")
+                print(f"\n{table(f'{data}, {precision}', [row_of(each) for each in found], HEADER)}")
+
+
+def train_options(data: str, precision: str, seed: int, epochs: int | None) -> list[str]:
+    options = [*data_options(data), "--seed", str(seed), "--amp", str(precision == "bf16"), "--device", "cpu"]
+    return [*options, "--workers", "0", "--print-freq", "1"] + (["--epochs", str(epochs)] if epochs else [])
+
+
+# --- both trainings
+
+
+def train_both(run: Path, options: Sequence[str]) -> None:
+    """Train both sides at the same time, each on half of the cores, and keep their last weights and times."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2 or 1
+    own = [PROJECT / "train.py", *options, "--output-dir", run / SIDES[0], "--hooks", HOOKS]
+    peer = [__file__, "--side", run, *options]
+    children = [start(own, cores[:half], run), start(peer, cores[-half:], run)]
+    while any(child.poll() is None for child in children):
+        time.sleep(0.2)
+        if any(child.poll() for child in children):
+            for child in children:
+                child.kill()
+    if any(child.wait() for child in children):
+        raise InputError(f"{run}: a training failed")
+    newest = max((run / SIDES[0]).glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime)
+    shutil.copy(newest, run / SIDES[0] / WEIGHTS)
+    for path in (run / SIDES[0]).glob("model_*.pth"):
+        path.unlink()
+
+
+def start(command: Sequence[str | Path], cores: Sequence[int], run: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "BESIDE_TORCHVISION": str(run)}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )  # fmt: skip
+
+
+def train_torchvisions(run: Path, options: Sequence[str]) -> None:
+    """Train torchvision's network as its reference script does, on the batches and with the schedule of train.py."""
+    settings = TrainSettings.parse(None, options)
+    settings.resolve(1)
+    device = choose_device(settings.device)
+    precision = Precision.choose(device, settings.amp)
+    while not (run / START).exists():  # train.py writes it before its first step
+        time.sleep(0.1)
+    if settings.is_demo():
+        settings.data_path = DEMO_FOLDER
+
+    train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
+    train_set.transforms = training_transforms(settings)
+    classes = ClassTable.of_dataset(train_set)
+    loader = training_loader(
+        train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, 0, settings.seed, pin_memory=False
+    )
+    val_loader = evaluation_loader(val_set, batch_size=None, workers=0, device=device)
+    evaluated, config = build_training_model(settings, num_classes_for(train_set, None), None, classes.names)
+    model = build_torchvisions(config)
+    model.load_state_dict(torch.load(run / START))
+
+    optimizer_of = {"sgd": SGD, "adamw": AdamW}[settings.opt]
+    momentum = {"momentum": settings.momentum} if settings.opt == "sgd" else {}
+    groups = parameter_groups(model, settings.weight_decay)
+    optimizer = optimizer_of(groups, lr=settings.lr, weight_decay=settings.weight_decay, **momentum)
+    (run / SIDES[1]).mkdir()
+    with open(run / SIDES[1] / TIMES, "w", buffering=1) as times:
+        for epoch in range(settings.epochs):
+            model.train()
+            loader.batch_sampler.start_at(epoch, 0)
+            losses, began = [], time.perf_counter()
+            for step, (images, targets) in enumerate(loader, epoch * len(loader)):
+                torch.manual_seed(mix_seed(settings.seed, step, 0))
+                set_learning_rate(optimizer, learning_rate(step, settings, len(loader)))
+                images, targets = as_in_torchvisions_reference(images, targets)
+                with precision.autocast():
+                    loss = sum(model(images, targets).values())
+                losses.append(loss.item())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            seconds = time.perf_counter() - began
+            evaluated.load_state_dict(model.state_dict())
+            metrics = evaluate(evaluated, val_loader, val_set.coco, classes, device, precision)
+            aps = {"box": metrics["bbox"].stats[0], "mask": metrics["segm"].stats[0]}
+            times.write(json.dumps({"epoch": epoch, "seconds": seconds, "losses": losses} | aps) + "\n")
+    torch.save(weights_with_classes(evaluated, config, classes), run / SIDES[1] / WEIGHTS)
+
+
+# --- results
+
+
+@dataclass
+class Curve:
+    """One side's training: losses [S] by step, and mask AP [E] after seconds [E] of steps."""
+
+    losses: np.ndarray
+    seconds: np.ndarray
+    aps: np.ndarray
+
+    @classmethod
+    def of(cls, plain: dict) -> "Curve":
+        return cls(*(np.array(plain[name]) for name in ("losses", "seconds", "aps")))
+
+    def ap_at(self, seconds: float) -> float:
+        return float(np.interp(seconds, [0, *self.seconds], [0, *self.aps]))
+
+    def seconds_to(self, ap: float) -> float:
+        """The first time at which the AP, interpolated between epochs, reaches a value."""
+        reached = int(np.argmax(self.aps >= ap))
+        times, aps = np.array([0, *self.seconds]), np.array([0, *self.aps])
+        share = (ap - aps[reached]) / (aps[reached + 1] - aps[reached])
+        return float(times[reached] + share * (times[reached + 1] - times[reached]))
+
+
+def compare_both(run: Path, data: str, precision: str, seed: int) -> None:
+    """Compare the last weights of both sides as `validation.py --compare` does, and store all figures."""
+    weights = [str(run / side / WEIGHTS) for side in SIDES]
+    options = ["--compare", weights[1], weights[0], "--device", "cpu", "--amp", str(precision == "bf16")]
+    options += ["--data-path", DEMO_FOLDER] if data == "drawn" else [
+        "--val-json", data_options(data)[1], "--image-folder", data_options(data)[5]
+    ]  # fmt: skip
+    sides = open_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]), with_tta)
+    if sides is None:
+        raise RuntimeError("only the main process compares")
+    masks = compare(sides.content, sides.a, sides.b, sides.kinds, sides.paths).kinds[0]
+    ap = masks.metrics[0]
+    found = {
+        "seed": seed, "ap": ap.b, "peer_ap": ap.a, "interval": list(ap.of_difference)[:2], "verdict": masks.verdict(),
+        "curves": [own_curve(run / SIDES[0]), peer_curve(run / SIDES[1])],
+    }  # fmt: skip
+    (run / FOUND).write_text(json.dumps(found))
+
+
+def own_curve(folder: Path) -> dict:
+    losses = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    times = [json.loads(line)["seconds"] for line in (folder / TIMES).read_text().splitlines()]
+    lines = (folder / "seg_results.txt").read_text().splitlines()
+    return {
+        "losses": [entry["loss"] for entry in losses if "loss" in entry],
+        "seconds": np.cumsum(times).tolist(),
+        "aps": [float(line.split()[1]) for line in lines],
+    }
+
+
+def peer_curve(folder: Path) -> dict:
+    epochs = [json.loads(line) for line in (folder / TIMES).read_text().splitlines()]
+    return {
+        "losses": [loss for epoch in epochs for loss in epoch["losses"]],
+        "seconds": np.cumsum([epoch["seconds"] for epoch in epochs]).tolist(),
+        "aps": [epoch["mask"] for epoch in epochs],
+    }
+
+
+def row_of(found: dict) -> tuple:
+    own, peer = map(Curve.of, found["curves"])
+    low, high = found["interval"]
+    lower = min(own.aps.max(), peer.aps.max())
+    difference = f"{found['ap'] - found['peer_ap']:+.3f} ({low:+.3f} to {high:+.3f})"
+    verdict = found["verdict"].split(":")[0].replace("B is", "train.py is").replace("A is", "torchvision is")
+    times = own.seconds[-1], peer.seconds[-1]
+    to_lower = own.seconds_to(lower), peer.seconds_to(lower)
+    return (
+        found["seed"], f"{found['ap']:.3f}", f"{found['peer_ap']:.3f}", difference, verdict,
+        *(f"{seconds:.0f} s" for seconds in times), f"{times[1] / times[0]:.2f}x",
+        f"{own.aps[-1]:.3f}, torchvision {peer.ap_at(times[0]):.3f}",
+        f"{to_lower[0]:.0f} s, torchvision {to_lower[1]:.0f} s: {to_lower[1] / to_lower[0]:.2f}x",
+    )  # fmt: skip
+
+
+def draw(found: Sequence[dict], path: Path, title: str) -> None:
+    """Draw the losses over the steps, and mask AP over the time, of all seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for each in found:
+        for side, colour, plain in zip(SIDES, ("tab:blue", "tab:orange"), each["curves"]):
+            curve = Curve.of(plain)
+            window = np.ones(SMOOTHING) / SMOOTHING
+            smooth = np.convolve(curve.losses, window, mode="valid") if len(curve.losses) > SMOOTHING else curve.losses
+            look = {"color": colour, "alpha": 0.8, "linewidth": 1.2, "label": side if each is found[0] else None}
+            left.plot(np.arange(len(smooth)) + 1, smooth, **look)
+            right.plot([0, *curve.seconds / 60], [0, *curve.aps], marker=".", **look)
+    left.set(xlabel="step", ylabel=f"loss, mean of {SMOOTHING} steps", title=f"{title}: loss")
+    right.set(xlabel="minutes of training steps", ylabel="mask AP", title=f"{title}: mask AP by time")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def parse_arguments() -> Namespace | SimpleNamespace:
+    if sys.argv[1:2] == ["--side"]:
+        return SimpleNamespace(side=sys.argv[2:], output_dir=sys.argv[2])
+    p = parser(__doc__)
+    p.add_argument("--data", nargs="+", choices=("drawn", "photos"), default=["drawn", "photos"])
+    p.add_argument("--precisions", nargs="+", choices=("bf16", "float32"), default=["bf16", "float32"])
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 1 2 3 4)")
+    p.add_argument("--epochs", type=positive, help="shorter trainings, to see that it runs")
+    p.add_argument("--output-dir", default=str(OUTPUT_FOLDER), help="(default: benchmarks/out/...)")
+    add_flag(p, "--only-show", "train nothing; show what is finished")
+    p.set_defaults(side=None)
+    return p.parse_args()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(parse_arguments())
