@@ -93,6 +93,7 @@ KEPT = {
     "not an area": "shapes without an area (points, lines), which are left out",
     "ignored": "shapes labelled as background or to be ignored, which are left out",
     "unlabelled": "images without an annotation file, which are left out",
+    "other json": "JSON files without annotations, which are left out",
     "labels beside": "label files beside their images, used only where the folder of labels has none",
     "no label image": "label files without an image, which are left out",
     "no mask image": "masks without an image, which are left out",

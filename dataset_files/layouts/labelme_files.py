@@ -133,7 +133,10 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) 
     name = path.relative_to(finder.root).as_posix()
     try:
         content = read_json(path, builder.problems)
-        content = tool.as_labelme(content) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or tool.key not in content:  # such as args.json of a run
+            builder.problems.add("other json", name)
+            return None
+        content = tool.as_labelme(content)
         if content is None:
             raise ValueError(f'expected a list "{tool.key}" and the name of the image')
     except (ValueError, OSError) as error:

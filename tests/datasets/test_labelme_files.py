@@ -219,7 +219,11 @@ def test_labelme_is_recognised_behind_an_embedded_image(tmp_path: Path) -> None:
 def test_labelme_broken_json_and_images_without_one_are_named(tmp_path: Path) -> None:
     write_shapes(tmp_path, [])
     (tmp_path / "b.json").write_text('{"shapes": [')
+    (tmp_path / "d.json").write_text('{"shapes": 7}')
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    for name, text in (("args.json", '{"epochs": 3}'), ("predictions.json", "[]")):  # of a run in this folder
+        (tmp_path / name).write_text(text)
     problems = only(labelme_files, tmp_path).problems
-    assert problems.counts == {"json": 1, "unlabelled": 1}
+    assert problems.counts == {"json": 2, "unlabelled": 1, "other json": 2}
+    assert problems.wrong() == ["json"]
     assert "b.json" in problems.examples["json"][0] and problems.examples["unlabelled"] == ["c.png"]
