@@ -35,10 +35,10 @@ def options_of_scripts() -> set[str]:
 
 @functools.cache
 def options_of_programs() -> set[str]:
-    """The options that the tools, the benchmarks and the programs of the tests declare in their code."""
+    """The options that the tools, the benchmarks, the programs of the tests and the demo's data declare in code."""
     found = set()
-    for folder in ("tools", "benchmarks", "tests/programs"):
-        for file in (ROOT / folder).glob("*.py"):
+    for files in ("tools/*.py", "benchmarks/*.py", "tests/programs/*.py", "train_utils/demo_dataset.py"):
+        for file in ROOT.glob(files):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and called_name(node) in ("add_argument", "add_flag"):
                     words = [word.value for word in node.args if isinstance(word, ast.Constant)]
