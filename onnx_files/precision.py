@@ -55,9 +55,10 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
     nodes = [n.name for n in of_weights if not any(layer in n.input[1] for layer in FLOAT32_LAYERS)]
     metadata = {entry.key: entry.value for entry in content.metadata_props}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
+        given, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save_model(content, str(given))  # onnxruntime 1.18 cannot quantise a model in memory
         quantize_static(
-            content, path, Reader(), op_types_to_quantize=list(QUANTISED), nodes_to_quantize=nodes, per_channel=True
+            given, path, Reader(), op_types_to_quantize=list(QUANTISED), nodes_to_quantize=nodes, per_channel=True
         )
         quantised = onnx.load(str(path))
     onnx.helper.set_model_props(quantised, metadata)
