@@ -124,6 +124,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
         resized_size = g.integers(resized)
     else:
         resized_size = size_after_resize(g, image_size, module.min_size[-1], module.max_size, rounded=module.antialias)
+        resized_size = g.reshape(resized_size, 2)  # onnxruntime 1.18 infers a length of 0
     if module.antialias:
         if options.size:
             rows, columns = (fixed_filter(g, *counts) for counts in zip(options.size, resized))
