@@ -6,6 +6,10 @@
 Grey PNG images of 64 x 64 pixels show squares and discs, 170 of 65,535 above their ground, whose noise is 10. Divided
 by 257, all pixels of all images become the same byte. The exit status is 1 unless the mask AP50 is above 0.3 with the
 option and below 0.05 without it, for each seed.
+
+Measured with seeds 0, 1, 2: 0.440, 0.443, 0.453 with the option and 0.007, 0.216, 0.203 without it, so that seeds 1 and
+2 miss the second limit. All images are equal without the option; what it scores are guesses at the same places in each
+image, since `stored_data.draw` puts objects into three of four quarters. --compare finds the option better each time.
 """
 
 import shutil
