@@ -96,7 +96,7 @@ class CocoDetection(Dataset):
         return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        """Return item i as `InstanceDataset` describes it: image uint8 [3, H, W], or as `form` says, and target."""
+        """Return item i as `InstanceDataset` describes it: image uint8 [3, H, W], or in `form`, and target."""
         path = self.image_path(i)
         image = read_image(path, self.get_height_and_width(i), self.form)
         target = self.target(i)
@@ -145,7 +145,7 @@ class CocoDetection(Dataset):
         return boxes_of(self.annotations(i, only_usable=True), self.get_height_and_width(i))
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
-        """Return the annotations of item i, modified as `reading` says and without classes that are left out."""
+        """Return the annotations of item i, modified according to `reading`, without excluded classes."""
         annotations = self.index.annotations(self.image_indices[i], only_usable)
         annotations = [a for a in annotations if a["category_id"] in self.label_of]
         for annotation in annotations:
@@ -171,7 +171,7 @@ class CocoDetection(Dataset):
         return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
     def own_objects(self) -> np.ndarray:
-        """Return which objects of the index belong to the split, bool [A]; for training, also those it leaves out."""
+        """Return which objects of the index are in the split, bool [A], even if training leaves their image out."""
         return np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
 
     def counts(self) -> ObjectCounts:
@@ -205,7 +205,7 @@ class CocoDetection(Dataset):
 
     @property
     def coco(self) -> Any:
-        """The ground truth for the evaluation, a COCO object of hotcoco; created on first use."""
+        """The ground truth for the evaluation, as hotcoco's COCO object; created on first use."""
         if self._coco is None and self.is_whole():
             with contextlib.suppress(ValueError):  # hotcoco rejects a field that is not needed here
                 self._coco = coco_object(str(self.source))
@@ -290,7 +290,7 @@ def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = n
 
 
 def coco_object(source: str | dict) -> Any:
-    """Return hotcoco's COCO object of an annotation file or its content, quietly."""
+    """Create hotcoco's COCO object from an annotation file or its content, without output."""
     from hotcoco import COCO  # only the main process of an evaluation needs it
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Find instances in images, videos or the images of a camera, draw them, and save them for other tools.
+"""Find instances in images, videos or a camera's frames, draw them, and save them for other tools.
 
     python predict.py                                             # newest weights, an image of their validation set
     python predict.py --weights-path save_weights/model_25.pth --img-path photo.jpg
@@ -48,7 +48,7 @@ def main(settings: PredictSettings) -> None:
 
 
 def example_image(trained: TrainedModel) -> Path:
-    """Return an image of the validation set that belongs to the weights: the first with at least three objects."""
+    """Return an image of the validation set that the weights belong to: the first with at least three objects."""
     if not trained.trained_with.get("data_path") and not trained.trained_with.get("train_json"):
         raise InputError(f"{trained.path}: does not store which data it was trained on; give --img-path")
     with reading_input():

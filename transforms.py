@@ -143,12 +143,12 @@ def crop(
 
 
 def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks]) -> dict:
-    """Return the target with its masks, and its ignore regions if it has any, changed alike."""
+    """Return the target with its masks, and its ignore regions if it has any, changed in the same way."""
     return target | {key: change(target[key]) for key in ("masks", "ignore_regions") if key in target}
 
 
 def areas_of(target: dict) -> Tensor:
-    """Return the areas of the masks, int64 [N]; with `has_mask`, float64, and of objects without one those of boxes."""
+    """Return the areas of the masks, int64 [N]; with `has_mask`, float64, with box areas for objects without a mask."""
     areas = target["masks"].areas()
     if "has_mask" in target:
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
@@ -157,7 +157,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute box and area of objects that have lost pixels since `areas_of` the target was `before`, [N]."""
+    """Recompute box and area of objects that have lost pixels; `before`, [N], is the earlier `areas_of` the target."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
@@ -192,7 +192,7 @@ def is_rgb(image: Tensor) -> bool:
 
 
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Apply an item's view: resize the image and pad it with ImageNet's mean colour, or with its own if not RGB."""
+    """Apply an item's view: resize the image, and pad it with ImageNet's mean colour, or its own mean if not RGB."""
     view: View = target["view"]
     fill = torch.tensor(IMAGENET_MEAN).mul(255).round() if is_rgb(image) else image.flatten(1).float().mean(dim=1)
     frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)

@@ -87,7 +87,7 @@ def main(settings: ValidationSettings) -> None:
 
 
 def compare_two(settings: ValidationSettings) -> None:
-    """Print which of two is better, with 95 % intervals, and write the page of the comparison if --report is given."""
+    """Print which side is better, with 95 % intervals, and write the page of the comparison if --report is given."""
     if (compared := compare_sides(settings, with_tta)) is not None:  # on the main process
         comparison, data = compared
         print(f"data: {data}\n{table(comparison)}")

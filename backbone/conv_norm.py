@@ -33,7 +33,7 @@ FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Compute what stays the same from step to step, again only if a buffer or frozen weight was changed or replaced.
+    """Compute what stays constant between steps; recompute it only after a buffer or frozen weight has changed.
 
     Args:
         dtype: of mixed precision; None without.

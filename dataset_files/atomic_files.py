@@ -25,7 +25,7 @@ FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spread
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Check that outputs can be written, and replace no input; call this before anything is written.
+    """Check that outputs can be written and would not replace an input; call this before writing anything.
 
     Raises ValueError if an input is one of the outputs or lies in one of the folders, where any file may be written; or
     if an output is write-protected, or its place is taken by a folder, a device or the like, or one of its folders is a
@@ -56,14 +56,14 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
 
 
 def file_to_write(name: str) -> Path:
-    """Return the path of an output file that was given by name; raise ValueError for the name of a folder."""
+    """Return the path of a named output file; raise ValueError if the name is a folder's."""
     if not name.strip() or name[-1] in (os.sep, os.altsep):
         raise ValueError(f"{name or repr(name)}: is the name of a folder; name a file in it")
     return Path(name)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a directory entry; raise OSError for a name that the file system cannot have."""
+    """Whether a directory entry exists; raise OSError for a name that the file system does not allow."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -72,12 +72,12 @@ def exists(path: Path) -> bool:
 
 
 def entry_of(path: Path) -> str:
-    """Return the absolute path of a directory entry. Links are resolved in its folder, but not in the entry itself."""
+    """Return the absolute path of a directory entry. Links in its folder are resolved, a link in the entry is not."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether the path can become a file: it is free, a file or a link, not a folder, a device or a pipe."""
+    """Whether a file can be written at the path: it is free, or a file or link, not a folder, device or pipe."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -119,7 +119,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
-    """Return the OSError that is or caused an OSError or RuntimeError; None without one."""
+    """Return the OSError behind an error: the error itself, or the cause of a RuntimeError; None if there is none."""
     while isinstance(error, RuntimeError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None

@@ -81,7 +81,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def lock(file: IO, wait: bool = False) -> bool:
-    """Lock a file that is open for writing; return whether it is ours. OSError: the file system has no locks.
+    """Lock a file that is open for writing; return whether that succeeded. OSError if the file system has no locks.
 
     A POSIX record lock: child processes do not inherit it, so it cannot outlive the process that took it, and most
     network file systems support it across machines.

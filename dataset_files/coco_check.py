@@ -21,7 +21,7 @@ FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may exte
 
 
 class AnnotationCheck:
-    """Finds the usable ones among the A annotations of a file, and notes the problems of the others.
+    """Find the usable ones among the A annotations of a file, and note the problems of the others.
 
     Args:
         categories: category id -> name.

@@ -76,7 +76,7 @@ class Unexpected(Exception):
 
 
 def expect(text: str, i: int, character: str) -> int:
-    """Skip white space and `character`, and return the position of what follows; Unexpected without it."""
+    """Skip white space and `character`, and return the position after it; raise Unexpected if it is missing."""
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
         raise Unexpected
@@ -84,7 +84,7 @@ def expect(text: str, i: int, character: str) -> int:
 
 
 class Annotations:
-    """The fields that the index needs of all annotations, as columns of numbers, in the order of the file.
+    """The fields of all annotations that the index needs, as columns of numbers, in the order of the file.
 
     Masks are checked in groups; only their extents and problems are kept.
     """
@@ -177,7 +177,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
 
 
 def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
-    """Return the ids of categories that no annotation uses and that are not classes: headings and background.
+    """Return the ids of unused categories that are headings or the background rather than classes.
 
     A heading is the supercategory of all other categories. Any other unused category stays, since a split may lack a
     class. If no category would be left, all stay.
@@ -200,7 +200,7 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
 
 
 def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None:
-    """Add the supercategory to names that several categories share; note those that are still equal.
+    """Add the supercategory to names that several categories share; note names that are still not unique.
 
     Classes of different splits are matched by name, so two classes of one name would be merged.
 

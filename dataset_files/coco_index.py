@@ -86,7 +86,7 @@ class CocoIndex:
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
     def regions(self) -> np.ndarray:
-        """Return which objects are regions of the class `ignore`, see `Reading`; bool [A]."""
+        """Return which objects are regions of the class `ignore` (see `Reading`), bool [A]."""
         return ~np.isin(self.category_ids, list(self.categories))
 
     def usable_counts(self) -> np.ndarray:

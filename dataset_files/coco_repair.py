@@ -32,7 +32,7 @@ CROWDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none
 
 
 def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
-    """Whether `repair` can fix the problems found, or the cause of the error that `make_index` raised instead."""
+    """Whether `repair` can fix the problems that were found, or the error that `make_index` raised."""
     cause = getattr(error, "__cause__", None)
     if isinstance(cause, json.JSONDecodeError):
         return "BOM" in cause.msg or "\0" in cause.doc[:8]
@@ -63,7 +63,7 @@ def repair(path: Path, image_folder: Path) -> Converted:
 
 
 def read_lists(path: Path, problems: Problems) -> list[list]:
-    """Read images, annotations and categories from JSON in any Unicode encoding, with the fields that are used."""
+    """Read images, annotations and categories from JSON in any Unicode encoding, keeping only the fields in use."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     try:

@@ -61,7 +61,7 @@ class ImageFinder:
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Map base names in lower case to images, relative to `root` with forward slashes; no links to outside."""
+        """Map lower-case base names to images, relative to `root` with forward slashes; skip links to outside."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):

@@ -39,7 +39,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def split_in(name: str) -> str:
-    """Return the split that a name contains as a word: "train" for stage1_train, not for trains; "" without one."""
+    """Return the split that a name contains as a word: "train" for stage1_train, not for trains; else ""."""
     found = SPLIT_WORD.search(name.lower())
     return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 

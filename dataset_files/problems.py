@@ -181,7 +181,7 @@ class Problems:
         return f"{KINDS[kind]} ({count}){outcome}: {'; '.join(examples)}{more}"
 
     def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
-        """Raise ValueError if a wrong kind was found in `source`; with `skip_bad` only for unskippable ones."""
+        """Raise ValueError if `source` has problems that make results wrong; with `skip_bad`, only unskippable ones."""
         if self.unskippable() if skip_bad else self.wrong():
             raise ValueError(f"{source}: {self.summary()}")
 

@@ -65,7 +65,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
-    """Convert an open image of any mode to RGB, and apply its EXIF orientation if its annotations refer to that.
+    """Convert an open image of any mode to RGB; apply its EXIF orientation if its annotations refer to the result.
 
     Args:
         size: the annotated height and width.
@@ -97,7 +97,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
 
 
 def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether the annotated size does not tell if annotations refer to the image as turned by its EXIF orientation."""
+    """Whether the annotated size fits both the stored image and the one turned by its EXIF orientation."""
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 

@@ -16,7 +16,7 @@ READERS = 8  # threads: on a network file system most of the time is waiting
 
 
 def describe_shared(training: InstanceDataset, validation: InstanceDataset) -> str | None:
-    """Describe, in one line, the validation images that are also trained on; None without any."""
+    """Describe, in one line, the validation images that are also trained on; None if there are none."""
     paths = [validation.image_path(i) for i in range(len(validation))]
     pairs = shared_images(paths, [training.image_path(i) for i in range(len(training))])
     if not pairs:

@@ -43,7 +43,7 @@ class ImageForm(NamedTuple):
     shown: tuple[int, ...] = ()
 
     def checked(self) -> "ImageForm":
-        """Raise ValueError if there are no such channels to show; otherwise return this form."""
+        """Return this form; raise ValueError if the channels to show do not exist."""
         if self.shown and (len(self.shown) not in (1, 3) or max(self.shown) >= (self.channels or 0)):
             numbers = " ".join(map(str, self.shown))
             has = f"of 0..{self.channels - 1}" if self.channels else "of images with --channels"
@@ -77,7 +77,7 @@ class PackageMissing(ValueError):
 
 
 def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:
-    """Read an image as [C, H, W], uint8 or float32; 16-bit values stay what they are, as float32.
+    """Read an image as [C, H, W], uint8 or float32; 16-bit values keep their scale, as float32.
 
     Raises:
         ValueError: the image does not have the form's channels and values, or a value is not finite.
@@ -113,7 +113,7 @@ def header_of(array: np.ndarray) -> Header:
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
-    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; an axis of up to 8 is that of the channels.
+    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; an axis of length up to 8 holds the channels.
 
     Raises:
         ValueError: no axis can be that of the channels, or both can.
@@ -151,7 +151,7 @@ def stored_array(path: str | Path, header_only: bool = False, exif: str | None =
 
 
 def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None = "ignore") -> np.ndarray:
-    """Return a Pillow image as [H, W] or [H, W, C]; palettes become RGB, and two colours grey."""
+    """Return a Pillow image as [H, W] or [H, W, C]; palette images become RGB, bilevel ones grey."""
     require_upright(orientation_of(image), exif)
     bands = 3 if image.mode == "P" else len(image.getbands())
     values = values_of(image)
@@ -202,7 +202,8 @@ def lazy(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
 
 
 def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
-    """Show an image [C, H, W] in 8-bit RGB; values other than bytes are stretched between their percentiles 1 and 99.
+    """Convert an image [C, H, W] to 8-bit RGB for display, stretching values other than bytes between percentiles 1 and
+    99.
 
     Args:
         shown: see `ImageForm`.

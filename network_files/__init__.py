@@ -10,7 +10,7 @@ __all__ = ["InstanceMasks", "MaskRCNN"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two classes on first use: the modules of run-length codes also serve programs without torch."""
+    """Import the two classes on first use, since programs without torch import the run-length modules."""
     if name == "InstanceMasks":
         from network_files.masks.instance_masks import InstanceMasks
 

@@ -58,7 +58,7 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
-        """Tile the cell anchors over the levels; the anchors of the last shapes of batches are cached.
+        """Tile the cell anchors over the levels; the anchors of the most recent batch shapes are cached.
 
         Args:
             padded_size: height and width of the padded batch, in pixels.

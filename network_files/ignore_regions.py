@@ -1,4 +1,4 @@
-"""Regions in which nothing is background, such as crowds: find the anchors and proposals that lie in them."""
+"""Find the anchors and proposals in ignore regions, such as crowds, where nothing is background."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
 
 
 def spare_regions(labels: Tensor, candidates: Tensor, regions: Sequence[Tensor | None]) -> Tensor:
-    """Ignore the background candidates of which at least half lies in the regions of their image.
+    """Ignore the background candidates that lie at least half inside the regions of their image.
 
     Regions match nothing, so no candidate is positive because of them. One that matches an object stays positive, as
     COCO's evaluation also matches objects before crowds: objects that are labelled inside a region are learnt.

@@ -22,7 +22,7 @@ PAIRS_AT_ONCE = 2**24  # pairs of object and candidate; computing their IoU take
 
 
 class Objects(NamedTuple):
-    """The objects of a batch on the device, padded to the largest number of an image."""
+    """The objects of a batch on the device, padded to the largest number per image."""
 
     boxes: Tensor  # float [B, N, 4], x1y1x2y2 in pixels of the resized images
     labels: Tensor  # int64 [B, N]
@@ -116,7 +116,7 @@ class BalancedSampler:
         self.positive_fraction = positive_fraction
 
     def __call__(self, labels: Tensor) -> Sample:
-        """Sample by labels [B, A]: positive from 1 on, 0 negative, below 0 ignored."""
+        """Sample by labels [B, A]: above 0 is positive, 0 negative, below 0 ignored."""
         masks = torch.stack((labels >= 1, labels == 0))
         running = masks.flatten().cumsum(0)  # numbers the positives of all images, and then the negatives
         totals: list[list[int]] = masks.sum(dim=2).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Move to the device without waiting; to CUDA from pinned memory, else the copy would wait."""
+    """Move to the device without waiting; to CUDA from pinned memory, since the copy would otherwise wait."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

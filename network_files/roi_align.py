@@ -118,7 +118,7 @@ class PyramidRoIAlign(nn.Module):
         return weighted_gather(table, rois, grids, self.output_size, self.sampling_ratio, self.aligned)
 
     def operate(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
-        """Read with torchvision's operator, which adapts the number of samples to each box."""
+        """Pool with torchvision's operator, which adapts the number of samples to each box."""
         # The operator requires one dtype for both; on the CPU, nothing casts them inside CUDA's autocast.
         read = roi_align(level.to(rois.dtype), rois, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
         return read.to(level.dtype)
@@ -134,7 +134,7 @@ def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
 
 
 class SharedPyramid(dict[str, Tensor]):
-    """Level name -> [B, C, H, W], with tables of pixels that the first RoIAlign makes and both read."""
+    """Level name -> [B, C, H, W], with tables of pixels that the first RoIAlign builds and both use."""
 
     def __init__(self, features: Mapping[str, Tensor]):
         super().__init__(features)
@@ -145,7 +145,7 @@ class SharedPyramid(dict[str, Tensor]):
         return features if isinstance(features, cls) else cls(features)
 
     def table(self, names: tuple[str, ...]) -> Tensor:
-        """The pixels of levels as rows: float32 [sum of B * H_i * W_i, C]; of one float32 level a view, if possible."""
+        """The pixels of levels as rows, float32 [sum of B * H_i * W_i, C]; a view of a single level if possible."""
         if names not in self.tables:
             rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
             self.tables[names] = at_least_float32(rows[0] if len(rows) == 1 else torch.cat(rows))

@@ -229,7 +229,7 @@ class RoIHeads(nn.Module):
         ]
 
     def nms_groups(self, labels: Tensor) -> Tensor:
-        """Return the group of each detection; only those of one group suppress one another."""
+        """Return the group of each detection; only detections of the same group suppress one another."""
         return torch.zeros_like(labels) if self.agnostic_nms else labels
 
 

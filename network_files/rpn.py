@@ -127,7 +127,7 @@ class RegionProposalNetwork(nn.Module):
         return self.suppress(boxes, scores, usable, len(tops), self.post_nms_top_n[mode])
 
     def suppress(self, boxes: Tensor, scores: Tensor, usable: Tensor, levels: int, most: int) -> list[Tensor]:
-        """NMS per image and level of those boxes [B, n, 4] that are usable, bool [B, n].
+        """Apply NMS per image and level to those boxes [B, n, 4] that are `usable`, bool [B, n].
 
         Args:
             scores: [B, n], descending within each of the `levels`, which have equal numbers of boxes.
@@ -177,7 +177,7 @@ class RegionProposalNetwork(nn.Module):
 
 
 class AnchorTargets(NamedTuple):
-    """What each anchor should predict."""
+    """Training targets of each anchor."""
 
     labels: Tensor  # int64 [B, A], 1 object, 0 background, -1 ignored
     matches: Tensor  # int64 [B, A], the index of its object in the image; valid where its label is 1

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of many rows of boxes at once, on a device with one wait for all of them.
+"""Non-maximum suppression of many rows of boxes at once, on a device with a single wait for all of them.
 
 torchvision's operator processes a set of boxes in a single block of a GPU, box by box, and the host waits for each set.
 """
@@ -17,7 +17,7 @@ PAIRS_AT_ONCE = 2**24  # pairs of boxes; computing their IoU takes 12 bytes per 
 def nms_of_images(
     boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
 ) -> tuple[Tensor, list[int]]:
-    """Suppress boxes [B, n, 4] with an IoU above `threshold` with a better usable one of their image and group.
+    """Suppress boxes [B, n, 4] whose IoU with a better usable one of the same image and group exceeds `threshold`.
 
     Args:
         scores: [B, n]; groups: int64 [B, n]; usable: bool [B, n].
@@ -47,7 +47,7 @@ def nms_at_once(
 def nms_of_rows(
     boxes: Tensor, usable: Tensor, threshold: float, groups: Tensor | None = None
 ) -> tuple[Tensor, list[int]]:
-    """Suppress in each row every box that has an IoU above `threshold` with a better one that is kept.
+    """In each row, suppress every box whose IoU with a better kept one exceeds `threshold`.
 
     This is exact. A box is decided once all better ones that overlap it are. So each round decides at least one more
     link of every chain of overlapping boxes, and once a round changes nothing, all are decided.

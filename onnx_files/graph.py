@@ -95,7 +95,7 @@ class Graph:
         return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
 
     def at_most(self, limit: int, values: str) -> str:
-        """The smaller of a limit and the length of [N], int64 [1]: TopK requires a number that is no larger."""
+        """The smaller of a limit and the length of [N], int64 [1], since TopK accepts no larger number."""
         return self.op("Min", self.op("Shape", values), self.integers([limit]))
 
     def length(self, x: str, axis: int) -> str:
@@ -176,7 +176,7 @@ class Graph:
 
 
 def known(name: str, module: object, kind: type[Module]) -> Module:
-    """Return a part of the network that users may replace, if it is of the class that the exporter supports.
+    """Return a replaceable part of the network, if its class is the one that the exporter supports.
 
     Raises:
         ValueError: it is of another class.

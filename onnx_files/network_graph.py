@@ -92,7 +92,7 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
 
 
 def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
-    """[N, *shape] -> [count, *shape] with zeros at the end."""
+    """[N, *shape] -> [count, *shape], padded with zeros at the end."""
     missing = g.op("Sub", g.integers([count]), g.length(values, 0))
     pads = g.op("Concat", g.integers([0] * (1 + len(shape))), missing, g.integers([0] * len(shape)), axis=0)
     return g.reshape(g.op("Pad", values, pads), count, *shape)

@@ -8,7 +8,7 @@ from train_utils.errors import InputError
 
 
 class OnnxModel:
-    """A file that tools/export_onnx.py wrote; `detect` is that of `Session`.
+    """A network that tools/export_onnx.py exported; `detect` is the one of `Session`.
 
     Args:
         path: the file.

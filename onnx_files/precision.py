@@ -1,4 +1,4 @@
-"""Make smaller files: weights in fp16, or convolutions and matrix products in int8; measure what that costs in AP."""
+"""Shrink exported networks with fp16 weights, or int8 convolutions and matrix products, and measure the cost in AP."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

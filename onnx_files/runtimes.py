@@ -16,7 +16,7 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, 
 
 @dataclass
 class Session:
-    """An opened file."""
+    """An opened model file."""
 
     name: str  # runtime, device and precision, for the user
     metadata: dict[str, str]  # the texts stored in the file

@@ -1,4 +1,4 @@
-"""The size that the network resizes an image to, in an ONNX graph of integers, which every runtime computes alike.
+"""Compute the size that images are resized to in ONNX integers, which every runtime computes alike.
 
 `ImageTransform` multiplies a side by a scale in float64. Some runtimes compute float64 in float32, and round other
 sizes. The exact quotient in integers differs from the network's result where it is a whole number (or, if sizes are
@@ -18,7 +18,7 @@ FACTORS_OF_2_TO_52 = [2**9] * 5 + [2**7]
 
 
 def size_after_resize(g: Graph, sides: str, min_size: int, max_size: int, rounded: bool) -> str:
-    """Height and width of images -> of the images that `ImageTransform` makes of them, both int64 [..., 2].
+    """Height and width of images -> those that `ImageTransform` resizes them to, both int64 [..., 2].
 
     Exact for sides up to 12,000 pixels, and to one pixel above.
 

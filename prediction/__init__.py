@@ -1,1 +1,1 @@
-"""From weights and images, videos or a camera to drawn images and files for other tools."""
+"""Run trained weights on images, videos or a camera; draw the results, and write files for other tools."""

@@ -28,7 +28,7 @@ LABELME_VERSION = "5.5.0"  # of the format; all fields written here exist since 
 
 
 class CocoSaver:
-    """Write a COCO dataset: annotations.json, and the images in images/. Objects without a pixel are left out."""
+    """Write a COCO dataset: annotations.json, and the images in images/. Objects without pixels are left out."""
 
     suffixes: tuple[str, ...] = ()
 
@@ -122,7 +122,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
 
 
 def mask_shape(crop: Crop) -> dict:
-    """Return a shape of type mask: its first and last pixel, and a PNG in base64 of the pixels between these."""
+    """Return a shape of type mask: its top left and bottom right pixel, and a base64 PNG of the pixels between them."""
     left, top, pixels = crop
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Predict the files of a command: check options and outputs, then images, then videos; without torch."""
+"""Predict the files that a command names: check options and outputs, then images, then videos. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

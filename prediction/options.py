@@ -59,7 +59,7 @@ class PredictorSettings(ImageSettings, InferenceSettings):
 
 @dataclass
 class OutputSettings(Settings):
-    """Options of all predictions of files for what is written."""
+    """Options, for all predictions of files, that select the outputs."""
 
     output_dir: str = option(
         "predictions", "drawn images and saved detections ({default})", metavar="DIR", group="input and output"
@@ -82,7 +82,7 @@ class OutputSettings(Settings):
 
 @dataclass
 class SourceSettings(Settings):
-    """Options of predict.py for what to predict."""
+    """Options of predict.py that select the input."""
 
     img_path: list[str] | None = option(
         None, "images, videos, folders of images, or patterns such as 'photos/**/*.jpg', any number (default: an "

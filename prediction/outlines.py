@@ -1,4 +1,4 @@
-"""Outline masks as polygons with few corners, for tools in which a person corrects them.
+"""Outline masks as polygons with few corners, for manual correction in labelling tools.
 
 An outline follows the edges between pixels, and is then simplified as long as it still covers most of the mask's pixels
 and few others.

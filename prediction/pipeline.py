@@ -1,4 +1,4 @@
-"""Predict many images at the network's own rate: reading, drawing and saving run in threads beside it; without torch.
+"""Predict many images at the network's own rate: other threads read, draw and save. Needs no torch.
 
 `predict_images` serves image files, `predict_all` videos as well.
 """
@@ -145,7 +145,7 @@ def predict_all(
 
 
 def in_threads(function: Callable[[Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
-    """Apply a function in threads beside the caller; yield the results in order, each as soon as it is available.
+    """Apply a function in other threads; yield the results in order, each as soon as it is available.
 
     Args:
         ahead: number of items that are begun before the first result is waited for.

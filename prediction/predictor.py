@@ -50,7 +50,7 @@ class Predictor(ImagePredictor):
 
     @classmethod
     def of_trained(cls, trained: TrainedModel, settings: PredictorSettings) -> "Predictor":
-        """Return a predictor of weights that are open already; only the options for images are used."""
+        """Return a predictor for weights that are already open; only the options for images are used."""
         predictor = cls.__new__(cls)
         predictor.set_up(trained, settings)
         return predictor

@@ -1,4 +1,4 @@
-"""Find what to predict: files, folders and patterns in, images and videos with unique names for their outputs out."""
+"""Find the images and videos that files, folders and patterns name, and give their outputs unique names."""
 
 import glob
 import json
@@ -55,7 +55,7 @@ def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Sourc
 
 
 def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file that an argument means, and its name below the argument's folder."""
+    """Yield each file that an argument refers to, and its name below the argument's folder."""
     path = Path(text)
     if path.is_file():
         yield path, path.name
@@ -114,7 +114,7 @@ def below(folder: Path, file: Path) -> str:
 
 
 def unique_names(file_names: Iterable[str]) -> list[str]:
-    """Return the names of outputs: without suffix, and numbered if equal but for suffix, case and Unicode form.
+    """Return output names: without suffix, and numbered if they differ only in suffix, case or Unicode form.
 
     No output's file takes the place of a folder for others, as that of x.jpg would beside the folder x.png.
     """
@@ -192,7 +192,7 @@ def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
 
 
 def images_in(path: Path) -> list[tuple[str, ResultImage]]:
-    """Return file names, with forward slashes, and images of a COCO file, which may be one without annotations.
+    """Return the file names, with forward slashes, and images of a COCO file, with or without annotations.
 
     Raises:
         ValueError: the file cannot be used.

@@ -1,4 +1,4 @@
-"""Predict images around any network: read and tile, detect in batches, merge, name; without torch.
+"""Predict images with any network: read and tile, detect in batches, merge, name. Needs no torch.
 
 `Predictor` adds a network in torch, tools/predict_onnx.py an exported one.
 """
@@ -77,12 +77,12 @@ class ImagePredictor:
         raise NotImplementedError
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
-        """Return run-length codes of mask probabilities in an image of a height and width."""
+        """Return run-length codes of mask probabilities in an image of this height and width."""
         return encode_masks(masks, boxes, size, self.mask_thresh, self.continuous)
 
     @property
     def box_thresh(self) -> float:
-        """The lowest score to show, of classes without one of their own; set it as in the options."""
+        """The lowest score to show, for classes without a threshold of their own; set it as in the options."""
         return self.thresholds.default
 
     @box_thresh.setter
@@ -91,11 +91,11 @@ class ImagePredictor:
 
     @property
     def images_per_step(self) -> int:
-        """The number of images to load before a step; one that is tiled fills steps by itself."""
+        """The number of images to load before a step; a tiled image fills steps by itself."""
         return 1 if self.tile else self.batch_size
 
     def require_rgb(self, what: str | Path) -> None:
-        """Raise InputError if the network takes other images than those of a video or a camera."""
+        """Raise InputError if the network does not take RGB images, as videos and cameras deliver."""
         if self.form.channels is not None:
             raise InputError(f"{what}: the network takes images of --channels {self.form.channels}, no video")
 
@@ -138,5 +138,5 @@ class ImagePredictor:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """RGB image -> uint8 [3, H, W]. Not with torch, which would start threads of its own in each thread."""
+    """RGB image -> uint8 [3, H, W]; avoids torch, which would start its own threads in each thread."""
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")

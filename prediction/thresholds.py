@@ -1,4 +1,4 @@
-"""Read --box-thresh: a score for all classes, scores per class, or the best ones of validation. Without torch."""
+"""Read --box-thresh: a score for all classes, scores per class, or the best ones of validation. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""Cut images that are too large for the network into overlapping tiles, and merge the detections in these.
+"""Cut images that are too large for the network into overlapping tiles, and merge the detections in them.
 
 Two detections in different tiles are one object if their masks agree in the area that both tiles see, or if one of them
 is cut off by its tile's border and the other covers it. An object that is whole in some tile is taken from there;
@@ -142,7 +142,7 @@ def parts_of(
 
 
 def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
-    """Whether a part lies in the strip along a border of its tile, and wholly in another tile without its strips."""
+    """Whether a part lies in the strip along a border of its tile, and wholly in the inner part of another tile."""
     low, high = insides[:, :2], insides[:, 2:]
     if (part.box[2:] > low[part.tile]).all() and (part.box[:2] < high[part.tile]).all():
         return False

@@ -94,7 +94,7 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
 
 
 def optional_package(module: str, need: str, package: str) -> Any:
-    """Import and return a module, or raise an InputError that begins with who needs it."""
+    """Import and return a module, or raise an InputError that begins with `need`, the feature that needs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -194,7 +194,7 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 def recording(
     av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
-    """Write a drawn H.264 video, and lines of JSON if there is a path for these; without a frame, no video.
+    """Write a drawn H.264 video and, given a path for them, JSON lines; without frames, write no video.
 
     Odd sides get one more row or column of pixels.
 

@@ -1,4 +1,4 @@
-"""Predict the images of a camera with OpenCV: show them in a window, and record them with their times."""
+"""Predict a camera's frames with OpenCV: show them in a window, and record them with their times."""
 
 import time
 from fractions import Fraction

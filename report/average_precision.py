@@ -136,7 +136,7 @@ def best_overall(data: EvalData, matching: Matching) -> BestScore:
 
 @dataclass
 class Calibration:
-    """Scores and shares of right detections at IoU 0.5, in B ranges of scores.
+    """Scores and shares of correct detections at IoU 0.5, in B ranges of scores.
 
     A calibrated score of 0.8 is right in 8 of 10 cases.
     """
@@ -148,7 +148,7 @@ class Calibration:
 
 
 def calibration(data: EvalData, matching: Matching) -> Calibration:
-    """Compute the calibration of all detections but those inside crowds; equals hotcoco's `calibration`."""
+    """Compute the calibration of all detections except those inside crowds; equals hotcoco's `calibration`."""
     counted = ~matching.ignored[AT_50]
     scores, right = data.detections.scores[counted], matching.objects[AT_50, counted] >= 0
     bins = np.clip(scores * BINS, 0, BINS - 1).astype(int)

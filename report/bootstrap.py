@@ -33,7 +33,7 @@ METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's 
 
 
 class Interval(NamedTuple):
-    """The range that most resamples are in; NaN if none has a value."""
+    """The range that contains most resamples; NaN if none has a value."""
 
     low: float
     high: float
@@ -54,7 +54,7 @@ class Resampled:
 
 
 def interval_of(samples: np.ndarray, tail: float) -> Interval:
-    """Return the interval of samples [R] without their tails; NaN are left out."""
+    """Return the interval of samples [R] without their tails; NaNs are left out."""
     known = samples[~np.isnan(samples)]
     if not len(known) or np.isnan(tail):
         return Interval(float("nan"), float("nan"))
@@ -81,7 +81,7 @@ def tail_of(images: np.ndarray) -> float:
 
 
 def draw_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Draw how often each image is in each resample, float64 [I, 1 + R]; in the first column, each is once."""
+    """Draw how often each image occurs in each resample, float64 [I, 1 + R]; the first column has each once."""
     drawn = np.random.default_rng(seed).integers(images, size=(resamples, images)) if images else np.zeros((0, 0), int)
     weights = [np.ones(images), *(np.bincount(one, minlength=images) for one in drawn)]
     return np.stack(weights, axis=1).astype(np.float64)
@@ -137,7 +137,7 @@ def recall_of(data: EvalData, in_range: InRange, most: int = DETECTIONS_PER_CLAS
 
 
 def aps_of_classes(data: EvalData, matching: Matching, to_find: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the AP of each class, IoU and resample, float64 [K, T, R]; `to_find`, bool [G], are the objects."""
+    """Return the AP of each class, IoU and resample, float64 [K, T, R]; `to_find`, bool [G], marks the objects."""
     by_class = detections_by_class(data)
 
     def ap_of(k: int) -> np.ndarray:
@@ -211,7 +211,7 @@ def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.nd
 
 
 def accumulate(function: np.ufunc, rows: np.ndarray) -> np.ndarray:
-    """Accumulate rows [E, R] in place, and return them; twice to three times as fast as `function.accumulate`."""
+    """Accumulate rows [E, R] in place, and return them; two to three times as fast as `function.accumulate`."""
     for before, row in zip(rows, rows[1:]):
         function(before, row, out=row)
     return rows

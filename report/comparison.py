@@ -17,7 +17,7 @@ from train_utils.metrics.coco_evaluation import TITLES
 
 @dataclass
 class Side:
-    """One of the two."""
+    """One of the two sides of a comparison."""
 
     name: str
     results: Mapping[str, Sequence[Mapping[str, Any]]]  # as for `make_eval_data`
@@ -52,7 +52,7 @@ class KindComparison:
     scores: tuple[ImageScores, ImageScores]
 
     def verdict(self) -> str:
-        """Say in a sentence which is better, by the interval of the difference in AP."""
+        """State in a sentence which is better, judged by the interval of the difference in AP."""
         ap = self.metrics[0]
         low, high = ap.of_difference
         words = "B is better" if low > 0 else "A is better" if high < 0 else "this data cannot tell"
@@ -64,7 +64,7 @@ class KindComparison:
         return f"{words}: {found}, a difference of {signed(ap.difference)} ({signed(low)} to {signed(high)})"
 
     def changed_most(self, number: int) -> list[int]:
-        """Return the images whose F1 differs most between A and B, those with most objects first among equals."""
+        """Return the images whose F1 differs most between A and B; among equals, those with most objects come first."""
         a, b = self.scores
         change = np.abs(np.nan_to_num(b.f1, nan=1.0) - np.nan_to_num(a.f1, nan=1.0))
         order = np.lexsort((-np.abs(b.right - a.right), -change))

@@ -61,7 +61,7 @@ def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: flo
 
 @dataclass
 class ImageScores:
-    """Right and wrong detections of I images, at the score of the confusion matrix."""
+    """Correct and wrong detections of I images, at the score of the confusion matrix."""
 
     right: np.ndarray  # int64 [I], detections with an object of their class
     false: np.ndarray  # int64 [I], other detections
@@ -87,7 +87,7 @@ class ImageScores:
 
 
 def score_images(data: EvalData, pairs: Confusion) -> ImageScores:
-    """Count right, false and missed per image, from the pairs of the confusion matrix."""
+    """Count correct, false and missed per image, from the pairs of the confusion matrix."""
     is_right = pairs.rows == pairs.columns
     right, false, missed = (
         np.bincount(pairs.images[chosen], minlength=len(data.image_ids))

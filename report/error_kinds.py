@@ -49,7 +49,7 @@ class Errors:
 
 
 def find_errors(data: EvalData, overlaps: Overlaps, matching: Matching) -> Errors:
-    """Classify all detections and missed objects, and compute the costs."""
+    """Classify all detections and missed objects, and compute the cost of each kind of error."""
     matched, ignored = matching.objects[AT_50], matching.ignored[AT_50]
     number, real = len(matched), ~overlaps.crowds
     same_iou, same = best_pairs(overlaps, real & overlaps.same_class, number)

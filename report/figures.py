@@ -80,7 +80,7 @@ def precision_recall_figure(curves: np.ndarray) -> Markup:
 
 
 def calibration_figure(found: Calibration) -> Markup:
-    """Draw the share of right detections over their scores, with the number of detections above each bar."""
+    """Draw the share of correct detections over their scores, with the number of detections above each bar."""
 
     def draw(axes: Axes) -> None:
         places = (np.arange(len(found.counts)) + 0.5) / len(found.counts)
@@ -96,7 +96,7 @@ def calibration_figure(found: Calibration) -> Markup:
 
 
 def cost_figure(costs: Mapping[str, float]) -> Markup:
-    """Draw bars of how much AP50 rises if the errors of a kind are repaired."""
+    """Draw a bar per kind of error: how much AP50 rises if its errors are repaired."""
 
     def draw(axes: Axes) -> None:
         names = list(costs)[::-1]

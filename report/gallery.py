@@ -30,7 +30,7 @@ MARGIN, SMALLEST_VIEW = 0.6, 48  # around a box, as a share of its longer side; 
 
 
 class Shot(NamedTuple):
-    """An image with one of its objects and detections; -1 means none."""
+    """An image with one of its objects and one of its detections; -1 means none."""
 
     image: int
     object: int = -1

@@ -26,7 +26,7 @@ Results = dict[str, list[dict[str, Any]]]  # "bbox" and "segm" -> results in COC
 
 
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
-    """Return the data as a network takes them: its classes, completed by category ids if it lacks these, and images.
+    """Return the data as a network takes them: in its classes and image form; the data may supply category ids.
 
     Raises:
         InputError: the network lacks the classes of the data.

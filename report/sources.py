@@ -103,7 +103,7 @@ def content_of(dataset: InstanceDataset) -> dict[str, Any]:
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Return the folder `--report`, once it is clear that a report can be written there.
+    """Return the folder `--report`, after checking that a report can be written there.
 
     Raises:
         InputError: the folder cannot be written to, or has files of the user with names that a report has.
@@ -122,7 +122,7 @@ def report_folder(settings: ValidationSettings) -> Path:
 
 
 def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]:
-    """Return image id -> file in the folder, without missing images, about which it warns."""
+    """Return image id -> file in the folder; warn about missing images, and leave them out."""
     if folder is None:
         return {}
     if not Path(folder).is_dir():

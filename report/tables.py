@@ -129,7 +129,7 @@ def curves_of(curves: np.ndarray) -> dict[str, list[float]]:
 
 
 def finite(content: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, by None."""
+    """Replace NaN and infinity, which JSON lacks, with None."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

@@ -49,7 +49,7 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
 
 
 def convert(split: SplitFiles, skip_bad: bool) -> dict:
-    """Return a split as the content of a COCO file; ValueError if it has wrong items, unless `skip_bad`."""
+    """Return a split as the content of a COCO file; ValueError if it has invalid items, unless `skip_bad`."""
     if split.convert is not None:
         converted = split.convert()
         content, problems = converted.content, converted.problems

@@ -47,7 +47,7 @@ def training_sizes(settings: TrainSettings) -> int | list[int]:
 
 
 def the_one_size(settings: TrainSettings) -> int:
-    """Return the short side as one number; InputError if --min-size has several for an augmentation with its own."""
+    """Return the short side as one number; InputError if --min-size has several, as the augmentation draws sizes."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

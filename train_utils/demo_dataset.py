@@ -137,7 +137,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
 
 
 def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
-    """Try random shapes, each a little smaller than the last, until it and all shapes `below` are recognisable.
+    """Try random shapes, ever smaller, until one is recognisable and leaves all shapes `below` it recognisable.
 
     The bounding boxes of two objects of a class do not overlap. None means that there is no room for a shape.
     """

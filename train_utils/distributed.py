@@ -48,7 +48,7 @@ def is_connected() -> bool:
 
 @contextmanager
 def without_others() -> Iterator[None]:
-    """Context in which all functions here work as in a single process, as the others wait elsewhere."""
+    """Context in which all functions here act as in a single process, while the others wait elsewhere."""
     global cut_off
     cut_off = True
     try:
@@ -161,7 +161,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
 
 
 def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager:
-    """Context for a pass that exchanges gradients between processes, or (not `now`) only accumulates them here."""
+    """Context for a pass that exchanges gradients between processes or, unless `now`, only accumulates them locally."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not now else nullcontext()
 
 

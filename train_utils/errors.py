@@ -90,7 +90,7 @@ def reader_has_gone() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of a GPU or of the machine did not suffice."""
+    """Whether an error means that the GPU or the machine ran out of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError):  # torch's errors, without importing torch

@@ -40,7 +40,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:
-        """Average in the weights after step `number`, from 1, unless it was not applied (bool scalar on the device).
+        """Update the average after step `number`, from 1, if the step was `applied` (bool scalar on the device).
 
         The host does not wait for this.
         """

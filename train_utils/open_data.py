@@ -1,4 +1,4 @@
-"""Open the splits of a data set for training and evaluation.
+"""Open the splits of a dataset for training and evaluation.
 
 Layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`).
 """
@@ -67,7 +67,7 @@ def open_validation_data(
 
 
 def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
-    """Open the validation split, unchecked: of data that are not split, the images that the run held out, else all.
+    """Open the validation split, unchecked; if the data are not split, the images that the run held out, else all.
 
     Args:
         trained_with: settings of the run that wrote the weights, or {}; used for options that are not given.
@@ -215,7 +215,7 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> content of the validation images if the data are not split, to find them again.
+    """Return name -> size and hash of the validation images if the data are not split, to find them again.
 
     Only the main process, which writes the checkpoint, reads them; on the others the result is empty.
     """
@@ -232,7 +232,7 @@ def content_of(path: Path) -> str:
 
 
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
-    """Find the images that a run held out, by name and content, else by content alone, and report the others.
+    """Find the images that a run held out, by name and content, else by content alone; report those not found.
 
     Args:
         held_out: see `held_out_images`; older checkpoints store the size in bytes instead of the content.

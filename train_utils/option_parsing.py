@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass
 class Settings:
-    """Options of a script; `given` and `from_file` name those given at all, and those only in the --config file."""
+    """Options of a script; `given` names those given at all, `from_file` those given only in the --config file."""
 
     # Without annotations, so that they are not fields, and thus not options.
     given = frozenset[str]()

@@ -82,7 +82,7 @@ class DataSettings(Settings):
         return ImageForm(self.exif, self.channels, shown=tuple(self.show_channels or ())).checked()
 
     def is_demo(self) -> bool:
-        """Whether the data are the demo's: no data, or the demo's folder, is given."""
+        """Whether the data are the demo's: no path is given, or the demo's folder."""
         if self.train_json or self.val_json:
             return False
         return self.data_path is None or Path(self.data_path).resolve() == Path(DEMO_FOLDER).resolve()

@@ -1,1 +1,1 @@
-"""The layouts that labelling tools write: which one a folder has, and its annotations in COCO's form."""
+"""Detect the layouts that labelling tools write, and convert their annotations to COCO's form."""

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 
 
 class NoArea(ValueError):
-    """A shape is a point, a line or the like."""
+    """The shape has no area: it is a point, a line or the like."""
 
 
 class CocoBuilder:
@@ -64,7 +64,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image, by default of the size in its header; return its entry, or None if it is unusable (noted)."""
+        """Add an image, by default of the size in its header; return its entry, or note the problem and return None."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
@@ -93,7 +93,7 @@ class CocoBuilder:
         box: tuple[float, float, float, float] | None = None,
         crowd: bool = False,
     ) -> None:
-        """Add an object with all its parts. Polygons stay polygons, unless there are crops: then all become one code.
+        """Add an object with all its parts. Polygons stay polygons; if there are crops, all parts become one code.
 
         Args:
             image: the result of `add_image`.
@@ -155,7 +155,7 @@ class CocoBuilder:
 
 
 def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size: Size) -> dict:
-    """Return the packed run-length code of everything that crops and polygons cover in an image of `size`."""
+    """Return the packed run-length code of the union of crops and polygons in an image of `size`."""
     codes = []
     for left, top, crop in crops:
         inside = crop[max(-top, 0) :, max(-left, 0) :]

@@ -1,4 +1,4 @@
-"""Find COCO files and their images in a folder as a tool exported it: one `SplitFiles` per split.
+"""Find COCO files and their images in a folder that a tool exported: one `SplitFiles` per split.
 
 COCO files are recognised by their first and last kilobytes, whatever their name. The name of the file or of its folder
 decides the split, and the place of the file's first images decides the image folder.
@@ -71,7 +71,7 @@ def json_files(root: Path) -> Iterator[Path]:
 
 
 def is_coco_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO instances; a broken one does if it holds two of the three lists."""
+    """Whether a JSON file looks like COCO instances; for a broken one, two of the three lists suffice."""
     if path.name.lower().startswith(OTHER_TASKS):
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
@@ -106,7 +106,7 @@ def both_ends(path: Path) -> bytes:
 
 
 def found_after(path: Path, text: bytes) -> bytes:
-    """Return the kilobytes of a file from the first occurrence of a text on; b"" if it does not occur."""
+    """Return a few kilobytes of a file from the first occurrence of a text; b"" if it does not occur."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.find(text)
         return content[place : place + ENDS] if place >= 0 else b""
@@ -116,12 +116,12 @@ def found_after(path: Path, text: bytes) -> bytes:
 
 
 def nearest_split(folder: Path, root: Path) -> str:
-    """Return the split that a folder, else the nearest one above it, is named after; "" without one."""
+    """Return the split that a folder, or else its nearest ancestor, is named after; "" if none is."""
     return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """Choose the file of a split: prefer those highest up (folders for annotations do not count), then by name.
+    """Choose the file of a split: the one highest up (not counting annotation folders), then by name.
 
     Raises ValueError if several are left.
     """
@@ -174,7 +174,7 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
-    """Return another folder that has other images of the same names, unless the chosen one has a usual name."""
+    """Return another folder with different images of the same names, unless the chosen one has a usual name."""
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None

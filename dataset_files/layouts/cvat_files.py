@@ -134,7 +134,7 @@ def read_shape(shape: Element) -> list[float] | Crop:
 
 
 def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[float]:
-    """Turn a polygon around a point; without an angle it stays the same to the bit."""
+    """Rotate a polygon about a point; an angle of 0 returns it unchanged, bit for bit."""
     if not angle:
         return polygon
     turn = complex(math.cos(angle), math.sin(angle))

@@ -1,4 +1,4 @@
-"""Read labelme's and ISAT's layouts: a JSON for each image, usually beside it, perhaps in train/ and val/.
+"""Read labelme's and ISAT's layouts: one JSON per image, usually beside it, perhaps in train/ and val/.
 
 ISAT's files (`info` and `objects`) are converted to labelme's form (`shapes`, `imagePath`) as they are read.
 """
@@ -93,7 +93,7 @@ def first_files(folder: Path, tool: Tool) -> list[Path]:
 
 
 def is_of_tool(path: Path, tool: Tool) -> bool:
-    """Whether a file is a tool's, from its beginning, since COCO files may be large."""
+    """Whether a tool wrote a file, judged by its first bytes, since COCO files may be large."""
     head = beginning(path, HEAD)
     has_key = re.search(rb'"%s"\s*:\s*\[' % tool.key.encode(), head) is not None
     if has_key and path.stat().st_size >= HEAD:
@@ -178,7 +178,7 @@ def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | Non
 
 
 def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
-    """Yield the shapes of a JSON; note those that are labelled as background or to be ignored."""
+    """Yield the shapes of a JSON; note those labelled as background or as ignored."""
     for number, entry in enumerate(entries, start=1):
         fields = entry if isinstance(entry, dict) else {}
         label, group = fields.get("label"), fields.get("group_id")

@@ -1,4 +1,4 @@
-"""Read folders of images beside folders of masks with an instance per value: Penn-Fudan's kind.
+"""Read folders of images beside folders of masks with one value per instance, as in Penn-Fudan.
 
 The masks of an image are one file, or one per class in masks/CLASS/, or one per object in masks/IMAGE/. Each image may
 also have a folder of its own with images/ and masks/ in it, as in the Data Science Bowl 2018.
@@ -44,7 +44,7 @@ class MaskFolders:
 
     @cached_property
     def class_folders(self) -> list[str]:
-        """List the classes that have their own folders; none if more images have masks of another form."""
+        """List the classes that have their own folders; none if most images have masks elsewhere."""
         stems = {path.stem for path in self.image_paths}
         folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
         names = [name for name in folders if name not in stems]
@@ -63,7 +63,7 @@ class MaskFolders:
         return [(path, name) for path in self.own_masks(image) for name in self.class_names()]
 
     def own_masks(self, image: Path) -> list[Path]:
-        """Return the one mask that is named like the image, else the masks in a folder that is."""
+        """Return the one mask named like the image, else the masks in a folder named like it."""
         if (one := self.mask_of(image)) is not None:
             return [one]
         own = self.masks if self.one_image else self.masks / image.relative_to(self.images).with_suffix("")
@@ -78,7 +78,7 @@ class MaskFolders:
 
 @dataclass
 class MaskSplit:
-    """One split."""
+    """One split: its folder of images, and its pairs of image and mask folders."""
 
     source: Path  # the folder that messages name, and that the names of masks are relative to
     image_folder: Path  # the folder that the file names of images are relative to
@@ -192,7 +192,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit | None]:
-    """Find the splits that have their own folders, named after them or with their names as a word (stage1_train)."""
+    """Find the splits with their own folders, whose names are or contain the split's name (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := of_folder(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):

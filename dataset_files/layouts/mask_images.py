@@ -1,4 +1,4 @@
-"""Read masks drawn as images: an instance or a class per value or colour, without loss."""
+"""Read masks stored as lossless images, with one value or colour per instance or class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class MaskImage:
 
 
 def read_mask_image(path: Path) -> MaskImage:
-    """Read a mask of any of Pillow's modes; FileNotFoundError, or ValueError if it is not one lossless image."""
+    """Read a mask of any Pillow mode; FileNotFoundError, or ValueError unless it is one lossless image."""
     try:
         with Image.open(path, formats=LOSSLESS) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
@@ -74,7 +74,7 @@ class Blurred(ValueError):
 
 
 def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]:
-    """Find the pixels of each value but 0 in [H, W], in the order of values.
+    """Find the pixels of each nonzero value in [H, W], in the order of values.
 
     Also return whether the mask is that of a single object with blurred edges, which is cut at half its value. If the
     edges of several objects are blurred, so that values are not objects, raise Blurred.
@@ -90,7 +90,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
-    """Return the pixels of each value but 0 in [H, W], in order; `pixels`: the result of `pixels_by_value`."""
+    """Return the pixels of each nonzero value in [H, W], in order; `pixels` is the result of `pixels_by_value`."""
     crops = []
     for inside in (pixels_by_value(values) if pixels is None else pixels).values():
         rows, columns = np.divmod(inside, values.shape[1])
@@ -102,7 +102,7 @@ def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = No
 
 
 def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
-    """Map each value but 0 to its pixels in the flattened [H, W], int64 [N]."""
+    """Map each nonzero value to its pixels in the flattened [H, W], int64 [N]."""
     places = np.flatnonzero(values)
     found = values.reshape(-1)[places]
     order = np.argsort(found, kind="stable")
@@ -127,7 +127,7 @@ def has_steps(values: np.ndarray, lowest: int) -> bool:
 
 
 def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
-    """Whether most of many values only occur beside others, as in JPEG files."""
+    """Whether there are many values, most of which occur only next to others, as in JPEG files."""
     if len(pixels) < MANY_VALUES:
         return False
     beside = touching(values, lambda own, other: (own != other) & (own != 0) & (other != 0)).reshape(-1)
@@ -135,14 +135,14 @@ def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
 
 
 def is_one_object(values: np.ndarray, highest: int) -> bool:
-    """Whether values far from 0 and from the highest form only edges in a grey [H, W], no areas of their own."""
+    """Whether intermediate values of a grey [H, W] form only edges, not areas, so that it shows one object."""
     between = (8 * values > highest) & (8 * values < 7 * highest)
     is_flat = between & ~touching(values, np.not_equal)
     return int(is_flat.sum()) <= FLAT * int(between.sum())
 
 
 def touching(values: np.ndarray, relation: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Mark the pixels that have the relation to one of their eight neighbours, [H, W] -> bool [H, W]."""
+    """Mark the pixels for which the relation to any of their eight neighbours holds, [H, W] -> bool [H, W]."""
     marked = np.zeros(values.shape, dtype=bool)
     for here, there in NEIGHBOURS:
         marked[here] |= relation(values[here], values[there])

@@ -1,4 +1,4 @@
-"""Find and read the text, JSON, YAML and XML files of tools; an unreadable one is a ValueError of one line."""
+"""Find and read the text, JSON, YAML and XML files of tools; an unreadable one raises a one-line ValueError."""
 
 import json
 import re
@@ -19,7 +19,7 @@ LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
-    """Find a tool's annotation files in a folder, or `root` itself: split -> file; "" is one without a split.
+    """Find a tool's annotation files in a folder, or `root` itself: split -> file, "" for one without a split.
 
     The ValueError if several may be meant for one split names the tool and its files (`tool`).
     """
@@ -39,7 +39,7 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
 
 
 def beginning(path: Path, length: int) -> bytes:
-    """Return the first bytes of a file without white space, byte-order mark and UTF-16's zeros; b"" if unreadable."""
+    """Return a file's first bytes without white space, byte-order mark and UTF-16's zeros; b"" if unreadable."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     return b""
@@ -90,7 +90,7 @@ def read_json(path: Path, problems: Problems | None = None) -> Any:
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
-    """Parse an XML file of at most `largest` bytes and return its root; ValueError, without its name, if that fails.
+    """Parse an XML file of at most `largest` bytes, and return its root; the ValueError does not name the file.
 
     A document type is refused: annotations need none, and its entities could expand without end or read other files.
     """
@@ -115,7 +115,7 @@ def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
 
 
 class TextLoader(yaml.BaseLoader):
-    """PyYAML's loader that keeps scalars as text, without aliases, which can expand without end."""
+    """PyYAML loader that keeps scalars as text, and rejects repeated keys and aliases, which can expand without end."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):

@@ -89,7 +89,7 @@ def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
 
 
 def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
-    """Return the region attribute that is the class: the wanted one, else the only one with values, else None."""
+    """Return the region attribute that is the class: the requested one, else the only one with values, else None."""
     attributes: dict[str, None] = {}
     for entry in entries:
         for _, _, values in regions_of(entry):
@@ -115,7 +115,7 @@ def shapes_of(entry: dict, file_name: str, attribute: str | None, options: objec
 
 
 def class_of(values: object, attribute: str | None, options: object) -> str:
-    """Return the class name of a region, "" without one; of a checkbox, exactly one option must be ticked.
+    """Return the class name of a region, "" if it has none; a checkbox must have exactly one option ticked.
 
     Options may have descriptions in a project; these are then the class names.
     """
@@ -132,7 +132,7 @@ def class_of(values: object, attribute: str | None, options: object) -> str:
 
 
 def shape_polygon(shape: object) -> list[float]:
-    """Return the outline of a region, polylines closed; NoArea for a point, ValueError for an invalid shape."""
+    """Return a region's outline, closing polylines; NoArea for a point, ValueError for an invalid shape."""
     if not isinstance(shape, dict):
         raise ValueError("has no shape_attributes")
     kind = shape.get("name")

@@ -39,7 +39,7 @@ class VOCObject(NamedTuple):
 
 
 def find_voc_folder(root: str | Path, year: str) -> Path:
-    """Return VOC{year}: `root`, or a folder in it or in its VOCdevkit; FileNotFoundError without one."""
+    """Return VOC{year}: `root`, or a folder in it or in its VOCdevkit; FileNotFoundError if there is none."""
     root = Path(root)
     for folder in (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"):
         if (folder / "ImageSets" / "Segmentation").is_dir():
@@ -88,7 +88,7 @@ def convert_list(folder: Path, listed: Path, reading: Reading = AS_WRITTEN) -> C
 
 
 def add_void(builder: CocoBuilder, entry: dict, void: np.ndarray) -> None:
-    """Add the void pixels of an image, bool [H, W], as a region that the evaluation leaves out."""
+    """Add the void pixels of an image, bool [H, W], as a region that the evaluation ignores."""
     if void.any():
         builder.add_object(entry, IGNORE, crops=[(0, 0, void)])
         builder.objects[-1][1]["void"] = 1
@@ -97,7 +97,7 @@ def add_void(builder: CocoBuilder, entry: dict, void: np.ndarray) -> None:
 def read_voc_image(
     folder: Path, boxes: bool, name: str
 ) -> tuple[Size, list[tuple[VOCObject, Crop | None]] | None, Problems]:
-    """Read an image's size, its objects with their masks, and what is wrong with them.
+    """Read an image's size, its objects with their masks, and their problems.
 
     The objects are None if its files or all its objects are invalid. With `boxes`, objects need no mask.
     """

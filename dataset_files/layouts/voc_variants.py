@@ -47,7 +47,7 @@ PEEKED = 300  # XML files that are searched for class names
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with SegmentationObject, but not of the devkit's own form."""
+    """Find the splits of a folder with SegmentationObject, unless it has the devkit's own form."""
     folder = variant_folder(root)
     if folder is None or is_standard(root):
         return []
@@ -75,7 +75,7 @@ def variant_folder(root: Path) -> Path | None:
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder of masks of this name, or ...PNG, as older labelme2voc stores arrays in the plain one."""
+    """Return the folder of masks: the name with PNG appended, as by older labelme2voc, or else the plain name."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -83,7 +83,7 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Map split names to lists of images; "" if there is only a list of another name, such as default.txt."""
+    """Map split names to lists of images; "" if the only list has another name, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
         if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
@@ -169,7 +169,7 @@ def read_class_table(path: Path, reading: Reading) -> ClassTable:
 
 
 def voc_colour(index: int) -> int:
-    """Return the colour of an index in VOC's colour map, whose bits go to red, green and blue in turn."""
+    """Return an index's colour in VOC's colour map: its bits go to red, green and blue in turn."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -182,7 +182,7 @@ def voc_colour(index: int) -> int:
 
 @dataclass
 class VariantReader:
-    """Reads a folder by its parts: images, instance masks, class masks and the list of classes."""
+    """Read a folder by its parts: images, instance masks, class masks and the list of classes."""
 
     folder: Path
     images: Path
@@ -191,7 +191,7 @@ class VariantReader:
     table_file: Path | None = None
 
     def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
-        """Read the images of a list, or all that have a mask or, if the reading uses boxes, an XML file."""
+        """Read the images of a list, or all with a mask (or, if the reading uses boxes, an XML file)."""
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:
@@ -263,7 +263,7 @@ class VariantReader:
 
 
 def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage | None:
-    """Read a mask image; None if it is missing or cannot be used, which is noted."""
+    """Read a mask image; note the problem and return None if it is missing or unusable."""
     paths = [] if folder is None else [folder / f"{name}{suffix}" for suffix in MASK_SUFFIXES]
     for path in filter(Path.is_file, paths):
         try:
@@ -277,7 +277,7 @@ def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage |
 def class_of_crop(
     crop: Crop, classes: MaskImage | None, table: ClassTable, problems: Problems, file_name: str
 ) -> str | None:
-    """Return the most frequent class of an instance's pixels; None if there is none, which is noted."""
+    """Return the most frequent class of an instance's pixels; if there is none, note this and return None."""
     left, top, pixels = crop
     if classes is None:
         if len(table.names()) == 1:

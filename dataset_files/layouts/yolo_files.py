@@ -80,7 +80,7 @@ class LabelFiles:
         return {path: names for path, names in stems.items() if len(names) > 1 and path in used}
 
     def lonely(self) -> list[Path]:
-        """List the label files in the split's folders of labels that belong to no image."""
+        """List the files in the split's label folders that belong to no image."""
         if not all(entry.is_dir() for entry in self.split.entries):
             return []  # the others may belong to other lists
         places = {*self.folders.values(), *(replaced_folder(entry, self.split.base) for entry in self.split.entries)}
@@ -118,13 +118,13 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of label files: "labels" for the last "images" in the path of the images, else their folder."""
+    """Return the folder of label files: that of the images, with "labels" for its last "images", else itself."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    """Replace the last "images" in a path by "labels": in its part below `base`; else anywhere, if that exists."""
+    """Replace the last "images" in a path by "labels": below `base`, else anywhere if the result exists."""
     inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
     for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
         places = [k for k, part in enumerate(parts) if part.lower() == "images"]
@@ -136,7 +136,7 @@ def replaced_folder(images: Path, base: Path) -> Path:
 
 
 def read_yolo(split: YoloSplit) -> Converted:
-    """Read a split with its label files; ValueError if there are none, or they hold poses."""
+    """Read a split with its label files; ValueError if there are no label files, or they hold poses."""
     builder, files = CocoBuilder(split.base, split.class_names), LabelFiles(split)
     if files.images and not any(files.of_images.values()):
         first = next(iter(files.images))

@@ -20,7 +20,7 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """One split, from a YAML or a list of classes (`source`), whose problems it shares."""
+    """One split described by `source`, a YAML or a list of classes; `problems` are common to its splits."""
 
     source: Path
     base: Path  # the folder that file names are relative to
@@ -48,7 +48,7 @@ def find_yaml(root: Path) -> Path | None:
 
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
-    """Read the splits of a YAML file that exist."""
+    """Read those splits of a YAML file that exist."""
     problems = Problems()
     content = read_yaml(yaml, problems)
     if not isinstance(content, dict):
@@ -100,7 +100,7 @@ def read_class_names(names: object, yaml: Path) -> list[str]:
 
 
 def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
-    """Find the folder or list that an entry of the YAML refers to; None if there is none.
+    """Find the folder or list that an entry of the YAML refers to; None if it does not exist.
 
     Roboflow writes ../train/images or NAME-1/train/images for train/images beside the YAML. An absolute path from
     another machine is found by its last parts. Places inside the folder are tried before a path that leaves it.
@@ -116,7 +116,7 @@ def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
 
 
 def common_base(base: Path, entries: list[Path]) -> Path:
-    """Return the folder that file names are relative to: `base` if all entries lie in it, else one above them all."""
+    """Return the folder that file names are relative to: `base` if all entries lie in it, else a common ancestor."""
     if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
         return base
     folders = [place if place.is_dir() else place.parent for place in (entry.resolve() for entry in entries)]

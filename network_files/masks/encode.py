@@ -78,7 +78,7 @@ def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def whole_pixel_crops(padded: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> Iterator[Crop]:
-    """`paste.whole_pixel_crops`, from what `frame` returns."""
+    """`paste.whole_pixel_crops`, from the result of `frame`."""
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(padded, corners.tolist()):
         w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
@@ -88,7 +88,7 @@ def whole_pixel_crops(padded: np.ndarray, corners: np.ndarray, size: tuple[int, 
 
 
 def resized(probs: np.ndarray, height: int, width: int, rows: slice, columns: slice) -> np.ndarray:
-    """Some rows and columns of a mask [M, M] that is resized to [height, width]."""
+    """Some rows and columns of a mask [M, M] resized to [height, width]."""
     small = height + width <= SMALL
     (y, y_share), (x, x_share) = (interpolation(len(probs), length, small) for length in (height, width))
     y, y_share, x, x_share = y[rows], y_share[rows], x[columns], x_share[columns]
@@ -137,7 +137,7 @@ def sample_places(centres: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarra
 def weighted_sum(
     probs: np.ndarray, y: np.ndarray, x: np.ndarray, y_share: np.ndarray, x_share: np.ndarray, first: int
 ) -> np.ndarray:
-    """Four neighbours' values times their weights; `first` is the product that is rounded by itself."""
+    """Four neighbours' values times their weights; `first` is the product that is rounded separately."""
     below, right = np.minimum(y + 1, len(probs) - 1), np.minimum(x + 1, len(probs) - 1)
     values = [probs[row][:, column] for row in (y, below) for column in (x, right)]
     one = np.float32(1)

@@ -47,7 +47,7 @@ class InstanceMasks:
 
     @classmethod
     def from_crops(cls, crops: Sequence[Crop], size: tuple[int, int]) -> "InstanceMasks":
-        """From (left, top, uint8 or bool array [h, w]) per object, all within the image of `size` (H, W)."""
+        """Build from (left, top, uint8 or bool array [h, w]) per object, all within the image of `size` (H, W)."""
         places = [(left, top, crop.shape[1], crop.shape[0]) for left, top, crop in crops]
         pixels = [np.ascontiguousarray(crop, dtype=np.uint8).reshape(-1) for _, _, crop in crops]
         return cls(
@@ -58,7 +58,7 @@ class InstanceMasks:
 
     @classmethod
     def from_dense(cls, masks: Tensor) -> "InstanceMasks":
-        """From dense masks, uint8 or bool [N, H, W]; nonzero is the object."""
+        """Build from dense masks, uint8 or bool [N, H, W]; nonzero is the object."""
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
@@ -147,7 +147,7 @@ class InstanceMasks:
 
     @staticmethod
     def concatenated(first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
-        """Concatenate the masks of two images with the same frames."""
+        """Concatenate the masks of two images that have the same frames."""
         frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
         if frames[0] != frames[1]:
             raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")

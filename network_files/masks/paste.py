@@ -1,4 +1,4 @@
-"""Paste masks: M x M probabilities and boxes -> probabilities in the image's frame. `encode.py` makes their codes.
+"""Paste masks: M x M probabilities and boxes -> probabilities in the image's frame. `encode.py` encodes them.
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """

@@ -40,7 +40,7 @@ def mask_targets(
 
 
 def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
-    """Paint one object after the other into a plane of the CPU, and read its boxes from it.
+    """Paint one object after another onto a plane on the CPU, and sample its boxes from it.
 
     Raises:
         ValueError: the boxes are not finite, which would crash the operator.
@@ -64,7 +64,7 @@ def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size:
 def targets_on_device(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool
 ) -> Tensor:
-    """Paint full-size planes, some objects at a time, and read all boxes from them, without waiting for the device."""
+    """Paint full-size planes, some objects at a time; sample all boxes from them, without waiting for the device."""
     device = boxes[0].device
     all_boxes = at_least_float32(torch.cat(list(boxes)).detach())
     if not any(len(m.pixels) for m in masks):
@@ -92,7 +92,7 @@ def targets_on_device(
 
 
 class MaskPlanes:
-    """Paint dense masks of a batch's objects on a device; `masks` has the objects of each image."""
+    """Paint dense masks of a batch's objects on a device; `masks` holds the objects of each image."""
 
     def __init__(self, masks: Sequence[InstanceMasks], device: torch.device):
         self.sizes = [m.size for m in masks]

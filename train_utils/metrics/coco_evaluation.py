@@ -79,7 +79,7 @@ def tables(metrics: Mapping[str, Metrics]) -> str:
 
 
 def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
-    """Explain why some of COCO's 12 numbers are -1; empty if none is, and all classes have objects."""
+    """Explain why some of COCO's 12 numbers are -1; "" if none is, and all classes have objects."""
     if stats[0] == -1:
         return "-1: the validation images have no objects to find (crowds do not count), so that there is no AP"
     sizes = [name for name, value in zip(("small", "medium", "large"), stats[3:6]) if value == -1]
@@ -242,7 +242,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> f
 
 
 def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return about the best score for all classes together.
+    """Return approximately the best score for all classes together.
 
     Args:
         precision, scores: float64 [101, K], as for `best_threshold`.
@@ -267,7 +267,7 @@ def hits_at_recalls(objects: int | np.ndarray) -> np.ndarray:
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Return label -> the score with the best F1 of masks, else of boxes; {} if none of either is correct.
+    """Return label -> the score with the best F1 of masks, else of boxes; {} if no detection is correct.
 
     A class with few objects gets the score that is best for all classes, as its own would fit other images worse.
     """
@@ -305,6 +305,6 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: in
 
 
 def mean_of_valid(values: np.ndarray) -> float:
-    """Return the mean of the entries that are not -1 (nothing to find); -1 if there are none."""
+    """Return the mean of the entries other than -1 (nothing to find); -1 if there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0

@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Check the types of a checkpoint's plain entries, as far as there are any, and return its args.
+    """Check the types of the plain entries that a checkpoint has, and return its args.
 
     InputError if an entry is of another type than a run writes.
     """
@@ -105,7 +105,7 @@ def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write a checkpoint of a run, unless weights are not finite (RunEnded); all processes call this together."""
+    """Write a run's checkpoint; RunEnded if weights are not finite. All processes call this together."""
     training, run, step = state.training, state.run, state.training.progress.step
     report_activity("writing a checkpoint", step)
     require_finite_weights(training.model, step)
@@ -116,7 +116,7 @@ def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, 
 
 
 def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
-    """Collect what a run needs to resume, and a network to be evaluated or to predict."""
+    """Collect what a run needs to resume, and what evaluation and prediction need."""
     training, progress = state.training, state.training.progress
     content = {
         "model": training.model.state_dict(),
@@ -160,7 +160,7 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
 def resume(
     checkpoint: Checkpoint, training: Training, settings: TrainSettings, facts: dict[str, Any], steps_per_epoch: int
 ) -> None:
-    """Load a checkpoint's state into a run and free it. Learning rate and decay stay those of the settings.
+    """Load a checkpoint's state into a run and free it. Learning rate and decay are those of the settings.
 
     With --force, if the number of steps per epoch has changed, the run resumes at the same fraction of the epoch.
     InputError if the settings differ too much, see `check_settings`, or the state does not fit.
@@ -240,7 +240,7 @@ def check_settings(
 
 
 def describe_change(name: str, before: Any, now: Any) -> str:
-    """Describe how a setting or fact changed; of a data fingerprint, name the parts that did."""
+    """Describe how a setting or fact changed; for a data fingerprint, name the parts that changed."""
     if name not in ("data", "validation"):
         return f"{name} {before} -> {now}"
     changed = [part for part, a, b in zip(FINGERPRINT, before.split(", "), now.split(", ")) if a != b]

@@ -109,7 +109,7 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def require_own(self, files: Sequence[Path]) -> None:
-        """Raise InputError if a file is only named like a run's; --overwrite must not delete it."""
+        """Raise InputError if a run did not write one of the files, so that --overwrite does not delete it."""
         is_run, is_drawn = is_run_settings(self.path / SETTINGS), all(self.lines(name) for name in RESULTS.values())
         for file in files:
             is_own = is_drawn if file.name in (LOSS_CURVE, MAP_CURVE) else is_run

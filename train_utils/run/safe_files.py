@@ -68,7 +68,7 @@ def valid_lines(path: Path) -> list[str]:
 
 
 def is_valid(line: str) -> bool:
-    """Whether a line is a log entry, which has epoch and step, or the results of an epoch."""
+    """Whether a line is valid: a log entry, which has epoch and step, or the results of an epoch."""
     try:
         if line.startswith("{"):
             entry = json.loads(line)
@@ -80,7 +80,7 @@ def is_valid(line: str) -> bool:
 
 
 def write_sheet(path: Path, sheet: Image.Image) -> None:
-    """Write a sheet of predictions, marked so that a run deletes no other image of that name."""
+    """Write a sheet of predictions and mark it, so that runs delete only their own sheets."""
     marks = PngInfo()
     marks.add_text(SHEET_MARK, "")
     write_image(path, sheet, pnginfo=marks)
@@ -104,7 +104,7 @@ def is_sheet(path: Path) -> bool:
 
 
 def is_run_settings(path: Path) -> bool:
-    """Whether a file holds the settings of a run, which all have --rois-per-image."""
+    """Whether a file holds the settings of a run, which always include --rois-per-image."""
     try:
         return "rois_per_image" in json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):

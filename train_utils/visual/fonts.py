@@ -78,7 +78,7 @@ def installed_cjk_fonts() -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    """Load a font; of the path "", the one that is part of Pillow 10.1 and newer."""
+    """Load a font; for the path "", the one that Pillow 10.1 and newer include."""
     if path:
         return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
     try:

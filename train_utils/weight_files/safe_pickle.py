@@ -42,7 +42,7 @@ TORCH_NAMES = re.compile(
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a bare pickle rather than one of torch.save."""
+    """Whether a file is a bare pickle rather than a file of torch.save."""
     with path.open("rb") as file:
         start = file.read(len(TORCH_START))
     return start[:1] == b"\x80" and start != TORCH_START

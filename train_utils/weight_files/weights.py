@@ -101,7 +101,7 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Write a checkpoint with score thresholds per label to `target`, maybe the same file; link it without any."""
+    """Write a checkpoint with thresholds per label to `target`, possibly the same file; without any, link it."""
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
