@@ -83,7 +83,7 @@ class AnnotationCheck:
         return self.among(self.annotations.masks.flaws[kind])
 
     def among(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return which annotations are at these places, bool [A]."""
+        """Return which annotations have these indices, bool [A]."""
         return np.isin(np.arange(self.count), np.array(places, dtype=np.int64))
 
     def check_references(self, categories: dict[int, str]) -> None:

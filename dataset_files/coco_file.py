@@ -25,7 +25,7 @@ REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name"
 
 
 class Reading(NamedTuple):
-    """How to interpret the annotations of a file."""
+    """Settings for interpreting the annotations of a file."""
 
     boxes_from_masks: bool = False  # use the masks' extents as boxes of objects that have a mask
     crowds_are_objects: bool = False  # ignore `iscrowd`, which some tools set for every run-length code

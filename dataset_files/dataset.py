@@ -30,7 +30,7 @@ def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
 
 
 class ItemPlan(NamedTuple):
-    """The selection of images and objects of a split that a dataset offers."""
+    """The images and objects of a split that a dataset offers."""
 
     images: Set[str] | None = None  # names of the images to use, if one file is divided; None for all
     keep_empty: bool = False  # also train on images without any annotation, as background

@@ -28,7 +28,7 @@ OF_MODES = {"I": "uint16", "F": "float32"}  # Pillow opens 16-bit PGM files, and
 
 
 class ImageForm(NamedTuple):
-    """How images are read and shown.
+    """Form in which images are read and shown.
 
     Attributes:
         exif: see `upright_rgb`. Stored images with an EXIF orientation are refused, unless it is "ignore".

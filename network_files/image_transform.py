@@ -27,7 +27,7 @@ class View(NamedTuple):
 
 @dataclass
 class ImageBatch:
-    """Images of different sizes, padded with zeros on the right and below."""
+    """Images of different sizes, padded with zeros at the right and bottom."""
 
     tensors: Tensor  # float32 [B, 3, H, W], H and W multiples of `size_divisible`
     image_sizes: list[tuple[int, int]]  # height and width of each image without the padding

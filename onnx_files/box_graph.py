@@ -24,7 +24,7 @@ def clip(g: Graph, boxes: str, image_size: str) -> str:
 
 
 def unless_small(g: Graph, scores: str, boxes: str, smallest_side: float) -> str:
-    """Scores [...], and -1 where the box [..., 4] is narrower or lower than `smallest_side`."""
+    """Scores [...], but -1 where the box [..., 4] is narrower or shorter than `smallest_side`."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
     shortest = g.op("Min", *(g.column(sides, i) for i in (0, 1)))
     return g.op("Where", g.op("Less", shortest, g.floats(smallest_side)), g.floats(-1.0), scores)

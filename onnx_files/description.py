@@ -10,7 +10,7 @@ FORMAT = 1
 
 @dataclass
 class Description:
-    """What a program needs to know about an exported network besides its graph."""
+    """Facts that a program needs about an exported network besides its graph."""
 
     names: dict[int, str]  # label -> class name
     category_ids: dict[int, int]  # label -> category id in written results

@@ -67,7 +67,7 @@ def annotations(prediction: Prediction, image_id: int) -> list[dict]:
 
 
 class LabelmeSaver:
-    """Write a folder for labelme: each image with its JSON beside it, and labels.txt with the classes in their order.
+    """Write a folder for labelme: each image with its JSON beside it, and labels.txt with the classes by label.
 
     Raises:
         InputError: one of the JSON files exists already; it may have been corrected by hand.

@@ -16,7 +16,7 @@ from train_utils.errors import InputError, reading_input
 def predict_files(
     predictor: ImagePredictor, given: Iterable[str | Path], settings: OutputSettings, inputs: Iterable[str | None]
 ) -> None:
-    """Draw and save the predictions of files, of those in folders and of those that match patterns.
+    """Draw and save the predictions of files that are given by name, by folder or by pattern.
 
     Args:
         inputs: files that the command reads beside those to predict.

@@ -96,7 +96,7 @@ def matching_files(pattern: str, folder: Path) -> list[Path]:
 
 
 def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path, or the first of them, match those of a pattern, in which "**" means any number."""
+    """Whether a path's parts, or the first of them, match a pattern's, in which "**" matches any number of parts."""
     if not wanted:
         return True
     if wanted[0] == "**":

@@ -41,7 +41,7 @@ class LoadedImage:
 
 
 class ImagePredictor:
-    """The three steps of a prediction: `load` and `describe` may run in other threads beside `find`, the network.
+    """The three steps of a prediction: `load` and `describe` may run in other threads while `find` runs the network.
 
     Args:
         path: the file of the network, for messages.

@@ -174,7 +174,7 @@ class VideoReader:
 
 
 def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
-    """Return a, b, c, d of a frame's display matrix as -1, 0 or 1; None without a matrix of quarter turns."""
+    """Return a, b, c, d of a frame's display matrix as -1, 0 or 1; None unless it is a matrix of quarter turns."""
     data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None

@@ -109,7 +109,7 @@ def bytes_of(path: Path) -> bytes:
 
 
 def write_image(path: Path, target: Path) -> None:
-    """Write an embedded image as a file of its own, or link another one."""
+    """Write an embedded image to a file, or link one that is a file already."""
     if not is_embedded(path):
         link_atomically(path.resolve(), target)
         return

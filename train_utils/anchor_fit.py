@@ -11,7 +11,7 @@ MOST_IMAGES = 1000  # sampled at regular intervals
 
 
 def anchor_fit(dataset: InstanceDataset, generator: AnchorGenerator, min_size: int, max_size: int) -> str | None:
-    """Return a line about the objects without a fitting anchor, and about small ones; None without objects.
+    """Return a line about the objects without a fitting anchor, and about small ones; None if there are no objects.
 
     `min_size` and `max_size` are those of the network's input, see `ImageTransform`.
     """

@@ -34,7 +34,7 @@ class TrainedModel:
 
     @property
     def form(self) -> ImageForm:
-        """How the network's images are read."""
+        """Form in which the network's images are read."""
         return ImageForm(self.trained_with.get("exif"), self.config.channels, self.config.values)
 
     @property

@@ -74,7 +74,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
 
 
 def inner_layouts(root: Path) -> str:
-    """Describe the sub-folders that have a layout, since archives often contain a folder; "" without one."""
+    """Describe the sub-folders that have a layout, since archives often contain a folder; "" if none has."""
     found = []
     for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
         with suppress(ValueError, OSError):

@@ -107,7 +107,7 @@ class InstanceMasks:
         ]
 
     def resize(self, height: int, width: int, frame: tuple[int, int] | None = None) -> "InstanceMasks":
-        """The same masks at another size (nearest neighbour), padded right and below to `frame` if given."""
+        """The same masks at another size (nearest neighbour), padded at the right and bottom to `frame` if given."""
         return InstanceMasks(self.pixels, self.crops, self.source_size, frame or (height, width), (height, width))
 
     def flip_horizontal(self) -> "InstanceMasks":

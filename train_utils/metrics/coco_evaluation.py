@@ -162,7 +162,7 @@ class CocoEvaluator:
 
 
 def truth_of_masks(ground_truth: Any) -> Any:
-    """Return the ground truth for masks, in which objects without a mask are crowds: these are ignored."""
+    """Return the ground truth for masks, in which objects without a mask are crowds, which are ignored."""
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     if all(a.get("segmentation", True) for a in annotations):
         return ground_truth
