@@ -43,7 +43,7 @@ class CocoDetection(Dataset):
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the JSON cannot be used, or would make results wrong; the message says where and why.
+        ValueError: the JSON cannot be used, or would make results wrong; the message states where and why.
     """
 
     collate_fn = staticmethod(collate_fn)
@@ -224,7 +224,7 @@ class CocoDetection(Dataset):
     def coco_content(self) -> dict:
         """Return the split as the content of a COCO file that every reader accepts, without dropped items.
 
-        Objects without a mask become crowds that fill their box, which the metrics neither reward nor punish, unless
+        Objects without a mask become crowds that fill their box, which the metrics neither reward nor penalise, unless
         they are used: then their segmentation is []. Regions of the class `ignore` become a crowd of every class.
         """
         images, annotations, needs_mask = [], [], not self.reading.boxes_without_masks

@@ -18,7 +18,7 @@ class VOCInstances(CocoDetection):
 
     Labels and category ids are 1..20, in the devkit's order. Training lists ("train.txt", "trainval.txt") leave out
     difficult objects, objects without a mask, and images in which no object is left. Other lists keep these
-    objects as crowds, which the metrics neither reward nor punish.
+    objects as crowds, which the metrics neither reward nor penalise.
 
     Args:
         voc_root: the folder VOC{year}, the VOCdevkit that holds it, or the folder that holds the VOCdevkit.

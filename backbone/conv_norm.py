@@ -36,7 +36,7 @@ def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | 
     """Compute what stays constant between steps; recompute it only after a buffer or frozen weight has changed.
 
     Args:
-        dtype: of mixed precision; None without.
+        dtype: the type of mixed precision; None without mixed precision.
 
     Returns:
         Scale and shift, [C_out, 1, 1] each, in mixed precision the shift in low precision; and the weight of a frozen

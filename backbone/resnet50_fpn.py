@@ -98,8 +98,8 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
 def extend_stem(weight: Tensor, channels: int) -> Tensor:
     """Convert a first convolution from RGB to images of other channels, [C_out, 3, k, k] -> [C_out, channels, k, k].
 
-    From three channels on, the first three are copied; all others are the mean of the three. The scale makes the
-    response to grey images what it was.
+    From three channels on, the first three are copied; all others are the mean of the three. The scale preserves the
+    response to grey images.
     """
     if weight.ndim != 4 or weight.shape[1] != 3 or channels == 3:
         return weight

@@ -38,7 +38,8 @@ def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> t
         sizes: int64 [N, 2], height and width of the images.
 
     Returns:
-        What is wrong if the boxes clearly have another format than xywh, and if they fit badly in that one; else "".
+        Two descriptions, "" if there is nothing to report: the boxes clearly have another format than xywh; they fit
+        badly in xywh.
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

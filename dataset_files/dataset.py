@@ -44,10 +44,10 @@ EVERYTHING = ItemPlan()
 class InstanceDataset(Protocol):
     """Images and instances of one split. Only `transforms` and `form` may change once it is built.
 
-    An item is an image, uint8 [3, H, W], or [C, H, W] as `form` says, and a target: `boxes` float32 [N, 4], x1y1x2y2
-    in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64 [N]; with
-    --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks, in which nothing
-    is background.
+    An item is an image, uint8 [3, H, W], or [C, H, W] as `form` specifies, and a target: `boxes` float32 [N, 4],
+    x1y1x2y2 in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64
+    [N]; with --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks, in
+    which nothing is background.
     """
 
     class_names: dict[int, str]  # label -> name

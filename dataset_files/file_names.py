@@ -90,8 +90,8 @@ class ImageFinder:
     def find(self, name: str, *folders: Path) -> str | None:
         """Return the image that `name` refers to, relative to `root` with forward slashes.
 
-        The folders are searched in order for the whole name, then for its base name; else it is the best match, see
-        `fitting`; None without a single best match.
+        The folders are searched in order for the whole name, then for its base name. If neither exists, return the best
+        match (see `fitting`), or None if there is no single best one.
         """
         name = name.replace("\\", "/")
         for wanted in dict.fromkeys((name, name.rpartition("/")[2])):

@@ -142,7 +142,7 @@ class Graph:
             elif isinstance(module, nn.Flatten):
                 x = self.op("Flatten", x, axis=1)
             elif not isinstance(module, nn.Identity):
-                raise ValueError(f"{where} is a {type(module).__name__}, which the ONNX exporter does not know")
+                raise ValueError(f"{where} is a {type(module).__name__}, which the ONNX exporter does not support")
         return x
 
     def model(
@@ -182,5 +182,5 @@ def known(name: str, module: object, kind: type[Module]) -> Module:
         ValueError: it is of another class.
     """
     if not isinstance(module, kind):
-        raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter knows only {kind.__name__}")
+        raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter supports only {kind.__name__}")
     return module

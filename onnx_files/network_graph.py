@@ -49,7 +49,7 @@ def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, st
         A model with the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
         [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks`
         float32 [N, 1, 28, 28], probabilities. With a batch all get one more dimension in front. With a batch or a size
-        N is the largest number of detections, and zeros follow the detections; no label of a detection is 0.
+        N is the largest number of detections, and zeros follow the detections; no detection has the label 0.
 
     Raises:
         ValueError: the exporter does not support a part of the network; the message names it.
@@ -107,7 +107,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
         ValueError: the module does not pad to multiples of `PADDED_TO`.
     """
     if module.fixed_size is not None or module.size_divisible != PADDED_TO:
-        raise ValueError(f"the ONNX exporter does not know fixed_size, nor a size_divisible other than {PADDED_TO}")
+        raise ValueError(f"the ONNX exporter supports neither fixed_size nor a size_divisible other than {PADDED_TO}")
     g.stage = "transform"
     if options.size:
         g.sizes[image] = options.size

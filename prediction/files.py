@@ -79,7 +79,7 @@ def check_outputs(
         files: outputs beside drawn images and videos and files of the savers.
 
     Raises:
-        InputError: an input would be overwritten, or something else is in the place of an output.
+        InputError: an input would be overwritten, or something other than a file is in the place of an output.
     """
     outputs = [*files, *(source.drawn_in(folder) for source in sources)]
     for saver in savers:

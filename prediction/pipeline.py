@@ -148,7 +148,7 @@ def in_threads(function: Callable[[Any], Result], items: Iterable[Any], ahead: i
     """Apply a function in other threads; yield the results in order, each as soon as it is available.
 
     Args:
-        ahead: number of items that are begun before the first result is waited for.
+        ahead: number of items to start before waiting for the first result.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(THREADS)

@@ -116,7 +116,7 @@ def below(folder: Path, file: Path) -> str:
 def unique_names(file_names: Iterable[str]) -> list[str]:
     """Return output names: without suffix, and numbered if they differ only in suffix, case or Unicode form.
 
-    No output's file takes the place of a folder for others, as that of x.jpg would beside the folder x.png.
+    No output file takes the path of a folder for other outputs, as that of x.jpg would beside the folder x.png.
     """
     paths = [PurePosixPath(file_name) for file_name in file_names]
     folders = {folder for path in paths for folder in path.parents if folder.suffix.lower() in OUTPUT_SUFFIXES}

@@ -16,8 +16,8 @@ class ScoreThresholds:
     """The lowest score to show, per label.
 
     Args:
-        given: a number for all classes, "best", "NAME=NUMBER", or several of these; or name -> number. What names a
-            class counts more than the others.
+        given: a number for all classes, "best", "NAME=NUMBER", or several of these; or name -> number. Scores of named
+            classes override the others.
         names: label -> class name.
         best: label -> the best score in validation; {} if it is unknown.
         owner: file of the weights, for messages.

@@ -59,7 +59,7 @@ def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> l
     Args:
         image_size: width and height in pixels.
         side: of a tile in pixels; None for the whole image as one tile.
-        overlap: share of the side by which neighbours overlap at least.
+        overlap: the smallest overlap of neighbours, as a share of the side.
     """
     width, height = image_size
     if side is None:

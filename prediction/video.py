@@ -49,7 +49,7 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
         every: predict and write only every n-th frame.
 
     Returns:
-        What is wrong with the video's file, or "". The readable frames of a damaged file are predicted.
+        A description of the fault in the video file, or "". The readable frames of a damaged file are predicted.
 
     Raises:
         InputError: PyAV is missing, or the output cannot be written.

@@ -1,8 +1,8 @@
 """Compute boundary AP (Cheng et al., CVPR 2021): like mask AP, but IoU is the smaller of mask IoU and boundary IoU.
 
-The boundary of a mask are its pixels within 2 % of the image's diagonal from its outline, measured as steps to any of
-eight neighbours; beyond the image's border there is no object. A large mask with a coarse outline has a high mask IoU
-and a low boundary IoU.
+The boundary of a mask consists of its pixels within 2 % of the image's diagonal from its outline, measured as steps to
+any of eight neighbours; beyond the image's border there is no object. A large mask with a coarse outline has a high
+mask IoU and a low boundary IoU.
 """
 
 from collections.abc import Sequence

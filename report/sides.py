@@ -57,7 +57,7 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
     """Detect with the weights that `--compare` names, read the results files, and compare the two.
 
     Returns:
-        The comparison and a description of the data; None on other than the main process.
+        The comparison and a description of the data; None on all but the main process.
 
     Raises:
         InputError: a file cannot be used, or the two do not fit together.
@@ -92,7 +92,7 @@ def detect_with_all(
 ) -> tuple[InstanceDataset | None, dict[str, Results]]:
     """Detect with each of the weights on the data of the first; return the data, and the results by path.
 
-    The data are None without weights. On other than the main process there are no results.
+    The data are None without weights. Only the main process has results.
     """
     opened, detected = None, {}
     for path in weights:

@@ -81,7 +81,7 @@ def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Pat
     """Return the file of each image and its new path in a folder; change the names of embedded images.
 
     Raises:
-        ValueError: another image is in the place of one.
+        ValueError: another image has the new path of one.
     """
     pairs = []
     taken = {image["file_name"] for image in content["images"]}

@@ -42,7 +42,7 @@ class RunEnded(Exception):
 def one_line_errors() -> Iterator[None]:
     """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
 
-    The same for lack of memory. If the reader of stdout is gone, end the script without a message.
+    Do the same when memory runs out. If the reader of stdout is gone, end the script without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names

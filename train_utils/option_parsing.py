@@ -40,7 +40,7 @@ def option(
     """Declare a dataclass field that is a command-line option.
 
     Args:
-        default: the value if the option is not given; None if `help` explains on what it depends.
+        default: the value if the option is not given; None if `help` explains what it depends on.
         help: text for --help, in which `{default}` becomes the default, and the demo's if it differs.
         flags: further names on the command line.
         group: group in --help of this option and of those that follow it.

@@ -42,7 +42,7 @@ class CocoBuilder:
 
     Args:
         image_folder: the folder that file names are relative to.
-        class_names: classes in their order; others that objects have follow sorted by name.
+        class_names: classes in their order; other classes of objects follow, sorted by name.
         problems: found so far; extended.
         report_new: note objects of classes beyond `class_names` as a problem.
     """

@@ -59,7 +59,7 @@ def convert_list(folder: Path, listed: Path, reading: Reading = AS_WRITTEN) -> C
     """Convert the images of a list to COCO's form; an image's id is its line number.
 
     Difficult objects become crowds. So do objects without a mask, whose box becomes the mask, unless the reading uses
-    them. Void pixels become a region if it has such.
+    them. Void pixels become a region if it uses regions.
     """
     problems, boxes = Problems(), reading.boxes_without_masks
     names: dict[str, int] = {}
