@@ -43,7 +43,7 @@ def digest(*parts: str) -> str:
 
 
 def storage_places(path: Path, suffix: str) -> list[Path]:
-    """Return the paths for arrays derived from `path`: beside it, or in the user's cache if that fails."""
+    """Return the paths at which to store arrays derived from `path`: beside it, else in the user's cache."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
     return [in_cache] if path.is_dir() else [path.with_suffix(f"{OWN[:-1]}{suffix}"), in_cache]
 

@@ -139,7 +139,7 @@ class Problems:
 
     @classmethod
     def together(cls, *parts: "Problems") -> "Problems":
-        """Return new problems that are the sum of the parts."""
+        """Return a new collection with the problems of all parts."""
         whole = cls()
         for part in parts:
             whole.update(part)

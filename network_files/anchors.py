@@ -50,7 +50,7 @@ class AnchorGenerator(nn.Module):
         return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
 
     def describe(self) -> str:
-        """Return sizes and aspect ratios, the latter of the first level."""
+        """Return the sizes, and the aspect ratios of the first level."""
         sizes = " ".join(f"{size:g}" for level in self.sizes for size in level)
         return f"sides {sizes} px, height over width {' '.join(f'{ratio:g}' for ratio in self.aspect_ratios[0])}"
 

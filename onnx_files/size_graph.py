@@ -1,4 +1,4 @@
-"""Compute the size that images are resized to in ONNX integers, which every runtime computes alike.
+"""Compute the size that images are resized to in an ONNX graph, with integers that every runtime computes alike.
 
 `ImageTransform` multiplies a side by a scale in float64. Some runtimes compute float64 in float32, and round other
 sizes. The exact quotient in integers differs from the network's result where it is a whole number (or, if sizes are

@@ -32,7 +32,7 @@ class ImageSettings(Settings):
         "size are always whole in some tile", type=share)  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that have no effect, or that the command line refuses."""
+        """Raise InputError for values that have no effect, or that the command line would refuse."""
         if self.overlap is not None and self.tile is None:
             raise InputError(f"--overlap {self.overlap:g} needs --tile, the size of the tiles in pixels")
         if self.tile is not None and not 1 <= self.tile <= LARGEST_TILE:

@@ -29,7 +29,7 @@ FAST = 1  # compression of drawn images: a fifth of the time of the default, fil
 
 
 class Outcome(NamedTuple):
-    """The result of an item; None, and the reason, if its image cannot be read."""
+    """An item's result, or None and the reason why its image cannot be read."""
 
     item: Any
     result: Any

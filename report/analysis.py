@@ -1,4 +1,4 @@
-"""Compute all results of one comparison of detections and objects: of boxes, masks or boundaries."""
+"""Compute all results of comparing detections with objects, by their boxes, masks or boundaries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Analysis:
     calibration: Calibration
 
     def by_ap(self) -> list[int]:
-        """Return the numbers of the classes that have objects, by descending AP."""
+        """Return the indices of the classes that have objects, by descending AP."""
         return sorted((k for k, r in enumerate(self.classes) if r.objects), key=lambda k: -self.classes[k].ap)
 
 

@@ -98,7 +98,7 @@ class Gallery:
         return {"images": images, "shots": shots}
 
     def read(self, image: int, unreadable: list[str]) -> Image.Image | None:
-        """Read an image in RGB; None if there is none, or if it cannot be read, which is added to `unreadable`."""
+        """Read an image in RGB; None if there is none, or if it cannot be read (then add it to `unreadable`)."""
         path, size = self.data.paths[image], tuple(self.data.sizes[image].tolist())
         if path is None:
             return None

@@ -186,7 +186,7 @@ def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
 
 
 def small_curves(curves: np.ndarray) -> list[str]:
-    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards; a value is a step of one unit."""
+    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards; each value is one unit wide."""
     paths = []
     for curve in curves:
         heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]

@@ -64,7 +64,7 @@ def barrier() -> None:
 
 @contextmanager
 def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None]:
-    """Context in the group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
+    """Context within the process group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
 
     The backend is gloo for CPU tensors and nccl for GPU tensors. Each process uses the GPU of its local rank. If
     nothing describes a group, the process runs alone.

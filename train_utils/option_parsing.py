@@ -106,7 +106,7 @@ FLAG: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar":
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
-    """Add an option that is given bare or with True or False."""
+    """Add an option that is given alone, or with True or False."""
     parser.add_argument(name, default=default, help=help, **FLAG)
 
 

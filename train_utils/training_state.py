@@ -1,4 +1,4 @@
-"""State of a training run: the result of a step, progress, model and optimizer, and what hooks get."""
+"""State of a training run: the result of a step, progress, model and optimizer, and what hooks receive."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext

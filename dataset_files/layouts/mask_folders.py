@@ -70,7 +70,7 @@ class MaskFolders:
         return list(self.masks_by_stem.get(own, {}).values())
 
     def mask_of(self, image: Path, folder: Path | None = None) -> Path | None:
-        """Find the mask named like an image in `folder` of the masks, by default in the image's own sub-folder."""
+        """Find the mask named like an image in a sub-folder of the masks, by default the image's own."""
         folder = image.parent.relative_to(self.images) if folder is None else folder
         masks = self.masks_by_stem.get(self.masks / folder, {})
         return next((masks[image.stem + ending] for ending in ENDINGS if image.stem + ending in masks), None)

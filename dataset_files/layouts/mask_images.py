@@ -135,7 +135,7 @@ def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
 
 
 def is_one_object(values: np.ndarray, highest: int) -> bool:
-    """Whether intermediate values of a grey [H, W] form only edges, not areas, so that it shows one object."""
+    """Whether a grey image [H, W] shows one object: its intermediate values form only edges, not areas."""
     between = (8 * values > highest) & (8 * values < 7 * highest)
     is_flat = between & ~touching(values, np.not_equal)
     return int(is_flat.sum()) <= FLAT * int(between.sum())

@@ -101,7 +101,7 @@ def is_label_file(path: Path) -> bool:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths, relative to the list or to `base`, or from another machine: path -> line.
+    """Read a list of image paths, relative to the list or to `base`, or of another machine: path -> line.
 
     An image is found by as many of its last folders as lead to a file.
     """

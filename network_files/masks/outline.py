@@ -96,7 +96,7 @@ def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndar
 
 
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """`interpolation` of one axis alone."""
+    """`interpolation` along a single axis."""
     below, share = interpolation(source, target, target + 1 <= SMALL)
     return below, np.where(below < source - 1, share, np.float32(1))
 

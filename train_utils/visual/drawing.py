@@ -234,7 +234,7 @@ def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width:
 
 
 def fit_label(name: str, score: float | None, font_size: int, image_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return the text of a label, and a font that has its characters and fits the plate into the image.
+    """Return the text of a label, and a font that has its characters and makes the plate fit into the image.
 
     The name becomes one line of printable characters, truncated if very long.
     """
