@@ -155,8 +155,7 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
     ) -> dict[str, Tensor]:
-        """Faster R-CNN, equation 1, over the sampled anchors of the whole batch; both terms are divided by their
-        number.
+        """Faster R-CNN, equation 1, over the sampled anchors of the batch; both terms are divided by their number.
 
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.

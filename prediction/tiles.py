@@ -84,7 +84,7 @@ def merge_tiles(
     encode: Encode,
     agnostic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-    """Merge the detections of an image's tiles by the rule above.
+    """Merge the detections of an image's tiles by the rule at the top of this file.
 
     Args:
         found: the detections in each tile, whose boxes are in pixels of the tile.

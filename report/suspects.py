@@ -28,7 +28,7 @@ MOST = 1000  # suspects listed at most
 
 @dataclass
 class Suspect:
-    """One entry of the list."""
+    """An annotation that is probably wrong, or an object that is probably missing."""
 
     kind: str
     confidence: float
