@@ -38,7 +38,7 @@ from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError, one_line_errors
-from train_utils.evaluation import evaluate
+from train_utils.evaluation import detect_all
 from train_utils.loaders import evaluation_loader, mix_seed, training_loader
 from train_utils.models import build_training_model
 from train_utils.open_data import open_training_data
@@ -183,7 +183,7 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
                 optimizer.step()
             seconds = time.perf_counter() - began
             evaluated.load_state_dict(model.state_dict())
-            metrics = evaluate(evaluated, val_loader, val_set.coco, classes, device, precision)
+            metrics = detect_all(evaluated, val_loader, val_set.coco, classes, device, precision).metrics()
             aps = {"box": metrics["bbox"].stats[0], "mask": metrics["segm"].stats[0]}
             times.write(json.dumps({"epoch": epoch, "seconds": seconds, "losses": losses} | aps) + "\n")
     torch.save(weights_with_classes(evaluated, config, classes), run / SIDES[1] / WEIGHTS)
