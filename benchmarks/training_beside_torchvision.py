@@ -31,8 +31,7 @@ from measured_rows import progress, table
 from torch.optim import SGD, AdamW
 
 from prediction.test_time_augmentation import with_tta
-from report.comparison import compare
-from report.sides import open_sides
+from report.sides import compare_sides
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
@@ -222,10 +221,10 @@ def compare_both(run: Path, data: str, precision: str, seed: int) -> None:
     options += ["--data-path", DEMO_FOLDER] if data == "drawn" else [
         "--val-json", data_options(data)[1], "--image-folder", data_options(data)[5]
     ]  # fmt: skip
-    sides = open_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]), with_tta)
-    if sides is None:
+    compared = compare_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]), with_tta)
+    if compared is None:
         raise RuntimeError("only the main process compares")
-    masks = compare(sides.content, sides.a, sides.b, sides.kinds, sides.paths).kinds[0]
+    masks = compared[0].kinds[0]
     ap = masks.metrics[0]
     found = {
         "seed": seed, "ap": ap.b, "peer_ap": ap.a, "interval": list(ap.of_difference)[:2], "verdict": masks.verdict(),
