@@ -44,7 +44,6 @@ from train_utils.open_data import open_training_data
 from train_utils.optimizer import learning_rate, parameter_groups, set_learning_rate
 from train_utils.option_parsing import add_flag, positive
 from train_utils.options import DEMO_FOLDER, TrainSettings, ValidationSettings
-from train_utils.run.checkpoints import weights_with_classes
 
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "training_beside_torchvision"
 HOOKS = PROJECT / "benchmarks" / "training_times.py"
@@ -185,7 +184,8 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
             metrics = detect_all(evaluated, val_loader, val_set.coco, classes, device, precision).metrics()
             aps = {"box": metrics["bbox"].stats[0], "mask": metrics["segm"].stats[0]}
             times.write(json.dumps({"epoch": epoch, "seconds": seconds, "losses": losses} | aps) + "\n")
-    torch.save(weights_with_classes(evaluated, config, classes), run / SIDES[1] / WEIGHTS)
+    content = {"model": evaluated.state_dict(), "model_config": config.to_plain()}
+    torch.save(content | {"class_names": classes.names, "category_ids": classes.category_ids}, run / SIDES[1] / WEIGHTS)
 
 
 # --- results
