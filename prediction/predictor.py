@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from network_files.masks.paste import encode_masks
 from prediction.loading import ImageLike
 from prediction.options import PredictorSettings
 from prediction.prediction import Prediction
@@ -109,3 +110,6 @@ class Predictor(ImagePredictor):
                 {name: (v.float() if v.is_floating_point() else v).cpu().numpy() for name, v in detection.items()}
                 for detection in found
             ]
+
+    def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
+        return encode_masks(torch.from_numpy(masks), torch.from_numpy(boxes), size, self.mask_thresh, self.continuous)

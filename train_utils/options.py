@@ -58,8 +58,15 @@ class DataSettings(Settings):
         "one)", metavar="NAME", role=KEPT)
     val_fraction: float = option(0.2, "share of the images for validation, where the data are not split ({default})",
         type=fraction, role=RESULT)
+    exif: str | None = option(None, "apply the EXIF orientation of images, or ignore it (default: apply it if only "
+        "then an image has its annotated size)", choices=("apply", "ignore"), role=RESULT)
+    channels: int | None = option(None, "read images as they are stored, with this number of channels, 1 to 8, of 8 or "
+        "16 bits or floating-point values: PNG, TIFF, .npy (default: convert them to 8-bit RGB)", type=int,
+        choices=range(1, MOST_CHANNELS + 1), metavar="N", role=RESULT)
+    show_channels: list[int] | None = option(None, HELP_SHOW_CHANNELS, type=natural, nargs="+", metavar="C",
+        role=KEPT)
     skip_bad: bool = option(False, "drop images and annotations that would make results wrong, and report how many, "
-        "instead of stopping", role=KEPT)
+        "instead of stopping", group="annotations", role=KEPT)
     keep_empty: bool = option(False, "also train on images without annotations, as examples of background", role=RESULT)
     boxes_from_masks: bool = option(False, "compute the box of each object with a mask from its mask", role=RESULT)
     crowds_are_objects: bool = option(False, "treat annotations with iscrowd: 1 as single objects, as exports of brush "
@@ -68,13 +75,6 @@ class DataSettings(Settings):
         "which nothing is taken as background", role=RESULT)
     boxes_without_masks: bool = option(False, "also use objects with a box and no mask: they train the boxes, and "
         "count in evaluation for boxes alone", role=RESULT)
-    exif: str | None = option(None, "apply the EXIF orientation of images, or ignore it (default: apply it if only "
-        "then an image has its annotated size)", choices=("apply", "ignore"), role=RESULT)
-    channels: int | None = option(None, "read images as they are stored, with this number of channels, 1 to 8, of 8 or "
-        "16 bits or floating-point values: PNG, TIFF, .npy (default: convert them to 8-bit RGB)", type=int,
-        choices=range(1, MOST_CHANNELS + 1), metavar="N", role=RESULT)
-    show_channels: list[int] | None = option(None, HELP_SHOW_CHANNELS, type=natural, nargs="+", metavar="C",
-        role=KEPT)
     # fmt: on
 
     def form(self) -> ImageForm:

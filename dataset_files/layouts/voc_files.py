@@ -217,7 +217,8 @@ def read_objects(
         elif not label:
             fault = "no class", "has no name"
         elif not all(map(math.isfinite, (x1, y1, x2, y2))):
-            fault = "box numbers", f"'{label}' has the bndbox {shown(' '.join(texts))}; expected four numbers"
+            found = f"the bndbox {shown(' '.join(texts))}" if any(texts) else "no bndbox"
+            fault = "box numbers", f"'{label}' has {found}; expected four numbers"
         elif x1 - 1 >= x2 or y1 - 1 >= y2:
             fault = "corners", f"'{label}' has the box {x1:g} {y1:g} {x2:g} {y2:g}"
         if fault is not None:

@@ -1,13 +1,13 @@
-"""Encode predicted masks as COCO run-length codes, directly from their M x M probabilities, with NumPy alone.
+"""Encode predicted masks as COCO run-length codes, directly from their M x M probabilities.
 
-The codes are those of `paste_masks(...) > threshold`. torch's kernels for x86 processors multiply and add in one step,
-with one rounding. Here this is computed in double precision, where the product of two float32 numbers is exact, so that
-the codes are equal byte for byte. Where torch rounds otherwise (on other processors, and in release 2.11), a pixel
-whose probability equals the threshold up to the last bits may differ.
+Needs NumPy alone; `paste.encode_masks` is the same with torch's own pasting where the last bit decides. torch's kernels
+for x86 processors multiply and add in one step, with one rounding. Here this is computed in double precision, where the
+product of two float32 numbers is exact. Where torch rounds otherwise (on other processors, and in some releases), a
+pixel whose probability equals the threshold up to the last bits may differ.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -18,7 +18,12 @@ Crop = tuple[int, int, np.ndarray]  # left, top and the probabilities [h, w] of 
 
 
 def encode_masks(
-    mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
+    mask_probs: np.ndarray,
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    continuous: bool = False,
+    crops: Callable[[np.ndarray], Iterable[Crop]] | None = None,
 ) -> list[dict]:
     """Encode all masks of an image.
 
@@ -28,6 +33,7 @@ def encode_masks(
     Args:
         mask_probs, boxes, size, continuous: as for `mask_crops` in `paste.py`, with arrays in place of tensors.
         threshold: values above it are inside the mask.
+        crops: resizes the masks with the given indices, int64 [n], instead of this file's functions.
 
     Returns:
         A list of {"size": [H, W], "counts": bytes}.
@@ -36,13 +42,14 @@ def encode_masks(
         return []
     mask_probs, boxes = mask_probs[:, 0].astype(np.float32), boxes.astype(np.float32)
     if continuous:
-        return encode_crops(sampled_crops(mask_probs, boxes, size), size, threshold)
+        sampled = crops(np.arange(len(boxes))) if crops else sampled_crops(mask_probs, boxes, size)
+        return encode_crops(sampled, size, threshold)
     padded, corners = frame(mask_probs, boxes)
     positions, owners, unsure = column_changes(padded, corners, size, threshold)
     counts = pack_counts(*run_lengths(positions, owners, len(padded), size[0] * size[1]))
     codes = [{"size": list(size), "counts": packed} for packed in counts]
     again = np.flatnonzero(unsure)
-    resized = whole_pixel_crops(padded[again], corners[again], size)
+    resized = crops(again) if crops else whole_pixel_crops(padded[again], corners[again], size)
     for i, code in zip(again.tolist(), encode_crops(resized, size, threshold)):
         codes[i] = code
     return codes

@@ -10,9 +10,9 @@ import numpy as np
 
 SMALL = 128  # height + width up to which torch interpolates with the kernel that weights four pixels at once
 
-# Bounds on the float32 rounding error of a value of at most 1: with the exact interpolation weights, and with the
-# position from a division.
-ROUNDING, MISPLACED = 5e-7, 2e-5
+# Bounds on the float32 rounding error of a value of at most 1: with interpolation weights that another kernel may round
+# otherwise (by 2e-6 at 30 source rows), and with the position from a division.
+ROUNDING, MISPLACED = 3e-6, 2e-5
 
 
 def column_changes(

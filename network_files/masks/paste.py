@@ -1,4 +1,4 @@
-"""Paste masks: M x M probabilities and boxes -> probabilities in the image's frame. `encode.py` encodes them.
+"""Paste masks: M x M probabilities and boxes -> probabilities in the image's frame, or run-length codes.
 
 Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to the RoI's size and binarised at 0.5.
 """
@@ -6,11 +6,13 @@ Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference": the mask is resized to 
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from network_files.boxes import at_least_float32
+from network_files.masks import encode
 
 
 def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
@@ -20,6 +22,19 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
     for i, (left, top, crop) in enumerate(mask_crops(mask_probs, boxes, size, continuous)):
         planes[i, 0, top : top + crop.shape[0], left : left + crop.shape[1]] = crop
     return planes
+
+
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
+) -> list[dict]:
+    """Encode all masks of an image, byte for byte as `paste_masks(...) > threshold` of the CPU; see `encode.py`."""
+    probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
+
+    def crops(chosen: np.ndarray) -> Iterator[encode.Crop]:
+        pasted = mask_crops(probs[chosen], boxes[chosen], size, continuous)
+        return ((left, top, crop.numpy()) for left, top, crop in pasted)
+
+    return encode.encode_masks(probs.numpy(), boxes.numpy(), size, threshold, continuous, crops)
 
 
 def mask_crops(

@@ -18,7 +18,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from my_dataset_coco import coco_object
 from network_files import InstanceMasks
 from network_files.image_transform import ImageTransform
-from network_files.masks.encode import encode_masks
+from network_files.masks.paste import encode_masks
 from network_files.masks.targets import mask_targets
 from tests.helpers import detectron2_rows
 from tests.helpers.detectron2_rows import ALLOWED
@@ -62,7 +62,7 @@ def code_checks(least: int) -> list[Check]:
             probs, boxes = detections(height, width, 60 if height == 240 else 250)
             planes = paste_masks_in_image(probs, boxes, (height, width))[:, 0] > 0.5
             expected = coco_mask.encode(np.asfortranarray(planes.permute(1, 2, 0).numpy().astype(np.uint8)))
-            found = encode_masks(probs.numpy(), boxes.numpy(), (height, width))
+            found = encode_masks(probs, boxes, (height, width))
             different += sum(ours != theirs for ours, theirs in zip(found, expected))
             limits = torch.tensor([width, height, width, height])
             across += int(((boxes < 0) | (boxes > limits)).any(1).sum())

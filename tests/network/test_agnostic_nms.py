@@ -62,6 +62,6 @@ def test_weights_carry_it_options_override_it_and_test_time_augmentation_does_it
     assert (config.agnostic_nms, agnostic_config.agnostic_nms) == (False, True)
     assert again.roi_heads.agnostic_nms and not off.roi_heads.agnostic_nms
     for one, other in ((plain, agnostic), (with_tta(plain), with_tta(agnostic))):
-        (by_class,), (found,) = one(image), other(image)
+        (by_class,), (found,) = one.detect(image), other.detect(image)
         assert len(found["labels"]) < len(by_class["labels"])
         assert (box_iou(found["boxes"], found["boxes"]) > 0.501).sum() == len(found["labels"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from my_dataset_coco import coco_object, portable
-from network_files.masks.encode import encode_masks
+from network_files.masks.paste import encode_masks
 from network_files.on_device import AsyncHostCopy
 from train_utils.classes import ClassTable
 from train_utils.distributed import gather_objects
@@ -130,8 +130,8 @@ class CocoEvaluator:
 
     def update(self, image_id: int, size: tuple[int, int], detection: Mapping[str, Tensor]) -> None:
         """Add the detections of one image as `MaskRCNN.detect` returns them; `size` is its height and width."""
-        found = {name: values.cpu().numpy() for name, values in detection.items()}
-        codes = encode_masks(found.pop("masks"), found["boxes"], size, continuous=self.continuous_paste)
+        codes = encode_masks(detection["masks"], detection["boxes"], size, continuous=self.continuous_paste)
+        found = {name: values.cpu().numpy() for name, values in detection.items() if name != "masks"}
         self.detections[image_id] = found | {"codes": codes}
 
     def metrics(self) -> dict[str, Metrics] | None:
