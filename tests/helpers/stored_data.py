@@ -46,9 +46,13 @@ def draw(numbers: np.random.Generator, channels: int) -> tuple[np.ndarray, list]
     pixels = LEVEL + numbers.integers(-NOISE, NOISE + 1, (SIDE, SIDE, channels))
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     objects = []
-    for left, top in ((2, 2), (34, 34), (2, 34))[: numbers.integers(1, 4)]:
+    count, tries = int(numbers.integers(1, 4)), 50
+    while len(objects) < count and (tries := tries - 1):
         side, category = int(numbers.integers(16, 27)), int(numbers.integers(1, 3))
-        left, top = left + int(numbers.integers(0, 30 - side)), top + int(numbers.integers(0, 30 - side))
+        left, top = numbers.integers(0, SIDE - side, 2).tolist()
+        boxes = [box for _, _, box in objects]
+        if any(left < x0 + w and x0 < left + side and top < y0 + h and y0 < top + side for x0, y0, w, h in boxes):
+            continue
         turns = np.linspace(0, 2 * np.pi, 4 if category == 1 else 24, endpoint=False) + (
             np.pi / 4 if category == 1 else 0
         )
