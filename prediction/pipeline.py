@@ -91,7 +91,7 @@ def predict_images(
     if resized:
         warn(
             f"{len(resized)} images have another size than in --annotation-file, to which their results do not belong: "
-            f"{resized[0]}"
+            f"{min(resized)}"
         )
     if stopped:
         raise RunEnded(f"stopped after {done} of {len(images)} images", INTERRUPTED)
