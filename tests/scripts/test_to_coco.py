@@ -155,6 +155,7 @@ def test_images_that_exist_only_inside_labelmes_files_are_written_beside_links_t
     assert (out / written).read_bytes() == b"another image"
 
 
+@pytest.mark.slow
 def test_help_into_a_reader_that_has_gone_gives_no_traceback() -> None:
     for tool in ("predict_onnx", "to_coco"):
         command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"]

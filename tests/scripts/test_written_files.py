@@ -99,6 +99,7 @@ SCORED = ["--results-json", "found.json", "--annotation-file", VAL]
 COMPARED = ["--compare", "found.json", "fewer.json", "--annotation-file", VAL, "--iou-type", "bbox"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [SCORED, COMPARED], ids=["scored", "compared"])
 def test_a_report_replaces_reports_only(lab: Path, words: list[str]) -> None:
     def report(folder: str) -> Outcome:
