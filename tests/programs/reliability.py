@@ -87,7 +87,7 @@ PROCESSES = {1: "one process", 2: "two processes"}
 BETWEEN = [  # what comes in every epoch, so that none is waited for in vain
     DieIn("dataset_files.atomic_files:os.replace", number=1),
     DieIn("train_utils.run.run_folder:RunFolder.drop_old_checkpoints"),
-    DieIn("train_utils.evaluation:evaluate"),
+    DieIn("train_utils.evaluation:detect_all"),
     DieIn("train_utils.run.run_folder:RunFolder.write_results"),
     DieIn("train_utils.run.run_folder:RunFolder.rewrite", after=True),  # while it goes back to the checkpoint
     DieIn("train_utils.run.run_folder:RunFolder.rewrite", after=True, number=3),  # one of two results files is written

@@ -158,7 +158,7 @@ KILLS = {
         DieAtStep(0),
         DieIn(RESULTS, after=True),
     ],
-    "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.evaluation:evaluate")],
+    "two": [DieAtStep(3), DieWhileSaving(200_000), DieIn("train_utils.evaluation:detect_all")],
     "augmented": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
     "sizes": [DieAtStep(3), DieAtStep(2)],
     "recipe": [DieAtStep(3), DieAtStep(2), DieIn(RESULTS)],
