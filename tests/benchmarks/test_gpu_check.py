@@ -17,7 +17,9 @@ IMPORTING_WITHOUT = f"""
 import importlib.util, sys
 sys.path[:0] = [{str(ROOT / "benchmarks")!r}, {str(ROOT)!r}]
 for name, module in list(sys.modules.items()):
-    if name.partition(".")[0] in {BLOCKED!r} or (getattr(module, "__file__", None) or "").startswith({str(ROOT)!r}):
+    file = getattr(module, "__file__", None) or ""
+    ours = file.startswith({str(ROOT)!r}) and "site-packages" not in file  # the environment may lie inside the project
+    if ours or name.partition(".")[0] in {BLOCKED!r}:
         del sys.modules[name]
 class Nothing:
     def find_spec(self, name, *_):
