@@ -30,9 +30,12 @@ def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, s
     content = galleries[0].content()
     for image, shown in content["images"].items():
         shown["other"] = galleries[1].detections_of(int(image))
+    titles = [Path(name).name for name in comparison.names]
+    if titles[0] == titles[1]:
+        titles = list(comparison.names)
     page = render(
         "comparison.html", {},
-        title=" and ".join(f"{letter}: {Path(name).name}" for letter, name in zip("AB", comparison.names)),
+        title=" and ".join(f"{letter}: {name}" for letter, name in zip("AB", titles)),
         facts={"A": comparison.names[0], "B": comparison.names[1], **facts}, comparison=comparison, data=data,
         changed=changed, scores=[pairs.score for pairs in leading.pairs],
         content={"names": data.class_names, "cells": {}, **content},

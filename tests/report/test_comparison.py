@@ -12,6 +12,7 @@ import pytest
 
 from report.bootstrap import METRICS, Resampled, draw_weights, interval_of, resample, tail_of
 from report.comparison import Comparison, Side, compare, table
+from report.comparison_page import write_comparison
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match_areas
 from tests.helpers.commands import assert_refused, run, succeeded
@@ -211,6 +212,17 @@ def test_the_script_compares_two_results_files(files: Path):
     assert EVIL not in page and page.count("</script") == 2 and page.count('class="shot pair triple"') == 6
     assert lines[-2].rstrip(".") in page
     assert len((files / "out" / "comparison.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3 * (6 + 3)
+
+
+def test_files_of_one_name_are_told_apart_in_the_title(tmp_path: Path, many: tuple[dict, list[dict]]):
+    truth, results = many
+    for names, expected in (
+        (("runs/a/model_4.pth", "runs/b/model_4.pth"), "A: runs/a/model_4.pth and B: runs/b/model_4.pth"),
+        (("runs/a/model_4.pth", "runs/a/model_9.pth"), "A: model_4.pth and B: model_9.pth"),
+    ):
+        a, b = (Side(name, {"bbox": results}) for name in names)
+        page = write_comparison(tmp_path, compare(truth, a, b, ["bbox"], {}), {}).read_text(encoding="utf-8")
+        assert f"<h1>{expected}</h1>" in page
 
 
 def test_what_both_have_is_compared(files: Path):
