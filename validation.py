@@ -18,8 +18,7 @@ from pathlib import Path
 from dataset_files.atomic_files import refuse_overwriting, write_atomically
 from prediction.test_time_augmentation import with_tta
 from report.analysis import boundary_metrics
-from report.comparison import table
-from report.comparison_page import write_comparison
+from report.comparison import table, write_comparison
 from report.eval_data import make_eval_data
 from report.sides import compare_sides, detect, match_to_network
 from report.sources import eval_data_of, given_options, report_folder, report_of_network, report_of_results

@@ -26,8 +26,7 @@ from pycocotools import mask as coco_mask
 
 from my_dataset_coco import CocoDetection, coco_object
 from report.eval_data import make_eval_data
-from report.html_page import ReportInput
-from report.write_report import write_report
+from report.html_page import ReportInput, write_report
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import IOU_TYPES, run_cocoeval
 from train_utils.option_parsing import positive

@@ -1,18 +1,30 @@
-"""Compare two sets of detections on the same images: AP with intervals, the differences, and a verdict."""
+"""Compare two sets of detections on the same images: AP with intervals, the differences, a verdict, and a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset_files.atomic_files import write_atomically
 from dataset_files.stored_images import RGB, ImageForm
 from report.average_precision import best_overall, object_counts
 from report.bootstrap import FEWEST_IMAGES, METRICS, Interval, Resampled, draw_weights, interval_of, resample
 from report.confusion import Confusion, ImageScores, confusion, score_images
 from report.eval_data import EvalData, make_eval_data
+from report.gallery import Gallery, Shot
+from report.html_page import render
 from report.matching import find_overlaps, match_areas
+from report.tables import write_json, write_table
+from train_utils.errors import reading_input
 from train_utils.metrics.coco_evaluation import TITLES
+
+CHANGED_SHOWN = 24
+HEAD = (
+    "compared", "name", "objects", "A", "A_low", "A_high", "B", "B_low", "B_high", "difference", "difference_low",
+    "difference_high", "B_ahead",
+)  # fmt: skip
 
 
 @dataclass
@@ -149,3 +161,39 @@ def cells(row: Row) -> str:
 
 def signed(value: float) -> str:
     return f"{value:+.4f}"
+
+
+def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, str]) -> Path:
+    """Write report.html, report.json and comparison.csv into a folder; return the page's path."""
+    leading, data = comparison.kinds[0], comparison.data[0]
+    galleries = [Gallery(*each) for each in zip(comparison.data, leading.pairs)]
+    changed = []
+    for image in leading.changed_most(CHANGED_SHOWN):
+        a, b = (scores.f1[image] for scores in leading.scores)
+        changed.append(galleries[0].admit(Shot(image), f"{data.file_names[image]} – F1 of A {a:.2f}, of B {b:.2f}"))
+    content = galleries[0].content()
+    for image, shown in content["images"].items():
+        shown["other"] = galleries[1].detections_of(int(image))
+    titles = [Path(name).name for name in comparison.names]
+    if titles[0] == titles[1]:
+        titles = list(comparison.names)
+    page = render(
+        "comparison.html", {"names": data.class_names, "cells": {}, **content},
+        title=" and ".join(f"{letter}: {name}" for letter, name in zip("AB", titles)),
+        facts={"A": comparison.names[0], "B": comparison.names[1], **facts}, comparison=comparison, data=data,
+        changed=changed, scores=[pairs.score for pairs in leading.pairs],
+    )  # fmt: skip
+    numbers: dict[str, Any] = {"facts": facts, "verdicts": {each.kind: each.verdict() for each in comparison.kinds}}
+    for each in comparison.kinds:
+        rows = {"metrics": each.metrics, "classes": each.classes}
+        numbers[each.kind] = {name: [asdict(r) | {"difference": r.difference} for r in of] for name, of in rows.items()}
+    cells_of_csv = [
+        (each.kind, r.name, r.objects, r.a, *r.of_a, r.b, *r.of_b, r.difference, *r.of_difference, r.ahead)
+        for each in comparison.kinds
+        for r in each.metrics + each.classes
+    ]
+    with reading_input():
+        write_atomically(folder / "report.html", page)
+        write_table(folder / "comparison.csv", HEAD, cells_of_csv)
+        write_json(folder / "report.json", numbers)
+    return folder / "report.html"

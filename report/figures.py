@@ -1,40 +1,14 @@
-"""Draw the report's figures as SVG with the colours and fonts of the page.
+"""Compute the bars of the page's charts, which page/charts.html draws."""
 
-Text and lines are drawn in placeholder colours that are then replaced by the page's CSS variables, so that a figure
-suits both light and dark pages. No figure contains a class or file name.
-"""
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import io
-import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import matplotlib
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from report.average_precision import Calibration, Group
 from report.data_statistics import DataStatistics
 
-INK = "#010203"
-SERIES = ("#010204", "#010205", "#010206")
-PAGE_COLOURS = {INK: "currentColor"} | {stand_in: f"var(--series-{n})" for n, stand_in in enumerate(SERIES, start=1)}
-STYLES = ("-", "--", ":")
-SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid")},
-    **{f"axes.{part}color": INK for part in ("edge", "label", "title")},
-    "grid.alpha": 0.2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.framealpha": 0,
-}
 LAST = 1_000_000  # upper end of a histogram's last bin, which its label omits
 # Name in DataStatistics, title, edges of the bins, axis label, names of the bins, explanation.
 HISTOGRAMS = (
@@ -54,136 +28,67 @@ HISTOGRAMS = (
         "Each bar is the share of boxes%s from that ratio up to the next.",
     ),
 )  # fmt: skip
-FAMILY = re.compile(r"""font-family: [^;"]*;? ?|(?<=font)(: [\d.]+px) '[^;"]*""")
-UNUSED_IDS = re.compile(r'<g id="[^"]*"')
-IDS = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
-NUMBERS = itertools.count(1)
 
 
-def precision_recall_figure(curves: np.ndarray) -> Markup:
-    """Draw precision over recall at IoU 0.5, at 0.75 and as the mean over all IoUs, float64 [3, 101].
+class Bar(NamedTuple):
+    """The bars above a tick of the axis, one per series."""
 
-    Each of the 101 values covers 1/101 of the axis, so that the area under the curve is the AP.
-    """
-
-    def draw(axes: Axes) -> None:
-        for curve, name, colour, style in zip(curves, ("IoU 0.5", "IoU 0.75", "IoU 0.5 to 0.95"), SERIES, STYLES):
-            area = float(curve.mean())
-            axes.stairs(
-                curve, np.linspace(0, 1, 102), baseline=None, color=colour, linestyle=style, linewidth=1.8,
-                label=f"{name}: AP {area:.3f}",
-            )  # fmt: skip
-        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(loc="lower left")
-
-    return figure(draw)
+    tick: Sequence[str]  # lines of text
+    heights: Sequence[float]
+    text: str = ""  # above the bar
 
 
-def calibration_figure(found: Calibration) -> Markup:
-    """Draw the share of correct detections over their scores, with the number of detections above each bar."""
-
-    def draw(axes: Axes) -> None:
-        places = (np.arange(len(found.counts)) + 0.5) / len(found.counts)
-        bars = axes.bar(places, np.nan_to_num(found.right), 0.9 / len(found.counts), color=SERIES[0])
-        axes.bar_label(
-            bars, [short(count) if count else "" for count in found.counts.tolist()], padding=2, fontsize=7.5
-        )
-        axes.plot((0, 1), (0, 1), color=SERIES[1], linestyle="--", linewidth=1.4, label="calibrated")
-        axes.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.1))
-        axes.legend(loc="upper left")
-
-    return figure(draw)
+class Chart(NamedTuple):
+    bars: list[Bar]
+    across: str  # label of the axis
+    upwards: str
+    top: float  # upper end of the axis
 
 
-def cost_figure(costs: Mapping[str, float]) -> Markup:
-    """Draw a bar per kind of error: how much AP50 rises if its errors are repaired."""
-
-    def draw(axes: Axes) -> None:
-        names = list(costs)[::-1]
-        values = [100 * costs[name] for name in names]
-        bars = axes.barh(names, values, color=SERIES[0])
-        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
-        axes.set(xlabel="points of AP50 to be gained")
-        axes.set_xlim(0, max(1.0, 1.18 * max(values, default=0)))
-        axes.grid(axis="y", visible=False)
-
-    return figure(draw)
+def calibration_chart(found: Calibration) -> Chart:
+    """Chart the share of correct detections over their scores, with the number of detections above each bar."""
+    number = len(found.counts)
+    bars = [
+        Bar([f"{k / number:.1f}"], [right], short(count) if count else "")
+        for k, (right, count) in enumerate(zip(np.nan_to_num(found.right).tolist(), found.counts.tolist()))
+    ]
+    return Chart(bars, "score, from", "share that is right", 1)
 
 
-def group_figure(groups: Sequence[Group], label: str) -> Markup:
-    """Draw a bar for the AP of each group, with its number of objects below."""
-
-    def draw(axes: Axes) -> None:
-        places = np.arange(len(groups))
-        values = np.array([group.ap for group in groups])
-        axes.bar(places, np.nan_to_num(values), color=SERIES[0])
-        for place, ap in enumerate(values.tolist()):
-            axes.text(place, np.nan_to_num(ap) + 0.02, "–" if np.isnan(ap) else f"{ap:.2f}", ha="center")
-        names = [g.name.replace("under ", "<").replace("over ", ">").replace(" and more", "+") for g in groups]
-        ticks = [f"{name}\nn={short(group.objects)}" for name, group in zip(names, groups)]
-        axes.set_xticks(places, ticks, fontsize=7.5)
-        axes.set(xlabel=label, ylabel="AP", ylim=(0, 1.1))
-        axes.grid(axis="x", visible=False)
-
-    return figure(draw)
+def cost_chart(costs: Mapping[str, float]) -> Chart:
+    """Chart how much AP50 rises if the errors of each kind are repaired."""
+    bars = [Bar([name], [max(100 * cost, 0)], f"{100 * cost:.1f}") for name, cost in costs.items()]
+    return Chart(bars, "kind of error", "points of AP50 to be gained", round_top(bars))
 
 
-def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Markup, str, str]]:
-    """Return figure, title and explanation of the histograms of one or two splits, side by side."""
-    beside = " beside those of training" if "training" in splits else ""
-    return [
-        (histogram_figure({n: getattr(s, name) for n, s in splits.items()}, edges, label, ticks.split()), title,
-         reading % beside)
-        for name, title, edges, label, ticks, reading in HISTOGRAMS
-    ]  # fmt: skip
+def group_chart(groups: Sequence[Group], label: str) -> Chart:
+    """Chart the AP of each group, with its number of objects below."""
+    names = [g.name.replace("under ", "<").replace("over ", ">").replace(" and more", "+") for g in groups]
+    bars = [
+        Bar([name, f"n={short(g.objects)}"], [float(np.nan_to_num(g.ap))], "–" if math.isnan(g.ap) else f"{g.ap:.2f}")
+        for name, g in zip(names, groups)
+    ]
+    return Chart(bars, label, "AP", 1)
 
 
-def histogram_figure(
-    values: Mapping[str, np.ndarray], edges: Sequence[float], label: str, ticks: Sequence[str]
-) -> Markup:
-    """Draw a histogram in percent of values by split; those beyond the edges count in the first or last bin."""
-
-    def draw(axes: Axes) -> None:
-        places = np.arange(len(ticks))
-        width = 0.8 / len(values)
-        for number, (name, of_split) in enumerate(values.items()):
-            bins = np.clip(np.searchsorted(edges, of_split, side="right") - 1, 0, len(ticks) - 1)
-            shares = 100 * np.bincount(bins, minlength=len(ticks)) / max(len(of_split), 1)
-            axes.bar(
-                places + (number - (len(values) - 1) / 2) * width, shares, width, color=SERIES[number],
-                hatch="///" * number, edgecolor=INK, linewidth=0.3, label=name,
-            )  # fmt: skip
-        axes.set_xticks(places, ticks, fontsize=8)
-        axes.set(xlabel=label, ylabel="percent")
-        axes.grid(axis="x", visible=False)
-        if len(values) > 1:
-            axes.legend()
-
-    return figure(draw)
+def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, str]]:
+    """Return chart, title and explanation of the histograms, in percent, of one or two splits, side by side."""
+    beside, charts = " beside those of training" if "training" in splits else "", []
+    for name, title, edges, label, ticks, reading in HISTOGRAMS:
+        shares = []
+        for values in (getattr(of_split, name) for of_split in splits.values()):
+            bins = (np.searchsorted(edges, values, side="right") - 1).clip(0, len(edges) - 2)
+            shares.append(100 * np.bincount(bins, minlength=len(edges) - 1) / max(len(values), 1))
+        bars = [Bar([tick], heights) for tick, heights in zip(ticks.split(), np.stack(shares, axis=1).tolist())]
+        charts.append((Chart(bars, label, "percent", round_top(bars)), title, reading % beside))
+    return charts
 
 
-def figure(draw: Callable[[Axes], None]) -> Markup:
-    """Draw on new axes and return the SVG element, without a fixed size and without an XML head."""
-    with matplotlib.rc_context(SETTINGS):
-        made = Figure(figsize=(4.8, 3.2), layout="constrained")
-        FigureCanvasSVG(made)
-        axes = made.add_subplot()
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        draw(axes)
-        file = io.StringIO()
-        made.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    head, _, rest = text.partition(">")
-    head = re.sub(r' (?:width|height|version|xmlns:xlink)="[^"]*"', "", head)
-    text = UNUSED_IDS.sub("<g", f'{head} role="img">{rest}'.replace("xlink:href", "href"))
-    text = IDS.sub(f"figure{next(NUMBERS)}-", text)  # make used ids unique, as the page has many figures
-    text = FAMILY.sub(lambda found: f"-size{found[1]}" if found[1] else "", text)  # use the page's font
-    for stand_in, colour in PAGE_COLOURS.items():
-        text = text.replace(stand_in, colour)
-    return Markup(text)
+def round_top(bars: Sequence[Bar]) -> float:
+    """Return a round number, at least 1, that is above all bars."""
+    highest = max(1.0, *(height for bar in bars for height in bar.heights))
+    power = 10 ** math.floor(math.log10(highest))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= highest)
 
 
 def short(number: int) -> str:

@@ -1,10 +1,12 @@
-"""Render the page: one self-contained HTML file with its style, script, data and images.
+"""Write the report of an evaluation: a self-contained HTML page, and its numbers as CSV and JSON.
 
-page/report.html is the template; page/parts.html is shared with the page of a comparison. Templates escape all inserted
-text, so that no class or file name becomes markup.
+`EvalData` -> `analyse` (masks, boxes, boundaries) -> page and tables. The template is page/report.html;
+page/parts.html is shared with the page of a comparison. Templates escape all inserted text, so that no class or file
+name becomes markup.
 """
 
 import base64
+import datetime
 import hashlib
 import itertools
 import math
@@ -17,16 +19,20 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dataset_files.atomic_files import write_atomically
 from report import figures
-from report.analysis import Analysis
+from report.analysis import Analysis, analyse
 from report.bootstrap import RESAMPLES
-from report.confusion import Confusion, ImageScores, describe_errors
-from report.data_statistics import DataStatistics
+from report.confusion import Confusion, ImageScores, describe_errors, score_images
+from report.data_statistics import DataStatistics, statistics_of
 from report.error_kinds import KINDS, MEANINGS, MISSED
 from report.eval_data import EvalData
 from report.gallery import Gallery, Shot, as_url
-from report.suspects import MEANING, Suspect
+from report.suspects import MEANING, Suspect, find_suspects
+from report.tables import write_tables
+from train_utils.errors import reading_input
 from train_utils.metrics.coco_evaluation import METRIC_NAMES, TITLES
+from train_utils.run.first_lines import code_version
 
 PAGE = Path(__file__).parent / "page"
 WORST, BEST, RANDOM = 18, 6, 6
@@ -54,37 +60,52 @@ def is_own_page(path: Path) -> bool:
         return POLICY in file.read(500)
 
 
-def render_page(
-    given: ReportInput,
-    facts: Mapping[str, str],
-    analyses: Sequence[Analysis],
-    scores: ImageScores,
-    suspects: Sequence[Suspect],
-    splits: Mapping[str, DataStatistics],
-) -> str:
-    """Return the whole page; the first analysis is shown first and determines images and suspects."""
-    data, gallery = given.data, Gallery(given.data, analyses[0].pairs)
+def write_report(folder: Path, given: ReportInput) -> Path:
+    """Create the folder, write report.html and its numbers as CSV and JSON into it, and return the page's path.
+
+    Masks come first if there are any. The first kind determines images and suspects.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    with reading_input():
+        folder.mkdir(parents=True, exist_ok=True)
+    data, kinds = given.data, [kind for kind in TITLES if kind in given.stats]
+    analyses = [analyse(data, kind) for kind in kinds]
+    leading, first = data.of_kind(kinds[0]), analyses[0]
+    scores = score_images(leading, first.pairs)
+    suspects = find_suspects(leading, first.overlaps, first.errors)
+    facts = {
+        **given.facts,
+        "detections": f"{len(data.detections):,}",
+        "code": code_version(),
+        "date": datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+    }
+    splits = {"validation": statistics_of(data)} | ({} if given.training is None else {"training": given.training})
+    gallery = Gallery(data, first.pairs)
     # The most important sections come first, as the gallery admits a limited number of images.
     context = {
-        "image_groups": image_groups(data, analyses[0].pairs, scores, gallery),
+        "image_groups": image_groups(data, first.pairs, scores, gallery),
         "suspects": [suspect_entry(data, s, gallery) for s in suspects[:SUSPECTS_SHOWN]],
         "suspect_kinds": {kind: n for kind in MEANING if (n := sum(s.kind == kind for s in suspects))},
         "examples": {a.kind: {name: examples(data, a, name, gallery) for name in a.errors.costs} for a in analyses},
     }
     cells = {f"confusion-{a.kind}": examples_of_cells(data, a, gallery) for a in analyses}
-    content = gallery.content()
-    return render(
-        "report.html",
-        context,
+    page = render(
+        "report.html", {"names": data.class_names, "cells": cells, **gallery.content()}, **context,
         given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=figures.histograms(splits),
-        content={"names": data.class_names, "cells": cells, **content}, all_suspects=len(suspects),
-        curves={title: as_url(png, "png") for title, png in given.curves.items()},
+        all_suspects=len(suspects), curves={title: as_url(png, "png") for title, png in given.curves.items()},
         class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
         figures=figures, metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
     )  # fmt: skip
+    metrics = {kind: dict(zip(METRIC_NAMES, map(float, given.stats[kind]))) for kind in kinds}
+    with reading_input():
+        write_atomically(folder / "report.html", page)
+        write_tables(folder, data, analyses, scores, suspects, {"facts": facts, "metrics": metrics})
+    return folder / "report.html"
 
 
-def render(template: str, context: Mapping[str, Any], *, content: Mapping[str, Any], **more: Any) -> str:
+def render(template: str, content: Mapping[str, Any], **context: Any) -> str:
     """Fill in a template of page/, with the style and the script of all pages; `content` is for the script."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
@@ -94,7 +115,7 @@ def render(template: str, context: Mapping[str, Any], *, content: Mapping[str, A
     environment.policies["json.dumps_kwargs"] = as_script
     environment.filters |= {"fixed": fixed, "finite": math.isfinite}
     return environment.get_template(template).render(
-        context, **more, content=content, shots=content["shots"], images=content["images"], resamples=RESAMPLES,
+        context, content=content, shots=content["shots"], images=content["images"], resamples=RESAMPLES,
         kind_names=TITLES, style=Markup(style), script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip

@@ -9,9 +9,8 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import missing_names, resolve
 from report.data_statistics import statistics_of_dataset
 from report.eval_data import EvalData, make_eval_data
-from report.html_page import ReportInput, is_own_page
+from report.html_page import ReportInput, is_own_page, write_report
 from report.tables import FILES
-from report.write_report import write_report
 from train_utils.anchor_fit import anchor_fit
 from train_utils.data_check import describe_incomplete
 from train_utils.errors import InputError, reading_input, warn

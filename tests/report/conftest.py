@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from report.comparison import Side, compare
-from report.comparison_page import write_comparison
+from report.comparison import Side, compare, write_comparison
 from report.eval_data import make_eval_data
-from report.html_page import ReportInput
-from report.write_report import write_report
+from report.html_page import ReportInput, write_report
 from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
 
 EVIL = '</script><script>alert("x")</script>'
