@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from report.bootstrap import METRICS, Resampled, draw_weights, interval_of, resample, tail_of
-from report.comparison import Comparison, Side, compare, table
-from report.comparison import write_comparison
+from report.comparison import Comparison, Side, compare, table, write_comparison
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match_areas
 from tests.helpers.commands import assert_refused, run, succeeded
