@@ -8,8 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 
-SMALL = 128  # height + width up to which torch interpolates with the kernel that weights four pixels at once
-
 # Bounds on the float32 rounding error of a value of at most 1: with interpolation weights that another kernel may round
 # otherwise (by 2e-6 at 30 source rows), and with the position from a division.
 ROUNDING, MISPLACED = 3e-6, 2e-5
@@ -95,24 +93,11 @@ def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndar
     return np.concatenate(below), np.concatenate(share)
 
 
-def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """`interpolation` along a single axis."""
-    below, share = interpolation(source, target, target + 1 <= SMALL)
-    return below, np.where(below < source - 1, share, np.float32(1))
-
-
 @lru_cache(maxsize=4096)
-def interpolation(source: int, target: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
+def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """`F.interpolate`'s weights: per target position the lower source position, int64, and the upper one's share."""
-    half, scale = np.float32(0.5), np.float32(np.float32(source) / np.float32(target))
-    centres = np.arange(target, dtype=np.float32) + half
-    places = fused(scale, centres, -half) if small else scale * centres - half
-    places = np.maximum(places, np.float32(0))
+    half, scale = np.float32(0.5), np.float32(source) / np.float32(target)
+    places = np.maximum(scale * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)
-    return below, np.clip(places - below.astype(np.float32), 0, 1)
-
-
-def fused(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
-    """a * b + c of float32 numbers, rounded once."""
-    a, b, c = (np.asarray(each, dtype=np.float64) for each in (a, b, c))
-    return (a * b + c).astype(np.float32)
+    share = np.clip(places - below.astype(np.float32), 0, 1)
+    return below, np.where(below < source - 1, share, np.float32(1))
