@@ -30,8 +30,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dataset_files.dataset import InstanceDataset
-from onnx_files.export import build, write
-from onnx_files.network_graph import GraphOptions
+from onnx_files.network_graph import GraphOptions, build, write
 from onnx_files.precision import at_intervals, open_images, smaller
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import run_cocoeval

@@ -6,6 +6,7 @@ Each function here repeats the `forward` of the module that it is named after, o
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,15 +16,19 @@ from backbone.conv_norm import fold_norms
 from backbone.feature_pyramid import FeaturePyramidNetwork, LastLevelMaxPool
 from backbone.resnet import Bottleneck, ResNet
 from backbone.resnet50_fpn import BackboneWithFPN
+from dataset_files.atomic_files import replacing
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from onnx_files.graph import Graph, known
+from onnx_files.onnx_model import Description
 from onnx_files.roi_graph import detections
 from onnx_files.rpn_graph import proposals
 from onnx_files.size_graph import size_after_resize, twice
+from train_utils.trained_model import TrainedModel
 
 OPSET = 17
+MASK_THRESHOLD = 0.5
 DETAILS = {"boxes": (4,), "labels": (), "scores": (), "masks": (1, 28, 28)}  # output -> shape per detection
 PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
@@ -36,6 +41,26 @@ class GraphOptions:
     batch: int | None = None  # number of images, all of one size; None for one image without a batch dimension
     size: tuple[int, int] | None = None  # height and width of the images; None for any
     weights: str = "float32"  # type in which matrices are stored, "float32" or "float16"; the arithmetic is float32
+
+
+def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
+    """Build the model of a trained network, with its description as metadata; ValueError as in `network_graph`."""
+    heads, classes = trained.model.roi_heads, trained.classes
+    thresholds = {
+        "score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img,
+        "mask": MASK_THRESHOLD,
+    }  # fmt: skip
+    description = Description(
+        classes.names, classes.category_ids, trained.config.to_plain(), thresholds, trained.model.continuous_paste,
+        trained.trained_with.get("exif") or "apply", trained.thresholds,
+    )  # fmt: skip
+    return network_graph(trained.model, options, description.to_metadata())
+
+
+def write(content: onnx.ModelProto, output: Path) -> None:
+    """Write a file, replacing an existing one."""
+    with replacing(output) as file:
+        onnx.save_model(content, file)
 
 
 def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:

@@ -1,10 +1,54 @@
-"""Find objects with an exported network: image -> detections. Needs NumPy and a runtime, not torch."""
+"""Open an exported network: its description in the file's metadata, and its detections. Needs no torch."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from onnx_files.description import Description
 from onnx_files.runtimes import fastest_runtime, open_session
 from train_utils.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass
+class Description:
+    """Facts that a program needs about an exported network besides its graph."""
+
+    names: dict[int, str]  # label -> class name
+    category_ids: dict[int, int]  # label -> category id in written results
+    # The network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on; with --channels also
+    # `channels`, their type of `values`, `image_mean` and `image_std`.
+    network: dict[str, Any]
+    # `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
+    thresholds: dict[str, float]
+    continuous_paste: bool  # how masks are pasted, see `mask_crops`
+    exif: str  # whether training images were turned by their EXIF tag: "apply" or "ignore"
+    # Label -> the score with the best F1 in validation; {} if unknown, as in older files.
+    class_thresholds: dict[int, float] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Each attribute as JSON, and the version of this form."""
+        return {"format": str(FORMAT)} | {name: json.dumps(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Description":
+        """The inverse of `to_metadata`.
+
+        Raises:
+            ValueError: the file was not written by tools/export_onnx.py, or by a newer version of it.
+        """
+        if metadata.get("format") != str(FORMAT):
+            raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")
+        try:
+            known = {"class_thresholds": "{}"} | dict(metadata)
+            values = {name: json.loads(known[name]) for name in cls.__dataclass_fields__}
+            for name in ("names", "category_ids", "class_thresholds"):
+                values[name] = {int(label): value for label, value in values[name].items()}
+        except (KeyError, ValueError, AttributeError) as error:
+            raise ValueError(f"has invalid metadata ({error})") from error
+        return cls(**values)
 
 
 class OnnxModel:

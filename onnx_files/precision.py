@@ -11,8 +11,7 @@ import torch
 
 from dataset_files.dataset import InstanceDataset
 from network_files.boxes import size_of
-from onnx_files.export import build
-from onnx_files.network_graph import GraphOptions
+from onnx_files.network_graph import GraphOptions, build
 from onnx_files.runtimes import fastest_runtime, open_session
 from train_utils.errors import InputError
 from train_utils.metrics.coco_evaluation import CocoEvaluator

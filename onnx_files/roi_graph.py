@@ -7,8 +7,8 @@ from backbone.conv_norm import bias_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNPredictor, TwoMLPHead
 from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
-from onnx_files.box_graph import clip, decode, unless_small
 from onnx_files.graph import Graph, known
+from onnx_files.rpn_graph import clip, decode, unless_small
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
 LARGEST_EXPONENT = 6  # of a level's stride, log2

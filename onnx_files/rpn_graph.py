@@ -1,13 +1,13 @@
-"""The region proposal network in an ONNX graph: pyramid -> proposals of one image."""
+"""The region proposal network in an ONNX graph: pyramid -> proposals of one image. Boxes are [..., 4], x1y1x2y2."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from network_files.anchors import AnchorGenerator
+from network_files.boxes import LARGEST_LOG_SCALE, BoxCoder
 from network_files.heads import RPNHead
 from network_files.rpn import RegionProposalNetwork
-from onnx_files.box_graph import clip, decode, unless_small
 from onnx_files.graph import Graph, known
 
 FINEST_STRIDE = 4
@@ -74,3 +74,29 @@ def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator
         pixels = g.reshape(pixels, *((-1, 1, 1, 1) if axis == 2 else (1, -1, 1, 1)))
         shifts.append(g.op("Mul", pixels, g.floats(pattern)))
     return g.op("Add", g.op("Add", *shifts), g.floats(generator.cell_anchors[i].tolist()))
+
+
+def decode(g: Graph, deltas: str, references: str, coder: BoxCoder) -> str:
+    """`BoxCoder.decode` of [..., 4]; references are broadcast."""
+    low, high = g.columns(references, 0, 2), g.columns(references, 2, 4)
+    size = g.op("Sub", high, low)
+    centre = g.op("Add", low, g.op("Mul", size, g.floats(0.5)))
+    shift = g.op("Div", g.columns(deltas, 0, 2), g.floats(coder.weights[:2]))
+    centre = g.op("Add", g.op("Mul", shift, size), centre)
+    growth = g.op("Div", g.columns(deltas, 2, 4), g.floats(coder.weights[2:]))
+    growth = g.op("Exp", g.op("Min", growth, g.floats(LARGEST_LOG_SCALE)))
+    half = g.op("Mul", g.op("Mul", growth, size), g.floats(0.5))
+    return g.op("Concat", g.op("Sub", centre, half), g.op("Add", centre, half), axis=-1)
+
+
+def clip(g: Graph, boxes: str, image_size: str) -> str:
+    """`clip_boxes_to_image`; the size is int64 [2], height and width."""
+    largest = g.op("Gather", g.cast(image_size, "float32"), g.integers([1, 0, 1, 0]))
+    return g.op("Min", g.op("Max", boxes, g.floats(0.0)), largest)
+
+
+def unless_small(g: Graph, scores: str, boxes: str, smallest_side: float) -> str:
+    """Scores [...], but -1 where the box [..., 4] is narrower or shorter than `smallest_side`."""
+    sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
+    shortest = g.op("Min", *(g.column(sides, i) for i in (0, 1)))
+    return g.op("Where", g.op("Less", shortest, g.floats(smallest_side)), g.floats(-1.0), scores)

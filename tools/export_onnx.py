@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> None:
     try:
-        from onnx_files.export import build, write
-        from onnx_files.network_graph import GraphOptions
+        from onnx_files.network_graph import GraphOptions, build, write
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
@@ -74,8 +73,7 @@ def smaller_file(
     Raises:
         InputError: it loses more than --max-ap-drop.
     """
-    from onnx_files.export import build
-    from onnx_files.network_graph import GraphOptions
+    from onnx_files.network_graph import GraphOptions, build
     from onnx_files.precision import at_intervals, compare_ap, open_images, smaller
 
     validation, training = open_images(trained, args.data_path, with_training=args.precision == "int8")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from my_dataset_coco import coco_object
-from onnx_files.description import Description
+from onnx_files.onnx_model import Description
 from prediction.options import PredictorSettings
 from prediction.predictor import Predictor
 from prediction.thresholds import ScoreThresholds

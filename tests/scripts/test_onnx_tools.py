@@ -18,8 +18,7 @@ onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxrunti
 pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
 
 from network_files.masks.encode import encode_masks  # noqa: E402
-from onnx_files.description import Description  # noqa: E402
-from onnx_files.onnx_model import OnnxModel  # noqa: E402
+from onnx_files.onnx_model import Description, OnnxModel  # noqa: E402
 from onnx_files.runtimes import RUNTIMES  # noqa: E402
 from predict import Predictor  # noqa: E402
 from prediction.files import predict_files  # noqa: E402
