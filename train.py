@@ -31,8 +31,8 @@ from train_utils.optimizer import build_optimizer
 from train_utils.options import DEMO_FOLDER, TrainSettings
 from train_utils.run.checkpoints import checkpoint_to_resume, resume, write_checkpoint
 from train_utils.run.first_lines import print_first_lines
-from train_utils.run.folder_lock import lock_folder
 from train_utils.run.run_folder import RunFolder
+from train_utils.run.safe_files import lock_folder
 from train_utils.run.signals import StopSignals
 from train_utils.run.tensorboard import TensorBoard
 from train_utils.step_log import StepLog

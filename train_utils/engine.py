@@ -44,7 +44,7 @@ def train_one_epoch(
     epoch, done = divmod(progress.step, state.steps_per_epoch)
     steps = min(state.steps_per_epoch - done, state.last_step - progress.step)
     if not done:
-        progress.begin_epoch()
+        progress.epoch_loss, progress.epoch_steps, progress.not_applied, progress.bad_pictures = 0.0, 0, 0, 0
     loader.batch_sampler.start_at(epoch, done)  # type: ignore[union-attr]  # of `training_loader`
     results = StepResults(state, hooks, save_checkpoint)
     for batch in batches_of(loader, steps, progress.step):

@@ -63,7 +63,9 @@ def evaluate_epoch(
         if settings.val_loss:
             losses = validation_losses(model, loader, device, precision, settings.seed, settings.keep_empty)
     if metrics is not None:
-        run.log_validation(epoch, training.progress.step, losses)
+        if losses:
+            of_epoch = {"epoch": epoch, "step": training.progress.step}
+            run.log(of_epoch | {f"val_{name}": round(value, 7) for name, value in losses.items()})
         run.write_results(epoch, metrics, training.progress.mean_loss(), training.progress.lr)
         run.draw_curves()
         (box, box_all), (mask, mask_all) = ((metrics[kind].stats, metrics[kind].of_all) for kind in ("bbox", "segm"))

@@ -12,9 +12,9 @@ from train_utils.classes import ClassTable
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, load_trained_model
-from train_utils.options import OUTPUT_FOLDER, InferenceSettings, TrainSettings
-from train_utils.run.checkpoints import check_entries
-from train_utils.run.run_folder import newest_checkpoint
+from train_utils.options import OUTPUT_FOLDER, InferenceSettings
+from train_utils.run.checkpoints import stored_settings
+from train_utils.run.run_folder import checkpoints
 from train_utils.weight_files.weights import THRESHOLDS
 
 
@@ -48,13 +48,13 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
 
     InputError names the file if there are no weights, or they cannot be used.
     """
-    path = settings.weights_path or newest_checkpoint(OUTPUT_FOLDER)
+    path = settings.weights_path or next(reversed(checkpoints(OUTPUT_FOLDER)), None)
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
     model, config, content = load_trained_model(path, settings)
     trained_with, held_out = dict[str, Any](), dict[str, str | int]()
     if "model_config" in content:  # otherwise it is not a file of this project
-        trained_with = TrainSettings.stored_in(check_entries(content, Path(path)), path)
+        trained_with = stored_settings(content, Path(path))
         held_out = content.get("facts", {}).get("held_out") or {}
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)

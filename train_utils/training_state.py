@@ -17,6 +17,8 @@ from train_utils.model_ema import ModelEma
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
 
+TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
+
 
 @dataclass
 class StepResult:
@@ -68,9 +70,6 @@ class Progress:
 
     def mean_loss(self) -> float:
         return self.epoch_loss / max(self.epoch_steps, 1)
-
-    def begin_epoch(self) -> None:
-        self.epoch_loss, self.epoch_steps, self.not_applied, self.bad_pictures = 0.0, 0, 0, 0
 
     def count(self, step: StepResult) -> None:
         self.step, self.lr = step.number, step.lr
@@ -132,6 +131,8 @@ class RunState:
 
     def checkpoint_is_due(self) -> bool:
         """Whether to write a checkpoint within the epoch, after the step that was started last."""
-        every = self.settings.checkpoint_every
-        due = every is not None and self.number % every == 0
-        return (due or self.run.retry_is_due(self.number)) and not self.ends_epoch(self.number)
+        every, unsaved = self.settings.checkpoint_every, self.run.unsaved_since
+        due = (
+            every is not None and self.number % every == 0 or unsaved is not None and self.number >= unsaved + TRY_AGAIN
+        )
+        return due and not self.ends_epoch(self.number)

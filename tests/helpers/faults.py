@@ -336,9 +336,9 @@ class TryAgainAfter:
     steps: int
 
     def __call__(self) -> None:
-        from train_utils.run import run_folder
+        from train_utils import training_state
 
-        run_folder.TRY_AGAIN = self.steps
+        training_state.TRY_AGAIN = self.steps
 
 
 @dataclass

@@ -38,8 +38,8 @@ from tests.helpers.faults import (
 from tests.helpers.forked import Run, processes_of_group, start, start_group, wait_until
 from tests.helpers.project import importing_tests
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.run.folder_lock import LOCK
 from train_utils.run.run_folder import CHECKPOINT
+from train_utils.run.safe_files import LOCK
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.helpers.commands import assert_refused, run, succeeded
 from tests.helpers.thin_weights import thin_networks
 from train_utils.demo_dataset import make_demo_dataset
-from train_utils.run.folder_lock import LOCK
+from train_utils.run.safe_files import LOCK
 
 SMALL = ["--device", "cpu", "--max-size", "96", "--rois-per-image", "8", "--proposals", "20", "--batch-size", "2"]
 SMALL += ["--workers", "0", "--pretrain", "False", "--data-path", "data"]

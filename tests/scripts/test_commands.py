@@ -43,7 +43,7 @@ from train_utils.option_parsing import (
     strength,
 )
 from train_utils.options import TrainSettings, ValidationSettings
-from train_utils.run.folder_lock import LOCK
+from train_utils.run.safe_files import LOCK
 from train_utils.weight_files import weights
 from train_utils.weight_files.weights import PublishedFile
 

@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: lacks {', '.join(missing)}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"
         )
-    content |= {"args": TrainSettings.stored_in(check_entries(content, path), path)}
+    content |= {"args": stored_settings(content, path)}
     ModelConfig.stored_in(content, path)
     if min(content["steps_per_epoch"] - 1, content["epoch"], content["progress"].get("step", -1)) < 0:
         raise InputError(f"{path}: broken: invalid progress")
@@ -86,11 +86,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, content)
 
 
-def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Check the types of the plain entries that a checkpoint has, and return its args.
-
-    InputError if an entry is of another type than a run writes.
-    """
+def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a checkpoint's checked args; InputError if any plain entry is of another type than a run writes."""
     found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
     invalid = [key for key in found if not isinstance(content[key], int if key in NUMBERS else dict)]
     tables: dict[str, Any] = {name: (content.get(name, {}), int, kind) for name, kind in TABLES.items()}
@@ -101,42 +98,38 @@ def check_entries(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             invalid.append(name)
     if invalid:
         raise InputError(f"{path}: broken: invalid {', '.join(sorted(invalid))}")
-    return content.get("args", {})
+    return TrainSettings.stored_in(content.get("args", {}), path)
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write a run's checkpoint; RunEnded if weights are not finite. All processes call this together."""
-    training, run, step = state.training, state.run, state.training.progress.step
-    report_activity("writing a checkpoint", step)
-    require_finite_weights(training.model, step)
+    """Write what a run needs to resume, and what evaluation and prediction need. All processes call this together.
+
+    RunEnded if weights are not finite.
+    """
+    training, run, progress = state.training, state.run, state.training.progress
+    report_activity("writing a checkpoint", progress.step)
+    require_finite_weights(training.model, progress.step)
     if run.writes:
-        content = checkpoint_of(state, config, classes, facts)
-        run.save_checkpoint(content, last=step == state.last_step, keep=state.settings.keep)
+        content = {
+            "model": training.model.state_dict(),
+            "model_config": config.to_plain(),
+            "class_names": classes.names,
+            "category_ids": classes.category_ids,
+            "optimizer": training.optimizer.state_dict(),
+            "lr_scheduler": {"last_epoch": progress.step, "_last_lr": [progress.lr]},  # for readers only
+            "epoch": max(progress.step - 1, 0) // state.steps_per_epoch,
+            "steps_per_epoch": state.steps_per_epoch,
+            "progress": vars(progress).copy(),
+            "args": state.settings.to_plain(),
+            "facts": facts,
+            "computed_with": arithmetic(training.device),
+        }
+        if training.ema is not None:
+            content["model_ema"] = training.ema.state_dict()
+        if training.scaler.is_enabled():
+            content["scaler"] = training.scaler.state_dict()
+        run.save_checkpoint(content, last=progress.step == state.last_step, keep=state.settings.keep)
     run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
-
-
-def checkpoint_of(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> dict[str, Any]:
-    """Collect what a run needs to resume, and what evaluation and prediction need."""
-    training, progress = state.training, state.training.progress
-    content = {
-        "model": training.model.state_dict(),
-        "model_config": config.to_plain(),
-        "class_names": classes.names,
-        "category_ids": classes.category_ids,
-        "optimizer": training.optimizer.state_dict(),
-        "lr_scheduler": {"last_epoch": progress.step, "_last_lr": [progress.lr]},  # for readers; nothing here needs it
-        "epoch": max(progress.step - 1, 0) // state.steps_per_epoch,
-        "steps_per_epoch": state.steps_per_epoch,
-        "progress": vars(progress).copy(),
-        "args": state.settings.to_plain(),
-        "facts": facts,
-        "computed_with": arithmetic(training.device),
-    }
-    if training.ema is not None:
-        content["model_ema"] = training.ema.state_dict()
-    if training.scaler.is_enabled():
-        content["scaler"] = training.scaler.state_dict()
-    return content
 
 
 def arithmetic(device: torch.device) -> dict[str, Any]:

@@ -8,19 +8,20 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically
+from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically, write_image
 from train_utils.distributed import broadcast_from_main, run_on_main
 from train_utils.errors import InputError, reading_input
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
-from train_utils.run.folder_lock import lock_folder
-from train_utils.run.safe_files import LineFile, is_run_settings, is_sheet, trying_again_later, valid_lines, write_sheet
+from train_utils.run.safe_files import LineFile, lock_folder, trying_again_later, valid_lines
 from train_utils.visual.curves import plot_loss_and_lr, plot_map
 from train_utils.weight_files.weights import read_weight_file, write_thresholds
 
@@ -30,12 +31,11 @@ LOSS = "loss"  # key of training steps in the log; lines of the validation loss 
 EVENTS = "tensorboard"  # TensorBoard's folder
 LOSS_CURVE, MAP_CURVE = "loss_and_lr.png", "mAP.png"
 PREDICTIONS = re.compile(r"predictions_(\d+)\.png$")
+SHEET_MARK = "Mask R-CNN sheet of predictions"  # key of a text in these PNG files, so that runs delete only their own
 BEST = "model_best.pth"
 # model_7.pth: written at the end of epoch 7, or where the run ended within it.
 # model_7_step1234.pth: written within epoch 7, after 1234 steps in total.
 CHECKPOINT = re.compile(r"model_(\d+)(?:_step(\d+))?\.pth$")
-LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp$")  # temporary files of earlier versions
-TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
 INSIDE_KEPT = 2  # how many checkpoints within an epoch to keep until the one at its end is written
 
 Resumed = tuple[Path, dict[str, Any]] | None
@@ -73,44 +73,40 @@ class RunFolder:
     @classmethod
     def prepare(cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None) -> "RunFolder":
         """Do the main process's part of `open`."""
-        with reading_input():
-            folder = cls(settings.output_dir, lock=lock or lock_folder(Path(settings.output_dir)))
-            folder.remove_leftovers()
-            others = [file for file in sorted(folder.path.iterdir()) if is_of_a_run(file.name)]
-            inside = folder.own_path(resumed[0]) if resumed is not None else None
-            # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
-            never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
-            if resumed is not None and inside is not None:
-                folder.roll_back_to(inside, resumed[1], continues, settings.overwrite)
-            elif others and (settings.overwrite or never_began):
-                folder.require_own(others)
-                for file in [*others, *(folder.path / EVENTS).glob("events.out.tfevents.*")]:
-                    file.unlink()
-            elif others:
-                found, remedy = f"holds a run ({others[0].name})", "--resume auto"
-                if settings.resume == "auto":
-                    found, remedy = "holds results, but no checkpoint of an epoch", f"--resume FILE, such as {BEST}"
-                raise InputError(
-                    f"{folder.path} {found}: continue it with {remedy}, choose another --output-dir, or start over "
-                    "with --overwrite"
-                )
-            plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
-            write_atomically(folder.path / SETTINGS, plain + "\n")
-            folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
+        folder = cls(settings.output_dir, lock=lock or lock_folder(Path(settings.output_dir)))
+        for file in folder.path.iterdir():
+            if TEMPORARY.fullmatch(file.name):
+                file.unlink(missing_ok=True)  # a killed run left it behind
+        others = [file for file in sorted(folder.path.iterdir()) if is_of_a_run(file.name)]
+        inside = folder.own_path(resumed[0]) if resumed is not None else None
+        # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
+        never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
+        if resumed is not None and inside is not None:
+            folder.roll_back_to(inside, resumed[1], continues, settings.overwrite)
+        elif others and (settings.overwrite or never_began):
+            folder.require_own(others)
+            for file in [*others, *(folder.path / EVENTS).glob("events.out.tfevents.*")]:
+                file.unlink()
+        elif others:
+            found, remedy = f"holds a run ({others[0].name})", "--resume auto"
+            if settings.resume == "auto":
+                found, remedy = "holds results, but no checkpoint of an epoch", f"--resume FILE, such as {BEST}"
+            raise InputError(
+                f"{folder.path} {found}: continue it with {remedy}, choose another --output-dir, or start over "
+                "with --overwrite"
+            )
+        plain = json.dumps(settings.to_plain(), indent=2, ensure_ascii=False)
+        write_atomically(folder.path / SETTINGS, plain + "\n")
+        folder.results = {kind: folder.lines(name) for kind, name in RESULTS.items()}
         if all(folder.results.values()):
             folder.draw_curves()  # a killed run may not have drawn its last epoch
         return folder
 
-    def remove_leftovers(self) -> None:
-        """Delete the temporary files that a killed run left behind, and no others."""
-        for file in self.path.iterdir():
-            match = LEFTOVER.match(file.name)
-            if TEMPORARY.fullmatch(file.name) or match and is_of_a_run(match[1]):
-                file.unlink(missing_ok=True)
-
     def require_own(self, files: Sequence[Path]) -> None:
         """Raise InputError if a run did not write one of the files, so that --overwrite does not delete it."""
-        is_run, is_drawn = is_run_settings(self.path / SETTINGS), all(self.lines(name) for name in RESULTS.values())
+        is_run, is_drawn = False, all(self.lines(name) for name in RESULTS.values())
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            is_run = "rois_per_image" in json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         for file in files:
             is_own = is_drawn if file.name in (LOSS_CURVE, MAP_CURVE) else is_run
             if not is_own or PREDICTIONS.match(file.name) and not is_sheet(file):
@@ -118,10 +114,8 @@ class RunFolder:
 
     def own_path(self, checkpoint: Path) -> Path | None:
         """Return a checkpoint's path within this folder, or None if it is elsewhere; file and folder may be links."""
-        for path in (checkpoint, checkpoint.resolve()):
-            if path.parent.resolve() == self.path.resolve():
-                return self.path / path.name
-        return None
+        paths = checkpoint, checkpoint.resolve()
+        return next((self.path / p.name for p in paths if p.parent.resolve() == self.path.resolve()), None)
 
     def sheets(self) -> dict[int, Path]:
         """Return the sheets of predictions by epoch, in ascending order, without the user's own files."""
@@ -139,8 +133,8 @@ class RunFolder:
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
-        own_name = f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth"
-        newer = [file for file in checkpoints(self.path) if age(file) > age(self.path / own_name) and file != path]
+        own = self.path / (f"model_{epoch}_step{step}.pth" if inside else f"model_{epoch}.pth")
+        newer = [file for file in checkpoints(self.path) if age(file) > age(own) and file != path]
         if newer and not overwrite:
             names = ", ".join(file.name for file in newer)
             raise InputError(
@@ -148,29 +142,30 @@ class RunFolder:
                 "deleted; use --resume auto (which goes by names), another --output-dir, or --overwrite"
             )
         if not CHECKPOINT.match(path.name):
-            link_atomically(path, self.path / own_name)
+            link_atomically(path, own)
         elif inside:
-            path.rename(self.path / own_name)
+            path.rename(own)
         for file in newer:
             file.unlink()
 
         evaluated = epoch + (not inside)  # epochs before this one keep their results
+        complete = set(range(evaluated))  # whose evaluation was finished: a killed run may lack a file's line
         for name in RESULTS.values():
-            self.rewrite(name, [line for line in self.lines(name) if epoch_of(line) < evaluated])
+            kept = [line for line in self.lines(name) if epoch_of(line) < evaluated]
+            complete &= set(map(epoch_of, kept))
+            self.rewrite(name, kept)
         for drawn, file in self.sheets().items():
             if drawn >= evaluated:
                 file.unlink()
         logged = [(json.loads(line), line) for line in self.lines(LOG)]
         stays = step if inside and step % print_freq else step + 1  # logged only because it was the last step
-        logged = [(entry, line) for entry, line in logged if LOSS in entry or entry["epoch"] < evaluated]
+        logged = [(entry, line) for entry, line in logged if LOSS in entry or entry["epoch"] in complete]
         self.rewrite(LOG, [line for entry, line in logged if entry["step"] < stays])
 
-        best, best_file = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST
+        best, best_file, stored = best_epoch(self.lines(RESULTS["segm"])), self.path / BEST, None
         if best_file.exists():
-            try:
+            with suppress(InputError):  # broken
                 stored = read_weight_file(best_file).get("epoch")
-            except InputError:  # broken
-                stored = None
             if stored != best:
                 best_file.unlink()
                 self.mark_best(best)
@@ -184,16 +179,6 @@ class RunFolder:
         if self.writes:
             with trying_again_later(self.log_file.path):
                 self.log_file.add(json.dumps(dict(entry)))
-
-    def log_validation(self, epoch: int, step: int, losses: Mapping[str, float]) -> None:
-        """Append an epoch's validation losses to the log, replacing those of a killed run, if any."""
-        if not self.writes or not losses:
-            return
-        lines = self.lines(LOG)
-        others = [line for line in lines if LOSS in (entry := json.loads(line)) or entry["epoch"] != epoch]
-        if len(others) < len(lines):
-            self.rewrite(LOG, others)
-        self.log({"epoch": epoch, "step": step} | {f"val_{name}": round(value, 7) for name, value in losses.items()})
 
     def has_stalled(self, epochs: int | None) -> bool:
         """Whether mask AP has not improved for `epochs` epochs; the same on every process. None means never."""
@@ -226,9 +211,10 @@ class RunFolder:
         if not self.writes or path.exists() or epoch not in map(epoch_of, self.results["segm"]):
             return
         with trying_again_later(path):
-            sheet = draw()
-            if sheet is not None:
-                write_sheet(path, sheet)
+            if (sheet := draw()) is not None:
+                mark = PngInfo()
+                mark.add_text(SHEET_MARK, "")
+                write_image(path, sheet, pnginfo=mark)
 
     def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] = {}) -> None:
         of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
@@ -251,10 +237,6 @@ class RunFolder:
             ap, ap50 = ([[float(found[epoch][i]) for epoch in epochs] for found in (box, mask)] for i in (1, 2))
             plot_map(epochs, ap[0], ap[1], self.path / MAP_CURVE, ap50[0], ap50[1])
 
-    def retry_is_due(self, step: int) -> bool:
-        """Whether it is time to retry a checkpoint that could not be written."""
-        return self.unsaved_since is not None and step >= self.unsaved_since + TRY_AGAIN
-
     def require_saved(self) -> None:
         """Raise InputError on all processes if the last checkpoint could not be written."""
         step = broadcast_from_main(self.unsaved_since)
@@ -275,7 +257,7 @@ class RunFolder:
         path = self.path / (f"model_{epoch}.pth" if finished else f"model_{epoch}_step{step}.pth")
         self.unsaved_since = step
         with trying_again_later(path):
-            self.log_file.sync()
+            self.log_file.write_waiting(sync=True)  # so that the log reaches at least as far as the checkpoint
             with replacing(path) as file:
                 torch.save(dict(content), file)
             self.unsaved_since = None
@@ -304,7 +286,7 @@ class RunFolder:
                 self.rewrite(name, self.results[kind])
         if patience is not None:
             print(f"ended before its last epoch: mask AP has not risen for {patience} epochs (--patience)")
-        checkpoint = newest_checkpoint(self.path)
+        checkpoint = next(reversed(checkpoints(self.path)), None)
         box, mask, ap, loss = (self.path / name for name in (*RESULTS.values(), MAP_CURVE, LOSS_CURVE))
         print(
             f"done: results in {box} and {mask}, curves in {ap} and {loss}, weights in {checkpoint}\n"
@@ -320,10 +302,12 @@ def is_of_a_run(name: str) -> bool:
     return name in names or any(pattern.match(name) for pattern in (CHECKPOINT, PREDICTIONS))
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """Return a run's newest checkpoint; None if there is none."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
+def is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return SHEET_MARK in image.info
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # not an image
+        return False
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -335,11 +319,8 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 def age(path: Path) -> tuple[int, float]:
     """Return a checkpoint's sort key: epoch and step, with step infinity at the end of the epoch."""
-    match = CHECKPOINT.match(path.name)
-    if match is None:
-        raise ValueError(f"{path}: not a valid checkpoint name")
-    epoch, step = match.groups()
-    return int(epoch), math.inf if step is None else int(step)
+    epoch, *step = map(int, re.findall(r"\d+", path.name))
+    return epoch, step[0] if step else math.inf
 
 
 def epoch_of(line: str) -> int:

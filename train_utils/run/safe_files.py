@@ -1,54 +1,75 @@
-"""Append lines to a run's files and read them back safely, mark its sheets as its own, and continue on a full disk."""
+"""Lock a run's folder, append lines to its files and read them back safely, and continue on a full disk."""
 
 import errno
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from dataset_files.atomic_files import link_atomically
+from dataset_files.cache import lock
+from train_utils.errors import InputError, warn
 
-from dataset_files.atomic_files import link_atomically, write_image
-from train_utils.errors import warn
+LOCK = ".lock"
+PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed, may hold its lock for a moment
 
-SHEET_MARK = "Mask R-CNN sheet of predictions"  # key of a text in the PNG file
-TILE, EDGE, GREY = 320, 4, 32  # of unmarked sheets of earlier versions: two or four tiles in a row, with grey edges
+
+def lock_folder(folder: Path) -> TextIO:
+    """Create a folder if necessary, and lock it until the returned file is closed or the process ends.
+
+    InputError names the host and process that hold the lock. Warn if the file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / LOCK, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as it is locked)
+    end = time.monotonic() + PATIENCE
+    try:
+        while not lock(file):
+            if time.monotonic() > end:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                file.close()
+                raise InputError(
+                    f"{folder} is in use by {owner}: wait until it ends, stop it, or choose another --output-dir"
+                )
+            time.sleep(0.1)
+    except OSError as error:
+        warn(f"{folder}: no locks on this file system ({error.strerror}); do not start a second run in it")
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 class LineFile:
     """Append complete lines to a text file. Lines that did not fit on a full disk are written with the next one."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.waiting = b""
+        self.path, self.waiting = path, b""
 
     def add(self, line: str) -> None:
         """Append a line; raise OSError if it could not be written yet."""
         self.waiting += line.encode("utf-8") + b"\n"
         self.write_waiting()
 
-    def write_waiting(self) -> None:
-        if not self.waiting:
+    def write_waiting(self, sync: bool = False) -> None:
+        """Write the waiting lines; with `sync`, all lines are on the disk afterwards, as before a checkpoint."""
+        if not self.waiting and not (sync and self.path.is_file()):
             return
         with open(self.path, "ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                written = file.write(self.waiting)
-                if written < len(self.waiting):
+                if file.write(self.waiting) < len(self.waiting):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             except OSError:
                 file.truncate(end)
                 raise
-        self.waiting = b""
-
-    def sync(self) -> None:
-        """Sync the file to disk, so that the lines of all steps before a checkpoint are there when it is."""
-        self.write_waiting()
-        if self.path.is_file():
-            with open(self.path, "rb") as file:
+            self.waiting = b""
+            if sync:
                 os.fsync(file.fileno())
 
 
@@ -76,38 +97,6 @@ def is_valid(line: str) -> bool:
         first, *numbers = line.split()
         return first.startswith("epoch:") and int(first[6:]) >= 0 and len([float(number) for number in numbers]) > 1
     except ValueError:
-        return False
-
-
-def write_sheet(path: Path, sheet: Image.Image) -> None:
-    """Write a sheet of predictions and mark it, so that runs delete only their own sheets."""
-    marks = PngInfo()
-    marks.add_text(SHEET_MARK, "")
-    write_image(path, sheet, pnginfo=marks)
-
-
-def is_sheet(path: Path) -> bool:
-    """Whether a run drew an image: it is marked, or has the form of the sheets that earlier versions drew."""
-    try:
-        with Image.open(path) as image:
-            columns, rows = image.width // TILE, image.height // TILE
-            if SHEET_MARK in image.info:
-                return True
-            if image.mode != "RGB" or image.size != (columns * TILE, rows * TILE) or columns not in (2, 4) or rows > 4:
-                return False
-            tiles = np.asarray(image).reshape(rows, TILE, columns, TILE, 3).transpose(1, 3, 0, 2, 4)
-    except (OSError, SyntaxError, Image.DecompressionBombError):  # not an image
-        return False
-    is_edge = np.ones((TILE, TILE), dtype=bool)
-    is_edge[EDGE:-EDGE, EDGE:-EDGE] = False
-    return bool((tiles[is_edge] == GREY).all())
-
-
-def is_run_settings(path: Path) -> bool:
-    """Whether a file holds the settings of a run, which always include --rois-per-image."""
-    try:
-        return "rois_per_image" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

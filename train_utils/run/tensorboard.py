@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dataset_files.atomic_files import os_error_behind
 from train_utils.errors import InputError, warn
 from train_utils.metrics.coco_evaluation import METRIC_NAMES
-from train_utils.run.run_folder import EVENTS, LOG, RunFolder, epoch_of
+from train_utils.run.run_folder import EVENTS, LOG, epoch_of
 from train_utils.training_state import RunState
 
 GROUPS = {"bbox": "box", "segm": "mask"}
@@ -31,7 +32,7 @@ class TensorBoard:
             ) from None
         self.writer: Any = None
         self.logged = 0  # lines of the log copied so far
-        self.shown: set[Path | str] = set()  # sheets and results lines copied so far
+        self.shown: set[str] = set()  # sheets and results lines copied so far
 
     def before_train(self, state: RunState) -> None:
         if state.run.writes:
@@ -58,9 +59,8 @@ class TensorBoard:
         if self.writer is None:
             return
         try:
-            self.copy_log(state.run)
-            self.copy_results(state)
-            self.copy_sheets(state)
+            self.copy_log(state.run.path / LOG)
+            self.copy_epochs(state)
             self.writer.flush()
         except (OSError, RuntimeError) as error:
             reason = os_error_behind(error)
@@ -69,8 +69,7 @@ class TensorBoard:
             self.writer = None
             warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); this run no longer writes it")
 
-    def copy_log(self, run: RunFolder) -> None:
-        log = run.path / LOG
+    def copy_log(self, log: Path) -> None:
         lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
         new, self.logged = lines[self.logged :], len(lines)
         for entry in map(json.loads, new):
@@ -79,33 +78,24 @@ class TensorBoard:
                 if name not in ("epoch", "step") and value is not None:
                     self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, entry["step"])
 
-    def copy_results(self, state: RunState) -> None:
-        for kind, lines in state.run.results.items():
-            for line in lines:
-                if f"{kind} {line}" in self.shown:
-                    continue
-                self.shown.add(f"{kind} {line}")
-                end, values = end_of(epoch_of(line), state), [float(value) for value in line.split()[1:]]
-                for name, value in zip(METRIC_NAMES, values):
-                    if value >= 0:  # -1: the images have no such objects
-                        self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
-                if kind == "bbox":  # both files contain it
-                    self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
-
-    def copy_sheets(self, state: RunState) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        for epoch, path in state.run.sheets().items():
-            if path in self.shown:
+    def copy_epochs(self, state: RunState) -> None:
+        """Copy results and sheets of predictions."""
+        found: list[tuple[int, str, Path | str]] = [
+            (epoch_of(line), kind, line) for kind, lines in state.run.results.items() for line in lines
+        ]
+        found += [(epoch, "predictions", path) for epoch, path in state.run.sheets().items()]
+        for epoch, kind, source in found:
+            if (key := f"{kind} {source}") in self.shown:
                 continue
-            self.shown.add(path)
-            with Image.open(path) as image:
-                width, height = image.size
-            png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-            value = Summary.Value(tag="predictions", image=png)  # so that the image is not encoded again
-            self.writer.file_writer.add_summary(Summary(value=[value]), end_of(epoch, state))
-
-
-def end_of(epoch: int, state: RunState) -> int:
-    """Return the last step of an epoch."""
-    return min((epoch + 1) * state.steps_per_epoch, state.last_step)
+            self.shown.add(key)
+            end = min((epoch + 1) * state.steps_per_epoch, state.last_step)
+            if isinstance(source, Path):
+                with Image.open(source) as sheet:
+                    self.writer.add_image(kind, np.asarray(sheet), end, dataformats="HWC")
+                continue
+            values = [float(value) for value in source.split()[1:]]
+            for name, value in zip(METRIC_NAMES, values):
+                if value >= 0:  # -1: the images have no such objects
+                    self.writer.add_scalar(f"{GROUPS[kind]}/{name.replace(' ', '_')}", value, end)
+            if kind == "bbox":  # both files contain it
+                self.writer.add_scalar("training/mean_loss_of_epoch", values[len(METRIC_NAMES)], end)
