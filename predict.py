@@ -20,7 +20,7 @@ from pathlib import Path
 from prediction.files import check_outputs, lines_path, predict_files, require_json_only
 from prediction.options import PredictSettings
 from prediction.predictor import Predictor
-from prediction.webcam import predict_webcam
+from prediction.video import predict_webcam
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.open_data import open_held_out
 from train_utils.options import DataSettings

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 from network_files.masks.paste import encode_masks
-from prediction.loading import ImageLike
 from prediction.options import PredictorSettings
 from prediction.prediction import Prediction
-from prediction.steps import ImagePredictor
+from prediction.steps import ImageLike, ImagePredictor
 from prediction.test_time_augmentation import with_tta
 from prediction.tiles import Detection
 from train_utils.errors import naming_batch

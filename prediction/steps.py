@@ -6,21 +6,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from dataset_files.stored_images import ImageForm, to_picture
+from dataset_files import rgb_images
+from dataset_files.rgb_images import as_rgb, upright_rgb
+from dataset_files.stored_images import ImageForm, PackageMissing, in_form, pillow_array, read_stored, to_picture
 from network_files.masks.encode import encode_masks
-from prediction.loading import ImageLike, open_image, open_stored
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
-from prediction.thresholds import ScoreThresholds, Thresholds
 from prediction.tiles import Detection, Tile, merge_tiles, tiles_of
-from train_utils.errors import InputError, reading_input
+from train_utils.errors import InputError, reading_input, warn
 
 DEFAULT_OVERLAP = 0.2
+Thresholds: TypeAlias = float | str | Sequence[float | str] | Mapping[str, float]
+DEFAULT = 0.5
+BEST = "best"
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 
 
 @dataclass
@@ -140,3 +144,114 @@ class ImagePredictor:
 def to_pixels(image: Image.Image) -> np.ndarray:
     """RGB image -> uint8 [3, H, W]; avoids torch, which would start its own threads in each thread."""
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
+
+
+class ScoreThresholds:
+    """The lowest score to show, per label.
+
+    Args:
+        given: a number for all classes, "best", "NAME=NUMBER", or several of these; or name -> number. Scores of named
+            classes override the others.
+        names: label -> class name.
+        best: label -> the best score in validation; {} if it is unknown.
+        owner: file of the weights, for messages.
+
+    Raises:
+        InputError: a part is not understood, no class has that name, or the best scores are unknown.
+    """
+
+    def __init__(self, given: Thresholds, names: Mapping[int, str], best: Mapping[int, float], owner: object):
+        parts = [f"{n}={v}" for n, v in given.items()] if isinstance(given, Mapping) else given
+        parts = [parts] if isinstance(parts, float | int | str) else list(parts)
+        self.default = DEFAULT
+        self.of_labels = dict(best) if BEST in parts else {}
+        if BEST in parts and not best:
+            raise InputError(
+                f"{owner}: holds no thresholds, which --box-thresh best needs; write them with validation.py "
+                "--save-thresholds (model_best.pth has them), or give numbers"
+            )
+        for part in parts:
+            if not isinstance(part, str):
+                self.default = float(part)
+                continue
+            name, is_named, number = part.rpartition("=")
+            if is_named:
+                labels = [label for label, known in names.items() if known == name]
+                if not labels:
+                    known = ", ".join(f"'{known}'" for known in list(names.values())[:8])
+                    raise InputError(f"--box-thresh {part}: {owner} has no class '{name}' (it has {known}, ...)")
+                self.of_labels |= dict.fromkeys(labels, score_of(number, part))
+            elif part != BEST:
+                self.default = score_of(number, part)
+
+    def __call__(self, labels: np.ndarray) -> np.ndarray:
+        """Return the threshold of each label, int64 [N] -> float64 [N]."""
+        return np.array([self.of_labels.get(label, self.default) for label in labels.tolist()], dtype=np.float64)
+
+
+def score_of(text: str, part: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise InputError(f"--box-thresh {part}: give a score from 0 to 1, best, or NAME=SCORE")
+    return value
+
+
+def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return an image in RGB.
+
+    Args:
+        source: a file; or a Pillow image or an RGB array uint8 [H, W, 3], whose orientation is kept.
+        exif: for files, see `upright_rgb`; without `exif` and `size`, the EXIF orientation is applied.
+        size: annotated height and width.
+
+    Raises:
+        ValueError: the file cannot be read, which the message names, or the array is not an image.
+        TypeError: `source` is none of these.
+    """
+    if isinstance(source, Image.Image):
+        return as_rgb(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+            raise ValueError(f"an array must be RGB, uint8 [H, W, 3]; got {source.dtype} {list(source.shape)}")
+        return Image.fromarray(source)
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"an image is a path, a Pillow image or an array uint8 [H, W, 3], not {type(source).__name__}")
+    path = existing(source)
+    try:
+        with rgb_images.open_image(path) as image:
+            pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
+            if pages > 1:
+                warn(f"{path}: has {pages} pages or frames; only the first one is read")
+            return upright_rgb(image, size, exif or ("apply" if size is None else None))
+    except Exception as error:  # Pillow can raise any exception for a broken file
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
+    """Return an image as it is stored: [C, H, W], uint8 or float32.
+
+    Args:
+        source: a file; or a Pillow image or an array [H, W], [H, W, C] or [C, H, W].
+
+    Raises:
+        ValueError: the file cannot be read, which the message names, or the image is not of this form.
+    """
+    if not isinstance(source, (str, Path)):
+        return in_form(pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source), form)
+    path = existing(source)
+    try:
+        return read_stored(path, form)
+    except PackageMissing as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # of any library for a broken file
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def existing(source: str | Path) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    return path

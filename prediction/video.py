@@ -1,4 +1,7 @@
-"""Predict videos with PyAV: frames in; a drawn H.264 video with the same times, and a line of JSON per frame, out."""
+"""Predict videos with PyAV: frames in; a drawn H.264 video with the same times, and a line of JSON per frame, out.
+
+Frames of a camera, which OpenCV reads, are shown as well.
+"""
 
 import importlib
 import json
@@ -20,13 +23,17 @@ from prediction.pipeline import predict_all
 from prediction.prediction import Prediction
 from prediction.sources import Source
 from prediction.steps import ImagePredictor, LoadedImage
-from train_utils.errors import INTERRUPTED, InputError, RunEnded, writing_output
+from train_utils.errors import INTERRUPTED, InputError, RunEnded, warn, writing_output
 
 ENCODER = {"preset": "veryfast", "crf": "20"}
 BT601, LIMITED_RANGE = 6, 1  # how PyAV converts from RGB; players of untagged files may assume BT.709
 USUAL_RATE = Fraction(25)  # frames per second, if the file does not state it
 CLOCK_RESET = 1  # seconds by which times must jump back to count as a new clock, not as frames out of order
 SLACK = 0.02  # share of a video's frames or duration that may be missing: files state both imprecisely
+WINDOW = "Mask R-CNN (q to stop)"
+RATE = Fraction(15)  # frames per second that the recording states
+TIME_BASE = Fraction(1, 90_000)  # seconds
+STOP_KEYS = (ord("q"), 27)  # q and Esc
 
 
 @dataclass
@@ -244,3 +251,62 @@ def frame_line(number: int, seconds: float, found: Prediction) -> str:
     height, width = found.size
     line = {"frame": number, "time": seconds, "width": width, "height": height, "objects": entries}
     return f"{json.dumps(line, ensure_ascii=False)}\n"
+
+
+def predict_webcam(predictor: ImagePredictor, number: int, path: Path, json_path: Path | None, every: int) -> None:
+    """Show and record camera `number` until q, Esc or Ctrl-C, or until it delivers no more frames; see `predict_video`.
+
+    Raises:
+        InputError: OpenCV or PyAV is missing, or the camera cannot be opened.
+    """
+    cv2 = optional_package("cv2", "--webcam needs OpenCV", "opencv-python")
+    av = optional_package("av", "--webcam needs PyAV, which records,", "av")
+    camera = cv2.VideoCapture(number)
+    if not camera.isOpened():
+        raise InputError(f"--webcam {number}: there is no such camera, or another program uses it")
+    predicted, start, screen = 0, time.perf_counter(), Screen(cv2)
+    with recording(av, path, json_path, RATE, TIME_BASE) as write:
+        try:
+            while all(camera.grab() for _ in range(every)):
+                seconds = time.perf_counter() - start
+                is_read, pixels = camera.retrieve()
+                if not is_read:
+                    break
+                loaded = predictor.load(np.ascontiguousarray(pixels[..., ::-1]))
+                found = predictor.describe(loaded, predictor.find([loaded])[0])
+                drawn = found.draw(enlarge=False)
+                write((predicted + 1) * every - 1, int(seconds / TIME_BASE), drawn, found)
+                predicted += 1
+                if screen.show(drawn):
+                    break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            camera.release()
+            screen.close()
+    seconds = time.perf_counter() - start
+    print(f"camera {number}: {predicted} frames in {seconds:.1f} s ({predicted / seconds:.2f} per second), in {path}")
+
+
+class Screen:
+    """A window, if OpenCV supports windows and there is a screen."""
+
+    def __init__(self, cv2: Any):
+        self.cv2, self.is_available = cv2, True
+
+    def show(self, image: Image.Image) -> bool:
+        """Show a frame; return whether a stop key was pressed or the window was closed."""
+        if not self.is_available:
+            return False
+        try:
+            self.cv2.imshow(WINDOW, np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+            key = self.cv2.waitKey(1) & 0xFF
+            return key in STOP_KEYS or self.cv2.getWindowProperty(WINDOW, self.cv2.WND_PROP_VISIBLE) < 1
+        except self.cv2.error:
+            self.is_available = False
+            warn("OpenCV cannot show a window here; recording only, until Ctrl-C")
+            return False
+
+    def close(self) -> None:
+        if self.is_available:
+            self.cv2.destroyAllWindows()

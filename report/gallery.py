@@ -15,8 +15,8 @@ import contourpy
 import numpy as np
 from PIL import Image
 
-from dataset_files.image_reading import read_image
 from dataset_files.stored_images import to_picture
+from my_dataset_coco import read_image
 from network_files.masks.rle import decode_crops
 from report.confusion import Confusion
 from report.eval_data import EvalData

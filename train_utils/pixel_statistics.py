@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from dataset_files.dataset import InstanceDataset
-from dataset_files.image_reading import read_image
+from my_dataset_coco import read_image
 
 MOST_IMAGES = 200  # sampled at regular intervals
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dataset_files.file_names import resolve
 from dataset_files.layouts import coco_layouts
 from dataset_files.layouts.coco_layouts import find
-from dataset_files.layouts.folder_description import describe
+from dataset_files.layouts.find import describe
 from dataset_files.problems import Problems
 from my_dataset_coco import CocoDetection
 

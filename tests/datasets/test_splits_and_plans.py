@@ -12,10 +12,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from dataset_files import image_headers
 from dataset_files.image_headers import read_header
-from dataset_files.image_reading import read_image
 from dataset_files.splitting import choose_validation, original_of, place_of
 from dataset_files.stored_images import ImageForm
-from prediction.loading import open_image
+from my_dataset_coco import read_image
+from prediction.steps import open_image
 from tests.helpers.layout_writers import SAMPLES, WRITERS
 from train_utils.errors import InputError
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from dataset_files.image_files import images_below, read_size
-from dataset_files.image_reading import read_image
 from dataset_files.stored_images import ImageForm, stored_header, to_picture
+from my_dataset_coco import read_image
 from tests.helpers.stored_data import write_set
 from train_utils.errors import InputError
 from train_utils.open_data import open_training_data

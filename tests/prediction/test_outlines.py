@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from network_files.masks.instance_masks import crop_to_content
-from prediction import outlines
-from prediction.outlines import SIMILAR, contours, has_hole, outlines_of, signed_area, similarity
+from prediction import dataset_savers
+from prediction.dataset_savers import SIMILAR, contours, has_hole, outlines_of, signed_area, similarity
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
@@ -71,7 +71,7 @@ def test_pixels_that_touch_at_a_corner_are_two_parts() -> None:
 
 
 def test_without_a_similar_simplification_the_outline_is_exact(monkeypatch) -> None:
-    monkeypatch.setattr(outlines, "SIMILAR", 1.1)
+    monkeypatch.setattr(dataset_savers, "SIMILAR", 1.1)
     stairs = np.tri(12, dtype=bool)
     (points,) = outlines_of((5, 7, stairs))
     assert points == (contours(stairs)[0] + (5, 7)).tolist()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dataset_files.image_reading import read_image
+from my_dataset_coco import read_image
 from predict import Predictor
 from prediction.prediction import Prediction
 from tests.helpers.thin_weights import CATEGORY_IDS, NAMES, noise_image, thin_networks, write_thin_weights

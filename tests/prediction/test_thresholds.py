@@ -10,7 +10,7 @@ from my_dataset_coco import coco_object
 from onnx_files.onnx_model import Description
 from prediction.options import PredictorSettings
 from prediction.predictor import Predictor
-from prediction.thresholds import ScoreThresholds
+from prediction.steps import ScoreThresholds
 from report.average_precision import class_results
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match
