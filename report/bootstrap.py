@@ -26,7 +26,8 @@ from report.eval_data import DETECTIONS_PER_CLASS, EvalData, best_per_image
 from report.matching import InRange, Matching
 
 RESAMPLES = 1000
-MOST_VALUES = 4_000_000  # of an array; detections times resamples
+MOST_VALUES = 1_000_000  # of an array; right detections times resamples
+MOST_OBJECTS, MOST_DETECTIONS = 2**14, 2**24  # of a class; with more, float32 cannot tell all recalls and counts apart
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5  # with objects; resamples of fewer say nothing about other images
 METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's first six
@@ -81,10 +82,10 @@ def tail_of(images: np.ndarray) -> float:
 
 
 def draw_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Draw how often each image occurs in each resample, float64 [I, 1 + R]; the first column has each once."""
+    """Draw how often each image occurs in each resample, float32 [I, 1 + R]; the first column has each once."""
     drawn = np.random.default_rng(seed).integers(images, size=(resamples, images)) if images else np.zeros((0, 0), int)
     weights = [np.ones(images), *(np.bincount(one, minlength=images) for one in drawn)]
-    return np.stack(weights, axis=1).astype(np.float64)
+    return np.stack(weights, axis=1).astype(np.float32)
 
 
 def resample(data: EvalData, areas: Mapping[str, InRange], weights: np.ndarray) -> Resampled:
@@ -92,7 +93,7 @@ def resample(data: EvalData, areas: Mapping[str, InRange], weights: np.ndarray) 
 
     Args:
         areas: the result of `match_areas`.
-        weights: float64 [I, 1 + R], as `draw_weights` returns them.
+        weights: float [I, 1 + R], as `draw_weights` returns them.
     """
     number = len(data.class_names)
     values = np.full((len(METRICS), number + 1, weights.shape[1]), np.nan)
@@ -145,8 +146,9 @@ def aps_of_classes(data: EvalData, matching: Matching, to_find: np.ndarray, weig
         if not len(owners):
             return np.full((len(matching.objects), weights.shape[1]), np.nan)
         right, counted = matching.objects[:, chosen] >= 0, ~matching.ignored[:, chosen]
-        together = max(MOST_VALUES // max(len(chosen), 1), 100)
-        parts = (weights[:, begin : begin + together] for begin in range(0, weights.shape[1], together))
+        together = max(MOST_VALUES // max(right.any(axis=0).sum(), 1), 100)
+        parts = [weights[:, begin : begin + together] for begin in range(1, weights.shape[1], together)]
+        parts.insert(0, weights[:, :1].astype(np.float64))  # all images
         images = data.detections.images[chosen]
         return np.concatenate([resampled_ap(right, counted, images, owners, part) for part in parts], axis=1)
 
@@ -166,22 +168,24 @@ def resampled_ap(
         right, counted: bool [T, N], whether a detection is matched, and whether it counts; by descending score.
         images: int64 [N], of the detections.
         owners: int64 [G], images of the objects to find.
-        weights: float64 [I, R].
+        weights: float [I, R]; float32 is as exact in counts, but AP is then known to 1e-6 only.
 
     Returns:
         float64 [T, R]; NaN where no object is drawn.
     """
-    objects = weights[owners].sum(axis=0)
-    usual = counted.mean(axis=0) > 0.5
+    objects = weights[owners].sum(axis=0, dtype=np.float64)
+    if objects.max(initial=0) > MOST_OBJECTS or len(images) * weights.max(initial=0) > MOST_DETECTIONS:
+        weights = weights.astype(np.float64)
+    usual = 2 * np.count_nonzero(counted, axis=0) > len(counted)
     is_event = (right & counted) | (counted != usual)
     kept = np.flatnonzero(is_event.any(axis=0))
     found_usual = sums_up_to(weights, images[usual], np.cumsum(usual)[kept])
-    aps = np.zeros((len(right), weights.shape[1]))
+    aps, short = np.zeros((len(right), weights.shape[1])), just_short(objects)
     for ap, events, is_right, counts in zip(aps, is_event[:, kept], (right & counted)[:, kept], counted[:, kept]):
         if not events.any():
             continue
         found, drawn = found_usual[events], weights[images[kept[events]]]
-        correction = (counts.astype(float) - usual[kept])[events]
+        correction = (counts.astype(weights.dtype) - usual[kept])[events]
         if correction.any():
             changed = np.flatnonzero(correction)
             shifts = accumulate(np.add, drawn[changed] * correction[changed, None])
@@ -189,16 +193,32 @@ def resampled_ap(
                 found[begin:end] += shift
             drawn[~is_right[events]] = 0
         hits = accumulate(np.add, drawn)
-        found += np.spacing(1)
-        precision = np.divide(hits, found, out=found)
+        precision = np.divide(hits, np.maximum(found, 1, out=found), out=found)
         accumulate(np.maximum, precision[::-1])
-        recall = np.divide(hits, np.maximum(objects, 1), out=hits)
-        reached = np.floor(100 * recall + 1e-6)  # the last of the 101 recalls, or one too many
-        reached += 0.01 * reached <= recall
+        ap += precision[0]  # for a recall of 0
         precision[:-1] -= precision[1:]  # a step down in precision counts for all recalls that were reached before it
-        ap += np.einsum("er,er->r", precision, reached) / len(RECALLS)
+        ap += np.einsum("er,er->r", precision, recalls_reached(hits, objects, short))
     aps[:, objects == 0] = np.nan
-    return aps
+    return aps / len(RECALLS)
+
+
+def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
+    """Return how many of the recalls 0.01, 0.02, ..., 1 are reached by hits [E, R] of objects [R], as COCO counts."""
+    nearly = 1 + 4 * np.finfo(hits.dtype).eps  # what is reached exactly is not rounded below it
+    reached = hits * (100 * nearly / np.maximum(objects, 1)).astype(hits.dtype)
+    np.floor(reached, out=reached)
+    columns = np.flatnonzero(short.any(axis=0))
+    reached[:, columns] -= short[hits[:, columns].astype(np.int64), columns]
+    return reached
+
+
+def just_short(objects: np.ndarray) -> np.ndarray:
+    """Mark the numbers of hits that make a recall of k / 100 where COCO asks for slightly more, bool [1 + hits, R]."""
+    short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
+    for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
+        columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))
+        short[(objects[columns] * k / 100).astype(np.int64), columns] = True
+    return short
 
 
 def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -212,6 +232,8 @@ def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.nd
 
 def accumulate(function: np.ufunc, rows: np.ndarray) -> np.ndarray:
     """Accumulate rows [E, R] in place, and return them; two to three times as fast as `function.accumulate`."""
+    if rows.shape[1] == 1:
+        return function.accumulate(rows, out=rows)
     for before, row in zip(rows, rows[1:]):
         function(before, row, out=row)
     return rows

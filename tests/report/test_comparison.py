@@ -10,7 +10,18 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from report.bootstrap import METRICS, Resampled, draw_weights, interval_of, resample, tail_of
+from report.average_precision import RECALLS
+from report.bootstrap import (
+    METRICS,
+    MOST_OBJECTS,
+    Resampled,
+    draw_weights,
+    interval_of,
+    just_short,
+    recalls_reached,
+    resample,
+    tail_of,
+)
 from report.comparison import Comparison, Side, compare, table, write_comparison
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match_areas
@@ -75,13 +86,23 @@ def test_ap_of_all_images_is_cocos(seed: int):
 def test_ap_of_a_resample_is_that_of_drawing_its_images():
     truth, results = scene(3)
     weights = draw_weights(len(truth["images"]), resamples=4, seed=1)
-    found = resampled(truth, results, weights)
+    found, exact = (resampled(truth, results, each) for each in (weights, weights.astype(np.float64)))
     ids = sorted(image["id"] for image in truth["images"])
     for r in range(1, 5):
         counts = dict(zip(ids, weights[:, r].astype(int).tolist()))
         assert max(counts.values()) > 1 and min(counts.values()) == 0
         stats = official_evaluation(*drawn_as_copies(truth, results, counts), "bbox").stats[:6]
-        np.testing.assert_allclose(found.values[:, -1, r], np.where(stats < 0, np.nan, stats), rtol=0, atol=1e-12)
+        expected = np.where(stats < 0, np.nan, stats)
+        np.testing.assert_allclose(found.values[:, -1, r], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(exact.values[:, -1, r], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_recalls_are_reached_as_cocos_rounding_has_it(dtype: type):
+    for objects in (*range(1, 400), 9_999, 12_000, MOST_OBJECTS):
+        hits, number = np.arange(objects + 1), np.array([float(objects)])
+        reached = recalls_reached(hits[:, None].astype(dtype), number, just_short(number))
+        assert np.array_equal(reached[:, 0], np.searchsorted(RECALLS, hits / objects, side="right") - 1), objects
 
 
 def test_a_class_without_objects_in_a_resample_is_left_out_of_it():
