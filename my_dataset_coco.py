@@ -24,8 +24,7 @@ from dataset_files.coco_masks import box_of_mask, packed_code
 from dataset_files.conversion import SplitFiles
 from dataset_files.conversion_store import OpenedSplit, open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
-from dataset_files.rgb_images import open_image, upright_rgb
-from dataset_files.stored_images import RGB, ImageForm, PackageMissing, read_stored
+from dataset_files.stored_images import RGB, ImageForm, PackageMissing, open_image, read_stored, upright_rgb
 from network_files import InstanceMasks
 from network_files.masks.rle import decode_crops
 from transforms import Transform, collate_fn
@@ -316,15 +315,9 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, form: ImageForm = RGB) -> Tensor:
-    """Read an image file as uint8 [3, H, W], or as stored: [C, H, W], uint8 or float32.
+    """Read an image file as uint8 [3, H, W], or as stored: [C, H, W], uint8 or float32; see `upright_rgb` for `size`.
 
-    Args:
-        size: see `upright_rgb`.
-        form: of the result.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it is not a readable image of this form; the message names it.
+    Raises FileNotFoundError, and ValueError for a file that is not a readable image of this form; both name it.
     """
     path = Path(path)
     try:

@@ -22,7 +22,7 @@ from common import PROJECT, machine, parser
 from measured_rows import table
 from PIL import Image
 
-from dataset_files.rgb_images import as_rgb
+from dataset_files.stored_images import as_rgb
 from tests.helpers.commands import run, run_thin, succeeded
 from tests.helpers.stored_data import write_set
 from tests.helpers.thin_weights import thin_networks

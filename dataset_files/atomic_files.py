@@ -40,8 +40,10 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
             raise ValueError(f"{nearest}: cannot be written to; give another output folder")
     existing = {entry_of(path).casefold(): path for path in outputs if exists(path)}
     for path in existing.values():
-        if not is_replaceable(path):
-            raise ValueError(f"{path}: exists, and is not a regular file; give another output")
+        try:
+            require_replaceable(path)
+        except FileExistsError as error:
+            raise ValueError(f"{path}: {error.strerror}; give another output") from None
         if not path.lstat().st_mode & stat.S_IWUSR:
             raise ValueError(f"{path}: exists, and is write-protected; give another output")
     starts = {os.path.join(os.path.realpath(path), ""): path for path in folders if path.is_dir()}
@@ -76,17 +78,9 @@ def entry_of(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def is_replaceable(path: Path) -> bool:
-    """Whether a file can be written at the path: it is free, or a file or link, not a folder, device or pipe."""
-    try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-
-
 def require_replaceable(path: Path) -> None:
-    if not is_replaceable(path):
+    """Raise FileExistsError if the path is taken by something other than a file or link, such as a folder or pipe."""
+    if exists(path) and not (path.is_symlink() or path.is_file()):
         raise FileExistsError(errno.EEXIST, "exists, and is not a regular file", str(path))
 
 

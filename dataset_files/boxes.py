@@ -31,15 +31,10 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
-    """Compare a file's boxes with the extents of their masks in each box format.
+    """Describe that boxes clearly have another format than xywh, and that they fit badly in it; "" each if not.
 
-    Args:
-        boxes, extents: float64 [N, 4], finite in an unknown format, and x1y1x2y2.
-        sizes: int64 [N, 2], height and width of the images.
-
-    Returns:
-        Two descriptions, "" if there is nothing to report: the boxes clearly have another format than xywh; they fit
-        badly in xywh.
+    Compares `boxes`, float64 [N, 4], finite in an unknown format, with `extents` of their masks, x1y1x2y2 [N, 4], in
+    each format. `sizes` int64 [N, 2] are height and width of the images.
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

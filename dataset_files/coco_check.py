@@ -21,12 +21,9 @@ FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may exte
 
 
 class AnnotationCheck:
-    """Find the usable ones among the A annotations of a file, and note the problems of the others.
+    """Find the usable ones among the A annotations of a file, and add the problems of the others to `problems`.
 
-    Args:
-        categories: category id -> name.
-        problems: extended.
-        text: the text of the file.
+    `categories` is category id -> name, `text` that of the file.
 
     Attributes:
         owners: int64 [A], the index of each annotation's image.
@@ -36,14 +33,9 @@ class AnnotationCheck:
     """
 
     def __init__(
-        self,
-        annotations: Annotations,
-        images: ImageEntries,
-        categories: dict[int, str],
-        problems: Problems,
-        text: str,
+        self, annotations: Annotations, images: ImageEntries, categories: dict[int, str], problems: Problems, text: str,
         reading: Reading,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.annotations, self.images, self.problems, self.text = annotations, images, problems, text
         self.count = len(annotations.ids)
         self.ids = np.array(annotations.ids, dtype=np.int64)
@@ -60,7 +52,6 @@ class AnnotationCheck:
         self.complete, self.has_mask = self.compare_boxes_with_masks(needs_mask)
 
     def annotation(self, k: int) -> dict:
-        """Parse an annotation again."""
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
@@ -79,11 +70,10 @@ class AnnotationCheck:
         self.valid[flawed] = False
 
     def with_flaw(self, kind: str) -> np.ndarray:
-        """Return which annotations have masks with a problem of this kind, bool [A]."""
+        """Mark the annotations whose masks have a problem of this kind, bool [A]."""
         return self.among(self.annotations.masks.flaws[kind])
 
     def among(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return which annotations have these indices, bool [A]."""
         return np.isin(np.arange(self.count), np.array(places, dtype=np.int64))
 
     def check_references(self, categories: dict[int, str]) -> None:
@@ -121,13 +111,9 @@ class AnnotationCheck:
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
     def compare_boxes_with_masks(self, needs_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Check the format of all boxes, then each box against its mask.
+        """Check the format of all boxes, then each box against its mask; return `complete` and `has_mask`.
 
-        Args:
-            needs_mask: bool [A], annotations that are incomplete without a mask.
-
-        Returns:
-            The complete annotations, and those with a mask, bool [A] each.
+        `needs_mask`, bool [A], are the annotations that are incomplete without a mask.
         """
         boxes, extents, sizes, valid = self.boxes, self.extents, self.sizes, self.valid
         masks = self.annotations.masks
@@ -161,8 +147,8 @@ class AnnotationCheck:
         self.note("no mask", valid & no_mask & needs_mask, lambda a, k: a["segmentation"])
         short = self.with_flaw("short polygon") & ~no_mask
         self.note("short polygon", valid & short, lambda a, k: a["segmentation"])
-        far = FAR * sizes[:, [1, 0]]
-        reaching = (extents[:, :2] < -far).any(axis=1) | (extents[:, 2:] > sizes[:, [1, 0]] + far).any(axis=1)
+        edges = sizes[:, [1, 0]]
+        reaching = (extents[:, :2] < -FAR * edges).any(axis=1) | (extents[:, 2:] > (1 + FAR) * edges).any(axis=1)
         self.note("far outside", valid & reaching, lambda a, k: {"mask from x1 y1 to x2 y2": extents[k].tolist()})
         return boxed & valid & ~(no_mask & needs_mask), ~no_mask
 

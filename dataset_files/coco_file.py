@@ -177,14 +177,10 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
 
 
 def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
-    """Return the ids of unused categories that are headings or the background rather than classes.
+    """Return the ids of categories beyond the used ones that are headings or the background rather than classes.
 
     A heading is the supercategory of all other categories. Any other unused category stays, since a split may lack a
-    class. If no category would be left, all stay.
-
-    Args:
-        entries: a COCO file's list "categories", not yet validated.
-        used: the category ids of its annotations.
+    class. If no category would be left, all stay. `entries` is a COCO file's list "categories", not yet validated.
     """
     valid = [e for e in entries if isinstance(e, dict) and type(e.get("id")) is int and isinstance(e.get("name"), str)]
     if len(valid) < 2 or len({e["id"] for e in valid}) < len(entries):
@@ -200,13 +196,9 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
 
 
 def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None:
-    """Add the supercategory to names that several categories share; note names that are still not unique.
+    """Add the supercategory to names (by category id) that several share; note names that are still not unique.
 
     Classes of different splits are matched by name, so two classes of one name would be merged.
-
-    Args:
-        names: category id -> name; changed in place.
-        entries: the file's list "categories".
     """
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
     for entry in entries if shared else ():

@@ -41,11 +41,7 @@ class OpenedSplit:
 def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str = "") -> OpenedSplit:
     """Open the annotations of a split in any layout, and find the image files that they name.
 
-    Args:
-        key: the options that the conversion depends on besides the files, as text.
-
-    Raises:
-        ValueError: the annotations cannot be used; the message names the file.
+    `key` is the text of the options that the conversion depends on besides the files. A ValueError names the file.
     """
     if split.convert and split.takes_reading and (reading.ignore_regions or reading.boxes_without_masks):
         split, key = replace(split, convert=partial(split.convert, reading)), f"{key}{reading.suffix()}"

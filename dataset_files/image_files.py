@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_files.rgb_images import open_image, orientation_of
-from dataset_files.stored_images import stored_header
+from dataset_files.stored_images import open_image, orientation_of, stored_header
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()

@@ -20,8 +20,19 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.file_names import is_lfs_pointer
 from dataset_files.image_files import MISSING, NO_FILE, file_states
 from dataset_files.problems import Problems
-from dataset_files.rgb_images import is_turned, is_undecided, open_image, orientation_of
-from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageMissing, stored_header, values_of
+from dataset_files.stored_images import (
+    RGB,
+    VALUES,
+    Header,
+    ImageForm,
+    PackageMissing,
+    is_turned,
+    is_undecided,
+    open_image,
+    orientation_of,
+    stored_header,
+    values_of,
+)
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting

@@ -21,11 +21,8 @@ def choose_validation(
 ) -> tuple[np.ndarray, list[int]]:
     """Choose the images for validation: bool [P], and the classes that are on one side only.
 
-    A class that occurs in at least two images, not counting copies, is put on both sides if possible.
-
-    Args:
-        names, classes: the file of each of P images, and the classes that occur in it.
-        fraction: the share of images for validation, in 0..1.
+    A class that occurs in at least two images, not counting copies, is put on both sides if possible. `names` are the
+    files of P images, `classes` those that occur in each, and `fraction` is the share for validation, in 0..1.
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -59,8 +56,7 @@ def choose_validation(
 
 def original_of(name: str) -> str:
     """Return the name that all copies of an image share: its path without suffix and without Roboflow's addition."""
-    path = PurePosixPath(name)
-    return COPY.sub("", str(path.with_suffix("")))
+    return COPY.sub("", str(PurePosixPath(name).with_suffix("")))
 
 
 def place_of(stem: str, seed: int) -> float:

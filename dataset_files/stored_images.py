@@ -1,10 +1,14 @@
-"""Read images as they are stored, beyond 8-bit RGB: 1 to 8 channels of 8 or 16 bits or floating-point values.
+"""Read images without torch: as 8-bit RGB in their EXIF orientation, or as they are stored.
 
-PNG, TIFF and .npy files, and 8-bit images of all other formats; without torch. TIFF files need the package tifffile,
-16-bit colour in PNG files needs OpenCV: Pillow would drop half of the bits.
+Stored images have 1 to 8 channels of 8 or 16 bits or floating-point values: PNG, TIFF and .npy files, and 8-bit images
+of all other formats. TIFF files need the package tifffile, 16-bit colour in PNG files needs OpenCV: Pillow would drop
+half of the bits.
 """
 
+import base64
 import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset_files.rgb_images import IMAGE_FORMATS, as_rgb, embedded_image, orientation_of
 from network_files.masks.rle import MOST_PIXELS
 
 MOST_CHANNELS = 8
@@ -22,9 +25,24 @@ VALUES = ("uint8", "uint16", "float32")  # types of values, to which the others 
 EXACT = dict(zip(VALUES, VALUES)) | dict.fromkeys(("int8", "int16", "float16", "float64"), "float32")
 VALUE_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-TIFF_ORIENTATION = 274
 PNG_START, GREY, GREY_AND_ALPHA = b"\x89PNG\r\n\x1a\n", 0, 4
 OF_MODES = {"I": "uint16", "F": "float32"}  # Pillow opens 16-bit PGM files, and before 10.3 PNG files, in mode I
+ORIENTATION = 274  # tag of EXIF and TIFF
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of Pillow's `info`
+WAYS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+TRANSPOSES = {orientation: Image.Transpose[way] for orientation, way in enumerate(WAYS.split(), start=2)}
+# Pillow refuses images of more than twice this many pixels, whose masks could not be encoded. Its warning above the
+# limit itself is suppressed.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+EMBEDDED = re.compile(rb'"imageData"\s*:\s*"([^"]+)"')
+# Other formats of Pillow's are never tried: some run other programs (EPS), and others do not hold photos.
+Image.init()
+IMAGE_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN  # AVIF came with Pillow 11.3
+)
 
 
 class ImageForm(NamedTuple):
@@ -113,11 +131,7 @@ def header_of(array: np.ndarray) -> Header:
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
-    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; an axis of length up to 8 holds the channels.
-
-    Raises:
-        ValueError: no axis can be that of the channels, or both can.
-    """
+    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; ValueError unless one axis of up to 8 holds the channels."""
     if array.ndim == 2:
         return array[None]
     if array.ndim == 3:
@@ -128,11 +142,7 @@ def channels_first(array: np.ndarray) -> np.ndarray:
 
 
 def stored_array(path: str | Path, header_only: bool = False, exif: str | None = None) -> np.ndarray:
-    """Read a file's array in its own layout.
-
-    Args:
-        header_only: return an array of the same shape and type, but without the pixels.
-    """
+    """Read a file's array in its own layout; with `header_only`, return one of this shape and type without pixels."""
     is_json = str(path).lower().endswith(".json")
     with io.BytesIO(embedded_image(path)) if is_json else open(path, "rb") as file:
         start = file.read(26)
@@ -145,7 +155,7 @@ def stored_array(path: str | Path, header_only: bool = False, exif: str | None =
         if is_deep_png and start[25] != GREY:
             width, height = (int.from_bytes(start[i : i + 4], "big") for i in (16, 20))
             shape = height, width, {GREY_AND_ALPHA: 2, 2: 3}.get(start[25], 4)
-            return lazy(shape, "uint16") if header_only else colour_png(file.read(), shape)
+            return np.broadcast_to(np.uint16(0), shape) if header_only else colour_png(file.read(), shape)
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             return pillow_array(image, header_only, exif)
 
@@ -156,7 +166,8 @@ def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None
     bands = 3 if image.mode == "P" else len(image.getbands())
     values = values_of(image)
     if header_only:
-        return lazy((image.height, image.width) + ((bands,) if bands > 1 else ()), values)
+        shape = (image.height, image.width) + ((bands,) if bands > 1 else ())
+        return np.broadcast_to(np.zeros((), values), shape)
     image.load()
     image = as_rgb(image) if image.mode == "P" else image.convert("L") if image.mode == "1" else image
     return np.asarray(image).astype(values)
@@ -171,10 +182,12 @@ def tiff_array(file: io.BufferedIOBase, header_only: bool, exif: str | None) -> 
     """Read the first page of a TIFF file, and the pages of the same size and type, as [H, W, C] or [C, H, W]."""
     with needed("tifffile", "tifffile", "TIFF files").TiffFile(file) as tiff:
         first = tiff.pages[0]
-        require_upright(int(first.tags.valueof(TIFF_ORIENTATION, 1)), exif)
+        require_upright(int(first.tags.valueof(ORIENTATION, 1)), exif)
         pages = [page for page in tiff.pages if (page.shape, page.dtype) == (first.shape, first.dtype)]
         shape = first.shape if len(pages) == 1 else (len(pages), *first.shape)
-        return lazy(shape, first.dtype) if header_only else np.stack([p.asarray() for p in pages]).reshape(shape)
+        if header_only:
+            return np.broadcast_to(np.zeros((), first.dtype), shape)
+        return np.stack([page.asarray() for page in pages]).reshape(shape)
 
 
 def colour_png(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -197,16 +210,10 @@ def require_upright(orientation: int, exif: str | None) -> None:
         raise ValueError("has an EXIF orientation, which --channels does not apply; save it upright, or --exif ignore")
 
 
-def lazy(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
 def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
-    """Convert an image [C, H, W] to 8-bit RGB for display, stretching values other than bytes between percentiles 1 and
-    99.
+    """Convert an image [C, H, W] to 8-bit RGB; see `ImageForm` for the channels that are `shown`.
 
-    Args:
-        shown: see `ImageForm`.
+    Values other than bytes are stretched between percentiles 1 and 99.
     """
     chosen = pixels[list(shown or range(3 if len(pixels) >= 3 else 1))]
     if chosen.dtype != np.uint8:
@@ -214,3 +221,81 @@ def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
         stretched = (chosen - low) * (255 / np.where(high > low, high - low, 1))
         chosen = stretched.clip(0, 255).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(chosen, (3, *chosen.shape[1:])).transpose(1, 2, 0)))
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open an image file with Pillow; from a JSON file, open the image that labelme embedded as `imageData`.
+
+    Raises ValueError for a JSON file without an image, and whatever Pillow raises.
+    """
+    file = io.BytesIO(embedded_image(path)) if str(path).lower().endswith(".json") else path
+    return Image.open(file, formats=IMAGE_FORMATS)
+
+
+def embedded_image(path: str | Path) -> bytes:
+    """Return the content of the image file that labelme embedded in a JSON file; ValueError if there is none."""
+    found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
+    if found is None:
+        raise ValueError("it has no imageData")
+    return base64.b64decode(found[1])
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation from EXIF or XMP data, or a PNG's raw profile; 1 (upright) if there is none.
+
+    TIFF images count as upright, since Pillow turns them when it reads their pixels.
+    """
+    if image.format == "TIFF" or image.info.keys().isdisjoint(ORIENTATION_KEYS):
+        return 1
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if orientation in TRANSPOSES else 1
+
+
+def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
+    """Convert an open image of any mode to RGB; apply its EXIF orientation if its annotations refer to the result.
+
+    With `exif` "apply" its orientation is applied, with "ignore" it is not; with None it is applied if only then the
+    image has `size`, the annotated height and width.
+    """
+    orientation = orientation_of(image)
+    if orientation != 1 and (exif == "apply" or size is not None and is_turned(image.size, orientation, size, exif)):
+        image = image.transpose(TRANSPOSES[orientation])
+    image.load()
+    return image if image.mode == "RGB" else as_rgb(image)
+
+
+def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
+    """Whether annotations refer to an image with its EXIF orientation applied, not to the stored image.
+
+    COCO's annotations refer to the stored image. Those of other tools may not; swapped width and height reveal it.
+    `stored` is width and height, `annotated` height and width; see `upright_rgb` for `exif`.
+    """
+    if exif is not None:
+        return exif == "apply" and orientation != 1
+    width, height = stored
+    return 5 <= orientation <= 8 and tuple(annotated) == (width, height) and width != height
+
+
+def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
+    """Whether the annotated size fits both the stored image and the one turned by its EXIF orientation."""
+    return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to 8-bit RGB; ValueError for floating-point values, whose range is unknown.
+
+    Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
+    while Pillow's own `convert` would clip them at 255.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            "holds floating-point values, whose range is unknown; save it with 8 or 16 bits, or use --channels"
+        )
+    values = np.array(image) if image.mode.startswith("I") else np.zeros(1)
+    if image.mode.startswith("I;16") or values.max() > 255:  # Pillow before 10.3 opens 16-bit PNG files in mode I
+        values = values.clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow would warn that it is dropped
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from dataset_files.atomic_files import link_atomically, write_atomically, write_image
 from dataset_files.image_files import is_image_name
 from dataset_files.problems import printable
-from dataset_files.rgb_images import open_image, orientation_of
+from dataset_files.stored_images import open_image, orientation_of
 from prediction.prediction import Classes, Crop, Prediction
 from prediction.sources import Source
 from train_utils.errors import InputError

@@ -16,10 +16,7 @@ from train_utils.errors import InputError, reading_input
 def predict_files(
     predictor: ImagePredictor, given: Iterable[str | Path], settings: OutputSettings, inputs: Iterable[str | None]
 ) -> None:
-    """Draw and save the predictions of files that are given by name, by folder or by pattern.
-
-    Args:
-        inputs: files that the command reads beside those to predict.
+    """Draw and save the predictions of files that are given by name, by folder or by pattern; see `check_outputs`.
 
     Raises:
         InputError: an option or a file cannot be used, or an output would replace an input.
@@ -44,8 +41,7 @@ def predict_files(
         from prediction.video import predict_video  # needs tqdm, unlike the others
 
         path = video.drawn_in(folder)
-        error = predict_video(predictor, video, path, lines_path(settings, path), settings.every)
-        if error:
+        if error := predict_video(predictor, video, path, lines_path(settings, path), settings.every):
             unreadable.append(video)
             print(printable(f"skipped: {error}"), flush=True)
     if unreadable:
@@ -66,20 +62,12 @@ def lines_path(settings: OutputSettings, drawn: Path) -> Path | None:
 
 
 def check_outputs(
-    inputs: Iterable[str | None],
-    sources: Sequence[Source],
-    folder: Path,
-    files: Iterable[Path],
+    inputs: Iterable[str | None], sources: Sequence[Source], folder: Path, files: Iterable[Path],
     savers: Sequence[Saver] = (),
-) -> None:
-    """Check that all outputs can be written, and that none replaces an input; the writers create the folders.
+) -> None:  # fmt: skip
+    """Raise InputError if an output cannot be written or would replace an input.
 
-    Args:
-        inputs: files that the command reads beside the sources; None for those that are not given.
-        files: outputs beside drawn images and videos and files of the savers.
-
-    Raises:
-        InputError: an input would be overwritten, or something other than a file is in the place of an output.
+    `inputs` are read beside the sources (None: not given), `files` written beside drawings and files of the savers.
     """
     outputs = [*files, *(source.drawn_in(folder) for source in sources)]
     for saver in savers:

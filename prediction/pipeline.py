@@ -37,19 +37,12 @@ class Outcome(NamedTuple):
 
 
 def predict_images(
-    predictor: ImagePredictor,
-    images: Sequence[Source],
-    known: Sequence[ResultImage],
-    folder: Path,
+    predictor: ImagePredictor, images: Sequence[Source], known: Sequence[ResultImage], folder: Path,
     savers: Sequence[Saver],
-) -> list[Source]:
-    """Draw and save the predictions of images, and print a line for each; return the unreadable ones.
+) -> list[Source]:  # fmt: skip
+    """Draw the predictions of images into `folder`, save them, and print a line for each; return the unreadable ones.
 
-    Whatever ends the prediction, savers write what was predicted until then.
-
-    Args:
-        known: each image's size in annotations, if there are any.
-        folder: where drawn images are written.
+    Whatever ends the prediction, savers write what was predicted until then. `known` has the sizes in annotations.
 
     Raises:
         RunEnded: after Ctrl-C.
@@ -72,8 +65,8 @@ def predict_images(
             resized.append(source.path)
         return f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}"
 
-    unreadable, done, saved, start, stopped = [], 0, list[int](), time.perf_counter(), False
-    resized: list[Path] = []
+    unreadable, done, start, stopped = [], 0, time.perf_counter(), False
+    saved, resized = list[int](), list[Path]()
     with ExitStack() as at_end:
         for saver in reversed(savers):
             at_end.callback(close, saver, saved)
@@ -107,11 +100,9 @@ def close(saver: Saver, saved: Sequence[int]) -> None:
 
 
 def predict_all(
-    predictor: ImagePredictor,
-    items: Iterable[Item],
-    load: Callable[[Item], Any],
+    predictor: ImagePredictor, items: Iterable[Item], load: Callable[[Item], Any],
     finish: Callable[[Item, Prediction, float], Any],
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome]:  # fmt: skip
     """Predict images in batches, in order.
 
     Only a few images are in memory at a time, however many there are and however slow a step is.
@@ -145,11 +136,7 @@ def predict_all(
 
 
 def in_threads(function: Callable[[Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
-    """Apply a function in other threads; yield the results in order, each as soon as it is available.
-
-    Args:
-        ahead: number of items to start before waiting for the first result.
-    """
+    """Apply a function in other threads, `ahead` items at a time; yield the results in order, as soon as available."""
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(THREADS)
     try:

@@ -57,8 +57,7 @@ class Prediction:
     def draw(self, enlarge: bool = True) -> Image.Image:
         """Return a copy of the image with masks, boxes, names and scores.
 
-        Args:
-            enlarge: whether a small image becomes larger by an integer factor, so that its labels can be read.
+        With `enlarge`, a small image becomes larger by an integer factor, so that its labels can be read.
         """
         return draw_instances(self.image, self.boxes, self.names, self.scores, self.crops(), enlarge=enlarge)
 

@@ -88,9 +88,8 @@ class Predictor(ImagePredictor):
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
             return self([images])[0]
         if not isinstance(images, Sequence):
-            raise TypeError(
-                f"images are a path, a Pillow image, an array or a list of them, not {type(images).__name__}"
-            )
+            given = type(images).__name__
+            raise TypeError(f"images are a path, a Pillow image, an array or a list of them, not {given}")
         predictions: list[Prediction] = []
         for start in range(0, len(images), self.images_per_step):
             loaded = [self.load(image) for image in images[start : start + self.images_per_step]]

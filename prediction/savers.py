@@ -35,20 +35,11 @@ class Saver(Protocol):
 
 
 def open_savers(
-    formats: Sequence[str],
-    folder: Path,
-    sources: Sequence[Source],
-    ids: Sequence[int],
-    classes: Classes,
+    formats: Sequence[str], folder: Path, sources: Sequence[Source], ids: Sequence[int], classes: Classes
 ) -> list[Saver]:
-    """Create the savers of some formats.
+    """Create the savers of some formats for images that have these ids in written results.
 
-    Args:
-        sources: the images to predict.
-        ids: their ids in written results.
-
-    Raises:
-        InputError: files that may hold corrections by hand would be overwritten.
+    Raises InputError if files that may hold corrections by hand would be overwritten.
     """
     makers: dict[str, Callable[[], Saver]] = {
         "json": lambda: ResultsSaver(folder / "predictions.json", ids),

@@ -43,11 +43,8 @@ class Source:
 def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Source]:
     """List the given files, the images in given folders and their sub-folders, and the files that match a pattern.
 
-    Args:
-        output_folder: is skipped where it lies in a given folder.
-
-    Raises:
-        InputError: a file or folder is missing, or a folder holds no image.
+    The output folder is skipped where it lies in a given folder. Raises InputError if a file or folder is missing, or a
+    folder holds no image.
     """
     found = [pair for text in given for pair in files_of(str(text), output_folder.resolve())]
     names = unique_names(file_name for _, file_name in found)
@@ -78,8 +75,7 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
 def matching_files(pattern: str, folder: Path) -> list[Path]:
     """List the images and videos that match a pattern, and the images in folders that match it, each once.
 
-    Args:
-        folder: the one that the pattern names before its first wildcard.
+    `folder` is the one that the pattern names before its first wildcard.
     """
     wanted = Path(pattern).relative_to(folder).parts
     if "**" in wanted:  # glob follows links that lead in circles
@@ -165,7 +161,11 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
         own = [number for number in numbers if number is not None and number >= 0]
         are_ids = len(set(own)) == len(sources)
         return [ResultImage(number) for number in (own if are_ids else range(1, len(sources) + 1))]
-    known = images_by_name(annotation_file)
+    known: dict[str, set[ResultImage]] = {}  # by whole file name, and by "./" and base name
+    with reading_input():
+        for name, image in images_in(Path(annotation_file)):
+            for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
+                known.setdefault(form, set()).add(image)
     images: list[ResultImage] = []
     for source in sources:
         named = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
@@ -180,23 +180,8 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
     return images
 
 
-def images_by_name(annotation_file: str) -> dict[str, set[ResultImage]]:
-    """Return the images of a COCO file by whole file name, and by "./" and base name."""
-    by_name: dict[str, set[ResultImage]] = {}
-    with reading_input():
-        images = images_in(Path(annotation_file))
-    for name, image in images:
-        for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
-            by_name.setdefault(form, set()).add(image)
-    return by_name
-
-
 def images_in(path: Path) -> list[tuple[str, ResultImage]]:
-    """Return the file names, with forward slashes, and images of a COCO file, with or without annotations.
-
-    Raises:
-        ValueError: the file cannot be used.
-    """
+    """Return the file names, with forward slashes, and images of a COCO file, with or without annotations."""
     from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
 
     try:

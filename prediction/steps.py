@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,9 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from dataset_files import rgb_images
-from dataset_files.rgb_images import as_rgb, upright_rgb
-from dataset_files.stored_images import ImageForm, PackageMissing, in_form, pillow_array, read_stored, to_picture
+from dataset_files import stored_images
+from dataset_files.stored_images import (
+    ImageForm,
+    PackageMissing,
+    as_rgb,
+    in_form,
+    pillow_array,
+    read_stored,
+    to_picture,
+    upright_rgb,
+)
 from network_files.masks.encode import encode_masks
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
@@ -58,23 +67,15 @@ class ImagePredictor:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        classes: Classes,
-        best: Mapping[int, float],
-        settings: ImageSettings,
-        exif: str | None,
-        network: Mapping[str, Any],
-        continuous: bool,
-        batch_size: int = 1,
-    ) -> None:
+        self, path: str | Path, classes: Classes, best: Mapping[int, float], settings: ImageSettings, exif: str | None,
+        network: Mapping[str, Any], continuous: bool, batch_size: int = 1,
+    ) -> None:  # fmt: skip
         self.path, self.classes, self.best = path, classes, best
         self.batch_size, self.agnostic, self.continuous = batch_size, bool(network.get("agnostic_nms")), continuous
         self.box_thresh, self.mask_thresh = settings.box_thresh, settings.mask_thresh
         with reading_input():
             self.form = ImageForm.of_network(network, settings.exif or exif, settings.show_channels)
-        self.tile = settings.tile
-        self.overlap = DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
+        self.tile, self.overlap = settings.tile, DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
         """Run the network on one batch of images, [C, H, W] each, see `LoadedImage`; detections come best first."""
@@ -190,26 +191,17 @@ class ScoreThresholds:
 
 
 def score_of(text: str, part: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise InputError(f"--box-thresh {part}: give a score from 0 to 1, best, or NAME=SCORE")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise InputError(f"--box-thresh {part}: give a score from 0 to 1, best, or NAME=SCORE")
 
 
 def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
-    """Return an image in RGB.
+    """Return an image in RGB: a file, or a Pillow image or an RGB array uint8 [H, W, 3], whose orientation is kept.
 
-    Args:
-        source: a file; or a Pillow image or an RGB array uint8 [H, W, 3], whose orientation is kept.
-        exif: for files, see `upright_rgb`; without `exif` and `size`, the EXIF orientation is applied.
-        size: annotated height and width.
-
-    Raises:
-        ValueError: the file cannot be read, which the message names, or the array is not an image.
-        TypeError: `source` is none of these.
+    For files see `upright_rgb`; without `exif` and `size`, their EXIF orientation is applied. Raises ValueError, which
+    names the file, for one that cannot be read or an array that is not an image, and TypeError for anything else.
     """
     if isinstance(source, Image.Image):
         return as_rgb(source)
@@ -221,7 +213,7 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
         raise TypeError(f"an image is a path, a Pillow image or an array uint8 [H, W, 3], not {type(source).__name__}")
     path = existing(source)
     try:
-        with rgb_images.open_image(path) as image:
+        with stored_images.open_image(path) as image:
             pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
             if pages > 1:
                 warn(f"{path}: has {pages} pages or frames; only the first one is read")
@@ -231,13 +223,9 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
 
 
 def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
-    """Return an image as it is stored: [C, H, W], uint8 or float32.
+    """Return a file, a Pillow image or an array [H, W], [H, W, C] or [C, H, W] as it is: [C, H, W], uint8 or float32.
 
-    Args:
-        source: a file; or a Pillow image or an array [H, W], [H, W, C] or [C, H, W].
-
-    Raises:
-        ValueError: the file cannot be read, which the message names, or the image is not of this form.
+    Raises ValueError, which names the file, if it cannot be read or the image is not of this form.
     """
     if not isinstance(source, (str, Path)):
         return in_form(pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source), form)

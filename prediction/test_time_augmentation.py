@@ -15,7 +15,6 @@ from torchvision.ops import batched_nms
 
 from network_files import MaskRCNN
 from network_files.boxes import resize_boxes, size_of
-from network_files.image_transform import ImageTransform
 from network_files.roi_align import SharedPyramid
 
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
@@ -38,11 +37,8 @@ class Version(NamedTuple):
 class TestTimeAugmentation(nn.Module):
     """A Mask R-CNN in evaluation mode that sees each image several times; its `detect` is used like the model's.
 
-    The pyramids of all versions of an image are kept until its masks are predicted: some hundred megabytes.
-
-    Args:
-        scales: sizes of the versions, as factors of the network's `min_size` and `max_size`.
-        mirrored: whether there is also a mirrored version of each size.
+    There is a version, plain and if `mirrored` also mirrored, per factor (`scales`) of the network's sizes. Their
+    pyramids are kept until the image's masks are predicted: some hundred megabytes.
     """
 
     __test__ = False  # for pytest: not a test, despite its name
@@ -62,7 +58,8 @@ class TestTimeAugmentation(nn.Module):
         versions, found = [], []
         for version in self.versions(image):
             seen = self.detect_boxes(version)
-            found.append(seen | {"boxes": from_version(seen["boxes"], version, size)})
+            boxes = resize_boxes(seen["boxes"], version.size, size)
+            found.append(seen | {"boxes": mirror(boxes, size[1]) if version.is_mirrored else boxes})
             versions.append(version)
         boxes, labels, scores = (torch.cat([d[name] for d in found]) for name in ("boxes", "labels", "scores"))
         keep = batched_nms(boxes, scores, heads.nms_groups(labels), heads.nms_thresh)[: heads.detections_per_img]
@@ -71,9 +68,10 @@ class TestTimeAugmentation(nn.Module):
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}
 
     def versions(self, image: Tensor) -> Iterator[Version]:
-        """Yield the versions of an image."""
         for scale in self.scales:
-            transform = scaled(self.model.transform, scale)
+            transform = copy.copy(self.model.transform)
+            transform.min_size = (max(1, round(transform.min_size[-1] * scale)),)
+            transform.max_size = max(1, round(transform.max_size * scale))
             for is_mirrored in (False, True) if self.mirrored else (False,):
                 batch, _ = transform([image.flip(-1) if is_mirrored else image])
                 height, width = batch.tensors.shape[-2:]
@@ -88,31 +86,11 @@ class TestTimeAugmentation(nn.Module):
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
         """Return float [D, 1, 28, 28], predicted in the version for boxes [D, 4] of the image, which has `size`."""
-        moved = to_version(boxes, version, size)
+        moved = resize_boxes(mirror(boxes, size[1]) if version.is_mirrored else boxes, size, version.size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]
-
-
-def scaled(transform: ImageTransform, scale: float) -> ImageTransform:
-    """Return the same transform with another size for evaluation."""
-    other = copy.copy(transform)
-    other.min_size = (max(1, round(transform.min_size[-1] * scale)),)
-    other.max_size = max(1, round(transform.max_size * scale))
-    return other
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=1)
-
-
-def from_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
-    """Move boxes [N, 4] of a version into the frame of the image, whose height and width are `size`."""
-    boxes = resize_boxes(boxes, version.size, size)
-    return mirror(boxes, size[1]) if version.is_mirrored else boxes
-
-
-def to_version(boxes: Tensor, version: Version, size: tuple[int, int]) -> Tensor:
-    """Invert `from_version`."""
-    boxes = mirror(boxes, size[1]) if version.is_mirrored else boxes
-    return resize_boxes(boxes, size, version.size)

@@ -54,12 +54,9 @@ class Part:
 
 
 def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> list[Tile]:
-    """Return equally large tiles that cover an image, row by row.
+    """Return equally large tiles, row by row, that cover an image of this width and height.
 
-    Args:
-        image_size: width and height in pixels.
-        side: of a tile in pixels; None for the whole image as one tile.
-        overlap: the smallest overlap of neighbours, as a share of the side.
+    Tiles overlap by at least `overlap` of their side in pixels; without a side, the whole image is one tile.
     """
     width, height = image_size
     if side is None:
@@ -78,11 +75,7 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def merge_tiles(
-    tiles: Sequence[Tile],
-    found: Sequence[Detection],
-    size: tuple[int, int],
-    encode: Encode,
-    agnostic: bool = False,
+    tiles: Sequence[Tile], found: Sequence[Detection], size: tuple[int, int], encode: Encode, agnostic: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
     """Merge the detections of an image's tiles by the rule at the top of this file.
 
@@ -125,11 +118,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 def parts_of(
     number: int, tile: Tile, found: Detection, insides: np.ndarray, encode: Encode, agnostic: bool
 ) -> Iterator[Part]:
-    """Yield the detections of a tile in the frame of the image.
-
-    Args:
-        insides: float64 [T, 4], `inside_of` all tiles.
-    """
+    """Yield the detections of a tile in the frame of the image; `insides`, float64 [T, 4], is `inside_of` all tiles."""
     left, top, right, bottom = tile
     codes = encode(found["masks"], found["boxes"], (bottom - top, right - left))
     boxes = found["boxes"].astype(np.float64) + (left, top, left, top)

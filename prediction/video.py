@@ -47,13 +47,9 @@ class Frame:
 
 
 def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_path: Path | None, every: int) -> str:
-    """Draw a video's objects into the video `path`, with a progress bar, and print a line.
+    """Draw the objects in every n-th frame into the video `path`, with a progress bar, and print a line.
 
-    Ctrl-C leaves complete files.
-
-    Args:
-        json_path: file for a line of JSON per frame; None for no such file.
-        every: predict and write only every n-th frame.
+    A line of JSON per frame goes to `json_path`, if given. Ctrl-C leaves complete files.
 
     Returns:
         A description of the fault in the video file, or "". The readable frames of a damaged file are predicted.
@@ -203,14 +199,8 @@ def recording(
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
     """Write a drawn H.264 video and, given a path for them, JSON lines; without frames, write no video.
 
-    Odd sides get one more row or column of pixels.
-
-    Args:
-        rate: frames per second that the file states; frames keep their own times.
-        time_base: seconds per unit of these times.
-
-    Yields:
-        A function that appends a frame: its number, time, drawn image and prediction.
+    Odd sides get one more row or column of pixels. The file states `rate` frames per second; frames keep their own
+    times, in units of `time_base` seconds. Yields a function that appends a frame: number, time, drawing, prediction.
     """
     with writing_output(), ExitStack() as stack:
         lines = None if json_path is None else stack.enter_context(open_new(json_path))
@@ -240,10 +230,9 @@ def recording(
 
 
 def frame_line(number: int, seconds: float, found: Prediction) -> str:
-    """Return a line of JSON that describes a frame.
+    """Return a line of JSON: `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`.
 
-    It has `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`, each with `category_id`,
-    `name`, `score`, `bbox` (x, y, width, height in pixels) and `segmentation`, a COCO run-length code.
+    Each has `category_id`, `name`, `score`, `bbox` (x, y, width, height in pixels) and `segmentation`, a COCO code.
     """
     entries = [{"name": name, **entry} for name, entry in zip(found.names, found.to_coco())]
     for entry in entries:

@@ -86,8 +86,7 @@ def object_counts(data: EvalData) -> np.ndarray:
 def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> list[np.ndarray]:
     """Return the detections of each class by descending score; ties by image, as in COCO's metrics.
 
-    Args:
-        classes: int64 [D], classes to use instead of the detections' own.
+    `classes`, int64 [D], replace the detections' own.
     """
     classes = data.detections.classes if classes is None else classes
     order = np.lexsort((-data.detections.scores, classes))
@@ -98,13 +97,8 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
     """Return COCO's precision at 101 recalls: the best at that recall or a higher one; 0 beyond the highest.
 
-    Args:
-        right, counted: bool [T, N], whether a detection is matched, and whether it counts (is not ignored); by
-            descending score.
-        objects: number of objects to find, at least 1.
-
-    Returns:
-        float64 [T, 101]; the mean of a row is the AP.
+    `right` and `counted`, bool [T, N], are whether a detection is matched and whether it counts (is not ignored), by
+    descending score; `objects`, at least 1, is the number to find. Returns float64 [T, 101]; the mean of a row is AP.
     """
     hits = np.cumsum(right & counted, axis=1)
     misses = np.cumsum(~right & counted, axis=1)
@@ -195,13 +189,9 @@ def border_distance(data: EvalData, of: Objects | Detections) -> np.ndarray:
 
 
 def group_aps(
-    data: EvalData,
-    matching: Matching,
-    of_objects: np.ndarray,
-    of_detections: np.ndarray,
-    edges: Sequence[float],
+    data: EvalData, matching: Matching, of_objects: np.ndarray, of_detections: np.ndarray, edges: Sequence[float],
     names: Sequence[str],
-) -> list[Group]:
+) -> list[Group]:  # fmt: skip
     """Compute the AP of each range of a property, whose values are [G] and [D]; `edges` are the ranges' lower ends."""
     in_range, own_range = (np.searchsorted(edges, each, side="right") - 1 for each in (of_objects, of_detections))
     matched = matching.objects >= 0

@@ -93,20 +93,10 @@ class Comparison:
 
 
 def compare(
-    content: Mapping[str, Any],
-    a: Side,
-    b: Side,
-    kinds: Sequence[str],
-    paths: Mapping[int, Any],
-    form: ImageForm = RGB,
+    content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], form: ImageForm = RGB,
     seed: int = 0,
-) -> Comparison:
-    """Compare two sets of detections.
-
-    Args:
-        content, paths, form: as for `make_eval_data`.
-        kinds: "segm", "bbox", "boundary"; the first decides.
-    """
+) -> Comparison:  # fmt: skip
+    """Compare detections by "segm", "bbox" or "boundary", of which the first decides; see `make_eval_data`."""
     data = (make_eval_data(content, a.results, paths, form), make_eval_data(content, b.results, paths, form))
     weights = draw_weights(len(content["images"]), seed=seed)
     return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])

@@ -35,11 +35,7 @@ def statistics_of(data: EvalData) -> DataStatistics:
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
-    """Compute the statistics of a dataset; large ones are sampled at regular intervals.
-
-    Args:
-        category_ids: ids of the K classes, in order; objects of other classes are not counted.
-    """
+    """Compute the statistics of a dataset's objects of these classes; large ones are sampled at regular intervals."""
     measured = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_IMAGES)).round().astype(np.int64))
     place = {category: k for k, category in enumerate(category_ids)}
     rows = [np.zeros((0, 5))]  # image, class, area, width, height
@@ -56,14 +52,9 @@ def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int])
 
 
 def statistics(
-    total: int,
-    measured: int,
-    num_classes: int,
-    images: np.ndarray,
-    classes: np.ndarray,
-    areas: np.ndarray,
+    total: int, measured: int, num_classes: int, images: np.ndarray, classes: np.ndarray, areas: np.ndarray,
     sides: np.ndarray,
-) -> DataStatistics:
+) -> DataStatistics:  # fmt: skip
     """Compute the statistics of G objects: image and class numbers [G], areas [G], width and height of boxes [G, 2]."""
     present = np.zeros((measured, num_classes), dtype=np.float32)
     present[images, classes] = 1

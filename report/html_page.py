@@ -196,9 +196,7 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
     """Return a matrix without empty classes: `used` class numbers, and `rows` of class, number and colour strength.
 
-    Args:
-        numbers: int64 [K, K].
-        totals: int64 [K], for each row the number that gets the strongest colour.
+    `totals`, int64 [K], are the numbers in the rows of `numbers`, [K, K], that get the strongest colour.
     """
     used = np.flatnonzero(numbers.any(axis=0) | numbers.any(axis=1))
     shares = np.sqrt(numbers / np.maximum(totals, 1)[:, None])

@@ -28,8 +28,7 @@ Results = dict[str, list[dict[str, Any]]]  # "bbox" and "segm" -> results in COC
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
     """Return the data as a network takes them: in its classes and image form; the data may supply category ids.
 
-    Raises:
-        InputError: the network lacks the classes of the data.
+    Raises InputError if the network lacks the classes of the data.
     """
     classes, opened = trained.classes, copy.copy(opened)
     opened.form = opened.form._replace(channels=trained.form.channels, values=trained.form.values)
@@ -56,11 +55,8 @@ def detect(
 def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comparison, str] | None:
     """Detect with the weights that `--compare` names, read the results files, and compare the two.
 
-    Returns:
-        The comparison and a description of the data; None on all but the main process.
-
-    Raises:
-        InputError: a file cannot be used, or the two do not fit together.
+    Return the comparison and a description of the data; None on all but the main process. Raises InputError if a file
+    cannot be used, or the two do not fit together.
     """
     paths = list(settings.compare or ())
     if len(paths) != 2:

@@ -66,8 +66,7 @@ def report_of_network(
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
     """Write the report of a results file; without --image-folder it shows only outlines.
 
-    Raises:
-        InputError: the annotations cannot be used; the message names the file.
+    Raises InputError if the annotations cannot be used.
     """
     facts = {
         "results": str(settings.results_json),
@@ -102,11 +101,7 @@ def content_of(dataset: InstanceDataset) -> dict[str, Any]:
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Return the folder `--report`, after checking that a report can be written there.
-
-    Raises:
-        InputError: the folder cannot be written to, or has files of the user with names that a report has.
-    """
+    """Return the folder `--report`; InputError if it cannot be written to, or has files of the user in their place."""
     folder = Path(str(settings.report))
     inputs = (
         settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path,

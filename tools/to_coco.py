@@ -20,7 +20,7 @@ from dataset_files.conversion import SplitFiles  # noqa: E402
 from dataset_files.conversion_store import open_split_index  # noqa: E402
 from dataset_files.layouts.find import find_layout  # noqa: E402
 from dataset_files.problems import printable  # noqa: E402
-from dataset_files.rgb_images import embedded_image, open_image  # noqa: E402
+from dataset_files.stored_images import embedded_image, open_image  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output  # noqa: E402
 
 

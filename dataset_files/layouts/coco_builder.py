@@ -38,27 +38,18 @@ class NoArea(ValueError):
 
 
 class CocoBuilder:
-    """Images and objects of one split.
+    """Images and objects of one split, whose file names are relative to `image_folder`.
 
-    Args:
-        image_folder: the folder that file names are relative to.
-        class_names: classes in their order; other classes of objects follow, sorted by name.
-        problems: found so far; extended.
-        report_new: note objects of classes beyond `class_names` as a problem.
+    Classes beyond `class_names` follow these, sorted by name; with `report_new`, they are noted in `problems`, too.
     """
 
     def __init__(
-        self,
-        image_folder: Path,
-        class_names: Sequence[str] = (),
-        problems: Problems | None = None,
-        *,
+        self, image_folder: Path, class_names: Sequence[str] = (), problems: Problems | None = None, *,
         report_new: bool = False,
-    ):
-        self.image_folder = image_folder
+    ):  # fmt: skip
+        self.image_folder, self.problems = image_folder, problems or Problems()
         self.class_names = list(dict.fromkeys(class_names))
         self.report_new = report_new and bool(class_names)
-        self.problems = problems or Problems()
         self.images: list[dict] = []
         self.objects: list[tuple[str, dict]] = []
         self.known_files: set[str] = set()
@@ -84,15 +75,9 @@ class CocoBuilder:
         return self.images[-1]
 
     def add_object(
-        self,
-        image: dict,
-        class_name: str,
-        *,
-        polygons: Sequence[Sequence[float]] = (),
-        crops: Sequence[Crop] = (),
-        box: tuple[float, float, float, float] | None = None,
-        crowd: bool = False,
-    ) -> None:
+        self, image: dict, class_name: str, *, polygons: Sequence[Sequence[float]] = (), crops: Sequence[Crop] = (),
+        box: tuple[float, float, float, float] | None = None, crowd: bool = False,
+    ) -> None:  # fmt: skip
         """Add an object with all its parts. Polygons stay polygons; if there are crops, all parts become one code.
 
         Args:
@@ -109,7 +94,8 @@ class CocoBuilder:
             extent, area = (x, y, x + width, y + height), float(coco_mask.area(code))
         elif polygons:
             segmentation = [[float(v) for v in polygon] for polygon in polygons]
-            extent = clipped_extent(segmentation, size)
+            points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation]).clip(0, size[::-1])
+            extent = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
             area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))))
         elif box is not None:
             segmentation, extent = [], box
@@ -166,16 +152,6 @@ def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size
     if polygons:
         packed += coco_mask.frPyObjects([list(map(float, polygon)) for polygon in polygons], *size)
     return packed[0] if len(packed) == 1 else coco_mask.merge(packed)
-
-
-def clipped_extent(polygons: Sequence[Sequence[float]], size: Size) -> tuple[float, float, float, float]:
-    """Return the box x1y1x2y2 around polygons, clipped to an image of `size`."""
-    xs = [x for polygon in polygons for x in polygon[0::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    height, width = map(float, size)
-    x1, x2 = (min(max(x, 0.0), width) for x in (min(xs), max(xs)))
-    y1, y2 = (min(max(y, 0.0), height) for y in (min(ys), max(ys)))
-    return x1, y1, x2, y2
 
 
 def image_coordinates(values: object) -> list[float]:

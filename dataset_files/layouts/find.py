@@ -53,10 +53,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
-    """Detect the layout of a folder or annotation file.
-
-    Args:
-        class_attribute: the region attribute that is the class, in VIA's files.
+    """Detect the layout of a folder or annotation file; `class_attribute` is the one with the class, in VIA's files.
 
     Raises:
         FileNotFoundError: there is no such folder or file.

@@ -23,11 +23,7 @@ ONLY_CLASS = "object"  # if regions have no attribute
 
 
 def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
-    """Find the splits of a folder with VIA's JSON files, or of one such file.
-
-    Args:
-        class_attribute: the region attribute that is the class, if there are several.
-    """
+    """Find the splits of a folder with VIA's JSON files, or of one such file; see `find_layout`."""
     return [
         SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
         for split, source in file_per_split(root, ".json", is_via, "VIA files").items()

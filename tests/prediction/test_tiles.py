@@ -164,6 +164,6 @@ def test_an_image_has_as_many_pixels_as_masks_can_be_encoded_for(tmp_path: Path,
 
 def test_an_image_above_pillows_limit_gives_no_warning(tmp_path: Path):
     Image.new("1", (16400, 8200)).save(tmp_path / "large.png")
-    program = f"from dataset_files.rgb_images import open_image; open_image({str(tmp_path / 'large.png')!r})"
+    program = f"from dataset_files.stored_images import open_image; open_image({str(tmp_path / 'large.png')!r})"
     outcome = started([sys.executable, "-c", program], ROOT)
     assert (outcome.code, outcome.said) == (0, "")

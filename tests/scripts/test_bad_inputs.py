@@ -19,7 +19,7 @@ from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.image_headers import check_images
 from dataset_files.layouts.text_files import parse_xml
 from dataset_files.problems import Problems
-from dataset_files.rgb_images import as_rgb, is_turned
+from dataset_files.stored_images import as_rgb, is_turned
 from my_dataset_coco import CocoDetection, read_image
 from prediction.sources import unique_names
 from tests.helpers.broken_data import LAUGHS, SIZE, annotation_file, edit, make_coco, nothing, picture, renamed, turned
