@@ -62,14 +62,11 @@ class ImageTransform(nn.Module):
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
         # Buffers move to the device with the network; they are not stored, as torchvision's state dict lacks them.
         for name, values in (("pixel_mean", image_mean), ("pixel_std", image_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
-        self.size_divisible = size_divisible
-        self.fixed_size = fixed_size
-        self.antialias = antialias
+        self.size_divisible, self.fixed_size, self.antialias = size_divisible, fixed_size, antialias
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
@@ -110,7 +107,9 @@ class ImageTransform(nn.Module):
         """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""
         if view is not None:
             return resize_to_view(image, view)
-        side = self.choose_size() if self.training else self.min_size[-1]
+        side = self.min_size[-1]
+        if self.training:  # a draw even from a single size keeps the RNG in step with torchvision's
+            side = self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
         if self.fixed_size is not None:
             return interpolate(image, self.fixed_size[::-1], self.antialias)
         shape = image.shape[-2:]
@@ -123,10 +122,6 @@ class ImageTransform(nn.Module):
         return F.interpolate(
             image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
         )[0]
-
-    def choose_size(self) -> int:
-        """Draw one of the training sizes, even if there is only one: this keeps the RNG in step with torchvision's."""
-        return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
 
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of the given sizes."""

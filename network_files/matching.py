@@ -60,8 +60,7 @@ class Matcher:
     def __init__(self, high_threshold: float, low_threshold: float, allow_low_quality_matches: bool):
         if low_threshold > high_threshold:
             raise ValueError(f"low_threshold {low_threshold} is above high_threshold {high_threshold}")
-        self.high_threshold = high_threshold
-        self.low_threshold = low_threshold
+        self.high_threshold, self.low_threshold = high_threshold, low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, objects: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:

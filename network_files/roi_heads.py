@@ -77,19 +77,13 @@ class RoIHeads(nn.Module):
         agnostic_nms: bool = False,
     ):
         super().__init__()
-        self.box_roi_pool = box_roi_pool
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_roi_pool = mask_roi_pool
-        self.mask_head = mask_head
-        self.mask_predictor = mask_predictor
+        self.box_roi_pool, self.box_head, self.box_predictor = box_roi_pool, box_head, box_predictor
+        self.mask_roi_pool, self.mask_head, self.mask_predictor = mask_roi_pool, mask_head, mask_predictor
         self.matcher = Matcher(fg_iou_thresh, bg_iou_thresh, allow_low_quality_matches=False)
         self.sampler = BalancedSampler(batch_size_per_image, positive_fraction)
         self.box_coder = BoxCoder(bbox_reg_weights)
-        self.score_thresh = score_thresh
-        self.nms_thresh = nms_thresh
+        self.score_thresh, self.nms_thresh, self.agnostic_nms = score_thresh, nms_thresh, agnostic_nms
         self.detections_per_img = detections_per_img
-        self.agnostic_nms = agnostic_nms
 
     def losses(
         self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],

@@ -36,13 +36,8 @@ SUPERSAMPLING = 8
 def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80, seed: int = 0) -> None:
     """Draw the dataset into `root`, completely or not at all; return at once if it is already there.
 
-    Args:
-        root: a folder that does not exist yet, is empty, or holds this dataset.
-        num_train, num_val: number of training and of validation images, all different.
-        seed: another seed draws other images; the same seed draws the same bytes.
-
-    Raises:
-        ValueError: a count or the seed is out of range, or `root` holds something else.
+    The same seed draws the same bytes. ValueError if a count or the seed is out of range, or `root` holds something
+    else.
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
@@ -117,6 +112,12 @@ class Shape:
         whole = polygon_area(self.outline) - (0 if self.hole is None else polygon_area(self.hole))
         return bool(visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * whole))
 
+    def leaves_clear(self, other: "Shape") -> bool:
+        a, b = self.outline, other.outline
+        if self.category_id == other.category_id and np.all((a.min(0) < b.max(0)) & (b.min(0) < a.max(0))):
+            return False
+        return other.is_recognisable(other.visible & ~self.visible)
+
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     """Return an image, uint8 [H, W, 3], and its objects from back to front."""
@@ -141,17 +142,10 @@ def find_place(rng: np.random.Generator, below: list[Shape], height: int, width:
 
     The bounding boxes of two objects of a class do not overlap. None means that there is no room for a shape.
     """
-
-    def leaves_clear(shape: Shape, other: Shape) -> bool:
-        a, b = shape.outline, other.outline
-        if shape.category_id == other.category_id and np.all((a.min(0) < b.max(0)) & (b.min(0) < a.max(0))):
-            return False
-        return other.is_recognisable(other.visible & ~shape.visible)
-
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
         shape = random_shape(rng, size, height, width)
-        if shape.is_recognisable(shape.visible) and all(leaves_clear(shape, other) for other in below):
+        if shape.is_recognisable(shape.visible) and all(shape.leaves_clear(other) for other in below):
             return shape
         size = max(0.95 * size, OBJECT_SIZES[0])
     return None
@@ -214,12 +208,7 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
 
 
 def mixed_colour(rng: np.random.Generator, hue: float, vividness: float) -> np.ndarray:
-    """Return an RGB colour [3] in 0..255 of random lightness.
-
-    Args:
-        hue: in turns of the colour wheel; 0 is red, 1/3 green and 2/3 blue.
-        vividness: from 0 (grey) to 1 (pure hue).
-    """
+    """Return an RGB colour [3] in 0..255 of random lightness; hue 0 is red, 1/3 green, 2/3 blue; vividness 0 is grey."""
     channels = np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return rng.uniform(80, 250) * (1 - vividness * (1 - channels.clip(0, 1)))
 
@@ -304,9 +293,8 @@ def main() -> None:
     parser.add_argument("--num-train", type=int, default=440, help="training images (default: 440)")
     parser.add_argument("--num-val", type=int, default=80, help="validation images (default: 80)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another dataset (default: 0)")
-    args = parser.parse_args()
     try:
-        make_demo_dataset(args.root, args.num_train, args.num_val, args.seed)
+        make_demo_dataset(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -64,10 +64,6 @@ class InstanceMasks:
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
         return cls.from_crops(crops, size_of(masks))
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
     def __len__(self) -> int:
         return len(self.crops)
 
@@ -79,11 +75,9 @@ class InstanceMasks:
         return self.with_storage(torch.cat(parts) if parts else self.pixels[:0], self.crops[chosen])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "InstanceMasks":
-        """The same masks on another device."""
         return self.with_storage(*(t.to(device, non_blocking=non_blocking) for t in (self.pixels, self.crops)))
 
-    def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":
-        """The same masks in pinned memory; called by a loader with `pin_memory`."""
+    def pin_memory(self, device: torch.device | str | None = None) -> "InstanceMasks":  # called by a loader
         return self.with_storage(self.pixels.pin_memory(), self.crops.pin_memory())
 
     def with_storage(self, pixels: Tensor, crops: Tensor) -> "InstanceMasks":
@@ -191,22 +185,17 @@ class InstanceMasks:
             resampled.append((x1, y1, pixels[rows[y1:y2] - top][:, columns[x1:x2] - left]))
         return resampled
 
-    def source_indices(self) -> tuple[Tensor, Tensor]:
+    def source_indices(self) -> list[Tensor]:
         """For each row and each column of the current frame, the nearest row and column of the source image, int64.
 
-        Rows and columns of the padding have the index after the last one of the source.
+        They are read from `F.interpolate` itself. Rows and columns of the padding have the index after the last one.
         """
-        rows, columns = (
-            F.pad(nearest_indices(source, content), (0, frame - content), value=source)
-            for source, content, frame in zip(self.source_size, self.content_size, self.size)
-        )
-        return rows, columns
-
-
-def nearest_indices(source: int, target: int) -> Tensor:
-    """int64 [target]: the source indices of nearest-neighbour interpolation, read from `F.interpolate` itself."""
-    ramp = torch.arange(source, dtype=torch.float32)[None, None]
-    return F.interpolate(ramp, size=target, mode="nearest")[0, 0].to(torch.int64)
+        indices = []
+        for source, content, frame in zip(self.source_size, self.content_size, self.size):
+            ramp = torch.arange(source, dtype=torch.float32)[None, None]
+            nearest = F.interpolate(ramp, size=content, mode="nearest")[0, 0].to(torch.int64)
+            indices.append(F.pad(nearest, (0, frame - content), value=source))
+        return indices
 
 
 def shown_part(crop: Crop, top: int, left: int, height: int, width: int) -> Crop:

@@ -13,7 +13,8 @@ from tests.helpers.commands import run, succeeded
 from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.square_finder import PITCH, SQUARES, corners, write_square_finder, write_squares
 from tests.helpers.thin_weights import thin_networks
-from train_utils.metrics.coco_evaluation import MetricsOfAll, coco_results, score_all
+from train_utils.classes import ClassTable
+from train_utils.metrics.coco_evaluation import CocoEvaluator, MetricsOfAll, coco_results
 
 ON_CPU = ["--device", "cpu", "--workers", "0"]
 WARNING = f"up to {SQUARES} objects in an image; the network stops at 100 detections per image; --detections allows"
@@ -82,8 +83,9 @@ def test_metrics_of_all_detections_are_the_same_from_both_libraries(lab):
     assert len(coco_results(detections, {1: 1}, 100)["bbox"]) == 100
     results = coco_results(detections, {1: 1})["bbox"]
     file = str(lab / "data" / "annotations" / "instances_val2017.json")
-    found = score_all(coco_object(file), results, "bbox", 240)
-    theirs = official_evaluation(Path(file), results, "bbox", most=240).eval
+    evaluator = CocoEvaluator(coco_object(file), ClassTable({1: "square"}, {1: 1}))
+    found = evaluator.score(detections, ["bbox"])["bbox"].of_all
+    theirs = official_evaluation(Path(file), results, "bbox", most=SQUARES).eval
     assert isinstance(found, MetricsOfAll) and 0.1 < found.ap < found.recall < 0.95
     expected = [float(theirs[name][..., 0, -1].mean()) for name in ("precision", "recall")]
     assert (found.ap, found.recall) == pytest.approx(expected, abs=1e-12)

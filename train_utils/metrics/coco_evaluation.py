@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ class ClassMetrics:
     threshold: float | None = None  # with the best F1 at IoU 0.5, see `midway`; None without a correct detection
 
 
-@dataclass
-class MetricsOfAll:
+class MetricsOfAll(NamedTuple):
     """AP and recall of all detections, if an image has more than the 100 that COCO's metrics count."""
 
     most: int  # the largest number of detections in an image
@@ -58,13 +57,11 @@ class Metrics:
     threshold: float | None = None  # the same, common to all classes
 
     def table(self, title: str) -> str:
-        """Format the metrics as a text table."""
         lines = [title, *(f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats))]
-        if (every := self.of_all) is not None:
-            note = f"of up to {every.most} detections per image"
-            lines += [
-                f"  {name:<10} {value:7.4f}  {note}" for name, value in (("AP all", every.ap), ("AR all", every.recall))
-            ]
+        if self.of_all is not None:
+            most, *values = self.of_all
+            pairs = zip(("AP all", "AR all"), values)
+            lines += [f"  {name:<10} {value:7.4f}  of up to {most} detections per image" for name, value in pairs]
         width = max([len(c.name) for c in self.classes], default=0)
         lines.append(f"  {'class':<{width}}  objects       AP     AP50")
         lines += [f"  {c.name:<{width}}  {c.objects:7d}  {c.ap:7.4f}  {c.ap50:7.4f}" for c in self.classes]
@@ -90,18 +87,13 @@ def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()
 
 
 class PendingDetections:
-    """The detections of a batch, copied from the device asynchronously; reading them waits for the copy.
-
-    Args:
-        detections: return value of `MaskRCNN.detect`.
-    """
+    """What `MaskRCNN.detect` returned for a batch, copied asynchronously from the device; reading waits for it."""
 
     def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
         self.counts = [len(detection["labels"]) for detection in detections]
         self.columns = {key: AsyncHostCopy(torch.cat([d[key] for d in detections])) for key in detections[0]}
 
     def read(self) -> list[dict[str, Tensor]]:
-        """Return the detections of each image, on the CPU."""
         columns = {key: column.read().split(self.counts) for key, column in self.columns.items()}
         return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
@@ -116,9 +108,7 @@ class CocoEvaluator:
     """
 
     def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
-        self.ground_truth = ground_truth
-        self.classes = classes
-        self.continuous_paste = continuous_paste
+        self.ground_truth, self.classes, self.continuous_paste = ground_truth, classes, continuous_paste
         self.detections: dict[int, dict] = {}
 
     def update_batch(
@@ -157,7 +147,9 @@ class CocoEvaluator:
         if most > MOST_DETECTIONS:
             results = coco_results(detections, self.classes.category_ids)
             for kind in kinds:
-                metrics[kind].of_all = score_all(truths[kind], results[kind], kind, most)
+                found = run_cocoeval(truths[kind], results[kind], kind, most).eval
+                numbers = (mean_of_valid(np.asarray(found[name])[..., 0, -1]) for name in ("precision", "recall"))
+                metrics[kind].of_all = MetricsOfAll(most, *numbers)
         return metrics
 
 
@@ -171,23 +163,19 @@ def truth_of_masks(ground_truth: Any) -> Any:
         ground_truth.loadCats(ground_truth.getCatIds()),
     )
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    as_crowds = [
-        a if a["segmentation"] else portable(a, a["category_id"], a["image_id"], sizes[a["image_id"]])
-        for a in annotations
-    ]
-    return coco_object({"images": images, "annotations": as_crowds, "categories": categories})
+    for i, a in enumerate(annotations):
+        if not a["segmentation"]:
+            annotations[i] = portable(a, a["category_id"], a["image_id"], sizes[a["image_id"]])
+    return coco_object({"images": images, "annotations": annotations, "categories": categories})
 
 
 def coco_results(
     detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
 ) -> dict[str, list[dict]]:
-    """Convert detections by image id to COCO's results format per IoU type; labels become category ids.
+    """Convert up to `most` detections per image to COCO's results format per IoU type; labels become category ids.
 
     Boxes and masks are separate entries, as in official results files, so that a mask detection has its mask's area.
     Detections of labels without a category (gaps in COCO's ids) are dropped.
-
-    Args:
-        most: how many detections to convert per image, best first; None: all.
     """
     boxes, masks = [], []
     for image_id in sorted(detections):
@@ -242,12 +230,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> f
 
 
 def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return approximately the best score for all classes together.
-
-    Args:
-        precision, scores: float64 [101, K], as for `best_threshold`.
-        objects: int64 [K].
-    """
+    """Return about the best score for all classes together; precision and scores are [101, K], objects int64 [K]."""
     reached = (precision > 0) & (objects > 0)
     hits = hits_at_recalls(objects)
     found = np.where(reached, hits / np.where(reached, precision, 1), 0)
@@ -277,19 +260,10 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
     return {}
 
 
-def score_all(ground_truth: Any, results: Sequence[dict], iou_type: str, most: int) -> MetricsOfAll:
-    """Compute AP and recall with up to `most` detections per image and class."""
-    evaluation = run_cocoeval(ground_truth, list(results), iou_type, most)
-    ap, recall = (np.asarray(evaluation.eval[name])[..., 0, -1] for name in ("precision", "recall"))
-    return MetricsOfAll(most, mean_of_valid(ap), mean_of_valid(recall))
-
-
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
     """Run COCO's evaluation without its output. All numbers equal those of pycocotools to the last bit.
 
-    Args:
-        most: maximum number of detections per image and class, instead of COCO's 1, 10 and 100; `stats` is then not
-            computed.
+    With `most` detections per image and class, instead of COCO's 1, 10 and 100, `stats` is not computed.
     """
     from hotcoco import COCOeval  # only the main process needs it
 

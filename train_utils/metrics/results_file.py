@@ -1,8 +1,4 @@
-"""Score a file of detections in COCO's results format, written by any detector, and print COCO's official table.
-
-The file is a list of entries with `image_id`, `category_id`, `score` and `bbox` or `segmentation`; the ground truth is
-a COCO annotation file.
-"""
+"""Score a file of detections in COCO's results format, written by any detector, and print COCO's official table."""
 
 import json
 import math
@@ -40,10 +36,8 @@ def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[
     """Compute the 12 metrics of boxes ("bbox") and masks ("segm"); `official_table` prints them.
 
     For boundaries ("boundary"), masks are read and scored. For masks a `bbox` in the same entry is ignored, so that
-    small, medium and large depend on the mask's area.
-
-    Raises:
-        InputError: a file cannot be read, or the two do not fit together; the message names file and entry.
+    small, medium and large depend on the mask's area. InputError names a file that cannot be read, or the entry that
+    does not fit.
     """
     truth = read_annotations(annotation_path)
     results = {kind: read_results(results_path, truth, kind) for kind in with_masks(kinds)}
@@ -61,7 +55,6 @@ def with_masks(kinds: Sequence[str]) -> list[str]:
 
 
 def read_annotations(path: str) -> dict[str, Any]:
-    """Read and check a COCO annotation file."""
     content = read_json(path, "--annotation-file")
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
@@ -84,8 +77,7 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
         raise InputError(f"{path}: not a results file (a list of detections)")
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     for place, entry in enumerate(results):
-        problem = problem_of(entry, sizes, iou_type)
-        if problem:
+        if problem := problem_of(entry, sizes, iou_type):
             raise InputError(f"{path}: detection {place} {problem}")
     categories = {category["id"] for category in truth["categories"]}
     foreign = sum(entry["category_id"] not in categories for entry in results)

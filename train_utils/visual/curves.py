@@ -1,7 +1,4 @@
-"""Plot the history of a run: loss and learning rate over the steps, AP over the epochs.
-
-The figures use matplotlib's objects on the Agg canvas: no window, no display, and no global pyplot state.
-"""
+"""Plot the history of a run: loss and learning rate over the steps, AP over the epochs. No display is needed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -32,18 +28,12 @@ def plot_loss_and_lr(
     """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
     Args:
-        losses: S total losses, one per logged step. A loss that is not finite leaves a gap in the line and a mark on
-            the bottom axis.
-        learning_rates: S learning rates of the same steps.
-        path: the PNG to write; an existing one is replaced atomically.
-        steps: S numbers of the steps; None: 1, 2, 3, ...
+        losses: one per logged step. A loss that is not finite leaves a gap in the line and a mark on the bottom axis.
+        learning_rates, steps: of the same steps, and their numbers; by default 1, 2, 3, ...
         epoch_ends: epoch -> its last step, shown on the top axis.
         validation: step -> validation loss after that step.
     """
     numbers = np.arange(1, len(losses) + 1) if steps is None else np.asarray(steps)
-    if not len(losses) == len(learning_rates) == len(numbers):
-        given = f"{len(losses)} losses, {len(learning_rates)} learning rates and {len(numbers)} steps"
-        raise ValueError(f"each loss needs its learning rate and step: got {given}")
     loss, rate = with_gaps(losses), with_gaps(learning_rates)
     figure, axes = new_figure("step", "loss", points=len(numbers))
     right = axes.twinx()
@@ -85,44 +75,26 @@ def plot_map(
     box_ap: Sequence[float],
     mask_ap: Sequence[float],
     path: str | os.PathLike,
-    box_ap50: Sequence[float] | None = None,
-    mask_ap50: Sequence[float] | None = None,
+    box_ap50: Sequence[float],
+    mask_ap50: Sequence[float],
 ) -> None:
-    """Write a PNG of COCO's AP over the epochs, for boxes and masks.
+    """Write a PNG of COCO's AP over the epochs: AP@[0.50:0.95] as solid lines, AP@0.50 as dashed ones.
 
-    AP@[0.50:0.95] is drawn as solid lines, AP@0.50, if given, as dashed ones.
-
-    Args:
-        epochs: E epoch numbers.
-        box_ap, mask_ap, box_ap50, mask_ap50: E values in 0..1. COCO's -1 (nothing to find) and values that are not
-            finite leave a gap.
-        path: the PNG to write; an existing one is replaced atomically.
+    COCO's -1 (nothing to find) and values that are not finite leave a gap.
     """
     figure, axes = new_figure("epoch", "AP", points=len(epochs))
-    curves = (
-        ("box AP", box_ap, BOX_COLOUR, "-"),
-        ("mask AP", mask_ap, MASK_COLOUR, "-"),
-        ("box AP50", box_ap50, BOX_COLOUR, "--"),
-        ("mask AP50", mask_ap50, MASK_COLOUR, "--"),
-    )
-    for label, values, colour, style in curves:
-        if values is None:
-            continue
-        if len(values) != len(epochs):
-            raise ValueError(f"{len(epochs)} epochs need as many values of {label}, got {len(values)}")
-        known = with_gaps(values)
-        known[known < 0] = np.nan
-        axes.plot(epochs, known, style, color=colour, label=label, marker="o", markersize=4)
+    for label, values, style in (("AP", (box_ap, mask_ap), "-"), ("AP50", (box_ap50, mask_ap50), "--")):
+        for kind, of_kind, colour in zip(("box", "mask"), values, (BOX_COLOUR, MASK_COLOUR)):
+            known = with_gaps(of_kind)
+            known[known < 0] = np.nan
+            axes.plot(epochs, known, style, color=colour, label=f"{kind} {label}", marker="o", markersize=4)
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     write_png(figure, path)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred moving average of the finite values among 2 * window + 1, float [S] -> float [S].
-
-    It is NaN if none of them is finite.
-    """
+    """Return the centred moving average of the finite values among 2 * window + 1; NaN if none of them is finite."""
     if not len(values):
         return values
     known = np.isfinite(values)
@@ -133,10 +105,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 def new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     if not points:

@@ -24,6 +24,7 @@ MASK_OPACITY = 0.4
 READABLE_SIDE, LARGEST_UPSCALED_SIDE = 480, 2000
 SMALLEST_FONT, LARGEST_FONT = 10, 64
 LONGEST_NAME = 40
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue
 
 # Bright and saturated, unlike most of a photo, in which dark or grey colours would hardly stand out.
 PALETTE: tuple[Colour, ...] = (
@@ -52,15 +53,10 @@ def draw_instances(
     Args:
         image: in RGB; other modes are converted. It is not modified.
         boxes: float [N, 4], x1y1x2y2 in pixels of `image`.
-        names: N class names. A class has the same colour in all images; its instances vary slightly in hue and
-            lightness.
+        names: N class names. A class has the same colour in all images; instances vary slightly in hue and lightness.
         scores: float [N] in 0..1, or None for ground truth.
-        masks: None, or N crops `(x0, y0, crop)`: `crop` is bool [h, w] and lies within the image, its top-left pixel at
-            column x0, row y0 of `image`.
+        masks: None, or N crops `(x0, y0, crop)`: bool [h, w] within the image, its top-left pixel at x0, y0.
         line_width: width of boxes and contours in pixels of the returned image; None: derived from its size.
-
-    Returns:
-        An RGB image of `readable_scale(*image.size)` times the size, or of the same size without `enlarge`.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
     for what, values in (("names", names), ("scores", scores), ("masks", masks)):
@@ -81,26 +77,26 @@ def draw_instances(
         for i in big_first:
             blend_mask(pixels, enlarge_mask(masks[i], scale), colours[i], width)
     for i in big_first:
-        outline_box(pixels, boxes[i], colours[i], width)
+        x1, y1, x2, y2 = boxes[i]
+        box = pixels[y1:y2, x1:x2]  # the line lies inside
+        for side in (box[:width], box[-width:], box[:, :width], box[:, -width:]):
+            side[:] = colours[i]
     canvas = Image.fromarray(pixels)
 
-    font_size = label_font_size(canvas.size, len(boxes))
-    labels = [
-        fit_label(name, None if scores is None else scores[i], font_size, canvas.width) for i, name in enumerate(names)
-    ]
+    font_size, shown = label_font_size(canvas.size, len(boxes)), [None] * len(boxes) if scores is None else scores
+    labels = [fit_label(name, score, font_size, canvas.width) for name, score in zip(names, shown)]
     plates = place_plates(boxes, [plate_size(text, font) for text, font in labels], canvas.size)
     draw = ImageDraw.Draw(canvas)
     for i in big_first:
-        text, font = labels[i]
-        draw_label(draw, text, font, plates[i], colours[i])
+        (text, font), (x1, y1, x2, y2) = labels[i], plates[i].tolist()
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colours[i])
+        ink = "black" if np.dot(colours[i], LUMA) > 125 else "white"
+        draw.text((x1 + plate_padding(font), y1), text, fill=ink, font=font)
     return canvas
 
 
 def readable_scale(width: int, height: int) -> int:
-    """Return the integer factor by which a small image is enlarged; 1 for all others.
-
-    Its short side becomes about 480 pixels, its long side at most 2000.
-    """
+    """Return the integer factor that makes an image's short side about 480, and its long side at most 2000 pixels."""
     return max(1, min(round(READABLE_SIDE / min(width, height)), LARGEST_UPSCALED_SIDE // max(width, height)))
 
 
@@ -113,10 +109,7 @@ def label_font_size(image_size: tuple[int, int], instances: int) -> int:
 
 
 def instance_colours(names: Sequence[str]) -> list[Colour]:
-    """Return a colour per instance: its class's palette entry, varied for each further instance of the class.
-
-    The palette entry depends on the class name alone.
-    """
+    """Return a colour per instance: that of its class name, varied for each further instance of the class."""
     seen: Counter[str] = Counter()
     colours = []
     for name in names:
@@ -138,10 +131,7 @@ def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
 
 
 def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
-    """Return the mask minus its erosion by `width` pixels, bool [h, w] -> bool [h, w].
-
-    Pixels beyond the crop count as outside, so that the contour is also closed along the image border.
-    """
+    """Return the mask minus its erosion by `width` pixels, bool [h, w]; pixels beyond the crop count as outside."""
     rows, columns = crop.shape
     if min(rows, columns) <= 2 * width:
         return crop.copy()
@@ -155,13 +145,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
     """Place N label plates near their boxes and within the image, without overlap where there is room.
 
-    Args:
-        boxes: int [N, 4], x1y1x2y2 in pixels, x2 and y2 excluded.
-        sizes: N pairs of plate width and height.
-        image_size: width and height of the image.
-
-    Returns:
-        Plates, int [N, 4], x1y1x2y2 in pixels of the image.
+    Boxes and plates are int [N, 4], x1y1x2y2 in pixels, x2 and y2 excluded. Sizes are widths and heights.
     """
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
@@ -185,9 +169,7 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
     corners = [(x, y) for x in columns for y in rows]
     corners += [(x, y) for y in (y1, (y1 + y2 - h) // 2, y2 - h) for x in (x2, x1 - w)]
-    corners += [
-        (x, y) for step in (1, 2, 3) for y in (y1 - h - step * h, y1 + step * h, y2 + step * h) for x in columns
-    ]
+    corners += [(x, y) for k in (1, 2, 3) for y in (y1 - h - k * h, y1 + k * h, y2 + k * h) for x in columns]
     top_left = np.clip(corners, 0, np.maximum(np.subtract(image_size, size), 0))
     return np.concatenate([top_left, top_left + size], axis=1)
 
@@ -200,10 +182,7 @@ def covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:
-    """Return a colour's k-th variant; variant 0 is the colour itself.
-
-    A low-discrepancy sequence spreads the others evenly around it in hue and lightness.
-    """
+    """Return a colour's k-th variant: a low-discrepancy sequence spreads hue and lightness evenly around variant 0."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)
@@ -222,22 +201,8 @@ def blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: i
     under[mask_contour(crop, line_width)] = [(2 * channel + 255) // 3 for channel in colour]
 
 
-def outline_box(pixels: np.ndarray, box: np.ndarray, colour: Colour, line_width: int) -> None:
-    """Draw a box, int x1y1x2y2 with x2 and y2 excluded, into `pixels`, uint8 [H, W, 3], in place.
-
-    The line always lies inside the box.
-    """
-    x1, y1, x2, y2 = box
-    inside = pixels[y1:y2, x1:x2]
-    for side in (inside[:line_width], inside[-line_width:], inside[:, :line_width], inside[:, -line_width:]):
-        side[:] = colour
-
-
 def fit_label(name: str, score: float | None, font_size: int, image_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return the text of a label, and a font that has its characters and makes the plate fit into the image.
-
-    The name becomes one line of printable characters, truncated if very long.
-    """
+    """Return a label's text, one printable line, and a font that has its characters and makes the plate fit."""
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
     name = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
     text = name if score is None else f"{name} {score:.2f}".strip()
@@ -254,13 +219,3 @@ def plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
 
 def plate_padding(font: ImageFont.FreeTypeFont) -> int:
     return max(2, round(font.size / 5))
-
-
-def draw_label(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, plate: np.ndarray, colour: Colour
-) -> None:
-    x1, y1, x2, y2 = plate.tolist()
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
-    red, green, blue = colour
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    draw.text((x1 + plate_padding(font), y1), text, fill="black" if luminance > 125 else "white", font=font)

@@ -28,10 +28,9 @@ logger = logging.getLogger(__name__)
 
 @lru_cache(maxsize=1024)
 def font_for(name: str) -> str:
-    """Return the path of a font for a name.
+    """Return the path of matplotlib's DejaVu Sans if it has all characters, else of the CJK font that has most of them.
 
-    This is DejaVu Sans, which comes with matplotlib, if it has all characters; else the installed CJK font that has
-    most of them. Without matplotlib it is always "", which means Pillow's own font.
+    Without matplotlib it is always "", which means Pillow's own font.
     """
     if not HAS_MATPLOTLIB:
         if not name.isascii():
@@ -48,9 +47,9 @@ def font_for(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def warn_of_missing_characters() -> None:
+    remedy = "a font that has them, such as Noto Sans CJK" if HAS_MATPLOTLIB else "matplotlib"
     logger.warning(
-        "No installed font has all characters of the class names; some will be drawn as empty boxes. "
-        + ("Install a font that has them, such as Noto Sans CJK." if HAS_MATPLOTLIB else "Install matplotlib.")
+        f"No installed font has all characters of the class names; some will be drawn as empty boxes. Install {remedy}."
     )
 
 

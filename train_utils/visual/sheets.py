@@ -38,11 +38,7 @@ GREY = (32, 32, 32)
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) -> Image.Image:
-    """Place images on a grid of squares of `side` pixels, row by row; larger ones are scaled down.
-
-    Args:
-        columns: maximum number of images in a row.
-    """
+    """Place images on a grid of squares of `side` pixels, at most `columns` in a row; larger ones are scaled down."""
     columns = min(len(tiles), columns)
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), GREY)
@@ -55,12 +51,8 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) 
 
 
 def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown: Sequence[int] = ()) -> Image.Image:
-    """Draw the objects of a target on their image [C, H, W]; `masks` are InstanceMasks in its frame.
-
-    Args:
-        shown: channels to show, see `ImageForm`.
-    """
-    masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].in_current_frame().all_crops()]
+    """Draw the objects of a target on their image [C, H, W], of which the channels `shown` are drawn (`ImageForm`)."""
+    masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].resampled_crops()]
     classes = [names.get(label, f"class {label}") for label in target["labels"].tolist()]
     return draw_instances(to_picture(image.numpy(), shown), target["boxes"].numpy(), classes, None, masks)
 
@@ -84,10 +76,11 @@ class PredictionSheets:
     def before_step(self, state: RunState) -> None:
         """Draw after the last step of an epoch, once it has been evaluated."""
         if state.ends_epoch(state.number):
-            t, epoch = state.training, state.epoch_of(state.number)
+            t = state.training
             with t.evaluated():
                 state.run.write_predictions(
-                    epoch, lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision)
+                    state.epoch_of(state.number),
+                    lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision),
                 )
 
     after_train = before_step
@@ -97,10 +90,9 @@ class PredictionSheets:
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
-    """Draw some images of a dataset, each with its objects on the left and the detections on the right.
+    """Draw some images of a dataset, each with its objects on the left and detections from a score of 0.5 on the right.
 
-    Only detections with a score of at least 0.5 are shown. Unreadable images are skipped. If all are
-    unreadable, None is returned.
+    Unreadable images are skipped; None if all are unreadable.
     """
     network, tiles = ready_for_inference(model, precision), []
     for i in chosen_items(dataset):
@@ -110,14 +102,12 @@ def draw_predictions(
             continue
         with precision.autocast():
             (found,) = network.detect([image.to(device)])
-        shown = found["scores"] >= LEAST_SCORE
-        found = {name: value[shown].float().cpu() for name, value in found.items()}
+        found = {name: value[found["scores"] >= LEAST_SCORE].float().cpu() for name, value in found.items()}
         crops = mask_crops(found["masks"], found["boxes"], size_of(image), model.continuous_paste)
         masks = [(left, top, (crop > 0.5).numpy()) for left, top, crop in crops]
         names = [classes.names.get(int(label), f"class {int(label)}") for label in found["labels"]]
-        scores = found["scores"].numpy()
         picture = to_picture(image.numpy(), dataset.form.shown)
-        predicted = draw_instances(picture, found["boxes"].numpy(), names, scores, masks)
+        predicted = draw_instances(picture, found["boxes"].numpy(), names, found["scores"].numpy(), masks)
         tiles += [draw_target(image, target, classes.names, dataset.form.shown), predicted]
     return contact_sheet(tiles, columns=4) if tiles else None
 
@@ -138,10 +128,8 @@ def write_batch_sheet(
         pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
     tiles = [draw_target(image, target, names, dataset.form.shown) for image, target in zip(pixels, targets)]
     if is_main():
-        path = Path(settings.output_dir) / BATCH
-        sheet = contact_sheet(
-            tiles, columns=math.ceil(len(tiles) ** 0.5), side=max(BATCH_TILE, min(max(pixels.shape), 1024))
-        )
+        path, side = Path(settings.output_dir) / BATCH, max(BATCH_TILE, min(max(pixels.shape), 1024))
+        sheet = contact_sheet(tiles, math.ceil(len(tiles) ** 0.5), side)
         with reading_input():
             refuse_overwriting(files_of(dataset), [path])
             write_image(path, sheet)
