@@ -25,12 +25,9 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return the table of a checkpoint; without one, COCO's table for 90 classes, else numbered classes.
+        """Return the table of a weight file's content; without one, COCO's for 90 classes, else numbered classes.
 
-        Args:
-            content: the weight file's content.
-            num_classes: number of classes, including background.
-            label_json: JSON file whose names override all others.
+        `num_classes` includes the background. The names of `label_json` override all others.
         """
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))

@@ -59,10 +59,8 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
 
 
 def outcome_of(kind: str, dataset: InstanceDataset) -> str:
-    if kind in KEPT:
-        return ""
-    if dataset.training:
-        return ", left out"
+    if kind in KEPT or dataset.training:
+        return "" if kind in KEPT else ", left out"
     return ", kept as crowds" if kind == "no mask" else ", kept"
 
 
@@ -116,10 +114,7 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Renumber a dataset's classes, by name, as in another dataset or a checkpoint; warn about unmatched classes.
-
-    InputError if the two have no class in common.
-    """
+    """Renumber a dataset's classes, by name, as `owner` does; warn about unmatched ones. InputError if none matches."""
     own, names = set(dataset.class_names.values()), set(class_names.values())
     if not own & names:
         raise InputError(f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(names)})")

@@ -208,7 +208,7 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
 
 
 def mixed_colour(rng: np.random.Generator, hue: float, vividness: float) -> np.ndarray:
-    """Return an RGB colour [3] in 0..255 of random lightness; hue 0 is red, 1/3 green, 2/3 blue; vividness 0 is grey."""
+    """Return an RGB colour [3] in 0..255 of random lightness; hue 0 is red, 1/3 green; vividness 0 is grey."""
     channels = np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return rng.uniform(80, 250) * (1 - vividness * (1 - channels.clip(0, 1)))
 

@@ -41,8 +41,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def is_connected() -> bool:
-    """Whether this process exchanges values with others."""
+def is_connected() -> bool:  # whether this process exchanges values with others
     return dist.is_initialized() and not cut_off
 
 
@@ -149,8 +148,8 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
     """Wrap the model in DistributedDataParallel if there are several processes.
 
     Running statistics are not synchronised at every step; evaluation and checkpoints use those of the main process.
-    `fixed_buckets` keeps the buckets in which gradients are first summed. By default they are rebuilt after a process's
-    first step, so that in a resumed run of three or more processes the rounding differs.
+    `fixed_buckets` keeps the buckets in which gradients are first summed; else they are rebuilt after a process's first
+    step, so that in a resumed run of three or more processes the rounding differs.
     """
     if world_size() == 1:
         return model

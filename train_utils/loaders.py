@@ -36,15 +36,9 @@ def fingerprint(dataset: InstanceDataset) -> str:
 
 
 def training_loader(
-    dataset: InstanceDataset,
-    batch_size: int,
-    group_factor: int,
-    workers: int | None,
-    seed: int,
-    pin_memory: bool,
-    batch_transform: Callable[[Sequence], tuple] | None = None,
-    repeat_threshold: float = 0.0,
-) -> DataLoader:
+    dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool,
+    batch_transform: Callable[[Sequence], tuple] | None = None, repeat_threshold: float = 0.0,
+) -> DataLoader:  # fmt: skip
     """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio.
 
     A `batch_transform` takes whole batches, and also collates them in place of the dataset's `collate_fn`. A
@@ -53,31 +47,23 @@ def training_loader(
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
     if repeats is not None and is_main():
-        rare, images = f"{(repeats > 1).sum()} images with rare classes", f"{math.ceil(repeats.sum())} images"
-        more_often = f"--repeat-threshold {repeat_threshold:g}: {rare} are shown more often"
-        print(f"{more_often}; an epoch has {images} instead of {len(repeats)}", flush=True)
+        print(
+            f"--repeat-threshold {repeat_threshold:g}: {(repeats > 1).sum()} images with rare classes are shown more "
+            f"often; an epoch has {math.ceil(repeats.sum())} images instead of {len(repeats)}",
+            flush=True,
+        )
     sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
-    return DataLoader(
-        SeededItems(dataset, seed, keep_seeds=batch_transform is not None),
-        batch_sampler=sampler,
-        num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn if batch_transform is None else partial(transform_seeded, batch_transform),
-        pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
+    collate = dataset.collate_fn if batch_transform is None else partial(transform_seeded, batch_transform)
+    return loader_of(SeededItems(dataset, seed, batch_transform is not None), sampler, workers, collate, pin_memory)
 
 
 def evaluation_loader(
     dataset: InstanceDataset, batch_size: int | None, workers: int | None, device: torch.device = CPU
 ) -> DataLoader:
-    """Return a loader of this process's share of the images; each image is on one process only.
+    """Return a loader of this process's share of the images; by default with 8 per batch on a GPU, else 1.
 
     All images of a batch have the same size, since padding an image to another's size would change its detections. So
     metrics depend on the batch size only by rounding, and not on the number of processes.
-
-    Args:
-        batch_size: images per batch; None: 8 on a GPU, else 1.
-        device: where the images go; for CUDA they are in pinned memory.
     """
     if batch_size is None:
         batch_size = 1 if device.type == "cpu" else GPU_BATCH
@@ -85,15 +71,15 @@ def evaluation_loader(
     for i in range(len(dataset)):
         by_size.setdefault(dataset.get_height_and_width(i), []).append(i)
     batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
-    batches.sort()
+    own = sorted(batches)[rank() :: world_size()]
+    return loader_of(MarkedItems(dataset), own, workers, dataset.collate_fn, pin_memory=device.type == "cuda")
+
+
+def loader_of(items: Dataset, sampler: Any, workers: int | None, collate: Callable, pin_memory: bool) -> DataLoader:
     return DataLoader(
-        MarkedItems(dataset),
-        batch_sampler=batches[rank() :: world_size()],
-        num_workers=default_workers() if workers is None else workers,
-        collate_fn=dataset.collate_fn,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
+        items, batch_sampler=sampler, num_workers=default_workers() if workers is None else workers,
+        collate_fn=collate, pin_memory=pin_memory, worker_init_fn=leave_signals_to_the_main_process,
+    )  # fmt: skip
 
 
 def default_workers() -> int:
@@ -163,9 +149,8 @@ def mix_seed(*numbers: int) -> int:
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
     """Return how often an epoch shows each image on average, float64 [images], to show rare classes more often.
 
-    Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class that occurs in a share f of
-    the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes; without objects,
-    1.
+    Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class in a share f of the images
+    has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes; without objects, 1.
     """
     images_with = Counter(c for found in classes for c in set(found))
     factors = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in images_with.items()}
@@ -187,15 +172,9 @@ class AspectRatioBatchSampler:
     """
 
     def __init__(
-        self,
-        ratios: list[float],
-        batch_size: int,
-        group_factor: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        self, ratios: list[float], batch_size: int, group_factor: int, seed: int, rank: int = 0, world_size: int = 1,
         repeats: np.ndarray | None = None,
-    ):
+    ):  # fmt: skip
         if not ratios:
             raise InputError("the training set has no image with a usable object")
         edges = 2 ** np.linspace(-1, 1, 2 * group_factor + 1) if group_factor > 0 else np.zeros(0)
@@ -234,9 +213,7 @@ class AspectRatioBatchSampler:
 
     def batches(self) -> list[list[tuple[int, ...]]]:
         """Draw the batches of all processes for the epoch."""
-        order = self.order()
-        waiting: dict[int, list[tuple[int, ...]]] = {}
-        batches = []
+        order, waiting, batches = self.order(), dict[int, list[tuple[int, ...]]](), list[list[tuple[int, ...]]]()
         for key in order:
             group = waiting.setdefault(int(self.groups[key[0]]), [])
             group.append(key)

@@ -110,18 +110,10 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     if config.arch == "detectron2":
         parts |= detectron2_parts()
     return MaskRCNN(
-        backbone,
-        config.num_classes,
-        min_size=config.min_size,
-        max_size=config.max_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        box_batch_size_per_image=config.rois_per_image,
-        box_detections_per_img=config.detections,
-        box_nms_thresh=config.nms_thresh,
-        box_agnostic_nms=config.agnostic_nms,
-        **parts,
-    )
+        backbone, config.num_classes, config.min_size, config.max_size, config.image_mean, config.image_std,
+        box_batch_size_per_image=config.rois_per_image, box_detections_per_img=config.detections,
+        box_nms_thresh=config.nms_thresh, box_agnostic_nms=config.agnostic_nms, **parts,
+    )  # fmt: skip
 
 
 def anchors_of(config: ModelConfig) -> AnchorGenerator:
@@ -140,12 +132,8 @@ def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
 
 def detectron2_parts() -> dict[str, Any]:
     """Build the parts that differ in Detectron2, besides the backbone's strides."""
-    return {
-        "box_roi_pool": PyramidRoIAlign(output_size=7, sampling_ratio=0, aligned=True),
-        "mask_roi_pool": PyramidRoIAlign(output_size=14, sampling_ratio=0, aligned=True),
-        "antialias": True,
-        "continuous_paste": True,
-    }
+    box, mask = (PyramidRoIAlign(output_size=size, sampling_ratio=0, aligned=True) for size in (7, 14))
+    return {"box_roi_pool": box, "mask_roi_pool": mask, "antialias": True, "continuous_paste": True}
 
 
 def build_training_model(
@@ -195,7 +183,10 @@ def build_training_model(
             config.anchor_ratios = config.anchor_ratios or stored.anchor_ratios
             if config.arch == "detectron2" and (config.anchor_sizes or config.anchor_ratios):
                 raise InputError(f"{path}: Detectron2's weights keep its anchors; omit --anchor-sizes, --anchor-ratios")
-    take_channels(config, stored, state, args, images)
+    if stored.channels not in (None, args.channels):
+        raise InputError(f"{args.pretrain}: was trained with --channels {stored.channels}; give the same number")
+    if args.channels is not None and images is not None:
+        take_channels(config, stored, state, args.channels, images)
     config.norm = args.norm or ("batch" if args.sync_bn else config.norm)
     if config.norm == "batch":
         config.norm_eps = 1e-5
@@ -216,34 +207,23 @@ def build_training_model(
 
 
 def take_channels(
-    config: ModelConfig,
-    stored: ModelConfig,
-    state: dict[str, Tensor],
-    args: TrainSettings,
-    images: InstanceDataset | None,
+    config: ModelConfig, stored: ModelConfig, state: dict[str, Tensor], channels: int, images: InstanceDataset
 ) -> None:
     """Set channels, values and statistics of a new network, and extend the first convolution of pretrained weights.
 
-    The statistics are those of the pretrained network, if it takes the same images, else the data's.
+    The statistics are those of the pretrained network, if it takes the same images, else the data's. InputError if an
+    image cannot be read.
 
     Args:
-        stored: description of the pretrained network.
-        state: its weights; {} for a new network.
-
-    Raises:
-        InputError: the pretrained network takes another number of channels, or an image cannot be read.
+        stored, state: description and weights of the pretrained network; no weights for a new one.
     """
-    if stored.channels not in (None, args.channels):
-        raise InputError(f"{args.pretrain}: was trained with --channels {stored.channels}; give the same number")
-    if args.channels is None or images is None:
-        return
-    if state and stored.channels is None and args.channels != 3:
+    if state and stored.channels is None and channels != 3:
         if is_main():
-            print(f"{args.channels} channels: the first convolution of the weights is extended from 3, and trained")
+            print(f"{channels} channels: the first convolution of the weights is extended from 3, and trained")
         config.trainable_layers = 5
         if STEM in state:  # of a detector; `load_classification_weights` extends its own
-            state[STEM] = extend_stem(state[STEM], args.channels)
-    config.channels, config.values = args.channels, images.form.values
+            state[STEM] = extend_stem(state[STEM], channels)
+    config.channels, config.values = channels, images.form.values
     if stored.channels is not None and stored.values == config.values:
         config.image_mean, config.image_std = stored.image_mean, stored.image_std
     else:
@@ -255,12 +235,9 @@ def take_channels(
 def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskRCNN, ModelConfig, dict[str, Any]]:
     """Load a network for evaluation from a checkpoint, or from weights of torchvision or Detectron2.
 
-    `num_classes` (without background) and `arch` of `args` must match the file if given; min_size, max_size,
-    detections, nms_thresh and agnostic_nms override the file's; label_json_path names the classes of a Detectron2 file.
-    InputError if the file is unusable or contradicts them.
-
-    Returns:
-        The network in evaluation mode, its description, and the file's content without weights and optimizer.
+    Returns the network in evaluation mode, its description, and the file's content without weights and optimizer.
+    InputError if the file is unusable, or contradicts `num_classes` (without background) or `arch`; other options
+    override the file's. label_json_path names the classes of a Detectron2 file.
     """
     content = read_weight_file(path, args.label_json_path)
     state = weights_in(content, path)

@@ -38,10 +38,9 @@ def open_training_data(
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open and check the training and the validation split; the latter gets the classes of the former.
 
-    InputError names all faults in one line.
+    InputError names all faults in one line. Images with more objects than `detections` cause a warning.
 
     Args:
-        detections: maximum number of detections per image; images with more objects cause a warning.
         held_out: validation images of the run that is resumed, see `held_out_images`.
     """
     with reading_input():
@@ -73,8 +72,9 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
         trained_with: settings of the run that wrote the weights, or {}; used for options that are not given.
         held_out: validation images of that run, see `held_out_images`.
     """
+    paths = [(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given]
     same_data = any(trained_with.get(s) for s in SOURCES) and all(
-        is_same_path(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given
+        own == other or own and other and realpath(own) == realpath(other) for own, other in paths
     )
     if same_data:
         for each in DataSettings.options():
@@ -101,10 +101,8 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
     """Open the training split that belongs to a validation split, unchecked; return None if there is none.
 
-    Args:
-        settings: the settings as `open_held_out` has completed them.
-        held_out: the validation split. It determines the classes, and its images are excluded if both splits come from
-            one file.
+    The validation split determines the classes; if both come from one file, its images are excluded. The settings are
+    those that `open_held_out` has completed.
     """
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
@@ -121,13 +119,11 @@ def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> I
 
 
 def layout_of(settings: DataSettings) -> Layout:
-    first_json = settings.train_json or settings.val_json
-    if first_json:
+    if first_json := settings.train_json or settings.val_json:
         if "data_path" in settings.given:
             raise InputError("--train-json and --val-json replace --data-path; omit --data-path")
-        val = settings.val_json if settings.train_json else None
-        folder = Path(settings.image_folder) if settings.image_folder else None
-        return named_files(Path(first_json), Path(val) if val else None, folder)
+        val = Path(settings.val_json) if settings.train_json and settings.val_json else None
+        return named_files(Path(first_json), val, Path(settings.image_folder) if settings.image_folder else None)
     if settings.image_folder is not None:
         raise InputError("--image-folder needs --train-json or --val-json; give these, or omit it")
     if settings.data_path is None:
@@ -240,20 +236,16 @@ def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | No
             if all have changed, as in resized data, and none is missing.
     """
     folder, names = opened.split.image_folder, image_names(opened)
-
-    def is_unchanged(name: str) -> bool:
-        content = content_of(folder / name)
-        return held_out[name] in (content, int(content.split()[0]))
-
-    found = {name for name in held_out if name in names and is_unchanged(name)}
+    contents = {name: content_of(folder / name) for name in held_out if name in names}
+    found = {name for name, content in contents.items() if held_out[name] in (content, int(content.split()[0]))}
     left = held_out.keys() - found
     if any(isinstance(held_out[name], str) for name in left):
         wanted = Counter(held_out[name] for name in left)
         sizes = {int(str(content).split()[0]) for content in wanted}
         for name in sorted(names - found):
             with suppress(OSError):
-                if (folder / name).stat().st_size in sizes and wanted[content_of(folder / name)] > 0:
-                    wanted[content_of(folder / name)] -= 1
+                if (folder / name).stat().st_size in sizes and wanted[content := content_of(folder / name)] > 0:
+                    wanted[content] -= 1
                     found.add(name)
         left = {name for name in left if wanted[held_out[name]] > 0}
     changed = {name for name in left & names if (folder / name).is_file()}
@@ -278,7 +270,3 @@ def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | No
 
 def image_names(opened: OpenedSplit) -> set[str]:
     return set(opened.index.file_names.tolist())
-
-
-def is_same_path(one: str | None, other: str | None) -> bool:
-    return one == other or (bool(one) and bool(other) and realpath(str(one)) == realpath(str(other)))

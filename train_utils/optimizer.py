@@ -23,10 +23,8 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
     """Build SGD with momentum, or AdamW, over the trained parameters; both are fused."""
     groups = parameter_groups(model, settings.weight_decay, settings.norm_weight_decay)
     if settings.opt == "adamw":
-        return AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    optimizer = SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
-    )  # fmt: skip
+        return AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimizer = SGD(groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True)
     create_momentum(optimizer)
     return optimizer
 
@@ -96,15 +94,12 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights, unless the loss or the gradients are not finite.
+    """Update the weights, unless the loss or the gradients are not finite; return whether, as bool on the device.
 
     Args:
         optimizer: a fused optimizer, which reads `found_inf` on the device.
         finite: bool scalar on the device, whether the loss is finite; the same on all processes.
         clip_grad_norm: scale the gradients so that their norm, over all weights, is at most this.
-
-    Returns:
-        bool scalar on the device, whether the weights were updated.
     """
     if clip_grad_norm is not None:
         scaler.unscale_(optimizer)

@@ -32,8 +32,7 @@ class StepResults:
     def add(self, step: StepResult) -> None:
         """Read the previous step; if this step may end the run, read it too, before the next one starts.
 
-        RunEnded or InputError if the run cannot continue, see `check`; or this process's own error, or InputError for
-        another's, if loading failed.
+        Errors are those of `check`; or if loading failed, this process's own error, or InputError for another's.
         """
         self.read()
         if step.loading_failed:
@@ -54,11 +53,9 @@ class StepResults:
         return self.applied
 
     def check(self, step: StepResult) -> None:
-        """End the run if it cannot continue.
+        """End the run by RunEnded if too many steps in a row were not applied, or weights are not finite.
 
-        Raises:
-            RunEnded: too many consecutive steps were not applied, or the weights are not finite.
-            InputError: too many images could not be read.
+        End it by InputError if too many images could not be read.
         """
         training, settings = self.state.training, self.state.settings
         progress = training.progress
@@ -68,11 +65,11 @@ class StepResults:
             require_finite_weights(training.model, progress.step)
         if progress.in_a_row >= settings.max_bad_steps:
             vars(progress).update(vars(self.last_applied))
-            message = (
-                f"stopped: {settings.max_bad_steps} losses in a row were not finite; the checkpoint is from before"
-            )
-            remedy = "Resume with a lower --lr and --force, or look at the images named above"
-            self.end(RunEnded(f"{message} them. {remedy}", NOT_FINITE))
+            self.end(RunEnded(
+                f"stopped: {settings.max_bad_steps} losses in a row were not finite; the checkpoint is from before "
+                "them. Resume with a lower --lr and --force, or look at the images named above",
+                NOT_FINITE,
+            ))  # fmt: skip
         if progress.bad_pictures > settings.max_bad_pictures:
             self.end(InputError(
                 f"{progress.bad_pictures} images of epoch {self.state.epoch_of(step.number)} could not be read (named "

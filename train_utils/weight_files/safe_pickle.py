@@ -49,10 +49,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
-    """Read the arrays of a pickled {"model": {name: array}} as tensors.
-
-    InputError if the file is broken, has another structure, or names anything that arrays do not need.
-    """
+    """Read the arrays of a pickled {"model": {name: array}} as tensors; InputError if it holds anything else."""
     try:
         file = io.BytesIO(path.read_bytes())
         check_opcodes(file)
@@ -78,11 +75,8 @@ class Refused(Exception):
 def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -> None:
     """Check one pickle, from the file's position to the pickle's end, without running it.
 
-    Args:
-        names: allowed names, as "module name"; None if the unpickler checks each name itself. Others raise Refused.
-
-    Raises:
-        ValueError: the pickle is broken, or has opcodes that no file of tensors or arrays needs.
+    ValueError if it is broken, or has opcodes that no file of tensors or arrays needs. Refused if it names anything but
+    `names`, as "module name"; with None, the unpickler checks each name itself.
     """
     stored = 0
     argument: Any
@@ -98,7 +92,7 @@ def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that builds plain containers, `PickledArray`s and `PickledDtype`s only."""
+    """Unpickler that builds plain containers and `Stored` arrays and data types only."""
 
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and a string: unlike on classes and functions, a pickle cannot set attributes on them.
@@ -117,11 +111,11 @@ class ArrayUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise Refused(f"a persistent object {pid!r}")
 
-    def new_array(self, *_: object) -> "PickledArray":
-        return PickledArray()
+    def new_array(self, *_: object) -> "Stored":
+        return Stored()
 
-    def new_dtype(self, code: str, *_: object) -> "PickledDtype":
-        return PickledDtype(code)
+    def new_dtype(self, code: str, *_: object) -> "Stored":
+        return Stored(code)
 
     def new_dict(self, *pairs: Any) -> dict:
         return dict(*pairs)
@@ -133,20 +127,13 @@ class ArrayUnpickler(pickle.Unpickler):
         return str.encode(text, "latin1")
 
 
-class PickledDtype:
-    """Data type of an array: numpy's code, such as f4, and the byte order."""
+class Stored:
+    """An array in a pickle, or a data type, which has numpy's code, such as f4; and its state, if it has any."""
 
-    def __init__(self, code: str):
-        self.code, self.order = code, "<"
+    state: tuple | None = None
 
-    def __setstate__(self, state: tuple) -> None:
-        self.order = state[1]
-
-
-class PickledArray:
-    """State of an array in a pickle: version, shape, dtype, Fortran order (bool), bytes."""
-
-    state: tuple = ()
+    def __init__(self, code: str | None = None):
+        self.code = code
 
     def __setstate__(self, state: tuple) -> None:
         self.state = state
@@ -154,15 +141,16 @@ class PickledArray:
 
 def as_tensor(name: str, array: Any) -> Tensor:
     """Convert a pickled array to a tensor; ValueError if it holds more than numbers, or bytes and shape disagree."""
-    if not isinstance(array, PickledArray) or len(array.state) != 5:
+    if not isinstance(array, Stored) or array.state is None or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")
     _, shape, dtype, fortran, data = array.state
-    if not isinstance(dtype, PickledDtype) or dtype.code not in DTYPES or dtype.order not in ("<", ">", "|", "="):
+    order = dtype.state[1] if isinstance(dtype, Stored) and dtype.state is not None else "<"
+    if not isinstance(dtype, Stored) or dtype.code not in DTYPES or order not in ("<", ">", "|", "="):
         raise ValueError(f"{name} is an array of {getattr(dtype, 'code', dtype)!r}, not of numbers")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(f"{name} has the invalid shape {shape!r}")
     data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 wrote it
-    kind = np.dtype(dtype.order + dtype.code)
+    kind = np.dtype(f"{order}{dtype.code}")
     if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{name} has shape {list(shape)}, but not the bytes for it")
     values = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")

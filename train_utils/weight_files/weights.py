@@ -29,12 +29,13 @@ class PublishedFile(NamedTuple):
     url: str  # its file name ends with the first digits of the SHA-256
 
 
-STORE = "https://download.pytorch.org/models/"
-MASK_RCNN_COCO = PublishedFile("maskrcnn_resnet50_fpn_coco.pth", f"{STORE}maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth")
-MASK_RCNN_V2_COCO = PublishedFile(
-    "maskrcnn_resnet50_fpn_v2_coco.pth", f"{STORE}maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
-)
-RESNET50 = PublishedFile("resnet50.pth", f"{STORE}resnet50-0676ba61.pth")
+def published(name: str, digits: str) -> PublishedFile:
+    return PublishedFile(f"{name}.pth", f"https://download.pytorch.org/models/{name}-{digits}.pth")
+
+
+MASK_RCNN_COCO = published("maskrcnn_resnet50_fpn_coco", "bf2d0c1e")
+MASK_RCNN_V2_COCO = published("maskrcnn_resnet50_fpn_v2_coco", "73cbd019")
+RESNET50 = published("resnet50", "0676ba61")
 
 # Training scripts also save options and milestones; `check_values` checks that these hold plain values.
 torch.serialization.add_safe_globals([Namespace, Counter, encode, set, complex])  # torch 2.4 lacks the last three
@@ -50,8 +51,7 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
     """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it.
 
-    Only the main process searches, as another process could find a file that is still being downloaded. A
-    classification ResNet-50 fits both values of `arch`, "v1" and "v2".
+    Only the main process searches, as another process could find a file that is still being downloaded.
     """
 
     def found() -> Path:
@@ -60,34 +60,34 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
                 raise InputError(f"{pretrain}: no such file (--pretrain)")
             return Path(pretrain)
         detector = MASK_RCNN_V2_COCO if arch == "v2" else MASK_RCNN_COCO
-        for published in (detector, RESNET50):
-            if Path(published.name).is_file():
-                return Path(published.name)
+        for file in (detector, RESNET50):  # which fits both architectures
+            if Path(file.name).is_file():
+                return Path(file.name)
         download(detector)
         return Path(detector.name)
 
     return broadcast_from_main(run_on_main(found))
 
 
-def download(published: PublishedFile) -> None:
+def download(file: PublishedFile) -> None:
     """Download a published file into the working folder, with a progress bar; keep it only if its hash matches."""
-    prefix = published.url.rpartition("-")[2].removesuffix(".pth")
-    print(f"downloading {published.url} to {published.name}", flush=True)
+    prefix = file.url.rpartition("-")[2].removesuffix(".pth")
+    print(f"downloading {file.url} to {file.name}", flush=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)
     try:
-        torch.hub.download_url_to_file(published.url, published.name, hash_prefix=prefix)
+        torch.hub.download_url_to_file(file.url, file.name, hash_prefix=prefix)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"pretrained weights: {published.url} could not be downloaded ({error}); save it in this folder as "
-            f"{published.name} (or {RESNET50.url} as {RESNET50.name}), or train from scratch with --pretrain False"
+            f"pretrained weights: {file.url} could not be downloaded ({error}); save it in this folder as "
+            f"{file.name} (or {RESNET50.url} as {RESNET50.name}), or train from scratch with --pretrain False"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint or state dict without running code in it; convert files of Detectron2, see `from_detectron2`.
+    """Read a checkpoint or state dict without running code in it; convert files of Detectron2.
 
     InputError if the file is missing or broken, or holds anything but tensors and plain values.
     """
@@ -151,18 +151,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def check_records(path: Path) -> None:
-    """Check a zip archive for faults that torch.load ignores: wrong checksums, and records larger than the file.
-
-    ValueError or BadZipFile if it is damaged; Refused if it names more than tensors and plain values need.
-    """
+    """Check a zip archive for what torch.load ignores: checksums, records larger than the file, and unneeded names."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise zipfile.BadZipFile("its records are compressed, unlike those of a weight file")
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise zipfile.BadZipFile("its records claim more data than the file has")
-        damaged = archive.testzip()
-        if damaged is not None:
+        if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         for record in records:
             if record.filename.endswith("data.pkl"):
@@ -191,10 +187,9 @@ def check_values(content: Any) -> None:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weight file, with keys in torchvision's current style.
+    """Return the state dict in a weight file, with keys in torchvision's current style, see `inner_state`.
 
-    It is the content itself, or its entry "model_ema" (averaged weights), "model" or "state_dict". Prefixes that
-    DistributedDataParallel ("module.") and Lightning ("model.") add to every key are removed.
+    Prefixes that DistributedDataParallel ("module.") and Lightning ("model.") add to every key are removed.
     """
     state = dict(inner_state(content))
     state.pop("n_averaged", None)  # of torchvision's averages
@@ -212,13 +207,11 @@ def inner_state(content: dict[str, Any]) -> dict[str, Any]:
     return inside[0] if inside else content
 
 
-def is_classifier(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict belongs to a classification ResNet rather than a detector."""
+def is_classifier(state: dict[str, Tensor]) -> bool:  # rather than a detector
     return "layer1.0.conv1.weight" in state
 
 
 def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict belongs to a Mask R-CNN with this network's names."""
     return "roi_heads.box_predictor.cls_score.weight" in state and "roi_heads.mask_predictor.conv5_mask.weight" in state
 
 
@@ -232,9 +225,7 @@ def not_finite(state: dict[str, Tensor]) -> list[str]:
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
-    """Raise InputError if any weight is an infinity or a NaN."""
-    bad = not_finite(state)
-    if bad:
+    if bad := not_finite(state):
         raise InputError(
             f"{path}: {len(bad)} of {len(state)} tensors are not finite ({bad[0]}, ...): the run that wrote it has "
             "diverged; use an earlier checkpoint, or train again with a lower --lr"
