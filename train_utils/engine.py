@@ -34,10 +34,9 @@ ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 def train_one_epoch(
     state: RunState, loader: DataLoader, hooks: Hooks, save_checkpoint: Callable[[], None], stop: StopSignals
 ) -> bool:
-    """Train to the end of the epoch, or to the run's last step if that comes first.
+    """Train to the end of the epoch, to the run's last step, or to a signal; return whether there was one.
 
-    Returns whether a signal requested a stop, which ends the epoch after the current step. If the run cannot continue,
-    a checkpoint is written and an error raised, see `StepResults`.
+    If the run cannot continue, a checkpoint is written and an error raised, see `StepResults`.
     """
     training, progress = state.training, state.training.progress
     training.parallel.train()
@@ -89,11 +88,10 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
     """Start one step: forward, backward, optimizer. The device decides whether to apply it; the host reads that later.
 
     The random samples of RPN and RoI heads depend only on seed, step and rank, so that a run resumed at any step
-    continues as if it had never stopped.
+    continues as if it had never stopped. With `training.accumulate`, the batch passes through the network in that many
+    parts, as if each part were on another process.
 
     Args:
-        batch: with `training.accumulate`, it passes through the network in that many parts, as if each part were on
-            another process.
         number: the step's number in the run, counted from 1.
         stop: whether this process has received a signal to stop.
     """

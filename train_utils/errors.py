@@ -40,9 +40,9 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context for a script: print an InputError as one line and exit with status 2, or RunEnded with its status.
+    """Context for a script: print InputError, RunEnded and lack of memory as one line, and exit with their statuses.
 
-    Do the same when memory runs out. If the reader of stdout is gone, end the script without a message.
+    If the reader of stdout is gone, end the script without a message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
@@ -90,7 +90,6 @@ def reader_has_gone() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the GPU or the machine ran out of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError):  # torch's errors, without importing torch

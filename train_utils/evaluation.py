@@ -81,21 +81,15 @@ def evaluate_epoch(
 
 @torch.inference_mode()
 def detect_all(
-    model: MaskRCNN,
-    loader: DataLoader,
-    ground_truth: Any,
-    classes: ClassTable,
-    device: torch.device,
-    precision: Precision,
-    unreadable: list[str] | None = None,
-) -> CocoEvaluator:
-    """Detect objects in all images of this process; the returned evaluator computes their COCO metrics.
+    model: MaskRCNN, loader: DataLoader, ground_truth: Any, classes: ClassTable, device: torch.device,
+    precision: Precision, unreadable: list[str] | None = None,
+) -> CocoEvaluator:  # fmt: skip
+    """Detect objects in this process's share of the images; the returned evaluator computes their COCO metrics.
 
     Args:
-        loader: this process's share of the images.
         ground_truth: COCO object of the whole dataset; only the main process needs it.
-        unreadable: list that collects messages about unreadable images, which then count as images without detections.
-            If None, they raise InputError.
+        unreadable: collects messages about unreadable images, which then count as images without detections. If None,
+            they raise InputError.
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
@@ -145,8 +139,8 @@ def validation_losses(
     """Compute "loss" and its parts as means over the images of an evaluation on all processes; {} without images.
 
     They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
-    random samples of RPN and heads depend on the seed and the images only, so they are the same after each epoch, and
-    the random state of the training is restored. `with_empty` includes images without objects, as --keep-empty does.
+    random samples depend on seed and images only, and the random state of the training is restored. `with_empty`
+    includes images without objects, as --keep-empty does.
     """
     network = copy.deepcopy(model).train()
     for module in network.modules():

@@ -29,14 +29,9 @@ START = "start"  # concerns one start of the script rather than the run; --confi
 
 
 def option(
-    default: Any,
-    help: str,
-    *flags: str,
-    group: str | None = None,
-    demo: Any = SAME,
-    role: str | None = None,
+    default: Any, help: str, *flags: str, group: str | None = None, demo: Any = SAME, role: str | None = None,
     **argparse_arguments: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """Declare a dataclass field that is a command-line option.
 
     Args:
@@ -44,7 +39,6 @@ def option(
         help: text for --help, in which `{default}` becomes the default, and the demo's if it differs.
         flags: further names on the command line.
         group: group in --help of this option and of those that follow it.
-        demo: the default for the demo's data.
         role: RESULT, KEPT, START or None.
         argparse_arguments: type, choices, nargs and so on; without them the option is a flag: bare, True or False.
     """
@@ -225,10 +219,7 @@ class Settings:
 
     @classmethod
     def stored_in(cls, values: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-        """Check a checkpoint's options as on the command line, and return them with the right types.
-
-        InputError if a value is invalid, as after editing by hand.
-        """
+        """Check a checkpoint's options, which may be edited by hand, as on the command line; return the right types."""
         parser = cls.parser(None, add_help=False)
         parser.file = f"{path}: invalid args"
         checked = dict(values)

@@ -209,11 +209,9 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in the options that were not given: from the resumed run, else from the defaults for this data.
+        """Fill in the options that were not given: from the run to resume, else from the defaults for this data.
 
-        Args:
-            processes: number of processes; the default learning rate is per image of a step over all of them.
-            stopped_run: the settings in the checkpoint to resume from, if any.
+        The default learning rate is per image of a step over all `processes`.
         """
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
@@ -223,10 +221,9 @@ class TrainSettings(DataSettings):
         for each in from_run:
             if kept.get(each.name) is not None:
                 setattr(self, each.name, kept[each.name])
-        if self.is_demo():
-            for each in missing:
-                if each not in from_run and each.metadata["demo"] is not SAME:
-                    setattr(self, each.name, each.metadata["demo"])
+        for each in missing if self.is_demo() else ():
+            if each not in from_run and each.metadata["demo"] is not SAME:
+                setattr(self, each.name, each.metadata["demo"])
         if self.lr is None:
             rate = RATE_PER_IMAGE * self.images_per_step() * processes
             self.lr = ADAMW_RATE if self.opt == "adamw" else rate

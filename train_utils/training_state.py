@@ -38,9 +38,7 @@ class StepResult:
     data_time: float  # seconds for which this process waited for its loader
     image_ids: list[int]
     losses: dict[str, float] = field(default_factory=dict)  # after `read`: "loss" and its parts, means over processes
-    # After `read`: whether the weights were updated; not if the loss of any process is not finite, if gradients
-    # overflow fp16, or, with --clip-grad-norm, if the gradient norm is not finite.
-    applied: bool = False
+    applied: bool = False  # after `read`: whether the weights were updated, see `optimizer_step`
 
     def read(self) -> "StepResult":
         """Wait for losses and outcome, and return self; warn if the loss of this process is not finite."""

@@ -1,6 +1,7 @@
 """Choose, read, write and restore checkpoints, which hold tensors and plain values only."""
 
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,10 +139,9 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
         processor = torch.cuda.get_device_name(device)
     else:
         cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else platform.processor() or platform.machine()
-        processor = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        name = re.search(r"^model name\s*:(.*)", cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else "", re.M)
+        processor = name[1].strip() if name else platform.processor() or platform.machine()
+        processor += f", {torch.backends.cpu.get_cpu_capability()}"
     return {
         "threads": torch.get_num_threads(),
         "processor": processor,
@@ -156,7 +156,7 @@ def resume(
     """Load a checkpoint's state into a run and free it. Learning rate and decay are those of the settings.
 
     With --force, if the number of steps per epoch has changed, the run resumes at the same fraction of the epoch.
-    InputError if the settings differ too much, see `check_settings`, or the state does not fit.
+    InputError as in `check_settings`, or if the state does not fit.
     """
     path, content = checkpoint
     if not settings.test_only:
@@ -194,9 +194,6 @@ def check_settings(
     """Print the settings that differ from the checkpoint's, and warn if hardware or versions differ.
 
     InputError if the optimizer differs, or without --force another setting that changes the result.
-
-    Args:
-        facts: `data`, the fingerprint of the training set, and `processes`, their number.
     """
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
@@ -208,13 +205,10 @@ def check_settings(
         )
     now = settings.to_plain() | facts
     ignored = IGNORED_SETTINGS | {each.name for each in settings.options() if each.metadata["role"] == START}
-    differences = {
-        name: describe_change(name, before[name], now[name])
-        for name in now
-        if name in before and name not in ignored and not are_alike(name, before[name], now[name])
-    }
-    changing_result = {*result_settings(settings), *RESULT_FACTS}
-    serious = [text for name, text in differences.items() if name in changing_result]
+    compared = [name for name in now if name in before and name not in ignored]
+    changed = [name for name in compared if not are_alike(name, before[name], now[name])]
+    differences = {name: describe_change(name, before[name], now[name]) for name in changed}
+    serious = [differences[name] for name in changed if name in {*result_settings(settings), *RESULT_FACTS}]
     if serious and not settings.force:
         raise InputError(
             f"{path}: was written with other settings, which change the result: {', '.join(serious)}; "
