@@ -36,8 +36,7 @@ class Compose:
 class RandomHorizontalFlip:
     """Mirror the image, its boxes and its masks with probability `prob`, drawn from torch's RNG."""
 
-    axis = -1  # of the image
-    columns = [0, 2]  # of the boxes
+    axis, columns = -1, [0, 2]  # of the image, and of the boxes
     flip_masks = InstanceMasks.flip_horizontal
 
     def __init__(self, prob: float = 0.5):
@@ -54,8 +53,7 @@ class RandomHorizontalFlip:
 class RandomVerticalFlip(RandomHorizontalFlip):
     """Flip the image, its boxes and its masks upside down with probability `prob`."""
 
-    axis = -2
-    columns = [1, 3]
+    axis, columns = -2, [1, 3]
     flip_masks = InstanceMasks.flip_vertical
 
 
@@ -102,8 +100,7 @@ class ScaleJitter:
     """
 
     def __init__(self, side: int, scale_range: tuple[float, float] = (0.1, 2.0)):
-        self.side = side
-        self.scale_range = scale_range
+        self.side, self.scale_range = side, scale_range
 
     def __call__(self, image: Tensor, target: dict) -> tuple[Tensor, dict]:
         low, high = self.scale_range
@@ -111,10 +108,8 @@ class ScaleJitter:
         sizes = image.shape[-2:]
         ratio = self.side / max(sizes) * (low + (high - low) * scale)
         scaled = [max(1, int(length * ratio)) for length in sizes]
-        seen = [
-            length if new <= self.side else max(1, min(length, round(self.side / ratio)))
-            for length, new in zip(sizes, scaled)
-        ]
+        fits = max(1, round(self.side / ratio))  # pixels of the image
+        seen = [length if new <= self.side else min(length, fits) for length, new in zip(sizes, scaled)]
         top, left = (int((length - part) * place) for length, part in zip(sizes, seen))
         image, target = crop(image, target, top, left, *seen)
         height, width = (min(new, self.side) for new in scaled)

@@ -28,15 +28,9 @@ class BoxCoder:
         wx, wy, ww, wh = self.weights
         ref_x, ref_y, ref_w, ref_h = centre_form(references)
         x, y, w, h = centre_form(boxes)
-        return torch.stack(
-            (
-                wx * (x - ref_x) / ref_w,
-                wy * (y - ref_y) / ref_h,
-                ww * torch.log(w / ref_w),
-                wh * torch.log(h / ref_h),
-            ),
-            dim=1,
-        )
+        dx, dy = wx * (x - ref_x) / ref_w, wy * (y - ref_y) / ref_h
+        dw, dh = ww * torch.log(w / ref_w), wh * torch.log(h / ref_h)
+        return torch.stack((dx, dy, dw, dh), dim=1)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
         """Apply `deltas` [N, 4] to `references` [N, 4] -> boxes [N, 4]; the inverse of `encode`."""
@@ -77,14 +71,9 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Concatenated rows of all images -> rows of each image, padded with zeros to the largest number.
+    """Columns [S, ...] of all images -> [B, N, ...], padded with zeros to the largest of the B `counts` of rows.
 
-    Args:
-        columns: [S, ...] each, the rows of all images, image by image.
-        counts: the number of rows of each image, S in all.
-
-    Returns:
-        [B, N, ...] each, and the numbers of rows, int64 [B]; with one upload, however many images there are.
+    Also returns the counts, int64 [B]; with one upload, however many images there are.
     """
     numbers = torch.tensor(counts, dtype=torch.int64)[:, None]
     places = torch.arange(max(counts))

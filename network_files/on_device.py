@@ -35,11 +35,7 @@ class AsyncHostCopy:
 
 
 def true_indices(mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """`torch.where(mask)[0]` of bool [n], and the number of true entries in each part of it, with one wait.
-
-    Args:
-        lengths: the lengths of the parts, n in all.
-    """
+    """`torch.where(mask)[0]` of bool [n], and the number of true entries in parts of these lengths, with one wait."""
     running = F.pad(mask.cumsum(0), (1, 0))
     ends = upload(torch.tensor([0, *accumulate(lengths)]), mask.device)
     before = running[ends].tolist()

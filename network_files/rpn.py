@@ -104,8 +104,7 @@ class RegionProposalNetwork(nn.Module):
         """The best boxes of each image: top n per level, decoded, clipped, NMS per level, top n in all.
 
         Args:
-            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
-            counts: number of anchors of each level, A in all.
+            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels, `counts` of each.
         """
         mode = "training" if self.training else "testing"
         tops = [min(self.pre_nms_top_n[mode], count) for count in counts]
@@ -125,13 +124,9 @@ class RegionProposalNetwork(nn.Module):
         return self.suppress(boxes, scores, usable, len(tops), self.post_nms_top_n[mode])
 
     def suppress(self, boxes: Tensor, scores: Tensor, usable: Tensor, levels: int, most: int) -> list[Tensor]:
-        """Apply NMS per image and level to those boxes [B, n, 4] that are `usable`, bool [B, n].
+        """Apply NMS per image and level to the `usable` boxes [B, n, 4], and keep the best, at most `most` per image.
 
-        Args:
-            scores: [B, n], descending within each of the `levels`, which have equal numbers of boxes.
-
-        Returns:
-            The kept boxes of each image, best first, at most `most`.
+        The scores [B, n] descend within each of the `levels`, which have equal numbers of boxes.
         """
         if boxes.device.type == "cpu":
             level_ids = torch.arange(levels).repeat_interleave(boxes.shape[1] // levels)

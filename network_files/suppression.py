@@ -37,7 +37,6 @@ def nms_of_images(
 def nms_at_once(
     boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
 ) -> tuple[Tensor, list[int]]:
-    """`nms_of_images` with one wait."""
     ranks = torch.where(usable, scores, -1.0).sort(dim=1, descending=True, stable=True).indices
     ranked = boxes.gather(1, ranks[..., None].expand(-1, -1, 4)), usable.gather(1, ranks)
     kept, counts = nms_of_rows(*ranked, threshold, groups.gather(1, ranks))

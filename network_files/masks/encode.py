@@ -23,7 +23,7 @@ def encode_masks(
     continuous: bool = False,
     crops: Callable[[np.ndarray], Iterable[Crop]] | None = None,
 ) -> list[dict]:
-    """Encode all masks of an image.
+    """Encode all masks of an image as {"size": [H, W], "counts": bytes}.
 
     The outlines of all masks are computed together; only a mask whose outline depends on the last bit of an
     interpolated value is resized.
@@ -32,9 +32,6 @@ def encode_masks(
         mask_probs, boxes, size, continuous: as for `mask_crops` in `paste.py`, with arrays in place of tensors.
         threshold: values above it are inside the mask.
         crops: resizes the masks with the given indices, int64 [n], instead of this file's functions.
-
-    Returns:
-        A list of {"size": [H, W], "counts": bytes}.
     """
     if len(boxes) == 0:
         return []

@@ -69,10 +69,9 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """The pixels that a box from `low` to `high` touches along an axis of `size` pixels, plus one at each end.
+    """First and end of the pixels that a box touches along an axis, plus one at each end, and their centres.
 
-    Returns:
-        The first pixel, the end (exclusive), and the pixels' centres, scaled to -1 at `low` and 1 at `high`.
+    The centres are scaled to -1 at `low` and 1 at `high`.
     """
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
@@ -95,8 +94,7 @@ def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
 def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Add a border of zeros to each mask, so that it falls off to 0, and enlarge its box by the same ratio.
 
-    Returns:
-        float [N, 1, M + 2, M + 2]; int64 [N, 4], first and last column and row x1y1x2y2 in the image's frame.
+    Returns [N, 1, M + 2, M + 2], and int64 [N, 4]: first and last column and row, x1y1x2y2 in the image's frame.
     """
     padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
     low, high = boxes.view(-1, 2, 2).unbind(dim=1)

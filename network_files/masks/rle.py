@@ -14,11 +14,7 @@ LONGEST = 6  # characters per number: 30 bits, which hold any run of such an ima
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """The uncompressed code of a mask [height, width] that is zero except for the bool `crop` [h, w] at (left, top).
-
-    Returns:
-        {"size": [height, width], "counts": list of int}; `compress` packs it.
-    """
+    """The code, with a list of counts, of a mask [height, width] that is zero but for the bool crop at (left, top)."""
     if crop.shape[0] < height:
         # A zero below the crop ends the last run of each column. A crop as high as the image needs none: there, a run
         # continues in the next column.
@@ -33,20 +29,14 @@ def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) 
 
 def compress(codes: list[dict]) -> list[dict]:
     """Uncompressed codes -> codes whose counts are COCO's packed bytes."""
-    if not codes:
-        return []
     counts = [np.array(code["counts"], dtype=np.int64) for code in codes]
-    packed = pack_counts(np.concatenate(counts), np.array([len(each) for each in counts], dtype=np.int64))
+    lengths = np.array([len(each) for each in counts], dtype=np.int64)
+    packed = pack_counts(np.concatenate([*counts, lengths[:0]]), lengths)
     return [{"size": list(code["size"]), "counts": each} for code, each in zip(codes, packed)]
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """Run lengths -> COCO's packed counts, in the format that `unpack_all` describes.
-
-    Args:
-        counts: int64 [S], the concatenated run lengths of all codes.
-        lengths: int64 [N], the number of run lengths per code.
-    """
+    """The inverse of `unpack_all`: concatenated run lengths int64 [S], and their number per code [N] -> N packed."""
     starts = lengths.cumsum() - lengths
     within = np.arange(len(counts)) - np.repeat(starts, lengths)
     later = np.flatnonzero(within > 2)
@@ -75,9 +65,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
     A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
     the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
-
-    Raises:
-        ValueError: the packed counts are invalid.
+    ValueError if the packed counts are invalid.
     """
     if not are_packed_codes(packed).all():
         raise ValueError("has invalid run-length counts")
@@ -123,10 +111,8 @@ def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
     """Left, top and the uint8 pixels [h, w] of the smallest crop with every set pixel, per packed code of one image.
 
-    Codes are decoded in small groups, as the columns of their crops are laid out at full height.
-
-    Raises:
-        ValueError: a code is invalid, or its runs do not add up to the image.
+    Codes are decoded in small groups, as the columns of their crops are laid out at full height. ValueError if a code
+    is invalid, or its runs do not add up to the image.
     """
     groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
     return [crop for group in groups for crop in decode_together(group)]

@@ -40,14 +40,10 @@ def mask_targets(
 
 
 def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
-    """Paint one object after another onto a plane on the CPU, and sample its boxes from it.
-
-    Raises:
-        ValueError: the boxes are not finite, which would crash the operator.
-    """
+    """Paint one object after another onto a plane on the CPU, and sample its boxes from it."""
     rois = at_least_float32(boxes.detach())
     if not bool(rois.isfinite().all()):
-        raise ValueError("proposals must be finite")
+        raise ValueError("proposals must be finite")  # others would crash the operator
     targets, plane = rois.new_zeros((len(rois), size, size)), rois.new_zeros((1, 1, *masks.size))
     rois = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
     crops, pixels = masks.resampled_crops(), plane[0, 0].numpy()
@@ -108,11 +104,7 @@ class MaskPlanes:
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
     def paint(self, image: int, first: int, count: int) -> Tensor:
-        """Dense masks uint8 [count, 1, H, W] of objects of an image, resized by nearest neighbour.
-
-        Args:
-            first: the first of them, counted over the whole batch.
-        """
+        """Dense masks uint8 [count, 1, H, W] of an image's objects, from `first` on of all objects of the batch."""
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
