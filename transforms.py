@@ -121,10 +121,9 @@ class ScaleJitter:
 def crop(
     image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
 ) -> tuple[Tensor, dict]:
-    """Return a window of the image, in whole pixels, and the objects in it.
+    """Return a window of the image, in whole pixels, and the objects in it, unless less than `least` of them remains.
 
-    Objects that the window cuts get the box and area of their remaining mask; the others keep theirs. Of objects
-    without a mask, the box counts. Objects are dropped if less than the share `least` of their pixels remains.
+    Objects that the window cuts get the box and area of their remaining mask, or if they have none, their cut box.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -202,10 +201,9 @@ def in_frame(image: Tensor, target: dict) -> Item:
 
 
 def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
-    """Paste a random part of the objects of `source` over an image of the same size.
+    """Paste a random part of the objects of `source`, unless they have no mask, over an image of the same size.
 
-    Partly covered objects get the box and area of their visible part; fully covered ones are dropped. Objects without a
-    mask are not pasted, and keep their box.
+    Partly covered objects get the box and area of their visible part; fully covered ones are dropped.
     """
     if "has_mask" in source_target:
         source_target = select_objects(source_target, source_target["has_mask"])

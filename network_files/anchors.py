@@ -97,11 +97,8 @@ class AnchorGenerator(nn.Module):
 def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGenerator, divisible: int = 32) -> Tensor:
     """Return the IoU of each box [N, 4] of a resized image with the anchor that fits it best: [N].
 
-    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared.
-
-    Args:
-        size: height and width of the resized image.
-        divisible: padded sizes are multiples of this.
+    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared. `size` is height
+    and width of the resized image, which padding makes `divisible`.
     """
     padded_size = [-(-length // divisible) * divisible for length in size]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2

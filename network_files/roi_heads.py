@@ -95,10 +95,6 @@ class RoIHeads(nn.Module):
             features: level name -> [B, C, H_i, W_i].
             proposals: per image float [P, 4], x1y1x2y2 in pixels of the resized image.
             image_sizes: height and width of each resized image.
-            objects: the ground truth of the images.
-
-        Returns:
-            `loss_classifier`, `loss_box_reg`, `loss_mask`.
         """
         features = SharedPyramid.of(features)
         sample = self.sample_proposals(proposals, objects)
@@ -186,11 +182,7 @@ class RoIHeads(nn.Module):
     def fast_rcnn_losses(
         self, class_logits: Tensor, deltas: Tensor, sample: RoISample, objects: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """L_cls and L_box (Fast R-CNN, equation 1): cross-entropy of all samples, smooth L1 of positive deltas.
-
-        Args:
-            objects: boxes of the objects of each image, [B, N, 4].
-        """
+        """L_cls and L_box (Fast R-CNN, equation 1); `objects` are the boxes of the objects of each image, [B, N, 4]."""
         boxes, labels, positive = sample.boxes, sample.labels, sample.positive
         if len(labels) == 0:  # images without objects, for which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0

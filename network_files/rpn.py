@@ -148,11 +148,7 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
     ) -> dict[str, Tensor]:
-        """Faster R-CNN, equation 1, over the sampled anchors of the batch; both terms are divided by their number.
-
-        Args:
-            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels.
-        """
+        """Faster R-CNN, equation 1, over the sampled anchors of the batch, by whose number both terms are divided."""
         positive, negative, _ = self.sampler(targets.labels)
         image_ids = positive // len(anchors)
         matched_boxes = targets.objects[image_ids, targets.matches.flatten()[positive]]

@@ -1,7 +1,4 @@
-"""Non-maximum suppression of many rows of boxes at once, on a device with a single wait for all of them.
-
-torchvision's operator processes a set of boxes in a single block of a GPU, box by box, and the host waits for each set.
-"""
+"""Non-maximum suppression of many rows of boxes with one wait for the device; torchvision's operator waits per row."""
 
 import torch
 from torch import Tensor
@@ -19,11 +16,8 @@ def nms_of_images(
 ) -> tuple[Tensor, list[int]]:
     """Suppress boxes [B, n, 4] whose IoU with a better usable one of the same image and group exceeds `threshold`.
 
-    Args:
-        scores: [B, n]; groups: int64 [B, n]; usable: bool [B, n].
-
-    Returns:
-        int64 [B, m], per image the indices of the kept boxes, best first, then of others; and how many are kept.
+    Scores, groups (int64) and usable (bool) are [B, n]. Returns int64 [B, m], per image the indices of the kept boxes,
+    best first, then of others; and how many are kept.
     """
     if boxes.device.type != "cpu" and boxes.shape[1] <= MOST_IN_ROWS:
         return nms_at_once(boxes, scores, groups, usable, threshold)

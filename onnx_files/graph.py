@@ -124,11 +124,7 @@ class Graph:
         return [self.weight(f"{name}.{kind}", value) for kind, value in module.named_parameters(recurse=False)]
 
     def sequence(self, x: str, modules: nn.Module, name: str) -> str:
-        """A sequence, possibly nested, of convolutions, linear layers, ReLU, Flatten and Identity.
-
-        Raises:
-            ValueError: the sequence has another module.
-        """
+        """A sequence, possibly nested, of layers; ValueError for one that the exporter does not support."""
         for key, module in modules.named_children():
             where = f"{name}.{key}"
             if isinstance(module, nn.Sequential):
@@ -152,12 +148,9 @@ class Graph:
         metadata: dict[str, str],
         description: str,
     ) -> onnx.ModelProto:
-        """Return the finished model, checked.
+        """Return the finished, checked model.
 
-        Args:
-            inputs: name -> type and shape, in which a name stands for any length.
-            outputs: name -> value, type and shape.
-            metadata: stored as text.
+        Inputs are name -> type and shape, in which a name stands for any length; outputs name -> value, type and shape.
         """
         for name, (value, _, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name))
@@ -176,11 +169,7 @@ class Graph:
 
 
 def known(name: str, module: object, kind: type[Module]) -> Module:
-    """Return a replaceable part of the network, if its class is the one that the exporter supports.
-
-    Raises:
-        ValueError: it is of another class.
-    """
+    """Return a replaceable part of the network; ValueError unless it is of the class that the exporter supports."""
     if not isinstance(module, kind):
         raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter supports only {kind.__name__}")
     return module

@@ -34,11 +34,7 @@ class Description:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Description":
-        """The inverse of `to_metadata`.
-
-        Raises:
-            ValueError: the file was not written by tools/export_onnx.py, or by a newer version of it.
-        """
+        """The inverse of `to_metadata`; ValueError unless this version of tools/export_onnx.py wrote the file."""
         if metadata.get("format") != str(FORMAT):
             raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")
         try:
@@ -54,12 +50,8 @@ class Description:
 class OnnxModel:
     """A network that tools/export_onnx.py exported; `detect` is the one of `Session`.
 
-    Args:
-        path: the file.
-        threads, runtime, precision: as for `open_session`; without a runtime, the fastest one installed.
-
-    Raises:
-        InputError: the file is missing or is not such a file, or the runtime is missing.
+    Threads, runtime and precision are as for `open_session`; by default the fastest runtime. InputError if file or
+    runtime are missing, or it is not such a file.
     """
 
     def __init__(

@@ -30,10 +30,8 @@ def smaller(
 ) -> onnx.ModelProto:
     """Build the graph in a lower precision.
 
-    Args:
-        precision: "fp16" stores weights in float16 and leaves the arithmetic to the runtime, usually float32;
-            "int8" quantises `QUANTISED` of the network, and nothing else.
-        images: as the dataset returns them, from which int8 takes the ranges of activations.
+    "fp16" stores weights in float16 and leaves the arithmetic to the runtime, usually float32; "int8" quantises
+    `QUANTISED`, with the ranges of activations from `images` of the dataset.
     """
     if precision == "fp16":
         return build(trained, replace(options, weights="float16"))
@@ -66,11 +64,7 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
 def open_images(
     trained: TrainedModel, data_path: str | None, with_training: bool
 ) -> tuple[InstanceDataset, InstanceDataset | None]:
-    """Open the validation images, and the training images or None if there are none.
-
-    Args:
-        data_path: the data; None for those of the run that wrote the weights.
-    """
+    """Open the validation images, and the training images if there are any; by default those of the weights."""
     settings = ValidationSettings(data_path=data_path)
     settings.given = frozenset({"data_path"} if data_path else ())
     validation = open_validation_data(settings, trained.trained_with, trained.held_out)

@@ -15,15 +15,10 @@ LARGEST_EXPONENT = 6  # of a level's stride, log2
 
 
 def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads) -> dict[str, str]:
-    """`RoIHeads.detect` for one image.
+    """`RoIHeads.detect` for one image: levels [1, C, H_i, W_i], finest first, and proposals float32 [P, 4].
 
-    Args:
-        levels: [1, C, H_i, W_i], finest first.
-        proposals: float32 [P, 4].
-        image_size: int64 [2], height and width of the resized image.
-
-    Returns:
-        `boxes` [D, 4] in the resized image, `labels` [D], `scores` [D] and `masks` [D, 1, 28, 28], best first.
+    The image's size is int64 [2], height and width. Returns `boxes` [D, 4] in the resized image, `labels` [D], `scores`
+    [D] and `masks` [D, 1, 28, 28], best first.
     """
     levels = levels[:ROI_LEVELS]
     g.stage = "roi_heads"
@@ -58,11 +53,7 @@ def stride_exponent(g: Graph, level: str, image_size: str) -> str:
 def pool(
     g: Graph, levels: Sequence[str], exponents: Sequence[str], boxes: str, roi_pool: RoIPool, name: str
 ) -> tuple[str, str]:
-    """`PyramidRoIAlign` of boxes [R, 4], level by level.
-
-    Returns:
-        Features [R, C, h, w], those of the finest level first, and the box of each, int64 [R].
-    """
+    """`PyramidRoIAlign` of boxes [R, 4]: features [R, C, h, w], finest level first, and the box of each, int64 [R]."""
     module = known(name, roi_pool, PyramidRoIAlign)
     level_ids = assign_levels(g, boxes, exponents[0], exponents[-1])
     features, owners = [], []

@@ -14,12 +14,9 @@ FINEST_STRIDE = 4
 
 
 def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork) -> str:
-    """The best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
+    """The best boxes of all levels [1, C, H_i, W_i], best first: float32 [P, 4], P at most `post_nms_top_n`.
 
-    Args:
-        levels: [1, C, H_i, W_i], finest first.
-        batch: [1, 3, H, W], the padded image.
-        image_size: int64 [2], height and width without the padding.
+    `batch` is the padded image [1, 3, H, W], `image_size` int64 [2], height and width without the padding.
     """
     head = known("rpn.head", rpn.head, RPNHead)
     post_nms_top_n = rpn.post_nms_top_n["testing"]

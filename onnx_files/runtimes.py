@@ -55,11 +55,7 @@ class Session:
 
 
 def fastest_runtime() -> str:
-    """The fastest runtime that is installed: onnxruntime if it can use a GPU, else OpenVINO, else onnxruntime.
-
-    Raises:
-        InputError: none is installed.
-    """
+    """The fastest installed runtime: onnxruntime with a GPU, else OpenVINO, else onnxruntime; InputError if none is."""
     installed = [runtime for runtime in RUNTIMES if is_installed(runtime)]
     if not installed:
         raise InputError("no runtime is installed; install one with: pip install onnxruntime (or: openvino)")
@@ -72,16 +68,9 @@ def fastest_runtime() -> str:
 
 
 def open_session(source: str | bytes, runtime: str, threads: int | None = None, precision: str = "fp32") -> Session:
-    """Open a file, given by its path or content.
+    """Open a file, given by its path or content, with `threads` of the CPU; None for all cores.
 
-    Args:
-        runtime: one of `RUNTIMES`.
-        threads: of the CPU; None for all cores.
-        precision: of the arithmetic, one of `PRECISIONS`.
-
-    Raises:
-        InputError: the runtime is not installed, or lacks this precision.
-        ValueError: the runtime cannot open the file.
+    InputError if the runtime is missing, or lacks the precision of `PRECISIONS`; ValueError if it cannot open the file.
     """
     if not is_installed(runtime):
         raise InputError(f"the package {runtime} is missing; install it with: pip install {runtime}")

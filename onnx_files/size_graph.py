@@ -20,10 +20,8 @@ FACTORS_OF_2_TO_52 = [2**9] * 5 + [2**7]
 def size_after_resize(g: Graph, sides: str, min_size: int, max_size: int, rounded: bool) -> str:
     """Height and width of images -> those that `ImageTransform` resizes them to, both int64 [..., 2].
 
-    Exact for sides up to 12,000 pixels, and to one pixel above.
-
-    Args:
-        rounded: whether sizes are rounded to the nearest pixel (Detectron2) or down (torchvision).
+    Exact for sides up to 12,000 pixels, and to one pixel above. Sizes are `rounded` to the nearest pixel in Detectron2,
+    rounded down in torchvision.
     """
     short, long = (g.op(kind, sides, axes=[-1], keepdims=1) for kind in ("ReduceMin", "ReduceMax"))
     limits = g.integers(min_size), g.integers(max_size)

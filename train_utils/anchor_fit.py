@@ -11,10 +11,7 @@ MOST_IMAGES = 1000  # sampled at regular intervals
 
 
 def anchor_fit(dataset: InstanceDataset, generator: AnchorGenerator, min_size: int, max_size: int) -> str | None:
-    """Return a line about the objects without a fitting anchor, and about small ones; None if there are no objects.
-
-    `min_size` and `max_size` are those of the network's input, see `ImageTransform`.
-    """
+    """Describe how well the anchors fit the objects at the network's input size; None if there are no objects."""
     number, ious, sides = len(dataset), [torch.zeros(0)], [torch.zeros(0)]
     for i in np.unique(np.linspace(0, number - 1, min(number, MOST_IMAGES)).round().astype(int)).tolist():
         size = dataset.get_height_and_width(i)

@@ -12,10 +12,7 @@ SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # sizes of multiscale, in units of -
 
 
 def training_transforms(settings: TrainSettings) -> transforms.Compose:
-    """Return the transforms of training items; InputError if the options contradict one another.
-
-    Geometry comes first, so that the rest works on fewer pixels.
-    """
+    """Return the transforms of items, geometry first for fewer pixels; InputError if options contradict each other."""
     augmentation, chosen = settings.data_augmentation, list[transforms.Transform]()
     if settings.use_copypaste and augmentation != "lsj":
         raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")

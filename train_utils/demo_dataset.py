@@ -34,11 +34,7 @@ SUPERSAMPLING = 8
 
 
 def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80, seed: int = 0) -> None:
-    """Draw the dataset into `root`, completely or not at all; return at once if it is already there.
-
-    The same seed draws the same bytes. ValueError if a count or the seed is out of range, or `root` holds something
-    else.
-    """
+    """Draw the dataset into `root`, completely or not at all, unless it is there. ValueError if something else is."""
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
     root = Path(root).resolve()
@@ -138,10 +134,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
 
 
 def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
-    """Try random shapes, ever smaller, until one is recognisable and leaves all shapes `below` it recognisable.
-
-    The bounding boxes of two objects of a class do not overlap. None means that there is no room for a shape.
-    """
+    """Try ever smaller shapes until all stay recognisable and no boxes of a class overlap; None if there is no room."""
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
         shape = random_shape(rng, size, height, width)

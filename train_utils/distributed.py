@@ -1,7 +1,4 @@
-"""Join and leave the process group, query rank and world size, and exchange values between processes.
-
-Everything here also works in a single process without a group.
-"""
+"""Join and leave the process group, and exchange values between processes; works in a single process, too."""
 
 import inspect
 import os

@@ -138,10 +138,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield `number` batches after `done` steps; if loading fails, the previous batch with the error.
-
-    The other processes wait in the step, so this one has to take part in it.
-    """
+    """Yield `number` batches after `done` steps; where loading fails, the previous one with the error."""
     loading, batch = iter(loader), None
     for step in range(done, done + number):
         report_activity("loading images", step)

@@ -1,7 +1,4 @@
-"""Exit statuses and one-line messages of runs that do not finish normally.
-
-Errors of the program itself keep their traceback and exit with status 1.
-"""
+"""Exit statuses and one-line messages of runs that do not finish normally; faults of the code keep a traceback."""
 
 import errno
 import io

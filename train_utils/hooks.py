@@ -13,11 +13,7 @@ MOMENTS = ("before_train", "after_train", "before_step", "after_step")
 
 
 class Hooks:
-    """Collect hook functions and call them in the order of their sources, on every process.
-
-    Sources are modules or objects with some of the functions `before_train(state)`, `after_train(state)`,
-    `before_step(state)` and `after_step(state)`.
-    """
+    """Hook functions of modules or objects, called with the state in the order of their sources, on every process."""
 
     def __init__(self, *sources: object):
         self.functions = {
@@ -30,10 +26,7 @@ class Hooks:
 
 
 def load_hooks(path: str | None) -> list[ModuleType]:
-    """Run a user's Python file, if given, and return it as a module; InputError if it has none of the four functions.
-
-    Exceptions of the file itself keep their traceback.
-    """
+    """Run a user's Python file and return it as a module; InputError if it has none of the four functions."""
     if path is None:
         return []
     if not Path(path).is_file():

@@ -211,11 +211,7 @@ def take_channels(
 ) -> None:
     """Set channels, values and statistics of a new network, and extend the first convolution of pretrained weights.
 
-    The statistics are those of the pretrained network, if it takes the same images, else the data's. InputError if an
-    image cannot be read.
-
-    Args:
-        stored, state: description and weights of the pretrained network; no weights for a new one.
+    The statistics are those of the pretrained network (`stored`, `state`) if it takes the same images, else the data's.
     """
     if state and stored.channels is None and channels != 3:
         if is_main():

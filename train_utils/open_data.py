@@ -1,7 +1,4 @@
-"""Open the splits of a dataset for training and evaluation.
-
-Layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`).
-"""
+"""Open splits: layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`)."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -38,10 +35,8 @@ def open_training_data(
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open and check the training and the validation split; the latter gets the classes of the former.
 
-    InputError names all faults in one line. Images with more objects than `detections` cause a warning.
-
-    Args:
-        held_out: validation images of the run that is resumed, see `held_out_images`.
+    InputError names all faults in one line. Images with more objects than `detections` cause a warning. `held_out` are
+    the validation images of a resumed run, see `held_out_images`.
     """
     with reading_input():
         layout = layout_of(settings)
@@ -99,11 +94,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """Open the training split that belongs to a validation split, unchecked; return None if there is none.
-
-    The validation split determines the classes; if both come from one file, its images are excluded. The settings are
-    those that `open_held_out` has completed.
-    """
+    """Open the training split of a validation split, with its classes and without its images; None if there is none."""
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
     plan = plan_of(settings)
@@ -211,10 +202,7 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> size and hash of the validation images if the data are not split, to find them again.
-
-    Only the main process, which writes the checkpoint, reads them; on the others the result is empty.
-    """
+    """Return name -> size and hash of the validation images if the data are not split; {} but on the main process."""
     if val_set.source != train_set.source or not is_main():
         return {}
     names = val_set.image_names()

@@ -1,8 +1,7 @@
 """Build the optimizer, compute the learning rate of each step, and apply a step's gradients.
 
-The device decides whether to apply a step, and the host does not wait for the decision. A step is not applied if its
-loss is not finite, if a GradScaler finds gradients that overflow fp16, or if gradients are clipped and their norm is
-not finite.
+The device decides whether to apply a step, and the host does not wait: not if its loss is not finite, if a GradScaler
+finds gradients that overflow fp16, or if gradients are clipped and their norm is not finite.
 """
 
 import math

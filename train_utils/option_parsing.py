@@ -1,7 +1,4 @@
-"""Parse a script's options into typed settings, from the command line and from a JSON file (--config).
-
-The options themselves are in `options.py`, as fields of dataclasses derived from `Settings`.
-"""
+"""Parse the options that `options.py` declares, from the command line and from a JSON file (--config)."""
 
 import argparse
 import difflib

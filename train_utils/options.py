@@ -1,8 +1,6 @@
-"""Options of training and validation, each in one place: name, type, defaults, help, and its role in a resumed run.
+"""Options of training and validation, each in one place: name, type, defaults, help, and role in a resumed run.
 
-A script's options are the fields of a dataclass. A field determines the command line, the defaults of the demo, what a
-resumed run takes from its checkpoint, and which changes it refuses. The options of predictions are in
-prediction/options.py.
+Those of predictions are in prediction/options.py.
 """
 
 from collections.abc import Mapping
@@ -209,10 +207,7 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in the options that were not given: from the run to resume, else from the defaults for this data.
-
-        The default learning rate is per image of a step over all `processes`.
-        """
+        """Fill in what was not given: from the run to resume, else from the defaults for these data and `processes`."""
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
             kept.pop("lr_steps", None)

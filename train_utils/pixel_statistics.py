@@ -10,13 +10,7 @@ MOST_IMAGES = 200  # sampled at regular intervals
 
 
 def pixel_statistics(dataset: InstanceDataset) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel; the latter is 1 for a constant channel.
-
-    Bytes count as 0..1, as in the network; other values as they are stored.
-
-    Raises:
-        ValueError, FileNotFoundError: an image cannot be read; the message names it.
-    """
+    """Return mean and standard deviation per channel (1 if constant); bytes count as 0..1, as in the network."""
     number, count = len(dataset), 0
     mean = squares = torch.zeros((), dtype=torch.float64)
     for i in np.unique(np.linspace(0, number - 1, min(number, MOST_IMAGES)).round().astype(int)).tolist():

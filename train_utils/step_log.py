@@ -12,11 +12,7 @@ from train_utils.training_state import RunState, StepResult
 
 
 class StepLog:
-    """Show a progress bar per epoch, or without a terminal one line per printed step, and log the printed steps.
-
-    Every `--print-freq`-th step and the last step of an epoch are printed. A line contains the mean seconds per step
-    since the previous line, and how many of them the step waited for the loader.
-    """
+    """Show a progress bar per epoch, or without a terminal a line per printed step, and log the printed steps."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None

@@ -53,10 +53,7 @@ class StepResults:
         return self.applied
 
     def check(self, step: StepResult) -> None:
-        """End the run by RunEnded if too many steps in a row were not applied, or weights are not finite.
-
-        End it by InputError if too many images could not be read.
-        """
+        """End the run after too many bad steps or with weights that are not finite (RunEnded), or many bad images."""
         training, settings = self.state.training, self.state.settings
         progress = training.progress
         if step.applied:
@@ -125,10 +122,7 @@ class StepResults:
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:
-    """Raise RunEnded if a weight or running mean of any process is not finite; all processes call this.
-
-    A step with a finite loss can make them infinite.
-    """
+    """Raise RunEnded if a weight or running mean of any process is not finite; all processes call this together."""
     bad = not_finite(model.state_dict())
     device = next(model.parameters()).device
     if sum_over_processes(torch.tensor([float(len(bad))], device=device)).item() == 0:

@@ -44,10 +44,7 @@ class TrainedModel:
 
 
 def open_trained_model(settings: InferenceSettings) -> TrainedModel:
-    """Open the weights that `--weights-path` names, or the newest checkpoint in the default output folder.
-
-    InputError names the file if there are no weights, or they cannot be used.
-    """
+    """Open the weights of `--weights-path`, or the newest checkpoint; InputError if they are missing or invalid."""
     path = settings.weights_path or next(reversed(checkpoints(OUTPUT_FOLDER)), None)
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")

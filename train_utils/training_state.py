@@ -22,10 +22,7 @@ TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is r
 
 @dataclass
 class StepResult:
-    """The outcome of a step, which the device may still be computing; `read` waits for it.
-
-    All but `error`, `data_time` and `image_ids` is the same on every process.
-    """
+    """The outcome of a step, which the device may still be computing; `read` waits for it."""
 
     number: int  # of the step in the run, counted from 1
     lr: float

@@ -92,10 +92,7 @@ def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
 
 
 def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Add a border of zeros to each mask, so that it falls off to 0, and enlarge its box by the same ratio.
-
-    Returns [N, 1, M + 2, M + 2], and int64 [N, 4]: first and last column and row, x1y1x2y2 in the image's frame.
-    """
+    """Add a border of zeros, [N, 1, M + 2, M + 2], and enlarge boxes alike: int64 [N, 4], first and last pixels."""
     padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
     low, high = boxes.view(-1, 2, 2).unbind(dim=1)
     half, centre = (high - low) * 0.5 * (padded.shape[-1] / mask_probs.shape[-1]), (high + low) * 0.5

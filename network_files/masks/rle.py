@@ -90,10 +90,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """bool [N]: which counts are packed in COCO's format, with its 64 characters and at most six per number.
-
-    Their run lengths may still be negative, or not add up to an image.
-    """
+    """bool [N]: which counts have COCO's 64 characters and at most six per number; their runs may still be invalid."""
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
     is_last = (characters & 0x20) == 0
@@ -109,11 +106,7 @@ def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
 
 
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
-    """Left, top and the uint8 pixels [h, w] of the smallest crop with every set pixel, per packed code of one image.
-
-    Codes are decoded in small groups, as the columns of their crops are laid out at full height. ValueError if a code
-    is invalid, or its runs do not add up to the image.
-    """
+    """Smallest crops of packed codes of one image: left, top, uint8 pixels [h, w]. ValueError if a code is invalid."""
     groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
     return [crop for group in groups for crop in decode_together(group)]
 
@@ -150,11 +143,9 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 def boxes_of_runs(
     counts: np.ndarray, lengths: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
 ) -> np.ndarray:
-    """Left, top, width and height of the smallest box with every set pixel: int64 [N, 4]; zeros for empty masks.
+    """Left, top, width and height of each code's set pixels: int64 [N, 4]; zeros for empty masks.
 
-    Args:
-        counts, lengths: as `unpack_all` returns them; the runs of each code add up to `height * width`.
-        height, width: of all codes, or of each, int64 [N].
+    Runs are as `unpack_all` returns them, and add up to `height * width`, which are of all codes or of each.
     """
     heights = np.broadcast_to(height, len(lengths))
     planes = heights * width

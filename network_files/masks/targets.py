@@ -28,11 +28,10 @@ def mask_targets(
         masks: the objects of each image, in the frame of its boxes.
         boxes: per image float [P_b, 4], x1y1x2y2, the positive proposals.
         matched: per image int64 [P_b], the object of each proposal.
-        size: M.
         aligned: where pixel centres are, see `PyramidRoIAlign`.
 
     Returns:
-        float [P, M, M] in 0..1, in the boxes' precision, image by image.
+        float [P, size, size] in 0..1, in the boxes' precision, image by image.
     """
     if boxes[0].device.type == "cpu":
         return torch.cat([targets_of_image(m, b, i, size, aligned) for m, b, i in zip(masks, boxes, matched)])

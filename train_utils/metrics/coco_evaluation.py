@@ -99,13 +99,7 @@ class PendingDetections:
 
 
 class CocoEvaluator:
-    """Collect the detections of one process, and score those of all processes.
-
-    Args:
-        ground_truth: hotcoco's COCO object on the main process, None on the others.
-        classes: table of the detections' labels.
-        continuous_paste: how masks are pasted into the image, see `mask_crops`.
-    """
+    """Collect the detections of a process, and score those of all; only the main process needs the ground truth."""
 
     def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth, self.classes, self.continuous_paste = ground_truth, classes, continuous_paste
@@ -261,10 +255,7 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
 
 
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
-    """Run COCO's evaluation without its output. All numbers equal those of pycocotools to the last bit.
-
-    With `most` detections per image and class, instead of COCO's 1, 10 and 100, `stats` is not computed.
-    """
+    """Run COCO's evaluation, whose numbers equal pycocotools' to the last bit; without `stats` if `most` is given."""
     from hotcoco import COCOeval  # only the main process needs it
 
     with contextlib.redirect_stdout(io.StringIO()):

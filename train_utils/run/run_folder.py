@@ -42,10 +42,7 @@ Resumed = tuple[Path, dict[str, Any]] | None
 
 
 class RunFolder:
-    """Read and write the files of one run; `open` creates or reopens the folder.
-
-    Only the main process writes; on the others the writing methods do nothing.
-    """
+    """Read and write the files of one run. On processes other than the main one, the writing methods do nothing."""
 
     def __init__(self, path: str | Path, writes: bool = True, lock: TextIO | None = None):
         self.path, self.writes, self.lock = Path(path), writes, lock  # the lock is held while this object lives
@@ -60,12 +57,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of `--output-dir` for a new or resumed run; all processes call this together.
 
-        InputError if the folder holds a run, and neither --resume nor --overwrite was given.
-
-        Args:
-            resumed: path and content of the checkpoint that the run resumes from, if any.
-            continues: whether the run has steps left to do.
-            lock: the main process's lock on the folder, if the folder existed before the run.
+        InputError if the folder holds a run, and neither --resume nor --overwrite was given. `continues`: whether the
+        run has steps left to do. `lock`: the main process's lock on the folder, if that existed before the run.
         """
         folder = run_on_main(lambda: cls.prepare(settings, resumed, continues, lock))
         return folder or cls(settings.output_dir, writes=False)

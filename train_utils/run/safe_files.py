@@ -74,10 +74,7 @@ class LineFile:
 
 
 def valid_lines(path: Path) -> list[str]:
-    """Return the complete lines of a results file or a log; if other lines are invalid, keep the file and warn.
-
-    A power failure may leave a partial line or zeros, and an editor anything.
-    """
+    """Return the complete lines of results or log; if others are invalid, keep the file aside and warn."""
     content = path.read_bytes() if path.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
     invalid = [number for number, line in enumerate(lines, 1) if not is_valid(line)]

@@ -105,10 +105,7 @@ class Watchdog(threading.Thread):
             self.blame(f"lost the connection to {' and '.join(lost)}")
 
     def find_stalled(self) -> None:
-        """Once a process has made no progress for the timeout, blame the processes furthest behind.
-
-        All others wait for those. If some of them send no heartbeat, blame only these.
-        """
+        """If a process is stuck for the timeout, blame those furthest behind, of these the ones without a heartbeat."""
         now, states = time.monotonic(), self.last_states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
         if any(now - self.last_change[r] > self.timeout for r in running):

@@ -78,10 +78,7 @@ def plot_map(
     box_ap50: Sequence[float],
     mask_ap50: Sequence[float],
 ) -> None:
-    """Write a PNG of COCO's AP over the epochs: AP@[0.50:0.95] as solid lines, AP@0.50 as dashed ones.
-
-    COCO's -1 (nothing to find) and values that are not finite leave a gap.
-    """
+    """Write a PNG of AP over the epochs, and of AP50, dashed. Values that are -1 or not finite leave a gap."""
     figure, axes = new_figure("epoch", "AP", points=len(epochs))
     for label, values, style in (("AP", (box_ap, mask_ap), "-"), ("AP50", (box_ap50, mask_ap50), "--")):
         for kind, of_kind, colour in zip(("box", "mask"), values, (BOX_COLOUR, MASK_COLOUR)):

@@ -143,10 +143,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
-    """Place N label plates near their boxes and within the image, without overlap where there is room.
-
-    Boxes and plates are int [N, 4], x1y1x2y2 in pixels, x2 and y2 excluded. Sizes are widths and heights.
-    """
+    """Place plates of sizes (w, h) at boxes, within the image and apart if possible; all int [N, 4], x1y1x2y2."""
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.

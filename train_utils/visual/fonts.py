@@ -28,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 @lru_cache(maxsize=1024)
 def font_for(name: str) -> str:
-    """Return the path of matplotlib's DejaVu Sans if it has all characters, else of the CJK font that has most of them.
-
-    Without matplotlib it is always "", which means Pillow's own font.
-    """
+    """Return the path of DejaVu Sans or of the CJK font that has most of a name's characters; "" without matplotlib."""
     if not HAS_MATPLOTLIB:
         if not name.isascii():
             warn_of_missing_characters()

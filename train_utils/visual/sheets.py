@@ -90,10 +90,7 @@ class PredictionSheets:
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
-    """Draw some images of a dataset, each with its objects on the left and detections from a score of 0.5 on the right.
-
-    Unreadable images are skipped; None if all are unreadable.
-    """
+    """Draw some images, with their objects left and detections from a score of 0.5 right; None if none can be read."""
     network, tiles = ready_for_inference(model, precision), []
     for i in chosen_items(dataset):
         try:

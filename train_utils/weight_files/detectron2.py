@@ -80,11 +80,7 @@ def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: s
 
 
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
-    """Adapt the first convolution, in place, to the output of this network's `ImageTransform`.
-
-    Detectron2's takes (x - mean) / std of blue, green, red in 0..255. Its mean is 255 times this network's, so zero
-    padding remains correct, and it is enough to scale each channel.
-    """
+    """Make the first convolution, in place, take this network's input: RGB of unit variance, not BGR in 0..255."""
     mean = state.pop("pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().tolist()
     std = state.pop("pixel_std", torch.ones(3)).flatten().tolist()
     if [round(value, 1) for value in mean] != [round(value, 1) for value in PIXEL_MEAN] or len(std) != 3:
@@ -94,10 +90,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return the labels of Detectron2's classes, in the order of their category ids, and their names if known.
-
-    The labels are those of the JSON if it names as many classes, else COCO's ids for 80 classes, else 1, 2, 3, ...
-    """
+    """Return the classes' labels and known names: the JSON's, else COCO's for 80 classes, else 1, 2, 3, ..."""
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
         coco = ClassTable.of_json(COCO_NAMES)
@@ -113,11 +106,7 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Move the rows of each class to its label, and the background's to 0, in place.
-
-    In Detectron2 the background is last; boxes and masks have no row for it. A label without a class is never
-    predicted.
-    """
+    """Move the rows of each class to its label, in place; the background's, which Detectron2 has last, to 0."""
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):

@@ -49,10 +49,7 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
-    """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it.
-
-    Only the main process searches, as another process could find a file that is still being downloaded.
-    """
+    """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it."""
 
     def found() -> Path:
         if isinstance(pretrain, str):
