@@ -13,15 +13,10 @@ from backbone.resnet import NormLayer, ResNet
 
 
 def resnet50_fpn_backbone(
-    pretrain_path: str | Path = "",
-    norm_layer: NormLayer = nn.BatchNorm2d,
-    trainable_layers: int = 3,
-    returned_layers: Sequence[int] | None = None,
-    extra_blocks: nn.Module | None = None,
-    fpn_norm_layer: NormLayer | None = None,
-    stride_in_1x1: bool = False,
-    in_channels: int = 3,
-) -> "BackboneWithFPN":
+    pretrain_path: str | Path = "", norm_layer: NormLayer = nn.BatchNorm2d, trainable_layers: int = 3,
+    returned_layers: Sequence[int] | None = None, extra_blocks: nn.Module | None = None,
+    fpn_norm_layer: NormLayer | None = None, stride_in_1x1: bool = False, in_channels: int = 3,
+) -> "BackboneWithFPN":  # fmt: skip
     """Build the backbone of Mask R-CNN.
 
     Args:

@@ -50,15 +50,9 @@ class ImageTransform(nn.Module):
     pixel_std: Tensor
 
     def __init__(
-        self,
-        min_size: int | Sequence[int],
-        max_size: int,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
-        size_divisible: int = 32,
-        fixed_size: tuple[int, int] | None = None,
-        antialias: bool = False,
-    ):
+        self, min_size: int | Sequence[int], max_size: int, image_mean: Sequence[float], image_std: Sequence[float],
+        size_divisible: int = 32, fixed_size: tuple[int, int] | None = None, antialias: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size

@@ -43,12 +43,9 @@ class PyramidRoIAlign(nn.Module):
     """
 
     def __init__(
-        self,
-        featmap_names: Sequence[str] = ("0", "1", "2", "3"),
-        output_size: int | tuple[int, int] = 7,
-        sampling_ratio: int = 2,
-        aligned: bool = False,
-    ):
+        self, featmap_names: Sequence[str] = ("0", "1", "2", "3"), output_size: int | tuple[int, int] = 7,
+        sampling_ratio: int = 2, aligned: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.featmap_names = tuple(featmap_names)
         self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)

@@ -59,23 +59,11 @@ class RoIHeads(nn.Module):
     smallest_side = 1e-2
 
     def __init__(
-        self,
-        box_roi_pool: RoIPool,
-        box_head: nn.Module,
-        box_predictor: nn.Module,
-        mask_roi_pool: RoIPool,
-        mask_head: nn.Module,
-        mask_predictor: nn.Module,
-        fg_iou_thresh: float,
-        bg_iou_thresh: float,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        bbox_reg_weights: tuple[float, float, float, float],
-        score_thresh: float,
-        nms_thresh: float,
-        detections_per_img: int,
-        agnostic_nms: bool = False,
-    ):
+        self, box_roi_pool: RoIPool, box_head: nn.Module, box_predictor: nn.Module, mask_roi_pool: RoIPool,
+        mask_head: nn.Module, mask_predictor: nn.Module, fg_iou_thresh: float, bg_iou_thresh: float,
+        batch_size_per_image: int, positive_fraction: float, bbox_reg_weights: tuple[float, float, float, float],
+        score_thresh: float, nms_thresh: float, detections_per_img: int, agnostic_nms: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.box_roi_pool, self.box_head, self.box_predictor = box_roi_pool, box_head, box_predictor
         self.mask_roi_pool, self.mask_head, self.mask_predictor = mask_roi_pool, mask_head, mask_predictor

@@ -38,18 +38,10 @@ class RegionProposalNetwork(nn.Module):
     smallest_side = 1e-3
 
     def __init__(
-        self,
-        anchor_generator: AnchorGenerator,
-        head: nn.Module,
-        fg_iou_thresh: float,
-        bg_iou_thresh: float,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        pre_nms_top_n: dict[str, int],
-        post_nms_top_n: dict[str, int],
-        nms_thresh: float,
-        score_thresh: float = 0.0,
-    ):
+        self, anchor_generator: AnchorGenerator, head: nn.Module, fg_iou_thresh: float, bg_iou_thresh: float,
+        batch_size_per_image: int, positive_fraction: float, pre_nms_top_n: dict[str, int],
+        post_nms_top_n: dict[str, int], nms_thresh: float, score_thresh: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.anchor_generator = anchor_generator
         self.head = head
@@ -60,12 +52,9 @@ class RegionProposalNetwork(nn.Module):
         self.nms_thresh, self.score_thresh = nms_thresh, score_thresh
 
     def forward(
-        self,
-        levels: Sequence[Tensor],
-        padded_size: tuple[int, int],
-        image_sizes: Sequence[tuple[int, int]],
+        self, levels: Sequence[Tensor], padded_size: tuple[int, int], image_sizes: Sequence[tuple[int, int]],
         objects: Objects | None = None,
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:  # fmt: skip
         """Propose boxes.
 
         Args:
@@ -94,13 +83,9 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self,
-        objectness: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
-        counts: Sequence[int],
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, counts: Sequence[int],
         image_sizes: Sequence[tuple[int, int]],
-    ) -> list[Tensor]:
+    ) -> list[Tensor]:  # fmt: skip
         """The best boxes of each image: top n per level, decoded, clipped, NMS per level, top n in all.
 
         Args:

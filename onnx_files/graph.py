@@ -142,12 +142,9 @@ class Graph:
         return x
 
     def model(
-        self,
-        inputs: dict[str, tuple[str, Sequence[int | str]]],
-        outputs: dict[str, tuple[str, str, Sequence[int | str]]],
-        metadata: dict[str, str],
-        description: str,
-    ) -> onnx.ModelProto:
+        self, inputs: dict[str, tuple[str, Sequence[int | str]]],
+        outputs: dict[str, tuple[str, str, Sequence[int | str]]], metadata: dict[str, str], description: str,
+    ) -> onnx.ModelProto:  # fmt: skip
         """Return the finished, checked model.
 
         Inputs are name -> type and shape, in which a name stands for any length; outputs name -> value, type and shape.

@@ -137,12 +137,9 @@ def detectron2_parts() -> dict[str, Any]:
 
 
 def build_training_model(
-    args: TrainSettings,
-    num_classes: int,
-    resumed: tuple[Path, dict[str, Any]] | None,
-    names: Mapping[int, str] | None = None,
-    images: InstanceDataset | None = None,
-) -> tuple[MaskRCNN, ModelConfig]:
+    args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None,
+    names: Mapping[int, str] | None = None, images: InstanceDataset | None = None,
+) -> tuple[MaskRCNN, ModelConfig]:  # fmt: skip
     """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` requests.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and

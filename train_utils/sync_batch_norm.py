@@ -44,15 +44,9 @@ class SyncedNormalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        eps: float,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, eps: float,
         momentum: float,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         x, channels = dense(x), x.shape[1]
         if x.numel():
             mean, invstd = torch.batch_norm_stats(x, eps)

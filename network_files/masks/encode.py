@@ -16,13 +16,9 @@ Crop = tuple[int, int, np.ndarray]  # left, top and the probabilities [h, w] of 
 
 
 def encode_masks(
-    mask_probs: np.ndarray,
-    boxes: np.ndarray,
-    size: tuple[int, int],
-    threshold: float = 0.5,
-    continuous: bool = False,
-    crops: Callable[[np.ndarray], Iterable[Crop]] | None = None,
-) -> list[dict]:
+    mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5,
+    continuous: bool = False, crops: Callable[[np.ndarray], Iterable[Crop]] | None = None,
+) -> list[dict]:  # fmt: skip
     """Encode all masks of an image as {"size": [H, W], "counts": bytes}.
 
     The outlines of all masks are computed together; only a mask whose outline depends on the last bit of an

@@ -30,13 +30,9 @@ class InstanceMasks:
     """
 
     def __init__(
-        self,
-        pixels: Tensor,
-        crops: Tensor,
-        source_size: tuple[int, int],
-        size: tuple[int, int] | None = None,
+        self, pixels: Tensor, crops: Tensor, source_size: tuple[int, int], size: tuple[int, int] | None = None,
         content_size: tuple[int, int] | None = None,
-    ):
+    ):  # fmt: skip
         if crops.ndim != 2 or crops.shape[1] != 4:
             raise ValueError(f"crops must be [N, 4] (left, top, width, height), got {list(crops.shape)}")
         self.pixels = pixels

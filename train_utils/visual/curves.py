@@ -18,13 +18,10 @@ BOX_COLOUR, MASK_COLOUR = "tab:blue", "tab:orange"
 
 
 def plot_loss_and_lr(
-    losses: Sequence[float],
-    learning_rates: Sequence[float],
-    path: str | os.PathLike,
-    steps: Sequence[int] | None = None,
-    epoch_ends: Mapping[int, int] | None = None,
+    losses: Sequence[float], learning_rates: Sequence[float], path: str | os.PathLike,
+    steps: Sequence[int] | None = None, epoch_ends: Mapping[int, int] | None = None,
     validation: Mapping[int, float] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a PNG of the loss (left axis: raw and smoothed) and the learning rate (right axis) over the logged steps.
 
     Args:
@@ -71,13 +68,9 @@ def plot_loss_and_lr(
 
 
 def plot_map(
-    epochs: Sequence[int],
-    box_ap: Sequence[float],
-    mask_ap: Sequence[float],
-    path: str | os.PathLike,
-    box_ap50: Sequence[float],
-    mask_ap50: Sequence[float],
-) -> None:
+    epochs: Sequence[int], box_ap: Sequence[float], mask_ap: Sequence[float], path: str | os.PathLike,
+    box_ap50: Sequence[float], mask_ap50: Sequence[float],
+) -> None:  # fmt: skip
     """Write a PNG of AP over the epochs, and of AP50, dashed. Values that are -1 or not finite leave a gap."""
     figure, axes = new_figure("epoch", "AP", points=len(epochs))
     for label, values, style in (("AP", (box_ap, mask_ap), "-"), ("AP50", (box_ap50, mask_ap50), "--")):

@@ -37,14 +37,9 @@ PALETTE_SEED = 23660
 
 
 def draw_instances(
-    image: Image.Image,
-    boxes: np.ndarray,
-    names: Sequence[str],
-    scores: np.ndarray | None = None,
-    masks: Sequence[MaskCrop] | None = None,
-    line_width: int | None = None,
-    enlarge: bool = True,
-) -> Image.Image:
+    image: Image.Image, boxes: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None,
+    masks: Sequence[MaskCrop] | None = None, line_width: int | None = None, enlarge: bool = True,
+) -> Image.Image:  # fmt: skip
     """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
     An image whose short side is at most 320 pixels is first enlarged by an integer factor, to a short side of about 480
