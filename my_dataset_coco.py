@@ -21,8 +21,7 @@ from torch.utils.data import Dataset
 from dataset_files.coco_check import clipped_corners
 from dataset_files.coco_index import AS_WRITTEN
 from dataset_files.coco_masks import box_of_mask, packed_code
-from dataset_files.conversion import SplitFiles
-from dataset_files.conversion_store import OpenedSplit, open_split_index
+from dataset_files.conversion_store import OpenedSplit, SplitFiles, open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
 from dataset_files.stored_images import RGB, ImageForm, PackageMissing, open_image, read_stored, upright_rgb
 from network_files import InstanceMasks

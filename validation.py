@@ -20,8 +20,16 @@ from prediction.test_time_augmentation import with_tta
 from report.analysis import boundary_metrics
 from report.comparison import table, write_comparison
 from report.eval_data import make_eval_data
-from report.sides import compare_sides, detect, match_to_network
-from report.sources import eval_data_of, given_options, report_folder, report_of_network, report_of_results
+from report.sources import (
+    compare_sides,
+    detect,
+    eval_data_of,
+    given_options,
+    match_to_network,
+    report_folder,
+    report_of_network,
+    report_of_results,
+)
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import TITLES, best_thresholds, explain_missing, tables

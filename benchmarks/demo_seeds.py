@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 from predict import Predictor
 from prediction.test_time_augmentation import with_tta
 from report.comparison import Comparison
-from report.sides import compare_sides
+from report.sources import compare_sides
 from train_utils.errors import one_line_errors
 from train_utils.options import DEMO_FOLDER, ValidationSettings
 

@@ -27,7 +27,7 @@ from measured_rows import table
 import train
 from prediction.test_time_augmentation import with_tta
 from report.comparison import Row
-from report.sides import compare_sides
+from report.sources import compare_sides
 from train_utils import demo_dataset
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.errors import one_line_errors

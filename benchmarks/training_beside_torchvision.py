@@ -31,7 +31,7 @@ from measured_rows import progress, table
 from torch.optim import SGD, AdamW
 
 from prediction.test_time_augmentation import with_tta
-from report.sides import compare_sides
+from report.sources import compare_sides
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for

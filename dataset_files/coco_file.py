@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_files.coco_masks import LARGEST_IMAGE, MaskColumns
+from dataset_files.coco_masks import LARGEST_IMAGE, MaskColumns, int64, natural, whole
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.whole_ids import int64, natural, whole
 
 # Errors that an invalid entry can raise while it is parsed.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError)

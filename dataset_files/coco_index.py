@@ -25,7 +25,7 @@ from dataset_files.coco_file import (
     tell_apart,
     unused_categories,
 )
-from dataset_files.file_names import is_lfs_pointer
+from dataset_files.image_files import is_lfs_pointer
 from dataset_files.problems import Problems
 
 VERSION = 7  # of the stored index; other versions are ignored
@@ -178,23 +178,13 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     place = images.valid.cumsum() - 1  # index of each image among the usable ones
     image_ids = images.ids[images.valid]
     return CocoIndex(
-        path,
-        stamp,
-        categories,
-        image_ids,
-        images.sizes[images.valid],
-        images.file_names[images.valid],
+        path, stamp, categories, image_ids, images.sizes[images.valid], images.file_names[images.valid],
         bare=~np.isin(image_ids, np.array(annotations.image_ids, dtype=np.int64)),
         first=np.searchsorted(place[check.owners[order]], np.arange(len(image_ids) + 1)),
-        starts=starts[order],
-        lengths=(ends - starts)[order],
-        category_ids=category_ids[order],
-        checksums=np.array(checksums, dtype=np.int64)[order],
-        crowds=crowds[order],
-        usable=(check.complete & ~crowds & is_object)[order],
-        has_mask=check.has_mask[order],
-        problems=problems,
-    )
+        starts=starts[order], lengths=(ends - starts)[order], category_ids=category_ids[order],
+        checksums=np.array(checksums, dtype=np.int64)[order], crowds=crowds[order],
+        usable=(check.complete & ~crowds & is_object)[order], has_mask=check.has_mask[order], problems=problems,
+    )  # fmt: skip
 
 
 def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

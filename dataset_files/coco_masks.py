@@ -1,12 +1,12 @@
 """Check the polygons and run-length codes of a COCO file in groups; compute the box and area of single masks."""
 
 from array import array
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.problems import shown
-from dataset_files.whole_ids import int64
 from network_files.masks.rle import MOST_PIXELS, are_packed_codes, boxes_of_runs, unpack_all
 
 AT_ONCE = 1 << 19  # coordinates, or characters of run-length codes, that are checked together
@@ -218,3 +218,25 @@ def packed_code(mask: list | dict, height: int, width: int) -> dict:
     if isinstance(counts, list):
         return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": counts.encode()}
+
+
+def whole(number: Any) -> Any:
+    """Convert a number that a tool wrote as 7.0 to an int."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def int64(number: Any) -> int:
+    """Convert a number from a JSON file to an int64; ValueError, OverflowError if it is not whole, or too large."""
+    number = whole(number)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"has {shown(number)} instead of a whole number")
+    if not -(2**63) <= number < 2**63:
+        raise OverflowError(f"has the number {shown(number)}, which is too large")
+    return number
+
+
+def natural(number: Any) -> int:
+    """Convert like `int64`, but refuse negative numbers, which COCO's readers do not accept as ids."""
+    if int64(number) < 0:
+        raise ValueError(f"has the id {number}, which is below 0")
+    return int64(number)

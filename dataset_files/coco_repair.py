@@ -5,19 +5,17 @@ reports it. The whole file is loaded as Python objects, so repair only files tha
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dataset_files.coco_file import NoCategory
-from dataset_files.coco_masks import area_of_mask, box_of_mask
-from dataset_files.conversion import Converted
-from dataset_files.file_names import resolve
-from dataset_files.image_files import read_size
+from dataset_files.coco_masks import area_of_mask, box_of_mask, int64
+from dataset_files.image_files import read_size, resolve
 from dataset_files.problems import Problems, leaves_folder, shown
-from dataset_files.whole_ids import int64, number_of, text_of, whole_ids
 
+LARGEST_ID = 2**63 - 1
 # Kinds of problems that a repair may fix; "missing" is found by the image check.
 REPAIRABLE = {
     "annotation", "annotation id", "category", "code size", "file name", "image", "missing", "point pairs",
@@ -43,7 +41,7 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
     return problems is not None and not REPAIRABLE.isdisjoint(problems.counts)
 
 
-def repair(path: Path, image_folder: Path) -> Converted:
+def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
     """Read a COCO file and fix what can be fixed; ValueError if it is not JSON, or lacks one of the three lists.
 
     Image files are searched below `image_folder`. If the result has no problems, the original file can be used.
@@ -59,7 +57,7 @@ def repair(path: Path, image_folder: Path) -> Converted:
     for annotation in annotations:
         if isinstance(annotation, dict):
             repair_annotation(annotation, sizes, problems)
-    return Converted({"images": images, "annotations": annotations, "categories": categories}, problems)
+    return {"images": images, "annotations": annotations, "categories": categories}, problems
 
 
 def read_lists(path: Path, problems: Problems) -> list[list]:
@@ -95,6 +93,52 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
                 changed.append(f"{key} {shown(entry[field])} -> {number}")
             entry[field] = number
     problems.add_all("text id", dict.fromkeys(changed), str)
+
+
+def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
+    """Map `text_of` each id to a whole number, the same on every run.
+
+    Whole numbers keep their value, also as text ("12", "0012"), unless two texts have the same value. The other ids get
+    the numbers after the largest, in order. Ids that are neither whole numbers nor text are left out.
+    """
+    texts = dict.fromkeys(text for text in map(text_of, ids) if text is not None)
+    values = {text: value_of(text) for text in texts}
+    taken: dict[int, str] = {}
+    for text in sorted(texts, key=lambda text: (str(values[text]) != text, text)):  # "7" before "007"
+        value = values[text]
+        if value is not None and taken.setdefault(value, text) != text:
+            values[text] = None
+    following = max(taken, default=0) + 1
+    numbers: dict[str, int] = {}
+    for text, value in values.items():
+        if value is None:
+            value, following = following, following + 1
+        numbers[text] = value
+    return numbers
+
+
+def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
+    """Look up the whole number of an id in the result of `whole_ids`; None if it was left out."""
+    text = text_of(value)
+    return None if text is None else numbers.get(text)
+
+
+def text_of(value: Any) -> str | None:
+    """Format an id as text, 7 and 7.0 alike; None if it is neither text nor a whole number, or is beyond int64."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    is_int = isinstance(value, int) and not isinstance(value, bool) and -LARGEST_ID <= value <= LARGEST_ID
+    return str(value) if is_int else None
+
+
+def value_of(text: str) -> int | None:
+    """Parse a text as a whole number; None if it is not one, or does not fit into int64."""
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
+        return None
+    return int(text) if abs(int(text)) <= LARGEST_ID else None
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:

@@ -6,11 +6,13 @@ input files changes, a new conversion is stored beside it, so that a run keeps r
 
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +21,46 @@ from dataset_files.atomic_files import write_atomically
 from dataset_files.cache import OWN, digest, locked, writable_cache
 from dataset_files.coco_file import NoCategory
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex, Reading, open_index
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import resolve
-from dataset_files.image_files import file_state
+from dataset_files.image_files import file_state, files_below, resolve
 from dataset_files.problems import Problems
 
 VERSION = 4  # of stored conversions
 KEEP_SECONDS = 30 * 24 * 3600  # after the last use
+
+
+class Converted(NamedTuple):
+    """The annotations of one split in COCO's form.
+
+    Attributes:
+        content: `images` (id from 1, file_name relative to the split's image folder with forward slashes, height,
+            width), `annotations` (id from 1, image_id, category_id, bbox [x, y, width, height] in pixels, area,
+            iscrowd, segmentation: polygons, or a run-length code with packed or listed counts; [] without a mask) and
+            `categories` (id, name).
+        problems: entries that were repaired or skipped, or that cannot be used.
+    """
+
+    content: dict[str, Any]
+    problems: Problems
+
+
+@dataclass
+class SplitFiles:
+    """The files of one split of a dataset."""
+
+    name: str  # "train", "val" or "test"; "" for annotations that are not split
+    source: Path  # the file or folder that messages name: the COCO file itself, or the input of `convert`
+    image_folder: Path  # the folder that file names are relative to
+    convert: Callable[..., Converted] | None = None  # reads annotations of another layout than COCO's
+    # Files and folders that decide about the result of `convert`, besides `source`. A change to any file in them makes
+    # the stored conversion stale.
+    inputs: Sequence[Path] = ()
+    problems: Problems = field(default_factory=Problems)  # found while looking for the splits
+    takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
+
+    def files(self) -> Iterator[tuple[Path, Path]]:
+        """Yield `source` and each input, once per file in it; an input that is a file contains itself."""
+        for path in dict.fromkeys((self.source, *self.inputs)):
+            yield from ((path, file) for file in (files_below(path) if path.is_dir() else [path]))
 
 
 @dataclass(frozen=True)
@@ -55,10 +90,10 @@ def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str 
 
 def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Problems]:
     """Index a COCO file, or its repaired copy if a repair changes anything."""
-    convert = partial(coco_repair.repair, split.source, split.image_folder)
-    repaired = replace(split, convert=convert, inputs=[split.image_folder])
+    source, folder = split.source, split.image_folder
+    repaired = replace(split, convert=lambda: Converted(*coco_repair.repair(source, folder)), inputs=[folder])
     try:
-        index = open_index(split.source, reading)
+        index = open_index(source, reading)
     except ValueError as error:
         if not coco_repair.worth_repairing(None, error):
             raise

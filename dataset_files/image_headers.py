@@ -15,24 +15,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset_files import stored_images
 from dataset_files.cache import read_arrays, storage_places, write_arrays
 from dataset_files.dataset import InstanceDataset
-from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_files import MISSING, NO_FILE, file_states
+from dataset_files.image_files import MISSING, NO_FILE, file_states, is_lfs_pointer
 from dataset_files.problems import Problems
-from dataset_files.stored_images import (
-    RGB,
-    VALUES,
-    Header,
-    ImageForm,
-    PackageMissing,
-    is_turned,
-    is_undecided,
-    open_image,
-    orientation_of,
-    stored_header,
-    values_of,
-)
+from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageMissing
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
@@ -79,10 +67,10 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
     for i in np.flatnonzero((headers[:, 2] > 1) & ~bad).tolist():
         width, height, orientation, *_ = headers[i].tolist()
-        if is_turned((width, height), orientation, tuple(sizes[i].tolist()), exif):
+        if stored_images.is_turned((width, height), orientation, tuple(sizes[i].tolist()), exif):
             turned = (height, width) if orientation < 5 else (width, height)
             other[i] = turned != tuple(sizes[i].tolist())
-        elif exif is None and is_undecided((width, height), orientation):
+        elif exif is None and stored_images.is_undecided((width, height), orientation):
             problems.add("exif", f"{folder / names[i]} (image {dataset.image_id(i)}), orientation {orientation}")
     note("size", other, " is {}, annotated {}")
     return problems, np.flatnonzero(bad).tolist()
@@ -126,11 +114,17 @@ def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
     state = FINE
     try:
         if form.channels is not None:
-            height, width, channels, values = stored_header(path, form.exif)
+            height, width, channels, values = stored_images.stored_header(path, form.exif)
             return width, height, 1, FINE, channels, VALUES.index(values)
-        with open_image(path) as image:
+        with stored_images.open_image(path) as image:
             state = FLOAT if image.mode == "F" else FINE
-            return *image.size, orientation_of(image), state, 0, VALUES.index(values_of(image))
+            return (
+                *image.size,
+                stored_images.orientation_of(image),
+                state,
+                0,
+                VALUES.index(stored_images.values_of(image)),
+            )
     except PackageMissing:
         raise
     except Image.DecompressionBombError:
@@ -149,7 +143,7 @@ def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
 def why_not_stored(path: str | Path, form: ImageForm) -> str:
     """Return why an image cannot be read as stored; "" if it can."""
     try:
-        stored_header(path, form.exif)
+        stored_images.stored_header(path, form.exif)
         return ""
     except Exception as error:
         return str(error)

@@ -97,14 +97,9 @@ class LabelmeSaver:
         image = place_image(source, prediction.image, self.path)
         height, width = prediction.size
         content: dict[str, object] = {
-            "version": LABELME_VERSION,
-            "flags": {},
-            "shapes": shapes_of(prediction),
-            "imagePath": image.name,
-            "imageData": None,
-            "imageHeight": height,
-            "imageWidth": width,
-        }
+            "version": LABELME_VERSION, "flags": {}, "shapes": shapes_of(prediction), "imagePath": image.name,
+            "imageData": None, "imageHeight": height, "imageWidth": width,
+        }  # fmt: skip
         write_atomically(source.output(self.path, ".json"), json.dumps(content, indent=2, ensure_ascii=False))
 
     def close(self) -> str:

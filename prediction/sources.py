@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dataset_files.image_files import IMAGE_SUFFIXES, files_below, images_below, is_image_name
-from dataset_files.whole_ids import value_of
 from train_utils.errors import InputError, reading_input, warn
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
@@ -157,8 +157,8 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
         InputError: an image is not in the file, or several have its name or its id.
     """
     if annotation_file is None:
-        numbers = [value_of(source.path.stem) for source in sources]
-        own = [number for number in numbers if number is not None and number >= 0]
+        stems = [source.path.stem for source in sources]
+        own = [int(stem) for stem in stems if re.fullmatch("[0-9]{1,30}", stem) and int(stem) < 2**63]
         are_ids = len(set(own)) == len(sources)
         return [ResultImage(number) for number in (own if are_ids else range(1, len(sources) + 1))]
     known: dict[str, set[ResultImage]] = {}  # by whole file name, and by "./" and base name

@@ -13,16 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files import stored_images
-from dataset_files.stored_images import (
-    ImageForm,
-    PackageMissing,
-    as_rgb,
-    in_form,
-    pillow_array,
-    read_stored,
-    to_picture,
-    upright_rgb,
-)
+from dataset_files.stored_images import ImageForm
 from network_files.masks.encode import encode_masks
 from prediction.options import ImageSettings
 from prediction.prediction import Classes, Prediction
@@ -108,7 +99,7 @@ class ImagePredictor:
         """Read an image and plan its tiles; see `open_image` and `open_stored` for the arguments and errors."""
         if self.form.channels is not None:
             pixels = open_stored(image, self.form)
-            picture = to_picture(pixels, self.form.shown)
+            picture = stored_images.to_picture(pixels, self.form.shown)
             return LoadedImage(picture, tiles_of(picture.size, self.tile, self.overlap), pixels)
         opened = open_image(image, self.form.exif, size)
         tiles = tiles_of(opened.size, self.tile, self.overlap)
@@ -204,7 +195,7 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
     names the file, for one that cannot be read or an array that is not an image, and TypeError for anything else.
     """
     if isinstance(source, Image.Image):
-        return as_rgb(source)
+        return stored_images.as_rgb(source)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
             raise ValueError(f"an array must be RGB, uint8 [H, W, 3]; got {source.dtype} {list(source.shape)}")
@@ -217,7 +208,7 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
             pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
             if pages > 1:
                 warn(f"{path}: has {pages} pages or frames; only the first one is read")
-            return upright_rgb(image, size, exif or ("apply" if size is None else None))
+            return stored_images.upright_rgb(image, size, exif or ("apply" if size is None else None))
     except Exception as error:  # Pillow can raise any exception for a broken file
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
@@ -228,11 +219,12 @@ def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
     Raises ValueError, which names the file, if it cannot be read or the image is not of this form.
     """
     if not isinstance(source, (str, Path)):
-        return in_form(pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source), form)
+        array = stored_images.pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source)
+        return stored_images.in_form(array, form)
     path = existing(source)
     try:
-        return read_stored(path, form)
-    except PackageMissing as error:
+        return stored_images.read_stored(path, form)
+    except stored_images.PackageMissing as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # of any library for a broken file
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error

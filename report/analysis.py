@@ -5,17 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from report.average_precision import (
-    BestScore,
-    Calibration,
-    ClassResult,
-    Group,
-    all_groups,
-    best_overall,
-    calibration,
-    class_results,
-    mean_curves,
-)
+from report import average_precision
+from report.average_precision import BestScore, Calibration, ClassResult, Group
 from report.bootstrap import Interval, coco_stats, draw_weights, resample
 from report.confusion import Confusion, confusion
 from report.error_kinds import Errors, find_errors
@@ -49,28 +40,21 @@ def analyse(data: EvalData, kind: str) -> Analysis:
     data = data.of_kind(kind)
     overlaps = find_overlaps(data, kind)
     matching = match(data, overlaps)
-    classes = class_results(data, matching)
-    best = best_overall(data, matching)
+    classes = average_precision.class_results(data, matching)
+    best = average_precision.best_overall(data, matching)
     samples = resample(data, {"AP": InRange(matching, ~data.objects.crowds)}, draw_weights(len(data.image_ids)))
     return Analysis(
-        kind,
-        overlaps,
-        classes,
-        mean_curves(classes),
-        best,
-        find_errors(data, overlaps, matching),
-        confusion(data, overlaps, matching, best.threshold),
-        all_groups(data, matching, kind),
-        samples.intervals()[:3],
-        calibration(data, matching),
-    )
+        kind, overlaps, classes, average_precision.mean_curves(classes), best, find_errors(data, overlaps, matching),
+        confusion(data, overlaps, matching, best.threshold), average_precision.all_groups(data, matching, kind),
+        samples.intervals()[:3], average_precision.calibration(data, matching),
+    )  # fmt: skip
 
 
 def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) -> Metrics:
     """Compute COCO's metrics of boundaries, see boundaries.py; `labels` is label -> category id, None if equal."""
     data = data.of_kind("boundary")
     areas = match_areas(data, find_overlaps(data, "boundary"), "boundary")
-    results = class_results(data, areas["AP"].matching)
+    results = average_precision.class_results(data, areas["AP"].matching)
     label_of = {category: label for label, category in (labels or {}).items()}
     of_classes = [
         ClassMetrics(label_of.get(category, category), name, r.objects, *np.nan_to_num([r.ap, r.ap50], nan=-1).tolist())

@@ -13,15 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dataset_files.atomic_files import write_atomically
-from report import figures
 from report.analysis import Analysis, analyse
+from report.average_precision import Calibration, Group
 from report.bootstrap import RESAMPLES
 from report.confusion import Confusion, ImageScores, describe_errors, score_images
 from report.data_statistics import DataStatistics, statistics_of
@@ -40,6 +40,25 @@ SUSPECTS_SHOWN = 200
 EXAMPLES_PER_CELL, EXAMPLES_PER_KIND = 4, 8
 CELLS_WITH_EXAMPLES = 1500  # the cells with most pairs
 POLICY = b"default-src 'none'; img-src data:"  # at the beginning of all pages
+LAST = 1_000_000  # upper end of a histogram's last bin, which its label omits
+# Name in DataStatistics, title, edges of the bins, axis label, names of the bins, explanation.
+HISTOGRAMS = (
+    (
+        "per_image", "Objects per image", (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, LAST), "objects per image",
+        "0 1 2 3 4-5 6-7 8-11 12-15 16-23 24-31 32+",
+        "Each bar is the share of images%s with that number of objects.",
+    ),
+    (
+        "sizes", "Sizes of objects", (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, LAST),
+        "square root of the area, px from", "0 8 16 24 32 48 64 96 128 192 256 384",
+        "Each bar is the share of objects%s from that size up to the next; COCO's medium is from 32 to 96 pixels.",
+    ),
+    (
+        "shapes", "Shapes of boxes", (0, 0.2, 0.33, 0.5, 0.67, 0.83, 1.2, 1.5, 2, 3, 5, LAST), "width to height, from",
+        "0 1:5 1:3 1:2 2:3 1:1 1.2:1 1.5:1 2:1 3:1 5:1",
+        "Each bar is the share of boxes%s from that ratio up to the next.",
+    ),
+)  # fmt: skip
 
 
 @dataclass
@@ -93,10 +112,11 @@ def write_report(folder: Path, given: ReportInput) -> Path:
     cells = {f"confusion-{a.kind}": examples_of_cells(data, a, gallery) for a in analyses}
     page = render(
         "report.html", {"names": data.class_names, "cells": cells, **gallery.content()}, **context,
-        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=figures.histograms(splits),
+        given=given, facts=facts, data=data, analyses=analyses, splits=splits, histograms=histograms(splits),
         all_suspects=len(suspects), curves={title: as_url(png, "png") for title, png in given.curves.items()},
         class_rows=class_rows(splits, data), matrix=matrix, most_confused=most_confused, small_curves=small_curves,
-        figures=figures, metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
+        calibration_chart=calibration_chart, cost_chart=cost_chart, group_chart=group_chart,
+        metric_names=METRIC_NAMES, error_meanings=MEANINGS, suspect_meanings=MEANING,
     )  # fmt: skip
     metrics = {kind: dict(zip(METRIC_NAMES, map(float, given.stats[kind]))) for kind in kinds}
     with reading_input():
@@ -219,3 +239,69 @@ def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[lis
     counts = np.stack([counts for s in splits.values() for counts in (s.class_counts, s.class_images)], axis=1)
     rows = [[name, *numbers] for name, numbers in zip(data.class_names, counts.tolist())]
     return sorted(rows, key=lambda row: not any(row[1:]))
+
+
+class Bar(NamedTuple):
+    """The bars above a tick of the axis, one per series."""
+
+    tick: Sequence[str]  # lines of text
+    heights: Sequence[float]
+    text: str = ""  # above the bar
+
+
+class Chart(NamedTuple):
+    bars: list[Bar]
+    across: str  # label of the axis
+    upwards: str
+    top: float  # upper end of the axis
+
+
+def calibration_chart(found: Calibration) -> Chart:
+    """Chart the share of correct detections over their scores, with the number of detections above each bar."""
+    number = len(found.counts)
+    bars = [
+        Bar([f"{k / number:.1f}"], [right], short(count) if count else "")
+        for k, (right, count) in enumerate(zip(np.nan_to_num(found.right).tolist(), found.counts.tolist()))
+    ]
+    return Chart(bars, "score, from", "share that is right", 1)
+
+
+def cost_chart(costs: Mapping[str, float]) -> Chart:
+    """Chart how much AP50 rises if the errors of each kind are repaired."""
+    bars = [Bar([name], [max(100 * cost, 0)], f"{100 * cost:.1f}") for name, cost in costs.items()]
+    return Chart(bars, "kind of error", "points of AP50 to be gained", round_top(bars))
+
+
+def group_chart(groups: Sequence[Group], label: str) -> Chart:
+    """Chart the AP of each group, with its number of objects below."""
+    names = [g.name.replace("under ", "<").replace("over ", ">").replace(" and more", "+") for g in groups]
+    bars = [
+        Bar([name, f"n={short(g.objects)}"], [float(np.nan_to_num(g.ap))], "–" if math.isnan(g.ap) else f"{g.ap:.2f}")
+        for name, g in zip(names, groups)
+    ]
+    return Chart(bars, label, "AP", 1)
+
+
+def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, str]]:
+    """Return chart, title and explanation of the histograms, in percent, of one or two splits, side by side."""
+    beside, charts = " beside those of training" if "training" in splits else "", []
+    for name, title, edges, label, ticks, reading in HISTOGRAMS:
+        shares = []
+        for values in (getattr(of_split, name) for of_split in splits.values()):
+            bins = (np.searchsorted(edges, values, side="right") - 1).clip(0, len(edges) - 2)
+            shares.append(100 * np.bincount(bins, minlength=len(edges) - 1) / max(len(values), 1))
+        bars = [Bar([tick], heights) for tick, heights in zip(ticks.split(), np.stack(shares, axis=1).tolist())]
+        charts.append((Chart(bars, label, "percent", round_top(bars)), title, reading % beside))
+    return charts
+
+
+def round_top(bars: Sequence[Bar]) -> float:
+    """Return a round number, at least 1, that is above all bars."""
+    highest = max(1.0, *(height for bar in bars for height in bar.heights))
+    power = 10 ** math.floor(math.log10(highest))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= highest)
+
+
+def short(number: int) -> str:
+    """Abbreviate a number: 1234 -> "1.2k"."""
+    return str(number) if number < 1000 else f"{number / 1000:.1f}k" if number < 10_000 else f"{number // 1000}k"

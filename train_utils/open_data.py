@@ -10,8 +10,7 @@ from pathlib import Path
 
 from dataset_files import shared_images
 from dataset_files.coco_index import Reading
-from dataset_files.conversion import SplitFiles
-from dataset_files.conversion_store import OpenedSplit, open_split_index
+from dataset_files.conversion_store import OpenedSplit, SplitFiles, open_split_index
 from dataset_files.dataset import InstanceDataset, ItemPlan
 from dataset_files.layouts.find import VOC, Layout, find_layout, named_files
 from dataset_files.problems import Problems

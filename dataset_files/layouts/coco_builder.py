@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_IMAGE
-from dataset_files.conversion import Converted
+from dataset_files.conversion_store import Converted
 from dataset_files.image_files import read_size
 from dataset_files.problems import Problems, shown
 from network_files.masks.instance_masks import crop_to_content

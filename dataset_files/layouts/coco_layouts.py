@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dataset_files.conversion import SplitFiles
-from dataset_files.file_names import is_lfs_pointer
-from dataset_files.image_files import SPLIT_ORDER, file_states, is_image_name, names_in, split_in
+from dataset_files.conversion_store import SplitFiles
+from dataset_files.image_files import SPLIT_ORDER, file_states, is_image_name, is_lfs_pointer, names_in, split_in
 from dataset_files.problems import leaves_folder
 
 SMALL = 1 << 20  # bytes: smaller JSON files may be parsed to recognise them

@@ -10,9 +10,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from dataset_files.coco_masks import LARGEST_IMAGE
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import split_in
+from dataset_files.conversion_store import Converted, SplitFiles
+from dataset_files.image_files import ImageFinder, split_in
 from dataset_files.layouts.coco_builder import (
     CocoBuilder,
     Crop,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_files.conversion import SplitFiles
+from dataset_files.conversion_store import SplitFiles
 from dataset_files.image_files import is_image_name, names_in
 from dataset_files.layouts import (
     coco_layouts,

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import files_below, images_below, is_image_name, split_folders
+from dataset_files.conversion_store import Converted, SplitFiles
+from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_folders
 from dataset_files.layouts.coco_builder import (
     CocoBuilder,
     Crop,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
 from dataset_files.layouts.coco_builder import CocoBuilder
 from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, instance_crops, read_mask_image

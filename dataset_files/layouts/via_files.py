@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import ImageFinder
+from dataset_files.conversion_store import Converted, SplitFiles
+from dataset_files.image_files import ImageFinder
 from dataset_files.layouts.coco_builder import (
     CocoBuilder,
     NoArea,

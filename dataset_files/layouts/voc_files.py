@@ -15,7 +15,7 @@ import numpy as np
 
 from dataset_files.boxes import ious
 from dataset_files.coco_file import AS_WRITTEN, IGNORE, Reading
-from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, Size
 from dataset_files.layouts.mask_images import crops_by_value, read_mask_image
 from dataset_files.layouts.text_files import parse_xml

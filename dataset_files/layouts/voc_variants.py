@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.coco_file import AS_WRITTEN, Reading
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import SPLIT_NAMES, files_below, names_in
+from dataset_files.conversion_store import Converted, SplitFiles
+from dataset_files.image_files import SPLIT_NAMES, ImageFinder, files_below, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.mask_images import (
     MASK_SUFFIXES,

@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dataset_files.conversion import Converted, SplitFiles
-from dataset_files.file_names import ImageFinder
-from dataset_files.image_files import files_below, images_below, is_image_name, names_in
+from dataset_files.conversion_store import Converted, SplitFiles
+from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, names_in
 from dataset_files.layouts.coco_builder import CocoBuilder
 from dataset_files.layouts.text_files import read_lines
 from dataset_files.layouts.yolo_splits import CLASS_LISTS, POSES, YoloSplit, find_yaml, read_splits, splits_of_folders

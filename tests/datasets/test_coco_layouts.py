@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset_files.file_names import resolve
+from dataset_files.image_files import resolve
 from dataset_files.layouts import coco_layouts
 from dataset_files.layouts.coco_layouts import find
 from dataset_files.layouts.find import describe

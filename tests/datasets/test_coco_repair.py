@@ -10,9 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_index import make_index
-from dataset_files.coco_repair import repair, worth_repairing
-from dataset_files.file_names import is_lfs_pointer, resolve
-from dataset_files.whole_ids import whole_ids
+from dataset_files.coco_repair import repair, whole_ids, worth_repairing
+from dataset_files.conversion_store import Converted
+from dataset_files.image_files import is_lfs_pointer, resolve
 
 SIZE = (40, 50)  # height, width
 OUTLINE = [3, 4, 11, 4, 11, 13, 3, 13]
@@ -128,7 +128,7 @@ def test_flaw_is_mended_counted_and_leaves_the_same_objects(folder, edit, kind, 
     path = folder / "data.json"
     path.write_text(json.dumps(flawed))
     assert is_noticed(path) is noticed
-    converted = repair(path, folder)
+    converted = Converted(*repair(path, folder))
     assert converted.problems.counts[kind] == count and not converted.problems.wrong()
     allowed = {kind, "found elsewhere"} if kind == "url" else {kind}
     assert set(converted.problems.counts) == allowed
@@ -136,7 +136,7 @@ def test_flaw_is_mended_counted_and_leaves_the_same_objects(folder, edit, kind, 
     path.write_text(json.dumps(converted.content))
     index = make_index(path)
     assert index.problems.counts == {} and index.usable_counts().tolist() == [1, 1]
-    assert not repair(path, folder).problems.counts
+    assert not repair(path, folder)[1].counts
 
 
 def is_noticed(path: Path) -> bool:
@@ -162,7 +162,7 @@ def test_other_encodings_are_read(folder, encoding):
     path = folder / "data.json"
     path.write_bytes(json.dumps(content()).encode(encoding))
     assert is_noticed(path)
-    converted = repair(path, folder)
+    converted = Converted(*repair(path, folder))
     assert converted.problems.counts == {"encoding": 1} and same_objects(converted.content)
 
 
@@ -170,7 +170,7 @@ def test_right_file_is_left_alone(folder):
     path = folder / "data.json"
     path.write_text(json.dumps(content()))
     assert not is_noticed(path)
-    converted = repair(path, folder)
+    converted = Converted(*repair(path, folder))
     assert converted.content == content() and converted.problems.counts == {}
 
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_mended_is_left_for_the_check(folder, edit, named):
     edit(flawed)
     path = folder / "data.json"
     path.write_text(json.dumps(flawed))
-    path.write_text(json.dumps(repair(path, folder).content))
+    path.write_text(json.dumps(repair(path, folder)[0]))
     problems = make_index(path).problems
     assert problems.wrong()
     with pytest.raises(ValueError, match=named):
@@ -208,7 +208,7 @@ def test_categories_from_one_with_annotations_from_zero_are_refused_even_with_sk
         problems = make_index(path).problems
         with pytest.raises(ValueError, match="category_id 0 to 1, 'categories' has 1 to 2.*number both alike"):
             problems.require_none_wrong(path, skip_bad=True)
-        path.write_text(json.dumps(repair(path, folder).content))
+        path.write_text(json.dumps(repair(path, folder)[0]))
 
 
 def test_one_annotation_of_a_category_that_is_missing_is_no_other_numbering(folder):

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.conversion import Converted, SplitFiles
+from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.layouts import labelme_files
 from tests.helpers.layout_writers import ONE_CLASS, WITH_CROWDS, Sample
 
