@@ -120,13 +120,12 @@ def os_error_behind(error: BaseException | None) -> OSError | None:
 
 
 @contextmanager
-def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` once it is complete; see `renaming_to`."""
-    with renaming_to(path, sync) as temporary, open(temporary, "xb") as file:
+    with renaming_to(path, sync=True) as temporary, open(temporary, "xb") as file:
         yield file
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -77,7 +77,6 @@ class AnnotationCheck:
         return np.isin(np.arange(self.count), np.array(places, dtype=np.int64))
 
     def check_references(self, categories: dict[int, str]) -> None:
-        """Check the ids of annotations, images and categories."""
         self.refuse("unknown image", self.owners < 0, lambda a, k: {"bbox": a["bbox"]})
         # Objects of an unusable image are not reported, since the image itself was.
         self.valid[self.valid] = self.images.valid[self.owners[self.valid]]
@@ -95,7 +94,6 @@ class AnnotationCheck:
         self.refuse("annotation id", repeated, lambda a, k: {"bbox": a["bbox"]})
 
     def check_boxes_and_masks(self, boxes_from_masks: bool) -> None:
-        """Check boxes and masks independently of each other."""
         masks, sizes = self.annotations.masks, self.sizes
         if boxes_from_masks:
             kinds = ("no mask", "odd polygon", "polygon numbers", "code counts")

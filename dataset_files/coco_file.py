@@ -24,8 +24,6 @@ REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name"
 
 
 class Reading(NamedTuple):
-    """Settings for interpreting the annotations of a file."""
-
     boxes_from_masks: bool = False  # use the masks' extents as boxes of objects that have a mask
     crowds_are_objects: bool = False  # ignore `iscrowd`, which some tools set for every run-length code
     ignore_regions: bool = False  # objects of the class `ignore` are regions, with or without a mask

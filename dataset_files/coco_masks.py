@@ -35,7 +35,6 @@ class MaskColumns:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a new group."""
         self.first = self.count
         self.points, self.lengths, self.owners = array("d"), array("q"), array("q")
         self.packed: list[bytes] = []

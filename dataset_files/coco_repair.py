@@ -194,7 +194,6 @@ def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
 
 
 def has_size(image: Any) -> bool:
-    """Whether an entry of "images" has a valid id, height and width."""
     try:
         return int64(image["height"]) > 0 and int64(image["width"]) > 0 and int64(image["id"]) >= 0
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -284,7 +283,6 @@ def is_number(value: Any) -> bool:
 
 
 def name_of(entry: dict) -> str:
-    """Name an annotation or image for a message."""
     if "image_id" in entry:
         return f"annotation {shown(entry.get('id'))} of image {shown(entry['image_id'])}"
     return f"image {shown(entry.get('id'))}"

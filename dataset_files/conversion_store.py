@@ -45,8 +45,6 @@ class Converted(NamedTuple):
 
 @dataclass
 class SplitFiles:
-    """The files of one split of a dataset."""
-
     name: str  # "train", "val" or "test"; "" for annotations that are not split
     source: Path  # the file or folder that messages name: the COCO file itself, or the input of `convert`
     image_folder: Path  # the folder that file names are relative to

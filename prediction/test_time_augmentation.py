@@ -53,7 +53,6 @@ class TestTimeAugmentation(nn.Module):
         return [self.detect_in(image) for image in images]
 
     def detect_in(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the merged detections of one image [3, H, W]."""
         heads, size = self.model.roi_heads, size_of(image)
         versions, found = [], []
         for version in self.versions(image):

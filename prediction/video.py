@@ -38,8 +38,6 @@ STOP_KEYS = (ord("q"), 27)  # q and Esc
 
 @dataclass
 class Frame:
-    """A frame of a video."""
-
     number: int  # from 0
     pts: int  # its time in units of the video's time base
     decoded: Any  # PyAV's frame, not yet upright
@@ -155,7 +153,6 @@ class VideoReader:
         self.error = self.error or self.shortfall(number + 1, float((last + mean - first) * self.time_base))
 
     def decoded(self) -> Iterator[Any]:
-        """Decode the frames, skipping damaged ones."""
         try:
             for packet in self.container.demux(self.stream):
                 try:
@@ -253,7 +250,7 @@ def predict_webcam(predictor: ImagePredictor, number: int, path: Path, json_path
     camera = cv2.VideoCapture(number)
     if not camera.isOpened():
         raise InputError(f"--webcam {number}: there is no such camera, or another program uses it")
-    predicted, start, screen = 0, time.perf_counter(), Screen(cv2)
+    predicted, start, has_window = 0, time.perf_counter(), True
     with recording(av, path, json_path, RATE, TIME_BASE) as write:
         try:
             while all(camera.grab() for _ in range(every)):
@@ -266,36 +263,23 @@ def predict_webcam(predictor: ImagePredictor, number: int, path: Path, json_path
                 drawn = found.draw(enlarge=False)
                 write((predicted + 1) * every - 1, int(seconds / TIME_BASE), drawn, found)
                 predicted += 1
-                if screen.show(drawn):
-                    break
+                try:
+                    if has_window and is_stopped(cv2, drawn):
+                        break
+                except cv2.error:
+                    has_window = False
+                    warn("OpenCV cannot show a window here; recording only, until Ctrl-C")
         except KeyboardInterrupt:
             pass
         finally:
             camera.release()
-            screen.close()
+            if has_window:
+                cv2.destroyAllWindows()
     seconds = time.perf_counter() - start
     print(f"camera {number}: {predicted} frames in {seconds:.1f} s ({predicted / seconds:.2f} per second), in {path}")
 
 
-class Screen:
-    """A window, if OpenCV supports windows and there is a screen."""
-
-    def __init__(self, cv2: Any):
-        self.cv2, self.is_available = cv2, True
-
-    def show(self, image: Image.Image) -> bool:
-        """Show a frame; return whether a stop key was pressed or the window was closed."""
-        if not self.is_available:
-            return False
-        try:
-            self.cv2.imshow(WINDOW, np.ascontiguousarray(np.asarray(image)[..., ::-1]))
-            key = self.cv2.waitKey(1) & 0xFF
-            return key in STOP_KEYS or self.cv2.getWindowProperty(WINDOW, self.cv2.WND_PROP_VISIBLE) < 1
-        except self.cv2.error:
-            self.is_available = False
-            warn("OpenCV cannot show a window here; recording only, until Ctrl-C")
-            return False
-
-    def close(self) -> None:
-        if self.is_available:
-            self.cv2.destroyAllWindows()
+def is_stopped(cv2: Any, image: Image.Image) -> bool:
+    """Show a frame; return whether a stop key was pressed or the window was closed."""
+    cv2.imshow(WINDOW, np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+    return cv2.waitKey(1) & 0xFF in STOP_KEYS or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1

@@ -56,7 +56,6 @@ class ClassResult:
 
 
 def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
-    """Return the results of all classes, in their order."""
     results = []
     for objects, chosen in zip(object_counts(data).tolist(), detections_by_class(data)):
         if not objects:

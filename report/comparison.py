@@ -29,8 +29,6 @@ HEAD = (
 
 @dataclass
 class Side:
-    """One of the two sides of a comparison."""
-
     name: str
     results: Mapping[str, Sequence[Mapping[str, Any]]]  # as for `make_eval_data`
 

@@ -87,7 +87,6 @@ class ImageScores:
 
 
 def score_images(data: EvalData, pairs: Confusion) -> ImageScores:
-    """Count correct, false and missed per image, from the pairs of the confusion matrix."""
     is_right = pairs.rows == pairs.columns
     right, false, missed = (
         np.bincount(pairs.images[chosen], minlength=len(data.image_ids))

@@ -26,7 +26,6 @@ class DataStatistics:
 
 
 def statistics_of(data: EvalData) -> DataStatistics:
-    """Compute the statistics of an evaluation's ground truth."""
     real, number = ~data.objects.crowds, len(data.image_ids)
     o = data.objects
     return statistics(

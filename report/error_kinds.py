@@ -43,7 +43,6 @@ class Errors:
     costs: dict[str, float]  # kind -> how much AP50 rises if its errors are repaired
 
     def counts(self) -> dict[str, int]:
-        """Count the errors of each kind."""
         counts = {name: int((self.kinds == kind).sum()) for kind, name in KINDS.items()}
         return counts | {MISSED: int(self.missed.sum())}
 

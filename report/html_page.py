@@ -147,7 +147,6 @@ def fixed(value: float, digits: int = 3) -> str:
 
 
 def image_groups(data: EvalData, pairs: Confusion, scores: ImageScores, gallery: Gallery) -> dict[str, list[int]]:
-    """Return the shots of the worst, the best and some random images."""
     chosen = {"Worst": scores.worst(WORST), "Best": scores.best(BEST), "Drawn at random": scores.sample(RANDOM)}
     groups: dict[str, list[int]] = {}
     for title, images in chosen.items():
@@ -160,7 +159,6 @@ def image_groups(data: EvalData, pairs: Confusion, scores: ImageScores, gallery:
 
 
 def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[str, Any]:
-    """Return the shot and the text of a suspect label."""
     annotated = detected = "–"
     if suspect.object >= 0:
         name = data.class_names[data.objects.classes[suspect.object]]

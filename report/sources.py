@@ -148,7 +148,6 @@ def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]
 
 
 def given_options(settings: ValidationSettings) -> str:
-    """Return the options that were given on the command line."""
     parts = [f"--{name.replace('_', '-')} {describe(getattr(settings, name))}" for name in sorted(settings.given)]
     return " ".join(parts) or "none"
 

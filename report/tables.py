@@ -124,7 +124,6 @@ def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
 
 
 def curves_of(curves: np.ndarray) -> dict[str, list[float]]:
-    """Return the precision at the recalls 0, 0.01, ..., 1, by curve."""
     return dict(zip(("IoU 0.5", "IoU 0.75", "IoU 0.5 to 0.95"), curves.tolist()))
 
 

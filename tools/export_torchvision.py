@@ -62,7 +62,6 @@ def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Te
 
 
 def loading_lines(path: str, config: ModelConfig) -> str:
-    """Return three lines of Python that build torchvision's network and load the file."""
     sizes = f"num_classes={config.num_classes}, min_size={config.min_size}, max_size={config.max_size}"
     return "\n".join(
         (

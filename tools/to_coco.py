@@ -70,7 +70,6 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
 
 
 def valid_content(index: CocoIndex) -> dict:
-    """Return the valid images, annotations and categories of a COCO file."""
     images = zip(index.image_ids.tolist(), index.file_names.tolist(), index.sizes.tolist())
     return {
         "images": [{"id": i, "file_name": name, "height": h, "width": w} for i, name, (h, w) in images],

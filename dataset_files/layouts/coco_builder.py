@@ -40,16 +40,12 @@ class NoArea(ValueError):
 class CocoBuilder:
     """Images and objects of one split, whose file names are relative to `image_folder`.
 
-    Classes beyond `class_names` follow these, sorted by name; with `report_new`, they are noted in `problems`, too.
+    Classes of objects beyond `class_names` follow these, sorted by name. `problems` are those found so far.
     """
 
-    def __init__(
-        self, image_folder: Path, class_names: Sequence[str] = (), problems: Problems | None = None, *,
-        report_new: bool = False,
-    ):  # fmt: skip
+    def __init__(self, image_folder: Path, class_names: Sequence[str] = (), problems: Problems | None = None):
         self.image_folder, self.problems = image_folder, problems or Problems()
         self.class_names = list(dict.fromkeys(class_names))
-        self.report_new = report_new and bool(class_names)
         self.images: list[dict] = []
         self.objects: list[tuple[str, dict]] = []
         self.known_files: set[str] = set()
@@ -106,8 +102,6 @@ class CocoBuilder:
         entry = {"id": len(self.objects) + 1, "image_id": image["id"], "bbox": [x1, y1, x2 - x1, y2 - y1]}
         entry |= {"area": area, "iscrowd": int(crowd), "segmentation": segmentation}
         self.objects.append((class_name, entry))
-        if self.report_new and class_name not in self.class_names:
-            self.problems.add("new class", f"{shown(class_name)} in {image['file_name']}")
 
     def add_shapes(self, image: dict, shapes: Iterable[Shape]) -> None:
         """Add the objects of an image; shapes that cannot be used are noted."""
@@ -131,7 +125,6 @@ class CocoBuilder:
             self.add_object(image, shape.label, polygons=polygons, crops=crops, crowd=shape.crowd)
 
     def converted(self) -> Converted:
-        """Return everything that was added, in COCO's form."""
         others = sorted({name for name, _ in self.objects} - set(self.class_names))
         ids = {name: number for number, name in enumerate((*self.class_names, *others), start=1)}
         annotations = [entry | {"category_id": ids[name]} for name, entry in self.objects]

@@ -34,7 +34,7 @@ READERS: dict[str, Callable[[Path], list[SplitFiles]]] = {
     "YOLO": yolo_files.find,
     "VOC-like": voc_variants.find,
     "labelme": labelme_files.find,
-    "ISAT": partial(labelme_files.find, tool=labelme_files.ISAT),
+    "ISAT": partial(labelme_files.find, key=labelme_files.ISAT),
     "CVAT": cvat_files.find,
     "mask images": mask_folders.find,
 }

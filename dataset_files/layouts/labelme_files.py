@@ -7,11 +7,10 @@ import base64
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -30,6 +29,7 @@ from dataset_files.layouts.coco_builder import (
 from dataset_files.layouts.text_files import beginning, read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
+LABELME, ISAT = "shapes", "objects"  # keys of the lists of objects
 IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
@@ -37,22 +37,14 @@ PEEKED = 3  # JSON files that are read to recognise the layout
 HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
-class Tool(NamedTuple):
-    """A tool that writes a JSON file per image."""
-
-    key: str  # of the list of objects
-    # Converts the content of a file to labelme's form; returns None for another tool's file.
-    as_labelme: Callable[[dict], dict | None]
-
-
-def labelme_content(content: dict) -> dict | None:
-    named = any(key in content for key in ("imagePath", "imageData", "imageHeight"))
-    return content if isinstance(content.get("shapes"), list) and named else None
-
-
-def isat_content(content: dict) -> dict | None:
-    info, objects = content.get("info"), content.get("objects")
-    if not isinstance(info, dict) or not isinstance(objects, list) or "name" not in info:
+def as_labelme(content: dict, key: str) -> dict | None:
+    """Convert a file to labelme's form; None for another tool's. `key` is that of the objects, see `find`."""
+    info, objects = content.get("info"), content.get(key)
+    if not isinstance(objects, list):
+        return None
+    if key == LABELME:
+        return content if any(known in content for known in ("imagePath", "imageData", "imageHeight")) else None
+    if not isinstance(info, dict) or "name" not in info:
         return None
     shapes = [
         {
@@ -66,40 +58,37 @@ def isat_content(content: dict) -> dict | None:
     return {"shapes": shapes, "imagePath": f"{info.get('folder') or '.'}/{info['name']}"} | sizes
 
 
-LABELME, ISAT = Tool("shapes", labelme_content), Tool("objects", isat_content)
-
-
-def find(root: Path, tool: Tool = LABELME) -> list[SplitFiles]:
-    """Find the splits of a folder with a JSON per image."""
+def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
+    """Find the splits of a folder with a JSON per image, of labelme or of ISAT."""
     root = Path(os.path.abspath(root))
-    folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, tool)}
-    if not folders and first_files(root, tool):
+    folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, key)}
+    if not folders and first_files(root, key):
         folders = {"": root}
-    files = [path for folder in folders.values() for path in first_files(folder, tool)]
-    images = [image_beside(path, tool.as_labelme(read_json(path)) or {}, root) for path in files]
+    files = [path for folder in folders.values() for path in first_files(folder, key)]
+    images = [image_beside(path, as_labelme(read_json(path), key) or {}, root) for path in files]
     beside = list(dict.fromkeys(image.parent for image in images if image is not None))
     base = root.parent if beside else root
     return [
-        SplitFiles(split, folder, base, partial(read_files, folder, root, base, tool), [root, *beside])
+        SplitFiles(split, folder, base, partial(read_files, folder, root, base, key), [root, *beside])
         for split, folder in folders.items()
     ]
 
 
-def first_files(folder: Path, tool: Tool) -> list[Path]:
+def first_files(folder: Path, key: str) -> list[Path]:
     """Return the tool's files among the first JSON files in a folder, nested at most DEPTH levels."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
-    return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, tool)]
+    return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, key)]
 
 
-def is_of_tool(path: Path, tool: Tool) -> bool:
+def is_of_tool(path: Path, key: str) -> bool:
     """Whether a tool wrote a file, judged by its first bytes, since COCO files may be large."""
     head = beginning(path, HEAD)
-    has_key = re.search(rb'"%s"\s*:\s*\[' % tool.key.encode(), head) is not None
+    has_key = re.search(rb'"%s"\s*:\s*\[' % key.encode(), head) is not None
     if has_key and path.stat().st_size >= HEAD:
         return True
     with suppress(ValueError, OSError, AttributeError):  # reported later if other files are the tool's
         # An embedded image may come before the shapes.
-        return (has_key or b'"imageData"' in head) and tool.as_labelme(read_json(path)) is not None
+        return (has_key or b'"imageData"' in head) and as_labelme(read_json(path), key) is not None
     return False
 
 
@@ -113,31 +102,34 @@ def image_beside(path: Path, content: dict, root: Path) -> Path | None:
     return image if is_beside and is_image_name(image.name) and image.is_file() else None
 
 
-def read_files(folder: Path, root: Path, base: Path, tool: Tool) -> Converted:
+def read_files(folder: Path, root: Path, base: Path, key: str) -> Converted:
     """Read the JSON files below `folder`, whose images are below `root`; file names are relative to `base`."""
     problems, finder = Problems(), ImageFinder(root)
     lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
     labels = [name for path in lists[:1] for name in read_lines(path, problems)]
     class_names = [name for name in labels if name and name not in IGNORED_LABELS]
-    builder = CocoBuilder(base, class_names, problems, report_new=True)
+    builder = CocoBuilder(base, class_names, problems)
     paths = (path for path in files_below(folder) if path.suffix.lower() == ".json")
-    described = {add_file(builder, finder, path, tool) for path in paths}
+    described = {add_file(builder, finder, path, key) for path in paths}
     names = (image.relative_to(base).as_posix() for image in images_below(folder))
     problems.add_all("unlabelled", (name for name in names if name not in described), str)
+    for label, entry in builder.objects if class_names else ():
+        if label not in class_names:
+            problems.add("new class", f"{shown(label)} in {builder.images[entry['image_id'] - 1]['file_name']}")
     return builder.converted()
 
 
-def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, tool: Tool) -> str | None:
+def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, key: str) -> str | None:
     """Add the image of a JSON with its objects, and return the image's file name; None if it cannot be used."""
     name = path.relative_to(finder.root).as_posix()
     try:
         content = read_json(path, builder.problems)
-        if not isinstance(content, dict) or tool.key not in content:  # such as args.json of a run
+        if not isinstance(content, dict) or key not in content:  # such as args.json of a run
             builder.problems.add("other json", name)
             return None
-        content = tool.as_labelme(content)
+        content = as_labelme(content, key)
         if content is None:
-            raise ValueError(f'expected a list "{tool.key}" and the name of the image')
+            raise ValueError(f'expected a list "{key}" and the name of the image')
     except (ValueError, OSError) as error:
         builder.problems.add("json", f"{name}: {str(error).removeprefix(f'{path}: ')}")
         return None

@@ -18,7 +18,7 @@ DISC = np.add.outer((np.arange(40) + 0.5 - 20) ** 2, (np.arange(60) + 0.5 - 30) 
 class ISAT:
     """In place of a reader's module."""
 
-    find = staticmethod(partial(labelme_files.find, tool=labelme_files.ISAT))
+    find = staticmethod(partial(labelme_files.find, key=labelme_files.ISAT))
 
 
 def mask_of(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
