@@ -94,13 +94,12 @@ class AnchorGenerator(nn.Module):
         return padded_side // level_side if self.rounded else 2 ** round(math.log2(padded_side / level_side))
 
 
-def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGenerator, divisible: int = 32) -> Tensor:
-    """Return the IoU of each box [N, 4] of a resized image with the anchor that fits it best: [N].
+def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGenerator) -> Tensor:
+    """Return the IoU of each box [N, 4] of a resized image of `size` with the anchor that fits it best: [N].
 
-    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared. `size` is height
-    and width of the resized image, which padding makes `divisible`.
+    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared.
     """
-    padded_size = [-(-length // divisible) * divisible for length in size]
+    padded_size = [-(-length // 32) * 32 for length in size]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     best = boxes.new_zeros(len(boxes))
     for i, cell in enumerate(generator.cell_anchors):

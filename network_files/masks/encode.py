@@ -6,6 +6,7 @@ whose probability equals the threshold up to the last bits may differ from torch
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -31,23 +32,18 @@ def encode_masks(
     """
     if len(boxes) == 0:
         return []
-    mask_probs, boxes = mask_probs[:, 0].astype(np.float32), boxes.astype(np.float32)
-    if continuous:
-        sampled = crops(np.arange(len(boxes))) if crops else resized_crops(mask_probs, boxes, size, continuous)
-        return encode_crops(sampled, size, threshold)
-    padded, corners = frame(mask_probs, boxes)
-    positions, owners, unsure = column_changes(padded, corners, size, threshold)
-    counts = pack_counts(*run_lengths(positions, owners, len(padded), size[0] * size[1]))
-    codes = [{"size": list(size), "counts": packed} for packed in counts]
-    again = np.flatnonzero(unsure)
-    resized = crops(again) if crops else resized_crops(padded[again], corners[again], size, continuous)
-    for i, code in zip(again.tolist(), encode_crops(resized, size, threshold)):
+    probs, places = mask_probs[:, 0].astype(np.float32), boxes.astype(np.float32)
+    again, codes = np.arange(len(boxes)), [dict[str, Any]()] * len(boxes)
+    if not continuous:
+        probs, places = frame(probs, places)
+        positions, owners, unsure = column_changes(probs, places, size, threshold)
+        counts = pack_counts(*run_lengths(positions, owners, len(probs), size[0] * size[1]))
+        again, codes = np.flatnonzero(unsure), [{"size": list(size), "counts": packed} for packed in counts]
+    resized = crops(again) if crops else resized_crops(probs[again], places[again], size, continuous)
+    exact = compress([encode_crop(crop > threshold, left, top, *size) for left, top, crop in resized])
+    for i, code in zip(again.tolist(), exact):
         codes[i] = code
     return codes
-
-
-def encode_crops(crops: Iterable[Crop], size: tuple[int, int], threshold: float) -> list[dict]:
-    return compress([encode_crop(crop > threshold, left, top, *size) for left, top, crop in crops])
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:

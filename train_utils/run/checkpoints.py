@@ -227,7 +227,6 @@ def check_settings(
 
 
 def describe_change(name: str, before: Any, now: Any) -> str:
-    """Describe how a setting or fact changed; for a data fingerprint, name the parts that changed."""
     if name not in ("data", "validation"):
         return f"{name} {before} -> {now}"
     changed = [part for part, a, b in zip(FINGERPRINT, before.split(", "), now.split(", ")) if a != b]

@@ -49,11 +49,8 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
 
 def code_version() -> str:
     """Return the commit of the code, with ", changed" if files differ from it; "unknown" outside a git checkout."""
-    found = []
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, changed"]
     try:
-        for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-            command = ["git", "-C", str(PROJECT), *words]
-            found.append(subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip())
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found[0] + (", changed" if found[1] else "")

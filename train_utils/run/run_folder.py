@@ -70,7 +70,9 @@ class RunFolder:
         for file in folder.path.iterdir():
             if TEMPORARY.fullmatch(file.name):
                 file.unlink(missing_ok=True)  # a killed run left it behind
-        others = [file for file in sorted(folder.path.iterdir()) if is_of_a_run(file.name)]
+        names, patterns = (*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST), (CHECKPOINT, PREDICTIONS)
+        files = sorted(folder.path.iterdir())
+        others = [f for f in files if f.name in names or any(pattern.match(f.name) for pattern in patterns)]
         inside = folder.own_path(resumed[0]) if resumed is not None else None
         # With auto and no checkpoint, log and settings come from a run stopped before its first checkpoint.
         never_began = settings.resume == "auto" and all(f.name in (LOG, SETTINGS) for f in others)
@@ -287,12 +289,6 @@ class RunFolder:
             f"      python predict.py --weights-path {checkpoint} --img-path photo.jpg",
             flush=True,
         )
-
-
-def is_of_a_run(name: str) -> bool:
-    """Whether a run writes files of this name."""
-    names = (*RESULTS.values(), LOG, SETTINGS, LOSS_CURVE, MAP_CURVE, BEST)
-    return name in names or any(pattern.match(name) for pattern in (CHECKPOINT, PREDICTIONS))
 
 
 def is_sheet(path: Path) -> bool:

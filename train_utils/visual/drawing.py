@@ -61,7 +61,9 @@ def draw_instances(
     canvas = image.convert("RGB")
     if scale > 1:
         canvas = canvas.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-    boxes = covered_pixels(boxes * scale, *canvas.size)
+    low = np.clip(np.floor(boxes[:, :2] * scale), 0, np.subtract(canvas.size, 1))
+    high = np.clip(np.ceil(boxes[:, 2:] * scale), low + 1, canvas.size)
+    boxes = np.concatenate([low, high], axis=1).astype(np.int64)  # whole pixels, x2 and y2 excluded
     big_first = np.argsort(-areas(boxes), kind="stable")
     colours = instance_colours(names)
     # 1 for a photo of 640 x 480, 4 for full HD.
@@ -164,13 +166,6 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
     corners += [(x, y) for k in (1, 2, 3) for y in (y1 - h - k * h, y1 + k * h, y2 + k * h) for x in columns]
     top_left = np.clip(corners, 0, np.maximum(np.subtract(image_size, size), 0))
     return np.concatenate([top_left, top_left + size], axis=1)
-
-
-def covered_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Round boxes [N, 4] x1y1x2y2 outwards within the image: int [N, 4], x2 and y2 excluded, not empty."""
-    low = np.clip(np.floor(boxes[:, :2]), 0, (width - 1, height - 1))
-    high = np.clip(np.ceil(boxes[:, 2:]), low + 1, (width, height))
-    return np.concatenate([low, high], axis=1).astype(np.int64)
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:

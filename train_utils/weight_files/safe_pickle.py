@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_utils.errors import InputError
+from train_utils.errors import InputError, first_line
 
 # Files that torch.save wrote before 2020 are pickles too, and begin with this number.
 TORCH_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -64,8 +64,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     except Refused as error:
         raise InputError(f"{path}: refused: it names {error}, which no file of arrays needs") from error
     except Exception as error:  # a damaged pickle can raise anything
-        message = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path}: broken, or not a pickle of arrays ({message})") from error
+        raise InputError(f"{path}: broken, or not a pickle of arrays ({first_line(error)})") from error
 
 
 class Refused(Exception):
