@@ -22,7 +22,6 @@ from train_utils.distributed import barrier, in_parallel, process_group, run_on_
 from train_utils.engine import train_one_epoch
 from train_utils.errors import one_line_errors, reading_input
 from train_utils.evaluation import evaluate_epoch, evaluate_only
-from train_utils.hooks import Hooks, load_hooks
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.model_ema import ModelEma
 from train_utils.models import build_training_model
@@ -37,7 +36,7 @@ from train_utils.run.signals import StopSignals
 from train_utils.run.tensorboard import TensorBoard
 from train_utils.step_log import StepLog
 from train_utils.sync_batch_norm import use_sync_bn
-from train_utils.training_state import Progress, RunState, Training
+from train_utils.training_state import Hooks, Progress, RunState, Training, load_hooks
 from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
 
 

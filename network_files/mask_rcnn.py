@@ -1,7 +1,8 @@
 """Mask R-CNN (He et al., arXiv:1703.06870) assembled from its parts: images and targets -> losses or detections."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,15 @@ from network_files.matching import Objects
 from network_files.roi_align import PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
 from network_files.rpn import RegionProposalNetwork
-from network_files.state_dicts import rename_old_keys
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# torchvision's published maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth predates the nested convolution blocks.
+OLD_KEYS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
+    (r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.", lambda old: f"{old[1]}.{int(old[2]) - 1}.0."),
+)
 
 
 class Backbone(Protocol):
@@ -180,3 +186,11 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
             raise ValueError(f"target {i}: label {int(labels[bad])} is not one of 1..{classes}")
         for bad in torch.where(~(boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0][:1].tolist():
             raise ValueError(f"target {i}: box {boxes[bad].tolist()} has no width or height")
+
+
+def rename_old_keys(state_dict: dict[str, Any]) -> None:
+    """Rename keys of torchvision's older style in place; other keys stay."""
+    for key in list(state_dict):
+        for pattern, replacement in OLD_KEYS:
+            if (new_key := re.sub(pattern, replacement, key)) != key:
+                state_dict[new_key] = state_dict.pop(key)

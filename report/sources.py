@@ -16,7 +16,6 @@ from report.data_statistics import statistics_of_dataset
 from report.eval_data import EvalData, make_eval_data
 from report.html_page import ReportInput, is_own_page, write_report
 from report.tables import FILES
-from train_utils.anchor_fit import anchor_fit
 from train_utils.data_check import describe_incomplete, match_classes
 from train_utils.distributed import is_main
 from train_utils.errors import InputError, reading_input, warn
@@ -35,6 +34,7 @@ from train_utils.open_data import open_training_beside, open_validation_data
 from train_utils.option_parsing import describe
 from train_utils.options import TrainSettings, ValidationSettings, result_settings
 from train_utils.run.run_folder import LOSS_CURVE, MAP_CURVE
+from train_utils.sampled_images import anchor_fit
 from train_utils.trained_model import TrainedModel, open_trained_model
 
 CURVES = {"AP over the epochs": MAP_CURVE, "Training loss": LOSS_CURVE}

@@ -25,10 +25,7 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return the table of a weight file's content; without one, COCO's for 90 classes, else numbered classes.
-
-        `num_classes` includes the background. The names of `label_json` override all others.
-        """
+        """Return a weight file's table, else COCO's for 91 classes or numbers; `label_json` overrides names."""
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
         elif num_classes == 91:

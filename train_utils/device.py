@@ -35,11 +35,7 @@ class Precision:
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """Return the requested device, or warn and return the CPU if CUDA is not available; InputError for an unknown one.
-
-    A CUDA device becomes the current device. On the CPU, the process keeps freed memory, see `keep_freed_memory`. With
-    `deterministic`, every run computes the same bits, on CUDA too.
-    """
+    """Return the requested device, or warn and return the CPU; InputError for an unknown one."""
     if deterministic:
         use_deterministic_algorithms()
     if name.startswith("cuda") and not torch.cuda.is_available():

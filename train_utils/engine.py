@@ -21,12 +21,11 @@ from train_utils.distributed import (
     world_size,
 )
 from train_utils.errors import InputError, warn
-from train_utils.hooks import Hooks
 from train_utils.loaders import mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
 from train_utils.step_results import StepResults
-from train_utils.training_state import RunState, StepResult, Training
+from train_utils.training_state import Hooks, RunState, StepResult, Training
 
 ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 

@@ -37,10 +37,7 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context for a script: print InputError, RunEnded and lack of memory as one line, and exit with their statuses.
-
-    If the reader of stdout is gone, end the script without a message.
-    """
+    """Context for a script: print InputError, RunEnded and lack of memory as one line; exit with their statuses."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
     try:

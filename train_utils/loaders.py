@@ -39,11 +39,7 @@ def training_loader(
     dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool,
     batch_transform: Callable[[Sequence], tuple] | None = None, repeat_threshold: float = 0.0,
 ) -> DataLoader:  # fmt: skip
-    """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio.
-
-    A `batch_transform` takes whole batches, and also collates them in place of the dataset's `collate_fn`. A
-    `repeat_threshold` of 0 repeats no image, see `repeat_factors`.
-    """
+    """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio."""
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
     if repeats is not None and is_main():

@@ -22,7 +22,7 @@ from train_utils.classes import ClassTable
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
-from train_utils.pixel_statistics import pixel_statistics
+from train_utils.sampled_images import pixel_statistics
 from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
 from train_utils.weight_files.weights import (
     ANCHOR_LAYERS,

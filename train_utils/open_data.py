@@ -32,11 +32,7 @@ MOST_PROBED = 20  # images whose header is read to find the type of values
 def open_training_data(
     settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: HeldOut | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open and check the training and the validation split; the latter gets the classes of the former.
-
-    InputError names all faults in one line. Images with more objects than `detections` cause a warning. `held_out` are
-    the validation images of a resumed run, see `held_out_images`.
-    """
+    """Open and check both splits, for validation with the training's classes; InputError names all faults at once."""
     with reading_input():
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=True)

@@ -47,10 +47,7 @@ def parameter_groups(
 
 
 def create_momentum(optimizer: Optimizer) -> None:
-    """Create SGD's missing momentum buffers as zeros, which does not change the first step.
-
-    The fused optimizer creates them uninitialised, and they stay so if a GradScaler skips the first step.
-    """
+    """Create missing momentum as zeros: fused SGD leaves it uninitialised if a GradScaler skips the first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -118,10 +115,7 @@ def optimizer_step(
 
 
 class RunningStatistics:
-    """Copy of the buffers that a forward pass in training changes, to restore them if a step is not applied or fails.
-
-    Buffers of one dtype are copied into one tensor, so that a step needs few operations for them.
-    """
+    """Copy of the buffers that a forward pass in training changes, to restore them if the step is not applied."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]

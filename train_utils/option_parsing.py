@@ -184,10 +184,7 @@ class Settings:
 
     @classmethod
     def options_in_file(cls, path: str) -> dict[str, Any]:
-        """Read options from a JSON object, name -> value; null means not given. InputError names what is wrong.
-
-        Names are those of args.json or of the command line, with `-` or `_`. Values are checked as on the command line.
-        """
+        """Read options from a JSON object, name -> value, with the names and the checks of the command line."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except FileNotFoundError:

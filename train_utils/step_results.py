@@ -11,9 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
 from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
-from train_utils.hooks import Hooks
 from train_utils.sync_batch_norm import SyncBatchNorm2d
-from train_utils.training_state import RunState, StepResult
+from train_utils.training_state import Hooks, RunState, StepResult
 from train_utils.weight_files.weights import not_finite
 
 
@@ -30,10 +29,7 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: StepResult) -> None:
-        """Read the previous step; if this step may end the run, read it too, before the next one starts.
-
-        Errors are those of `check`; or if loading failed, this process's own error, or InputError for another's.
-        """
+        """Read the previous step, and this one if it may end the run; raise the errors of `check` and of loading."""
         self.read()
         if step.loading_failed:
             self.end(step.error or InputError("loading images failed on another process of the run"))

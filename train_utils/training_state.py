@@ -1,8 +1,10 @@
-"""State of a training run: the result of a step, progress, model and optimizer, and what hooks receive."""
+"""State of a training run: the result of a step, progress, model and optimizer; and hooks, which receive it."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -12,11 +14,12 @@ from network_files import MaskRCNN
 from network_files.on_device import AsyncHostCopy
 from train_utils.device import Precision
 from train_utils.distributed import rank
-from train_utils.errors import warn
+from train_utils.errors import InputError, warn
 from train_utils.model_ema import ModelEma
 from train_utils.options import TrainSettings
 from train_utils.run.run_folder import RunFolder
 
+MOMENTS = ("before_train", "after_train", "before_step", "after_step")  # of hooks; the names are Detectron2's
 TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is retried
 
 
@@ -131,3 +134,30 @@ class RunState:
             every is not None and self.number % every == 0 or unsaved is not None and self.number >= unsaved + TRY_AGAIN
         )
         return due and not self.ends_epoch(self.number)
+
+
+class Hooks:
+    """Hook functions of modules or objects, called with the state in the order of their sources, on every process."""
+
+    def __init__(self, *sources: object):
+        self.functions = {
+            moment: [getattr(source, moment) for source in sources if hasattr(source, moment)] for moment in MOMENTS
+        }
+
+    def call(self, moment: str, state: RunState) -> None:
+        for function in self.functions[moment]:
+            function(state)
+
+
+def load_hooks(path: str | None) -> list[ModuleType]:
+    """Run a user's Python file and return it as a module; InputError if it has none of the four functions."""
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise InputError(f"--hooks {path}: no such file")
+    module = ModuleType(Path(path).stem)
+    module.__file__ = path
+    exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
+    if not any(callable(getattr(module, moment, None)) for moment in MOMENTS):
+        raise InputError(f"--hooks {path}: defines none of the functions {', '.join(MOMENTS)}")
+    return [module]

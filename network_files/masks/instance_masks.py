@@ -182,10 +182,7 @@ class InstanceMasks:
         return resampled
 
     def source_indices(self) -> list[Tensor]:
-        """For each row and each column of the current frame, the nearest row and column of the source image, int64.
-
-        They are read from `F.interpolate` itself. Rows and columns of the padding have the index after the last one.
-        """
+        """Nearest source row and column of each one of the frame, int64, by `F.interpolate`; of padding, the end."""
         indices = []
         for source, content, frame in zip(self.source_size, self.content_size, self.size):
             ramp = torch.arange(source, dtype=torch.float32)[None, None]

@@ -16,7 +16,7 @@ from tests.helpers.stored_data import write_set
 from train_utils.errors import InputError
 from train_utils.open_data import open_training_data
 from train_utils.options import DataSettings
-from train_utils.pixel_statistics import pixel_statistics
+from train_utils.sampled_images import pixel_statistics
 
 tifffile = pytest.importorskip("tifffile")
 cv2 = pytest.importorskip("cv2")
@@ -155,7 +155,7 @@ def test_statistics_are_those_of_all_pixels(tmp_path: Path, monkeypatch: pytest.
     mean, deviation = pixel_statistics(train_set)
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-12)
     np.testing.assert_allclose(deviation, pixels.std(0), rtol=1e-9)
-    monkeypatch.setattr("train_utils.pixel_statistics.MOST_IMAGES", 3)
+    monkeypatch.setattr("train_utils.sampled_images.MOST_FOR_PIXELS", 3)
     few = pixels_of(train_set, (0, 2, 5), 3)
     np.testing.assert_allclose(pixel_statistics(train_set)[1], few.std(0), rtol=1e-9)
 

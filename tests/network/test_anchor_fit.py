@@ -12,11 +12,11 @@ from network_files.anchors import AnchorGenerator, best_anchor_ious
 from tests.helpers.parity import synthetic_batch
 from tests.helpers.published_weights import evaluation_args
 from tests.helpers.thin_weights import thin_networks, write_thin_weights
-from train_utils.anchor_fit import anchor_fit
 from train_utils.demo_dataset import make_demo_dataset
 from train_utils.errors import InputError
 from train_utils.models import ModelConfig, anchors_of, build_training_model, load_trained_model
 from train_utils.options import TrainSettings
+from train_utils.sampled_images import anchor_fit
 
 OWN = AnchorGenerator([(8,), (20,), (45,), (90,), (300,)], [(0.3, 1.0, 1.4)] * 5)
 

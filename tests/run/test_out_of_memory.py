@@ -8,10 +8,9 @@ from torch import nn
 
 from train_utils import step_results
 from train_utils.errors import OUT_OF_MEMORY, RunEnded
-from train_utils.hooks import Hooks
 from train_utils.step_results import StepResults
 from train_utils.sync_batch_norm import SyncBatchNorm2d
-from train_utils.training_state import Progress
+from train_utils.training_state import Hooks, Progress
 
 IMAGES = [torch.zeros(3, 480, 640), torch.zeros(3, 500, 20)]
 TARGETS = [{"labels": torch.ones(3)}, {"labels": torch.ones(0)}]

@@ -166,11 +166,7 @@ def truth_of_masks(ground_truth: Any) -> Any:
 def coco_results(
     detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
 ) -> dict[str, list[dict]]:
-    """Convert up to `most` detections per image to COCO's results format per IoU type; labels become category ids.
-
-    Boxes and masks are separate entries, as in official results files, so that a mask detection has its mask's area.
-    Detections of labels without a category (gaps in COCO's ids) are dropped.
-    """
+    """Convert up to `most` detections per image to COCO's format; labels without a category are dropped."""
     boxes, masks = [], []
     for image_id in sorted(detections):
         d = {name: values[:most] for name, values in detections[image_id].items()}
@@ -179,7 +175,7 @@ def coco_results(
         for label, score, box, code in zip(d["labels"].tolist(), d["scores"].tolist(), xywh.tolist(), d["codes"]):
             if label in category_ids:
                 common = {"image_id": image_id, "category_id": category_ids[label], "score": score}
-                boxes.append({**common, "bbox": box})
+                boxes.append({**common, "bbox": box})  # apart from the mask, whose area then decides about its size
                 masks.append({**common, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
     return {"bbox": boxes, "segm": masks}
 

@@ -103,10 +103,7 @@ def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write what a run needs to resume, and what evaluation and prediction need. All processes call this together.
-
-    RunEnded if weights are not finite.
-    """
+    """Write what resuming and evaluation need, or raise RunEnded if weights are not finite; all processes call it."""
     training, run, progress = state.training, state.run, state.training.progress
     report_activity("writing a checkpoint", progress.step)
     require_finite_weights(training.model, progress.step)
@@ -191,10 +188,7 @@ def resume(
 def check_settings(
     checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any], device: torch.device
 ) -> None:
-    """Print the settings that differ from the checkpoint's, and warn if hardware or versions differ.
-
-    InputError if the optimizer differs, or without --force another setting that changes the result.
-    """
+    """Print differing settings, and warn of other hardware. InputError if results would differ, unless --force."""
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
     opt = before.get("opt", "sgd")

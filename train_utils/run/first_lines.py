@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from dataset_files.dataset import InstanceDataset
-from train_utils.anchor_fit import anchor_fit
 from train_utils.distributed import world_size
+from train_utils.sampled_images import anchor_fit
 from train_utils.training_state import RunState
 
 PROJECT = Path(__file__).resolve().parents[2]

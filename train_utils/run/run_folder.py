@@ -121,10 +121,7 @@ class RunFolder:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Delete everything written after a checkpoint; without `overwrite`, newer checkpoints are an InputError.
-
-        If the run continues, also undo what it did only because it stopped there, such as logging its last step.
-        """
+        """Undo all after a checkpoint, and if the run continues, its ending; InputError if that needs --overwrite."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
@@ -268,10 +265,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
-        """Write whatever a full disk delayed (InputError if it is still full), and print the next commands.
-
-        All processes call this together. `patience` is the value of --patience if it ended the run early.
-        """
+        """Write what a full disk delayed, and print the next commands; `patience`, if that ended the run."""
         self.require_saved()
         if not self.writes:
             return

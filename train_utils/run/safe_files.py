@@ -19,10 +19,7 @@ PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Create a folder if necessary, and lock it until the returned file is closed or the process ends.
-
-    InputError names the host and process that hold the lock. Warn if the file system has no locks.
-    """
+    """Create and lock a folder until the file is closed; InputError names the holder. Warn if there are no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / LOCK, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as it is locked)
     end = time.monotonic() + PATIENCE

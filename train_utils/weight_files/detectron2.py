@@ -53,10 +53,7 @@ def is_detectron2(state: Mapping[str, Any]) -> bool:
 
 
 def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Convert a state dict to a weight file's content: `model`, `model_config` and, if known, the class names.
-
-    `label_json` names the classes by label. InputError if the network is not a Mask R-CNN with ResNet-50 and FPN.
-    """
+    """Convert a state dict to a weight file's content; InputError if it is not a Mask R-CNN with ResNet-50 and FPN."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     for pattern, replacement in RENAMES:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}

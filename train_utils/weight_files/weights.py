@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset_files.atomic_files import link_atomically, replacing
-from network_files.state_dicts import rename_old_keys
+from network_files.mask_rcnn import rename_old_keys
 from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, first_line
 from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
@@ -84,10 +84,7 @@ def download(file: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint or state dict without running code in it; convert files of Detectron2.
-
-    InputError if the file is missing or broken, or holds anything but tensors and plain values.
-    """
+    """Read tensors and plain values, without running code; convert Detectron2's; InputError for anything else."""
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
@@ -184,10 +181,7 @@ def check_values(content: Any) -> None:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weight file, with keys in torchvision's current style, see `inner_state`.
-
-    Prefixes that DistributedDataParallel ("module.") and Lightning ("model.") add to every key are removed.
-    """
+    """Return the state dict in a weight file with torchvision's current keys, without the prefixes of wrappers."""
     state = dict(inner_state(content))
     state.pop("n_averaged", None)  # of torchvision's averages
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
