@@ -94,7 +94,8 @@ def main(settings: TrainSettings) -> None:
     # Results
     progress = training.progress
     last_step = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
-    run = RunFolder.open(settings, checkpoint, continues=progress.step < last_step, lock=lock)
+    opened = run_on_main(lambda: RunFolder.open(settings, checkpoint, progress.step < last_step, lock))
+    run = opened or RunFolder(settings.output_dir, writes=False)
     state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
     print_first_lines(state, train_set, len(val_set))
     hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *optional_hooks)

@@ -2,11 +2,13 @@
 
 import errno
 import io
+import json
 import os
 import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 WRONG_INPUT = 2
@@ -130,6 +132,16 @@ def reading_input() -> Iterator[None]:
         if isinstance(error, OSError) and error.filename and error.strerror:
             raise InputError(f"{error.filename}: {error.strerror}") from error
         raise InputError(str(error)) from error
+
+
+def read_json(path: str | Path, option: str) -> Any:
+    """Return the content of a JSON file that an option names; InputError if it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file ({option})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import re
 import shutil
 import sys
@@ -11,7 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from train_utils.errors import InputError, warn
+from train_utils.errors import InputError, read_json, warn
 
 T = TypeVar("T", bound="Settings")
 N = TypeVar("N", int, float)
@@ -185,13 +184,7 @@ class Settings:
     @classmethod
     def options_in_file(cls, path: str) -> dict[str, Any]:
         """Read options from a JSON object, name -> value, with the names and the checks of the command line."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file (--config)") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-        if not isinstance(content, dict):
+        if not isinstance(content := read_json(path, "--config"), dict):
             raise InputError(f"{path}: not an object of options and values like a run's args.json")
         parser = cls.parser(None, add_help=False)
         parser.file = path

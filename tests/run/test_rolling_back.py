@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_continued_names_what_can(folder, resume, told):
     before = files(folder.path)
     settings = TrainSettings(output_dir=str(folder.path), resume=resume)
     with pytest.raises(InputError, match=told):
-        RunFolder.prepare(settings, None, True, None)
+        RunFolder.open(settings, None, True, None)
     assert files(folder.path).items() >= before.items()
 
 
@@ -122,9 +122,9 @@ def test_overwrite_needs_the_settings_of_a_run(folder):
         kept = (path / "args.json").read_text()
         (path / "args.json").write_text(text)
         with pytest.raises(InputError, match="args.json: was not written by a run"):
-            RunFolder.prepare(settings, None, True, None)
+            RunFolder.open(settings, None, True, None)
         (path / "args.json").write_text(kept)
-    RunFolder.prepare(settings, None, True, None)
+    RunFolder.open(settings, None, True, None)
     assert {name for name in files(path) if not name.startswith(".")} == {"args.json"}
 
 
@@ -138,7 +138,7 @@ def test_overwrite_refuses_files_that_no_run_wrote(tmp_path, files):
     (tmp_path / "tensorboard" / "events.out.tfevents.1").write_text("the user's")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=f"{files[0]}: was not written by a run"):
-        RunFolder.prepare(TrainSettings(output_dir=str(tmp_path), overwrite=True), None, True, None)
+        RunFolder.open(TrainSettings(output_dir=str(tmp_path), overwrite=True), None, True, None)
     assert sorted(path for path in tmp_path.rglob("*") if not path.name.startswith(".")) == before
 
 
@@ -147,7 +147,7 @@ def test_temporary_files_of_others_stay(folder):
     for name in [*theirs, ".mask-rcnn-0123456789ab.pth"]:
         (folder.path / name).write_text("kept?")
     content = CONTENT | {"progress": {"step": 12}, "epoch": 2}
-    RunFolder.prepare(TrainSettings(output_dir=str(folder.path)), (folder.path / "model_2.pth", content), True, None)
+    RunFolder.open(TrainSettings(output_dir=str(folder.path)), (folder.path / "model_2.pth", content), True, None)
     left = {name for name in files(folder.path) if name.startswith(".") or name.endswith(".tmp")}
     assert left == {*theirs, LOCK}
 

@@ -1,15 +1,13 @@
 """Score a file of detections in COCO's results format, written by any detector, and print COCO's official table."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from my_dataset_coco import coco_object
 from network_files.masks.rle import unpack_all
-from train_utils.errors import InputError, warn
+from train_utils.errors import InputError, read_json, warn
 from train_utils.metrics.coco_evaluation import run_cocoeval
 
 SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # of an entry, by kind
@@ -135,15 +133,6 @@ def is_box(value: Any) -> bool:
 
 def is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_json(path: str, option: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file ({option})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def official_table(stats: list[float]) -> str:

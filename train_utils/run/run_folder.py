@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dataset_files.atomic_files import TEMPORARY, link_atomically, replacing, write_atomically, write_image
-from train_utils.distributed import broadcast_from_main, run_on_main
+from train_utils.distributed import broadcast_from_main
 from train_utils.errors import InputError, reading_input
 from train_utils.metrics.coco_evaluation import Metrics, best_thresholds
 from train_utils.options import TrainSettings
@@ -52,20 +52,12 @@ class RunFolder:
         self.unsaved_since: int | None = None  # the step whose checkpoint could not be written
 
     @classmethod
-    def open(
-        cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None = None
-    ) -> "RunFolder":
-        """Open the folder of `--output-dir` for a new or resumed run; all processes call this together.
+    def open(cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None) -> "RunFolder":
+        """Open the folder of `--output-dir`, on the main process, for a new run or a resumed one.
 
         InputError if the folder holds a run, and neither --resume nor --overwrite was given. `continues`: whether the
-        run has steps left to do. `lock`: the main process's lock on the folder, if that existed before the run.
+        run has steps left to do. `lock`: the lock on the folder, if that existed before the run.
         """
-        folder = run_on_main(lambda: cls.prepare(settings, resumed, continues, lock))
-        return folder or cls(settings.output_dir, writes=False)
-
-    @classmethod
-    def prepare(cls, settings: TrainSettings, resumed: Resumed, continues: bool, lock: TextIO | None) -> "RunFolder":
-        """Do the main process's part of `open`."""
         folder = cls(settings.output_dir, lock=lock or lock_folder(Path(settings.output_dir)))
         for file in folder.path.iterdir():
             if TEMPORARY.fullmatch(file.name):
