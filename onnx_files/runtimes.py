@@ -56,8 +56,7 @@ class Session:
 
 def fastest_runtime() -> str:
     """The fastest installed runtime: onnxruntime with a GPU, else OpenVINO, else onnxruntime; InputError if none is."""
-    installed = [runtime for runtime in RUNTIMES if is_installed(runtime)]
-    if not installed:
+    if not (installed := [runtime for runtime in RUNTIMES if is_installed(runtime)]):
         raise InputError("no runtime is installed; install one with: pip install onnxruntime (or: openvino)")
     if installed[0] == "onnxruntime":
         import onnxruntime

@@ -123,8 +123,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     canvas = background(rng, height, width)
     shapes: list[Shape] = []
     for _ in range(rng.integers(*OBJECTS_PER_IMAGE, endpoint=True)):
-        shape = find_place(rng, shapes, height, width)
-        if shape is None:
+        if (shape := find_place(rng, shapes, height, width)) is None:
             continue
         for below in shapes:
             below.visible &= ~shape.visible

@@ -36,8 +36,7 @@ def evaluate_only(training: Training, loader: DataLoader, dataset: InstanceDatas
     ground_truth = dataset.coco if is_main() else None
     with training.evaluated():
         found = detect_all(training.model, loader, ground_truth, classes, training.device, training.precision)
-        metrics = found.metrics()
-    if metrics is not None:
+    if (metrics := found.metrics()) is not None:
         print(tables(metrics))
 
 

@@ -193,8 +193,7 @@ class Settings:
         ignored = {each.name for each in cls.options() if each.metadata["role"] == START}
         found: dict[str, Any] = {}
         for name, value in content.items():
-            action = actions.get(name.replace("-", "_"))
-            if action is None:
+            if (action := actions.get(name.replace("-", "_"))) is None:
                 near = difflib.get_close_matches(name, actions, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise InputError(f"{path}: there is no option '{name}'{hint}")

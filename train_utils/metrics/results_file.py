@@ -78,8 +78,7 @@ def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[s
         if problem := problem_of(entry, sizes, iou_type):
             raise InputError(f"{path}: detection {place} {problem}")
     categories = {category["id"] for category in truth["categories"]}
-    foreign = sum(entry["category_id"] not in categories for entry in results)
-    if foreign:
+    if foreign := sum(entry["category_id"] not in categories for entry in results):
         warn(f"{path}: {foreign} detections are ignored because the ground truth lacks their categories")
     return [{key: entry[key] for key in ("image_id", "category_id", "score", SHAPES[iou_type])} for entry in results]
 
@@ -89,8 +88,7 @@ def problem_of(entry: Any, sizes: dict[int, tuple[int, int]], iou_type: str) -> 
     shape = SHAPES[iou_type]
     if not isinstance(entry, dict):
         return "is not an object with image_id, category_id, score and " + shape
-    missing = [key for key in ("image_id", "category_id", "score", shape) if key not in entry]
-    if missing:
+    if missing := [key for key in ("image_id", "category_id", "score", shape) if key not in entry]:
         other = "bbox" if shape == "segmentation" else "segmentation"
         hint = f"; it has {other}, try --iou-type {'bbox' if other == 'bbox' else 'segm'}" if other in entry else ""
         return f"lacks {', '.join(missing)}{hint if missing == [shape] else ''}"

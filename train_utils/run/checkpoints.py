@@ -72,8 +72,7 @@ def newest_usable(folder: Path) -> Path | None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a run's checkpoint; InputError if it is broken, another kind of file, or has non-finite weights."""
     content = read_weight_file(path)
-    missing = sorted(NEEDED - set(content))
-    if missing:
+    if missing := sorted(NEEDED - set(content)):
         raise InputError(
             f"{path}: lacks {', '.join(missing)}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"

@@ -201,8 +201,7 @@ class RunFolder:
                 write_image(path, sheet, pnginfo=mark)
 
     def mark_best(self, epoch: int | None, thresholds: Mapping[int, float] = {}) -> None:
-        of_epoch = [file for file in checkpoints(self.path) if age(file)[0] == epoch]
-        if of_epoch:
+        if of_epoch := [file for file in checkpoints(self.path) if age(file)[0] == epoch]:
             with trying_again_later(self.path / BEST):
                 write_thresholds(of_epoch[-1], thresholds, self.path / BEST)
 
@@ -223,8 +222,7 @@ class RunFolder:
 
     def require_saved(self) -> None:
         """Raise InputError on all processes if the last checkpoint could not be written."""
-        step = broadcast_from_main(self.unsaved_since)
-        if step is not None:
+        if (step := broadcast_from_main(self.unsaved_since)) is not None:
             raise InputError(
                 f"{self.path}: the checkpoint of step {step} could not be written; free some disk space and continue "
                 "from the one before it with --resume auto"

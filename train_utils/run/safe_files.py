@@ -74,8 +74,7 @@ def valid_lines(path: Path) -> list[str]:
     """Return the complete lines of results or log; if others are invalid, keep the file aside and warn."""
     content = path.read_bytes() if path.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
-    invalid = [number for number, line in enumerate(lines, 1) if not is_valid(line)]
-    if invalid:
+    if invalid := [number for number, line in enumerate(lines, 1) if not is_valid(line)]:
         aside = path.with_name(path.name + ".broken")
         link_atomically(path, aside)
         warn(f"{path}: dropped {len(invalid)} lines that no run writes, first line {invalid[0]}; see {aside.name}")

@@ -63,8 +63,7 @@ class TensorBoard:
             self.copy_epochs(state)
             self.writer.flush()
         except (OSError, RuntimeError) as error:
-            reason = os_error_behind(error)
-            if reason is None:
+            if (reason := os_error_behind(error)) is None:
                 raise
             self.writer = None
             warn(f"{state.run.path / EVENTS} could not be written ({reason.strerror}); this run no longer writes it")

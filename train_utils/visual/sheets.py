@@ -61,8 +61,7 @@ def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
     """Choose items to show, the same every time: evenly spaced, preferring nearby ones with objects."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
-        near = range(first, min(end, first + LOOK_AHEAD))
-        if near:
+        if near := range(first, min(end, first + LOOK_AHEAD)):
             chosen.append(next((i for i in near if len(dataset.target(i)["labels"])), first))
     return chosen
 

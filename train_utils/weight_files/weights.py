@@ -208,8 +208,7 @@ def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
     """List the keys of tensors that contain an infinity or a NaN."""
-    keys = [key for key, value in state.items() if value.is_floating_point()]
-    if not keys:
+    if not (keys := [key for key, value in state.items() if value.is_floating_point()]):
         return []
     finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one synchronisation
     return [key for key, good in zip(keys, finite) if not good]
