@@ -58,14 +58,9 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
-        """Tile the cell anchors over the levels; the anchors of the most recent batch shapes are cached.
+        """Tile the cell anchors over the levels [B, C, H_i, W_i] of a batch of this height and width.
 
-        Args:
-            padded_size: height and width of the padded batch, in pixels.
-            levels: [B, C, H_i, W_i] per level; only shape and device are used.
-
-        Returns:
-            Per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
+        Returns per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
         """
         if len(levels) != len(self.sizes):
             raise ValueError(f"anchors are defined for {len(self.sizes)} levels, the pyramid has {len(levels)}")

@@ -21,13 +21,10 @@ def integral_image(regions: InstanceMasks, device: torch.device) -> Tensor:
 
 
 def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
-    """Return the share of each box's area that regions cover, float64 [N]; NaN for a box without area.
+    """Share of each box's area [N, 4] that regions cover, given their `integral_image`: float64 [N]; NaN without area.
 
-    Also exact for fractions of pixels, as the integral of an image is bilinear within each pixel.
-
-    Args:
-        sums: an `integral_image`.
-        boxes: [N, 4], x1y1x2y2 in its frame; parts outside the frame are in no region.
+    Also exact for fractions of pixels, as the integral of an image is bilinear within each pixel. Outside the frame
+    there are no regions.
     """
     height, width = sums.shape[0] - 1, sums.shape[1] - 1
     x1, y1, x2, y2 = boxes.double().unbind(dim=1)
@@ -41,8 +38,7 @@ def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
 def spare_regions(labels: Tensor, candidates: Tensor, regions: Sequence[Tensor | None]) -> Tensor:
     """Ignore the background candidates that lie at least half inside the regions of their image.
 
-    Regions match nothing, so no candidate is positive because of them. One that matches an object stays positive, as
-    COCO's evaluation also matches objects before crowds: objects that are labelled inside a region are learnt.
+    Candidates that match an object stay positive, as COCO's evaluation also matches objects before crowds.
 
     Args:
         labels: [B, A]; 0 is background, below 0 ignored.

@@ -65,15 +65,12 @@ class ImageTransform(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
     ) -> tuple[ImageBatch, list[dict] | None]:
-        """Make a batch; the given images and targets stay unchanged.
+        """Make a batch, and put the targets into its frames; the given images and targets stay unchanged.
 
         Args:
             images: [C, H, W] each, uint8, which becomes 0..1, or float, in the units of `image_mean`.
             targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
                 tensor [N, H, W], and if an augmentation chose the size, `view`, a View; or None.
-
-        Returns:
-            The batch, and the targets in the frames of the resized images.
         """
         views = [target.get("view") for target in targets or [{}] * len(images)]
         resized = [self.resize(self.normalize(image), view) for image, view in zip(images, views)]

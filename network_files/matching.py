@@ -64,14 +64,9 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, objects: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
-        """Match the candidates of each image; in an image without objects, all are background.
+        """Match candidates [B, A, 4], or [1, A, 4] of all images, to objects [B, N, 4], x1y1x2y2, padded from `counts`.
 
-        Args:
-            objects: [B, N, 4], x1y1x2y2, padded; counts: int64 [B], the number of objects per image.
-            candidates: [B, A, 4], or [1, A, 4] if all images have the same.
-
-        Returns:
-            int64 [B, A]: an object's index in its image, BELOW_ or BETWEEN_THRESHOLDS.
+        Returns int64 [B, A]: an object's index in its image, BELOW_ or BETWEEN_THRESHOLDS.
         """
         shape = (len(objects), candidates.shape[1])
         best_iou = candidates.new_full(shape, -1.0)

@@ -54,15 +54,9 @@ class PyramidRoIAlign(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Read the features of the boxes.
+        """Levels [B, C, H_i, W_i] by name, boxes of each image -> [sum of R_b, C, *output_size] in the features' dtype.
 
-        Args:
-            features: level name -> [B, C, H_i, W_i].
-            boxes: per image float [R_b, 4], x1y1x2y2 in pixels of the resized image.
-            image_sizes: height and width of each resized image; the strides follow from these and the levels' sizes.
-
-        Returns:
-            [sum of R_b, C, *output_size] in the features' dtype, image by image.
+        Boxes are float [R_b, 4], x1y1x2y2 in pixels of the resized image. Strides follow from the sizes.
         """
         names = [name for name in self.featmap_names if name in features]
         if self.sampling_ratio == 0 and boxes[0].is_cuda and torch.are_deterministic_algorithms_enabled():
@@ -148,11 +142,9 @@ class PyramidRoIAlign(nn.Module):
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
-    """Pixels of the resized images per cell of a level [B, C, H, W], a power of 2.
-
-    Padding makes levels larger than their images, relatively most along a short side, so the larger quotient is used.
-    """
+    """Pixels of the resized images per cell of a level [B, C, H, W], a power of 2."""
     sides = [max(sizes) for sizes in zip(*image_sizes)]
+    # Padding makes levels larger than their images, relatively most along a short side: the larger quotient is right.
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
 
 

@@ -46,14 +46,12 @@ class RoIHeads(nn.Module):
     Args:
         box_roi_pool, box_head, box_predictor: pyramid -> RoI features -> vectors -> class logits and deltas.
         mask_roi_pool, mask_head, mask_predictor: pyramid -> RoI features -> feature maps -> mask logits per class.
-        fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU on, and background below the second.
-        batch_size_per_image, positive_fraction: proposals sampled per image for the losses, and the largest fraction
-            of positive ones.
+        fg_iou_thresh, bg_iou_thresh, batch_size_per_image, positive_fraction: as in `RegionProposalNetwork`.
         bbox_reg_weights: of the deltas (dx, dy, dw, dh).
         score_thresh: detections with at most this class probability are dropped.
-        nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped.
+        nms_thresh: of two detections of a class with a higher IoU, the one with the lower score is dropped;
+            with agnostic_nms, of any two.
         detections_per_img: the most detections kept per image.
-        agnostic_nms: detections of different classes suppress one another too.
     """
 
     smallest_side = 1e-2

@@ -55,7 +55,7 @@ class RegionProposalNetwork(nn.Module):
         self, levels: Sequence[Tensor], padded_size: tuple[int, int], image_sizes: Sequence[tuple[int, int]],
         objects: Objects | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:  # fmt: skip
-        """Propose boxes.
+        """Propose boxes, and in training compute the losses `loss_objectness` and `loss_rpn_box_reg`.
 
         Args:
             levels: [B, C, H_i, W_i] per pyramid level, finest first.
@@ -64,8 +64,7 @@ class RegionProposalNetwork(nn.Module):
             objects: the ground truth of the images; required in training.
 
         Returns:
-            Proposals, float32 [P, 4] per image, x1y1x2y2 in pixels of the resized image, best first; and in training
-            the losses `loss_objectness` and `loss_rpn_box_reg`, otherwise an empty dict.
+            Per image float32 [P, 4], x1y1x2y2 in pixels of the resized image, best first; and the losses or {}.
         """
         level_logits, level_deltas = self.head(levels)
         objectness = at_least_float32(torch.cat([per_anchor(x, 1).squeeze(-1) for x in level_logits], dim=1))

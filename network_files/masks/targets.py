@@ -26,8 +26,7 @@ def mask_targets(
 
     Args:
         masks: the objects of each image, in the frame of its boxes.
-        boxes: per image float [P_b, 4], x1y1x2y2, the positive proposals.
-        matched: per image int64 [P_b], the object of each proposal.
+        boxes, matched: per image the positive proposals, float [P_b, 4], x1y1x2y2, and their objects, int64 [P_b].
         aligned: where pixel centres are, see `PyramidRoIAlign`.
 
     Returns:
