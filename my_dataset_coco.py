@@ -23,7 +23,7 @@ from dataset_files.coco_index import AS_WRITTEN
 from dataset_files.coco_masks import box_of_mask, packed_code
 from dataset_files.conversion_store import OpenedSplit, SplitFiles, open_split_index
 from dataset_files.dataset import EVERYTHING, ItemPlan, ObjectCounts
-from dataset_files.stored_images import RGB, ImageForm, PackageMissing, open_image, read_stored, upright_rgb
+from dataset_files.stored_images import RGB, ImageForm, naming_image, open_image, read_stored, upright_rgb
 from network_files import InstanceMasks
 from network_files.masks.rle import decode_crops
 from transforms import Transform, collate_fn
@@ -318,15 +318,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, form: Imag
 
     Raises FileNotFoundError, and ValueError for a file that is not a readable image of this form; both name it.
     """
-    path = Path(path)
-    try:
+    with naming_image(Path(path)):
         if form.channels is not None:
             return torch.from_numpy(read_stored(path, form))
         with open_image(path) as image:
             return torch.from_numpy(np.array(upright_rgb(image, size, form.exif))).permute(2, 0, 1).contiguous()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image") from None
-    except PackageMissing as error:
-        raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # Pillow can raise any exception for a broken file
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error

@@ -13,18 +13,10 @@ from zlib import crc32
 
 import numpy as np
 
+from dataset_files import coco_file
 from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
 from dataset_files.coco_check import AnnotationCheck
-from dataset_files.coco_file import (
-    AS_WRITTEN,
-    Annotations,
-    Reading,
-    read_categories,
-    read_content,
-    read_image_entries,
-    tell_apart,
-    unused_categories,
-)
+from dataset_files.coco_file import AS_WRITTEN, Annotations, Reading
 from dataset_files.image_files import is_lfs_pointer
 from dataset_files.problems import Problems
 
@@ -147,11 +139,11 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     try:
         with open(path, encoding="utf-8", newline="") as file:  # keep all newlines, since positions are counted
             text = file.read()
-        content = read_content(text)
+        content = coco_file.read_content(text)
         for key, kind in (("images", list), ("annotations", Annotations), ("categories", list)):
             if not isinstance(content.get(key), kind):
                 raise ValueError(f"no list '{key}' (is it a COCO instances file?)")
-        categories = read_categories(content["categories"], problems)
+        categories = coco_file.read_categories(content["categories"], problems)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         if is_lfs_pointer(path):
             raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
@@ -162,10 +154,10 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
         raise ValueError(f"{path}: {error}") from error
     annotations = content["annotations"]
     category_ids = np.array(annotations.category_ids, dtype=np.int64)
-    for unused in unused_categories(content["categories"], np.unique(category_ids).tolist()):
+    for unused in coco_file.unused_categories(content["categories"], np.unique(category_ids).tolist()):
         problems.add("unused category", f"category {unused}, '{categories.pop(unused)}'")
-    tell_apart(categories, content["categories"], problems)
-    images = read_image_entries(content["images"], problems)
+    coco_file.tell_apart(categories, content["categories"], problems)
+    images = coco_file.read_image_entries(content["images"], problems)
     problems.update(annotations.problems)
     check = AnnotationCheck(annotations, images, categories, problems, text, reading)
     categories = {key: name for key, name in categories.items() if not reading.is_region(name)}

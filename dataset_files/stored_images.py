@@ -9,7 +9,8 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,19 @@ class Header(NamedTuple):
 
 class PackageMissing(ValueError):
     """An image needs a package that is not installed."""
+
+
+@contextmanager
+def naming_image(path: Path) -> Iterator[None]:
+    """Name the image in the FileNotFoundError or ValueError that becomes of all errors of reading it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image") from None
+    except PackageMissing as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # Pillow can raise any exception for a broken file
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:

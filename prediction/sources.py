@@ -23,8 +23,6 @@ LONGEST_NAME = 180  # bytes of a file name; file systems permit 255, and outputs
 
 @dataclass(frozen=True)
 class Source:
-    """An image or a video to predict."""
-
     path: Path
     file_name: str  # below the folder that was given, with forward slashes, such as "day 1/cat.jpg"
     name: str  # the same without suffix, and unique also where case does not count: the name of all its outputs

@@ -29,8 +29,6 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 
 @dataclass
 class LoadedImage:
-    """An image that is ready for the network."""
-
     image: Image.Image  # in RGB, for people
     tiles: list[Tile]  # the parts that the network sees; one, if it sees the image as a whole
     # uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one. For a network with
@@ -203,14 +201,11 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
     if not isinstance(source, (str, Path)):
         raise TypeError(f"an image is a path, a Pillow image or an array uint8 [H, W, 3], not {type(source).__name__}")
     path = existing(source)
-    try:
-        with stored_images.open_image(path) as image:
-            pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
-            if pages > 1:
-                warn(f"{path}: has {pages} pages or frames; only the first one is read")
-            return stored_images.upright_rgb(image, size, exif or ("apply" if size is None else None))
-    except Exception as error:  # Pillow can raise any exception for a broken file
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    with stored_images.naming_image(path), stored_images.open_image(path) as image:
+        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
+        if pages > 1:
+            warn(f"{path}: has {pages} pages or frames; only the first one is read")
+        return stored_images.upright_rgb(image, size, exif or ("apply" if size is None else None))
 
 
 def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
@@ -222,12 +217,8 @@ def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
         array = stored_images.pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source)
         return stored_images.in_form(array, form)
     path = existing(source)
-    try:
+    with stored_images.naming_image(path):
         return stored_images.read_stored(path, form)
-    except stored_images.PackageMissing as error:
-        raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # of any library for a broken file
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def existing(source: str | Path) -> Path:

@@ -17,8 +17,6 @@ from train_utils.metrics.coco_evaluation import ClassMetrics, Metrics
 
 @dataclass
 class Analysis:
-    """Results of one comparison."""
-
     kind: str  # "bbox", "segm" or "boundary"
     overlaps: Overlaps
     classes: list[ClassResult]

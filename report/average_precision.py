@@ -154,8 +154,6 @@ def calibration(data: EvalData, matching: Matching) -> Calibration:
 
 @dataclass
 class Group:
-    """Objects within one range of a property."""
-
     name: str  # of the range
     objects: int  # without crowds
     ap: float  # mean over IoUs and over the classes with objects in the group; NaN without objects

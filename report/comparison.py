@@ -53,8 +53,6 @@ class Row:
 
 @dataclass
 class KindComparison:
-    """The comparison of boxes, masks or boundaries."""
-
     kind: str
     metrics: list[Row]  # COCO's six APs
     classes: list[Row]  # AP per class

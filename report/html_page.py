@@ -63,8 +63,6 @@ HISTOGRAMS = (
 
 @dataclass
 class ReportInput:
-    """The contents of a report."""
-
     title: str
     facts: dict[str, str]  # name -> value of weights, data and options, shown at the top
     data: EvalData

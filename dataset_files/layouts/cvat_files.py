@@ -12,15 +12,8 @@ import numpy as np
 from dataset_files.coco_masks import LARGEST_IMAGE
 from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder, split_in
-from dataset_files.layouts.coco_builder import (
-    CocoBuilder,
-    Crop,
-    NoArea,
-    Shape,
-    ellipse_polygon,
-    image_coordinates,
-    rectangle_polygon,
-)
+from dataset_files.layouts import coco_builder
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
 from dataset_files.layouts.text_files import beginning, file_per_split, in_order, parse_xml
 from dataset_files.problems import shown
 
@@ -99,7 +92,6 @@ def add_frames(builder: CocoBuilder, finder: ImageFinder, root: Element) -> None
 def add_image(
     builder: CocoBuilder, file_name: str | None, name: str, size: tuple[int, int] | None, shapes: Iterable[Labelled]
 ) -> None:
-    """Add an image with its objects."""
     if file_name is None:
         builder.problems.add("missing", shown(name))
     elif (image := builder.add_image(file_name, size)) is not None:
@@ -123,10 +115,10 @@ def read_shape(shape: Element) -> list[float] | Crop:
         return polygon
     if shape.tag == "box":
         x1, y1, x2, y2 = (numbers_of(shape.get(key, ""))[0] for key in ("xtl", "ytl", "xbr", "ybr"))
-        return turned(rectangle_polygon(x1, y1, x2, y2), (x1 + x2) / 2, (y1 + y2) / 2, angle)
+        return turned(coco_builder.rectangle_polygon(x1, y1, x2, y2), (x1 + x2) / 2, (y1 + y2) / 2, angle)
     if shape.tag == "ellipse":
         cx, cy, rx, ry = (numbers_of(shape.get(key, ""))[0] for key in ("cx", "cy", "rx", "ry"))
-        return ellipse_polygon(cx, cy, rx, ry, angle)
+        return coco_builder.ellipse_polygon(cx, cy, rx, ry, angle)
     if shape.tag == "mask":
         return mask_crop(shape)
     raise ValueError(f"unknown shape {shown(shape.tag)}")
@@ -142,9 +134,8 @@ def turned(polygon: list[float], cx: float, cy: float, angle: float) -> list[flo
 
 
 def numbers_of(text: str) -> list[float]:
-    """Parse numbers separated by commas."""
     try:
-        return image_coordinates([float(number) for number in text.split(",")])
+        return coco_builder.image_coordinates([float(number) for number in text.split(",")])
     except ValueError as error:
         raise ValueError(f"{shown(text)} is not a list of numbers") from error
 

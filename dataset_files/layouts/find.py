@@ -46,8 +46,6 @@ LAYOUTS = (
 
 
 class Layout(NamedTuple):
-    """The name of a layout, and its splits."""
-
     name: str
     splits: list[SplitFiles]
 

@@ -17,15 +17,8 @@ from PIL import Image
 
 from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_folders
-from dataset_files.layouts.coco_builder import (
-    CocoBuilder,
-    Crop,
-    NoArea,
-    Shape,
-    ellipse_polygon,
-    image_coordinates,
-    rectangle_polygon,
-)
+from dataset_files.layouts import coco_builder
+from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
 from dataset_files.layouts.text_files import beginning, read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
@@ -189,7 +182,7 @@ def read_shape(shape: dict) -> list[float] | Crop:
         raise NoArea(kind)
     if not isinstance(points, list) or not points or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise ValueError(f"expected points [[x, y], ...], not {shown(points)}")
-    flat = image_coordinates([value for point in points for value in point])
+    flat = coco_builder.image_coordinates([value for point in points for value in point])
     xs, ys = flat[0::2], flat[1::2]
     expected = {"polygon": range(3, 1 << 30), "circle": (2,), "rectangle": (2, 4), "mask": (2,)}
     expected |= {"oriented_rectangle": (4,), "rotation": (4,)}
@@ -199,9 +192,9 @@ def read_shape(shape: dict) -> list[float] | Crop:
         raise ValueError(f"a {kind} of {len(points)} points")
     if kind == "circle":
         radius = float(np.hypot(xs[1] - xs[0], ys[1] - ys[0]))
-        return ellipse_polygon(xs[0], ys[0], radius, radius)
+        return coco_builder.ellipse_polygon(xs[0], ys[0], radius, radius)
     if kind == "rectangle":
-        return rectangle_polygon(min(xs), min(ys), max(xs), max(ys))
+        return coco_builder.rectangle_polygon(min(xs), min(ys), max(xs), max(ys))
     if kind == "mask":
         return round(min(xs)), round(min(ys)), decode_mask(shape.get("mask"))
     return flat

@@ -23,8 +23,6 @@ MOST_CLASSES = 32  # values; masks with more are those of instances
 
 @dataclass
 class MaskFolders:
-    """A folder of images and the folder of their masks."""
-
     images: Path
     masks: Path
     one_image: bool = False  # there is only one image, and all masks belong to it whatever their names
@@ -56,7 +54,6 @@ class MaskFolders:
         return self.class_folders or ["pedestrian" if self.masks.name == PENN_FUDAN[1] else ONLY_CLASS]
 
     def masks_of(self, image: Path) -> list[tuple[Path, str]]:
-        """List the mask files of an image with their classes."""
         if self.class_folders:
             found = [(self.mask_of(image, Path(name)), name) for name in self.class_folders]
             return [(path, name) for path, name in found if path is not None]

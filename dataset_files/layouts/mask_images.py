@@ -25,8 +25,6 @@ NEIGHBOURS = (
 
 @dataclass
 class MaskImage:
-    """The content of a mask image."""
-
     values: np.ndarray  # int64 [H, W]: grey values, indices of a palette, or colours as 0xRRGGBB; 0 is the background
     kind: str  # "grey", "palette" or "colour"
     # Colours as 0xRRGGBB by index, int64 [256], padded with black; only of kind "palette".

@@ -7,14 +7,8 @@ from pathlib import Path
 
 from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder
-from dataset_files.layouts.coco_builder import (
-    CocoBuilder,
-    NoArea,
-    Shape,
-    ellipse_polygon,
-    image_coordinates,
-    rectangle_polygon,
-)
+from dataset_files.layouts import coco_builder
+from dataset_files.layouts.coco_builder import CocoBuilder, NoArea, Shape
 from dataset_files.layouts.text_files import beginning, file_per_split, read_json
 from dataset_files.problems import Problems, shown
 
@@ -135,15 +129,15 @@ def shape_polygon(shape: object) -> list[float]:
     if kind == "point":
         raise NoArea("point")
     if kind in ("polygon", "polyline"):
-        xs, ys = image_coordinates(shape.get("all_points_x")), image_coordinates(shape.get("all_points_y"))
+        xs, ys = (coco_builder.image_coordinates(shape.get(f"all_points_{axis}")) for axis in "xy")
         if len(xs) != len(ys) or len(xs) < 3:
             raise ValueError(f"a {kind} with {len(xs)} x and {len(ys)} y")
         return [value for point in zip(xs, ys) for value in point]
     keys = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
     if not isinstance(kind, str) or kind not in keys:
         raise ValueError(f"unknown shape {shown(kind)}")
-    x, y, *sizes = image_coordinates([shape.get(key) for key in keys[kind]])
+    x, y, *sizes = coco_builder.image_coordinates([shape.get(key) for key in keys[kind]])
     if kind == "rect":
-        return rectangle_polygon(x, y, x + sizes[0], y + sizes[1])
-    angle = image_coordinates([shape.get("theta", 0)])[0] if kind == "ellipse" else 0.0
-    return ellipse_polygon(x, y, sizes[0], sizes[-1], angle)
+        return coco_builder.rectangle_polygon(x, y, x + sizes[0], y + sizes[1])
+    angle = coco_builder.image_coordinates([shape.get("theta", 0)])[0] if kind == "ellipse" else 0.0
+    return coco_builder.ellipse_polygon(x, y, sizes[0], sizes[-1], angle)

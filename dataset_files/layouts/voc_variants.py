@@ -16,25 +16,11 @@ from PIL import Image
 from dataset_files.coco_file import AS_WRITTEN, Reading
 from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import SPLIT_NAMES, ImageFinder, files_below, names_in
+from dataset_files.layouts import mask_images, voc_files
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
-from dataset_files.layouts.mask_images import (
-    MASK_SUFFIXES,
-    Blurred,
-    MaskImage,
-    instance_crops,
-    pack_colours,
-    read_mask_image,
-)
+from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, MaskImage
 from dataset_files.layouts.text_files import in_order, read_lines
-from dataset_files.layouts.voc_files import (
-    VOC_CLASSES,
-    VOID_LABEL,
-    add_void,
-    match_masks,
-    read_annotation,
-    read_list,
-    read_objects,
-)
+from dataset_files.layouts.voc_files import VOC_CLASSES, VOID_LABEL
 from dataset_files.problems import Problems, shown
 
 NO_CLASS = ("background", "_background_", "__ignore__", "ignore")
@@ -105,7 +91,7 @@ def is_standard(root: Path) -> bool:
     if not all(path.is_file() for path in lists):
         return False
     try:
-        names = [name for path in lists for name in read_list(path, Problems()).values()]
+        names = [name for path in lists for name in voc_files.read_list(path, Problems()).values()]
     except ValueError:
         return True  # the devkit's reader reports what is wrong with the list
     names = names[:: max(len(names) // PEEKED, 1)]
@@ -159,7 +145,7 @@ def read_class_table(path: Path, reading: Reading) -> ClassTable:
         match = re.fullmatch(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3})(?::[^:]*){0,2}", line)
         if match is None or max(map(int, match.groups()[1:])) > 255:
             raise ValueError(f"{path}: expected lines such as 'cat:128,0,0::', not {shown(line)}")
-        name, colour = match[1], int(pack_colours(np.array([int(v) for v in match.groups()[1:]])))
+        name, colour = match[1], int(mask_images.pack_colours(np.array([int(v) for v in match.groups()[1:]])))
         if name not in NO_CLASS or reading.is_region(name):
             if colour in table.by_colour:
                 raise ValueError(f"{path}: {table.by_colour[colour]!r} and {name!r} have the same colour")
@@ -194,7 +180,7 @@ class VariantReader:
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:
-            names = list(read_list(listed, builder.problems).values())
+            names = list(voc_files.read_list(listed, builder.problems).values())
         else:
             masks = (path for path in files_below(self.instances) if path.suffix.lower() in MASK_SUFFIXES)
             names = [path.relative_to(self.instances).with_suffix("").as_posix() for path in masks]
@@ -217,8 +203,8 @@ class VariantReader:
         has_xml, objects = (self.folder / "Annotations" / f"{name}.xml").is_file(), []
         try:
             if has_xml:
-                root, size = read_annotation(self.folder, name)
-                objects = list(read_objects(root, name, size, problems).values())
+                root, size = voc_files.read_annotation(self.folder, name)
+                objects = list(voc_files.read_objects(root, name, size, problems).values())
         except ValueError as error:
             problems.add("xml", f"Annotations/{name}.xml: {error}")
             return
@@ -239,14 +225,16 @@ class VariantReader:
             return
         void = VOID_COLOUR if instances.kind == "colour" else VOID_LABEL
         if reading.ignore_regions:
-            add_void(builder, image, instances.values == void)
+            voc_files.add_void(builder, image, instances.values == void)
         try:
-            crops, _ = instance_crops(np.where(instances.values == void, 0, instances.values), is_grey=False)
+            crops, _ = mask_images.instance_crops(
+                np.where(instances.values == void, 0, instances.values), is_grey=False
+            )
         except Blurred as error:
             problems.add("blurred masks", f"SegmentationObject/{name}: {error}")
             return
         names = [class_of_crop(crop, classes, table, problems, file_name) if table else None for crop in crops]
-        matched = match_masks(objects, crops, names)
+        matched = voc_files.match_masks(objects, crops, names)
         for thing, mask in zip(objects, matched):
             crops_of = [] if mask is None else [mask]
             builder.add_object(image, thing.name, crops=crops_of, box=thing.box, crowd=thing.difficult)
@@ -266,7 +254,7 @@ def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage |
     paths = [] if folder is None else [folder / f"{name}{suffix}" for suffix in MASK_SUFFIXES]
     for path in filter(Path.is_file, paths):
         try:
-            return read_mask_image(path)
+            return mask_images.read_mask_image(path)
         except (ValueError, OSError) as error:
             problems.add("masks", f"{path.parent.name}/{path.name}: {error}")
             break
