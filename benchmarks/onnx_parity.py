@@ -143,11 +143,12 @@ def report(
     for way, (_, _, file) in WAYS.items():
         lost = np.array(ap[REFERENCE]) - ap[way]
         apart, bound = (abs(lost).max(), MOST_APART) if way.endswith("fp32") else (lost.max(), MOST_LOST)
+        verdict = ("yes" if apart <= bound else "no") if max(ap[REFERENCE]) > 0 else "-"  # of 0 AP nothing can be lost
         rows.append(
             (
                 way, megabytes(sizes[file]), megabytes(memory[way]), milliseconds(float(np.median(seconds[way]))),
                 f"{np.median(seconds[REFERENCE] / seconds[way]):.2f}x", *(f"{value:.4f}" for value in ap[way]),
-                different(found[way], found[REFERENCE]), f"{bound:g}", "yes" if apart <= bound else "no",
+                different(found[way], found[REFERENCE]), f"{bound:g}", verdict,
             )
         )  # fmt: skip
     header = (
