@@ -97,7 +97,7 @@ class PackageMissing(ValueError):
 
 @contextmanager
 def naming_image(path: Path) -> Iterator[None]:
-    """Name the image in the FileNotFoundError or ValueError that becomes of all errors of reading it."""
+    """Turn any error of reading an image into a ValueError or FileNotFoundError that names it."""
     try:
         yield
     except FileNotFoundError:

@@ -26,18 +26,16 @@ class DataStatistics:
 
 
 def statistics_of(data: EvalData) -> DataStatistics:
-    real, number = ~data.objects.crowds, len(data.image_ids)
-    o = data.objects
-    return statistics(
-        number, number, len(data.class_names), o.images[real], o.classes[real], o.areas[real], o.boxes[real, 2:]
-    )
+    o, number = data.objects, len(data.image_ids)
+    rows = np.column_stack((o.images, o.classes, o.areas, o.boxes[:, 2:]))[~o.crowds]
+    return statistics(number, number, len(data.class_names), rows)
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
     """Compute the statistics of a dataset's objects of these classes; large ones are sampled at regular intervals."""
     measured = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_IMAGES)).round().astype(np.int64))
     place = {category: k for k, category in enumerate(category_ids)}
-    rows = [np.zeros((0, 5))]  # image, class, area, width, height
+    rows = [np.zeros((0, 5))]
     for position, i in enumerate(measured.tolist()):
         target = dataset.target(i)
         classes = np.array([place.get(dataset.category_ids[label], -1) for label in target["labels"].tolist()])
@@ -45,20 +43,16 @@ def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int])
         corners = target["boxes"].numpy().astype(np.float64)[kept]
         of_image = np.full(len(kept), position), classes[kept], target["area"].numpy()[kept]
         rows.append(np.column_stack((*of_image, corners[:, 2:] - corners[:, :2])))
-    images, classes, areas, *sides = np.concatenate(rows).T
-    numbers = images.astype(np.int64), classes.astype(np.int64)
-    return statistics(len(dataset), len(measured), len(category_ids), *numbers, areas, np.stack(sides, axis=1))
+    return statistics(len(dataset), len(measured), len(category_ids), np.concatenate(rows))
 
 
-def statistics(
-    total: int, measured: int, num_classes: int, images: np.ndarray, classes: np.ndarray, areas: np.ndarray,
-    sides: np.ndarray,
-) -> DataStatistics:  # fmt: skip
-    """Compute the statistics of G objects: image and class numbers [G], areas [G], width and height of boxes [G, 2]."""
+def statistics(total: int, measured: int, num_classes: int, rows: np.ndarray) -> DataStatistics:
+    """Compute the statistics of G objects, float64 [G, 5]: image, class, area, and width and height of the box."""
+    images, classes = rows[:, :2].astype(np.int64).T
     present = np.zeros((measured, num_classes), dtype=np.float32)
     present[images, classes] = 1
     together = (present.T @ present).astype(np.int64)
-    width, height = sides[(sides > 0).all(axis=1)].T
+    width, height = rows[(rows[:, 3:] > 0).all(axis=1), 3:].T
     counts = np.bincount(classes, minlength=num_classes), np.diag(together).copy()
     per_image = np.bincount(images, minlength=measured)
-    return DataStatistics(total, measured, *counts, per_image, np.sqrt(areas), width / height, together)
+    return DataStatistics(total, measured, *counts, per_image, np.sqrt(rows[:, 2]), width / height, together)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import file_to_write, refuse_overwriting, replacing  # noqa: E402 (the path comes first)
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.models import ModelConfig, config_of  # noqa: E402
+from train_utils.models import config_of  # noqa: E402
 from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
 
 TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision uses when it builds a network without weights
@@ -41,7 +41,11 @@ def main(checkpoint: str, output: str) -> None:
         with replacing(path) as file:
             torch.save(torchvision_state(state, config.norm_eps), file)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")
-    print(loading_lines(output, config))
+    builder = f"torchvision.models.detection.{BUILDERS[config.arch]}"
+    sizes = f"num_classes={config.num_classes}, min_size={config.min_size}, max_size={config.max_size}"
+    print("import torch, torchvision")
+    print(f"model = {builder}(weights=None, weights_backbone=None, {sizes}).eval()")
+    print(f"model.load_state_dict(torch.load({output!r}, weights_only=True))")
 
 
 def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Tensor]:
@@ -59,18 +63,6 @@ def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Te
         if key.endswith("running_var") and counter not in state:
             result[counter] = torch.zeros((), dtype=torch.int64)
     return result
-
-
-def loading_lines(path: str, config: ModelConfig) -> str:
-    sizes = f"num_classes={config.num_classes}, min_size={config.min_size}, max_size={config.max_size}"
-    return "\n".join(
-        (
-            "import torch, torchvision",
-            f"model = torchvision.models.detection.{BUILDERS[config.arch]}"
-            f"(weights=None, weights_backbone=None, {sizes}).eval()",
-            f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
-        )
-    )
 
 
 if __name__ == "__main__":

@@ -54,9 +54,6 @@ def find(root: Path) -> list[SplitFiles]:
     return splits
 
 
-# ------------------------------------------------------------------------------------------------------ COCO files
-
-
 def json_files(root: Path) -> Iterator[Path]:
     """Yield the JSON files in a folder and two levels below, sorted, without hidden ones."""
     for place, folders, names in os.walk(root):
@@ -111,9 +108,6 @@ def found_after(path: Path, text: bytes) -> bytes:
         return content[place : place + ENDS] if place >= 0 else b""
 
 
-# ---------------------------------------------------------------------------------------------------------- splits
-
-
 def nearest_split(folder: Path, root: Path) -> str:
     """Return the split that a folder, or else its nearest ancestor, is named after; "" if none is."""
     return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
@@ -145,9 +139,6 @@ def only_one(files: list[Path], split: str, root: Path) -> Path:
 def named(paths: Iterable[Path], root: Path) -> str:
     names = sorted(path.relative_to(root).as_posix() for path in paths)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# --------------------------------------------------------------------------------------------------- image folders
 
 
 def image_folder_of(path: Path, split: str, root: Path) -> Path:

@@ -79,9 +79,6 @@ def find_lists(folder: Path) -> dict[str, Path]:
     return {}
 
 
-# -------------------------------------------------------------------------------------------- the devkit's own layout
-
-
 def is_standard(root: Path) -> bool:
     """Whether the devkit's reader accepts a folder: XML files with its classes, palette PNGs, lists and JPEGs."""
     folder = variant_folder(root)
@@ -114,9 +111,6 @@ def looks_standard(folder: Path, name: str) -> bool:
         with Image.open(folder / "SegmentationObject" / f"{name}.png", formats=["PNG"]) as image:
             return image.mode in ("P", "L")
     return True
-
-
-# ------------------------------------------------------------------------------------------------------------ classes
 
 
 @dataclass
@@ -160,9 +154,6 @@ def voc_colour(index: int) -> int:
         for channel in range(3):
             channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
     return channels[0] << 16 | channels[1] << 8 | channels[2]
-
-
-# ------------------------------------------------------------------------------------------------- images and objects
 
 
 @dataclass
