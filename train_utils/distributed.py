@@ -62,8 +62,8 @@ def barrier() -> None:
 def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None]:
     """Context within the process group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
 
-    The backend is gloo for CPU tensors and nccl for GPU tensors. Each process uses the GPU of its local rank. If
-    nothing describes a group, the process runs alone.
+    gloo serves CPU tensors, nccl GPU tensors. Each process uses the GPU of its local rank. Without a group, it runs
+    alone.
     """
     if {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= os.environ.keys():
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -121,9 +121,8 @@ def report_activity(activity: str, step: int | None = None) -> None:
 def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
     """Return a fresh, empty namespace of the store that all processes agree on.
 
-    torchrun's store outlives the processes that it restarts, and entries of dead processes, above all their addresses,
-    must not be mistaken for those of new ones. So each process registers under a new name, and waits until the main
-    process has answered that name.
+    torchrun's store outlives the processes that it restarts, and entries of dead ones, above all addresses, must not
+    count. So each process registers under a new name, and waits until the main process has answered that name.
     """
     me = uuid.uuid4().hex
     store.set(f"hello/{my_rank}", me)
@@ -183,8 +182,8 @@ def broadcast_from_main(value: Any) -> Any:
 def run_on_main(work: Callable[[], T]) -> T | None:
     """Call `work` on the main process while the others wait; return its value there, None on the others.
 
-    A ValueError or OSError on the main process becomes an InputError there. It ends all processes: the main one prints
-    it, and the others exit with its status.
+    A ValueError or OSError becomes an InputError that ends all processes: the main one prints it, all exit with its
+    status.
     """
     value = error = None
     if is_main():

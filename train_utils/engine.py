@@ -86,13 +86,9 @@ class Batch(NamedTuple):
 def train_step(training: Training, batch: Batch, number: int, stop: bool = False) -> StepResult:
     """Start one step: forward, backward, optimizer. The device decides whether to apply it; the host reads that later.
 
-    The random samples of RPN and RoI heads depend only on seed, step and rank, so that a run resumed at any step
-    continues as if it had never stopped. With `training.accumulate`, the batch passes through the network in that many
-    parts, as if each part were on another process.
-
-    Args:
-        number: the step's number in the run, counted from 1.
-        stop: whether this process has received a signal to stop.
+    The random samples depend only on seed, step `number` (from 1) and rank, so that a run resumed at any step continues
+    as if it had never stopped. With `training.accumulate`, the batch passes in that many parts, as if on other
+    processes.
     """
     torch.manual_seed(mix_seed(training.seed, number - 1, rank()))
     unreadable = [] if batch.error else [message for t in batch.targets for message in t.get("unreadable", ())]

@@ -85,10 +85,8 @@ def detect_all(
 ) -> CocoEvaluator:  # fmt: skip
     """Detect objects in this process's share of the images; the returned evaluator computes their COCO metrics.
 
-    Args:
-        ground_truth: COCO object of the whole dataset; only the main process needs it.
-        unreadable: collects messages about unreadable images, which then count as images without detections. If None,
-            they raise InputError.
+    `unreadable` collects messages about unreadable images, which then count as images without detections. If it is
+    None, they raise InputError.
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)

@@ -195,8 +195,7 @@ class AspectRatioBatchSampler:
     def order(self) -> list[tuple[int, ...]]:
         """Draw the epoch's images in a random order: (index,), or (index, n) for the n-th repetition.
 
-        The sampling is systematic: the number of times an image appears is its factor rounded up or down, and on
-        average exactly the factor. The total is the sum of the factors, rounded up or down.
+        The sampling is systematic: an image appears as often as its factor, rounded up or down, and on average exactly.
         """
         rng = np.random.default_rng([self.seed, self.epoch])
         shuffled = rng.permutation(len(self.groups))

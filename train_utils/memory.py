@@ -9,9 +9,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 def keep_freed_memory() -> None:
     """Stop malloc from returning memory to the system, as a network allocates the same sizes again and again.
 
-    By default, glibc maps each large tensor separately and unmaps it when it is freed. The system then zeroes and maps
-    its pages one by one, which takes a tenth or more of a network's time on the CPU. The process stays at its peak
-    memory, but does not exceed it. Without glibc, this function does nothing.
+    By default, glibc unmaps each large tensor that is freed. The system then zeroes and maps its pages again, one by
+    one, which takes a tenth or more of a network's time on the CPU. The process stays at its peak memory instead.
     """
     set_malloc(MMAP_MAX, 0)
     set_malloc(TRIM_THRESHOLD, -1)

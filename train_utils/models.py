@@ -143,11 +143,8 @@ def build_training_model(
     """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` requests.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
-    `--trainable-backbone-layers` override this. InputError if the weights do not fit the data or the options.
-
-    Args:
-        names: label -> name in the data, by which the weights' rows are matched; the network may have more labels.
-        images: the training images, whose statistics a new network with --channels takes.
+    `--trainable-backbone-layers` override this. By `names`, label -> name in the data, the weights' rows are matched.
+    Of `images`, a new network with --channels takes the statistics. InputError if weights do not fit data or options.
     """
     kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
@@ -260,10 +257,9 @@ def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
 def config_of(
     content: dict[str, Any], state: dict[str, Tensor], arch: str | None = None, path: str | Path = ""
 ) -> ModelConfig:
-    """Return the description of a weight file's network: the stored one, else one derived from its keys.
+    """Return the description of a weight file's network, stored or derived from its keys; InputError if not of `arch`.
 
-    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0. InputError if the
-    file has another architecture than `arch`.
+    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0.
     """
     if "model_config" in content:
         config = ModelConfig.stored_in(content, path)

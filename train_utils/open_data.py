@@ -58,9 +58,7 @@ def open_validation_data(
 def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
     """Open the validation split, unchecked; if the data are not split, the images that the run held out, else all.
 
-    Args:
-        trained_with: settings of the run that wrote the weights, or {}; used for options that are not given.
-        held_out: validation images of that run, see `held_out_images`.
+    Options that are not given are those of the run that wrote the weights, `trained_with`.
     """
     paths = [(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given]
     same_data = any(trained_with.get(s) for s in SOURCES) and all(
@@ -213,10 +211,8 @@ def content_of(path: Path) -> str:
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
     """Find the images that a run held out, by name and content, else by content alone; report those not found.
 
-    Args:
-        held_out: see `held_out_images`; older checkpoints store the size in bytes instead of the content.
-        trust_names: whether images whose content has changed count by name: True always, None never, and False only
-            if all have changed, as in resized data, and none is missing.
+    `trust_names`: whether images whose content has changed count by name: True always, None never, and False only if
+    all have changed, as in resized data, and none is missing. Older checkpoints store the size instead of the content.
     """
     folder, names = opened.split.image_folder, image_names(opened)
     contents = {name: content_of(folder / name) for name in held_out if name in names}

@@ -73,8 +73,8 @@ class StepResults:
     def end_if_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> None:
         """If a step ran out of memory, write a checkpoint of the state before it, and end the run by RunEnded.
 
-        This process works alone, as the others wait in the step until the watchdog ends them. It writes even if it is
-        not the main process, unless its running statistics differ from the main one's.
+        This process works alone, while the others wait in the step until the watchdog ends them, even if it is not the
+        main one, unless its running statistics differ from the main one's.
         """
         if not is_out_of_memory(error):
             return

@@ -31,11 +31,9 @@ class ScoredResults:
 
 
 def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[str]) -> ScoredResults:
-    """Compute the 12 metrics of boxes ("bbox") and masks ("segm"); `official_table` prints them.
+    """Compute the 12 metrics of boxes ("bbox") and masks ("segm", which "boundary" needs too).
 
-    For boundaries ("boundary"), masks are read and scored. For masks a `bbox` in the same entry is ignored, so that
-    small, medium and large depend on the mask's area. InputError names a file that cannot be read, or the entry that
-    does not fit.
+    For masks a `bbox` is ignored, so that their size is the mask's area. InputError names the file or entry at fault.
     """
     truth = read_annotations(annotation_path)
     results = {kind: read_results(results_path, truth, kind) for kind in with_masks(kinds)}

@@ -1,10 +1,9 @@
 """Watchdog for multi-process runs: detects a dead or stalled process, names it, and ends the run.
 
-A background thread of each process writes a heartbeat with its current activity into the process group's store once per
-second. A process that ends with an error records that there. Ranks 0 and 1 detect a process that makes no progress. The
-first two processes of each machine detect dead ones, even while their own main threads are blocked: on the same machine
-by process id, elsewhere by missing heartbeats. A process whose connection broke looks for the dead one too. Then all
-processes end with a message that names it.
+A thread of each process writes a heartbeat with its activity into the process group's store once per second, or the
+error with which it ends. Ranks 0 and 1 detect stalled processes, and the first two of each machine dead ones, even
+while their main threads are blocked: on the same machine by process id, elsewhere by missing heartbeats. Then all
+processes end with a message that names the process.
 """
 
 import json

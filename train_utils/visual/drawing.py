@@ -1,8 +1,6 @@
-"""Draw detections or ground truth on an image.
+"""Draw detections or ground truth on an image: translucent masks with contours, thin boxes, labels that stay readable.
 
-The result shows translucent masks with contours, thin boxes, and on top of them one label per instance, placed so that
-all labels stay readable. torchvision's functions draw labels over one another, and need torch, which
-tools/predict_onnx.py does without.
+torchvision's functions draw labels over one another, and need torch, which tools/predict_onnx.py does without.
 """
 
 import colorsys

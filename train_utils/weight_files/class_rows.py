@@ -19,11 +19,8 @@ def match_class_rows(
     """Return a state dict with the model's class rows: copied by class name, else newly initialised.
 
     The background is always copied. The logits of new classes start so low that the detections of the others do not
-    change. Without a class in common, the class layers are dropped, so that all are new. Class layers of an unexpected
-    shape stay; loading reports them.
-
-    Args:
-        known, names: label -> name in the weights and in the data.
+    change. Without a class in common, the class layers are dropped. `known` are the names by label in the weights,
+    `names` in the data.
     """
     own = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
     if any(key not in state or state[key].shape[1:] != own[key].shape[1:] for key in own):

@@ -227,8 +227,8 @@ def load_weights(
 ) -> None:
     """Load a detector's state dict, strictly: only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ.
 
-    Keys that begin with one of `replaceable` are skipped, and printed, if they are missing or their shapes differ.
-    InputError names tensors that are missing, unexpected, of another shape or not finite.
+    Keys that begin with one of `replaceable` may also be missing or of other shapes. InputError names what does not
+    fit.
     """
     check_finite(state, path)
     own = model.state_dict()
