@@ -131,7 +131,6 @@ def resize_to_view(image: Tensor, view: View) -> Tensor:
 
 
 def interpolate(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-    """[3, H, W] -> [3, *size], bilinear."""
     if antialias and image.shape[-1] == size[1] == 1:
         # torch's antialiasing filter repeats the first row of an image that stays one pixel wide.
         return interpolate(image.transpose(1, 2), size[::-1], antialias).transpose(1, 2)

@@ -64,20 +64,12 @@ def write(content: onnx.ModelProto, output: Path) -> None:
 
 
 def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Build the ONNX model of a network.
+    """Build the ONNX model of a network; ValueError names a part that the exporter does not support.
 
-    Args:
-        model: as `build_model` makes it; it is not changed.
-        metadata: stored in the file as text.
-
-    Returns:
-        A model with the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32
-        [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks`
-        float32 [N, 1, 28, 28], probabilities. With a batch all get one more dimension in front. With a batch or a size
-        N is the largest number of detections, and zeros follow the detections; no detection has the label 0.
-
-    Raises:
-        ValueError: the exporter does not support a part of the network; the message names it.
+    It has the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32 [N, 4], x1y1x2y2
+    in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks` float32 [N, 1, 28, 28],
+    probabilities. With a batch all get one more dimension in front. With a batch or a size N is the largest number of
+    detections, and zeros follow the detections; no detection has the label 0.
     """
     model = copy.deepcopy(model).eval()
     fold_norms(model)

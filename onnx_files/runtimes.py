@@ -30,14 +30,10 @@ class Session:
         return self.shape[0] if len(self.shape) == 4 else None
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Find the objects in one image.
+        """Find the objects in an image, uint8 [H, W, 3], RGB, or as trained, [H, W, C], uint8 or float32.
 
-        Args:
-            image: uint8 [H, W, 3], RGB, or as the network was trained, [H, W, C], uint8 or float32.
-
-        Returns:
-            `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best
-            first, and `masks` float32 [N, 1, 28, 28], probabilities.
+        Returns `boxes` float32 [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N], `scores` float32 [N], best first,
+        and `masks` float32 [N, 1, 28, 28], probabilities.
         """
         height, width = self.shape[-2:]
         if (height or len(image), width or image.shape[1]) != image.shape[:2]:
