@@ -49,7 +49,7 @@ class StepResults:
         return self.applied
 
     def check(self, step: StepResult) -> None:
-        """End the run after too many bad steps or with weights that are not finite (RunEnded), or many bad images."""
+        """End the run after too many bad steps or images, or if weights are not finite."""
         training, settings = self.state.training, self.state.settings
         progress = training.progress
         if step.applied:

@@ -69,7 +69,7 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """First and end of the pixels that a box touches, and one beyond; their centres, -1 at `low` and 1 at `high`."""
+    """Pixels that a box touches, and one more at each end: first, end, centres from -1 at `low` to 1 at `high`."""
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
     centres = torch.arange(first, end, dtype=like.dtype, device=like.device) + 0.5

@@ -113,7 +113,7 @@ class RunFolder:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Undo all after a checkpoint, and if the run continues, its ending; InputError if that needs --overwrite."""
+        """Delete everything written after a checkpoint; without `overwrite`, newer checkpoints are an InputError."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0

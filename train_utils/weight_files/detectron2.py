@@ -83,7 +83,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
     if [round(value, 1) for value in mean] != [round(value, 1) for value in PIXEL_MEAN] or len(std) != 3:
         raise InputError(f"{path}: its pixel_mean is {mean}; only {PIXEL_MEAN} (blue, green, red) is supported")
     scale = 255 * torch.tensor(IMAGENET_STD) / torch.tensor(std).flip(0)
-    state[STEM] = state[STEM].flip(1) * scale[:, None, None]
+    state[STEM] = state[STEM].flip(1) * scale[:, None, None]  # the means agree, so zero padding stays correct
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
