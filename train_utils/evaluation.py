@@ -32,7 +32,6 @@ REMEDY = "lower --min-size, or --batch-size of validation.py"
 
 
 def evaluate_only(training: Training, loader: DataLoader, dataset: InstanceDataset, classes: ClassTable) -> None:
-    """Print the metrics of --test-only."""
     ground_truth = dataset.coco if is_main() else None
     with training.evaluated():
         found = detect_all(training.model, loader, ground_truth, classes, training.device, training.precision)

@@ -207,7 +207,6 @@ class AspectRatioBatchSampler:
         return [keys[i] for i in rng.permutation(len(keys)).tolist()]
 
     def batches(self) -> list[list[tuple[int, ...]]]:
-        """Draw the batches of all processes for the epoch."""
         order, waiting, batches = self.order(), dict[int, list[tuple[int, ...]]](), list[list[tuple[int, ...]]]()
         for key in order:
             group = waiting.setdefault(int(self.groups[key[0]]), [])

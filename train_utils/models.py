@@ -82,7 +82,6 @@ class ModelConfig:
 
 
 def fits(value: Any, annotated: Any) -> bool:
-    """Whether a value is of an annotated type."""
     if isinstance(annotated, UnionType):
         return any(fits(value, each) for each in get_args(annotated))
     if get_origin(annotated) is list:

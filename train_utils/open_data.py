@@ -145,8 +145,7 @@ def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> Ope
 
 
 def plan_of(settings: DataSettings) -> ItemPlan:
-    """Return the plan for a whole split; `check_and_drop` reports the faulty items that it drops."""
-    return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, form=settings.form())
+    return ItemPlan(keep_empty=settings.keep_empty, skip_bad=True, form=settings.form())  # the check reports these
 
 
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:

@@ -52,7 +52,6 @@ def boolean(text: str) -> bool:
 
 
 def boolean_or(other: Callable[[str], V]) -> Callable[[str], bool | V]:
-    """Return a function that parses True or False, and any other text with `other`."""
 
     def parse(text: str) -> bool | V:
         try:
@@ -221,7 +220,6 @@ class Settings:
 
 
 def words_of(flag: str, value: Any) -> list[str]:
-    """Return an option as arguments of a command line."""
     return [flag, *map(str, value)] if isinstance(value, list | tuple) else [f"{flag}={value}"]
 
 

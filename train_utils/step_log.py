@@ -50,7 +50,6 @@ class StepLog:
                 warn(f"epoch {self.epoch}: {not_applied} steps were not applied: loss or gradients were not finite")
 
     def line(self, state: RunState, step: StepResult) -> str:
-        """Return the line of a printed step."""
         now, number = time.perf_counter(), len(self.data_times)
         in_epoch = step.number - self.epoch * state.steps_per_epoch
         left = (now - self.began) / (in_epoch - self.done) * (state.steps_per_epoch - in_epoch)

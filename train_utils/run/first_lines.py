@@ -16,7 +16,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: int) -> None:
-    """Print the first lines on the main process."""
     if not state.run.writes:
         return
     training, settings = state.training, state.settings

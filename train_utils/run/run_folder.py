@@ -159,7 +159,6 @@ class RunFolder:
             write_atomically(self.path / name, "".join(line + "\n" for line in lines))
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry to the log, as a JSON line."""
         if self.writes:
             with trying_again_later(self.log_file.path):
                 self.log_file.add(json.dumps(dict(entry)))
@@ -297,7 +296,6 @@ def age(path: Path) -> tuple[int, float]:
 
 
 def epoch_of(line: str) -> int:
-    """Return the epoch of a results line."""
     return int(line.split()[0].removeprefix("epoch:"))
 
 

@@ -78,7 +78,6 @@ class TensorBoard:
                     self.writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, entry["step"])
 
     def copy_epochs(self, state: RunState) -> None:
-        """Copy results and sheets of predictions."""
         found: list[tuple[int, str, Path | str]] = [
             (epoch_of(line), kind, line) for kind, lines in state.run.results.items() for line in lines
         ]

@@ -207,7 +207,6 @@ def is_mask_rcnn(state: dict[str, Tensor]) -> bool:
 
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
-    """List the keys of tensors that contain an infinity or a NaN."""
     if not (keys := [key for key, value in state.items() if value.is_floating_point()]):
         return []
     finite = torch.stack([state[key].isfinite().all() for key in keys]).tolist()  # one synchronisation
