@@ -1,4 +1,4 @@
-"""Fold a frozen normalisation into the convolution before it.
+"""Compute a convolution with the normalisation, addition and ReLU after it; fold a frozen normalisation into it.
 
 A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can absorb both, which
 saves one pass over the feature map forward and another backward.
@@ -10,23 +10,42 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
+from backbone.fused_convolution import can_fuse, fused_convolution
 
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """`norm(conv(x))`, [B, C_in, H, W] -> [B, C_out, H', W'].
+
+def conv_norm(
+    x: Tensor,
+    conv: nn.Conv2d,
+    norm: nn.Module | None = None,
+    relu: nn.Module | None = None,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """`relu(norm(conv(x)) + shortcut)`, [B, C_in, H, W] -> [B, C_out, H', W']; all but the convolution can be omitted.
 
     In mixed precision a frozen normalisation is folded into the weights: by itself, it would convert the feature map to
     float32. In float32 the two stay separate, to round exactly as torchvision does.
     """
-    if not isinstance(norm, FrozenBatchNorm2d):
-        return norm(conv(x))
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or conv.bias is not None:
+    folds = isinstance(norm, FrozenBatchNorm2d) and torch.is_autocast_enabled(device) and conv.bias is None
+    weight, bias = folded_weight(conv, norm, torch.get_autocast_dtype(device)) if folds else (conv.weight, conv.bias)
+    if can_fuse(x, conv) and (folds or norm is None or isinstance(norm, nn.Identity)):
+        return fused_convolution(x, weight, bias, conv, shortcut, relu is not None)
+    if folds:
+        x = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    elif isinstance(norm, FrozenBatchNorm2d):
         scale, shift, _ = frozen_parts(conv, norm, None)
-        return conv(x) * scale + shift
-    scale, shift, weight = frozen_parts(conv, norm, torch.get_autocast_dtype(device))
-    if weight is None:
-        weight = conv.weight * scale[..., None]
-    return F.conv2d(x, weight, shift.flatten(), conv.stride, conv.padding, conv.dilation, conv.groups)
+        x = conv(x) * scale + shift
+    else:
+        x = conv(x) if norm is None else norm(conv(x))
+    if shortcut is not None:
+        x += shortcut
+    return x if relu is None else relu(x)
+
+
+def folded_weight(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weight and bias, [C_out], of a convolution that absorbs the normalisation, for mixed precision in `dtype`."""
+    scale, shift, weight = frozen_parts(conv, norm, dtype)
+    return conv.weight * scale[..., None] if weight is None else weight, shift.flatten()
 
 
 FrozenParts = tuple[Tensor, Tensor, Tensor | None]

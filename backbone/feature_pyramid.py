@@ -5,12 +5,13 @@ Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144), 
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.conv_norm import bias_of
+from backbone.conv_norm import bias_of, conv_norm
 from backbone.resnet import NormLayer
 
 
@@ -41,11 +42,12 @@ class FeaturePyramidNetwork(nn.Module):
         top_down = self.inner_blocks[-1](stages[-1])
         levels = [self.layer_blocks[-1](top_down)]
         for i in range(len(stages) - 2, -1, -1):
-            lateral = self.inner_blocks[i](stages[i])
             # CUDA's autocast would upsample in float32, and everything after it would be float32 as well.
-            with torch.autocast(lateral.device.type, enabled=False):
-                upsampled = F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
-            top_down = lateral + upsampled
+            with torch.autocast(top_down.device.type, enabled=False):
+                upsampled = F.interpolate(top_down, size=stages[i].shape[-2:], mode="nearest")
+            lateral = cast(nn.Sequential, self.inner_blocks[i])
+            conv, norm = cast(nn.Conv2d, lateral[0]), lateral[1] if len(lateral) == 2 else None
+            top_down = conv_norm(stages[i], conv, norm, shortcut=upsampled)
             levels.insert(0, self.layer_blocks[i](top_down))
         names = [str(i) for i in range(len(levels))]
         if self.extra_blocks is not None:

@@ -58,7 +58,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, in_channels, H, W] -> [B, C_i, H / 2^(i+1), W / 2^(i+1)] per returned stage i, finest first."""
-        x = self.maxpool(self.relu(conv_norm(images, self.conv1, self.bn1)))
+        x = self.maxpool(conv_norm(images, self.conv1, self.bn1, self.relu))
         outputs = []
         for stage in range(1, self.returned_layers[-1] + 1):
             x = getattr(self, f"layer{stage}")(x)
@@ -129,8 +129,6 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, 4 * width, H / stride, W / stride]."""
         shortcut = x if self.downsample is None else conv_norm(x, *self.downsample)
-        x = self.relu(conv_norm(x, self.conv1, self.bn1))
-        x = self.relu(conv_norm(x, self.conv2, self.bn2))
-        x = conv_norm(x, self.conv3, self.bn3)
-        x += shortcut
-        return self.relu(x)
+        x = conv_norm(x, self.conv1, self.bn1, self.relu)
+        x = conv_norm(x, self.conv2, self.bn2, self.relu)
+        return conv_norm(x, self.conv3, self.bn3, self.relu, shortcut)

@@ -11,6 +11,7 @@ printed too, to show that both do the same work, and finally a table of ratios w
 machine's limit: the operations of its convolutions and matrix products at the measured rate of `torch.mm`.
 """
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -54,7 +55,8 @@ def main(args: Namespace) -> None:
         print(f"{WORK[name]}; {args.rounds} rounds")
         times = in_turns(runs, args.rounds, usual_memory_of_peers(runs))
         print_differences(results)
-        with FlopCounterMode(display=False) as counter:
+        fused = {torch.ops.mkldnn._convolution_pointwise: operations_of_fused}
+        with FlopCounterMode(display=False, custom_mapping=fused) as counter:
             runs[next(iter(runs))]()
         what = WORK[name].partition(":")[0]
         rows += summary(what, times, counter.get_total_flops(), GOALS[name], contestants, device)
@@ -94,6 +96,14 @@ def print_differences(results: Mapping[str, Mapping[str, Tensor]]) -> None:
         apart = max((values[k] - v).abs().max().item() for k, v in reference.items()) if as_many else float("inf")
         shown = ", ".join(f"{key} {value.mean():.6f}" for key, value in values.items())
         print(f"  {name}: {shown}; differs by at most {apart:.1e}")
+
+
+def operations_of_fused(
+    _input: Sequence[int], first: Sequence[int], second: object, *_: object, out_shape: Sequence[int]
+) -> int:
+    """Floating-point operations of a convolution of `fused_convolution`, from shapes, [B, C_out, H', W'] in the end."""
+    weight = second if first == out_shape else first  # after the shortcut, if there is one
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])  # type: ignore[index]
 
 
 def summary(

@@ -57,7 +57,8 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     It needs a third of that operator's memory, and handles all images of a batch. Either B may be 1.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)
-    other_x1, other_y1, other_x2, other_y2 = others[:, None].unbind(dim=-1)
+    # Contiguous rows of coordinates, which the operators read several times as fast on the CPU.
+    other_x1, other_y1, other_x2, other_y2 = others.mT.contiguous()[:, :, None].unbind(dim=1)
     areas = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
     shared = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)
     shared.mul_(torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0))

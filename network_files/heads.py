@@ -5,12 +5,14 @@ Module and parameter names are torchvision's, so that state dicts can be exchang
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.conv_norm import bias_of
+from backbone.conv_norm import bias_of, conv_norm
+from backbone.fused_convolution import can_fuse
 from backbone.resnet import NormLayer
 
 
@@ -27,7 +29,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, in_channels: int, num_anchors: int, conv_depth: int = 1):
         super().__init__()
-        self.conv = nn.Sequential(*(conv3x3_relu(in_channels, in_channels) for _ in range(conv_depth)))
+        self.conv = nn.Sequential(*(Conv3x3ReLU(in_channels, in_channels) for _ in range(conv_depth)))
         self.cls_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
         self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=1)
         for module in self.modules():
@@ -38,7 +40,14 @@ class RPNHead(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """[B, C, H_i, W_i] per level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
         hidden = [self.conv(level) for level in levels]
-        return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
+        if not can_fuse(levels[0], self.cls_logits):
+            return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
+        # Both as one convolution: it reads each map once, and the map's gradient is not a sum of two.
+        layers = self.cls_logits, self.bbox_pred
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        channels = [layer.out_channels for layer in layers]
+        logits, deltas = zip(*(F.conv2d(x, weight, bias).split(channels, dim=1) for x in hidden))
+        return list(logits), list(deltas)
 
 
 class TwoMLPHead(nn.Module):
@@ -159,7 +168,7 @@ class MaskRCNNPredictor(nn.Sequential):
         rois, _, height, width = x.shape
         (k, _), weight = self.conv5_mask.kernel_size, self.conv5_mask.weight
         x = F.linear(
-            x.permute(0, 2, 3, 1),
+            x.permute(0, 2, 3, 1).flatten(0, 2),  # so that the result is not a view, of which ReLU would cost copies
             weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]),
             bias_of(self.conv5_mask).repeat(k * k),
         )
@@ -178,7 +187,7 @@ def conv_stack(
     """3x3 convolutions with ReLU, He-initialised by fan-out (arXiv:1502.01852, section 2.2)."""
     stack: list[nn.Module] = []
     for channels in layers:
-        block = conv3x3_relu(in_channels, channels, norm_layer, dilation)
+        block = Conv3x3ReLU(in_channels, channels, norm_layer, dilation)
         for layer in block:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -189,12 +198,15 @@ def conv_stack(
     return stack
 
 
-def conv3x3_relu(
-    in_channels: int, out_channels: int, norm_layer: NormLayer | None = None, dilation: int = 1
-) -> nn.Sequential:
+class Conv3x3ReLU(nn.Sequential):
     """A 3x3 convolution that keeps height and width, with either a bias or a normalisation, then ReLU."""
-    conv = nn.Conv2d(
-        in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation, bias=norm_layer is None
-    )
-    norm = [] if norm_layer is None else [norm_layer(out_channels)]
-    return nn.Sequential(conv, *norm, nn.ReLU(inplace=True))
+
+    def __init__(self, in_channels: int, out_channels: int, norm_layer: NormLayer | None = None, dilation: int = 1):
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size=3, padding=dilation, dilation=dilation, bias=norm_layer is None
+        )
+        norm = [] if norm_layer is None else [norm_layer(out_channels)]
+        super().__init__(conv, *norm, nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(x, cast(nn.Conv2d, self[0]), self[1] if len(self) == 3 else None, self[-1])
