@@ -20,6 +20,7 @@ def test_both_sides_of_each_case_are_trained_on_the_same_images_and_compared(tmp
 
     monkeypatch.setattr(label_options, "OUTPUT_FOLDER", tmp_path)
     monkeypatch.setattr(label_options, "IMAGES", (4, 2))
+    monkeypatch.setattr(label_options, "EPOCHS", dict.fromkeys(label_options.CASES, "1"))
     monkeypatch.setattr(label_options, "OPTIONS", [*label_options.OPTIONS, "--min-size", "40", "--max-size", "56"])
     for name in ("plot_loss_and_lr", "plot_map"):
         monkeypatch.setattr(run_folder, name, numbers_instead)
