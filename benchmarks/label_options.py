@@ -1,6 +1,6 @@
 """Fine-tune the demo's network on incomplete labels or with a class more, with and without the option for that.
 
-    python benchmarks/label_options.py --start save_weights/model_best.pth   # an hour of processor time
+    python benchmarks/label_options.py --start save_weights/model_best.pth   # half an hour of processor time
 
 regions: half of the training objects are not labelled. A: that is all. B: each lies in a rectangle of the class
 `ignore`, and --ignore-regions is given. masks: half of the objects have a box alone. A: they are left out, as without
@@ -35,8 +35,8 @@ from train_utils.options import TrainSettings, ValidationSettings
 
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "label_options"
 CASES = {"regions": "--ignore-regions", "masks": "--boxes-without-masks", "class": ""}
-EPOCHS = {"regions": "3", "masks": "3", "class": "1"}
-IMAGES = 160, 80  # drawn for training and validation
+EPOCHS = {"regions": "2", "masks": "2", "class": "1"}
+IMAGES = 160, 60  # drawn for training and validation
 OPTIONS = ["--device", "cpu", "--amp", "--batch-size", "4", "--min-size", "128", "--max-size", "160", "--workers", "0"]
 OPTIONS += ["--rois-per-image", "40", "--proposals", "100", "--opt", "adamw", "--lr", "3e-4", "--weight-decay", "0.02"]
 OPTIONS += ["--lr-scheduler", "cosineannealinglr", "--nms-thresh", "0.3"]
@@ -51,7 +51,11 @@ def main(args: Namespace) -> None:
         folder = OUTPUT_FOLDER / f"{case}_{seed}"
         draw(folder, case, seed)
         options = {"A": ["--epochs", EPOCHS[case]], "B": ["--epochs", EPOCHS[case], *filter(None, [option])]}
-        a, b = (tuned(folder, side, start_of(Path(args.start), case, side), seed, options[side]) for side in options)
+        # Without an option, objects that have no mask are left out, as if they were not labelled.
+        folders = {"A": OUTPUT_FOLDER / f"regions_{seed}" if case == "masks" else folder, "B": folder}
+        a, b = (
+            tuned(folders[side], side, start_of(Path(args.start), case, side), seed, options[side]) for side in "AB"
+        )
         for kind, row in compared(folder, a, b).items():
             low, high = row.of_difference
             verdict = "B is better" if low > 0 else "A is better" if high < 0 else "cannot tell"
