@@ -219,9 +219,12 @@ def recording(
                 stream.time_base = stream.codec_context.time_base = time_base
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = pts, time_base
-            container.mux(container.streams.video[0].encode(frame))
-            if lines is not None:
-                lines.write(frame_line(number, float(pts * time_base), found))
+            line = "" if lines is None else frame_line(number, float(pts * time_base), found)
+            try:
+                container.mux(container.streams.video[0].encode(frame))
+            finally:  # Ctrl-C does not part a frame from its line
+                if lines is not None:
+                    lines.write(line)
 
         yield write
 
