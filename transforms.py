@@ -121,7 +121,7 @@ class ScaleJitter:
 def crop(
     image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
 ) -> tuple[Tensor, dict]:
-    """Return a window of the image, in whole pixels, and the objects in it, unless less than `least` of them remains.
+    """Return a window of the image, in whole pixels, and its objects, except those of which less than `least` remains.
 
     Objects that the window cuts get the box and area of their remaining mask, or if they have none, their cut box.
     """

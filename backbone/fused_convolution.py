@@ -39,7 +39,7 @@ def fused_convolution(
 
 
 class FusedConvolution(torch.autograd.Function):
-    """`fused_convolution` with its gradients; the backward pass has a ReLU's and a convolution's operator."""
+    """`fused_convolution` with its gradients; the backward pass uses the separate operators of ReLU and convolution."""
 
     @staticmethod
     def forward(

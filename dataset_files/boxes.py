@@ -31,7 +31,7 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
-    """Describe that boxes clearly have another format than xywh, and that they fit badly in it; "" each if not.
+    """Describe two faults, "" if absent: boxes clearly in another format than xywh, and boxes that fit badly as xywh.
 
     Compares `boxes`, float64 [N, 4], finite in an unknown format, with `extents` of their masks, x1y1x2y2 [N, 4], in
     each format. `sizes` int64 [N, 2] are height and width of the images.

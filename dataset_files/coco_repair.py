@@ -142,7 +142,7 @@ def value_of(text: str) -> int | None:
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
-    """Drop annotations that repeat another one exactly, including its id: one object was written twice."""
+    """Drop exact copies of earlier annotations, ids included, as each is the same object written again."""
     kept, dropped = [], []
     groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:

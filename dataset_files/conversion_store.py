@@ -56,7 +56,7 @@ class SplitFiles:
     takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
 
     def files(self) -> Iterator[tuple[Path, Path]]:
-        """Yield `source` and each input, once per file in it; an input that is a file contains itself."""
+        """Yield (input, file) for `source` and each input: every file below a folder, or the file itself."""
         for path in dict.fromkeys((self.source, *self.inputs)):
             yield from ((path, file) for file in (files_below(path) if path.is_dir() else [path]))
 

@@ -11,7 +11,7 @@ from dataset_files.stored_images import RGB, ImageForm
 
 
 class ObjectCounts(NamedTuple):
-    """Numbers of objects in a split, and of images without an object to train on."""
+    """Counts of the objects in a split, and of the images without an object to train on."""
 
     objects: int  # all objects, including crowds
     crowds: int

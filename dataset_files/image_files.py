@@ -102,7 +102,7 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return size in bytes and mtime of each file, int64 [P, 2]; size is MISSING or NO_FILE if there is none."""
+    """Return each file's size in bytes and mtime, int64 [P, 2]; if it is not a file, the size is MISSING or NO_FILE."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -122,7 +122,7 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
-    """Return size in bytes and mtime of a file; size is MISSING or NO_FILE if there is none."""
+    """Return a file's size in bytes and mtime; if it is not a file, the size is MISSING or NO_FILE."""
     try:
         status = file.stat()
     except FileNotFoundError:

@@ -156,7 +156,7 @@ def channels_first(array: np.ndarray) -> np.ndarray:
 
 
 def stored_array(path: str | Path, header_only: bool = False, exif: str | None = None) -> np.ndarray:
-    """Read a file's array in its own layout; with `header_only`, return one of this shape and type without pixels."""
+    """Read a file's array in its own layout; with `header_only`, only its shape and type are valid, not its pixels."""
     is_json = str(path).lower().endswith(".json")
     with io.BytesIO(embedded_image(path)) if is_json else open(path, "rb") as file:
         start = file.read(26)

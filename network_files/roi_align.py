@@ -74,7 +74,7 @@ class PyramidRoIAlign(nn.Module):
     def read_by_level(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs level by level: on the CPU, where this saves copying the levels into one table."""
+        """Read the RoIs level by level; used on the CPU, where this saves copying the levels into one table."""
         first = pyramid[names[0]]
         output = at_least_float32(first.new_zeros((len(rois), first.shape[1], *self.output_size)))
         for i, (name, stride) in enumerate(zip(names, strides)):
@@ -89,7 +89,7 @@ class PyramidRoIAlign(nn.Module):
     def read_at_once(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs of all levels together: on a device, where the host does not know the RoIs of each level."""
+        """Read the RoIs of all levels together; used on a device, where the host does not know each level's RoIs."""
         levels = [pyramid[name] for name in names]
         if self.sampling_ratio == 0:
             parts = []

@@ -136,7 +136,7 @@ class RoIHeads(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Mask logits float32 [R, 28, 28] for the boxes of all images, only of each box's label (int64 [R])."""
+        """One mask per box of all images, only for its class in `labels` (int64 [R]): logits float32 [R, 28, 28]."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
             return at_least_float32(self.mask_predictor.logits_of_classes(x, labels))

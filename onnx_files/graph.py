@@ -95,7 +95,7 @@ class Graph:
         return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
 
     def at_most(self, limit: int, values: str) -> str:
-        """The smaller of a limit and the length of [N], int64 [1], since TopK accepts no larger number."""
+        """The smaller of `limit` and N, the length of `values`: int64 [1], since TopK accepts no k above N."""
         return self.op("Min", self.op("Shape", values), self.integers([limit]))
 
     def length(self, x: str, axis: int) -> str:

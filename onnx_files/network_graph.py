@@ -178,7 +178,7 @@ def fixed_filter(g: Graph, source_count: int, target_count: int) -> str:
 
 
 def odd_numbers(g: Graph, count: str, *shape: int) -> str:
-    """The odd numbers 1, 3, 5, ... in a shape; their count is int64 [1]."""
+    """The first `count` (int64 [1]) odd numbers, 1, 3, 5, ..., reshaped to `shape`."""
     return g.reshape(g.op("Add", twice(g, g.range(count)), g.integers(1)), *shape)
 
 

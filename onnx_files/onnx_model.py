@@ -29,7 +29,7 @@ class Description:
     class_thresholds: dict[int, float] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
-        """Each attribute as JSON, and the version of this form."""
+        """Return each attribute as JSON, and the version of the format."""
         return {"format": str(FORMAT)} | {name: json.dumps(value) for name, value in vars(self).items()}
 
     @classmethod
@@ -48,7 +48,7 @@ class Description:
 
 
 class OnnxModel:
-    """A network that tools/export_onnx.py exported; `detect` is the one of `Session`.
+    """A network that tools/export_onnx.py exported; `detect` is that of `Session`.
 
     Threads, runtime and precision are as for `open_session`; by default the fastest runtime. InputError if file or
     runtime are missing, or it is not such a file.

@@ -219,7 +219,7 @@ def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:
-    """Return the IoU of a mask, bool [h, w], and the pixels that outlines in its frame cover."""
+    """Return the IoU of a mask, bool [h, w], and the area inside outlines that share its frame."""
     polygons = [corners.reshape(-1).tolist() for corners in outlines]
     covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *pixels.shape))).astype(bool)
     return float((covered & pixels).sum() / (covered | pixels).sum())

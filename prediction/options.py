@@ -59,7 +59,7 @@ class PredictorSettings(ImageSettings, InferenceSettings):
 
 @dataclass
 class OutputSettings(Settings):
-    """Options, for all predictions of files, that select the outputs."""
+    """Options shared by all predictions of files: what is written, and where."""
 
     output_dir: str = option(
         "predictions", "drawn images and saved detections ({default})", metavar="DIR", group="input and output"

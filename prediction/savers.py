@@ -37,7 +37,7 @@ class Saver(Protocol):
 def open_savers(
     formats: Sequence[str], folder: Path, sources: Sequence[Source], ids: Sequence[int], classes: Classes
 ) -> list[Saver]:
-    """Create the savers of some formats for images that have these ids in written results.
+    """Create a saver per format, for images that have the given ids in written results.
 
     Raises InputError if files that may hold corrections by hand would be overwritten.
     """

@@ -1,4 +1,4 @@
-"""Predict images with any network: read and tile, detect in batches, merge, name. Needs no torch.
+"""Predict images with any network: read and tile them, detect in batches, merge and name the objects. Needs no torch.
 
 `Predictor` adds a network in torch, tools/predict_onnx.py an exported one.
 """
@@ -187,7 +187,7 @@ def score_of(text: str, part: str) -> float:
 
 
 def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
-    """Return an image in RGB: a file, or a Pillow image or an RGB array uint8 [H, W, 3], whose orientation is kept.
+    """Open a file, a Pillow image or an RGB array uint8 [H, W, 3] as an RGB image; only files are rotated by EXIF.
 
     For files see `upright_rgb`; without `exif` and `size`, their EXIF orientation is applied. Raises ValueError, which
     names the file, for one that cannot be read or an array that is not an image, and TypeError for anything else.
@@ -209,7 +209,7 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
 
 
 def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
-    """Return a file, a Pillow image or an array [H, W], [H, W, C] or [C, H, W] as it is: [C, H, W], uint8 or float32.
+    """Return a file, a Pillow image or an array ([H, W], [H, W, C], [C, H, W]) in `form`: [C, H, W], uint8 or float32.
 
     Raises ValueError, which names the file, if it cannot be read or the image is not of this form.
     """

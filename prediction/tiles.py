@@ -48,7 +48,7 @@ class Part:
         return self.left, self.top, self.left + width, self.top + height
 
     def inside(self, window: Window | None) -> np.ndarray:
-        """Return the mask's pixels in a window that its own window contains, bool [h, w]."""
+        """Return the mask's pixels in `window`, which must lie inside `self.window`: bool [h, w]; empty for None."""
         x1, y1, x2, y2 = window or (self.left, self.top, self.left, self.top)
         return self.crop[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
 

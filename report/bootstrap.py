@@ -213,7 +213,7 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
 
 def just_short(objects: np.ndarray) -> np.ndarray:
-    """Mark the numbers of hits that make a recall of k / 100 where COCO asks for slightly more, bool [1 + hits, R]."""
+    """Mark the numbers of hits with recall k / 100 where COCO's threshold is slightly higher: bool [1 + hits, R]."""
     short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
     for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
         columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))

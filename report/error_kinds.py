@@ -98,7 +98,7 @@ def cost_of_each(
     counts = object_counts(data)
 
     def ap50(classes: np.ndarray, right: np.ndarray, counted: np.ndarray, to_find: np.ndarray) -> float:
-        """Mean over the classes that have objects; if none is left to find, AP is 1 unless a detection is false."""
+        """Return the mean over classes with objects; one with none left has AP 1, or 0 with a false detection."""
         aps = []
         for k, chosen in enumerate(detections_by_class(data, classes)):
             if counts[k] and to_find[k]:

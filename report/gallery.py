@@ -118,7 +118,7 @@ class Gallery:
         return set(self.pairs.objects[right].tolist()), set(self.pairs.detections[right].tolist())
 
     def objects_of(self, image: int) -> list[list[Any]]:
-        """Return entries [number, class, box, right, crowd, outline]."""
+        """Return the image's objects as entries [number, class, box, right, crowd, outline]."""
         objects = self.data.objects
         begin, end = np.searchsorted(objects.images, [image, image + 1]).tolist()
         outlines = outlines_of(objects.codes[begin:end]) if objects.codes else [""] * (end - begin)
@@ -129,7 +129,7 @@ class Gallery:
         ]  # fmt: skip
 
     def detections_of(self, image: int, shown: Collection[int] = ()) -> list[list[Any]]:
-        """Return entries [number, class, box, right, score, outline].
+        """Return the image's detections as entries [number, class, box, right, score, outline].
 
         For detections below the score of the pairs, `right` is -1; only those in `shown` are returned.
         """

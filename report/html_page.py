@@ -72,7 +72,7 @@ class ReportInput:
 
 
 def is_own_page(path: Path) -> bool:
-    """Whether a file is a page that was rendered here."""
+    """Whether a file is a report page that `render` created."""
     with open(path, "rb") as file:
         return POLICY in file.read(500)
 
@@ -210,7 +210,7 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
-    """Return a matrix without empty classes: `used` class numbers, and `rows` of class, number and colour strength.
+    """Return a matrix without empty classes: `used` classes, and `rows` of (class, [(class, number, colour strength)]).
 
     `totals`, int64 [K], are the numbers in the rows of `numbers`, [K, K], that get the strongest colour.
     """
@@ -279,7 +279,7 @@ def group_chart(groups: Sequence[Group], label: str) -> Chart:
 
 
 def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, str]]:
-    """Return chart, title and explanation of the histograms, in percent, of one or two splits, side by side."""
+    """Return each histogram as chart, title and explanation: percentages of one or two splits, side by side."""
     beside, charts = " beside those of training" if "training" in splits else "", []
     for name, title, edges, label, ticks, reading in HISTOGRAMS:
         shares = []

@@ -45,7 +45,7 @@ class ReportSettings(DataSettings):
 
 
 def main(settings: ReportSettings) -> None:
-    """Print the report, and with --show write the contact sheet; InputError if training would stop."""
+    """Print the report, and with --show write the contact sheet; InputError if the faults would stop training."""
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
     with reading_input():

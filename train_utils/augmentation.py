@@ -44,7 +44,7 @@ def training_sizes(settings: TrainSettings) -> int | list[int]:
 
 
 def the_one_size(settings: TrainSettings) -> int:
-    """Return the short side as one number; InputError if --min-size has several, as the augmentation draws sizes."""
+    """Return the only short side; InputError if --min-size has several, since the augmentation draws its own sizes."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

@@ -59,7 +59,7 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
 
 
 def use_deterministic_algorithms() -> None:
-    """Compute the same bits in every run, on CUDA too. Call this before the first use of the device."""
+    """Make every run compute the same bits, on CUDA too. Call this before the first use of the device."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # No code here reads uninitialised memory.

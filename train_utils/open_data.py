@@ -194,7 +194,7 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> size and hash of the validation images if the data are not split; {} but on the main process."""
+    """Return name -> size and hash of the validation images if the data are not split, on the main process; else {}."""
     if val_set.source != train_set.source or not is_main():
         return {}
     names = val_set.image_names()

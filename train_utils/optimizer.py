@@ -90,7 +90,7 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights, unless the loss or the gradients are not finite; return whether, as bool on the device.
+    """Update the weights if the loss and gradients are finite; return whether they were, as a bool on the device.
 
     Args:
         optimizer: a fused optimizer, which reads `found_inf` on the device.

@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncedNormalisation(torch.autograd.Function):
-    """Normalise with the statistics of all processes; backward exchanges the two sums that they contribute to."""
+    """Normalise with the statistics of all processes; the backward pass all-reduces the two sums it needs."""
 
     @staticmethod
     def forward(

@@ -164,7 +164,7 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
-    """Return another folder with different images of the same names, unless the chosen one has a usual name."""
+    """Return another folder with different images under the same names; None if the chosen folder has a usual name."""
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None

@@ -198,7 +198,7 @@ def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
 def read_objects(
     root: Element, name: str, size: Size, problems: Problems, classes: Sequence[str] = ()
 ) -> dict[int, VOCObject]:
-    """Read the valid objects of an image's XML file by number, from 1; their boxes are clipped to its size.
+    """Read the valid objects of an image's XML file: number from 1 -> object, whose box is clipped to the image.
 
     Any class is allowed if `classes` is empty.
     """

@@ -100,7 +100,7 @@ def is_label_file(path: Path) -> bool:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths, relative to the list or to `base`, or of another machine: path -> line.
+    """Read a list of image paths, relative to the list or to `base`, or from another machine: path -> line.
 
     An image is found by as many of its last folders as lead to a file.
     """
@@ -117,7 +117,7 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of label files: that of the images, with "labels" for its last "images", else itself."""
+    """Return the folder of label files: `images` with its last "images" replaced by "labels", else `images` itself."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 

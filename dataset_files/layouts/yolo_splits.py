@@ -48,7 +48,7 @@ def find_yaml(root: Path) -> Path | None:
 
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
-    """Read those splits of a YAML file that exist."""
+    """Read the splits of a YAML file; those without an existing folder or list are left out."""
     problems = Problems()
     content = read_yaml(yaml, problems)
     if not isinstance(content, dict):

@@ -63,7 +63,7 @@ def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: i
 
 
 def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`paste.frame` of [N, M, M] and [N, 4]: float32 [N, M + 2, M + 2] and int64 [N, 4]."""
+    """Like `paste.frame`: [N, M, M] and [N, 4] -> float32 [N, M + 2, M + 2] and int64 [N, 4]."""
     padded = np.pad(mask_probs, ((0, 0), (1, 1), (1, 1)))
     scale = np.float32(padded.shape[-1] / mask_probs.shape[-1])
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -72,7 +72,7 @@ def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> Iterator[Crop]:
-    """`paste.mask_crops` of [N, M, M] and [N, 4], up to rounding; without `continuous`, of the results of `frame`."""
+    """Like `paste.mask_crops`, up to rounding, of [N, M, M] and [N, 4]; unless `continuous`, apply `frame` first."""
     (height, width), side = size, mask_probs.shape[-1]
     for probs, (x1, y1, x2, y2) in zip(mask_probs, boxes.tolist()):
         left, columns = axis_weights(x1, x2, width, side, continuous)

@@ -182,7 +182,7 @@ class InstanceMasks:
         return resampled
 
     def source_indices(self) -> list[Tensor]:
-        """Nearest source row and column of each one of the frame, int64, by `F.interpolate`; of padding, the end."""
+        """Nearest source row of each frame row, and columns alike, int64, by `F.interpolate`; padding gets the end."""
         indices = []
         for source, content, frame in zip(self.source_size, self.content_size, self.size):
             ramp = torch.arange(source, dtype=torch.float32)[None, None]

@@ -27,7 +27,7 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """Encode all masks of an image, byte for byte as `paste_masks(...) > threshold` of the CPU; see `encode.py`."""
+    """Encode all masks of an image, byte for byte like `paste_masks(...) > threshold` on the CPU; see `encode.py`."""
     probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
 
     def crops(chosen: np.ndarray) -> Iterator[encode.Crop]:
@@ -69,7 +69,7 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """Pixels that a box touches, and one more at each end: first, end, centres from -1 at `low` to 1 at `high`."""
+    """First and end of the pixels that a box touches, plus one per side; their centres, -1 at `low` and 1 at `high`."""
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
     centres = torch.arange(first, end, dtype=like.dtype, device=like.device) + 0.5

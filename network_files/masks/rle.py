@@ -14,7 +14,7 @@ LONGEST = 6  # characters per number: 30 bits, which hold any run of such an ima
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """The code, with a list of counts, of a mask [height, width] that is zero but for the bool crop at (left, top)."""
+    """Encode a mask [height, width] that is zero outside the bool crop at (left, top); counts are a list."""
     if crop.shape[0] < height:
         # A zero below the crop ends the last run of each column. A crop as high as the image needs none: there, a run
         # continues in the next column.
@@ -90,7 +90,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """bool [N]: which counts have COCO's 64 characters and at most six per number; their runs may still be invalid."""
+    """Whether each has only COCO's 64 characters, at most six per number: bool [N]; the runs may still be invalid."""
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
     is_last = (characters & 0x20) == 0

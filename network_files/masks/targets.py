@@ -102,7 +102,7 @@ class MaskPlanes:
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
     def paint(self, image: int, first: int, count: int) -> Tensor:
-        """Dense masks uint8 [count, 1, H, W] of an image's objects, from `first` on of all objects of the batch."""
+        """Dense masks uint8 [count, 1, H, W] of an image's objects, from object `first` of the whole batch on."""
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]

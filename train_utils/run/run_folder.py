@@ -254,7 +254,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk delayed, and print the next commands; `patience`, if that ended the run."""
+        """Write what a full disk delayed, and print the next commands; `patience` is given if it ended the run."""
         self.require_saved()
         if not self.writes:
             return

@@ -104,7 +104,7 @@ class Watchdog(threading.Thread):
             self.blame(f"lost the connection to {' and '.join(lost)}")
 
     def find_stalled(self) -> None:
-        """If a process is stuck for the timeout, blame those furthest behind, of these the ones without a heartbeat."""
+        """If a process is stuck for the timeout, blame those furthest behind, preferring those without a heartbeat."""
         now, states = time.monotonic(), self.last_states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
         if any(now - self.last_change[r] > self.timeout for r in running):

@@ -42,7 +42,7 @@ TORCH_NAMES = re.compile(
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a bare pickle rather than a file of torch.save."""
+    """Whether a file is a bare pickle rather than a file that torch.save wrote."""
     with path.open("rb") as file:
         start = file.read(len(TORCH_START))
     return start[:1] == b"\x80" and start != TORCH_START
@@ -68,7 +68,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
 
 
 class Refused(Exception):
-    """A pickle names something that neither an array nor a file of torch.save needs."""
+    """A pickle names something that is needed neither for arrays nor by torch.save."""
 
 
 def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -> None:
@@ -127,7 +127,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class Stored:
-    """An array in a pickle, or a data type, which has numpy's code, such as f4; and its state, if it has any."""
+    """An array or data type in a pickle; `code` is a data type's numpy code, such as f4; `state` is None if not set."""
 
     state: tuple | None = None
 
