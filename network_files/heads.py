@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.conv_norm import bias_of, conv_norm
-from backbone.fused_convolution import can_fuse
 from backbone.resnet import NormLayer
 
 
@@ -40,14 +39,7 @@ class RPNHead(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """[B, C, H_i, W_i] per level -> objectness logits [B, A, H_i, W_i] and deltas [B, 4 * A, H_i, W_i]."""
         hidden = [self.conv(level) for level in levels]
-        if not can_fuse(levels[0], self.cls_logits):
-            return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
-        # Both as one convolution: it reads each map once, and the map's gradient is not a sum of two.
-        layers = self.cls_logits, self.bbox_pred
-        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-        channels = [layer.out_channels for layer in layers]
-        logits, deltas = zip(*(F.conv2d(x, weight, bias).split(channels, dim=1) for x in hidden))
-        return list(logits), list(deltas)
+        return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
 
 
 class TwoMLPHead(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 from prediction.options import PredictSettings
 from tests.helpers.project import ROOT
 from tools.inspect_dataset import ReportSettings
+from tools.predict_onnx import OnnxSettings
 from train_utils.options import TrainSettings, ValidationSettings
 
 OPTION = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
@@ -19,17 +20,19 @@ FOREIGN = {
     "--signals-to-handle --shutdown-timeout",
     "labelme": "--labels --nodata",
     "tensorboard": "--logdir",
+    "docker, pip, tritonserver": "--rm --no-cache-dir --model-repository",
     "sbatch": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --time --signal --requeue --open-mode",
 }
+SETTINGS = TrainSettings, ValidationSettings, PredictSettings, ReportSettings, OnnxSettings
 READMES = ["README.md", "README.zh-CN.md"]
-PAGES = ["TRAINING", "MANY_MACHINES", "WEIGHTS", "VALIDATION", "PREDICTION", "OWN_DATA", "GUIDE.zh-CN"]
+PAGES = ["TRAINING", "MANY_MACHINES", "WEIGHTS", "VALIDATION", "PREDICTION", "ONNX", "OWN_DATA", "GUIDE.zh-CN"]
 USER_PAGES = [*READMES, "CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES)]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 
 
 @functools.cache
 def options_of_scripts() -> set[str]:
-    parsers = [each.parser("") for each in (TrainSettings, ValidationSettings, PredictSettings, ReportSettings)]
+    parsers = [each.parser("") for each in SETTINGS]
     return {name for parser in parsers for action in parser._actions for name in action.option_strings}
 
 

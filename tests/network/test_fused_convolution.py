@@ -1,4 +1,4 @@
-"""Convolution, shortcut and ReLU in one pass are as exact as torch's separate operators in bf16, forward and backward.
+"""In inference, convolution, shortcut and ReLU in one pass are as exact as torch's separate operators in bf16.
 
 Both are compared with float64. Sums that are rounded once instead of three times are nearer to it, if anything.
 """
@@ -17,7 +17,6 @@ from backbone.conv_norm import conv_norm
 from backbone.feature_pyramid import FeaturePyramidNetwork
 from backbone.fused_convolution import HAS_BF16
 from backbone.resnet import Bottleneck
-from network_files import heads
 from network_files.heads import MaskRCNNHeads, RPNHead
 from tests.helpers.parity import enliven_norms
 
@@ -29,18 +28,13 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
+@torch.no_grad()
 def outcome(
     forward: Callable[..., Tensor], module: nn.Module, inputs: list[Tensor], dtype: torch.dtype, amp: bool
-) -> list[Tensor]:
-    """Output and the gradients of all inputs and weights that are trained."""
+) -> Tensor:
     module.to(dtype)
-    own = [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs]
     with torch.autocast("cpu", torch.bfloat16) if amp else nullcontext():
-        output = forward(module, *own)
-    target = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(dtype)
-    wanted = [x for x in (*own, *module.parameters()) if x.requires_grad]
-    gradients = torch.autograd.grad((output.to(dtype) * target).sum(), wanted)
-    return [output.detach(), *gradients]
+        return forward(module, *(x.to(dtype) for x in inputs))
 
 
 @pytest.fixture
@@ -52,24 +46,22 @@ def separate(monkeypatch) -> Callable[[], None]:
 
     def turn_off() -> None:
         assert calls
-        for module in (conv_norm_module, heads):
-            monkeypatch.setattr(module, "can_fuse", lambda x, conv: False)
+        monkeypatch.setattr(conv_norm_module, "can_fuse", lambda x, conv: False)
 
     return turn_off
 
 
 def assert_as_exact(forward: Callable[..., Tensor], module: nn.Module, inputs: list[Tensor], separate) -> None:
     module.to(memory_format=LAST)
-    inputs = [x.detach().bfloat16().float().requires_grad_(x.requires_grad) for x in inputs]  # as maps are
+    inputs = [x.bfloat16().float() for x in inputs]  # as maps are
     fused = outcome(forward, module, inputs, torch.float32, amp=True)
-    assert fused[0].dtype == torch.bfloat16
-    assert fused[0].ndim < 4 or fused[0].is_contiguous(memory_format=LAST)
+    assert fused.dtype == torch.bfloat16
+    assert fused.ndim < 4 or fused.is_contiguous(memory_format=LAST)
     separate()
     plain = outcome(forward, module, inputs, torch.float32, amp=True)
     exact = outcome(forward, module, inputs, torch.float64, amp=False)
-    assert [f.dtype for f in fused] == [p.dtype for p in plain]
-    ratios = [distance(f, e) / distance(p, e) for f, p, e in zip(fused, plain, exact, strict=True)]
-    assert sum(ratios) / len(ratios) < 1.02 and max(ratios) < 1.15  # each value is rounded at random
+    assert plain.dtype == fused.dtype
+    assert distance(fused, exact) < 1.02 * distance(plain, exact)  # each value is rounded at random
 
 
 def conv(**given) -> nn.Module:
@@ -85,10 +77,10 @@ def conv(**given) -> nn.Module:
 @pytest.mark.parametrize(
     ("relu", "with_shortcut"), [(None, True), (nn.ReLU(inplace=True), False), (nn.ReLU(inplace=True), True)]
 )
-def test_output_and_gradients_of_a_convolution(layout, geometry: dict, relu, with_shortcut: bool, separate):
+def test_output_of_a_convolution(layout, geometry: dict, relu, with_shortcut: bool, separate):
     module = conv(**geometry)
-    x = torch.randn(2, 32, 19, 23).contiguous(memory_format=layout).requires_grad_()
-    shortcut = torch.randn(module(x).shape).contiguous(memory_format=layout).requires_grad_()
+    x = torch.randn(2, 32, 19, 23).contiguous(memory_format=layout)
+    shortcut = torch.randn(module(x).shape).contiguous(memory_format=layout)
     given = [x, shortcut] if with_shortcut else [x]
 
     def forward(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -97,25 +89,21 @@ def test_output_and_gradients_of_a_convolution(layout, geometry: dict, relu, wit
     assert_as_exact(forward, module, given, separate)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_output_and_gradients_of_a_residual_block(frozen: bool, stride: int, separate):
+def test_output_of_a_residual_block(stride: int, separate):
     torch.manual_seed(1)
     block = Bottleneck(64, 16, stride, FrozenBatchNorm2d)
     enliven_norms(block)
-    for parameter in block.conv1.parameters():
-        parameter.requires_grad_(not frozen)
-    x = torch.randn(2, 64, 20, 24).contiguous(memory_format=LAST).requires_grad_(not frozen)
+    x = torch.randn(2, 64, 20, 24).contiguous(memory_format=LAST)
     assert_as_exact(lambda module, x: module(x), block, [x], separate)
-    assert all(p.requires_grad is (p is not block.conv1.weight or not frozen) for p in block.parameters())
 
 
-def test_output_and_gradients_of_pyramid_and_heads(separate):
+def test_output_of_pyramid_and_heads(separate):
     torch.manual_seed(2)
     network = nn.ModuleList([FeaturePyramidNetwork((16, 32), 32), RPNHead(32, 3, 2), MaskRCNNHeads(32, (32, 32))])
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.05)
-    stages = [torch.randn(2, 16, 40, 48).requires_grad_(), torch.randn(2, 32, 20, 24).requires_grad_()]
+    stages = [torch.randn(2, 16, 40, 48), torch.randn(2, 32, 20, 24)]
 
     def forward(network: nn.Module, *stages: Tensor) -> Tensor:
         pyramid, rpn, mask = network
@@ -127,6 +115,14 @@ def test_output_and_gradients_of_pyramid_and_heads(separate):
     assert_as_exact(forward, network, stages, separate)
 
 
+def test_in_training_torchs_own_operators_compute():
+    layer, x, shortcut = conv(kernel_size=3), torch.randn(2, 32, 9, 9), torch.randn(2, 64, 7, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = conv_norm(x, layer, None, nn.ReLU(), shortcut), F.relu(layer(x) + shortcut)
+    assert found.requires_grad and torch.equal(found, expected)
+
+
+@torch.no_grad()
 def test_without_mixed_precision_and_in_float64_torchs_own_operators_compute():
     layer, relu = conv(kernel_size=3), nn.ReLU()
     x, shortcut = torch.randn(2, 32, 9, 9), torch.randn(2, 64, 7, 7)
@@ -136,6 +132,7 @@ def test_without_mixed_precision_and_in_float64_torchs_own_operators_compute():
     assert torch.equal(exact, F.relu(layer(x.double()) + shortcut.double()))
 
 
+@torch.no_grad()
 def test_groups_are_left_to_torchs_own_operators():
     layer, x, shortcut = conv(kernel_size=3, groups=4), torch.rand(2, 32, 9, 9), torch.ones(2, 64, 7, 7)
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,6 +141,7 @@ def test_groups_are_left_to_torchs_own_operators():
 
 @pytest.mark.parametrize("shape", [(0, 32, 9, 9), (2, 32, 1, 1), (2, 32, 1, 2)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+@torch.no_grad()
 def test_no_images_and_single_pixels(shape: tuple[int, ...], layout):
     layer, x, shortcut = conv(kernel_size=1), torch.rand(shape), torch.ones(shape[0], 64, *shape[2:])
     with torch.autocast("cpu", torch.bfloat16):
