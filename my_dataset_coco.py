@@ -257,7 +257,7 @@ def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
 
 
 def portable(a: dict, category: int, image_id: int, size: tuple[int, int], needs_mask: bool = True) -> dict:
-    """Return an annotation in a form that every reader accepts; see `coco_content` for one without a mask."""
+    """Return an annotation in a form that every reader accepts. For one without a mask, see `coco_content`."""
     code = packed_code(a["segmentation"], *size)
     area = float(coco_mask.area(code))
     segmentation: dict | list = []
@@ -283,7 +283,7 @@ def box_code(a: dict, size: tuple[int, int]) -> dict:
 
 
 def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = np.float32) -> Tensor:
-    """Return the boxes of annotations in an image of this height and width, x1y1x2y2 [N, 4], clipped to it."""
+    """Return the boxes of annotations, x1y1x2y2 [N, 4], clipped to an image of this height and width."""
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     return torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(dtype))
 
@@ -314,9 +314,10 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, form: ImageForm = RGB) -> Tensor:
-    """Read an image file as uint8 [3, H, W], or as stored: [C, H, W], uint8 or float32; see `upright_rgb` for `size`.
+    """Read an image file as uint8 [3, H, W], or in `form` as stored: [C, H, W], uint8 or float32.
 
-    Raises FileNotFoundError, and ValueError for a file that is not a readable image of this form; both name it.
+    For `size` see `upright_rgb`. Raises FileNotFoundError, and ValueError for a file that is not a readable image of
+    this form; both name it.
     """
     with naming_image(Path(path)):
         if form.channels is not None:

@@ -1,4 +1,4 @@
-"""Compute a convolution with the normalisation, addition and ReLU after it; fold a frozen normalisation into it.
+"""Compute a convolution together with the normalisation, addition and ReLU that follow it.
 
 A frozen normalisation is a fixed scale and shift per channel. The convolution's weights and bias can absorb both, which
 saves one pass over the feature map forward and another backward.
@@ -20,10 +20,11 @@ def conv_norm(
     relu: nn.Module | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """`relu(norm(conv(x)) + shortcut)`, [B, C_in, H, W] -> [B, C_out, H', W']; all but the convolution can be omitted.
+    """Compute `relu(norm(conv(x)) + shortcut)`, [B, C_in, H, W] -> [B, C_out, H', W'].
 
-    In mixed precision a frozen normalisation is folded into the weights: by itself, it would convert the feature map to
-    float32. In float32 the two stay separate, to round exactly as torchvision does.
+    All parts but the convolution are optional. In mixed precision a frozen normalisation is folded into the weights: by
+    itself, it would convert the feature map to float32. In float32 the two stay separate, to round exactly as
+    torchvision does.
     """
     device = x.device.type
     folds = isinstance(norm, FrozenBatchNorm2d) and torch.is_autocast_enabled(device) and conv.bias is None
@@ -52,7 +53,7 @@ FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Compute what stays constant between steps; recompute it only after a buffer or frozen weight has changed.
+    """Return the values that stay constant between steps. They are computed again only if their sources have changed.
 
     Args:
         dtype: the type of mixed precision; None without mixed precision.
@@ -103,9 +104,10 @@ def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 
 @torch.no_grad()
 def fold_norms(network: nn.Module) -> None:
-    """Fold every normalisation into the convolution before it, in place; for evaluation only.
+    """Fold every normalisation into the convolution before it, in place.
 
-    A normalisation belongs to a convolution if it comes directly after it among the children of their module.
+    The result is for evaluation only. A normalisation belongs to a convolution if it comes directly after it among the
+    children of their module.
     """
     for module in network.modules():
         children = list(module.named_children())

@@ -1,8 +1,8 @@
-"""Compute a convolution, the addition of a shortcut and ReLU in one pass, in bf16 on the CPU, for inference.
+"""Compute a convolution, the addition of a shortcut and ReLU in one pass.
 
-Alone, addition and ReLU would each read the convolution's output from memory and write it again. With fast bf16
-arithmetic, that takes as long as a 1x1 convolution. oneDNN applies both to its sums in float32 before it rounds them
-once to bf16.
+This is for inference in bf16 on the CPU. There, a separate addition or ReLU would read the convolution's output from
+memory and write it again. With fast bf16 arithmetic, that takes as long as a 1x1 convolution. oneDNN applies both to
+its sums in float32 before it rounds them once to bf16.
 """
 
 import torch
@@ -12,7 +12,7 @@ HAS_BF16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.
 
 
 def can_fuse(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether `fused_convolution` computes what separate operators would; torch.compile fuses by itself."""
+    """Whether `fused_convolution` can replace separate operators. Not under torch.compile, which fuses by itself."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not HAS_BF16:
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -24,7 +24,7 @@ def can_fuse(x: Tensor, conv: nn.Conv2d) -> bool:
 def fused_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, shortcut: Tensor | None, relu: bool
 ) -> Tensor:
-    """Convolve, add, rectify: [B, C_in, H, W] -> bf16 [B, C_out, H', W'], channels last.
+    """Convolve, add the shortcut and apply ReLU: [B, C_in, H, W] -> bf16 [B, C_out, H', W'], channels last.
 
     Args:
         weight, bias: used in place of those of `conv`, from which the stride and the like are.

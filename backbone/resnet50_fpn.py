@@ -56,9 +56,10 @@ class BackboneWithFPN(nn.Module):
 
 
 def load_classification_weights(body: ResNet, path: str | Path) -> None:
-    """Load the state dict of a classification ResNet-50; its `fc` and stages that `body` does not have are ignored.
+    """Load the state dict of a classification ResNet-50 into `body`.
 
-    The first convolution is extended to the channels of `body`, see `extend_stem`.
+    Its `fc`, and stages that `body` does not have, are ignored. The first convolution is extended to the channels of
+    `body`, see `extend_stem`.
 
     Raises:
         FileNotFoundError: the file is missing.

@@ -58,7 +58,7 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
 
 
 def file_to_write(name: str) -> Path:
-    """Return the path of a named output file; raise ValueError if the name is a folder's."""
+    """Return the path of a named output file. The name of a folder raises ValueError."""
     if not name.strip() or name[-1] in (os.sep, os.altsep):
         raise ValueError(f"{name or repr(name)}: is the name of a folder; name a file in it")
     return Path(name)
@@ -86,10 +86,10 @@ def require_replaceable(path: Path) -> None:
 
 @contextmanager
 def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a hidden path beside `path`, with its suffix; the file that the body writes there then replaces `path`.
+    """Yield a temporary path beside `path`. When the body ends, the file written there replaces `path`.
 
-    The folder is created. If the body raises, or writes nothing, the old file stays. With `sync` the rename survives a
-    power failure.
+    The temporary file is hidden and has the suffix of `path`. The folder is created. If the body raises, or writes
+    nothing, the old file stays. With `sync` the rename survives a power failure.
     """
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
-    """Describe two faults, "" if absent: boxes clearly in another format than xywh, and boxes that fit badly as xywh.
+    """Describe two possible faults of boxes: that they are not in xywh format, or that they fit their masks badly.
 
-    Compares `boxes`, float64 [N, 4], finite in an unknown format, with `extents` of their masks, x1y1x2y2 [N, 4], in
-    each format. `sizes` int64 [N, 2] are height and width of the images.
+    Returns both descriptions, "" for an absent fault. The `boxes`, float64 [N, 4], are finite and in an unknown format;
+    the `extents` of their masks are x1y1x2y2 [N, 4]. `sizes`, int64 [N, 2], are the heights and widths of the images.
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

@@ -28,7 +28,7 @@ def user_cache() -> Path:
 
 
 def writable_cache(inner: str) -> Path:
-    """Return a folder in the user's cache, or a temporary one if the cache is not writable; create it."""
+    """Create and return a folder in the user's cache, or a temporary one if the cache is not writable."""
     user = f"mask-rcnn-{os.getuid()}" if hasattr(os, "getuid") else "mask-rcnn"
     for folder in (user_cache() / inner, Path(tempfile.gettempdir()) / user / inner):
         with suppress(OSError):

@@ -55,7 +55,7 @@ class AnnotationCheck:
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Note a problem of the flawed annotations, bool [A]; `value` returns the value to show."""
+        """Note a problem of each flawed annotation, bool [A]. `value` returns the value to show for one."""
 
         def describe(k: int) -> str:
             owner, found = self.owners[k], shown(value(self.annotation(k), k))
@@ -109,9 +109,10 @@ class AnnotationCheck:
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
     def compare_boxes_with_masks(self, needs_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Check the format of all boxes, then each box against its mask; return `complete` and `has_mask`.
+        """Check the format of all boxes, then each box against its mask.
 
-        `needs_mask`, bool [A], are the annotations that are incomplete without a mask.
+        `needs_mask`, bool [A], marks the annotations that are incomplete without a mask. Returns which annotations are
+        complete and which have a mask, bool [A] each.
         """
         boxes, extents, sizes, valid = self.boxes, self.extents, self.sizes, self.valid
         masks = self.annotations.masks
@@ -152,7 +153,7 @@ class AnnotationCheck:
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the first index in `ids` [N] of each of `wanted` [M], int64 [M]; -1 for missing ones."""
+    """Return the index in `ids` [N] at which each of `wanted` [M] first occurs, int64 [M]; -1 if it is missing."""
     if not len(ids):
         return np.full(len(wanted), -1)
     order = np.argsort(ids, kind="stable")
@@ -161,7 +162,7 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """Describe the problem if all boxes xywh [N, 4], or outlines x1y1x2y2 [M, 4], are fractions; else return ""."""
+    """Describe the fault if all boxes, xywh [N, 4], or outlines, x1y1x2y2 [M, 4], are within 0..1; "" if not."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     found = [
         name

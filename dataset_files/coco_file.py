@@ -42,7 +42,7 @@ AS_WRITTEN = Reading()
 
 
 def read_content(text: str) -> dict:
-    """Parse a JSON object, with "annotations" as Annotations; ValueError if it is another value, or not JSON."""
+    """Parse a JSON object, in which "annotations" becomes an Annotations. ValueError if it is not a JSON object."""
     scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
     content: dict[str, Any] = {}
     try:
@@ -73,7 +73,7 @@ class Unexpected(Exception):
 
 
 def expect(text: str, i: int, character: str) -> int:
-    """Skip white space and `character`, and return the position after it; raise Unexpected if it is missing."""
+    """Skip a character and the white space around it, and return the next position. Unexpected if it is missing."""
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
         raise Unexpected
@@ -193,9 +193,10 @@ def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
 
 
 def tell_apart(names: dict[int, str], entries: list, problems: Problems) -> None:
-    """Add the supercategory to names (by category id) that several share; note names that are still not unique.
+    """Add the supercategory to names that several categories share.
 
-    Classes of different splits are matched by name, so two classes of one name would be merged.
+    `names` maps category ids to names. Names that are still not unique are noted. Classes of different splits are
+    matched by name, so two classes of one name would be merged.
     """
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
     for entry in entries if shared else ():

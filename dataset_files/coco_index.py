@@ -1,8 +1,9 @@
-"""Index a COCO instances file: the byte positions of its annotations, in a few megabytes however large the file.
+"""Index a COCO instances file by the byte positions of its annotations.
 
-As Python objects, COCO's million training objects take half a minute to load and gigabytes of memory. Here the file is
-parsed once, object by object, and only the position of each image's annotations is kept. The index is stored beside the
-file or in the user's cache folder, and read from there at the next start unless the file has changed.
+The index takes a few megabytes, however large the file is. As Python objects, COCO's million training objects take half
+a minute to load and gigabytes of memory. Here the file is parsed once, object by object, and only the position of each
+image's annotations is kept. The index is stored beside the file or in the user's cache folder, and read from there at
+the next start unless the file has changed.
 """
 
 import json
@@ -54,9 +55,10 @@ class CocoIndex:
     problems: Problems  # what is wrong with the file
 
     def annotations(self, image: int, only_usable: bool = False, among: np.ndarray | None = None) -> list[dict]:
-        """Read the annotations of an image from the file: all, the usable ones, or those of `among`, bool [A].
+        """Read the annotations of an image from the file.
 
-        Raises AnnotationsLost if the file has changed since it was indexed, or is gone.
+        By default these are all annotations, with `only_usable` the usable ones, and with `among`, bool [A], those that
+        it marks. Raises AnnotationsLost if the file has changed since it was indexed, or is gone.
         """
         chosen, among = np.arange(self.first[image], self.first[image + 1]), self.usable if only_usable else among
         if among is not None:
@@ -95,7 +97,7 @@ class CocoIndex:
 
 
 def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Return the index of an instances file, the stored one if it is up to date; ValueError if the file is unusable."""
+    """Return the index of an instances file, stored if it is up to date, else new. ValueError for an unusable file."""
     stamp = stamp_of(path)
     if stamp[1] < STORED_FROM:
         return make_index(path, reading)
@@ -110,7 +112,7 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def stamp_of(file: Path | int) -> np.ndarray:
-    """Return format version, size and mtime of an annotation file (path or descriptor); changes when the file does."""
+    """Return the format version, size and mtime of an annotation file. At least one changes when the file does."""
     status = os.stat(file)
     return np.array([VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
 

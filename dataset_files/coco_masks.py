@@ -146,10 +146,11 @@ class MaskColumns:
 def may_cover_no_pixel(
     x: np.ndarray, y: np.ndarray, starts: np.ndarray, borders: np.ndarray, around: np.ndarray
 ) -> np.ndarray:
-    """Mark objects that may cover no pixel, since their area is small for their width and height, bool [N].
+    """Mark the objects that are so thin that they may cover no pixel, bool [N].
 
-    A convex outline without a grid point inside has an area of at most half its perimeter (Nosarzewska's inequality),
-    which is at most the sum of width and height of its bounding box. Few objects of typical data are that thin.
+    Their area is small for their width and height: a convex outline without a grid point inside has an area of at most
+    half its perimeter (Nosarzewska's inequality), which is at most the sum of width and height of its bounding box. Few
+    objects of typical data are that thin.
 
     Args:
         x, y: float64 [S], the vertices of all polygons, concatenated.
@@ -205,9 +206,10 @@ def checked_mask(segmentation: list | dict) -> MaskColumns | None:
 
 
 def packed_code(mask: list | dict, height: int, width: int) -> dict:
-    """Convert polygons, or a run-length code with listed or packed counts, to a packed code; ValueError if invalid.
+    """Convert polygons, or a run-length code, to a run-length code with packed counts.
 
-    Polygons of fewer than three points are left out; pycocotools would interpret two points as a box.
+    A given code may have listed or packed counts. An invalid mask raises ValueError. Polygons of fewer than three
+    points are left out; pycocotools would interpret two points as a box.
     """
     polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
     if polygons:
@@ -225,7 +227,7 @@ def whole(number: Any) -> Any:
 
 
 def int64(number: Any) -> int:
-    """Convert a number from a JSON file to an int64; ValueError, OverflowError if it is not whole, or too large."""
+    """Convert a number from a JSON file to an int64. ValueError if it is not whole, OverflowError if too large."""
     number = whole(number)
     if not isinstance(number, int) or isinstance(number, bool):
         raise ValueError(f"has {shown(number)} instead of a whole number")

@@ -42,9 +42,10 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 
 
 def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
-    """Read a COCO file and fix what can be fixed; ValueError if it is not JSON, or lacks one of the three lists.
+    """Read a COCO file and fix what can be fixed.
 
-    Image files are searched below `image_folder`. If the result has no problems, the original file can be used.
+    ValueError if the file is not JSON or lacks one of the three lists. Image files are searched below `image_folder`.
+    If the result has no problems, the original file can be used.
     """
     problems = Problems()
     images, annotations, categories = read_lists(path, problems)
@@ -124,7 +125,7 @@ def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """Format an id as text, 7 and 7.0 alike; None if it is neither text nor a whole number, or is beyond int64."""
+    """Format an id as text, the same for 7 and 7.0. None if it is neither text nor a whole number within int64."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, float) and value.is_integer():
@@ -142,7 +143,7 @@ def value_of(text: str) -> int | None:
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
-    """Drop exact copies of earlier annotations, ids included, as each is the same object written again."""
+    """Drop annotations that repeat an earlier one exactly, id included, since both are the same object."""
     kept, dropped = [], []
     groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:
@@ -201,7 +202,7 @@ def has_size(image: Any) -> bool:
 
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
-    """Convert height and width from text, or else read them from the stored image, ignoring its EXIF tag."""
+    """Convert an image's height and width from text, or read missing ones from its file without EXIF orientation."""
     given: list[Any] = [image.get("height"), image.get("width")]
     is_missing = any(value is None or value == 0 or isinstance(value, str) for value in given)
     if all(map(is_digits, given)):

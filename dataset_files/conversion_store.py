@@ -104,7 +104,7 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
 
 
 def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
-    """Convert a split unless its conversion is stored; return the index of the result and the conversion's problems."""
+    """Convert a split, unless its conversion is stored. Return the result's index and the conversion's problems."""
     assert split.convert is not None
     identity = digest(str(split.source.resolve()), str(split.image_folder.resolve()), split.name, key)
     name = f"{split.source.stem[:60]}-{identity}"

@@ -77,9 +77,9 @@ class InstanceDataset(Protocol):
     def objects_per_class(self) -> dict[str, tuple[int, int]]: ...  # name -> number of objects, and of crowds
 
     def remap_categories(self, class_names: Mapping[int, str], category_ids: Mapping[int, int]) -> "InstanceDataset":
-        """Return a copy with the labels and category ids of another class table, matched by name.
+        """Return a copy that has the labels and category ids of another class table.
 
-        Objects of classes that the table lacks are left out.
+        Classes are matched by name. Objects of classes that the table lacks are left out.
         """
 
     def drop_items(self, items: Sequence[int]) -> "InstanceDataset":

@@ -43,7 +43,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def split_in(name: str) -> str:
-    """Return the split that a name contains as a word: "train" for stage1_train, not for trains; else ""."""
+    """Return the split that a name contains as a word, or "": "train" for stage1_train, but not for trains."""
     found = SPLIT_WORD.search(name.lower())
     return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
@@ -78,7 +78,7 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List the images in a folder and below; .npy files only if there are no others, since they are often caches."""
+    """List the images in and below a folder. Since .npy files are often caches, they are listed only without others."""
     files = list(files_below(folder))
     return [path for path in files if is_image_name(path.name)] or [path for path in files if path.suffix == ".npy"]
 
@@ -102,7 +102,7 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return each file's size in bytes and mtime, int64 [P, 2]; if it is not a file, the size is MISSING or NO_FILE."""
+    """Return each file's size in bytes and mtime, int64 [P, 2]. For a non-file, the size is MISSING or NO_FILE."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -122,7 +122,7 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
-    """Return a file's size in bytes and mtime; if it is not a file, the size is MISSING or NO_FILE."""
+    """Return a file's size in bytes and its mtime. For a non-file, the size is MISSING or NO_FILE."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -133,9 +133,10 @@ def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
 
 
 def resolve(names: Sequence[str], folder: Path) -> tuple[list[str], Problems]:
-    """Find the file below `folder` that each name refers to; return names with forward slashes, relative to it.
+    """Find the file below `folder` that each name refers to, and return the files' names.
 
-    A name without such a file stays as it is. Names "found elsewhere", or "ambiguous" ones, are noted as problems.
+    Found names are relative to `folder`, with forward slashes. A name without such a file stays as it is. Names "found
+    elsewhere", or "ambiguous" ones, are noted as problems.
     """
     absent = set(missing_names(names, folder))
     if not absent:
@@ -176,7 +177,7 @@ class ImageFinder:
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Map lower-case base names to images, relative to `root` with forward slashes; skip links to outside."""
+        """Map lower-case base names to images relative to `root`, with forward slashes. Outside links are skipped."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
@@ -218,9 +219,10 @@ class ImageFinder:
         return next((group[0] for group in (fitting, near) if len(group) == 1), None)
 
     def fitting(self, name: str) -> list[str]:
-        """Return the images that match `name` best: most parent folders in common, then same case; several on a tie.
+        """Return the images that match `name` best, several if they are tied.
 
         Candidates have the same base name, in any folder and case; if there are none, another image suffix is allowed.
+        The best ones have most parent folders in common with `name`, then the same case.
         """
         plain = name.replace("\\", "/").partition("?d=")[2] or name.replace("\\", "/")  # Label Studio's local files
         for wanted in dict.fromkeys((plain, unquote(plain))):
@@ -236,7 +238,7 @@ class ImageFinder:
 
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
-    """Return how many parent folders agree, innermost first, and whether the base names agree, including case."""
+    """Return how many of the innermost parent folders agree, and whether the base names agree, including case."""
     folders = [path.lower().split("/")[-2::-1] for path in (name, file)]
     same = len(os.path.commonprefix(folders))  # of any sequences, not only of paths
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]

@@ -30,9 +30,10 @@ def describe_shared(training: InstanceDataset, validation: InstanceDataset) -> s
 
 
 def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pair each of `paths` with the first of `others` that is the same file or has the same bytes, if there is one.
+    """Pair each of `paths` with the first of `others` that is the same file or has the same bytes.
 
-    Sizes are compared first, then both ends of files of equal size, then all bytes of files that agree there.
+    Paths without such a file are left out. Sizes are compared first, then both ends of files of equal size, then all
+    bytes of files that agree there.
     """
     with ThreadPoolExecutor(READERS) as pool:
         states, other_states = list(pool.map(state_of, paths)), list(pool.map(state_of, others))

@@ -109,7 +109,7 @@ def naming_image(path: Path) -> Iterator[None]:
 
 
 def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:
-    """Read an image as [C, H, W], uint8 or float32; 16-bit values keep their scale, as float32.
+    """Read an image as [C, H, W], uint8 or float32. 16-bit values become float32 and keep their scale.
 
     Raises:
         ValueError: the image does not have the form's channels and values, or a value is not finite.
@@ -145,7 +145,7 @@ def header_of(array: np.ndarray) -> Header:
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
-    """[H, W], [H, W, C] or [C, H, W] -> a view [C, H, W]; ValueError unless one axis of up to 8 holds the channels."""
+    """View an array [H, W], [H, W, C] or [C, H, W] as [C, H, W]. ValueError if the channel axis is unclear."""
     if array.ndim == 2:
         return array[None]
     if array.ndim == 3:
@@ -156,7 +156,7 @@ def channels_first(array: np.ndarray) -> np.ndarray:
 
 
 def stored_array(path: str | Path, header_only: bool = False, exif: str | None = None) -> np.ndarray:
-    """Read a file's array in its own layout; with `header_only`, only its shape and type are valid, not its pixels."""
+    """Read a file's array in its own layout. With `header_only`, its shape and type are valid, but not its pixels."""
     is_json = str(path).lower().endswith(".json")
     with io.BytesIO(embedded_image(path)) if is_json else open(path, "rb") as file:
         start = file.read(26)
@@ -175,7 +175,7 @@ def stored_array(path: str | Path, header_only: bool = False, exif: str | None =
 
 
 def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None = "ignore") -> np.ndarray:
-    """Return a Pillow image as [H, W] or [H, W, C]; palette images become RGB, bilevel ones grey."""
+    """Return a Pillow image as [H, W] or [H, W, C]. Palette images become RGB, and bilevel images grey."""
     require_upright(orientation_of(image), exif)
     bands = 3 if image.mode == "P" else len(image.getbands())
     values = values_of(image)
@@ -193,7 +193,7 @@ def values_of(image: Image.Image) -> str:
 
 
 def tiff_array(file: io.BufferedIOBase, header_only: bool, exif: str | None) -> np.ndarray:
-    """Read the first page of a TIFF file, and the pages of the same size and type, as [H, W, C] or [C, H, W]."""
+    """Read all pages of a TIFF file that have the size and type of its first, as [H, W], [H, W, C] or [C, H, W]."""
     with needed("tifffile", "tifffile", "TIFF files").TiffFile(file) as tiff:
         first = tiff.pages[0]
         require_upright(int(first.tags.valueof(ORIENTATION, 1)), exif)
@@ -296,10 +296,11 @@ def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to 8-bit RGB; ValueError for floating-point values, whose range is unknown.
+    """Convert a Pillow image of any mode to 8-bit RGB.
 
-    Transparency is dropped, including a palette's; the colours below it remain. 16-bit grey values are divided by 257,
-    while Pillow's own `convert` would clip them at 255.
+    Floating-point values raise ValueError, since their range is unknown. Transparency is dropped, including a
+    palette's; the colours below it remain. 16-bit grey values are divided by 257, while Pillow's own `convert` would
+    clip them at 255.
     """
     if image.mode == "F":
         raise ValueError(

@@ -16,7 +16,7 @@ MOST_SHAPES = 16  # shapes of batches whose anchors are cached; those of 800x133
 
 
 class AnchorGenerator(nn.Module):
-    """Generate the anchors of a batch: they depend only on its size, so they are the same for every image.
+    """Generate the anchors of a batch. They depend only on the batch's size, so its images share them.
 
     Args:
         sizes: per level, the square roots of the anchors' areas, in pixels of the network's input.
@@ -85,7 +85,7 @@ class AnchorGenerator(nn.Module):
         return torch.stack((corners_x, corners_y), dim=-1).view(-1, 4)
 
     def stride(self, padded_side: int, level_side: int) -> int:
-        """Pixels of the batch per cell of a level along one side, from the two side lengths."""
+        """Return how many pixels of the batch a cell of a level has along one side, from the two side lengths."""
         return padded_side // level_side if self.rounded else 2 ** round(math.log2(padded_side / level_side))
 
 
@@ -108,7 +108,7 @@ def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGene
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Anchors centred on the origin: [len(aspect_ratios) * len(sizes), 4], x1y1x2y2, all sizes of a ratio together."""
+    """Return anchors centred on the origin, x1y1x2y2 [len(aspect_ratios) * len(sizes), 4], ratio by ratio."""
     lengths = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
     widths = ((1 / height_ratios)[:, None] * lengths).flatten()

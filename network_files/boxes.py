@@ -72,9 +72,10 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Columns [S, ...] of all images -> [B, N, ...], padded with zeros to the largest of the B `counts` of rows.
+    """Split columns [S, ...] of all images by image: [B, N, ...], padded with zeros.
 
-    Also returns the counts, int64 [B]; with one upload, however many images there are.
+    `counts` are the B numbers of rows, of which N is the largest. Also returns them, int64 [B]. There is one upload,
+    however many images there are.
     """
     numbers = torch.tensor(counts, dtype=torch.int64)[:, None]
     places = torch.arange(max(counts))

@@ -21,10 +21,10 @@ def integral_image(regions: InstanceMasks, device: torch.device) -> Tensor:
 
 
 def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
-    """Share of each box's area [N, 4] that regions cover, given their `integral_image`: float64 [N]; NaN without area.
+    """Return the share of each box's area that regions cover, float64 [N]; NaN for boxes without area.
 
-    Also exact for fractions of pixels, as the integral of an image is bilinear within each pixel. Outside the frame
-    there are no regions.
+    `sums` is the regions' `integral_image`, and boxes are x1y1x2y2 [N, 4]. The share is also exact for fractions of
+    pixels, as the integral of an image is bilinear within each pixel. Outside the frame there are no regions.
     """
     height, width = sums.shape[0] - 1, sums.shape[1] - 1
     x1, y1, x2, y2 = boxes.double().unbind(dim=1)

@@ -115,7 +115,7 @@ class ImageTransform(nn.Module):
         )[0]
 
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """[3, H_b, W_b] each -> [B, 3, H, W], large enough for frames of the given sizes."""
+        """Stack images [3, H_b, W_b] as [B, 3, H, W], padded so that frames of the given sizes fit."""
         height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
         batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
         # Not `zip(batch, images)`: autograd refuses to write into the views that iterating gives.
@@ -125,7 +125,7 @@ class ImageTransform(nn.Module):
 
 
 def resize_to_view(image: Tensor, view: View) -> Tensor:
-    """[3, H, W], float or uint8 -> [3, view.height, view.width]; with an antialiasing filter where it shrinks."""
+    """Resize [3, H, W], float or uint8, to the size of the view. The filter is antialiasing if a side shrinks."""
     size, own = (view.height, view.width), image.shape[-2:]
     return image if size == own else interpolate(image, size, antialias=size[0] < own[0] or size[1] < own[1])
 
@@ -140,7 +140,7 @@ def interpolate(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor
 def resize_target(
     target: dict, from_size: tuple[int, int], to_size: tuple[int, int], frame: tuple[int, int] | None = None
 ) -> dict:
-    """A copy of a target in the frame of the resized image (boxes, masks, regions), padded to `frame` if given."""
+    """Return a copy of a target whose boxes, masks and regions fit the resized image, padded to `frame` if given."""
     target = dict(target, boxes=resize_boxes(target["boxes"], from_size, to_size))
     for key in ("masks", "ignore_regions"):
         if key in target:

@@ -1,6 +1,7 @@
-"""Build annotations in COCO's form from images and objects: outlines become polygons, pixels run-length codes.
+"""Build annotations in COCO's form from images and objects.
 
-Readers of other layouts add images and objects in any order; `converted` numbers the classes.
+Outlines become polygons, and pixels become run-length codes. Readers of other layouts add images and objects in any
+order; `converted` numbers the classes.
 """
 
 import math
@@ -51,7 +52,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image, by default of the size in its header; return its entry, or note the problem and return None."""
+        """Add an image and return its entry, or note a problem and return None. The header gives a missing `size`."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
@@ -148,7 +149,7 @@ def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size
 
 
 def image_coordinates(values: object) -> list[float]:
-    """Convert numbers from a file to floats; ValueError if they are not possible coordinates in an image."""
+    """Convert numbers from a file to floats. ValueError if they cannot be coordinates in an image."""
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
         raise ValueError(f"{shown(values)} is not a list of numbers")
     if not all(abs(v) <= LARGEST_COORDINATE for v in values):  # not if NaN

@@ -67,7 +67,7 @@ def json_files(root: Path) -> Iterator[Path]:
 
 
 def is_coco_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO instances; for a broken one, two of the three lists suffice."""
+    """Whether a JSON file looks like COCO instances. In a broken file, two of the three lists suffice."""
     if path.name.lower().startswith(OTHER_TASKS):
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
@@ -114,9 +114,10 @@ def nearest_split(folder: Path, root: Path) -> str:
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """Choose the file of a split: the one highest up (not counting annotation folders), then by name.
+    """Choose the annotation file of a split.
 
-    Raises ValueError if several are left.
+    The file highest in the tree comes first, not counting annotation folders, then one with a usual name. Raises
+    ValueError if several are left, except for a test split.
     """
 
     def depth(path: Path) -> int:
@@ -184,7 +185,7 @@ def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, in
 
 
 def image_folders(path: Path, split: str, root: Path) -> list[Path]:
-    """List folders that may hold a file's images: those named like it first, those of another split last."""
+    """List folders that may hold a file's images. Those named like it come first, those of another split last."""
     subset, is_inner = path.stem.removeprefix("instances_"), path.parent.name.lower() in ANNOTATION_FOLDERS
     places = [root, root / "images", path.parent, path.parent / "images"]
     likely = [place / subset for place in places] + places[2:] + places[:2]

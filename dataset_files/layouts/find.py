@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
-    """Detect the layout of a folder or annotation file; `class_attribute` is the one with the class, in VIA's files.
+    """Detect the layout of a folder or annotation file. In VIA's files, `class_attribute` holds the class.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -118,7 +118,7 @@ def describe(root: Path) -> str:
 
 
 def contents_of(root: Path) -> tuple[Counter, set[str]]:
-    """Count the files below a folder by suffix, and collect the names of its folders and CSV files in lower case."""
+    """Count the files below a folder by suffix. Also collect the names of folders and CSV files, in lower case."""
     suffixes: Counter[str] = Counter()
     all_folders: set[str] = set()
     for _, folders, names in os.walk(root):

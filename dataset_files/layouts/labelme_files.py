@@ -31,7 +31,7 @@ HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 def as_labelme(content: dict, key: str) -> dict | None:
-    """Convert a file to labelme's form; None for another tool's. `key` is that of the objects, see `find`."""
+    """Convert a file's content to labelme's form; None if it is another tool's."""
     info, objects = content.get("info"), content.get(key)
     if not isinstance(objects, list):
         return None
@@ -147,9 +147,10 @@ def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, key: str) ->
 
 
 def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | None:
-    """Find the image of a JSON, relative to the finder's root: by imagePath, else beside the JSON by its own name.
+    """Find the image of a JSON file, and return its path relative to the finder's root.
 
-    JSON files are often moved or renamed together with their images, while imagePath remains unchanged.
+    The image is found by imagePath, or else beside the JSON under the JSON's own name. JSON files are often moved or
+    renamed together with their images, while imagePath remains unchanged.
     """
     named = image_path.replace("\\", "/") if isinstance(image_path, str) else ""
     if (found := finder.at(path.parent, named)) is not None:

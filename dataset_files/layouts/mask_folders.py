@@ -60,7 +60,7 @@ class MaskFolders:
         return [(path, name) for path in self.own_masks(image) for name in self.class_names()]
 
     def own_masks(self, image: Path) -> list[Path]:
-        """Return the one mask named like the image, else the masks in a folder named like it."""
+        """Return the mask that is named like the image, or else all masks in a folder named like it."""
         if (one := self.mask_of(image)) is not None:
             return [one]
         own = self.masks if self.one_image else self.masks / image.relative_to(self.images).with_suffix("")
@@ -203,7 +203,7 @@ def splits_below(root: Path) -> dict[str, MaskSplit | None]:
 
 
 def of_folder(folder: Path) -> MaskSplit | None:
-    """Return the split in a folder: in its images/ and masks/, or in those of each of its sub-folders; else None."""
+    """Return the split whose images/ and masks/ are in a folder, or in each of its sub-folders; None without them."""
     if (whole := folders_in(folder)) is not None:
         return MaskSplit(whole.masks, whole.images, [whole])
     parts, complete = [], False

@@ -40,7 +40,7 @@ class MaskImage:
 
 
 def read_mask_image(path: Path) -> MaskImage:
-    """Read a mask of any Pillow mode; FileNotFoundError, or ValueError unless it is one lossless image."""
+    """Read a mask of any Pillow mode. A missing file raises FileNotFoundError, any but a lossless image ValueError."""
     try:
         with Image.open(path, formats=LOSSLESS) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
@@ -88,7 +88,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
-    """Return the pixels of each nonzero value in [H, W], in order; `pixels` is the result of `pixels_by_value`."""
+    """Return a crop of each nonzero value in [H, W], in order. `pixels` is the result of `pixels_by_value`."""
     crops = []
     for inside in (pixels_by_value(values) if pixels is None else pixels).values():
         rows, columns = np.divmod(inside, values.shape[1])
@@ -109,7 +109,7 @@ def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def has_steps(values: np.ndarray, lowest: int) -> bool:
-    """Whether resizing or anti-aliasing left values between those of the objects and the background, [H, W].
+    """Whether a mask [H, W] has edge values that resizing or anti-aliasing left between objects and background.
 
     Around a blurred object lie pixels of lower values that themselves touch a lower value: steps down to the
     background. In sharp masks, steps are rare. Around the lowest value but 0 there are none.
@@ -133,7 +133,7 @@ def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
 
 
 def is_one_object(values: np.ndarray, highest: int) -> bool:
-    """Whether a grey image [H, W] shows one object: its intermediate values form only edges, not areas."""
+    """Whether a grey image [H, W] shows a single object, so that its intermediate values form edges but no areas."""
     between = (8 * values > highest) & (8 * values < 7 * highest)
     is_flat = between & ~touching(values, np.not_equal)
     return int(is_flat.sum()) <= FLAT * int(between.sum())

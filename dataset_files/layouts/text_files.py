@@ -19,9 +19,10 @@ LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
-    """Find a tool's annotation files in a folder, or `root` itself: split -> file, "" for one without a split.
+    """Find a tool's annotation files in a folder, and return split -> file, with "" for a file without a split.
 
-    The ValueError if several may be meant for one split names the tool and its files (`tool`).
+    `root` is the folder or one such file. If several files may be meant for one split, the ValueError names them and
+    the tool (`tool`).
     """
 
     def files_in(folder: Path) -> list[Path]:
@@ -39,7 +40,7 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
 
 
 def beginning(path: Path, length: int) -> bytes:
-    """Return a file's first bytes without white space, byte-order mark and UTF-16's zeros; b"" if unreadable."""
+    """Return the first bytes of a file without white space, byte-order mark and zeros of UTF-16, or b"" on an error."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     return b""
@@ -50,9 +51,10 @@ def in_order(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_text(path: Path, problems: Problems | None = None) -> str:
-    """Read a text file in UTF-8, in UTF-16 with a byte-order mark, or in GB 18030, as editors on Windows save it.
+    """Read a text file in UTF-8, UTF-16 or GB 18030.
 
-    If the encoding is only assumed, this is noted in `problems`; any other encoding raises ValueError.
+    These are the encodings that editors on Windows use; UTF-16 needs a byte-order mark. If the encoding is only
+    assumed, this is noted in `problems`; any other encoding raises ValueError.
     """
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -115,7 +117,7 @@ def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
 
 
 class TextLoader(yaml.BaseLoader):
-    """PyYAML loader that keeps scalars as text, and rejects repeated keys and aliases, which can expand without end."""
+    """PyYAML loader that keeps scalars as text. It rejects repeated keys, and aliases, which can expand without end."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):

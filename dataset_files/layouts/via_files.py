@@ -1,4 +1,4 @@
-"""Read the layouts of the VGG Image Annotator: version 1's region data, version 2's projects and exports."""
+"""Read the layouts of the VGG Image Annotator: region data of version 1, projects and exports of version 2."""
 
 import os
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def is_via(path: Path) -> bool:
 
 
 def read_via(source: Path, class_attribute: str | None) -> Converted:
-    """Read a VIA file with images in its folder or below; ValueError if it is not VIA's or its classes are unclear."""
+    """Read a VIA file with images in or below its folder. ValueError if it is invalid or its classes are unclear."""
     problems, folder = Problems(), source.parent
     content = read_json(source, problems)
     entries = image_entries(content, source)
@@ -79,7 +79,7 @@ def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
 
 
 def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
-    """Return the region attribute that is the class: the requested one, else the only one with values, else None."""
+    """Return the region attribute that holds the class: the requested one, or the only one with values, or None."""
     attributes: dict[str, None] = {}
     for entry in entries:
         for _, _, values in regions_of(entry):
@@ -105,7 +105,7 @@ def shapes_of(entry: dict, file_name: str, attribute: str | None, options: objec
 
 
 def class_of(values: object, attribute: str | None, options: object) -> str:
-    """Return the class name of a region, "" if it has none; a checkbox must have exactly one option ticked.
+    """Return the class name of a region, or "". Exactly one option of a checkbox must be ticked.
 
     Options may have descriptions in a project; these are then the class names.
     """
@@ -122,7 +122,7 @@ def class_of(values: object, attribute: str | None, options: object) -> str:
 
 
 def shape_polygon(shape: object) -> list[float]:
-    """Return a region's outline, closing polylines; NoArea for a point, ValueError for an invalid shape."""
+    """Return a region's outline, with polylines closed. A point raises NoArea, an invalid shape ValueError."""
     if not isinstance(shape, dict):
         raise ValueError("has no shape_attributes")
     kind = shape.get("name")

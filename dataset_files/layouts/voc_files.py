@@ -31,7 +31,7 @@ READERS = 4  # threads
 
 
 class VOCObject(NamedTuple):
-    """An object of an XML file; its box is x1y1x2y2, 0-based, with exclusive right and lower edges."""
+    """An object of an XML file. Its box is x1y1x2y2, 0-based, with exclusive right and lower edges."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -127,7 +127,7 @@ def read_voc_image(
 
 
 def read_masks(folder: Path, name: str, size: Size) -> tuple[list[Crop], list[str]]:
-    """Read the instances of an image's PNGs: their crops, and the most frequent class of their pixels."""
+    """Return the crop of each instance in an image's PNGs, and the most frequent class of its pixels."""
     instances, classes = (
         read_indices(folder / kind / f"{name}.png", size) for kind in ("SegmentationObject", "SegmentationClass")
     )
@@ -138,7 +138,7 @@ def read_masks(folder: Path, name: str, size: Size) -> tuple[list[Crop], list[st
 
 
 def read_indices(path: Path, size: Size) -> np.ndarray:
-    """Read the indices of a palette PNG of this size, int64 [H, W]; FileNotFoundError, or ValueError if invalid."""
+    """Read a palette PNG of this size as indices, int64 [H, W]. FileNotFoundError, or ValueError if it is invalid."""
     try:
         mask = read_mask_image(path)
     except FileNotFoundError:
@@ -153,9 +153,10 @@ def read_indices(path: Path, size: Size) -> np.ndarray:
 
 
 def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequence[str | None]) -> list[Crop | None]:
-    """Return the crop of each XML object's mask, or None: match by class and overlap, best pairs first.
+    """Return the crop of each XML object's mask, or None for an object without one.
 
-    The order in the XML does not help, since some objects have no mask. `names`: classes of the crops, None if unknown.
+    Masks are matched by class and overlap, best pairs first; the order in the XML does not help, since some objects
+    have no mask. `names` are the classes of the crops, None if unknown.
     """
     extents = np.array([(x, y, x + c.shape[1], y + c.shape[0]) for x, y, c in crops], dtype=np.float64)
     boxes = np.array([thing.box for thing in objects], dtype=np.float64).reshape(-1, 1, 4)
@@ -185,7 +186,7 @@ def read_list(path: Path, problems: Problems) -> dict[int, str]:
 
 
 def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
-    """Read an image's XML file: its root, and the image's height and width; ValueError, OSError if unusable."""
+    """Read an image's XML file. Return its root and the image's height and width; ValueError or OSError if unusable."""
     root = parse_xml(folder / "Annotations" / f"{name}.xml")
     sides = {path: root.findtext(path, "").strip() for path in ("size/height", "size/width")}
     for path, text in sides.items():
@@ -198,7 +199,7 @@ def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
 def read_objects(
     root: Element, name: str, size: Size, problems: Problems, classes: Sequence[str] = ()
 ) -> dict[int, VOCObject]:
-    """Read the valid objects of an image's XML file: number from 1 -> object, whose box is clipped to the image.
+    """Read the valid objects of an image's XML file, by number from 1. Their boxes are clipped to the image.
 
     Any class is allowed if `classes` is empty.
     """

@@ -1,7 +1,7 @@
-"""Read VOC-like folders that the devkit's reader does not accept: own classes, no XML, coloured masks, no lists.
+"""Read VOC-like folders that the devkit's reader does not accept.
 
-Instances come from SegmentationObject; their classes from labelmap.txt or class_names.txt with SegmentationClass, or
-from the XML files by overlap.
+They have their own classes, no XML, coloured masks or no lists. Instances come from SegmentationObject, and their
+classes from labelmap.txt or class_names.txt with SegmentationClass, or from the XML files by overlap.
 """
 
 import re
@@ -60,7 +60,7 @@ def variant_folder(root: Path) -> Path | None:
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder of masks: the name with PNG appended, as by older labelme2voc, or else the plain name."""
+    """Return the folder of masks, preferably the one with PNG appended, as older versions of labelme2voc wrote it."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -68,7 +68,7 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Map split names to lists of images; "" if the only list has another name, such as default.txt."""
+    """Map split names to lists of images. If no list is named like a split, one such as default.txt becomes ""."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
         if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
@@ -97,7 +97,7 @@ def is_standard(root: Path) -> bool:
 
 
 def looks_standard(folder: Path, name: str) -> bool:
-    """Whether an image is a .jpg whose XML file and mask, if they exist, have the devkit's classes and indices."""
+    """Whether an image is a .jpg, and its XML file and mask, if present, have the devkit's classes and indices."""
     if not (folder / "JPEGImages" / f"{name}.jpg").is_file():
         return False
     objects = []
@@ -167,7 +167,7 @@ class VariantReader:
     table_file: Path | None = None
 
     def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
-        """Read the images of a list, or all with a mask (or, if the reading uses boxes, an XML file)."""
+        """Read the images of a list, or else all that have a mask or, if the reading uses boxes, an XML file."""
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:
@@ -255,7 +255,7 @@ def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage |
 def class_of_crop(
     crop: Crop, classes: MaskImage | None, table: ClassTable, problems: Problems, file_name: str
 ) -> str | None:
-    """Return the most frequent class of an instance's pixels; if there is none, note this and return None."""
+    """Return the most frequent class of an instance's pixels. If there is none, note this and return None."""
     left, top, pixels = crop
     if classes is None:
         if len(table.names()) == 1:

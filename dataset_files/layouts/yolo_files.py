@@ -100,9 +100,10 @@ def is_label_file(path: Path) -> bool:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths, relative to the list or to `base`, or from another machine: path -> line.
+    """Read a list of image paths, and return path -> line.
 
-    An image is found by as many of its last folders as lead to a file.
+    Paths may be relative to the list or to `base`, or come from another machine. An image is found by as many of its
+    last folders as lead to a file.
     """
     finder, images = ImageFinder(base), {}
     for line in filter(None, (line.replace("\\", "/") for line in read_lines(path))):
@@ -117,13 +118,13 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of label files: `images` with its last "images" replaced by "labels", else `images` itself."""
+    """Return the folder of label files: `replaced_folder`, unless only `images` itself holds text files."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    """Replace the last "images" in a path by "labels": below `base`, else anywhere if the result exists."""
+    """Replace the last "images" in a path by "labels". Outside `base`, the resulting folder must exist."""
     inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
     for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
         places = [k for k, part in enumerate(parts) if part.lower() == "images"]
@@ -135,7 +136,7 @@ def replaced_folder(images: Path, base: Path) -> Path:
 
 
 def read_yolo(split: YoloSplit) -> Converted:
-    """Read a split with its label files; ValueError if there are no label files, or they hold poses."""
+    """Read a split with its label files. ValueError if no image has a label file, or if the labels are poses."""
     builder, files = CocoBuilder(split.base, split.class_names), LabelFiles(split)
     if files.images and not any(files.of_images.values()):
         first = next(iter(files.images))
@@ -229,7 +230,10 @@ def are_poses(outlines: list[list[float]]) -> bool:
 
 
 def parse_label_line(line: str) -> tuple[int, list[float]]:
-    """Parse a class number and a box (centre, width, height) or outline, in fractions of the image; else ValueError."""
+    """Parse a line of a label file: a class number, and the coordinates of a box or an outline.
+
+    A box is centre, width and height. Coordinates are fractions of the image. An invalid line raises ValueError.
+    """
     try:
         first, *values = (float(word) for word in line.split())
     except ValueError:

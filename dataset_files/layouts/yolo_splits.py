@@ -20,7 +20,7 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """One split described by `source`, a YAML or a list of classes; `problems` are common to its splits."""
+    """One of the splits that `source`, a YAML file or a list of classes, describes. They share their `problems`."""
 
     source: Path
     base: Path  # the folder that file names are relative to
@@ -48,7 +48,7 @@ def find_yaml(root: Path) -> Path | None:
 
 
 def read_splits(yaml: Path) -> dict[str, YoloSplit]:
-    """Read the splits of a YAML file; those without an existing folder or list are left out."""
+    """Read the splits of a YAML file. Splits without an existing folder or list are left out."""
     problems = Problems()
     content = read_yaml(yaml, problems)
     if not isinstance(content, dict):
@@ -124,7 +124,7 @@ def common_base(base: Path, entries: list[Path]) -> Path:
 
 
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
-    """Find the splits of a folder with a list of classes instead of a YAML; ValueError if several lists differ."""
+    """Find the splits of a folder with a list of classes instead of a YAML file. ValueError if its lists differ."""
     problems = Problems()
     found = find_class_list(root, problems)
     if found is None:

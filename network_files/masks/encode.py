@@ -47,7 +47,7 @@ def encode_masks(
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crossings from `column_changes` -> the concatenated run lengths of all masks, and their number per mask."""
+    """Convert crossings from `column_changes` to run lengths. Return those of all masks, and their number per mask."""
     first = np.ones(len(positions), dtype=bool)
     first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
     starts = np.flatnonzero(first)
@@ -72,7 +72,7 @@ def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> Iterator[Crop]:
-    """Like `paste.mask_crops`, up to rounding, of [N, M, M] and [N, 4]; unless `continuous`, apply `frame` first."""
+    """Like `paste.mask_crops`, up to rounding, for [N, M, M] and [N, 4]. Unless `continuous`, call `frame` first."""
     (height, width), side = size, mask_probs.shape[-1]
     for probs, (x1, y1, x2, y2) in zip(mask_probs, boxes.tolist()):
         left, columns = axis_weights(x1, x2, width, side, continuous)
@@ -81,7 +81,7 @@ def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, in
 
 
 def axis_weights(low: float, high: float, length: int, side: int, continuous: bool) -> tuple[int, np.ndarray]:
-    """The first pixel of a box along an axis, and the bilinear weights of its n pixels, float64 [n, side]."""
+    """Return the first pixel of a box along an axis, and the bilinear weights of its n pixels, float64 [n, side]."""
     margin, beyond = (1, 0) if continuous else (0, 1)  # else `high` is the last whole pixel
     first = min(max(math.floor(low) - margin, 0), length)
     end = max(min(math.ceil(high) + 1, length), first)

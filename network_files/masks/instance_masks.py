@@ -89,7 +89,7 @@ class InstanceMasks:
         return F.pad(areas.cumsum(0), (1, 0))
 
     def all_crops(self) -> list[Crop]:
-        """Left, top and the uint8 pixels [h, w] of each mask in the source frame (views)."""
+        """Return left, top and the pixels of each mask in the source frame, as views uint8 [h, w]."""
         pixels, starts = self.pixels.numpy(), self.starts().tolist()
         return [
             (left, top, pixels[start : start + width * height].reshape(height, width))
@@ -182,7 +182,10 @@ class InstanceMasks:
         return resampled
 
     def source_indices(self) -> list[Tensor]:
-        """Nearest source row of each frame row, and columns alike, int64, by `F.interpolate`; padding gets the end."""
+        """Return the index of the nearest source row for each row of the frame, and likewise for columns.
+
+        The indices, int64, are those of `F.interpolate`. Padding gets the index after the last.
+        """
         indices = []
         for source, content, frame in zip(self.source_size, self.content_size, self.size):
             ramp = torch.arange(source, dtype=torch.float32)[None, None]

@@ -56,7 +56,7 @@ def mask_crops(
 
 
 def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """`mask_crops` by sampling each mask, zero beyond its border, at the pixel centres of the image."""
+    """Yield `mask_crops` by sampling each mask, which is zero beyond its border, at the pixel centres of the image."""
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(at_least_float32(mask_probs), boxes.tolist()):
         left, right, x = pixel_centres(x1, x2, width, probs)
@@ -69,7 +69,10 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """First and end of the pixels that a box touches, plus one per side; their centres, -1 at `low` and 1 at `high`."""
+    """Return first and end of the pixels that a box touches, plus one on each side, and the pixels' centres.
+
+    Centres are scaled so that `low` is -1 and `high` is 1.
+    """
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
     centres = torch.arange(first, end, dtype=like.dtype, device=like.device) + 0.5
@@ -89,7 +92,10 @@ def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
 
 
 def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Add a border of zeros, [N, 1, M + 2, M + 2], and enlarge boxes alike: int64 [N, 4], first and last pixels."""
+    """Add a border of zeros to the masks, and enlarge the boxes accordingly.
+
+    Returns masks [N, 1, M + 2, M + 2] and boxes int64 [N, 4], which are the first and last pixels.
+    """
     padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
     low, high = boxes.view(-1, 2, 2).unbind(dim=1)
     half, centre = (high - low) * 0.5 * (padded.shape[-1] / mask_probs.shape[-1]), (high + low) * 0.5

@@ -14,7 +14,7 @@ LONGEST = 6  # characters per number: 30 bits, which hold any run of such an ima
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """Encode a mask [height, width] that is zero outside the bool crop at (left, top); counts are a list."""
+    """Encode a mask [height, width] that is zero outside its bool crop at (left, top). The counts are a list."""
     if crop.shape[0] < height:
         # A zero below the crop ends the last run of each column. A crop as high as the image needs none: there, a run
         # continues in the next column.
@@ -36,7 +36,7 @@ def compress(codes: list[dict]) -> list[dict]:
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """The inverse of `unpack_all`: concatenated run lengths int64 [S], and their number per code [N] -> N packed."""
+    """Invert `unpack_all`: pack concatenated run lengths, int64 [S], given the number of them per code, [N]."""
     starts = lengths.cumsum() - lengths
     within = np.arange(len(counts)) - np.repeat(starts, lengths)
     later = np.flatnonzero(within > 2)
@@ -61,7 +61,7 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 
 
 def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Packed counts of N codes -> their concatenated run lengths, int64 [S], and their number per code, [N].
+    """Unpack the counts of N codes to concatenated run lengths, int64 [S], and their number per code, [N].
 
     A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
     the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
@@ -90,7 +90,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """Whether each has only COCO's 64 characters, at most six per number: bool [N]; the runs may still be invalid."""
+    """Mark packed counts of only COCO's 64 characters, at most six per number, bool [N]. Runs may still be invalid."""
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
     is_last = (characters & 0x20) == 0
