@@ -64,9 +64,10 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, objects: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
-        """Match candidates [B, A, 4], or [1, A, 4] of all images, to objects [B, N, 4], x1y1x2y2, padded from `counts`.
+        """Match candidates to the objects that they overlap, in each image of the batch.
 
-        Returns int64 [B, A]: an object's index in its image, BELOW_ or BETWEEN_THRESHOLDS.
+        Candidates are [B, A, 4], or [1, A, 4] for all images, and objects [B, N, 4], padded from `counts`; all are
+        x1y1x2y2. Returns int64 [B, A]: an object's index in its image, BELOW_THRESHOLD or BETWEEN_THRESHOLDS.
         """
         shape = (len(objects), candidates.shape[1])
         best_iou = candidates.new_full(shape, -1.0)

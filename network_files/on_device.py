@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Move to the device without waiting; to CUDA from pinned memory, since the copy would otherwise wait."""
+    """Move a tensor to the device without waiting. To CUDA it goes from pinned memory, or the copy would wait."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
@@ -35,7 +35,7 @@ class AsyncHostCopy:
 
 
 def true_indices(mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """`torch.where(mask)[0]` of bool [n], and the number of true entries in parts of these lengths, with one wait."""
+    """Return `torch.where(mask)[0]` of bool [n], and the number of true entries per part, with a single wait."""
     running = F.pad(mask.cumsum(0), (1, 0))
     ends = upload(torch.tensor([0, *accumulate(lengths)]), mask.device)
     before = running[ends].tolist()

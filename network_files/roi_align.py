@@ -74,7 +74,7 @@ class PyramidRoIAlign(nn.Module):
     def read_by_level(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs level by level; used on the CPU, where this saves copying the levels into one table."""
+        """Read the RoIs level by level. This is for the CPU, where it saves copying the levels into one table."""
         first = pyramid[names[0]]
         output = at_least_float32(first.new_zeros((len(rois), first.shape[1], *self.output_size)))
         for i, (name, stride) in enumerate(zip(names, strides)):
@@ -89,7 +89,7 @@ class PyramidRoIAlign(nn.Module):
     def read_at_once(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs of all levels together; used on a device, where the host does not know each level's RoIs."""
+        """Read the RoIs of all levels together. This is for devices, as the host does not know each level's RoIs."""
         levels = [pyramid[name] for name in names]
         if self.sampling_ratio == 0:
             parts = []
@@ -160,7 +160,7 @@ class SharedPyramid(dict[str, Tensor]):
         return features if isinstance(features, cls) else cls(features)
 
     def table(self, names: tuple[str, ...]) -> Tensor:
-        """The pixels of levels as rows, float32 [sum of B * H_i * W_i, C]; a view of a single level if possible."""
+        """Return the levels' pixels as rows, float32 [sum of B * H_i * W_i, C]; a view of one level if possible."""
         if names not in self.tables:
             rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
             self.tables[names] = at_least_float32(rows[0] if len(rows) == 1 else torch.cat(rows))
@@ -168,7 +168,7 @@ class SharedPyramid(dict[str, Tensor]):
 
 
 def grid_of(level: Tensor, stride: int, start: int) -> Tensor:
-    """Where a level [B, C, H, W] lies in a table of pixels: its first row, H, W, and 1 / stride, float64 [4]."""
+    """Return the place of a level [B, C, H, W] in a table of pixels: first row, H, W and 1 / stride, float64 [4]."""
     return torch.tensor((start, *level.shape[-2:], 1 / stride), dtype=torch.float64)
 
 
@@ -198,7 +198,7 @@ def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, sample
 
 
 def assign_levels(boxes: Tensor, finest: int, coarsest: int) -> Tensor:
-    """FPN, equation 1: boxes [R, 4] -> level int64 [R], as an index from `finest`; levels are log2 of strides."""
+    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], counted from `finest`. Limits are log2 of strides."""
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE) + 1e-6)
     return level.clamp(finest, coarsest).to(torch.int64) - finest

@@ -168,7 +168,7 @@ class RoIHeads(nn.Module):
     def fast_rcnn_losses(
         self, class_logits: Tensor, deltas: Tensor, sample: RoISample, objects: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """L_cls and L_box (Fast R-CNN, equation 1); `objects` are the boxes of the objects of each image, [B, N, 4]."""
+        """Compute L_cls and L_box (Fast R-CNN, equation 1). `objects`, [B, N, 4], are the boxes of each image."""
         boxes, labels, positive = sample.boxes, sample.labels, sample.positive
         if len(labels) == 0:  # images without objects, for which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0
@@ -182,7 +182,7 @@ class RoIHeads(nn.Module):
     def select_detections(
         self, class_logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Class logits [P, K], deltas [P, K, 4] and proposals of all images -> each image's detections, best first."""
+        """Select each image's detections, best first, from class logits [P, K], deltas [P, K, 4] and proposals."""
         probs = class_logits.softmax(dim=1)[:, 1:]
         classes = probs.shape[1]
         chosen, counts = true_indices((probs > self.score_thresh).flatten(), [len(p) * classes for p in proposals])

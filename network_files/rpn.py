@@ -85,7 +85,7 @@ class RegionProposalNetwork(nn.Module):
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, counts: Sequence[int],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:  # fmt: skip
-        """The best boxes of each image: top n per level, decoded and clipped, then NMS per level, then top n overall.
+        """Return the best boxes of each image: decode and clip the top n per level, apply NMS, and keep the top n.
 
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels, `counts` of each.
@@ -132,7 +132,7 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
     ) -> dict[str, Tensor]:
-        """Faster R-CNN, equation 1, over the sampled anchors of the batch; both terms are divided by their number."""
+        """Compute both losses (Faster R-CNN, equation 1), divided by the number of sampled anchors of the batch."""
         positive, negative, _ = self.sampler(targets.labels)
         image_ids = positive // len(anchors)
         matched_boxes = targets.objects[image_ids, targets.matches.flatten()[positive]]

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of many rows of boxes with one wait for the device; torchvision's operator waits per row."""
+"""Suppress non-maxima in many rows of boxes with one wait for the device. torchvision's operator waits per row."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ PAIRS_AT_ONCE = 2**24  # pairs of boxes; computing their IoU takes 12 bytes per 
 def nms_of_images(
     boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
 ) -> tuple[Tensor, list[int]]:
-    """Suppress boxes [B, n, 4] whose IoU with a better usable one of the same image and group exceeds `threshold`.
+    """Suppress boxes whose IoU with a better usable box of the same image and group exceeds `threshold`.
 
-    Scores, groups (int64) and usable (bool) are [B, n]. Returns int64 [B, m], per image the indices of the kept boxes,
-    best first, then of others; and how many are kept.
+    Boxes are [B, n, 4]; scores, groups (int64) and usable (bool) are [B, n]. Returns int64 [B, m], the indices of each
+    image's kept boxes, best first, and then of others. Also returns the number of kept boxes per image.
     """
     if boxes.device.type != "cpu" and boxes.shape[1] <= MOST_IN_ROWS:
         return nms_at_once(boxes, scores, groups, usable, threshold)

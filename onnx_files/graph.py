@@ -35,7 +35,7 @@ class Graph:
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add an operator with one output, and return the output's name; an empty name omits an optional input."""
+        """Add an operator with one output, and return the output's name. The name "" omits an optional input."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
@@ -79,7 +79,7 @@ class Graph:
         return self.op("Cast", x, to=DTYPES[dtype])
 
     def reshape(self, x: str, *shape: int) -> str:
-        """Reshape; 0 keeps a dimension, -1 is computed."""
+        """Reshape to `shape`, in which 0 keeps a dimension and -1 is computed."""
         return self.op("Reshape", x, self.integers(shape))
 
     def columns(self, x: str, start: int, end: int, axis: int = -1) -> str:

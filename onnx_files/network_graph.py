@@ -116,9 +116,10 @@ def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
 
 
 def transform(g: Graph, image: str, module: ImageTransform, options: GraphOptions) -> tuple[str, str, str]:
-    """Normalise, resize, pad: [C, H, W] or [B, C, H, W] -> [B, C, H', W'], and the image's size before and after.
+    """Normalise, resize and pad: [C, H, W] or [B, C, H, W] -> [B, C, H', W'].
 
-    Both sizes are int64 [2], height and width. ValueError if the module does not pad to multiples of `PADDED_TO`.
+    Also returns the image's size before and after the resize, int64 [2] each, height and width. ValueError if the
+    module does not pad to multiples of `PADDED_TO`.
     """
     if module.fixed_size is not None or module.size_divisible != PADDED_TO:
         raise ValueError(f"the ONNX exporter supports neither fixed_size nor a size_divisible other than {PADDED_TO}")
@@ -158,7 +159,7 @@ def transform(g: Graph, image: str, module: ImageTransform, options: GraphOption
 
 
 def triangle_filter(g: Graph, from_size: str, to_size: str, axis: int) -> str:
-    """Pillow's bilinear filter along one axis as a matrix, float32 [to, from]; onnxruntime's own filter differs."""
+    """Return Pillow's bilinear filter along one axis as a matrix, float32 [to, from]. onnxruntime's filter differs."""
     # A target's centre (2 i + 1) / 2 lies at (2 i + 1) from / (2 to) of the source. Times 2 to, all are integers.
     source_count, target_count = (g.columns(size, axis, axis + 1, 0) for size in (from_size, to_size))
     sources = g.op("Mul", odd_numbers(g, source_count, 1, -1), target_count)

@@ -53,7 +53,10 @@ def stride_exponent(g: Graph, level: str, image_size: str) -> str:
 def pool(
     g: Graph, levels: Sequence[str], exponents: Sequence[str], boxes: str, roi_pool: RoIPool, name: str
 ) -> tuple[str, str]:
-    """`PyramidRoIAlign` of boxes [R, 4]: features [R, C, h, w], finest level first, and the box of each, int64 [R]."""
+    """Pool boxes [R, 4] as `PyramidRoIAlign` does.
+
+    Returns features [R, C, h, w], those of the finest level first, and the index of each one's box, int64 [R].
+    """
     module = known(name, roi_pool, PyramidRoIAlign)
     level_ids = assign_levels(g, boxes, exponents[0], exponents[-1])
     features, owners = [], []
@@ -74,7 +77,7 @@ def pool(
 
 
 def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
-    """FPN, equation 1: boxes [R, 4] -> level int64 [R], as an index from `finest`; levels are log2 of strides."""
+    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], counted from `finest`. Limits are log2 of strides."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
     size = g.op("Sqrt", g.op("Mul", g.column(sides, 0), g.column(sides, 1)))
     octaves = g.op("Div", g.op("Log", g.op("Div", size, g.floats(CANONICAL_SIZE))), g.floats(math.log(2)))

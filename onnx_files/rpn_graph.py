@@ -14,9 +14,10 @@ FINEST_STRIDE = 4
 
 
 def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork) -> str:
-    """The best boxes of all levels [1, C, H_i, W_i], best first: float32 [P, 4], P at most `post_nms_top_n`.
+    """Return the best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
 
-    `batch` is the padded image [1, 3, H, W], `image_size` int64 [2], height and width without the padding.
+    Levels are [1, C, H_i, W_i], and `batch` is the padded image [1, 3, H, W]. `image_size`, int64 [2], is height and
+    width without the padding.
     """
     head = known("rpn.head", rpn.head, RPNHead)
     post_nms_top_n = rpn.post_nms_top_n["testing"]
@@ -74,7 +75,7 @@ def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator
 
 
 def decode(g: Graph, deltas: str, references: str, coder: BoxCoder) -> str:
-    """`BoxCoder.decode` of [..., 4]; references are broadcast."""
+    """Decode deltas [..., 4] as `BoxCoder.decode` does. References are broadcast."""
     low, high = g.columns(references, 0, 2), g.columns(references, 2, 4)
     size = g.op("Sub", high, low)
     centre = g.op("Add", low, g.op("Mul", size, g.floats(0.5)))
@@ -87,13 +88,13 @@ def decode(g: Graph, deltas: str, references: str, coder: BoxCoder) -> str:
 
 
 def clip(g: Graph, boxes: str, image_size: str) -> str:
-    """`clip_boxes_to_image`; the size is int64 [2], height and width."""
+    """Clip boxes as `clip_boxes_to_image` does. The size is int64 [2], height and width."""
     largest = g.op("Gather", g.cast(image_size, "float32"), g.integers([1, 0, 1, 0]))
     return g.op("Min", g.op("Max", boxes, g.floats(0.0)), largest)
 
 
 def unless_small(g: Graph, scores: str, boxes: str, smallest_side: float) -> str:
-    """Scores [...], but -1 where the box [..., 4] is narrower or shorter than `smallest_side`."""
+    """Return scores [...], replaced by -1 where a side of the box [..., 4] is shorter than `smallest_side`."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
     shortest = g.op("Min", *(g.column(sides, i) for i in (0, 1)))
     return g.op("Where", g.op("Less", shortest, g.floats(smallest_side)), g.floats(-1.0), scores)

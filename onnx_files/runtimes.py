@@ -26,14 +26,15 @@ class Session:
 
     @property
     def batch(self) -> int | None:
-        """The number of images that the file takes at once; None if it takes one without a batch dimension."""
+        """The number of images that the file takes at once, or None if it has no batch dimension."""
         return self.shape[0] if len(self.shape) == 4 else None
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Find the objects in an image, uint8 [H, W, 3], RGB, or as trained, [H, W, C], uint8 or float32.
+        """Find the objects in an image.
 
-        Returns `boxes` float32 [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N], `scores` float32 [N], best first,
-        and `masks` float32 [N, 1, 28, 28], probabilities.
+        The image is RGB, uint8 [H, W, 3], or of the trained form, [H, W, C], uint8 or float32. Returns `boxes` float32
+        [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N], `scores` float32 [N], best first, and `masks` float32 [N, 1,
+        28, 28], probabilities.
         """
         height, width = self.shape[-2:]
         if (height or len(image), width or image.shape[1]) != image.shape[:2]:
@@ -51,7 +52,7 @@ class Session:
 
 
 def fastest_runtime() -> str:
-    """The fastest installed runtime: onnxruntime with a GPU, else OpenVINO, else onnxruntime; InputError if none is."""
+    """Return the fastest runtime installed: onnxruntime on a GPU, OpenVINO, onnxruntime. InputError if none is."""
     if not (installed := [runtime for runtime in RUNTIMES if is_installed(runtime)]):
         raise InputError("no runtime is installed; install one with: pip install onnxruntime (or: openvino)")
     if installed[0] == "onnxruntime":
@@ -63,9 +64,10 @@ def fastest_runtime() -> str:
 
 
 def open_session(source: str | bytes, runtime: str, threads: int | None = None, precision: str = "fp32") -> Session:
-    """Open a file, given by its path or content, with `threads` of the CPU; None for all cores.
+    """Open a model file, given by its path or content.
 
-    InputError if the runtime is missing, or lacks the precision of `PRECISIONS`; ValueError if it cannot open the file.
+    `threads` is the number of threads on the CPU, None for all cores. InputError if the runtime is missing, or lacks
+    the precision of `PRECISIONS`; ValueError if it cannot open the file.
     """
     if not is_installed(runtime):
         raise InputError(f"the package {runtime} is missing; install it with: pip install {runtime}")

@@ -111,7 +111,7 @@ class LabelmeSaver:
 
 
 def shapes_of(prediction: Prediction) -> list[dict]:
-    """Return labelme's shapes: a mask per object with a hole, else a polygon per part, with one group_id per object."""
+    """Return labelme's shapes: a mask for an object with a hole, else a polygon per part, with a common group_id."""
     shapes = []
     objects = zip(prediction.names, prediction.scores.tolist(), prediction.crops())
     for number, (name, score, crop) in enumerate(objects, start=1):
@@ -126,7 +126,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
 
 
 def mask_shape(crop: Crop) -> dict:
-    """Return a shape of type mask: its top left and bottom right pixel, and a base64 PNG of the pixels between them."""
+    """Return a shape of type mask, with its top left and bottom right pixel, and its pixels as a base64 PNG."""
     left, top, pixels = crop
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
@@ -156,7 +156,7 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
 
 
 def outlines_of(crop: Crop) -> list[Points]:
-    """Return a polygon per part of a mask without holes; pixels that only touch at a corner are separate parts."""
+    """Return a polygon for each part of a mask without holes. Parts that touch only at a corner are separate."""
     left, top, pixels = crop
     exact = contours(pixels)
     for tolerance in TOLERANCES:
@@ -175,9 +175,9 @@ def has_hole(pixels: np.ndarray) -> bool:
 
 
 def contours(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return the corners of each contour of a mask, bool [h, w] -> float64 [P, 2] x, y each, along the pixels' edges.
+    """Return the corners of each contour of a mask, bool [h, w], along the edges of its pixels.
 
-    Contours around holes run in the opposite direction to those around parts.
+    A contour is float64 [P, 2], x and y. Contours around holes run in the opposite direction to those around parts.
     """
     values = np.pad(pixels, 1).repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
     lines: Any = contourpy.contour_generator(z=values, line_type="Separate").lines(LEVEL)

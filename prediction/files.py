@@ -16,7 +16,7 @@ from train_utils.errors import InputError, reading_input
 def predict_files(
     predictor: ImagePredictor, given: Iterable[str | Path], settings: OutputSettings, inputs: Iterable[str | None]
 ) -> None:
-    """Draw and save the predictions of files that are given by name, by folder or by pattern; see `check_outputs`.
+    """Draw and save the predictions of files, given by name, folder or pattern. For `inputs` see `check_outputs`.
 
     Raises:
         InputError: an option or a file cannot be used, or an output would replace an input.

@@ -40,9 +40,10 @@ def predict_images(
     predictor: ImagePredictor, images: Sequence[Source], known: Sequence[ResultImage], folder: Path,
     savers: Sequence[Saver],
 ) -> list[Source]:  # fmt: skip
-    """Draw the predictions of images into `folder`, save them, and print a line for each; return the unreadable ones.
+    """Draw the predictions of images into `folder`, save them, and print a line for each.
 
-    Whatever ends the prediction, savers write what was predicted until then. `known` has the sizes in annotations.
+    Returns the images that cannot be read. Whatever ends the prediction, savers write what was predicted until then.
+    `known` has the sizes in annotations.
 
     Raises:
         RunEnded: after Ctrl-C.
@@ -136,7 +137,7 @@ def predict_all(
 
 
 def in_threads(function: Callable[[Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
-    """Apply a function in other threads, `ahead` items at a time; yield the results in order, as soon as available."""
+    """Apply a function in other threads, `ahead` items at a time. Results come in order, as soon as available."""
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(THREADS)
     try:

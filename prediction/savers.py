@@ -94,7 +94,7 @@ class TableSaver(Saver):
 
 
 class MaskSaver(Saver):
-    """Write a 16-bit PNG per image: 0 is the background, k the k-th best object, which covers later ones."""
+    """Write a 16-bit PNG per image. Value 0 is the background, k the k-th best object, which covers later ones."""
 
     suffixes: tuple[str, ...] = (".png",)
 
@@ -114,7 +114,7 @@ class MaskSaver(Saver):
 
 
 class CropSaver(Saver):
-    """Write a transparent PNG per object, cut out along its mask: NAME_001_class.png; none for an empty mask."""
+    """Write each object with a non-empty mask as a transparent PNG, cut out along the mask: NAME_001_class.png."""
 
     def __init__(self, folder: Path):
         self.path = folder

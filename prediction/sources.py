@@ -90,7 +90,7 @@ def matching_files(pattern: str, folder: Path) -> list[Path]:
 
 
 def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a path's parts, or the first of them, match a pattern's, in which "**" matches any number of parts."""
+    """Whether a path, or a folder above it, matches a pattern, in which "**" stands for any number of parts."""
     if not wanted:
         return True
     if wanted[0] == "**":
@@ -108,9 +108,10 @@ def below(folder: Path, file: Path) -> str:
 
 
 def unique_names(file_names: Iterable[str]) -> list[str]:
-    """Return output names: without suffix, and numbered if they differ only in suffix, case or Unicode form.
+    """Return a unique output name for each file: its name without suffix, numbered if necessary.
 
-    No output file takes the path of a folder for other outputs, as that of x.jpg would beside the folder x.png.
+    Names are numbered if they differ only in suffix, case or Unicode form. No output file takes the path of a folder
+    for other outputs, as that of x.jpg would beside the folder x.png.
     """
     paths = [PurePosixPath(file_name) for file_name in file_names]
     folders = {folder for path in paths for folder in path.parents if folder.suffix.lower() in OUTPUT_SUFFIXES}
@@ -137,7 +138,7 @@ def comparable(name: str) -> str:
 
 
 class ResultImage(NamedTuple):
-    """An image's id in written results, and its annotated height and width; None without annotations."""
+    """The id of an image in written results, and its annotated height and width, if it has annotations."""
 
     id: int
     size: tuple[int, int] | None = None

@@ -67,7 +67,7 @@ class ImagePredictor:
         self.tile, self.overlap = settings.tile, DEFAULT_OVERLAP if settings.overlap is None else settings.overlap
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
-        """Run the network on one batch of images, [C, H, W] each, see `LoadedImage`; detections come best first."""
+        """Run the network on a batch of images, [C, H, W] each (see `LoadedImage`). Detections come best first."""
         raise NotImplementedError
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
@@ -76,7 +76,7 @@ class ImagePredictor:
 
     @property
     def box_thresh(self) -> float:
-        """The lowest score to show, for classes without a threshold of their own; set it as in the options."""
+        """The lowest score to show for classes without a threshold of their own. It is set as in the options."""
         return self.thresholds.default
 
     @box_thresh.setter
@@ -85,7 +85,7 @@ class ImagePredictor:
 
     @property
     def images_per_step(self) -> int:
-        """The number of images to load before a step; a tiled image fills steps by itself."""
+        """The number of images to load before a step. It is one for tiled images, whose tiles fill the steps."""
         return 1 if self.tile else self.batch_size
 
     def require_rgb(self, what: str | Path) -> None:
@@ -115,7 +115,7 @@ class ImagePredictor:
         return found
 
     def kept(self, detection: Detection) -> Detection:
-        """Drop detections that score below their class's threshold, and labels without a class (gaps in COCO's ids)."""
+        """Drop detections that score below their class's threshold or have no class (a gap in COCO's ids)."""
         labels, scores = detection["labels"], detection["scores"]
         named = np.array([label in self.classes.category_ids for label in labels.tolist()], dtype=bool)
         keep = named & (scores >= self.thresholds(labels).astype(scores.dtype))  # as float32, as 0.5 is compared
@@ -187,10 +187,11 @@ def score_of(text: str, part: str) -> float:
 
 
 def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
-    """Open a file, a Pillow image or an RGB array uint8 [H, W, 3] as an RGB image; only files are rotated by EXIF.
+    """Open a file, a Pillow image or an RGB array uint8 [H, W, 3] as an RGB image.
 
-    For files see `upright_rgb`; without `exif` and `size`, their EXIF orientation is applied. Raises ValueError, which
-    names the file, for one that cannot be read or an array that is not an image, and TypeError for anything else.
+    Only files are rotated by their EXIF orientation: see `upright_rgb`; without `exif` and `size`, it is applied.
+    Raises ValueError, which names the file, for one that cannot be read or an array that is not an image, and TypeError
+    for anything else.
     """
     if isinstance(source, Image.Image):
         return stored_images.as_rgb(source)
@@ -209,9 +210,10 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
 
 
 def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
-    """Return a file, a Pillow image or an array ([H, W], [H, W, C], [C, H, W]) in `form`: [C, H, W], uint8 or float32.
+    """Read a file, a Pillow image or an array in the given form: [C, H, W], uint8 or float32.
 
-    Raises ValueError, which names the file, if it cannot be read or the image is not of this form.
+    An array is [H, W], [H, W, C] or [C, H, W]. Raises ValueError, which names the file, if it cannot be read or the
+    image is not of this form.
     """
     if not isinstance(source, (str, Path)):
         array = stored_images.pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source)

@@ -84,7 +84,7 @@ class TestTimeAugmentation(nn.Module):
         return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return float [D, 1, 28, 28], predicted in the version for boxes [D, 4] of the image, which has `size`."""
+        """Predict masks in the version: float [D, 1, 28, 28], for boxes [D, 4] of the image, whose size is given."""
         moved = resize_boxes(mirror(boxes, size[1]) if version.is_mirrored else boxes, size, version.size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]

@@ -48,7 +48,7 @@ class Part:
         return self.left, self.top, self.left + width, self.top + height
 
     def inside(self, window: Window | None) -> np.ndarray:
-        """Return the mask's pixels in `window`, which must lie inside `self.window`: bool [h, w]; empty for None."""
+        """Return the mask's pixels, bool [h, w], in a window inside `self.window`; for None, an empty array."""
         x1, y1, x2, y2 = window or (self.left, self.top, self.left, self.top)
         return self.crop[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
 
@@ -66,7 +66,7 @@ def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> l
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Return where the tiles along an axis begin: at regular intervals, so that the last one ends with the image."""
+    """Return where the tiles along an axis begin, at regular intervals. The last tile ends with the image."""
     if length <= side:
         return [0]
     step = max(int(side * (1 - overlap)), 1)
@@ -108,7 +108,7 @@ def merge_tiles(
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a tile without the strips along its borders; unbounded where its border is the image's."""
+    """Return a tile without the strips along its borders. It is unbounded where its border is the image's."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
     right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))
@@ -118,7 +118,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 def parts_of(
     number: int, tile: Tile, found: Detection, insides: np.ndarray, encode: Encode, agnostic: bool
 ) -> Iterator[Part]:
-    """Yield the detections of a tile in the frame of the image; `insides`, float64 [T, 4], is `inside_of` all tiles."""
+    """Yield the detections of a tile in the image's frame. `insides`, float64 [T, 4], holds `inside_of` each tile."""
     left, top, right, bottom = tile
     codes = encode(found["masks"], found["boxes"], (bottom - top, right - left))
     boxes = found["boxes"].astype(np.float64) + (left, top, left, top)
@@ -190,7 +190,7 @@ def intersection(one: Window, other: Window) -> Window | None:
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Return an object: its best whole part, else the union of its parts with label and score of the best."""
+    """Return an object as one part: its best whole part, or else the union, with label and score of the best."""
     whole = [part for part in parts if not part.is_cut]
     best = max(whole or parts, key=lambda part: part.score)
     if whole or len(parts) == 1:

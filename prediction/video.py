@@ -1,6 +1,6 @@
-"""Predict videos with PyAV: frames in; a drawn H.264 video with the same times, and a line of JSON per frame, out.
+"""Predict videos with PyAV, and write drawn H.264 videos and lines of JSON, one per frame.
 
-Frames of a camera, which OpenCV reads, are shown as well.
+Drawn frames keep the times of the original ones. Frames of a camera, which OpenCV reads, are shown as well.
 """
 
 import importlib
@@ -45,9 +45,10 @@ class Frame:
 
 
 def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_path: Path | None, every: int) -> str:
-    """Draw the objects in every n-th frame into the video `path`, with a progress bar, and print a line.
+    """Draw the objects in every n-th frame of a video, and write the result to `path`.
 
-    A line of JSON per frame goes to `json_path`, if given. Ctrl-C leaves complete files.
+    This shows a progress bar and prints a line. A line of JSON per frame goes to `json_path`, if given. Ctrl-C leaves
+    complete files.
 
     Returns:
         A description of the fault in the video file, or "". The readable frames of a damaged file are predicted.
@@ -133,7 +134,7 @@ class VideoReader:
         self.error = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every `every`-th frame; times increase even if the file has none or its clock restarts."""
+        """Yield every `every`-th frame. Times increase, even if the file has none or its clock restarts."""
         number, first, last, shift, matrix = -1, 0, -1, 0, (1, 0, 0, 1)
         mean = step = max(1, round(1 / (self.rate * self.every) / self.time_base))
         for number, decoded in enumerate(self.decoded()):
@@ -174,7 +175,7 @@ class VideoReader:
 
 
 def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
-    """Return a, b, c, d of a frame's display matrix as -1, 0 or 1; None unless it is a matrix of quarter turns."""
+    """Return a, b, c and d of a frame's display matrix as -1, 0 or 1. None if it is not a matrix of quarter turns."""
     data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -194,7 +195,7 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 def recording(
     av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
-    """Write a drawn H.264 video and, given a path for them, JSON lines; without frames, write no video.
+    """Write a drawn H.264 video and, if `json_path` is given, JSON lines. Without frames, no video is written.
 
     Odd sides get one more row or column of pixels. The file states `rate` frames per second; frames keep their own
     times, in units of `time_base` seconds. Yields a function that appends a frame: number, time, drawing, prediction.
@@ -243,7 +244,7 @@ def frame_line(number: int, seconds: float, found: Prediction) -> str:
 
 
 def predict_webcam(predictor: ImagePredictor, number: int, path: Path, json_path: Path | None, every: int) -> None:
-    """Show and record camera `number` until q, Esc or Ctrl-C, or until it delivers no more frames; see `predict_video`.
+    """Show and record camera `number` until q, Esc or Ctrl-C, or until its last frame. See also `predict_video`.
 
     Raises:
         InputError: OpenCV or PyAV is missing, or the camera cannot be opened.

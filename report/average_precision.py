@@ -40,7 +40,7 @@ NO_SCORE = BestScore(0.0, 0.0, 0.0, float("nan"))
 
 @dataclass
 class ClassResult:
-    """Results of one class; numbers are NaN if the data has no object of the class."""
+    """Results of one class. Numbers are NaN if the data has no object of the class."""
 
     objects: int  # without crowds
     ap: float
@@ -83,7 +83,7 @@ def object_counts(data: EvalData) -> np.ndarray:
 
 
 def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> list[np.ndarray]:
-    """Return the detections of each class by descending score; ties by image, as in COCO's metrics.
+    """Return the detections of each class by descending score. Ties are ordered by image, as in COCO's metrics.
 
     `classes`, int64 [D], replace the detections' own.
     """
@@ -94,10 +94,11 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 
 
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
-    """Return COCO's precision at 101 recalls: the best at that recall or a higher one; 0 beyond the highest.
+    """Return COCO's precision at 101 recalls.
 
-    `right` and `counted`, bool [T, N], are whether a detection is matched and whether it counts (is not ignored), by
-    descending score; `objects`, at least 1, is the number to find. Returns float64 [T, 101]; the mean of a row is AP.
+    This is the best precision at that or a higher recall, and 0 beyond the highest recall reached. `right` and
+    `counted`, bool [T, N], are whether a detection is matched and whether it counts (is not ignored), by descending
+    score; `objects`, at least 1, is the number to find. Returns float64 [T, 101]; the mean of a row is AP.
     """
     hits = np.cumsum(right & counted, axis=1)
     misses = np.cumsum(~right & counted, axis=1)
@@ -189,7 +190,10 @@ def group_aps(
     data: EvalData, matching: Matching, of_objects: np.ndarray, of_detections: np.ndarray, edges: Sequence[float],
     names: Sequence[str],
 ) -> list[Group]:  # fmt: skip
-    """Compute the AP of each range of a property, whose values are [G] and [D]; `edges` are the ranges' lower ends."""
+    """Compute the AP of each range of a property.
+
+    `of_objects` [G] and `of_detections` [D] are the values of the property, `edges` the lower ends of the ranges.
+    """
     in_range, own_range = (np.searchsorted(edges, each, side="right") - 1 for each in (of_objects, of_detections))
     matched = matching.objects >= 0
     ranges = np.broadcast_to(own_range, matched.shape).copy()

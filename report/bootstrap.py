@@ -1,8 +1,9 @@
-"""Compute 95 % intervals of COCO's AP by a bootstrap over images; paired, if two models get the same resamples.
+"""Compute 95 % intervals of COCO's AP by a bootstrap over images.
 
-A resample draws as many images as there are, with replacement. It is a column of weights: how often each image is
-drawn. Matching depends on single images only, so it is done once; each resample then sums the weights of right and
-false detections by descending score. The first column has all images once, so that its AP is COCO's.
+The comparison of two models is paired if both get the same resamples. A resample draws as many images as there are,
+with replacement. It is a column of weights: how often each image is drawn. Matching depends on single images only, so
+it is done once; each resample then sums the weights of right and false detections by descending score. The first column
+has all images once, so that its AP is COCO's.
 
 The spread of resamples underestimates that of samples, most if only few images have objects of a class. Intervals
 therefore reach further into the tails, as Hesterberg's expanded percentile intervals do ("What Teachers Should Know
@@ -63,10 +64,10 @@ def interval_of(samples: np.ndarray, tail: float) -> Interval:
 
 
 def tail_of(images: np.ndarray) -> float:
-    """Return the share of the resamples on each side of an interval; NaN if fewer than five images have objects.
+    """Return the share of the resamples on each side of an interval.
 
-    The variance of n images' resamples is too small by (n - 1) / n. The mean over classes gets the factor of the sum of
-    its classes' variances, taken as equal for equal n.
+    NaN if fewer than five images have objects. The variance of n images' resamples is too small by (n - 1) / n. The
+    mean over classes gets the factor of the sum of its classes' variances, taken as equal for equal n.
 
     Args:
         images: int64 [K], how many images have objects of each class that has any; [1] for a single class.
@@ -82,7 +83,7 @@ def tail_of(images: np.ndarray) -> float:
 
 
 def draw_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Draw how often each image occurs in each resample, float32 [I, 1 + R]; the first column has each once."""
+    """Draw how often each image occurs in each resample, float32 [I, 1 + R]. The first column has each image once."""
     drawn = np.random.default_rng(seed).integers(images, size=(resamples, images)) if images else np.zeros((0, 0), int)
     weights = [np.ones(images), *(np.bincount(one, minlength=images) for one in drawn)]
     return np.stack(weights, axis=1).astype(np.float32)
@@ -126,7 +127,7 @@ def coco_stats(data: EvalData, areas: Mapping[str, InRange]) -> list[float]:
 
 
 def recall_of(data: EvalData, in_range: InRange, most: int = DETECTIONS_PER_CLASS) -> float:
-    """Return the recall with the best detections per image and class, mean over IoUs and classes."""
+    """Return the recall of the `most` best detections per image and class, averaged over IoUs and classes."""
     matching, to_find = in_range
     found, number = data.detections, len(data.class_names)
     kept = np.zeros(len(found), dtype=bool)
@@ -203,7 +204,7 @@ def resampled_ap(
 
 
 def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Return how many of the recalls 0.01, 0.02, ..., 1 are reached by hits [E, R] of objects [R], as COCO counts."""
+    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 are reached by `hits` [E, R] among `objects` [R]."""
     nearly = 1 + 4 * np.finfo(hits.dtype).eps  # what is reached exactly is not rounded below it
     reached = hits * (100 * nearly / np.maximum(objects, 1)).astype(hits.dtype)
     np.floor(reached, out=reached)
@@ -213,7 +214,7 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
 
 def just_short(objects: np.ndarray) -> np.ndarray:
-    """Mark the numbers of hits with recall k / 100 where COCO's threshold is slightly higher: bool [1 + hits, R]."""
+    """Mark the numbers of hits whose recall k / 100 is just below COCO's rounded threshold, bool [1 + hits, R]."""
     short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
     for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
         columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))
@@ -222,7 +223,7 @@ def just_short(objects: np.ndarray) -> np.ndarray:
 
 
 def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the sum of the weights of the rows before each end, float64 [E, R]; ends are in ascending order."""
+    """Return the summed weights of all rows before each end, float64 [E, R]. The ends are in ascending order."""
     sums, begin = np.empty((len(ends), weights.shape[1])), 0
     for one, end in zip(sums, ends.tolist()):
         weights[rows[begin:end]].sum(axis=0, out=one)
@@ -231,7 +232,7 @@ def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.nd
 
 
 def accumulate(function: np.ufunc, rows: np.ndarray) -> np.ndarray:
-    """Accumulate rows [E, R] in place, and return them; two to three times as fast as `function.accumulate`."""
+    """Accumulate rows [E, R] in place and return them, two to three times as fast as `function.accumulate`."""
     if rows.shape[1] == 1:
         return function.accumulate(rows, out=rows)
     for before, row in zip(rows, rows[1:]):

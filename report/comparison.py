@@ -72,7 +72,7 @@ class KindComparison:
         return f"{words}: {found}, a difference of {signed(ap.difference)} ({signed(low)} to {signed(high)})"
 
     def changed_most(self, number: int) -> list[int]:
-        """Return the images whose F1 differs most between A and B; among equals, those with most objects come first."""
+        """Return the images whose F1 differs most between A and B. Ties go to larger changes in correct detections."""
         a, b = self.scores
         change = np.abs(np.nan_to_num(b.f1, nan=1.0) - np.nan_to_num(a.f1, nan=1.0))
         order = np.lexsort((-np.abs(b.right - a.right), -change))
@@ -92,7 +92,7 @@ def compare(
     content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], form: ImageForm = RGB,
     seed: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Compare detections by "segm", "bbox" or "boundary", of which the first decides; see `make_eval_data`."""
+    """Compare detections by "segm", "bbox" or "boundary". The first of the `kinds` decides. See `make_eval_data`."""
     data = (make_eval_data(content, a.results, paths, form), make_eval_data(content, b.results, paths, form))
     weights = draw_weights(len(content["images"]), seed=seed)
     return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])

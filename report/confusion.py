@@ -69,13 +69,13 @@ class ImageScores:
     f1: np.ndarray  # float64 [I], NaN if an image has neither objects nor detections
 
     def worst(self, number: int) -> list[int]:
-        """Return images by ascending F1; among equals, those with most errors come first."""
+        """Return images by ascending F1. Among equals, those with most errors come first."""
         wrong = self.false + self.missed
         order = np.lexsort((-wrong, np.nan_to_num(self.f1, nan=2.0)))
         return [i for i in order.tolist() if wrong[i]][:number]
 
     def best(self, number: int) -> list[int]:
-        """Return images by descending F1, without the worst; among equals, those with most objects come first."""
+        """Return images by descending F1, without the worst. Among equals, more correct detections come first."""
         order = np.lexsort((-self.right, -np.nan_to_num(self.f1, nan=-1.0)))
         taken = set(self.worst(number))
         return [i for i in order.tolist() if self.right[i] and i not in taken][:number]

@@ -77,7 +77,7 @@ def find_errors(data: EvalData, overlaps: Overlaps, matching: Matching) -> Error
 
 
 def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest IoU of each detection among the chosen pairs, and its object; 0 and -1 if there is none."""
+    """Return the highest IoU of each detection among the chosen pairs, and its object; without a pair, 0 and -1."""
     places = np.flatnonzero(chosen)
     places = places[np.argsort(overlaps.ious[places], kind="stable")]
     best, objects = np.zeros(number), np.full(number, -1, dtype=np.int64)
@@ -98,7 +98,7 @@ def cost_of_each(
     counts = object_counts(data)
 
     def ap50(classes: np.ndarray, right: np.ndarray, counted: np.ndarray, to_find: np.ndarray) -> float:
-        """Return the mean over classes with objects; one with none left has AP 1, or 0 with a false detection."""
+        """Return the mean AP of classes with objects. A class with none left has AP 1, or 0 with a false detection."""
         aps = []
         for k, chosen in enumerate(detections_by_class(data, classes)):
             if counts[k] and to_find[k]:

@@ -134,7 +134,7 @@ def read_detections(results: Mapping[str, Entries], image_ids: np.ndarray, categ
 def known_entries(
     entries: Entries, image_ids: np.ndarray, category_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return indices of the entries whose image and category are known, and both as indices, int64 [N] each."""
+    """Find the entries of known images and categories. Return their indices, images and classes, int64 [N] each."""
     found = []
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         ids = np.array([entry[key] for entry in entries], dtype=np.int64)
@@ -148,7 +148,7 @@ def known_entries(
 def best_per_image(
     images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int, most: int = DETECTIONS_PER_CLASS
 ) -> np.ndarray:
-    """Return indices by image and descending score, stable, with at most `most` detections per image and class."""
+    """Return indices by image and descending score, at most `most` per image and class. Equal scores stay in order."""
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")

@@ -47,7 +47,7 @@ class Gallery:
     images: dict[int, None] = field(default_factory=dict)  # of the shots, in order of admission
 
     def admit(self, shot: Shot, caption: str = "", crop: bool = False) -> int | None:
-        """Add a shot and return its index; None if the gallery is full and lacks the image."""
+        """Add a shot and return its index, or None if the gallery is full and does not have the image."""
         if shot.image not in self.images and len(self.images) >= MOST_IMAGES:
             return None
         self.images[shot.image] = None
@@ -98,7 +98,7 @@ class Gallery:
         return {"images": images, "shots": shots}
 
     def read(self, image: int, unreadable: list[str]) -> Image.Image | None:
-        """Read an image in RGB; None if there is none, or if it cannot be read (then add it to `unreadable`)."""
+        """Read an image in RGB, or return None. The reason for an unreadable one is added to `unreadable`."""
         path, size = self.data.paths[image], tuple(self.data.sizes[image].tolist())
         if path is None:
             return None
@@ -113,7 +113,7 @@ class Gallery:
 
     @cached_property
     def right(self) -> tuple[set[int], set[int]]:
-        """The objects and the detections that are paired with one of their own class."""
+        """Return the objects and the detections that are paired with one of their own class."""
         right = self.pairs.rows == self.pairs.columns
         return set(self.pairs.objects[right].tolist()), set(self.pairs.detections[right].tolist())
 

@@ -210,9 +210,10 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
-    """Return a matrix without empty classes: `used` classes, and `rows` of (class, [(class, number, colour strength)]).
+    """Return a matrix without empty classes, for the page.
 
-    `totals`, int64 [K], are the numbers in the rows of `numbers`, [K, K], that get the strongest colour.
+    It has the `used` classes, and `rows` of (class, [(class, number, colour strength)]). `totals`, int64 [K], are the
+    numbers in the rows of `numbers`, [K, K], that get the strongest colour.
     """
     used = np.flatnonzero(numbers.any(axis=0) | numbers.any(axis=1))
     shares = np.sqrt(numbers / np.maximum(totals, 1)[:, None])
@@ -221,7 +222,7 @@ def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
 
 
 def small_curves(curves: np.ndarray) -> list[str]:
-    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards; each value is one unit wide."""
+    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards. Each value is one unit wide."""
     paths = []
     for curve in curves:
         heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]

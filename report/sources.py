@@ -153,9 +153,10 @@ def given_options(settings: ValidationSettings) -> str:
 
 
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
-    """Return the data as a network takes them: in its classes and image form; the data may supply category ids.
+    """Return the data in the classes and the image form of a network.
 
-    Raises InputError if the network lacks the classes of the data.
+    If the weights store no category ids, those of the data are used. Raises InputError if the network lacks the classes
+    of the data.
     """
     classes, opened = trained.classes, copy.copy(opened)
     opened.form = opened.form._replace(channels=trained.form.channels, values=trained.form.values)

@@ -58,7 +58,7 @@ def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size:
 def targets_on_device(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool
 ) -> Tensor:
-    """Paint full-size planes, some objects at a time; sample all boxes from them, without waiting for the device."""
+    """Paint some objects at a time onto full-size planes, and sample all boxes there without waiting for the device."""
     device = boxes[0].device
     all_boxes = at_least_float32(torch.cat(list(boxes)).detach())
     if not any(len(m.pixels) for m in masks):
@@ -102,7 +102,7 @@ class MaskPlanes:
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
     def paint(self, image: int, first: int, count: int) -> Tensor:
-        """Dense masks uint8 [count, 1, H, W] of an image's objects, from object `first` of the whole batch on."""
+        """Return dense masks, uint8 [count, 1, H, W], of an image's objects, from number `first` of the batch on."""
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
