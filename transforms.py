@@ -92,7 +92,7 @@ class ColorJitter:
 
 
 class ScaleJitter:
-    """Large-scale jitter (Ghiasi et al., arXiv:2012.07177, section 3): a random scale, then a square cropped or padded.
+    """Large-scale jitter (Ghiasi et al., arXiv:2012.07177, section 3): scale randomly, then crop or pad to a square.
 
     At scale 1 the image just fits into the square, of `side` pixels in the network's input. Parts outside the square
     are cropped here, in pixels of the image. Scaling and padding are left to the network's resize, by a `View` in the
@@ -121,9 +121,10 @@ class ScaleJitter:
 def crop(
     image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
 ) -> tuple[Tensor, dict]:
-    """Return a window of the image, in whole pixels, and its objects, except those of which less than `least` remains.
+    """Return a window of the image, in whole pixels, and the objects in it.
 
-    Objects that the window cuts get the box and area of their remaining mask, or if they have none, their cut box.
+    Objects of which less than the share `least` remains are dropped. Objects that the window cuts get the box and area
+    of their remaining mask, or if they have none, their cut box.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -142,7 +143,7 @@ def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks])
 
 
 def areas_of(target: dict) -> Tensor:
-    """Return the areas of the masks, int64 [N]; with `has_mask`, float64, with box areas for objects without a mask."""
+    """Return the areas of the masks, int64 [N]. With `has_mask`, they are float64, and boxes replace missing masks."""
     areas = target["masks"].areas()
     if "has_mask" in target:
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
@@ -151,7 +152,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute box and area of objects that have lost pixels; `before`, [N], is the earlier `areas_of` the target."""
+    """Recompute box and area of objects that have lost pixels. `before`, [N], is the target's earlier `areas_of`."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
@@ -186,7 +187,7 @@ def is_rgb(image: Tensor) -> bool:
 
 
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Apply an item's view: resize the image, and pad it with ImageNet's mean colour, or its own mean if not RGB."""
+    """Apply an item's view: resize the image, and pad it with ImageNet's mean colour, or its own if it is not RGB."""
     view: View = target["view"]
     fill = torch.tensor(IMAGENET_MEAN).mul(255).round() if is_rgb(image) else image.flatten(1).float().mean(dim=1)
     frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)
@@ -201,7 +202,7 @@ def in_frame(image: Tensor, target: dict) -> Item:
 
 
 def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
-    """Paste a random part of the objects of `source`, unless they have no mask, over an image of the same size.
+    """Paste random objects of `source`, among those with a mask, over an image of the same size.
 
     Partly covered objects get the box and area of their visible part; fully covered ones are dropped.
     """
@@ -223,6 +224,6 @@ def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> I
 
 
 def collate_fn(batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
-    """Collate items to (images, targets) without stacking: images differ in size until the network pads them."""
+    """Collate items to (images, targets) without stacking, as images differ in size until the network pads them."""
     images, targets = zip(*batch)
     return images, targets

@@ -52,7 +52,7 @@ class Session:
 
 
 def fastest_runtime() -> str:
-    """Return the fastest runtime installed: onnxruntime on a GPU, OpenVINO, onnxruntime. InputError if none is."""
+    """Return the fastest installed runtime: onnxruntime with a GPU, OpenVINO or onnxruntime. InputError if none is."""
     if not (installed := [runtime for runtime in RUNTIMES if is_installed(runtime)]):
         raise InputError("no runtime is installed; install one with: pip install onnxruntime (or: openvino)")
     if installed[0] == "onnxruntime":

@@ -181,7 +181,7 @@ def detect(
 
 
 def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comparison, str] | None:
-    """Detect with the weights that `--compare` names, read the results files, and compare the two.
+    """Compare the two sides of `--compare`, after detecting with weights and reading results files.
 
     Return the comparison and a description of the data; None on all but the main process. Raises InputError if a file
     cannot be used, or the two do not fit together.
@@ -214,9 +214,9 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
 def detect_with_all(
     settings: ValidationSettings, weights: Sequence[str], with_tta: Augment
 ) -> tuple[InstanceDataset | None, dict[str, Results]]:
-    """Detect with each of the weights on the data of the first; return the data, and the results by path.
+    """Detect with each of the weights on the data of the first.
 
-    The data are None without weights. Only the main process has results.
+    Returns the data, None without weights, and the results by path, which only the main process has.
     """
     opened, detected = None, {}
     for path in weights:
@@ -235,7 +235,7 @@ def detect_with_all(
 
 
 def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: Results) -> Results:
-    """Replace the network's category ids by the data's, by name; drop detections of classes that the data lacks."""
+    """Replace the network's category ids by the data's, by name. Detections of classes that it lacks are dropped."""
     classes = trained.classes
     if not classes.are_named():
         return results
@@ -248,7 +248,7 @@ def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: 
 
 
 def read_all(path: str, content: dict[str, Any], settings: ValidationSettings) -> Results:
-    """Read a results file: the kinds that --iou-type names, else those that its first entry has."""
+    """Read the kinds of a results file that --iou-type names, or by default those that its first entry has."""
     entries = read_json(path, "--compare")
     first = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
     kinds = settings.kinds(*([kind for kind in ("segm", "bbox") if SHAPES[kind] in first] or ["bbox"]))

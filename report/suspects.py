@@ -93,7 +93,7 @@ def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
 
 
 def annotated_twice(data: EvalData) -> list[Suspect]:
-    """Return the later of two annotations whose boxes are nearly the same; the confidence is their IoU."""
+    """Return the later of any two annotations with nearly the same box. The confidence is the IoU of the boxes."""
     objects = data.objects
     corners = np.concatenate((objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]), axis=1)
     borders = np.searchsorted(objects.images, np.arange(len(data.image_ids) + 1))

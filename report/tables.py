@@ -90,9 +90,10 @@ def class_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequenc
 
 
 def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[Any, ...]:
-    """Return annotation id, both classes, score and box of an object and a detection; one of the two may be -1.
+    """Return annotation id, both classes, score and box of a pair of an object and a detection.
 
-    With both, `detection_first` chooses the detection's box, otherwise it is the annotation's.
+    The index of one of the two may be -1. With both, `detection_first` chooses the detection's box, otherwise it is the
+    annotation's.
     """
     objects, found, names = data.objects, data.detections, data.class_names
     annotated = (int(objects.ids[g]), names[objects.classes[g]]) if g >= 0 else ("", "")

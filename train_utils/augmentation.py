@@ -12,7 +12,7 @@ SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # sizes of multiscale, in units of -
 
 
 def training_transforms(settings: TrainSettings) -> transforms.Compose:
-    """Return the transforms of items, geometry first for fewer pixels; InputError if options contradict each other."""
+    """Return the transforms of items, geometry first to save pixels. InputError if options contradict each other."""
     augmentation, chosen = settings.data_augmentation, list[transforms.Transform]()
     if settings.use_copypaste and augmentation != "lsj":
         raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
@@ -37,14 +37,14 @@ def batch_transform(settings: TrainSettings) -> Callable[[Sequence], tuple] | No
 
 
 def training_sizes(settings: TrainSettings) -> int | list[int]:
-    """Return the short side that the network resizes images to, or several; evaluation uses the last of them."""
+    """Return the short side, or the several ones, that the network resizes images to. Evaluation uses the last one."""
     if settings.data_augmentation == "multiscale":
         return [round(size * the_one_size(settings)) for size in SIZES]
     return settings.min_size
 
 
 def the_one_size(settings: TrainSettings) -> int:
-    """Return the only short side; InputError if --min-size has several, since the augmentation draws its own sizes."""
+    """Return the only short side. InputError if --min-size has several, since the augmentation draws its own sizes."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

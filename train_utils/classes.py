@@ -25,7 +25,7 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return a weight file's table, else COCO's for 91 classes or numbers; `label_json` overrides names."""
+        """Return the table in a weight file, or COCO's for 91 classes, or numbers. `label_json` overrides names."""
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
         elif num_classes == 91:

@@ -23,7 +23,7 @@ MOSTLY_CROWDS = 0.5
 def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
 ) -> list[InstanceDataset]:
-    """Check datasets on the main process, and return them without unusable items, on all processes."""
+    """Check datasets on the main process. All processes return them without their unusable items."""
     with reading_input():  # a package may be missing
         unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
@@ -83,7 +83,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
 
 
 def report_contents(dataset: InstanceDataset, detections: int) -> None:
-    """Print a split's contents in one line, and warn if images have more objects than the network can detect."""
+    """Print a split's contents in one line. Warn if an image has more objects than the network can detect."""
     counts = dataset.counts()
     line = f"{dataset.source}: {len(dataset)} images"
     if dataset.training:

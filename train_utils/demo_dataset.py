@@ -133,7 +133,10 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
 
 
 def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
-    """Try ever smaller shapes until all stay recognisable and no boxes of a class overlap; None if there is no room."""
+    """Return a shape that fits among those below it, or None if there is no room.
+
+    Ever smaller shapes are tried until all stay recognisable and no boxes of a class overlap.
+    """
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
         shape = random_shape(rng, size, height, width)
@@ -144,7 +147,7 @@ def find_place(rng: np.random.Generator, below: list[Shape], height: int, width:
 
 
 def random_shape(rng: np.random.Generator, size: float, height: int, width: int) -> Shape:
-    """Return a shape of random class and place; `size` is the square root of its bounding box's area, in pixels."""
+    """Return a shape of random class and place. `size` is the square root of its bounding box's area, in pixels."""
     category_id = int(rng.integers(len(CLASS_NAMES))) + 1
     stretch, angle = np.exp(rng.uniform(-0.2, 0.2)), rng.uniform(-TILT, TILT)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -186,7 +189,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
-    """Paint the object onto the canvas [H, W, 3] in place, in a colour that contrasts with what is under its edges."""
+    """Paint the object onto the canvas [H, W, 3] in place, in a colour that contrasts with what its edges cover."""
     rows, columns = np.nonzero(shape.coverage)
     window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
@@ -200,7 +203,7 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
 
 
 def mixed_colour(rng: np.random.Generator, hue: float, vividness: float) -> np.ndarray:
-    """Return an RGB colour [3] in 0..255 of random lightness; hue 0 is red, 1/3 green; vividness 0 is grey."""
+    """Return an RGB colour [3] in 0..255 of random lightness. Hue 0 is red, and 1/3 green; vividness 0 is grey."""
     channels = np.abs((6 * hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return rng.uniform(80, 250) * (1 - vividness * (1 - channels.clip(0, 1)))
 
@@ -245,7 +248,7 @@ def distance_along(angle: float, height: int, width: int) -> np.ndarray:
 
 
 def coco_annotation(shape: Shape, image_id: int, number: int) -> dict:
-    """Return the COCO entry: a polygon, or run lengths if the object has a hole or is partly occluded."""
+    """Return the COCO entry. Its mask is a polygon, or run lengths for an object with a hole or partly occluded."""
     height, width = shape.visible.shape
     if shape.hole is None and np.array_equal(shape.visible, shape.coverage >= 0.5):
         segmentation: list | dict = [clip_to_image(shape.outline, height, width).round(2).ravel().tolist()]

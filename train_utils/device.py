@@ -20,7 +20,7 @@ class Precision:
 
     @classmethod
     def choose(cls, device: torch.device, amp: bool) -> "Precision":
-        """Choose float32, or with `amp` bf16; GPUs without bf16 use fp16, which needs a GradScaler."""
+        """Choose float32, or with `amp` bf16. GPUs without bf16 use fp16, which needs a GradScaler."""
         dtype = None
         if amp:
             bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -35,7 +35,7 @@ class Precision:
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """Return the requested device, or warn and return the CPU; InputError for an unknown one."""
+    """Return the requested device. Without CUDA, warn and return the CPU. An unknown device raises InputError."""
     if deterministic:
         use_deterministic_algorithms()
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -33,7 +33,7 @@ ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 def train_one_epoch(
     state: RunState, loader: DataLoader, hooks: Hooks, save_checkpoint: Callable[[], None], stop: StopSignals
 ) -> bool:
-    """Train to the end of the epoch, to the run's last step, or to a signal; return whether there was one.
+    """Train to the end of the epoch, to the run's last step, or to a signal. Return whether a signal came.
 
     If the run cannot continue, a checkpoint is written and an error raised, see `StepResults`.
     """
@@ -133,7 +133,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield `number` batches after `done` steps; where loading fails, the previous one with the error."""
+    """Yield `number` batches after `done` steps. If loading fails, yield the previous batch with the error."""
     loading, batch = iter(loader), None
     for step in range(done, done + number):
         report_activity("loading images", step)

@@ -39,7 +39,7 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context for a script: print InputError, RunEnded and lack of memory as one line; exit with their statuses."""
+    """Context for a script: InputError, RunEnded and lack of memory become one line and an exit with their status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
     try:
@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def naming_batch(images: Sequence[Any], remedy: str) -> Iterator[None]:
-    """Context for running a network on images [3, H, W]: add their size and a remedy to an out-of-memory message."""
+    """Context for running a network on images [3, H, W]. An out-of-memory message gets their size and a remedy."""
     try:
         yield
     except Exception as error:

@@ -82,7 +82,7 @@ def detect_all(
     model: MaskRCNN, loader: DataLoader, ground_truth: Any, classes: ClassTable, device: torch.device,
     precision: Precision, unreadable: list[str] | None = None,
 ) -> CocoEvaluator:  # fmt: skip
-    """Detect objects in this process's share of the images; the returned evaluator computes their COCO metrics.
+    """Detect objects in this process's share of the images. The returned evaluator computes their COCO metrics.
 
     `unreadable` collects messages about unreadable images, which then count as images without detections. If it is
     None, they raise InputError.
@@ -132,7 +132,7 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 def validation_losses(
     model: MaskRCNN, loader: DataLoader, device: torch.device, precision: Precision, seed: int, with_empty: bool
 ) -> dict[str, float]:
-    """Compute "loss" and its parts as means over the images of an evaluation on all processes; {} without images.
+    """Return "loss" and its parts as means over the images of all processes; {} without images.
 
     They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
     random samples depend on seed and images only, and the random state of the training is restored. `with_empty`

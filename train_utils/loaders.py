@@ -56,7 +56,7 @@ def training_loader(
 def evaluation_loader(
     dataset: InstanceDataset, batch_size: int | None, workers: int | None, device: torch.device = CPU
 ) -> DataLoader:
-    """Return a loader of this process's share of the images; by default with 8 per batch on a GPU, else 1.
+    """Return a loader of this process's share of the images. The default batch size is 8 on a GPU, else 1.
 
     All images of a batch have the same size, since padding an image to another's size would change its detections. So
     metrics depend on the batch size only by rounding, and not on the number of processes.
@@ -85,7 +85,7 @@ def default_workers() -> int:
 
 
 class MarkedItems(Dataset):
-    """Items of a dataset; an unreadable one is (None, {"unreadable": [reason]})."""
+    """Items of a dataset. An unreadable one becomes (None, {"unreadable": [reason]})."""
 
     def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
@@ -130,7 +130,7 @@ class SeededItems(Dataset):
 
 
 def transform_seeded(transform: Callable[[Sequence], tuple], batch: Sequence[tuple[Tensor, dict]]) -> tuple:
-    """Transform a batch; random draws depend on the seeds of its items, not on the worker."""
+    """Transform a batch. Random draws depend on the seeds of its items, not on the worker."""
     seeds = [target.pop("seed") for _, target in batch]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(*seeds))
@@ -138,15 +138,16 @@ def transform_seeded(transform: Callable[[Sequence], tuple], batch: Sequence[tup
 
 
 def mix_seed(*numbers: int) -> int:
-    """Mix several numbers into one 63-bit seed; equal numbers give equal seeds, close ones unrelated seeds."""
+    """Mix several numbers into one 63-bit seed. Equal numbers give equal seeds, and close ones unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
-    """Return how often an epoch shows each image on average, float64 [images], to show rare classes more often.
+    """Return how often an epoch shows each image on average, float64 [images].
 
-    Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class in a share f of the images
-    has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes; without objects, 1.
+    Rare classes are shown more often. Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a
+    class in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its
+    classes; without objects, 1.
     """
     images_with = Counter(c for found in classes for c in set(found))
     factors = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in images_with.items()}

@@ -14,7 +14,7 @@ SPANS = 25  # the average covers this part of the run: torchvision's decay, 0.99
 
 
 class ModelEma:
-    """Average of weights and running statistics: a copy for `warm_up` steps; then each step keeps `decay` of it."""
+    """Average of weights and running statistics. It copies them for `warm_up` steps; later steps keep `decay` of it."""
 
     def __init__(self, model: nn.Module, decay: float, warm_up: int):
         self.model, self.decay, self.warm_up = model, decay, warm_up
@@ -36,7 +36,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:
-        """Update the average after step `number`, from 1, if the step was `applied`, a bool scalar on the device."""
+        """Update the average after step `number`, from 1, if `applied`, a bool scalar on the device, is true."""
         share = applied.float() * (1.0 if number <= self.warm_up else 1 - self.decay)
         added = torch._foreach_mul(list(self.values.values()), share)
         torch._foreach_mul_(self.averages, 1 - share)

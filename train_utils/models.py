@@ -130,7 +130,7 @@ def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
 
 
 def detectron2_parts() -> dict[str, Any]:
-    """Build the parts that differ in Detectron2, besides the backbone's strides."""
+    """Build the parts in which Detectron2 differs, apart from the strides of its backbone."""
     box, mask = (PyramidRoIAlign(output_size=size, sampling_ratio=0, aligned=True) for size in (7, 14))
     return {"box_roi_pool": box, "mask_roi_pool": mask, "antialias": True, "continuous_paste": True}
 
@@ -139,11 +139,12 @@ def build_training_model(
     args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None,
     names: Mapping[int, str] | None = None, images: InstanceDataset | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:  # fmt: skip
-    """Build the network that a run starts from: that of the resumed run, else a new one as `--pretrain` requests.
+    """Build the network that a run starts from: that of the resumed run, or a new one as `--pretrain` requests.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
-    `--trainable-backbone-layers` override this. By `names`, label -> name in the data, the weights' rows are matched.
-    Of `images`, a new network with --channels takes the statistics. InputError if weights do not fit data or options.
+    `--trainable-backbone-layers` override this. The class rows of the weights are matched by `names`, label -> name in
+    the data. With --channels, a new network takes its statistics from `images`. InputError if weights do not fit data
+    or options.
     """
     kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
@@ -202,7 +203,7 @@ def build_training_model(
 def take_channels(
     config: ModelConfig, stored: ModelConfig, state: dict[str, Tensor], channels: int, images: InstanceDataset
 ) -> None:
-    """Set channels, values and statistics of a new network, and extend the first convolution of pretrained weights.
+    """Set the channels, values and statistics of a new network. Extend the first convolution of pretrained weights.
 
     The statistics are those of the pretrained network (`stored`, `state`) if it takes the same images, else the data's.
     """
@@ -256,9 +257,10 @@ def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
 def config_of(
     content: dict[str, Any], state: dict[str, Tensor], arch: str | None = None, path: str | Path = ""
 ) -> ModelConfig:
-    """Return the description of a weight file's network, stored or derived from its keys; InputError if not of `arch`.
+    """Return the description of a weight file's network, stored or derived from its keys.
 
-    torchvision's published file, the only one with old-style keys, was trained with an epsilon of 0.
+    InputError if it is not of `arch`. torchvision's published file, the only one with old-style keys, was trained with
+    an epsilon of 0.
     """
     if "model_config" in content:
         config = ModelConfig.stored_in(content, path)

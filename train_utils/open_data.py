@@ -32,7 +32,7 @@ MOST_PROBED = 20  # images whose header is read to find the type of values
 def open_training_data(
     settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: HeldOut | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open and check both splits, for validation with the training's classes; InputError names all faults at once."""
+    """Open and check both splits, both with the training's classes. InputError names all faults at once."""
     with reading_input():
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=True)
@@ -56,9 +56,10 @@ def open_validation_data(
 
 
 def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
-    """Open the validation split, unchecked; if the data are not split, the images that the run held out, else all.
+    """Open the validation split without checking it.
 
-    Options that are not given are those of the run that wrote the weights, `trained_with`.
+    If the data are not split, it has the images that the run held out, or else all. Options that are not given are
+    those of the run that wrote the weights, `trained_with`.
     """
     paths = [(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given]
     same_data = any(trained_with.get(s) for s in SOURCES) and all(
@@ -87,7 +88,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """Open the training split of a validation split, with its classes and without its images; None if there is none."""
+    """Open the training split of the same data, with the classes but without the images of `held_out`; or None."""
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
     plan = plan_of(settings)
@@ -116,7 +117,7 @@ def layout_of(settings: DataSettings) -> Layout:
 
 
 def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
-    """Choose the splits for training and validation; if the data are not split, return the same one twice."""
+    """Choose the splits for training and validation. If the data are not split, both are the same one."""
     by_name = {split.name: split for split in layout.splits}
     training = by_name.get("train") or by_name.get("") or layout.splits[0]
     validation = by_name.get("val") or by_name.get("test") or training
@@ -194,7 +195,7 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> size and hash of the validation images if the data are not split, on the main process; else {}."""
+    """Return name -> size and hash of the validation images. {} if the data are split, or not on the main process."""
     if val_set.source != train_set.source or not is_main():
         return {}
     names = val_set.image_names()
@@ -208,10 +209,11 @@ def content_of(path: Path) -> str:
 
 
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
-    """Find the images that a run held out, by name and content, else by content alone; report those not found.
+    """Find the images that a run held out, by name and content, or else by content alone.
 
-    `trust_names`: whether images whose content has changed count by name: True always, None never, and False only if
-    all have changed, as in resized data, and none is missing. Older checkpoints store the size instead of the content.
+    Those not found are reported. `trust_names`: whether images whose content has changed count by name: True always,
+    None never, and False only if all have changed, as in resized data, and none is missing. Older checkpoints store the
+    size instead of the content.
     """
     folder, names = opened.split.image_folder, image_names(opened)
     contents = {name: content_of(folder / name) for name in held_out if name in names}

@@ -31,9 +31,10 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Collect the trained parameters in one group; `norm_weight_decay` puts normalisation layers in a group before it.
+    """Collect the trained parameters in one group, or with `norm_weight_decay` in two.
 
-    Empty groups are omitted. As in torchvision's scripts, biases of other layers decay with the rest.
+    The first of two groups has the normalisation layers. Empty groups are omitted. As in torchvision's scripts, biases
+    of other layers decay with the rest.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if norm_weight_decay is None:
@@ -47,7 +48,7 @@ def parameter_groups(
 
 
 def create_momentum(optimizer: Optimizer) -> None:
-    """Create missing momentum as zeros: fused SGD leaves it uninitialised if a GradScaler skips the first step."""
+    """Create missing momentum as zeros. Fused SGD leaves it uninitialised if a GradScaler skips the first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -90,7 +91,7 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights if the loss and gradients are finite; return whether they were, as a bool on the device.
+    """Update the weights if the loss and gradients are finite. Return whether they were, as a bool on the device.
 
     Args:
         optimizer: a fused optimizer, which reads `found_inf` on the device.
@@ -115,7 +116,7 @@ def optimizer_step(
 
 
 class RunningStatistics:
-    """Copy of the buffers that a forward pass in training changes, to restore them if the step is not applied."""
+    """Copy of the buffers that a forward pass in training changes. It restores them if the step is not applied."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]

@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass
 class Settings:
-    """Options of a script; `given` names those given at all, `from_file` those given only in the --config file."""
+    """Options of a script. `given` names those given at all, `from_file` those given only in the --config file."""
 
     # Without annotations, so that they are not fields, and thus not options.
     given = frozenset[str]()
@@ -204,7 +204,7 @@ class Settings:
 
     @classmethod
     def stored_in(cls, values: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-        """Check a checkpoint's options, which may be edited by hand, as on the command line; return the right types."""
+        """Check a checkpoint's options, which may be edited by hand, and return them with the right types."""
         parser = cls.parser(None, add_help=False)
         parser.file = f"{path}: invalid args"
         checked = dict(values)

@@ -41,7 +41,7 @@ ADAMW_RATE = 1e-4  # for any batch size: Adam's steps do not grow with the gradi
 
 @dataclass
 class DataSettings(Settings):
-    """Options for finding and reading the data; stored in checkpoints, so that validation reads them the same way."""
+    """Options for finding and reading the data. Checkpoints store them, so that validation uses the same ones."""
 
     # fmt: off
     data_path: str | None = option(None, "folder of images and annotations as the labelling tool wrote it, or its "
@@ -207,7 +207,7 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in what was not given: from the run to resume, else from the defaults for these data and `processes`."""
+        """Fill in what was not given, from the run to resume or from the defaults for these data and `processes`."""
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
             kept.pop("lr_steps", None)

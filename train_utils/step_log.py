@@ -12,7 +12,7 @@ from train_utils.training_state import RunState, StepResult
 
 
 class StepLog:
-    """Show a progress bar per epoch, or without a terminal a line per printed step, and log the printed steps."""
+    """Show a progress bar per epoch, or a line per printed step without a terminal. Also log the printed steps."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None

@@ -29,7 +29,7 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: StepResult) -> None:
-        """Read the previous step, and this one if it may end the run; raise the errors of `check` and of loading."""
+        """Read the previous step, and this one too if it may end the run. Errors of `check` and loading are raised."""
         self.read()
         if step.loading_failed:
             self.end(step.error or InputError("loading images failed on another process of the run"))
@@ -71,10 +71,10 @@ class StepResults:
             ))  # fmt: skip
 
     def end_if_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> None:
-        """If a step ran out of memory, write a checkpoint of the state before it, and end the run by RunEnded.
+        """If a step ran out of memory, write a checkpoint of the state before it, and raise RunEnded.
 
-        This process works alone, while the others wait in the step until the watchdog ends them, even if it is not the
-        main one, unless its running statistics differ from the main one's.
+        This process writes it alone, even if it is not the main one, unless its running statistics differ from the main
+        one's. The others wait in the step until the watchdog ends them.
         """
         if not is_out_of_memory(error):
             return

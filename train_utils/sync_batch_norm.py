@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncedNormalisation(torch.autograd.Function):
-    """Normalise with the statistics of all processes; the backward pass all-reduces the two sums it needs."""
+    """Normalise with the statistics of all processes. The backward pass all-reduces the two sums that it needs."""
 
     @staticmethod
     def forward(
@@ -86,5 +86,5 @@ class SyncedNormalisation(torch.autograd.Function):
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` itself if it is channels-last, else contiguous: the two formats that the kernels read."""
+    """Return `x` itself if it is channels-last, else contiguous, since the kernels read these two formats."""
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()

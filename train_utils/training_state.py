@@ -1,4 +1,4 @@
-"""State of a training run: the result of a step, progress, model and optimizer; and hooks, which receive it."""
+"""State of a training run (result of a step, progress, model and optimizer), and the hooks that receive it."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -41,7 +41,7 @@ class StepResult:
     applied: bool = False  # after `read`: whether the weights were updated, see `optimizer_step`
 
     def read(self) -> "StepResult":
-        """Wait for losses and outcome, and return self; warn if the loss of this process is not finite."""
+        """Wait for the losses and the outcome, and return self. Warn if the loss of this process is not finite."""
         *losses, applied = self.values.read().tolist()
         own = dict(zip(self.names, losses[len(self.names) :]))
         self.losses, self.applied = dict(zip(self.names, losses)), bool(applied)

@@ -76,7 +76,7 @@ def tables(metrics: Mapping[str, Metrics]) -> str:
 
 
 def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
-    """Explain why some of COCO's 12 numbers are -1; "" if none is, and all classes have objects."""
+    """Explain why some of COCO's 12 numbers are -1. Return "" if none is and all classes have objects."""
     if stats[0] == -1:
         return "-1: the validation images have no objects to find (crowds do not count), so that there is no AP"
     sizes = [name for name, value in zip(("small", "medium", "large"), stats[3:6]) if value == -1]
@@ -99,7 +99,7 @@ class PendingDetections:
 
 
 class CocoEvaluator:
-    """Collect the detections of a process, and score those of all; only the main process needs the ground truth."""
+    """Collect the detections of one process, and score those of all. Only the main process needs the ground truth."""
 
     def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth, self.classes, self.continuous_paste = ground_truth, classes, continuous_paste
@@ -119,7 +119,7 @@ class CocoEvaluator:
         self.detections[image_id] = found | {"codes": codes}
 
     def metrics(self) -> dict[str, Metrics] | None:
-        """Score the detections of all processes, by IoU type, on the main process; return None on the others."""
+        """Score the detections of all processes and return metrics by IoU type; None except on the main process."""
         detections = self.gathered()
         return None if detections is None else self.score(detections)
 
@@ -133,7 +133,7 @@ class CocoEvaluator:
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
     def score(self, detections: Mapping[int, dict], kinds: Sequence[str] = IOU_TYPES) -> dict[str, Metrics]:
-        """Compute the metrics of detections by image id; return them by IoU type, in the order of `kinds`."""
+        """Compute the metrics of detections by image id. They are returned by IoU type, in the order of `kinds`."""
         results = self.results(detections)
         truths = {kind: self.ground_truth if kind == "bbox" else truth_of_masks(self.ground_truth) for kind in kinds}
         metrics = {kind: score_results(truths[kind], results[kind], kind, self.classes) for kind in kinds}
@@ -148,7 +148,7 @@ class CocoEvaluator:
 
 
 def truth_of_masks(ground_truth: Any) -> Any:
-    """Return the ground truth for masks, in which objects without a mask are crowds, which are ignored."""
+    """Return the ground truth for masks. Objects without a mask become crowds, which are ignored."""
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     if all(a.get("segmentation", True) for a in annotations):
         return ground_truth
@@ -166,7 +166,7 @@ def truth_of_masks(ground_truth: Any) -> Any:
 def coco_results(
     detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
 ) -> dict[str, list[dict]]:
-    """Convert up to `most` detections per image to COCO's format; labels without a category are dropped."""
+    """Convert up to `most` detections per image to COCO's format. Labels without a category are dropped."""
     boxes, masks = [], []
     for image_id in sorted(detections):
         d = {name: values[:most] for name, values in detections[image_id].items()}
@@ -208,10 +208,11 @@ def midway(score: float | None, scores: np.ndarray) -> float | None:
 
 
 def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> float | None:
-    """Return the score with the best F1, from the precision at 101 recalls and the scores where these are reached.
+    """Return the score with the best F1.
 
-    Exact for up to 100 objects, as each recall is then among the 101; else to 1 % of recall. That the precision is
-    interpolated does not matter: where it is that of a higher recall, F1 is higher there.
+    `precision` is that at the 101 recalls, and `scores` are where these are reached. The result is exact for up to 100
+    objects, as each recall is then among the 101; else it is exact to 1 % of recall. That the precision is interpolated
+    does not matter: where it is that of a higher recall, F1 is higher there.
     """
     hits = hits_at_recalls(objects)
     f1 = 2 * hits / (objects + hits / np.maximum(precision, 1e-12))
@@ -220,7 +221,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> f
 
 
 def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return about the best score for all classes together; precision and scores are [101, K], objects int64 [K]."""
+    """Return roughly the best score for all classes together. Precision and scores are [101, K], objects int64 [K]."""
     reached = (precision > 0) & (objects > 0)
     hits = hits_at_recalls(objects)
     found = np.where(reached, hits / np.where(reached, precision, 1), 0)
@@ -251,7 +252,7 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
 
 
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
-    """Run COCO's evaluation, whose numbers equal pycocotools' to the last bit; without `stats` if `most` is given."""
+    """Run COCO's evaluation, with pycocotools' numbers to the last bit. If `most` is given, there are no `stats`."""
     from hotcoco import COCOeval  # only the main process needs it
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -31,9 +31,10 @@ class ScoredResults:
 
 
 def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[str]) -> ScoredResults:
-    """Compute the 12 metrics of boxes ("bbox") and masks ("segm", which "boundary" needs too).
+    """Compute the 12 metrics of boxes ("bbox") and masks ("segm").
 
-    For masks a `bbox` is ignored, so that their size is the mask's area. InputError names the file or entry at fault.
+    Those of masks are also computed for "boundary". For masks a `bbox` is ignored, so that their size is the mask's
+    area. InputError names the file or entry at fault.
     """
     truth = read_annotations(annotation_path)
     results = {kind: read_results(results_path, truth, kind) for kind in with_masks(kinds)}

@@ -70,7 +70,7 @@ def newest_usable(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's checkpoint; InputError if it is broken, another kind of file, or has non-finite weights."""
+    """Read a run's checkpoint. InputError if it is broken, another kind of file, or has non-finite weights."""
     content = read_weight_file(path)
     if missing := sorted(NEEDED - set(content)):
         raise InputError(
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a checkpoint's checked args; InputError if any plain entry is of another type than a run writes."""
+    """Return a checkpoint's args after checking them. InputError if a plain entry has a type that no run writes."""
     found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
     invalid = [key for key in found if not isinstance(content[key], int if key in NUMBERS else dict)]
     tables: dict[str, Any] = {name: (content.get(name, {}), int, kind) for name, kind in TABLES.items()}
@@ -102,7 +102,7 @@ def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write what resuming and evaluation need, or raise RunEnded if weights are not finite; all processes call it."""
+    """Write what resuming and evaluation need. All processes call this. Non-finite weights raise RunEnded."""
     training, run, progress = state.training, state.run, state.training.progress
     report_activity("writing a checkpoint", progress.step)
     require_finite_weights(training.model, progress.step)

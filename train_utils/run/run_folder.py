@@ -100,7 +100,7 @@ class RunFolder:
                 raise InputError(f"{file}: was not written by a run, so --overwrite does not delete it; move it away")
 
     def own_path(self, checkpoint: Path) -> Path | None:
-        """Return a checkpoint's path within this folder, or None if it is elsewhere; file and folder may be links."""
+        """Return a checkpoint's path within this folder, or None if it is elsewhere. File and folder may be links."""
         paths = checkpoint, checkpoint.resolve()
         return next((self.path / p.name for p in paths if p.parent.resolve() == self.path.resolve()), None)
 
@@ -113,7 +113,7 @@ class RunFolder:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Delete everything written after a checkpoint; without `overwrite`, newer checkpoints are an InputError."""
+        """Delete everything written after a checkpoint. Newer checkpoints raise InputError without `overwrite`."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
@@ -254,7 +254,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk delayed, and print the next commands; `patience` is given if it ended the run."""
+        """Write what a full disk delayed, and print the next commands. `patience` is given if it ended the run."""
         self.require_saved()
         if not self.writes:
             return
@@ -290,7 +290,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def age(path: Path) -> tuple[int, float]:
-    """Return a checkpoint's sort key: epoch and step, with step infinity at the end of the epoch."""
+    """Return a checkpoint's sort key, its epoch and step. At the end of an epoch, the step is infinity."""
     epoch, *step = map(int, re.findall(r"\d+", path.name))
     return epoch, step[0] if step else math.inf
 

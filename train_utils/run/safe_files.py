@@ -19,7 +19,7 @@ PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Create and lock a folder until the file is closed; InputError names the holder. Warn if there are no locks."""
+    """Create a folder and lock it until the file is closed. InputError names the holder. Warn if there are no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / LOCK, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as it is locked)
     end = time.monotonic() + PATIENCE
@@ -54,7 +54,7 @@ class LineFile:
         self.write_waiting()
 
     def write_waiting(self, sync: bool = False) -> None:
-        """Write the waiting lines; with `sync`, all lines are on the disk afterwards, as before a checkpoint."""
+        """Write the waiting lines. With `sync`, as before a checkpoint, all lines are on the disk afterwards."""
         if not self.waiting and not (sync and self.path.is_file()):
             return
         with open(self.path, "ab", buffering=0) as file:
@@ -71,7 +71,7 @@ class LineFile:
 
 
 def valid_lines(path: Path) -> list[str]:
-    """Return the complete lines of results or log; if others are invalid, keep the file aside and warn."""
+    """Return the complete lines of a results or log file. If others are invalid, keep the file aside and warn."""
     content = path.read_bytes() if path.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
     if invalid := [number for number, line in enumerate(lines, 1) if not is_valid(line)]:
@@ -95,7 +95,7 @@ def is_valid(line: str) -> bool:
 
 @contextmanager
 def trying_again_later(path: Path) -> Iterator[None]:
-    """Context for files that the run can do without for now: on a full disk, warn and continue."""
+    """Context for files that the run can do without for now. On a full disk, warn and continue."""
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ GROUPS = {"bbox": "box", "segm": "mask"}
 
 
 class TensorBoard:
-    """Write scalars per step, and results and sheets at the last step of their epoch; on the main process only."""
+    """Write scalars per step, and an epoch's results and sheets at its last step. Only the main process writes."""
 
     def __init__(self) -> None:
         try:

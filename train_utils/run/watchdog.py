@@ -49,7 +49,7 @@ class Watchdog(threading.Thread):
         self.send_heartbeat()
 
     def report_activity(self, activity: str, step: int | None) -> None:
-        """Record progress: the activity that begins now, one of ACTIVITIES, and the step (None: unchanged)."""
+        """Record progress: the activity that begins now, one of ACTIVITIES, and the step, unchanged if None."""
         self.step = self.step if step is None else step
         self.activity, self.changes = activity, self.changes + 1
 
@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         self.watches = self.rank < 2 or self.rank in neighbours[:2]  # two processes, as one may be the dead one
 
     def find_lost(self) -> None:
-        """Blame processes that died: on this machine those that no longer run, on others those without a heartbeat."""
+        """Blame processes that died: here those that no longer run, on other machines those without a heartbeat."""
         now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
         lost = []
         for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):

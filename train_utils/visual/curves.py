@@ -84,7 +84,7 @@ def plot_map(
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred moving average of the finite values among 2 * window + 1; NaN if none of them is finite."""
+    """Return the mean of the finite values in a centred window of 2 * window + 1 values; NaN if none is finite."""
     if not len(values):
         return values
     known = np.isfinite(values)
@@ -104,7 +104,7 @@ def new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
 
 
 def with_gaps(values: Sequence[float]) -> np.ndarray:
-    """Return float64 [S] with NaN, at which matplotlib leaves a gap, for values that are not finite."""
+    """Return values as float64 [S], with NaN, where matplotlib leaves a gap, for those that are not finite."""
     array = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(array), array, np.nan)
 

@@ -115,7 +115,7 @@ def instance_colours(names: Sequence[str]) -> list[Colour]:
 
 
 def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
-    """Enlarge a mask by an integer factor and smooth its outline; the result is in pixels of the enlarged image."""
+    """Enlarge a mask by an integer factor and smooth its outline. The result is in pixels of the enlarged image."""
     x0, y0, crop = mask
     crop = np.asarray(crop, dtype=bool)
     if scale == 1 or crop.size == 0:
@@ -138,7 +138,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
-    """Place plates of sizes (w, h) at boxes, within the image and apart if possible; all int [N, 4], x1y1x2y2."""
+    """Place plates of sizes (w, h) at boxes, within the image and apart if possible. All are int x1y1x2y2 [N, 4]."""
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.
@@ -155,7 +155,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
 
 
 def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """List places for a plate (w, h) at a box, int [C, 4] x1y1x2y2 within the image, the most common first."""
+    """List places for a plate (w, h) at a box, the most common first: int [C, 4], x1y1x2y2 within the image."""
     (x1, y1, x2, y2), (w, h) = box.tolist(), size
     rows = (y1 - h, y1, y2, y2 - h)
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
@@ -167,7 +167,7 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:
-    """Return a colour's k-th variant: a low-discrepancy sequence spreads hue and lightness evenly around variant 0."""
+    """Return a colour's k-th variant. A low-discrepancy sequence spreads hue and lightness evenly around variant 0."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)

@@ -89,7 +89,7 @@ class PredictionSheets:
 def draw_predictions(
     model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
 ) -> Image.Image | None:
-    """Draw some images, with their objects left and detections from a score of 0.5 right; None if none can be read."""
+    """Draw some images: objects on the left, detections from a score of 0.5 on the right. None if none can be read."""
     network, tiles = ready_for_inference(model, precision), []
     for i in chosen_items(dataset):
         try:
@@ -111,7 +111,7 @@ def draw_predictions(
 def write_batch_sheet(
     loader: DataLoader, dataset: InstanceDataset, settings: TrainSettings, names: Mapping[int, str]
 ) -> None:
-    """Write the run's first batch as the network sees it, resized and padded, as batch.png into --output-dir."""
+    """Write the run's first batch as batch.png into --output-dir, resized and padded as the network sees it."""
     images, targets = next(iter(loader))
     torch.manual_seed(mix_seed(settings.seed, 0, rank()))  # same seed as in the first step
     channels = settings.channels

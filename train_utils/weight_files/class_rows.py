@@ -16,7 +16,7 @@ SILENT = -10.0  # a new class's first logits, from the mean of the others: they 
 def match_class_rows(
     state: dict[str, Tensor], model: nn.Module, known: Mapping[int, str], names: Mapping[int, str], path: str | Path
 ) -> dict[str, Tensor]:
-    """Return a state dict with the model's class rows: copied by class name, else newly initialised.
+    """Return a state dict whose class rows fit the model: copied by class name, or else newly initialised.
 
     The background is always copied. The logits of new classes start so low that the detections of the others do not
     change. Without a class in common, the class layers are dropped. `known` are the names by label in the weights,

@@ -53,7 +53,7 @@ def is_detectron2(state: Mapping[str, Any]) -> bool:
 
 
 def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Convert a state dict to a weight file's content; InputError if it is not a Mask R-CNN with ResNet-50 and FPN."""
+    """Convert a state dict to a weight file's content. InputError unless it is a Mask R-CNN with ResNet-50 and FPN."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     for pattern, replacement in RENAMES:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
@@ -77,7 +77,7 @@ def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: s
 
 
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
-    """Make the first convolution, in place, take this network's input: RGB of unit variance, not BGR in 0..255."""
+    """Adapt the first convolution, in place, from BGR in 0..255 to this network's input, RGB of unit variance."""
     mean = state.pop("pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().tolist()
     std = state.pop("pixel_std", torch.ones(3)).flatten().tolist()
     if [round(value, 1) for value in mean] != [round(value, 1) for value in PIXEL_MEAN] or len(std) != 3:
@@ -87,7 +87,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return the classes' labels and known names: the JSON's, else COCO's for 80 classes, else 1, 2, 3, ..."""
+    """Return the labels and known names of classes: the JSON's, else COCO's for 80 classes, else 1, 2, 3, ..."""
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
         coco = ClassTable.of_json(COCO_NAMES)
@@ -103,7 +103,7 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Move the rows of each class to its label, in place; the background's, which Detectron2 has last, to 0."""
+    """Move the rows of each class to its label, in place. The background, which Detectron2 has last, moves to 0."""
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):

@@ -127,7 +127,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class Stored:
-    """An array or data type in a pickle; `code` is a data type's numpy code, such as f4; `state` is None if not set."""
+    """An array or data type in a pickle. `code` is a data type's numpy code, such as f4. An unset `state` is None."""
 
     state: tuple | None = None
 
@@ -139,7 +139,7 @@ class Stored:
 
 
 def as_tensor(name: str, array: Any) -> Tensor:
-    """Convert a pickled array to a tensor; ValueError if it holds more than numbers, or bytes and shape disagree."""
+    """Convert a pickled array to a tensor. ValueError if it holds more than numbers, or bytes and shape disagree."""
     if not isinstance(array, Stored) or array.state is None or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")
     _, shape, dtype, fortran, data = array.state

@@ -49,7 +49,7 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
-    """Find the file for `--pretrain`: the named one, else a published one in the working folder, else download it."""
+    """Return the file for `--pretrain`: the named one, else a published one, which is downloaded if necessary."""
 
     def found() -> Path:
         if isinstance(pretrain, str):
@@ -67,7 +67,7 @@ def find_pretrained(pretrain: bool | str, arch: str) -> Path:
 
 
 def download(file: PublishedFile) -> None:
-    """Download a published file into the working folder, with a progress bar; keep it only if its hash matches."""
+    """Download a published file into the working folder, with a progress bar. Keep it only if its hash matches."""
     prefix = file.url.rpartition("-")[2].removesuffix(".pth")
     print(f"downloading {file.url} to {file.name}", flush=True)
     timeout = socket.getdefaulttimeout()
@@ -84,7 +84,7 @@ def download(file: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read tensors and plain values, without running code; convert Detectron2's; InputError for anything else."""
+    """Read a weight file without running code, and convert Detectron2's. Other contents raise InputError."""
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
@@ -95,7 +95,7 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Write a checkpoint with thresholds per label to `target`, possibly the same file; without any, link it."""
+    """Write a checkpoint with thresholds per label to `target`, possibly the same file. Without any, link it."""
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
@@ -145,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def check_records(path: Path) -> None:
-    """Check a zip archive for what torch.load ignores: checksums, records larger than the file, and unneeded names."""
+    """Check a zip archive for what torch.load ignores: checksums, oversized records, and unneeded names."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -224,10 +224,10 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], path: str | Path, replaceable: tuple[str, ...] = ()
 ) -> None:
-    """Load a detector's state dict, strictly: only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ.
+    """Load a detector's state dict strictly.
 
-    Keys that begin with one of `replaceable` may also be missing or of other shapes. InputError names what does not
-    fit.
+    Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ. Keys that begin with one of `replaceable` may
+    also be missing or of other shapes. InputError names what does not fit.
     """
     check_finite(state, path)
     own = model.state_dict()
