@@ -44,7 +44,7 @@ def conv_norm(
 
 
 def folded_weight(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weight and bias, [C_out], of a convolution that absorbs the normalisation, for mixed precision in `dtype`."""
+    """Return the weight and bias, [C_out], of a convolution that absorbs the normalisation, for precision `dtype`."""
     scale, shift, weight = frozen_parts(conv, norm, dtype)
     return conv.weight * scale[..., None] if weight is None else weight, shift.flatten()
 
@@ -59,8 +59,8 @@ def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | 
         dtype: the type of mixed precision; None without mixed precision.
 
     Returns:
-        Scale and shift, [C_out, 1, 1] each, in mixed precision the shift in low precision; and the weight of a frozen
-        convolution in mixed precision, scaled and cast, else None.
+        Scale and shift, [C_out, 1, 1] each, the shift in low precision if it is mixed. The third is the weight of a
+        frozen convolution in mixed precision, scaled and cast, or else None.
     """
     folds = dtype is not None and not conv.weight.requires_grad
     if torch.compiler.is_compiling():  # the check for changes would split the graph
@@ -87,7 +87,7 @@ def compute_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype |
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
-    """The scale and shift per channel, [C] each, of a normalisation by running statistics."""
+    """Return the scale and shift per channel, [C] each, of a normalisation by running statistics."""
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a normalisation without running statistics cannot be folded into a convolution")
@@ -96,7 +96,7 @@ def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tenso
 
 
 def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """The bias of a convolution that was built with one."""
+    """Return the bias of a convolution that was built with one."""
     if layer.bias is None:
         raise ValueError(f"{layer} has no bias")
     return layer.bias

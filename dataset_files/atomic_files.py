@@ -25,7 +25,7 @@ FORMULA = re.compile(r"\s*[=+\-@]|[\t\r]")  # the beginning of cells that spread
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """Check that outputs can be written and would not replace an input; call this before writing anything.
+    """Check that outputs can be written and would not replace an input. Call this before writing anything.
 
     Raises ValueError if an input is one of the outputs or lies in one of the folders, where any file may be written; or
     if an output is write-protected, or its place is taken by a folder, a device or the like, or one of its folders is a
@@ -65,7 +65,7 @@ def file_to_write(name: str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a directory entry exists; raise OSError for a name that the file system does not allow."""
+    """Whether a directory entry exists. A name that the file system does not allow raises OSError."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -113,7 +113,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
-    """Return the OSError behind an error: the error itself, or the cause of a RuntimeError; None if there is none."""
+    """Return the OSError behind an error: the error itself, or the cause of a RuntimeError, or None."""
     while isinstance(error, RuntimeError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None
@@ -129,13 +129,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, replacing an existing one; characters that UTF-8 cannot encode become escapes."""
+    """Write a UTF-8 text file, replacing an existing one. Characters that UTF-8 cannot encode become escapes."""
     with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
+    """Write a table. Text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
     text = io.StringIO()
     safe = ([f"'{v}" if isinstance(v, str) and is_formula(v) else v for v in row] for row in rows)
     csv.writer(text, lineterminator="\n").writerows([head, *safe])
@@ -156,7 +156,7 @@ def write_image(path: Path, image: "Image.Image", **options: Any) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Make `path` a hard link to `source`, replacing an existing file; copy if the file system has no links."""
+    """Make `path` a hard link to `source`, replacing an existing file. Copy if the file system has no links."""
     with renaming_to(path, sync=True) as temporary:
         try:
             os.link(source, temporary)
@@ -165,7 +165,7 @@ def link_atomically(source: Path, path: Path) -> None:
 
 
 def open_new(path: Path) -> TextIO:
-    """Open a new line-buffered text file, which can be read while it grows; remove an existing one first."""
+    """Open a new line-buffered text file, which can be read while it grows. An existing one is removed first."""
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

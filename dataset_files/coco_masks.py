@@ -1,4 +1,4 @@
-"""Check the polygons and run-length codes of a COCO file in groups; compute the box and area of single masks."""
+"""Check polygons and run-length codes of a COCO file in groups, and compute the box and area of single masks."""
 
 from array import array
 from typing import Any

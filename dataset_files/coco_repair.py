@@ -255,7 +255,7 @@ def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], probl
 
 
 def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
-    """Convert a flat polygon, or pairs of coordinates, to a list of flat polygons; return anything else unchanged."""
+    """Convert a flat polygon, or pairs of coordinates, to a list of flat polygons. Anything else stays as it is."""
     if len(mask) >= 6 and all(map(is_number, mask)):
         note("flat polygon")
         return [mask]

@@ -136,7 +136,7 @@ class MaskRCNN(nn.Module):
         return detections
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> dict[str, Tensor]:
-        """The five losses; arguments as in `forward`."""
+        """Compute the five losses. The arguments are as in `forward`."""
         check_targets(targets, images, self.num_classes)
         batch, targets = self.transform(images, targets)
         objects = Objects.of(targets, batch.tensors.device)

@@ -142,7 +142,7 @@ class PyramidRoIAlign(nn.Module):
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
-    """Pixels of the resized images per cell of a level [B, C, H, W], a power of 2."""
+    """Return how many pixels of the resized images a cell of a level [B, C, H, W] has, a power of 2."""
     sides = [max(sizes) for sizes in zip(*image_sizes)]
     # Padding makes levels larger than their images, relatively most along a short side: the larger quotient is right.
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
@@ -173,7 +173,7 @@ def grid_of(level: Tensor, stride: int, start: int) -> Tensor:
 
 
 def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, samples: int) -> tuple[Tensor, Tensor]:
-    """The pixels that each bin reads along one axis, and their weights (Mask R-CNN, figure 3).
+    """Return the pixels that each bin reads along one axis, and their weights (Mask R-CNN, figure 3).
 
     Args:
         start, length: of each RoI along the axis, in pixels of the level, [r].

@@ -36,7 +36,7 @@ class RoISample(NamedTuple):
         return self.boxes.split([number for number, _ in self.numbers])
 
     def of_positive(self, values: Tensor) -> Sequence[Tensor]:
-        """Values [S] or [S, ...] of the positive proposals of each image."""
+        """Return the values [S] or [S, ...] of the positive proposals of each image."""
         return values[self.positive].split([positive for _, positive in self.numbers])
 
 
@@ -127,7 +127,7 @@ class RoIHeads(nn.Module):
     def predict_boxes(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Class logits float32 [R, K] and deltas float32 [R, K, 4] for the boxes of all images."""
+        """Predict class logits float32 [R, K] and deltas float32 [R, K, 4] for the boxes of all images."""
         x = self.box_head(self.box_roi_pool(features, boxes, image_sizes))
         class_logits, deltas = self.box_predictor(x)
         return at_least_float32(class_logits), at_least_float32(deltas).unflatten(1, (-1, 4))
@@ -136,7 +136,7 @@ class RoIHeads(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """One mask per box of all images, only for its class in `labels` (int64 [R]): logits float32 [R, 28, 28]."""
+        """Predict one mask per box of all images, for its class in `labels`, int64 [R]: logits float32 [R, 28, 28]."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
             return at_least_float32(self.mask_predictor.logits_of_classes(x, labels))

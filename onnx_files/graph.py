@@ -95,7 +95,7 @@ class Graph:
         return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
 
     def at_most(self, limit: int, values: str) -> str:
-        """The smaller of `limit` and N, the length of `values`: int64 [1], since TopK accepts no k above N."""
+        """Return the smaller of `limit` and N, the length of `values`, int64 [1], since TopK accepts no k above N."""
         return self.op("Min", self.op("Shape", values), self.integers([limit]))
 
     def length(self, x: str, axis: int) -> str:
@@ -103,7 +103,7 @@ class Graph:
         return self.columns(self.op("Shape", x), axis, axis + 1, 0)
 
     def size(self, x: str) -> str:
-        """Height and width of [..., H, W], int64 [2]; a constant if they are known."""
+        """Return height and width of [..., H, W], int64 [2], as a constant if they are known."""
         if x in self.sizes:
             return self.integers(self.sizes[x])
         return self.columns(self.op("Shape", x), -2, 2**31 - 1, 0)
@@ -120,11 +120,11 @@ class Graph:
         return self.op("Gemm", x, *self.parameters(module, name), transB=1)
 
     def parameters(self, module: nn.Module, name: str) -> list[str]:
-        """A module's weight and, if it has one, its bias."""
+        """Return a module's weight and, if it has one, its bias."""
         return [self.weight(f"{name}.{kind}", value) for kind, value in module.named_parameters(recurse=False)]
 
     def sequence(self, x: str, modules: nn.Module, name: str) -> str:
-        """A sequence, possibly nested, of layers; ValueError for one that the exporter does not support."""
+        """Add a sequence of layers, possibly nested. ValueError for a layer that the exporter does not support."""
         for key, module in modules.named_children():
             where = f"{name}.{key}"
             if isinstance(module, nn.Sequential):

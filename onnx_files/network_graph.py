@@ -179,7 +179,7 @@ def fixed_filter(g: Graph, source_count: int, target_count: int) -> str:
 
 
 def odd_numbers(g: Graph, count: str, *shape: int) -> str:
-    """The first `count` (int64 [1]) odd numbers, 1, 3, 5, ..., reshaped to `shape`."""
+    """Return the first `count` (int64 [1]) odd numbers, 1, 3, 5, ..., reshaped to `shape`."""
     return g.reshape(g.op("Add", twice(g, g.range(count)), g.integers(1)), *shape)
 
 
@@ -216,7 +216,7 @@ def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
 
 
 def bottleneck(g: Graph, x: str, block: Bottleneck, name: str) -> str:
-    """A residual block, its normalisations folded into its convolutions."""
+    """Add a residual block, with its normalisations folded into its convolutions."""
     shortcut = x if block.downsample is None else g.sequence(x, block.downsample, f"{name}.downsample")
     for key in ("conv1", "conv2"):
         x = g.op("Relu", g.conv(x, getattr(block, key), f"{name}.{key}"))

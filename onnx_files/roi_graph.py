@@ -42,7 +42,7 @@ def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str,
 
 
 def stride_exponent(g: Graph, level: str, image_size: str) -> str:
-    """The base-2 logarithm of a level's stride (see `stride_of`), int64 [1]."""
+    """Return the base-2 logarithm of a level's stride (see `stride_of`), int64 [1]."""
     cells = g.cast(g.size(level), "float32")
     ratio = g.op("ReduceMax", g.op("Div", g.cast(image_size, "float32"), cells), keepdims=1)
     # 2^k is the nearest power above 2^(k - 1/2). Sides below 10,000 give no ratio within float32's error of that.
@@ -88,7 +88,7 @@ def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
 
 
 def inverse(g: Graph, order: str) -> str:
-    """The permutation that undoes `order`, int64 [R]."""
+    """Return the permutation that undoes `order`, int64 [R]."""
     places = g.range(g.op("Shape", order))
     return g.op("ScatterElements", g.op("Mul", order, g.integers(0)), order, places, axis=0)
 

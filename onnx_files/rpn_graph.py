@@ -58,7 +58,7 @@ def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, sc
 
 
 def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator) -> str:
-    """The anchors of one level: float32 [H_i, W_i, A, 4], x1y1x2y2 in pixels of the padded image."""
+    """Return the anchors of one level: float32 [H_i, W_i, A, 4], x1y1x2y2 in pixels of the padded image."""
     shifts = []
     for axis, pattern in ((2, [0.0, 1, 0, 1]), (3, [1.0, 0, 1, 0])):
         fixed = FINEST_STRIDE << i

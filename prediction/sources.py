@@ -99,7 +99,7 @@ def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def below(folder: Path, file: Path) -> str:
-    """Return the name of a file below a folder, with forward slashes; its base name if it lies elsewhere."""
+    """Return the name of a file below a folder, with forward slashes. Elsewhere, it is the file's base name."""
     try:
         inner = file.relative_to(folder)
     except ValueError:

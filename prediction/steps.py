@@ -132,7 +132,7 @@ class ImagePredictor:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """RGB image -> uint8 [3, H, W]; avoids torch, which would start its own threads in each thread."""
+    """Convert an RGB image to uint8 [3, H, W]. This avoids torch, which would start its own threads in each thread."""
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
 
 

@@ -32,7 +32,7 @@ def statistics_of(data: EvalData) -> DataStatistics:
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
-    """Compute the statistics of a dataset's objects of these classes; large ones are sampled at regular intervals."""
+    """Compute statistics of a dataset's objects of these classes. Large datasets are sampled at regular intervals."""
     measured = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_IMAGES)).round().astype(np.int64))
     place = {category: k for k, category in enumerate(category_ids)}
     rows = [np.zeros((0, 5))]

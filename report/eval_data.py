@@ -41,7 +41,7 @@ class Objects:
 
 @dataclass
 class Detections:
-    """D detections, sorted by image and descending score; at most 100 per image and class."""
+    """D detections, sorted by image and descending score, at most 100 per image and class."""
 
     images: np.ndarray  # int64 [D]
     classes: np.ndarray  # int64 [D]

@@ -118,7 +118,7 @@ def content_of(dataset: InstanceDataset) -> dict[str, Any]:
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Return the folder `--report`; InputError if a report cannot be written there, or would replace other files."""
+    """Return the folder `--report`. InputError if a report cannot be written there or would replace other files."""
     folder = Path(str(settings.report))
     inputs = (
         settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path,

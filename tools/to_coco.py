@@ -79,7 +79,7 @@ def valid_content(index: CocoIndex) -> dict:
 
 
 def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Return the file of each image and its new path in a folder; change the names of embedded images.
+    """Return the file of each image and its new path in a folder. The names of embedded images are changed.
 
     Raises:
         ValueError: another image has the new path of one.

@@ -121,7 +121,7 @@ def anchors_of(config: ModelConfig) -> AnchorGenerator:
 
 
 def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
-    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2); `anchors` are per location."""
+    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2). `anchors` are per location."""
     return {
         "rpn_head": RPNHead(channels, anchors, conv_depth=2),
         "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),

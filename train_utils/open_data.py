@@ -88,7 +88,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """Open the training split of the same data, with the classes but without the images of `held_out`; or None."""
+    """Open the training split of the same data, or return None. It has the classes of `held_out`, not its images."""
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
     plan = plan_of(settings)
@@ -161,7 +161,7 @@ def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
 def open_both(
     layout: Layout, splits: tuple[SplitFiles, SplitFiles], settings: DataSettings, seed: int, held_out: HeldOut
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open the datasets for training and validation; if both are one split, divide it between them."""
+    """Open the datasets for training and validation. If both are one split, divide it between them."""
     training, validation = splits
     plan, opened = plan_of(settings), open_files(layout, training, settings)
     if training is not validation:

@@ -118,7 +118,7 @@ class StepResults:
 
 
 def require_finite_weights(model: nn.Module, step: int) -> None:
-    """Raise RunEnded if a weight or running mean of any process is not finite; all processes call this together."""
+    """Raise RunEnded if a weight or running mean of any process is not finite. All processes call this together."""
     bad = not_finite(model.state_dict())
     device = next(model.parameters()).device
     if sum_over_processes(torch.tensor([float(len(bad))], device=device)).item() == 0:

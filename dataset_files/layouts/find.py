@@ -90,7 +90,7 @@ def inner_layouts(root: Path) -> str:
 
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
-    """Return the layout of COCO files named one by one; without an image folder, search beside each file."""
+    """Return the layout of COCO files named one by one. Without an image folder, search beside each file."""
     splits = []
     for name, path in (("train" if val_json else "", train_json), ("val", val_json)):
         if path is None:

@@ -54,7 +54,7 @@ class InstanceMasks:
 
     @classmethod
     def from_dense(cls, masks: Tensor) -> "InstanceMasks":
-        """Build from dense masks, uint8 or bool [N, H, W]; nonzero is the object."""
+        """Build from dense masks, uint8 or bool [N, H, W], in which nonzero pixels are the object."""
         if masks.ndim != 3 or masks.dtype not in (torch.uint8, torch.bool):
             raise ValueError(f"masks must be uint8 or bool [N, H, W], got {masks.dtype} {list(masks.shape)}")
         crops = [crop_to_content(mask) for mask in (masks != 0).cpu().numpy()]
@@ -84,7 +84,7 @@ class InstanceMasks:
         return f"InstanceMasks({len(self)} in {self.size[0]}x{self.size[1]}, {self.pixels.numel()} bytes)"
 
     def starts(self) -> Tensor:
-        """int64 [N + 1]: where each crop begins in `pixels`; the last entry is its end."""
+        """Return where each crop begins in `pixels`, int64 [N + 1]. The last entry is the end of the last crop."""
         areas = self.crops[:, 2] * self.crops[:, 3]
         return F.pad(areas.cumsum(0), (1, 0))
 
@@ -129,7 +129,7 @@ class InstanceMasks:
         return self.from_crops(left_over, self.size)
 
     def union(self) -> np.ndarray:
-        """bool [H, W]: the pixels of the source frame that belong to any of the masks."""
+        """Return the pixels of the source frame that belong to any of the masks, bool [H, W]."""
         plane = np.zeros(self.source_size, dtype=np.uint8)
         for left, top, crop in self.all_crops():
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] |= crop
@@ -144,13 +144,13 @@ class InstanceMasks:
         return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
     def source_crops(self, what: str) -> list[Crop]:
-        """`all_crops`; ValueError after a `resize`."""
+        """Return `all_crops`, or raise ValueError after a `resize`."""
         if self.size != self.source_size or self.content_size != self.size:
             raise ValueError(f"{what} before resize: the masks are {self.source_size}, their frame is {self.size}")
         return self.all_crops()
 
     def extents(self) -> Tensor:
-        """float32 [N, 4]: the boxes x1y1x2y2 around the objects' pixels in the source frame; zeros for empty masks."""
+        """Return the boxes x1y1x2y2 around the objects in the source frame, float32 [N, 4]; zeros for empty masks."""
         boxes = np.zeros((len(self), 4), dtype=np.float32)
         for box, (left, top, crop) in zip(boxes, self.all_crops()):
             x, y, content = crop_to_content(crop)
@@ -159,20 +159,20 @@ class InstanceMasks:
         return torch.from_numpy(boxes)
 
     def areas(self) -> Tensor:
-        """int64 [N]: area of each object in pixels of the source frame."""
+        """Return the area of each object in pixels of the source frame, int64 [N]."""
         sums = F.pad(self.pixels.to(torch.int64).cumsum(0), (1, 0))
         starts = self.starts()
         return sums[starts[1:]] - sums[starts[:-1]]
 
     def dense(self) -> Tensor:
-        """uint8 [N, H, W] in the current frame. For drawing and tests; training never calls this."""
+        """Return the dense masks, uint8 [N, H, W], in the current frame."""
         masks = torch.zeros((len(self), *self.size), dtype=torch.uint8)
         for plane, (left, top, crop) in zip(masks.numpy(), self.resampled_crops()):
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         return masks
 
     def resampled_crops(self) -> list[Crop]:
-        """`all_crops` in the current frame, resized by nearest neighbour."""
+        """Return `all_crops` in the current frame, resized by nearest neighbour."""
         rows, columns = (indices.numpy() for indices in self.source_indices())
         resampled = []
         for left, top, pixels in self.all_crops():
@@ -195,7 +195,7 @@ class InstanceMasks:
 
 
 def shown_part(crop: Crop, top: int, left: int, height: int, width: int) -> Crop:
-    """The part of a mask inside a window of the image, as left, top and pixels [h, w] in the window's frame."""
+    """Return the part of a mask inside a window of the image, as left, top and pixels [h, w] in the window's frame."""
     x, y, pixels = crop[0] - left, crop[1] - top, crop[2]
     if min(x, y) >= 0 and x + pixels.shape[1] <= width and y + pixels.shape[0] <= height:
         return x, y, pixels
@@ -205,7 +205,7 @@ def shown_part(crop: Crop, top: int, left: int, height: int, width: int) -> Crop
 
 
 def crop_to_content(mask: np.ndarray) -> Crop:
-    """Left, top and the smallest crop of `mask` [H, W] with every nonzero pixel; empty if there is none."""
+    """Return left, top and the smallest crop of `mask` [H, W] with every nonzero pixel, empty if there is none."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return 0, 0, mask[:0, :0]

@@ -81,7 +81,7 @@ def column_changes(
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenated ranges starts[i], ..., starts[i] + lengths[i] - 1: int64 [sum of lengths]."""
+    """Concatenate the ranges starts[i], ..., starts[i] + lengths[i] - 1 as int64 [sum of lengths]."""
     return np.arange(lengths.sum()) + np.repeat(starts - lengths.cumsum() + lengths, lengths)
 
 

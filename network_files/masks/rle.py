@@ -106,7 +106,7 @@ def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
 
 
 def decode_crops(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
-    """Smallest crops of packed codes of one image: left, top, uint8 pixels [h, w]. ValueError if a code is invalid."""
+    """Return the smallest crop of each packed code of one image: left, top and uint8 pixels [h, w]."""
     groups = (codes[i : i + TOGETHER] for i in range(0, len(codes), TOGETHER))
     return [crop for group in groups for crop in decode_together(group)]
 
@@ -143,7 +143,7 @@ def decode_together(codes: Sequence[dict]) -> list[tuple[int, int, np.ndarray]]:
 def boxes_of_runs(
     counts: np.ndarray, lengths: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
 ) -> np.ndarray:
-    """Left, top, width and height of each code's set pixels: int64 [N, 4]; zeros for empty masks.
+    """Return left, top, width and height of each code's set pixels, int64 [N, 4]; zeros for empty masks.
 
     Runs are as `unpack_all` returns them, and add up to `height * width`, which are of all codes or of each.
     """

@@ -267,6 +267,6 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: in
 
 
 def mean_of_valid(values: np.ndarray) -> float:
-    """Return the mean of the entries other than -1 (nothing to find); -1 if there are none."""
+    """Return the mean of the entries other than -1, which means nothing to find; -1 if there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0

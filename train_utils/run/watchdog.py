@@ -120,7 +120,7 @@ class Watchdog(threading.Thread):
         return self.store.compare_set("verdict", "", verdict).decode()
 
     def explain(self) -> str:
-        """Find out which process died after a connection broke, and return the verdict; takes a few seconds."""
+        """Find out which process died after a connection broke, and return the verdict. This takes a few seconds."""
         try:
             before, end = self.read_all(), time.monotonic() + HEARTBEAT_TIMEOUT + self.interval
             while time.monotonic() < end and not self.store.check(["verdict"]):
@@ -132,7 +132,7 @@ class Watchdog(threading.Thread):
             return self.verdict or STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """Stop the watchdog, because this process ends now; a verdict also ends the other processes."""
+        """Stop the watchdog, because this process ends now. A verdict also ends the other processes."""
         self.leaving.set()
         self.join(HEARTBEAT_TIMEOUT)
         try:

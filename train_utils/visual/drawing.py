@@ -126,7 +126,7 @@ def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
 
 
 def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
-    """Return the mask minus its erosion by `width` pixels, bool [h, w]; pixels beyond the crop count as outside."""
+    """Return the mask minus its erosion by `width` pixels, bool [h, w]. Pixels beyond the crop count as outside."""
     rows, columns = crop.shape
     if min(rows, columns) <= 2 * width:
         return crop.copy()

@@ -38,7 +38,7 @@ GREY = (32, 32, 32)
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) -> Image.Image:
-    """Place images on a grid of squares of `side` pixels, at most `columns` in a row; larger ones are scaled down."""
+    """Place images on a grid of squares of `side` pixels, at most `columns` in a row. Larger images are scaled down."""
     columns = min(len(tiles), columns)
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), GREY)
@@ -51,7 +51,7 @@ def contact_sheet(tiles: Sequence[Image.Image], columns: int, side: int = TILE) 
 
 
 def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown: Sequence[int] = ()) -> Image.Image:
-    """Draw the objects of a target on their image [C, H, W]; `shown` selects the channels to draw, see `ImageForm`."""
+    """Draw the objects of a target on their image [C, H, W]. `shown` selects the channels to draw, see `ImageForm`."""
     masks = [(left, top, crop.astype(bool)) for left, top, crop in target["masks"].resampled_crops()]
     classes = [names.get(label, f"class {label}") for label in target["labels"].tolist()]
     return draw_instances(to_picture(image.numpy(), shown), target["boxes"].numpy(), classes, None, masks)
