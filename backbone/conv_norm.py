@@ -59,8 +59,8 @@ def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | 
         dtype: the type of mixed precision; None without mixed precision.
 
     Returns:
-        Scale and shift, [C_out, 1, 1] each, the shift in low precision if it is mixed. The third is the weight of a
-        frozen convolution in mixed precision, scaled and cast, or else None.
+        Scale and shift, [C_out, 1, 1] each; in mixed precision, the shift has type `dtype`. The third is the weight of
+        a frozen convolution in mixed precision, scaled and cast, or else None.
     """
     folds = dtype is not None and not conv.weight.requires_grad
     if torch.compiler.is_compiling():  # the check for changes would split the graph

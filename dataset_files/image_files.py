@@ -102,7 +102,7 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return each file's size in bytes and mtime, int64 [P, 2]. For a non-file, the size is MISSING or NO_FILE."""
+    """Return each file's size in bytes and mtime, int64 [P, 2]. If there is no file, the size is MISSING or NO_FILE."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -122,7 +122,7 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
-    """Return a file's size in bytes and its mtime. For a non-file, the size is MISSING or NO_FILE."""
+    """Return a file's size in bytes and its mtime. If it is not a file, the size is MISSING or NO_FILE."""
     try:
         status = file.stat()
     except FileNotFoundError:

@@ -137,7 +137,7 @@ class MaskRCNNPredictor(nn.Sequential):
         return self.scatter_subpixels(x)
 
     def logits_of_classes(self, x: Tensor, classes: Tensor) -> Tensor:
-        """The logits of one class per RoI: [R, C, 14, 14] and int64 [R] -> [R, 28, 28].
+        """Compute the logits of one class per RoI: [R, C, 14, 14] and int64 [R] -> [R, 28, 28].
 
         The loss and the detections need no others. With many classes, the logits of all of them would cost more time
         and memory than the rest of this module.

@@ -28,7 +28,7 @@ def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) 
 
 
 def compress(codes: list[dict]) -> list[dict]:
-    """Uncompressed codes -> codes whose counts are COCO's packed bytes."""
+    """Convert uncompressed codes to codes whose counts are COCO's packed bytes."""
     counts = [np.array(code["counts"], dtype=np.int64) for code in codes]
     lengths = np.array([len(each) for each in counts], dtype=np.int64)
     packed = pack_counts(np.concatenate([*counts, lengths[:0]]), lengths)
