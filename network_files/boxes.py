@@ -72,7 +72,7 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Split columns [S, ...] of all images by image: [B, N, ...], padded with zeros.
+    """Split columns [S, ...], which hold the rows of B images one after the other, into [B, N, ...] padded with zeros.
 
     `counts` are the B numbers of rows, of which N is the largest. Also returns them, int64 [B]. There is one upload,
     however many images there are.

@@ -139,7 +139,7 @@ def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
 
 
 def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
-    """Group the parts of each object, the best agreement first, with at most one part per tile and object."""
+    """Group the parts that show the same object, merging those that agree best first. No group has two of one tile."""
     owner = list(range(len(parts)))
     groups = {i: [part] for i, part in enumerate(parts)}
     for _, i, j in sorted(agreements(parts, tiles), key=lambda pair: -pair[0]):

@@ -75,7 +75,10 @@ class ImageScores:
         return [i for i in order.tolist() if wrong[i]][:number]
 
     def best(self, number: int) -> list[int]:
-        """Return images by descending F1, without the worst. Among equals, more correct detections come first."""
+        """Return up to `number` images by descending F1, except those that `worst(number)` returns.
+
+        Among equals, more correct detections come first.
+        """
         order = np.lexsort((-self.right, -np.nan_to_num(self.f1, nan=-1.0)))
         taken = set(self.worst(number))
         return [i for i in order.tolist() if self.right[i] and i not in taken][:number]

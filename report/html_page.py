@@ -172,7 +172,10 @@ def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[st
 
 
 def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) -> list[int]:
-    """Return shots of the errors of a kind with the highest scores, or of the largest missed objects."""
+    """Add examples of the kind of error `name` to the gallery, and return their numbers there.
+
+    They are the errors with the highest scores, or the largest of the missed objects.
+    """
     errors, found, objects = analysis.errors, data.detections, data.objects
     if name == MISSED:
         missed = np.flatnonzero(errors.missed)

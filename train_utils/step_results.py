@@ -29,7 +29,10 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: StepResult) -> None:
-        """Read the previous step, and this one too if it may end the run. Errors of `check` and loading are raised."""
+        """Wait for the results of the step before, and keep this one for the next call.
+
+        A step that may end the run is waited for at once. Errors of `check` and loading are raised.
+        """
         self.read()
         if step.loading_failed:
             self.end(step.error or InputError("loading images failed on another process of the run"))

@@ -58,7 +58,10 @@ def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size:
 def targets_on_device(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool
 ) -> Tensor:
-    """Paint some objects at a time onto full-size planes, and sample all boxes there without waiting for the device."""
+    """Return the mask targets of all boxes without waiting for the device.
+
+    The masks are painted at full size, a few objects at a time, and each box is sampled from these planes.
+    """
     device = boxes[0].device
     all_boxes = at_least_float32(torch.cat(list(boxes)).detach())
     if not any(len(m.pixels) for m in masks):
@@ -102,7 +105,7 @@ class MaskPlanes:
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
     def paint(self, image: int, first: int, count: int) -> Tensor:
-        """Return dense masks, uint8 [count, 1, H, W], of an image's objects, from number `first` of the batch on."""
+        """Return dense masks, uint8 [count, 1, H, W], of an image's objects. `first` counts all of the batch."""
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
