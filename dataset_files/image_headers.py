@@ -118,13 +118,8 @@ def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
             return width, height, 1, FINE, channels, VALUES.index(values)
         with stored_images.open_image(path) as image:
             state = FLOAT if image.mode == "F" else FINE
-            return (
-                *image.size,
-                stored_images.orientation_of(image),
-                state,
-                0,
-                VALUES.index(stored_images.values_of(image)),
-            )
+            orientation, values = stored_images.orientation_of(image), stored_images.values_of(image)
+            return *image.size, orientation, state, 0, VALUES.index(values)
     except PackageMissing:
         raise
     except Image.DecompressionBombError:

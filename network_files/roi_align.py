@@ -54,9 +54,10 @@ class PyramidRoIAlign(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Levels [B, C, H_i, W_i] by name, boxes of each image -> [sum of R_b, C, *output_size] in the features' dtype.
+        """Pool the features of boxes: levels [B, C, H_i, W_i] by name -> [sum of R_b, C, *output_size], in their dtype.
 
-        Boxes are float [R_b, 4], x1y1x2y2 in pixels of the resized image. Strides follow from the sizes.
+        The boxes of each image are float [R_b, 4], x1y1x2y2 in pixels of the resized image. The strides follow from
+        `image_sizes`, the height and width of each resized image, and the sizes of the levels.
         """
         names = [name for name in self.featmap_names if name in features]
         if self.sampling_ratio == 0 and boxes[0].is_cuda and torch.are_deterministic_algorithms_enabled():

@@ -75,7 +75,7 @@ class RoIHeads(nn.Module):
         self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         objects: Objects,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The losses over the sampled proposals of a batch: L_cls, L_box and L_mask of Mask R-CNN, section 3.
+        """Compute `loss_classifier`, `loss_box_reg` and `loss_mask` over sampled proposals (Mask R-CNN, section 3).
 
         Args:
             features: level name -> [B, C, H_i, W_i].

@@ -50,8 +50,8 @@ class Description:
 class OnnxModel:
     """A network that tools/export_onnx.py exported; `detect` is that of `Session`.
 
-    Threads, runtime and precision are as for `open_session`; by default the fastest runtime. InputError if file or
-    runtime are missing, or it is not such a file.
+    Threads, runtime and precision are as for `open_session`. The default is the fastest runtime. InputError if the
+    runtime or the file is missing, or if tools/export_onnx.py did not write the file.
     """
 
     def __init__(

@@ -52,7 +52,10 @@ class Session:
 
 
 def fastest_runtime() -> str:
-    """Return the fastest installed runtime: onnxruntime with a GPU, OpenVINO or onnxruntime. InputError if none is."""
+    """Return the fastest installed runtime: onnxruntime if it can use a GPU, else OpenVINO, else onnxruntime.
+
+    InputError if none is installed.
+    """
     if not (installed := [runtime for runtime in RUNTIMES if is_installed(runtime)]):
         raise InputError("no runtime is installed; install one with: pip install onnxruntime (or: openvino)")
     if installed[0] == "onnxruntime":

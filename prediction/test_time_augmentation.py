@@ -37,8 +37,8 @@ class Version(NamedTuple):
 class TestTimeAugmentation(nn.Module):
     """A Mask R-CNN in evaluation mode that sees each image several times; its `detect` is used like the model's.
 
-    There is a version, plain and if `mirrored` also mirrored, per factor (`scales`) of the network's sizes. Their
-    pyramids are kept until the image's masks are predicted: some hundred megabytes.
+    Each of `scales`, factors of the network's sizes, gives a plain version and, if `mirrored`, a mirrored one. The
+    pyramids of all versions are kept until the image's masks are predicted: some hundred megabytes.
     """
 
     __test__ = False  # for pytest: not a test, despite its name

@@ -204,7 +204,10 @@ def resampled_ap(
 
 
 def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 are reached by `hits` [E, R] among `objects` [R]."""
+    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 are reached by `hits` [E, R] among `objects` [R].
+
+    `short` is the result of `just_short`.
+    """
     nearly = 1 + 4 * np.finfo(hits.dtype).eps  # what is reached exactly is not rounded below it
     reached = hits * (100 * nearly / np.maximum(objects, 1)).astype(hits.dtype)
     np.floor(reached, out=reached)
@@ -223,8 +226,8 @@ def just_short(objects: np.ndarray) -> np.ndarray:
 
 
 def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the summed weights of all rows before each end, float64 [E, R]. The ends are in ascending order."""
-    sums, begin = np.empty((len(ends), weights.shape[1])), 0
+    """Return the summed weights of all rows before each end, [E, R]. The ends are in ascending order."""
+    sums, begin = np.empty((len(ends), weights.shape[1]), weights.dtype), 0
     for one, end in zip(sums, ends.tolist()):
         weights[rows[begin:end]].sum(axis=0, out=one)
         begin = end

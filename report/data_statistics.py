@@ -7,6 +7,7 @@ import numpy as np
 
 from dataset_files.dataset import InstanceDataset
 from report.eval_data import EvalData
+from train_utils.sampled_images import at_intervals
 
 MOST_IMAGES = 2000  # sampled from a training split, as decoding all masks takes long
 
@@ -33,10 +34,10 @@ def statistics_of(data: EvalData) -> DataStatistics:
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
     """Compute statistics of a dataset's objects of these classes. Large datasets are sampled at regular intervals."""
-    measured = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), MOST_IMAGES)).round().astype(np.int64))
+    measured = at_intervals(len(dataset), MOST_IMAGES)
     place = {category: k for k, category in enumerate(category_ids)}
     rows = [np.zeros((0, 5))]
-    for position, i in enumerate(measured.tolist()):
+    for position, i in enumerate(measured):
         target = dataset.target(i)
         classes = np.array([place.get(dataset.category_ids[label], -1) for label in target["labels"].tolist()])
         kept = np.flatnonzero((classes >= 0) & (target["iscrowd"].numpy() == 0))

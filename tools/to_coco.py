@@ -16,10 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import link_atomically, refuse_overwriting, replacing, write_atomically  # noqa: E402
 from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
-from dataset_files.conversion_store import (
-    SplitFiles,  # noqa: E402
-    open_split_index,  # noqa: E402
-)
+from dataset_files.conversion_store import SplitFiles, open_split_index  # noqa: E402
 from dataset_files.layouts.find import find_layout  # noqa: E402
 from dataset_files.problems import printable  # noqa: E402
 from dataset_files.stored_images import embedded_image, open_image  # noqa: E402

@@ -59,8 +59,10 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
 
 
 def outcome_of(kind: str, dataset: InstanceDataset) -> str:
-    if kind in KEPT or dataset.training:
-        return "" if kind in KEPT else ", left out"
+    if kind in KEPT:
+        return ""
+    if dataset.training:
+        return ", left out"
     return ", kept as crowds" if kind == "no mask" else ", kept"
 
 

@@ -14,7 +14,11 @@ SPANS = 25  # the average covers this part of the run: torchvision's decay, 0.99
 
 
 class ModelEma:
-    """Average of weights and running statistics. It copies them for `warm_up` steps; later steps keep `decay` of it."""
+    """Exponential moving average of the trained weights and of BatchNorm's running statistics.
+
+    As in torchvision's classification scripts, it is a copy during the first `warm_up` steps. After that, each step
+    keeps the share `decay` of it.
+    """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: int):
         self.model, self.decay, self.warm_up = model, decay, warm_up
