@@ -1,5 +1,6 @@
 """Compare two sets of detections on the same images: AP with intervals, the differences, a verdict, and a page."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,8 +162,9 @@ def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, s
     for image, shown in content["images"].items():
         shown["other"] = galleries[1].detections_of(int(image))
     titles = [Path(name).name for name in comparison.names]
-    if titles[0] == titles[1]:
-        titles = list(comparison.names)
+    if titles[0] == titles[1]:  # then their folders tell them apart
+        shared = os.path.commonpath([Path(name).absolute().parent for name in comparison.names])
+        titles = [os.path.relpath(name, shared) for name in comparison.names]
     page = render(
         "comparison.html", {"names": data.class_names, "cells": {}, **content},
         title=" and ".join(f"{letter}: {name}" for letter, name in zip("AB", titles)),

@@ -237,8 +237,9 @@ def test_the_script_compares_two_results_files(files: Path):
 def test_files_of_one_name_are_told_apart_in_the_title(tmp_path: Path, many: tuple[dict, list[dict]]):
     truth, results = many
     for names, expected in (
-        (("runs/a/model_4.pth", "runs/b/model_4.pth"), "A: runs/a/model_4.pth and B: runs/b/model_4.pth"),
+        (("runs/a/model_4.pth", "runs/b/model_4.pth"), "A: a/model_4.pth and B: b/model_4.pth"),
         (("runs/a/model_4.pth", "runs/a/model_9.pth"), "A: model_4.pth and B: model_9.pth"),
+        (("runs/a/model_4.pth", "runs/a/model_4.pth"), "A: model_4.pth and B: model_4.pth"),
     ):
         a, b = (Side(name, {"bbox": results}) for name in names)
         page = write_comparison(tmp_path, compare(truth, a, b, ["bbox"], {}), {}).read_text(encoding="utf-8")
