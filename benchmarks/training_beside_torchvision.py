@@ -5,9 +5,10 @@
     python benchmarks/training_beside_torchvision.py --only-show            # the table and pictures of what is finished
 
 `drawn` is the demo: 440 drawn images for training, 80 for validation. `photos` overfits the 80 training photos of
-coco_tiny at 192 px. Both sides have the same initial weights, batches, augmentation, schedule, and seeds of the random
-samples. They train at the same time, each on half of the cores, so other load slows both. A time is that of the steps,
-without evaluation. Finished trainings are kept in --output-dir, so a stopped program continues with the next one.
+coco_tiny at 128 px. Both sides have the same initial weights, batches, augmentation, schedule, and seeds of the random
+samples. Each training has one thread on a core of its own, and as many run at once as there are cores. A time is the
+processor time of the steps, without evaluation, so that other load on the machine does not count. Finished trainings
+are kept in --output-dir, so a stopped program continues with the next one.
 
 "AP at equal time" is torchvision's mask AP at the time at which train.py was finished, interpolated between its epochs.
 """
@@ -20,9 +21,14 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
+from statistics import mean, median, stdev
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +41,7 @@ from report.sources import compare_sides
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
+from train_utils.demo_dataset import make_demo_dataset
 from train_utils.device import Precision, choose_device
 from train_utils.errors import InputError, one_line_errors
 from train_utils.evaluation import detect_all
@@ -48,7 +55,7 @@ from train_utils.options import DEMO_FOLDER, TrainSettings, ValidationSettings
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "training_beside_torchvision"
 HOOKS = PROJECT / "benchmarks" / "training_times.py"
 SIDES = ("train.py", "torchvision")
-WEIGHTS, TIMES, FOUND, START = "last.pth", "times.jsonl", "found.json", "start.pth"
+WEIGHTS, TIMES, FOUND = "last.pth", "times.jsonl", "found.json"
 SMOOTHING = 10  # steps
 HEADER = (
     "seed", "mask AP", "torchvision", "difference (95 %)", "verdict", "steps took", "torchvision", "ratio",
@@ -62,41 +69,32 @@ def data_options(data: str) -> list[str]:
         return []
     photos = coco_tiny()
     annotations = str(photos / "annotations" / "instances_train2017.json")
-    files = ["--train-json", annotations, "--val-json", annotations, "--image-folder", str(photos / "train2017")]
-    sizes = ["--min-size", "192", "--max-size", "256", "--rois-per-image", "64", "--proposals", "200"]
-    schedule = ["--epochs", "40", "--batch-size", "8", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02"]
     return [
-        *files,
-        *sizes,
-        *schedule,
-        "--pretrain",
-        "False",
-        "--lr-scheduler",
-        "cosineannealinglr",
-        "--data-augmentation",
-        "none",
-    ]
+        "--train-json", annotations, "--val-json", annotations, "--image-folder", str(photos / "train2017"),
+        "--min-size", "128", "--max-size", "176", "--rois-per-image", "64", "--proposals", "200",
+        "--epochs", "20", "--batch-size", "4", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02",
+        "--pretrain", "False", "--lr-scheduler", "cosineannealinglr", "--data-augmentation", "none",
+    ]  # fmt: skip
 
 
 def main(args: Namespace) -> None:
     folder = Path(args.output_dir)
     if args.side:  # this process is torchvision's
         return train_torchvisions(Path(args.side[0]), args.side[1:])
-    for seed in args.seeds:  # each seed of every kind before the next seed, so that an early stop leaves all kinds
-        for data in args.data:
-            for precision in args.precisions:
-                run = folder / f"{data}_{precision}_{seed}"
-                if not (run / FOUND).exists() and not args.only_show:
-                    progress(f"{data}, {precision}, seed {seed}")
-                    train_both(run, train_options(data, precision, seed, args.epochs))
-                    compare_both(run, data, precision, seed)
+    # Each seed of every kind comes before the next seed, so that a stopped program leaves figures for all kinds.
+    runs = list(product(args.seeds, args.data, args.precisions))
+    if not args.only_show:
+        train_all(folder, runs, args.epochs)
     print(machine(torch.device("cpu")))
-    for data in args.data:
-        for precision in args.precisions:
-            found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{data}_{precision}_*/{FOUND}"))]
-            if found:
-                draw(found, folder / f"{data}_{precision}.png", f"{data}, {precision}")
-                print(f"\n{table(f'{data}, {precision}', [row_of(each) for each in found], HEADER)}")
+    for data, precision in product(args.data, args.precisions):
+        found = []
+        for seed in args.seeds:
+            run = folder / f"{data}_{precision}_{seed}"
+            if all((run / side / WEIGHTS).exists() for side in SIDES):
+                found.append(compare_both(run, data, precision, seed))
+        if found:
+            draw(found, folder / f"{data}_{precision}.png", f"{data}, {precision}")
+            print(f"\n{table(f'{data}, {precision}', [row_of(each) for each in found], HEADER)}\n{summary(found)}")
 
 
 def train_options(data: str, precision: str, seed: int, epochs: int | None) -> list[str]:
@@ -107,34 +105,52 @@ def train_options(data: str, precision: str, seed: int, epochs: int | None) -> l
 # --- both trainings
 
 
-def train_both(run: Path, options: Sequence[str]) -> None:
-    """Train both sides at the same time, each on half of the cores, and keep their last weights and times."""
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    cores = sorted(os.sched_getaffinity(0))
-    half = len(cores) // 2 or 1
-    own = [PROJECT / "train.py", *options, "--output-dir", run / SIDES[0], "--hooks", HOOKS]
-    peer = [__file__, "--side", run, *options]
-    children = [start(own, cores[:half], run), start(peer, cores[-half:], run)]
-    while any(child.poll() is None for child in children):
-        time.sleep(0.2)
-        if any(child.poll() for child in children):
-            for child in children:
-                child.kill()
-    if any(child.wait() for child in children):
-        raise InputError(f"{run}: a training failed")
-    newest = max((run / SIDES[0]).glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime)
-    shutil.copy(newest, run / SIDES[0] / WEIGHTS)
-    for path in (run / SIDES[0]).glob("model_*.pth"):
-        path.unlink()
+def train_all(folder: Path, runs: Sequence[tuple[int, str, str]], epochs: int | None) -> None:
+    """Run the trainings that are not finished, one on each core at a time."""
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def train_on_free_core(*training: Any) -> None:
+        core = cores.get()
+        try:
+            train(*training, core)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        trainings = []
+        for seed, data, precision in runs:
+            run, options = folder / f"{data}_{precision}_{seed}", train_options(data, precision, seed, epochs)
+            for side in SIDES:
+                trainings.append(pool.submit(train_on_free_core, run, side, options))
+        for training in trainings:
+            if training.exception():
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise InputError(f"{folder}: a training failed: {training.exception()}")
 
 
-def start(command: Sequence[str | Path], cores: Sequence[int], run: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "BESIDE_TORCHVISION": str(run)}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+def train(run: Path, side: str, options: list[str], core: int) -> None:
+    """Train one side in a process of its own, on one core, if its last weights are not there yet."""
+    folder = run / side
+    if (folder / WEIGHTS).exists():
+        return
+    progress(f"{run.name}, {side}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [PROJECT / "train.py", *options, "--output-dir", folder, "--hooks", HOOKS]
+    if side == SIDES[1]:
+        command = [__file__, "--side", run, *options]
+    subprocess.run(
+        [sys.executable, *map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "BESIDE_TORCHVISION": str(run)},
+        preexec_fn=lambda: os.sched_setaffinity(0, [core]),
     )  # fmt: skip
+    if side == SIDES[0]:
+        newest = max(folder.glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime)
+        newest.rename(folder / WEIGHTS)
+        for path in folder.glob("model_*.pth"):
+            path.unlink()
 
 
 def train_torchvisions(run: Path, options: Sequence[str]) -> None:
@@ -143,10 +159,10 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
     settings.resolve(1)
     device = choose_device(settings.device)
     precision = Precision.choose(device, settings.amp)
-    while not (run / START).exists():  # train.py writes it before its first step
-        time.sleep(0.1)
+    torch.manual_seed(settings.seed)
     if settings.is_demo():
         settings.data_path = DEMO_FOLDER
+        make_demo_dataset(DEMO_FOLDER)
 
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = training_transforms(settings)
@@ -157,18 +173,17 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
     val_loader = evaluation_loader(val_set, batch_size=None, workers=0, device=device)
     evaluated, config = build_training_model(settings, num_classes_for(train_set, None), None, classes.names)
     model = build_torchvisions(config)
-    model.load_state_dict(torch.load(run / START))
+    model.load_state_dict(evaluated.state_dict())  # those with which train.py begins
 
     optimizer_of = {"sgd": SGD, "adamw": AdamW}[settings.opt]
     momentum = {"momentum": settings.momentum} if settings.opt == "sgd" else {}
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = optimizer_of(groups, lr=settings.lr, weight_decay=settings.weight_decay, **momentum)
-    (run / SIDES[1]).mkdir()
     with open(run / SIDES[1] / TIMES, "w", buffering=1) as times:
         for epoch in range(settings.epochs):
             model.train()
             loader.batch_sampler.start_at(epoch, 0)
-            losses, began = [], time.perf_counter()
+            losses, began = [], time.process_time()
             for step, (images, targets) in enumerate(loader, epoch * len(loader)):
                 torch.manual_seed(mix_seed(settings.seed, step, 0))
                 set_learning_rate(optimizer, learning_rate(step, settings, len(loader)))
@@ -179,7 +194,7 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             evaluated.load_state_dict(model.state_dict())
             metrics = detect_all(evaluated, val_loader, val_set.coco, classes, device, precision).metrics()
             aps = {"box": metrics["bbox"].stats[0], "mask": metrics["segm"].stats[0]}
@@ -214,8 +229,10 @@ class Curve:
         return float(times[reached] + share * (times[reached + 1] - times[reached]))
 
 
-def compare_both(run: Path, data: str, precision: str, seed: int) -> None:
-    """Compare the last weights of both sides as `validation.py --compare` does, and store all figures."""
+def compare_both(run: Path, data: str, precision: str, seed: int) -> dict:
+    """Compare the last weights of both sides as `validation.py --compare` does; store and return all figures."""
+    if (run / FOUND).exists():
+        return json.loads((run / FOUND).read_text())
     weights = [str(run / side / WEIGHTS) for side in SIDES]
     options = ["--compare", weights[1], weights[0], "--device", "cpu", "--amp", str(precision == "bf16")]
     options += ["--data-path", DEMO_FOLDER] if data == "drawn" else [
@@ -231,6 +248,7 @@ def compare_both(run: Path, data: str, precision: str, seed: int) -> None:
         "curves": [own_curve(run / SIDES[0]), peer_curve(run / SIDES[1])],
     }  # fmt: skip
     (run / FOUND).write_text(json.dumps(found))
+    return found
 
 
 def own_curve(folder: Path) -> dict:
@@ -269,6 +287,18 @@ def row_of(found: dict) -> tuple:
     )  # fmt: skip
 
 
+def summary(found: Sequence[dict]) -> str:
+    """Return the mean difference over the seeds with its standard error, and the median ratio of the times."""
+    differences = [each["ap"] - each["peer_ap"] for each in found]
+    pairs = [[Curve.of(plain) for plain in each["curves"]] for each in found]
+    ratio = median(peer.seconds[-1] / own.seconds[-1] for own, peer in pairs)
+    error = f", standard error {stdev(differences) / len(found) ** 0.5:.3f}" if len(found) > 1 else ""
+    return (
+        f"Mean difference in mask AP over {len(found)} seeds: {mean(differences):+.3f}{error}. "
+        f"Median ratio of the times: {ratio:.2f}."
+    )
+
+
 def draw(found: Sequence[dict], path: Path, title: str) -> None:
     """Draw the losses over the steps, and mask AP over the time, of all seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -286,7 +316,7 @@ def draw(found: Sequence[dict], path: Path, title: str) -> None:
             left.plot(np.arange(len(smooth)) + 1, smooth, **look)
             right.plot([0, *curve.seconds / 60], [0, *curve.aps], marker=".", **look)
     left.set(xlabel="step", ylabel=f"loss, mean of {SMOOTHING} steps", title=f"{title}: loss")
-    right.set(xlabel="minutes of training steps", ylabel="mask AP", title=f"{title}: mask AP by time")
+    right.set(xlabel="minutes of processor time in steps", ylabel="mask AP", title=f"{title}: mask AP by time")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
