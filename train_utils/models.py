@@ -70,22 +70,35 @@ class ModelConfig:
     @classmethod
     def stored_in(cls, content: Mapping[str, Any], path: str | Path) -> "ModelConfig":
         """Return a checkpoint's description of its network; raise InputError if it is invalid."""
-        stored = content["model_config"]
-        values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored} if isinstance(stored, dict) else {}
-        invalid = [f.name for f in fields(cls) if f.name in values and not fits(values[f.name], f.type)]
-        if "num_classes" not in values or invalid:
-            raise InputError(f"{path}: broken: invalid {', '.join(invalid) or 'model_config'}")
+        values = stored_fields(cls, content, "model_config", path)
+        if "num_classes" not in values:
+            raise InputError(f"{path}: broken: invalid model_config")
         return cls(**values)
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def stored_fields(kind: type, content: Mapping[str, Any], entry: str, path: str | Path) -> dict[str, Any]:
+    """Return the values in an entry of a checkpoint for the fields of a dataclass; InputError names invalid ones."""
+    stored, found = content.get(entry), dict[str, Any]()
+    for field in fields(kind) if isinstance(stored, dict) else ():
+        if (value := stored.get(field.name)) is not None and not fits(value, field.type):
+            raise InputError(f"{path}: broken: invalid {field.name} in {entry}")
+        if value is not None or field.name in stored and field.default is None:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def fits(value: Any, annotated: Any) -> bool:
-    if isinstance(annotated, UnionType):
-        return any(fits(value, each) for each in get_args(annotated))
-    if get_origin(annotated) is list:
-        return isinstance(value, list) and all(fits(each, get_args(annotated)[0]) for each in value)
+    """Whether a value is of an annotated type such as `list[int] | None`. An int is a float, too."""
+    kind, inner = get_origin(annotated), get_args(annotated)
+    if kind is UnionType:
+        return any(fits(value, each) for each in inner)
+    if kind is list:
+        return isinstance(value, list | tuple) and all(fits(each, *inner) for each in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     return isinstance(value, (int, float) if annotated is float else annotated)
 
 

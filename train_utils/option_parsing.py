@@ -5,9 +5,8 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from train_utils.errors import InputError, read_json, warn
@@ -199,28 +198,10 @@ class Settings:
             if value is not None and action.dest == "hooks":  # it would run a file
                 warn(f"{path}: 'hooks' is ignored in a file; give --hooks {value} to run it")
             if value is not None and action.dest not in ignored:
-                found |= vars(parser.parse_args(words_of(action.option_strings[-1], value)))
+                flag = action.option_strings[-1]
+                words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+                found[action.dest] = vars(parser.parse_args(words))[action.dest]  # no option inside a value
         return found
-
-    @classmethod
-    def stored_in(cls, values: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-        """Check a checkpoint's options, which may be edited by hand, and return them with the right types."""
-        parser = cls.parser(None, add_help=False)
-        parser.file = f"{path}: invalid args"
-        checked = dict(values)
-        for each in cls.options():
-            value = values.get(each.name)
-            if value is None and each.default is not None or value == [] and isinstance(each.default, int):
-                checked.pop(each.name, None)
-            elif value not in (None, []):
-                (parsed,) = vars(parser.parse_args(words_of(f"--{each.name}", value))).values()
-                is_one = isinstance(parsed, list) and len(parsed) == 1 and isinstance(each.default, int)
-                checked[each.name] = parsed[0] if is_one else parsed
-        return checked
-
-
-def words_of(flag: str, value: Any) -> list[str]:
-    return [flag, *map(str, value)] if isinstance(value, list | tuple) else [f"{flag}={value}"]
 
 
 def describe(value: Any) -> str:

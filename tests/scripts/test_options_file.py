@@ -69,6 +69,11 @@ def test_hooks_of_a_file_are_not_run_but_named(tmp_path, capsys):
     assert "'hooks' is ignored in a file; give --hooks theirs.py" in capsys.readouterr().err
 
 
+def test_an_option_hidden_in_the_value_of_another_is_not_taken(tmp_path):
+    settings = parsed(tmp_path, {"lr_steps": [1, "--hooks=theirs.py"], "anchor_ratios": ["1", "--overwrite"]})
+    assert settings.hooks is None and not settings.overwrite and settings.lr_steps == [1]
+
+
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "o.json").write_text('{"epochs": 3}', encoding="utf-8-sig")
     assert TrainSettings.parse("", ["--config", str(tmp_path / "o.json")]).epochs == 3

@@ -12,7 +12,7 @@ import torchvision
 from train_utils.classes import ClassTable
 from train_utils.distributed import broadcast_from_main, is_main, report_activity, run_on_main
 from train_utils.errors import InputError, warn
-from train_utils.models import ModelConfig
+from train_utils.models import ModelConfig, fits, stored_fields
 from train_utils.optimizer import create_momentum
 from train_utils.option_parsing import START
 from train_utils.options import TrainSettings, result_settings
@@ -21,9 +21,11 @@ from train_utils.step_results import require_finite_weights
 from train_utils.training_state import Progress, RunState, Training
 from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weights, read_weight_file, state_dict_of
 
-NEEDED = {"model", "optimizer", "lr_scheduler", "epoch", "steps_per_epoch", "progress", "args", "model_config"}
-NUMBERS = ("epoch", "steps_per_epoch")  # the other entries are dicts
-TABLES: dict[str, Any] = {"class_names": str, "category_ids": int, THRESHOLDS: int | float}  # by label
+# Types of a checkpoint's entries; a run needs the first eight to resume.
+NEEDED: dict[str, Any] = {"epoch": int, "steps_per_epoch": int}
+NEEDED |= dict.fromkeys(("model", "optimizer", "lr_scheduler", "progress", "args", "model_config"), dict)
+ENTRIES = NEEDED | {"class_names": dict[int, str], "category_ids": dict[int, int], THRESHOLDS: dict[int, float]}
+ENTRIES |= {"facts": dict, "computed_with": dict}
 FINGERPRINT = ("number of images", "image sizes or classes", "annotations or file names", "image files")  # its parts
 RESULT_FACTS = ("data", "processes")  # they change the result like options of that role
 # Ignored besides the options of one start: they matter only at the start of a run, or not to its result.
@@ -72,7 +74,7 @@ def newest_usable(folder: Path) -> Path | None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a run's checkpoint. InputError if it is broken, another kind of file, or has non-finite weights."""
     content = read_weight_file(path)
-    if missing := sorted(NEEDED - set(content)):
+    if missing := sorted(NEEDED.keys() - content):
         raise InputError(
             f"{path}: lacks {', '.join(missing)}, so a run cannot resume from it; "
             "to start from its weights, use --pretrain"
@@ -87,18 +89,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a checkpoint's args after checking them. InputError if a plain entry has a type that no run writes."""
-    found = [key for key in (*NEEDED, "facts", "computed_with") if key in content]
-    invalid = [key for key in found if not isinstance(content[key], int if key in NUMBERS else dict)]
-    tables: dict[str, Any] = {name: (content.get(name, {}), int, kind) for name, kind in TABLES.items()}
-    if "facts" not in invalid:
-        tables["held_out"] = content.get("facts", {}).get("held_out") or {}, str, str | int
-    for name, (table, key, kind) in tables.items():
-        if not isinstance(table, dict) or not all(isinstance(k, key) and isinstance(table[k], kind) for k in table):
-            invalid.append(name)
+    """Return a checkpoint's args. InputError if they, or other plain entries, have types that no run writes."""
+    invalid = [name for name, kind in ENTRIES.items() if name in content and not fits(content[name], kind)]
+    if not invalid and not fits(content.get("facts", {}).get("held_out"), dict[str, str | int] | None):
+        invalid.append("held_out")
     if invalid:
         raise InputError(f"{path}: broken: invalid {', '.join(sorted(invalid))}")
-    return TrainSettings.stored_in(content.get("args", {}), path)
+    return stored_fields(TrainSettings, content, "args", path)
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
