@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from train_utils.augmentation import batch_transform, training_transforms
+from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
 from train_utils.data_check import num_classes_for
 from train_utils.demo_dataset import make_demo_dataset
@@ -36,8 +36,9 @@ from train_utils.run.signals import StopSignals
 from train_utils.run.tensorboard import TensorBoard
 from train_utils.step_log import StepLog
 from train_utils.sync_batch_norm import use_sync_bn
-from train_utils.training_state import Hooks, Progress, RunState, Training, load_hooks
+from train_utils.training_state import Progress, RunState, Training, call_hooks, load_hooks
 from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
+from transforms import CopyPaste
 
 
 def main(settings: TrainSettings) -> None:
@@ -63,7 +64,7 @@ def main(settings: TrainSettings) -> None:
     classes = ClassTable.of_dataset(train_set)
     train_loader = training_loader(
         train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, settings.workers, settings.seed,
-        device.type == "cuda", batch_transform(settings), settings.repeat_threshold,
+        device.type == "cuda", CopyPaste() if settings.use_copypaste else None, settings.repeat_threshold,
     )  # fmt: skip
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
@@ -98,12 +99,12 @@ def main(settings: TrainSettings) -> None:
     run = opened or RunFolder(settings.output_dir, writes=False)
     state = RunState(training, settings, run, steps_per_epoch, last_step, progress.step)
     print_first_lines(state, train_set, len(val_set))
-    hooks = Hooks(StepLog(), PredictionSheets(val_set, classes), *optional_hooks)
+    hooks = [StepLog(), PredictionSheets(val_set, classes), *optional_hooks]
     save_checkpoint = partial(write_checkpoint, state, config, classes, facts)
 
     # Epochs
     with StopSignals() as stop:
-        hooks.call("before_train", state)
+        call_hooks(hooks, "before_train", state)
         if checkpoint is not None and (progress.step % steps_per_epoch == 0 or progress.step >= last_step):
             if run.lacks_results(checkpoint.content["epoch"]):  # the run was stopped before this evaluation
                 evaluate_epoch(checkpoint.content["epoch"], state, val_loader, val_set, classes, stop)
@@ -117,7 +118,7 @@ def main(settings: TrainSettings) -> None:
             evaluate_epoch(state.epoch_of(progress.step), state, val_loader, val_set, classes, stop)
     if run.unsaved_since is not None:
         save_checkpoint()
-    hooks.call("after_train", state)
+    call_hooks(hooks, "after_train", state)
     run.finish(settings.patience if progress.step < last_step else None)
 
 

@@ -26,10 +26,17 @@ from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from network_files import MaskRCNN
-from train_utils.device import Precision, choose_device
+from train_utils.device import (
+    MMAP_MAX,
+    MMAP_THRESHOLD,
+    TRIM_THRESHOLD,
+    Precision,
+    choose_device,
+    keep_freed_memory,
+    set_malloc,
+)
 from train_utils.errors import one_line_errors
 from train_utils.evaluation import ready_for_inference
-from train_utils.memory import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed_memory, set_malloc
 from train_utils.option_parsing import add_flag, positive
 
 WORK = {
@@ -84,8 +91,7 @@ def usual_memory_of_peers(runs: Mapping[str, Callable[[], object]]) -> Callable[
 
 def usual_memory() -> None:
     """Restore glibc's own settings after large tensors have been freed (mallopt(3)); undoes `keep_freed_memory`."""
-    for parameter, value in ((MMAP_MAX, 65536), (MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, 64 << 20)):
-        set_malloc(parameter, value)
+    set_malloc({MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20})
 
 
 def print_differences(results: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -1,7 +1,5 @@
 """Choose the transforms of training images, and the sizes that the network resizes them to, from the options."""
 
-from collections.abc import Callable, Sequence
-
 import transforms
 from train_utils.errors import InputError
 from train_utils.options import TrainSettings
@@ -29,11 +27,6 @@ def training_transforms(settings: TrainSettings) -> transforms.Compose:
     if settings.color_jitter:
         chosen.append(transforms.ColorJitter(settings.color_jitter))
     return transforms.Compose(chosen)
-
-
-def batch_transform(settings: TrainSettings) -> Callable[[Sequence], tuple] | None:
-    """Return the transform of whole batches, or None."""
-    return transforms.CopyPaste() if settings.use_copypaste else None
 
 
 def training_sizes(settings: TrainSettings) -> int | list[int]:

@@ -1,13 +1,12 @@
 """Table of labels, category ids and names: built from the training data and stored in the checkpoint."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataset_files.dataset import InstanceDataset
-from train_utils.errors import InputError
+from train_utils.errors import InputError, read_json
 
 COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
@@ -41,13 +40,11 @@ class ClassTable:
     @classmethod
     def of_json(cls, path: str | Path) -> "ClassTable":
         """Read {"1": "person", ...} or {"person": 1, ...}."""
+        content = read_json(path, "--label-json-path")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in content.items()]
             names = {int(label): str(name) for label, name in pairs if str(name) != "N/A"}
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file (--label-json-path)") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             example = '{"1": "person"}'
             raise InputError(f"{path}: not a JSON object of labels and names, like {example} ({error})") from error
         return cls(names, {label: label for label in names})

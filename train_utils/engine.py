@@ -25,13 +25,13 @@ from train_utils.loaders import mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
 from train_utils.step_results import StepResults
-from train_utils.training_state import Hooks, RunState, StepResult, Training
+from train_utils.training_state import RunState, StepResult, Training, call_hooks
 
 ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 
 
 def train_one_epoch(
-    state: RunState, loader: DataLoader, hooks: Hooks, save_checkpoint: Callable[[], None], stop: StopSignals
+    state: RunState, loader: DataLoader, hooks: Sequence[object], save_checkpoint: Callable[[], None], stop: StopSignals
 ) -> bool:
     """Train to the end of the epoch, to the run's last step, or to a signal. Return whether a signal came.
 
@@ -47,7 +47,7 @@ def train_one_epoch(
     results = StepResults(state, hooks, save_checkpoint)
     for batch in batches_of(loader, steps, progress.step):
         set_learning_rate(training.optimizer, learning_rate(state.number, state.settings, state.steps_per_epoch))
-        hooks.call("before_step", state)
+        call_hooks(hooks, "before_step", state)
         state.number += 1
         try:
             step = train_step(training, batch, state.number, bool(stop.requested))

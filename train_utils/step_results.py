@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
 from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
 from train_utils.sync_batch_norm import SyncBatchNorm2d
-from train_utils.training_state import Hooks, RunState, StepResult
+from train_utils.training_state import RunState, StepResult, call_hooks
 from train_utils.weight_files.weights import not_finite
 
 
@@ -22,7 +22,7 @@ class StepResults:
     If the run cannot continue, all processes call `save_checkpoint` together and end it.
     """
 
-    def __init__(self, state: RunState, hooks: Hooks, save_checkpoint: Callable[[], None]):
+    def __init__(self, state: RunState, hooks: Sequence[object], save_checkpoint: Callable[[], None]):
         self.state, self.hooks, self.save_checkpoint = state, hooks, save_checkpoint
         self.pending: StepResult | None = None
         self.applied = False
@@ -48,7 +48,7 @@ class StepResults:
             self.state.training.progress.count(step)
             self.check(step)
             self.state.step, self.state.stopping = step, step.stop
-            self.hooks.call("after_step", self.state)
+            call_hooks(self.hooks, "after_step", self.state)
         return self.applied
 
     def check(self, step: StepResult) -> None:

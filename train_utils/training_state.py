@@ -1,6 +1,7 @@
 """State of a training run (result of a step, progress, model and optimizer), and the hooks that receive it."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,16 +137,10 @@ class RunState:
         return due and not self.ends_epoch(self.number)
 
 
-class Hooks:
-    """Hook functions of modules or objects, called with the state in the order of their sources, on every process."""
-
-    def __init__(self, *sources: object):
-        self.functions = {
-            moment: [getattr(source, moment) for source in sources if hasattr(source, moment)] for moment in MOMENTS
-        }
-
-    def call(self, moment: str, state: RunState) -> None:
-        for function in self.functions[moment]:
+def call_hooks(hooks: Sequence[object], moment: str, state: RunState) -> None:
+    """Call the functions that hooks, modules or objects, have for one of `MOMENTS`; on every process."""
+    for hook in hooks:
+        if function := getattr(hook, moment, None):
             function(state)
 
 

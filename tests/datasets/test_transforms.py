@@ -15,7 +15,7 @@ from network_files import InstanceMasks
 from network_files.image_transform import View
 from tests.helpers.augmentation_oracle import AUGMENTATIONS, SIDE, compare, compare_copy_paste, extents
 from tests.helpers.drawn_masks import HEIGHT, WIDTH, blobs
-from train_utils.augmentation import batch_transform, training_sizes, training_transforms
+from train_utils.augmentation import training_sizes, training_transforms
 from train_utils.errors import InputError
 from train_utils.loaders import training_loader
 from train_utils.options import TrainSettings
@@ -208,7 +208,8 @@ def test_the_same_seed_gives_the_same_batches_with_any_number_of_workers(photos_
     dataset.transforms = training_transforms(chosen)
 
     def batches(workers: int, epoch: int = 0, first: int = 0) -> list:
-        loader = training_loader(dataset, 4, 3, workers, 5, False, batch_transform(chosen))
+        of_batch = transforms.CopyPaste() if chosen.use_copypaste else None
+        loader = training_loader(dataset, 4, 3, workers, 5, False, of_batch)
         loader.batch_sampler.start_at(epoch, first)
         return [batch for _, batch in zip(range(4), loader)]
 
@@ -239,8 +240,6 @@ def test_transforms_follow_the_options():
     assert kinds() == ["RandomHorizontalFlip"] == kinds(data_augmentation="multiscale")
     assert kinds(data_augmentation="none") == []
     assert kinds(**ALL) == ["ScaleJitter", "RandomHorizontalFlip", "RandomVerticalFlip", "ColorJitter"]
-    assert batch_transform(settings()) is None
-    assert isinstance(batch_transform(settings(**ALL)), transforms.CopyPaste)
 
 
 def test_sizes_follow_the_options():

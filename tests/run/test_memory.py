@@ -10,7 +10,7 @@ from train_utils import device
 
 TOUCH_TWICE = """
 import resource
-from train_utils.memory import keep_freed_memory
+from train_utils.device import keep_freed_memory
 {prepare}
 pages = []
 for _ in range(2):

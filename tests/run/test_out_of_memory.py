@@ -10,7 +10,7 @@ from train_utils import step_results
 from train_utils.errors import OUT_OF_MEMORY, RunEnded
 from train_utils.step_results import StepResults
 from train_utils.sync_batch_norm import SyncBatchNorm2d
-from train_utils.training_state import Hooks, Progress
+from train_utils.training_state import Progress
 
 IMAGES = [torch.zeros(3, 480, 640), torch.zeros(3, 500, 20)]
 TARGETS = [{"labels": torch.ones(3)}, {"labels": torch.ones(0)}]
@@ -33,7 +33,7 @@ def ended(step: int, is_updating: bool = False, model: nn.Module | None = None) 
 
     state = SimpleNamespace(training=training, run=run, steps_per_epoch=4, number=step + 1)
     with pytest.raises(RunEnded) as end:
-        StepResults(state, Hooks(), save).end_if_out_of_memory(MemoryError("9 GiB"), IMAGES, TARGETS)
+        StepResults(state, [], save).end_if_out_of_memory(MemoryError("9 GiB"), IMAGES, TARGETS)
     assert end.value.status == OUT_OF_MEMORY
     return str(end.value), bool(saved)
 
@@ -58,5 +58,5 @@ def test_another_process_than_the_main_one_writes_only_the_same_running_statisti
 
 
 def test_other_errors_are_not_taken_for_it():
-    results = StepResults(SimpleNamespace(training=SimpleNamespace(progress=Progress())), Hooks(), lambda: None)
+    results = StepResults(SimpleNamespace(training=SimpleNamespace(progress=Progress())), [], lambda: None)
     results.end_if_out_of_memory(ValueError("out of memory"), IMAGES, TARGETS)

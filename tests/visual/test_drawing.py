@@ -78,9 +78,7 @@ def test_only_small_pictures_are_enlarged(size, scale):
 
 
 def test_boxes_of_an_enlarged_picture_stand_on_its_pixels():
-    drawn = draw_instances(
-        Image.new("RGB", (128, 128), GREY), np.array([[32.0, 64.0, 96.0, 120.0]]), ["cat"], line_width=1
-    )
+    drawn = draw_instances(Image.new("RGB", (128, 128), GREY), np.array([[32.0, 64.0, 96.0, 120.0]]), ["cat"])
     changed = changed_pixels(drawn)
     assert (
         changed[4 * 64 : 4 * 120, 4 * 32].all()
@@ -107,7 +105,7 @@ def test_a_one_pixel_mask_is_drawn_where_it_is(size, scale):
 
 
 def test_a_one_pixel_box_covers_one_pixel():
-    drawn = draw_instances(Image.new("RGB", (640, 640), GREY), np.array([[50.0, 60, 51, 61]]), ["dot"], line_width=4)
+    drawn = draw_instances(Image.new("RGB", (640, 640), GREY), np.array([[50.0, 60, 51, 61]]), ["dot"])
     changed = changed_pixels(drawn)
     assert changed[60, 50] and not changed[61:].any() and not changed[:, :50].any()
 
@@ -121,7 +119,6 @@ def test_a_mask_is_blended_and_outlined_within_its_crop_only():
             ["cat"],
             None,
             [(300, 100, crop)],
-            line_width=1,
         )
     )
     colour = np.array(instance_colours(["cat"])[0])
@@ -167,9 +164,7 @@ def test_small_instances_are_drawn_over_big_ones():
     big, small = np.array(instance_colours(["big", "small"]))
     for order in ([0, 1], [1, 0]):
         drawn = np.asarray(
-            draw_instances(
-                image, boxes[order], [["small", "big"][i] for i in order], None, [masks[i] for i in order], line_width=1
-            )
+            draw_instances(image, boxes[order], [["small", "big"][i] for i in order], None, [masks[i] for i in order])
         )
         assert (drawn[230, 239] == small).all()
         assert np.abs(drawn[230, 230] - (0.6 * (0.6 * np.array(GREY) + 0.4 * big) + 0.4 * small)).max() <= 1

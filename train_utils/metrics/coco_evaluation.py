@@ -189,16 +189,16 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
     given = np.array([(entry["category_id"], entry["score"]) for entry in results], dtype=np.float64).reshape(-1, 2)
+    counts = np.array([objects[category] for category in columns], dtype=np.int64)
     by_class = []
     for label, category in sorted(classes.category_ids.items()):
-        of_class = precision[:, :, columns[category], 0, -1] if category in columns else np.zeros((1, 0))
-        number = objects[category]
-        best = best_threshold(of_class[0], scores[:, columns[category]], number) if number else None
+        k = [columns[category]] if category in columns else []
+        of_class = precision[:, :, k, 0, -1]
+        best = best_threshold(of_class[0], scores[:, k], counts[k])
         threshold = midway(best, given[given[:, 0] == category, 1])
         ap, ap50 = mean_of_valid(of_class), mean_of_valid(of_class[0])
-        by_class.append(ClassMetrics(label, classes.names[label], number, ap, ap50, threshold))
-    counts = np.array([objects[category] for category in columns], dtype=np.int64)
-    common = midway(common_threshold(precision[0, :, :, 0, -1], scores, counts), given[:, 1])
+        by_class.append(ClassMetrics(label, classes.names[label], objects[category], ap, ap50, threshold))
+    common = midway(best_threshold(precision[0, :, :, 0, -1], scores, counts), given[:, 1])
     return Metrics([float(s) for s in evaluation.stats], by_class, threshold=common)
 
 
@@ -207,37 +207,23 @@ def midway(score: float | None, scores: np.ndarray) -> float | None:
     return None if score is None else float(score + scores[scores < score].max(initial=0)) / 2
 
 
-def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: int) -> float | None:
-    """Return the score with the best F1.
+def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
+    """Return the score with the best F1 of K classes together; None without a correct detection.
 
-    `precision` is that at the 101 recalls, and `scores` are where these are reached. The result is exact for up to 100
-    objects, as each recall is then among the 101; else it is exact to 1 % of recall. That the precision is interpolated
-    does not matter: where it is that of a higher recall, F1 is higher there.
+    Precision and scores are [101, K], where the recalls 0, 0.01, ..., 1 are reached, and objects int64 [K]. For one
+    class of up to 100 objects the result is exact, as each recall is then among the 101; else it is exact to 1 % of
+    recall. That the precision is interpolated does not matter: where it is that of a higher recall, F1 is higher there.
     """
-    hits = hits_at_recalls(objects)
-    f1 = 2 * hits / (objects + hits / np.maximum(precision, 1e-12))
-    best = len(f1) - 1 - int(f1[::-1].argmax())  # the last of equals, where precision is not interpolated
-    return float(scores[best]) if precision[best] > 0 else None
-
-
-def common_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return roughly the best score for all classes together. Precision and scores are [101, K], objects int64 [K]."""
     reached = (precision > 0) & (objects > 0)
-    hits = hits_at_recalls(objects)
-    found = np.where(reached, hits / np.where(reached, precision, 1), 0)
-    best, best_f1 = None, 0.0
-    candidates = np.quantile(scores[reached], np.linspace(0, 1, 201)) if reached.any() else np.zeros(0)
-    for score in np.unique(candidates).tolist():
-        count = (reached & (scores >= score)).sum(axis=0)  # as scores fall with recall, the last of them is this one
-        last = np.maximum(count - 1, 0), np.arange(len(objects))
-        f1 = 2 * (hits[last] * (count > 0)).sum() / (objects.sum() + (found[last] * (count > 0)).sum())
-        best, best_f1 = (score, f1) if f1 > best_f1 else (best, best_f1)
-    return best
-
-
-def hits_at_recalls(objects: int | np.ndarray) -> np.ndarray:
-    """Return how many objects are found at the 101 recalls, float64 [101] or [101, K]."""
-    return np.ceil(np.multiply.outer(np.linspace(0, 1, 101), objects) - 1e-9).clip(1)
+    if not reached.any():
+        return None
+    hits = np.ceil(np.multiply.outer(np.linspace(0, 1, 101), objects) - 1e-9).clip(1)  # objects found at each recall
+    found = hits / np.where(reached, precision, 1)
+    candidates = np.unique(np.quantile(scores[reached], np.linspace(0, 1, 201), method="nearest"))
+    count = (reached & (scores >= candidates[:, None, None])).sum(axis=1)  # [C, K], as scores fall with recall
+    last = np.maximum(count - 1, 0), np.arange(len(objects))
+    f1 = 2 * (hits[last] * (count > 0)).sum(axis=1) / (objects.sum() + (found[last] * (count > 0)).sum(axis=1))
+    return float(candidates[f1.argmax()])  # the lowest of equally good ones, where precision is not interpolated
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:

@@ -36,7 +36,7 @@ PALETTE_SEED = 23660
 
 def draw_instances(
     image: Image.Image, boxes: np.ndarray, names: Sequence[str], scores: np.ndarray | None = None,
-    masks: Sequence[MaskCrop] | None = None, line_width: int | None = None, enlarge: bool = True,
+    masks: Sequence[MaskCrop] | None = None, enlarge: bool = True,
 ) -> Image.Image:  # fmt: skip
     """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
@@ -49,7 +49,6 @@ def draw_instances(
         names: N class names. A class has the same colour in all images; instances vary slightly in hue and lightness.
         scores: float [N] in 0..1, or None for ground truth.
         masks: None, or N crops `(x0, y0, crop)`: bool [h, w] within the image, its top-left pixel at x0, y0.
-        line_width: width of boxes and contours in pixels of the returned image; None: derived from its size.
     """
     boxes = np.nan_to_num(np.asarray(boxes, dtype=np.float64)).reshape(-1, 4)
     for what, values in (("names", names), ("scores", scores), ("masks", masks)):
@@ -64,8 +63,7 @@ def draw_instances(
     boxes = np.concatenate([low, high], axis=1).astype(np.int64)  # whole pixels, x2 and y2 excluded
     big_first = np.argsort(-areas(boxes), kind="stable")
     colours = instance_colours(names)
-    # 1 for a photo of 640 x 480, 4 for full HD.
-    width = line_width or max(1, round((canvas.width * canvas.height) ** 0.5 / 400))
+    width = max(1, round((canvas.width * canvas.height) ** 0.5 / 400))  # of lines: 1 for 640 x 480, 4 for full HD
 
     pixels = np.array(canvas)
     if masks is not None:
