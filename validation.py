@@ -17,19 +17,10 @@ from pathlib import Path
 
 from dataset_files.atomic_files import refuse_overwriting, write_atomically
 from prediction.test_time_augmentation import with_tta
+from report import sources
 from report.analysis import boundary_metrics
 from report.comparison import table, write_comparison
 from report.eval_data import make_eval_data
-from report.sources import (
-    compare_sides,
-    detect,
-    eval_data_of,
-    given_options,
-    match_to_network,
-    report_folder,
-    report_of_network,
-    report_of_results,
-)
 from train_utils.distributed import is_main, process_group
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import TITLES, best_thresholds, explain_missing, tables
@@ -42,7 +33,7 @@ from train_utils.weight_files.weights import require_checkpoint, write_threshold
 
 def main(settings: ValidationSettings) -> None:
     if settings.report and is_main():
-        report_folder(settings)  # check it before the long evaluation
+        sources.report_folder(settings)  # check it before the long evaluation
     kinds = settings.kinds("bbox", "segm")
     if settings.save_thresholds and (settings.compare or settings.results_json or kinds == ["boundary"]):
         raise InputError("--save-thresholds is for one network's masks or boxes; leave it out")
@@ -67,15 +58,15 @@ def main(settings: ValidationSettings) -> None:
     opened = open_validation_data(settings, trained.trained_with, trained.held_out, trained.config.detections)
     with reading_input():
         refuse_overwriting([path, opened.source], [record])
-    dataset = match_to_network(settings, trained, opened)
+    dataset = sources.match_to_network(settings, trained, opened)
 
     # Metrics
-    evaluator = detect(settings, trained, dataset, with_tta)
+    evaluator = sources.detect(settings, trained, dataset, with_tta)
     detections = evaluator.gathered()
     if detections is not None:  # on the main process
         metrics = evaluator.score(detections, [kind for kind in kinds if kind != "boundary"])
         if "boundary" in kinds:
-            data = eval_data_of(dataset, {"segm": evaluator.results(detections)["segm"]})
+            data = sources.eval_data_of(dataset, {"segm": evaluator.results(detections)["segm"]})
             metrics["boundary"] = boundary_metrics(data, trained.classes.category_ids)
         metrics = {kind: metrics[kind] for kind in kinds}
         text = f"weights: {path}\ndata: {dataset.source}, {len(dataset)} images\n"
@@ -83,24 +74,24 @@ def main(settings: ValidationSettings) -> None:
         print(text, end="")
         with reading_input():
             write_atomically(record, text)
-        print(f"written to {record}")
-        if settings.save_thresholds:
-            thresholds = best_thresholds(metrics)
-            with reading_input():
+            print(f"written to {record}")
+            if settings.save_thresholds:
+                thresholds = best_thresholds(metrics)
                 write_thresholds(path.resolve(), thresholds, path.resolve())  # a link stays one
-            print(f"thresholds of {len(thresholds)} classes written into {path}, chosen on these images")
+                print(f"thresholds of {len(thresholds)} classes written into {path}, chosen on these images")
         if settings.report:
-            print(f"report in {report_of_network(settings, trained, dataset, evaluator.results(detections), metrics)}")
+            results = evaluator.results(detections)
+            print(f"report in {sources.report_of_network(settings, trained, dataset, results, metrics)}")
 
 
 def compare_two(settings: ValidationSettings) -> None:
     """Print which side is better, with 95 % intervals, and write the page of the comparison if --report is given."""
-    if (compared := compare_sides(settings, with_tta)) is not None:  # on the main process
+    if (compared := sources.compare_sides(settings, with_tta)) is not None:  # on the main process
         comparison, data = compared
         print(f"data: {data}\n{table(comparison)}")
         if settings.report:
-            facts = {"data": data, "options": given_options(settings)}
-            print(f"page in {write_comparison(report_folder(settings), comparison, facts)}")
+            facts = {"data": data, "options": sources.given_options(settings)}
+            print(f"page in {write_comparison(sources.report_folder(settings), comparison, facts)}")
 
 
 def score_results_json(settings: ValidationSettings) -> None:
@@ -119,7 +110,7 @@ def score_results_json(settings: ValidationSettings) -> None:
         title = TITLES[kind] if len(kinds) > 1 else ""
         print("\n".join(filter(None, (title, official_table(stats), explain_missing(stats)))))
     if settings.report:
-        print(f"report in {report_of_results(settings, scored)}")
+        print(f"report in {sources.report_of_results(settings, scored)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from train_utils.distributed import (
     sum_over_processes,
     world_size,
 )
-from train_utils.errors import InputError, warn
+from train_utils.errors import InputError, is_out_of_memory, warn
 from train_utils.loaders import mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
 from train_utils.run.signals import StopSignals
@@ -52,7 +52,8 @@ def train_one_epoch(
         try:
             step = train_step(training, batch, state.number, bool(stop.requested))
         except Exception as error:
-            results.end_if_out_of_memory(error, batch.images, batch.targets)
+            if is_out_of_memory(error):
+                results.end_out_of_memory(error, batch.images, batch.targets)
             if isinstance(error, ValueError) and ONE_VALUE in str(error):
                 raise InputError(
                     f"step {state.number}: BatchNorm cannot be trained on a single value, which one image of at most "

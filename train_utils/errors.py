@@ -100,9 +100,13 @@ def naming_batch(images: Sequence[Any], remedy: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
-            vars(error)["batch"] = f" at {len(images)} images of up to {height} x {width} pixels; {remedy}"
+            vars(error)["batch"] = f" at {describe_batch(images)}; {remedy}"
         raise
+
+
+def describe_batch(images: Sequence[Any]) -> str:
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    return f"{len(images)} images of up to {height} x {width} pixels"
 
 
 def first_line(error: BaseException) -> str:

@@ -31,12 +31,10 @@ class ModelEma:
 
     @classmethod
     def of_run(cls, model: nn.Module, settings: TrainSettings, steps_per_epoch: int) -> "ModelEma | None":
-        if settings.model_ema is False:
-            return None
         decay = settings.model_ema
         if decay is True:
             decay = 1 - min(1.0, SPANS / (settings.epochs * steps_per_epoch))
-        return cls(model, decay, warm_up_steps(steps_per_epoch))
+        return None if decay is False else cls(model, decay, warm_up_steps(steps_per_epoch))
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:

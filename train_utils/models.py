@@ -23,20 +23,9 @@ from train_utils.distributed import broadcast_from_main, is_main, run_on_main
 from train_utils.errors import InputError, reading_input
 from train_utils.options import InferenceSettings, TrainSettings
 from train_utils.sampled_images import pixel_statistics
-from train_utils.weight_files.class_rows import CLASS_LOGITS, match_class_rows
-from train_utils.weight_files.weights import (
-    ANCHOR_LAYERS,
-    CLASS_LAYERS,
-    find_pretrained,
-    inner_state,
-    is_classifier,
-    is_mask_rcnn,
-    load_weights,
-    read_weight_file,
-    state_dict_of,
-)
-
-STEM = "backbone.body.conv1.weight"
+from train_utils.weight_files import weights
+from train_utils.weight_files.class_rows import match_class_rows
+from train_utils.weight_files.detectron2 import CLASS_LOGITS, STEM
 
 
 @dataclass
@@ -177,11 +166,11 @@ def build_training_model(
     state: dict[str, Tensor] = {}
     stored = ModelConfig(0)
     if args.pretrain:
-        path = find_pretrained(args.pretrain, config.arch)
-        content = read_weight_file(path)
+        path = weights.find_pretrained(args.pretrain, config.arch)
+        content = weights.read_weight_file(path)
         state = weights_in(content, path)
         config.trainable_layers = 3
-        if is_classifier(state):
+        if weights.is_classifier(state):
             config.norm = "batch" if config.arch == "v2" else "frozen"
         else:
             stored = config_of(content, state, args.arch, path)
@@ -200,7 +189,7 @@ def build_training_model(
     if args.trainable_backbone_layers is not None:
         config.trainable_layers = args.trainable_backbone_layers
     model = build_model(config)
-    if is_classifier(state):
+    if weights.is_classifier(state):
         if not isinstance(model.backbone, BackboneWithFPN):
             raise InputError(f"{path}: the weights of a ResNet-50 do not fit this backbone; give --pretrain False")
         with reading_input():
@@ -209,7 +198,8 @@ def build_training_model(
         known = ClassTable.of_weights(content, len(state.get(f"{CLASS_LOGITS}.bias", ())), None)
         if names and known.are_named():
             state = match_class_rows(state, model, known.names, names, path)
-        load_weights(model, state, path, CLASS_LAYERS + (ANCHOR_LAYERS if args.anchor_ratios else ()))
+        replaceable = weights.CLASS_LAYERS + (weights.ANCHOR_LAYERS if args.anchor_ratios else ())
+        weights.load_weights(model, state, path, replaceable)
     return model, config
 
 
@@ -242,9 +232,9 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
     InputError if the file is unusable, or contradicts `num_classes` (without background) or `arch`; other options
     override the file's. label_json_path names the classes of a Detectron2 file.
     """
-    content = read_weight_file(path, args.label_json_path)
+    content = weights.read_weight_file(path, args.label_json_path)
     state = weights_in(content, path)
-    if not is_mask_rcnn(state):
+    if not weights.is_mask_rcnn(state):
         raise InputError(f"{path}: not the weights of a Mask R-CNN (no roi_heads.box_predictor.cls_score.weight)")
     config = config_of(content, state, args.arch, path)
     if args.num_classes is not None and args.num_classes + 1 != config.num_classes:
@@ -256,7 +246,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
         if getattr(args, name) is not None:
             setattr(config, name, getattr(args, name))
     model = build_model(config)
-    load_weights(model, state, path)
+    weights.load_weights(model, state, path)
     return model.eval(), config, {k: v for k, v in content.items() if k not in ("model", "model_ema", "optimizer")}
 
 
@@ -264,7 +254,7 @@ def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """Return a file's state dict; print a line if it is the average of --model-ema."""
     if "model_ema" in content and is_main():
         print(f"{path}: taking the averaged weights of --model-ema")
-    return state_dict_of(content, path)
+    return weights.state_dict_of(content, path)
 
 
 def config_of(
@@ -278,7 +268,7 @@ def config_of(
     if "model_config" in content:
         config = ModelConfig.stored_in(content, path)
     else:
-        keys = inner_state(content)
+        keys = weights.inner_state(content)
         config = ModelConfig(len(state.get("roi_heads.box_predictor.cls_score.bias", ())))
         config.arch = "v2" if "backbone.fpn.inner_blocks.0.1.weight" in state else "v1"
         if not any(key.endswith("backbone.body.bn1.num_batches_tracked") for key in keys):

@@ -31,15 +31,13 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Collect the trained parameters in one group, or with `norm_weight_decay` in two.
+    """Collect the trained parameters, those of normalisation layers in a group of their own with `norm_weight_decay`.
 
-    The first of two groups has the normalisation layers. Empty groups are omitted. As in torchvision's scripts, biases
-    of other layers decay with the rest.
+    Empty groups are omitted. As in torchvision's scripts, biases of other layers decay with the rest.
     """
+    norms = [m for m in model.modules() if isinstance(m, NORMALISATIONS) and norm_weight_decay is not None]
+    of_norms = {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if norm_weight_decay is None:
-        return [{"params": trained, "weight_decay": weight_decay}]
-    of_norms = {p for m in model.modules() if isinstance(m, NORMALISATIONS) for p in m.parameters(recurse=False)}
     groups = [
         {"params": [p for p in trained if p in of_norms], "weight_decay": norm_weight_decay},
         {"params": [p for p in trained if p not in of_norms], "weight_decay": weight_decay},

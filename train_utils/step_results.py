@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
-from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, first_line, is_out_of_memory, warn
+from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, describe_batch, first_line, warn
 from train_utils.sync_batch_norm import SyncBatchNorm2d
 from train_utils.training_state import RunState, StepResult, call_hooks
 from train_utils.weight_files.weights import not_finite
@@ -73,14 +73,12 @@ class StepResults:
                 "with --resume auto"
             ))  # fmt: skip
 
-    def end_if_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> None:
-        """If a step ran out of memory, write a checkpoint of the state before it, and raise RunEnded.
+    def end_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> NoReturn:
+        """Write a checkpoint of the state before the step that ran out of memory, and raise RunEnded.
 
         This process writes it alone, even if it is not the main one, unless its running statistics differ from the main
         one's. The others wait in the step until the watchdog ends them.
         """
-        if not is_out_of_memory(error):
-            return
         state, model, progress = self.state, self.state.training.model, self.state.training.progress
         traceback.clear_frames(error.__traceback__)  # they hold the activations
         state.training.optimizer.zero_grad(set_to_none=True)
@@ -100,17 +98,11 @@ class StepResults:
                     warn(f"the checkpoint could not be written ({first_line(failed)})")
                 if state.run.unsaved_since is None:
                     result = f"a checkpoint of step {progress.step} was written"
-        sizes, transform = [], model.transform  # to which the network resizes the images
-        for image, target in zip(images, targets):
-            sides = image.shape[-2:]
-            scale = min(max(transform.min_size) / min(sides), transform.max_size / max(sides))
-            sizes.append(target["view"].frame if "view" in target else [int(side * scale) for side in sides])
-        height, width = (max(sides) for sides in zip(*sizes))
         objects, parts = sum(len(target["labels"]) for target in targets), state.training.accumulate
         raise RunEnded(
-            f"out of memory in step {state.number}: {len(images)} images of up to {height} x {width} pixels, {objects} "
-            f"objects{f', in {parts} parts' if parts > 1 else ''} ({first_line(error)}); {result}; continue with "
-            "--resume auto --force and half the --batch-size with twice the --accumulate, or a smaller --min-size",
+            f"out of memory in step {state.number}: {describe_batch(images)}, {objects} objects"
+            f"{f', in {parts} parts' if parts > 1 else ''} ({first_line(error)}); {result}; continue with --resume "
+            "auto --force and half the --batch-size with twice the --accumulate, or a smaller --min-size",
             OUT_OF_MEMORY,
         )
 

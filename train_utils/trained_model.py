@@ -49,10 +49,9 @@ def open_trained_model(settings: InferenceSettings) -> TrainedModel:
     if path is None:
         raise InputError(f"no weights: {OUTPUT_FOLDER}/ holds no checkpoint; train first or give --weights-path")
     model, config, content = load_trained_model(path, settings)
-    trained_with, held_out = dict[str, Any](), dict[str, str | int]()
-    if "model_config" in content:  # otherwise it is not a file of this project
-        trained_with = stored_settings(content, Path(path))
-        held_out = content.get("facts", {}).get("held_out") or {}
+    is_own = "model_config" in content  # a file of this project
+    trained_with = stored_settings(content, Path(path)) if is_own else {}
+    held_out = content.get("facts", {}).get("held_out") or {} if is_own else {}
     device = choose_device(settings.device)
     precision = Precision.choose(device, trained_with.get("amp", False) if settings.amp is None else settings.amp)
     classes = ClassTable.of_weights(content, config.num_classes, settings.label_json_path)

@@ -19,7 +19,6 @@ TARGETS = [{"labels": torch.ones(3)}, {"labels": torch.ones(0)}]
 def ended(step: int, is_updating: bool = False, model: nn.Module | None = None) -> tuple[str, bool]:
     """Return the message, and whether a checkpoint was written."""
     model = model or nn.Linear(2, 2)
-    model.transform = SimpleNamespace(min_size=(600, 800), max_size=1333)
     training = SimpleNamespace(
         model=model, optimizer=torch.optim.SGD(model.parameters()), progress=Progress(step), device=torch.device("cpu"),
         accumulate=2, is_updating=is_updating,
@@ -33,7 +32,7 @@ def ended(step: int, is_updating: bool = False, model: nn.Module | None = None) 
 
     state = SimpleNamespace(training=training, run=run, steps_per_epoch=4, number=step + 1)
     with pytest.raises(RunEnded) as end:
-        StepResults(state, [], save).end_if_out_of_memory(MemoryError("9 GiB"), IMAGES, TARGETS)
+        StepResults(state, [], save).end_out_of_memory(MemoryError("9 GiB"), IMAGES, TARGETS)
     assert end.value.status == OUT_OF_MEMORY
     return str(end.value), bool(saved)
 
@@ -41,7 +40,7 @@ def ended(step: int, is_updating: bool = False, model: nn.Module | None = None) 
 def test_the_message_names_step_batch_and_remedies():
     message, saved = ended(5)
     assert saved and message.startswith(
-        "out of memory in step 6: 2 images of up to 1333 x 1066 pixels, 3 objects, in 2 parts (9 GiB); a checkpoint of "
+        "out of memory in step 6: 2 images of up to 500 x 640 pixels, 3 objects, in 2 parts (9 GiB); a checkpoint of "
         "step 5 was written; continue with --resume auto"
     )
 
@@ -55,8 +54,3 @@ def test_a_checkpoint_that_would_be_wrong_or_needless_is_not_written():
 def test_another_process_than_the_main_one_writes_only_the_same_running_statistics(monkeypatch):
     monkeypatch.setattr(step_results, "is_main", lambda: False)
     assert ended(5, model=SyncBatchNorm2d(2))[1] and not ended(5, model=nn.BatchNorm2d(2))[1]
-
-
-def test_other_errors_are_not_taken_for_it():
-    results = StepResults(SimpleNamespace(training=SimpleNamespace(progress=Progress())), [], lambda: None)
-    results.end_if_out_of_memory(ValueError("out of memory"), IMAGES, TARGETS)

@@ -60,8 +60,8 @@ class Metrics:
         lines = [title, *(f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats))]
         if self.of_all is not None:
             most, *values = self.of_all
-            pairs = zip(("AP all", "AR all"), values)
-            lines += [f"  {name:<10} {value:7.4f}  of up to {most} detections per image" for name, value in pairs]
+            for name, value in zip(("AP all", "AR all"), values):
+                lines.append(f"  {name:<10} {value:7.4f}  of up to {most} detections per image")
         width = max([len(c.name) for c in self.classes], default=0)
         lines.append(f"  {'class':<{width}}  objects       AP     AP50")
         lines += [f"  {c.name:<{width}}  {c.objects:7d}  {c.ap:7.4f}  {c.ap50:7.4f}" for c in self.classes]
@@ -152,14 +152,12 @@ def truth_of_masks(ground_truth: Any) -> Any:
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     if all(a.get("segmentation", True) for a in annotations):
         return ground_truth
-    images, categories = (
-        ground_truth.loadImgs(ground_truth.getImgIds()),
-        ground_truth.loadCats(ground_truth.getCatIds()),
-    )
+    images = ground_truth.loadImgs(ground_truth.getImgIds())
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     for i, a in enumerate(annotations):
         if not a["segmentation"]:
             annotations[i] = portable(a, a["category_id"], a["image_id"], sizes[a["image_id"]])
+    categories = ground_truth.loadCats(ground_truth.getCatIds())
     return coco_object({"images": images, "annotations": annotations, "categories": categories})
 
 

@@ -39,12 +39,10 @@ class Checkpoint(NamedTuple):
 
 def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
     """Read the checkpoint that `--resume` names, or for `auto` the newest usable one in the output folder, if any."""
-    if not settings.resume:
-        return None
-    path: str | Path | None = settings.resume
-    if settings.resume == "auto":
+    path = settings.resume
+    if path == "auto":
         path = broadcast_from_main(run_on_main(lambda: newest_usable(Path(settings.output_dir))))
-    if path is None:
+    if not path:
         return None
     if is_main():
         print(f"resuming from {path}", flush=True)

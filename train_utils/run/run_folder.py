@@ -161,7 +161,7 @@ class RunFolder:
     def log(self, entry: Mapping[str, Any]) -> None:
         if self.writes:
             with trying_again_later(self.log_file.path):
-                self.log_file.add(json.dumps(dict(entry)))
+                self.log_file.write(json.dumps(dict(entry)))
 
     def has_stalled(self, epochs: int | None) -> bool:
         """Whether mask AP has not improved for `epochs` epochs; the same on every process. None means never."""
@@ -238,7 +238,7 @@ class RunFolder:
         path = self.path / (f"model_{epoch}.pth" if finished else f"model_{epoch}_step{step}.pth")
         self.unsaved_since = step
         with trying_again_later(path):
-            self.log_file.write_waiting(sync=True)  # so that the log reaches at least as far as the checkpoint
+            self.log_file.write(sync=True)  # the log must reach at least as far as the checkpoint
             with replacing(path) as file:
                 torch.save(dict(content), file)
             self.unsaved_since = None
@@ -259,7 +259,7 @@ class RunFolder:
         if not self.writes:
             return
         with reading_input():
-            self.log_file.write_waiting()
+            self.log_file.write()
             for kind, name in RESULTS.items():
                 self.rewrite(name, self.results[kind])
         if patience is not None:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import TextIO
 
@@ -48,13 +49,9 @@ class LineFile:
     def __init__(self, path: Path):
         self.path, self.waiting = path, b""
 
-    def add(self, line: str) -> None:
-        """Append a line; raise OSError if it could not be written yet."""
-        self.waiting += line.encode("utf-8") + b"\n"
-        self.write_waiting()
-
-    def write_waiting(self, sync: bool = False) -> None:
-        """Write the waiting lines. With `sync`, as before a checkpoint, all lines are on the disk afterwards."""
+    def write(self, *lines: str, sync: bool = False) -> None:
+        """Append lines after those that wait; OSError if they must wait, too. With `sync`, all reach the disk."""
+        self.waiting += "".join(f"{line}\n" for line in lines).encode("utf-8")
         if not self.waiting and not (sync and self.path.is_file()):
             return
         with open(self.path, "ab", buffering=0) as file:
@@ -74,11 +71,12 @@ def valid_lines(path: Path) -> list[str]:
     """Return the complete lines of a results or log file. If others are invalid, keep the file aside and warn."""
     content = path.read_bytes() if path.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
-    if invalid := [number for number, line in enumerate(lines, 1) if not is_valid(line)]:
-        aside = path.with_name(path.name + ".broken")
+    valid = list(map(is_valid, lines))
+    if not all(valid):
+        aside, first = path.with_name(path.name + ".broken"), valid.index(False) + 1
         link_atomically(path, aside)
-        warn(f"{path}: dropped {len(invalid)} lines that no run writes, first line {invalid[0]}; see {aside.name}")
-    return [line for number, line in enumerate(lines, 1) if number not in invalid]
+        warn(f"{path}: dropped {valid.count(False)} lines that no run writes, first line {first}; see {aside.name}")
+    return list(compress(lines, valid))
 
 
 def is_valid(line: str) -> bool:

@@ -1,12 +1,11 @@
 """Find a font for a class name: matplotlib's DejaVu Sans, an installed CJK font, or Pillow's own."""
 
-import logging
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
 
-from train_utils.errors import InputError
+from train_utils.errors import InputError, warn
 
 try:
     import matplotlib
@@ -22,8 +21,6 @@ CJK_FAMILIES = (
     "Hiragino Sans", "Heiti", "Songti", "Arial Unicode", "Droid Sans Fallback", "Malgun Gothic", "Nanum", "Yu Gothic",
     "MS Gothic", "Noto Serif CJK",
 )  # fmt: skip
-
-logger = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1024)
@@ -45,9 +42,7 @@ def font_for(name: str) -> str:
 @lru_cache(maxsize=1)
 def warn_of_missing_characters() -> None:
     remedy = "a font that has them, such as Noto Sans CJK" if HAS_MATPLOTLIB else "matplotlib"
-    logger.warning(
-        f"No installed font has all characters of the class names; some will be drawn as empty boxes. Install {remedy}."
-    )
+    warn(f"no installed font has all characters of the class names: some are drawn as empty boxes; install {remedy}")
 
 
 def missing_characters(font_path: str, text: str) -> int:

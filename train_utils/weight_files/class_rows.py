@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from train_utils.classes import some_of
 from train_utils.distributed import is_main
+from train_utils.weight_files.detectron2 import CLASS_LOGITS
 from train_utils.weight_files.weights import CLASS_LAYERS
 
-CLASS_LOGITS = "roi_heads.box_predictor.cls_score"
 SILENT = -10.0  # a new class's first logits, from the mean of the others: they take under 1/20,000 of the probability
 
 
