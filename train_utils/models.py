@@ -71,7 +71,9 @@ class ModelConfig:
 def stored_fields(kind: type, content: Mapping[str, Any], entry: str, path: str | Path) -> dict[str, Any]:
     """Return the values in an entry of a checkpoint for the fields of a dataclass; InputError names invalid ones."""
     stored, found = content.get(entry), dict[str, Any]()
-    for field in fields(kind) if isinstance(stored, dict) else ():
+    if not isinstance(stored, dict):
+        return found
+    for field in fields(kind):
         if (value := stored.get(field.name)) is not None and not fits(value, field.type):
             raise InputError(f"{path}: broken: invalid {field.name} in {entry}")
         if value is not None or field.name in stored and field.default is None:

@@ -38,7 +38,7 @@ def parameter_groups(
     norms = [m for m in model.modules() if isinstance(m, NORMALISATIONS) and norm_weight_decay is not None]
     of_norms = {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p in of_norms], "weight_decay": norm_weight_decay},
         {"params": [p for p in trained if p not in of_norms], "weight_decay": weight_decay},
     ]
