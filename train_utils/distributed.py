@@ -87,8 +87,7 @@ def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None
             )
         torch.cuda.set_device(local_rank)
         settings.device, backend = f"cuda:{local_rank}", "cpu:gloo,cuda:nccl"
-        if "device_id" in inspect.signature(dist.init_process_group).parameters:
-            bound["device_id"] = torch.device(settings.device)
+        bound["device_id"] = torch.device(settings.device)
     # Collectives time out later than the watchdog, which can name the missing process.
     patience = timedelta(seconds=settings.timeout + 60)
     store, my_rank, world = next(dist.rendezvous(settings.dist_url, my_rank, world, timeout=patience))

@@ -88,7 +88,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
     """Start one step: forward, backward, optimizer. The device decides whether to apply it; the host reads that later.
 
     The random samples depend only on seed, step `number` (from 1) and rank, so that a run resumed at any step continues
-    as if it had never stopped. With `training.accumulate`, the batch passes in that many parts, as if on other
+    as if it had never stopped. With `training.accumulate`, the batch is processed in that many parts, as if on several
     processes.
     """
     torch.manual_seed(mix_seed(training.seed, number - 1, rank()))

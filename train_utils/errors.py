@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,13 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def reading_input() -> Iterator[None]:
+def reading_input(faults: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
     """Context for reading user input: turn the ValueError or OSError of a reader into an InputError."""
     try:
         yield
     except BrokenPipeError:  # of stdout
         raise
-    except (ValueError, OSError) as error:
+    except faults as error:
         if isinstance(error, OSError) and error.filename and error.strerror:
             raise InputError(f"{error.filename}: {error.strerror}") from error
         raise InputError(str(error)) from error
@@ -148,12 +148,6 @@ def read_json(path: str | Path, option: str) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-@contextmanager
-def writing_output() -> Iterator[None]:
+def writing_output() -> AbstractContextManager[None]:
     """Context for writing results: turn an OSError, such as a full disk, into an InputError."""
-    try:
-        yield
-    except BrokenPipeError:  # of stdout
-        raise
-    except OSError as error:
-        raise InputError(f"cannot write {error.filename or 'the output'}: {error.strerror or error}") from error
+    return reading_input((OSError,))

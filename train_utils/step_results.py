@@ -29,9 +29,9 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: StepResult) -> None:
-        """Wait for the results of the step before, and keep this one for the next call.
+        """Read the results of the previous step, and keep this step for the next call.
 
-        A step that may end the run is waited for at once. Errors of `check` and loading are raised.
+        A step that may end the run is read immediately. Raises the errors of `check` and of loading.
         """
         self.read()
         if step.loading_failed:

@@ -54,7 +54,7 @@ class Metrics:
     stats: list[float]  # COCO's 12 numbers in the official order, for the best 100 detections per image; -1: no objects
     classes: list[ClassMetrics]  # for the same detections
     of_all: MetricsOfAll | None = None  # None if no image has more than 100 detections
-    threshold: float | None = None  # the same, common to all classes
+    threshold: float | None = None  # as in `ClassMetrics`, for all classes together
 
     def table(self, title: str) -> str:
         lines = [title, *(f"  {name:<10} {value:7.4f}" for name, value in zip(METRIC_NAMES, self.stats))]

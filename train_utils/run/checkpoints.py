@@ -21,7 +21,7 @@ from train_utils.step_results import require_finite_weights
 from train_utils.training_state import Progress, RunState, Training
 from train_utils.weight_files.weights import THRESHOLDS, check_finite, load_weights, read_weight_file, state_dict_of
 
-# Types of a checkpoint's entries; a run needs the first eight to resume.
+# The entries of a checkpoint that resuming needs, then all entries, with their types.
 NEEDED: dict[str, Any] = {"epoch": int, "steps_per_epoch": int}
 NEEDED |= dict.fromkeys(("model", "optimizer", "lr_scheduler", "progress", "args", "model_config"), dict)
 ENTRIES = NEEDED | {"class_names": dict[int, str], "category_ids": dict[int, int], THRESHOLDS: dict[int, float]}

@@ -36,24 +36,16 @@ def plot_loss_and_lr(
     right = axes.twinx()
     right.set_ylabel("learning rate")
     right.yaxis.set_major_formatter("{x:.3g}")
-    lines = {}
-
-    def draw(on: Axes, name: str, x: Sequence[int] | np.ndarray, y: np.ndarray, **style: Any) -> None:
-        # A line of a single point would be invisible without a marker.
-        (lines[name],) = on.plot(x, y, **{"marker": "o" if np.isfinite(y).sum() == 1 else None} | style)
-
-    draw(axes, "loss", numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8)
+    plot(axes, "loss", numbers, loss, color=LOSS_COLOUR, alpha=0.3, linewidth=0.8)
     smoothed = smooth(loss, window=1 + round(len(loss) ** 0.5 / 2))
-    draw(axes, "loss, smoothed", numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6)
+    plot(axes, "loss, smoothed", numbers, smoothed, color=LOSS_COLOUR, linewidth=1.6)
     if validation:
         measured = with_gaps(list(validation.values()))
-        draw(axes, "validation loss", list(validation), measured, color=VALIDATION_COLOUR, marker="o")
-    broken = numbers[np.isnan(loss)]
+        plot(axes, "validation loss", list(validation), measured, color=VALIDATION_COLOUR, marker="o")
+    broken, bottom = numbers[np.isnan(loss)], axes.get_xaxis_transform()
     if len(broken):
-        (lines["loss not finite"],) = axes.plot(
-            broken, np.zeros(len(broken)), "kx", transform=axes.get_xaxis_transform(), clip_on=False
-        )
-    draw(right, "learning rate", numbers, rate, color=RATE_COLOUR, linewidth=1.2)
+        axes.plot(broken, 0 * broken, "kx", transform=bottom, clip_on=False, label="loss not finite")
+    plot(right, "learning rate", numbers, rate, color=RATE_COLOUR, linewidth=1.2)
     if np.isfinite(rate).any():
         right.set_ylim(0, 1.1 * np.nanmax(rate) or None)
     if epoch_ends:
@@ -63,8 +55,13 @@ def plot_loss_and_lr(
         top.set_xlabel("end of epoch")
         top.set_xticks([step for _, step in chosen], [str(epoch) for epoch, _ in chosen])
     # On the right axis, which is drawn last, so that no line crosses the legend.
-    right.legend(lines.values(), lines.keys(), loc="upper right")
+    right.legend(handles=[*axes.lines, *right.lines], loc="upper right")
     write_png(figure, path)
+
+
+def plot(axes: Axes, name: str, x: Sequence[int] | np.ndarray, y: np.ndarray, **style: Any) -> None:
+    """Plot a line, with a marker if it has a single point and would otherwise be invisible."""
+    axes.plot(x, y, label=name, **{"marker": "o" if np.isfinite(y).sum() == 1 else None} | style)
 
 
 def plot_map(
