@@ -19,6 +19,7 @@ from network_files.mask_rcnn import IMAGENET_MEAN
 Transform = Callable[[Tensor, dict], tuple[Tensor, dict]]
 Item = tuple[Tensor, dict]
 PER_OBJECT = ("boxes", "labels", "masks", "area", "iscrowd", "has_mask")
+LEAST_SHARE = 0.1  # of an object that `crop` keeps
 
 
 class Compose:
@@ -118,13 +119,11 @@ class ScaleJitter:
         return image, select_objects(dict(target, view=view), (sides >= 1).flatten(1).all(1))
 
 
-def crop(
-    image: Tensor, target: dict, top: int, left: int, height: int, width: int, least: float = 0.1
-) -> tuple[Tensor, dict]:
+def crop(image: Tensor, target: dict, top: int, left: int, height: int, width: int) -> tuple[Tensor, dict]:
     """Return a window of the image, in whole pixels, and the objects in it.
 
-    Objects of which less than the share `least` remains are dropped. Objects that the window cuts get the box and area
-    of their remaining mask, or if they have none, their cut box.
+    Objects of which less than a tenth remains are dropped. Objects that the window cuts get the box and area of their
+    remaining mask, or if they have none, their cut box.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -134,7 +133,7 @@ def crop(
     target = dict(change_masks(target, lambda masks: masks.window(top, left, height, width)), boxes=boxes)
     after = areas_of(target)
     image = image[:, top : top + height, left : left + width].contiguous()
-    return image, select_objects(measure_cut(target, before), (after > 0) & (after >= least * before))
+    return image, select_objects(measure_cut(target, before), (after > 0) & (after >= LEAST_SHARE * before))
 
 
 def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks]) -> dict:

@@ -24,11 +24,11 @@ from network_files import MaskRCNN
 from train_utils.device import Precision
 from train_utils.distributed import (
     AsyncAllReduce,
+    all_reduce,
     barrier,
     gather_objects,
     in_parallel,
     share_buffers,
-    sum_over_processes,
 )
 from train_utils.engine import Batch, train_step
 from train_utils.sync_batch_norm import use_sync_bn
@@ -164,9 +164,7 @@ def group_rows(setup: Setup, rank: int, world: int) -> list[Row]:
     with warnings.catch_warnings(record=True) as caught, without_tf32():
         warnings.simplefilter("always")
         parallel = in_parallel(network, setup.device, fixed_buckets=False)
-        expected = {
-            name: sum_over_processes(g) / world for name, g in gradients(network, network, photos, rank).items()
-        }
+        expected = {name: all_reduce(g) / world for name, g in gradients(network, network, photos, rank).items()}
         found = gradients(network, parallel, photos, rank)
         training = training_of(setup, network, Precision(setup.device.type, None))
         training.parallel = parallel
@@ -216,7 +214,7 @@ def sync_bn_rows(setup: Setup, rank: int, world: int) -> list[Row]:
         features = network.backbone(images[part])["0"]
         (features * direction[part]).sum().backward()
         weight, norm = network.backbone.body.conv1.weight, network.backbone.body.bn1
-        gradient = sum_over_processes(weight.grad) if synced else weight.grad
+        gradient = all_reduce(weight.grad) if synced else weight.grad
         values.append((features.detach() if synced else features.detach()[chosen], norm.running_mean, gradient))
     return sync_bn_row(*values)
 

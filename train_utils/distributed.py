@@ -206,7 +206,7 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """Sum float [N] over all processes in place, without waiting for the device."""
     if is_connected():
         dist.all_reduce(values)

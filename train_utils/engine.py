@@ -12,14 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from network_files.on_device import AsyncHostCopy
-from train_utils.distributed import (
-    AsyncAllReduce,
-    exchange_gradients,
-    rank,
-    report_activity,
-    sum_over_processes,
-    world_size,
-)
+from train_utils.distributed import AsyncAllReduce, all_reduce, exchange_gradients, rank, report_activity, world_size
 from train_utils.errors import InputError, is_out_of_memory, warn
 from train_utils.loaders import mix_seed
 from train_utils.optimizer import RunningStatistics, backward, learning_rate, optimizer_step, set_learning_rate
@@ -113,7 +106,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
             values.append(torch.stack([loss, *losses.values()]).detach().float())
 
         own = torch.stack(values).mean(dim=0)
-        means = sum_over_processes(own.clone()) / world_size()
+        means = all_reduce(own.clone()) / world_size()
         stopping, loading_failed, bad_pictures = counts.read()
         if loading_failed:
             applied = torch.zeros_like(means[0], dtype=torch.bool)

@@ -18,7 +18,7 @@ from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from train_utils.classes import ClassTable
 from train_utils.device import Precision
-from train_utils.distributed import AsyncAllReduce, is_main, report_activity, share_buffers, sum_over_processes
+from train_utils.distributed import AsyncAllReduce, all_reduce, is_main, report_activity, share_buffers
 from train_utils.engine import to_device
 from train_utils.errors import InputError, naming_batch, warn
 from train_utils.loaders import mix_seed
@@ -161,6 +161,6 @@ def validation_losses(
                 losses = network.losses(to_device(images, device), targets)
             values = torch.stack([losses[name].double() for name in LOSS_NAMES]).cpu()
             sums += len(kept) * torch.cat((values, values.new_ones(1)))
-    *totals, count = sum_over_processes(sums.to(device)).tolist()
+    *totals, count = all_reduce(sums.to(device)).tolist()
     means = {name: total / count for name, total in zip(LOSS_NAMES, totals) if count}
     return {"loss": sum(means.values()), **means} if means else {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from train_utils.distributed import barrier, is_main, sum_over_processes, without_others
+from train_utils.distributed import all_reduce, barrier, is_main, without_others
 from train_utils.errors import NOT_FINITE, OUT_OF_MEMORY, InputError, RunEnded, describe_batch, first_line, warn
 from train_utils.sync_batch_norm import SyncBatchNorm2d
 from train_utils.training_state import RunState, StepResult, call_hooks
@@ -116,7 +116,7 @@ def require_finite_weights(model: nn.Module, step: int) -> None:
     """Raise RunEnded if a weight or running mean of any process is not finite. All processes call this together."""
     bad = not_finite(model.state_dict())
     device = next(model.parameters()).device
-    if sum_over_processes(torch.tensor([float(len(bad))], device=device)).item() == 0:
+    if all_reduce(torch.tensor([float(len(bad))], device=device)).item() == 0:
         return
     named = f" ({len(bad)} tensors, first {bad[0]})" if bad else ""
     raise RunEnded(

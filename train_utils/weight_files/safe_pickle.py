@@ -96,10 +96,10 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and a string: unlike on classes and functions, a pickle cannot set attributes on them.
         known = {
-            "numpy.core.multiarray._reconstruct": self.new_array,
-            "numpy._core.multiarray._reconstruct": self.new_array,
+            "numpy.core.multiarray._reconstruct": self.store,
+            "numpy._core.multiarray._reconstruct": self.store,
             "numpy.ndarray": "numpy.ndarray",
-            "numpy.dtype": self.new_dtype,
+            "numpy.dtype": self.store,
             "_codecs.encode": self.encode,
             "collections.OrderedDict": self.new_dict,
         }
@@ -110,10 +110,7 @@ class ArrayUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise Refused(f"a persistent object {pid!r}")
 
-    def new_array(self, *_: object) -> "Stored":
-        return Stored()
-
-    def new_dtype(self, code: str, *_: object) -> "Stored":
+    def store(self, code: str, *_: object) -> "Stored":
         return Stored(code)
 
     def new_dict(self, *pairs: Any) -> dict:
@@ -127,11 +124,11 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class Stored:
-    """An array or data type in a pickle. `code` is a data type's numpy code, such as f4. An unset `state` is None."""
+    """An array or data type in a pickle. A data type has a numpy code, such as f4. An unset `state` is None."""
 
     state: tuple | None = None
 
-    def __init__(self, code: str | None = None):
+    def __init__(self, code: str):
         self.code = code
 
     def __setstate__(self, state: tuple) -> None:
