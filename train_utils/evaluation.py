@@ -59,7 +59,7 @@ def evaluate_epoch(
             )
         losses = dict[str, float]()
         if settings.val_loss:
-            losses = validation_losses(model, loader, device, precision, settings.seed, settings.keep_empty)
+            losses = validation_losses(training, loader, settings.keep_empty)
     if metrics is not None:
         if losses:
             of_epoch = {"epoch": epoch, "step": training.progress.step}
@@ -129,16 +129,14 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 
 
 @torch.no_grad()
-def validation_losses(
-    model: MaskRCNN, loader: DataLoader, device: torch.device, precision: Precision, seed: int, with_empty: bool
-) -> dict[str, float]:
+def validation_losses(training: Training, loader: DataLoader, with_empty: bool) -> dict[str, float]:
     """Return "loss" and its parts as means over the images of all processes; {} without images.
 
     They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
     random samples depend on seed and images only, and the random state of the training is restored. `with_empty`
     includes images without objects, as --keep-empty does.
     """
-    network = copy.deepcopy(model).train()
+    network, device = copy.deepcopy(training.model).train(), training.device
     for module in network.modules():
         if isinstance(module, _BatchNorm | ImageTransform):
             module.eval()
@@ -156,8 +154,8 @@ def validation_losses(
             if not kept:
                 continue
             images, targets = zip(*kept)
-            torch.manual_seed(mix_seed(seed, *(abs(target["image_id"]) for target in targets)))
-            with precision.autocast(), naming_batch(images, REMEDY):
+            torch.manual_seed(mix_seed(training.seed, *(abs(target["image_id"]) for target in targets)))
+            with training.precision.autocast(), naming_batch(images, REMEDY):
                 losses = network.losses(to_device(images, device), targets)
             values = torch.stack([losses[name].double() for name in LOSS_NAMES]).cpu()
             sums += len(kept) * torch.cat((values, values.new_ones(1)))

@@ -73,7 +73,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
         raise InputError(f"--channels {settings.channels}: the weights take other images; leave --channels out")
     settings.channels = trained_with.get("channels")
     if not any(getattr(settings, s) for s in SOURCES):
-        raise InputError("the weights do not say which data they were trained on; give --data-path")
+        raise InputError("the weights do not record which data they were trained on; give --data-path")
     with reading_input():
         layout = layout_of(settings)
         training, split = choose_splits(layout, settings, for_training=False)

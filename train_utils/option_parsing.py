@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
@@ -53,10 +54,9 @@ def boolean(text: str) -> bool:
 def boolean_or(other: Callable[[str], V]) -> Callable[[str], bool | V]:
 
     def parse(text: str) -> bool | V:
-        try:
+        with suppress(argparse.ArgumentTypeError):
             return boolean(text)
-        except argparse.ArgumentTypeError:
-            return other(text)
+        return other(text)
 
     return parse
 

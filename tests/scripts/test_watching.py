@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -85,10 +86,12 @@ def test_validation_loss_is_the_same_twice_and_changes_neither_generator_nor_run
     model.load_state_dict(content["model"])
     loader = evaluation_loader(dataset, None, 0)
     before = torch.random.get_rng_state()
-    found = [validation_losses(model, loader, torch.device("cpu"), Precision("cpu", None), 5, False) for _ in "ab"]
+    training = SimpleNamespace(model=model, device=torch.device("cpu"), precision=Precision("cpu", None), seed=5)
+    found = [validation_losses(training, loader, False) for _ in "ab"]
     assert found[0] == found[1] and torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(value, content["model"][name]) for name, value in model.state_dict().items())
-    other = validation_losses(model, loader, torch.device("cpu"), Precision("cpu", None), 6, False)
+    training.seed = 6
+    other = validation_losses(training, loader, False)
     assert other != found[0] and other["loss"] == pytest.approx(found[0]["loss"], rel=0.5)  # samples of other boxes
 
 

@@ -1,6 +1,7 @@
 """Contact sheets: which images they show, truth beside prediction, and a batch as the network sees it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def dataset(tmp_path: Path) -> CocoDetection:
 def sheet(dataset: CocoDetection) -> Image.Image | None:
     model = Finder().train()
     classes = ClassTable.of_dataset(dataset)
-    drawn = draw_predictions(model, dataset, classes, torch.device("cpu"), Precision("cpu", None))
+    training = SimpleNamespace(model=model, device=torch.device("cpu"), precision=Precision("cpu", None))
+    drawn = draw_predictions(training, dataset, classes)
     assert model.training  # the model itself stays as it was
     return drawn
 

@@ -50,7 +50,7 @@ class LineFile:
         self.path, self.waiting = path, b""
 
     def write(self, *lines: str, sync: bool = False) -> None:
-        """Append lines after those that wait; OSError if they must wait, too. With `sync`, all reach the disk."""
+        """Append lines after any waiting ones; OSError if they must wait, too. With `sync`, all reach the disk."""
         self.waiting += "".join(f"{line}\n" for line in lines).encode("utf-8")
         if not self.waiting and not (sync and self.path.is_file()):
             return

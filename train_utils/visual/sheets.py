@@ -13,20 +13,18 @@ from torch.utils.data import DataLoader
 from dataset_files.atomic_files import refuse_overwriting, write_image
 from dataset_files.dataset import InstanceDataset, files_of
 from dataset_files.stored_images import to_picture
-from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
 from network_files.mask_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from network_files.masks.paste import mask_crops
 from train_utils.augmentation import training_sizes
 from train_utils.classes import ClassTable
-from train_utils.device import Precision
 from train_utils.distributed import is_main, rank
 from train_utils.errors import reading_input
 from train_utils.evaluation import ready_for_inference
 from train_utils.loaders import mix_seed
 from train_utils.options import TrainSettings
-from train_utils.training_state import RunState
+from train_utils.training_state import RunState, Training
 from train_utils.visual.drawing import draw_instances
 
 BATCH = "batch.png"
@@ -75,31 +73,26 @@ class PredictionSheets:
     def before_step(self, state: RunState) -> None:
         """Draw after the last step of an epoch, once it has been evaluated."""
         if state.ends_epoch(state.number):
-            t = state.training
-            with t.evaluated():
-                state.run.write_predictions(
-                    state.epoch_of(state.number),
-                    lambda: draw_predictions(t.model, self.dataset, self.classes, t.device, t.precision),
-                )
+            epoch, training = state.epoch_of(state.number), state.training
+            with training.evaluated():
+                state.run.write_predictions(epoch, lambda: draw_predictions(training, self.dataset, self.classes))
 
     after_train = before_step
 
 
 @torch.inference_mode()
-def draw_predictions(
-    model: MaskRCNN, dataset: InstanceDataset, classes: ClassTable, device: torch.device, precision: Precision
-) -> Image.Image | None:
+def draw_predictions(training: Training, dataset: InstanceDataset, classes: ClassTable) -> Image.Image | None:
     """Draw some images: objects on the left, detections from a score of 0.5 on the right. None if none can be read."""
-    network, tiles = ready_for_inference(model, precision), []
+    network, tiles = ready_for_inference(training.model, training.precision), []
     for i in chosen_items(dataset):
         try:
             image, target = dataset[i]
         except (ValueError, OSError):  # the evaluation has reported this
             continue
-        with precision.autocast():
-            (found,) = network.detect([image.to(device)])
+        with training.precision.autocast():
+            (found,) = network.detect([image.to(training.device)])
         found = {name: value[found["scores"] >= LEAST_SCORE].float().cpu() for name, value in found.items()}
-        crops = mask_crops(found["masks"], found["boxes"], size_of(image), model.continuous_paste)
+        crops = mask_crops(found["masks"], found["boxes"], size_of(image), network.continuous_paste)
         masks = [(left, top, (crop > 0.5).numpy()) for left, top, crop in crops]
         names = [classes.names.get(int(label), f"class {int(label)}") for label in found["labels"]]
         picture = to_picture(image.numpy(), dataset.form.shown)
