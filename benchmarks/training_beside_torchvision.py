@@ -71,7 +71,7 @@ def data_options(data: str) -> list[str]:
     annotations = str(photos / "annotations" / "instances_train2017.json")
     return [
         "--train-json", annotations, "--val-json", annotations, "--image-folder", str(photos / "train2017"),
-        "--min-size", "128", "--max-size", "176", "--rois-per-image", "64", "--proposals", "200",
+        "--min-size", "128", "--max-size", "176", "--rois-per-image", "32", "--proposals", "100", "--detections", "30",
         "--epochs", "20", "--batch-size", "4", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02",
         "--pretrain", "False", "--lr-scheduler", "cosineannealinglr", "--data-augmentation", "none",
     ]  # fmt: skip
