@@ -38,7 +38,6 @@ from train_utils.step_log import StepLog
 from train_utils.sync_batch_norm import use_sync_bn
 from train_utils.training_state import Progress, RunState, Training, call_hooks, load_hooks
 from train_utils.visual.sheets import PredictionSheets, write_batch_sheet
-from transforms import CopyPaste
 
 
 def main(settings: TrainSettings) -> None:
@@ -62,10 +61,7 @@ def main(settings: TrainSettings) -> None:
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections, held_out)
     train_set.transforms = augmentation
     classes = ClassTable.of_dataset(train_set)
-    train_loader = training_loader(
-        train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, settings.workers, settings.seed,
-        device.type == "cuda", CopyPaste() if settings.use_copypaste else None, settings.repeat_threshold,
-    )  # fmt: skip
+    train_loader = training_loader(train_set, settings, pin_memory=device.type == "cuda")
     val_loader = evaluation_loader(val_set, batch_size=None, workers=settings.workers, device=device)
     steps_per_epoch = len(train_loader)
     facts = {"data": fingerprint(train_set), "validation": fingerprint(val_set), "processes": world_size()}

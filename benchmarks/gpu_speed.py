@@ -209,10 +209,10 @@ def loading(setup: Setup) -> list[Row]:
     photos = setup.load(batch)
     step = own_step(setup, state_of(setup, "v1", photos), photos)
     rate = interleaved(setup, {"step": step})["step"].rate(batch)
-    settings = TrainSettings.parse("", [])
     for workers in (1,) if setup.small else (1, 4, 8):
+        settings = TrainSettings(batch_size=batch, workers=workers)
         dataset = CocoDetection(setup.photos, "train", transforms=training_transforms(settings))
-        loader = training_loader(dataset, batch, 3, workers, 0, pin_memory=setup.on_cuda)
+        loader = training_loader(dataset, settings, pin_memory=setup.on_cuda)
         count, start = 0, None
         for epoch in range(1 if setup.small else 3):
             loader.batch_sampler.start_at(epoch)

@@ -31,6 +31,7 @@ from train_utils.demo_dataset import make_demo_dataset
 from train_utils.loaders import AspectRatioBatchSampler, fingerprint, training_loader
 from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.models import ModelConfig, build_model
+from train_utils.options import TrainSettings
 from train_utils.weight_files.weights import read_weight_file
 
 MANY = 10_000_000
@@ -147,7 +148,7 @@ def start_of_a_run(pictures: int = 100_000) -> None:
         stored = sum(f.stat().st_size for f in (root / "annotations").glob("*.index"))
         kept = sum(value.nbytes for value in vars(dataset.index).values() if isinstance(value, np.ndarray))
         started = time.perf_counter()
-        training_loader(dataset, 4, 3, 0, 0, False)
+        training_loader(dataset, TrainSettings(workers=0), pin_memory=False)
         fingerprint(dataset)
         groups = time.perf_counter() - started
     print(

@@ -22,7 +22,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
@@ -167,9 +167,7 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = training_transforms(settings)
     classes = ClassTable.of_dataset(train_set)
-    loader = training_loader(
-        train_set, settings.images_per_step(), settings.aspect_ratio_group_factor, 0, settings.seed, pin_memory=False
-    )
+    loader = training_loader(train_set, replace(settings, workers=0), pin_memory=False)
     val_loader = evaluation_loader(val_set, batch_size=None, workers=0, device=device)
     evaluated, config = build_training_model(settings, num_classes_for(train_set, None), None, classes.names)
     model = build_torchvisions(config)

@@ -19,7 +19,9 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.image_files import file_states
 from train_utils.distributed import is_main, rank, world_size
 from train_utils.errors import InputError
+from train_utils.options import TrainSettings
 from train_utils.run.signals import leave_signals_to_the_main_process
+from transforms import CopyPaste
 
 CPU = torch.device("cpu")
 GPU_BATCH = 8  # images per batch in evaluation
@@ -35,22 +37,23 @@ def fingerprint(dataset: InstanceDataset) -> str:
     return f"{counts}, content {dataset.checksum()}, files {zlib.crc32(files.tobytes()):08x}"
 
 
-def training_loader(
-    dataset: InstanceDataset, batch_size: int, group_factor: int, workers: int | None, seed: int, pin_memory: bool,
-    batch_transform: Callable[[Sequence], tuple] | None = None, repeat_threshold: float = 0.0,
-) -> DataLoader:  # fmt: skip
+def training_loader(dataset: InstanceDataset, settings: TrainSettings, pin_memory: bool) -> DataLoader:
     """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio."""
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
-    repeats = repeat_factors(dataset.classes_of_images(), repeat_threshold) if repeat_threshold else None
-    if repeats is not None and is_main():
-        print(
-            f"--repeat-threshold {repeat_threshold:g}: {(repeats > 1).sum()} images with rare classes are shown more "
-            f"often; an epoch has {math.ceil(repeats.sum())} images instead of {len(repeats)}",
-            flush=True,
-        )
-    sampler = AspectRatioBatchSampler(ratios, batch_size, group_factor, seed, rank(), world_size(), repeats)
-    collate = dataset.collate_fn if batch_transform is None else partial(transform_seeded, batch_transform)
-    return loader_of(SeededItems(dataset, seed, batch_transform is not None), sampler, workers, collate, pin_memory)
+    threshold, seed, repeats = settings.repeat_threshold, settings.seed, None
+    if threshold:
+        repeats = repeat_factors(dataset.classes_of_images(), threshold)
+        if is_main():
+            print(
+                f"--repeat-threshold {threshold:g}: {(repeats > 1).sum()} images with rare classes are shown more "
+                f"often; an epoch has {math.ceil(repeats.sum())} images instead of {len(repeats)}",
+                flush=True,
+            )
+    groups, size = settings.aspect_ratio_group_factor, settings.images_per_step()
+    sampler = AspectRatioBatchSampler(ratios, size, groups, seed, rank(), world_size(), repeats)
+    collate = partial(transform_seeded, CopyPaste()) if settings.use_copypaste else dataset.collate_fn
+    items = SeededItems(dataset, seed, keep_seeds=settings.use_copypaste)
+    return loader_of(items, sampler, settings.workers, collate, pin_memory)
 
 
 def evaluation_loader(

@@ -20,7 +20,7 @@ from tests.helpers.layout_writers import SAMPLES, WRITERS
 from train_utils.errors import InputError
 from train_utils.loaders import evaluation_loader, fingerprint, training_loader
 from train_utils.open_data import held_out_images, open_held_out, open_training_data
-from train_utils.options import DataSettings
+from train_utils.options import DataSettings, TrainSettings
 from train_utils.run.checkpoints import are_alike
 
 IMAGES = 20
@@ -236,7 +236,7 @@ def test_annotations_that_change_during_a_run_end_it_and_are_no_unreadable_image
     with pytest.raises(InputError, match="result.json: has changed since it was opened"):
         next(iter(evaluation_loader(val_set, None, workers=0)))
     with pytest.raises(InputError, match="result.json: has changed since it was opened"):
-        next(iter(training_loader(train_set, 2, 3, 0, 0, pin_memory=False)))
+        next(iter(training_loader(train_set, TrainSettings(batch_size=2, workers=0), pin_memory=False)))
 
 
 LATE = [name for name in WRITERS if not name.startswith("labelme")]

@@ -1,6 +1,7 @@
 """Augmentations: equal to what numpy makes of full planes, and drawn from seed, epoch and image alone."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +209,7 @@ def test_the_same_seed_gives_the_same_batches_with_any_number_of_workers(photos_
     dataset.transforms = training_transforms(chosen)
 
     def batches(workers: int, epoch: int = 0, first: int = 0) -> list:
-        of_batch = transforms.CopyPaste() if chosen.use_copypaste else None
-        loader = training_loader(dataset, 4, 3, workers, 5, False, of_batch)
+        loader = training_loader(dataset, replace(chosen, workers=workers, seed=5), pin_memory=False)
         loader.batch_sampler.start_at(epoch, first)
         return [batch for _, batch in zip(range(4), loader)]
 

@@ -17,6 +17,7 @@ from train_utils.loaders import (
     repeat_factors,
     training_loader,
 )
+from train_utils.options import TrainSettings
 from transforms import collate_fn
 
 # 60 pictures: far wider than high, wide, square, high, far higher than wide, in no order.
@@ -200,7 +201,7 @@ class RandomPictures(torch.utils.data.Dataset):
 
 def batches_with(workers: int, epoch: int = 0, first: int = 0, seed: int = 0) -> list[tuple[list[int], torch.Tensor]]:
     """Each batch's pictures and pixels."""
-    loader = training_loader(RandomPictures(), 4, 3, workers, seed, pin_memory=False)
+    loader = training_loader(RandomPictures(), TrainSettings(workers=workers, seed=seed), pin_memory=False)
     loader.batch_sampler.start_at(epoch, first)
     return [([t["image_id"] for t in targets], torch.stack(images)) for images, targets in loader]
 
