@@ -19,7 +19,6 @@ from train_utils.open_data import open_training_beside, open_validation_data
 from train_utils.options import ValidationSettings
 from train_utils.trained_model import TrainedModel
 
-SMALLER = ("fp16", "int8")
 QUANTISED = ("Conv", "Gemm", "MatMul")
 # Scores and boxes come straight from these layers, which are small. In int8 they would cost accuracy and save nothing.
 FLOAT32_LAYERS = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
