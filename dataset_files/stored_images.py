@@ -266,7 +266,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
-    """Convert an open image of any mode to RGB; apply its EXIF orientation if its annotations refer to the result.
+    """Convert an open image of any mode to RGB, turned by its EXIF orientation if its annotations expect that.
 
     With `exif` "apply" its orientation is applied, with "ignore" it is not; with None it is applied if only then the
     image has `size`, the annotated height and width.

@@ -108,7 +108,7 @@ def merge_tiles(
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a tile without the strips along its borders. It is unbounded where its border is the image's."""
+    """Return a tile without the strips along its borders, and without a bound where it ends at the image's border."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
     right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))

@@ -116,7 +116,10 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Renumber a dataset's classes, by name, as `owner` does; warn about unmatched ones. InputError if none matches."""
+    """Give a dataset's classes the labels that `owner` has for the same names.
+
+    Warn about classes without a counterpart; InputError if no class has one.
+    """
     own, names = set(dataset.class_names.values()), set(class_names.values())
     if not own & names:
         raise InputError(f"{dataset.source}: none of its classes ({listed(own)}) is known to {owner} ({listed(names)})")

@@ -195,7 +195,10 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Return name -> size and hash of the validation images. {} if the data are split, or not on the main process."""
+    """Map the name of each validation image to its size and hash.
+
+    The result is empty if the data came already split, and on processes other than the main one.
+    """
     if val_set.source != train_set.source or not is_main():
         return {}
     names = val_set.image_names()

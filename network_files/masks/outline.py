@@ -86,7 +86,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate `lengths[i]` entries of each `resampling(knots, targets[i])`, beginning at entry `starts[i]`."""
+    """For each i, take `lengths[i]` entries of `resampling(knots, targets[i])` from `starts[i]` on; concatenate all."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))

@@ -105,7 +105,10 @@ class MaskPlanes:
         self.columns = torch.where((x >= 0) & (x < width), x, OUTSIDE).int()
 
     def paint(self, image: int, first: int, count: int) -> Tensor:
-        """Return dense masks, uint8 [count, 1, H, W], of an image's objects. `first` counts all of the batch."""
+        """Return the dense masks, uint8 [count, 1, H, W], of `count` objects of an image.
+
+        The first of them is object number `first` of the batch.
+        """
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]
         return self.pixels[(rows[:, :, None] + columns[:, None]).clamp_(min=0)][:, None]
