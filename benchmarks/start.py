@@ -114,7 +114,7 @@ def duration(way: Callable[[Path], Any], path: Path) -> float:
 
 
 def first_start(path: Path) -> coco_index.CocoIndex:
-    for place in coco_index.storage_places(path):
+    for place in coco_index.storage_places(path, coco_index.AS_WRITTEN.suffix()):
         place.unlink(missing_ok=True)
     return later_start(path)
 
