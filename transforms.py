@@ -151,7 +151,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute box and area of objects that have lost pixels. `before`, [N], is the target's earlier `areas_of`."""
+    """Recompute box and area of objects that have lost pixels. `before`, [N], are their areas in pixels before that."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
@@ -186,7 +186,7 @@ def is_rgb(image: Tensor) -> bool:
 
 
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Apply an item's view: resize the image, and pad it with ImageNet's mean colour, or its own if it is not RGB."""
+    """Resize an image to its view, and pad it with ImageNet's mean colour, or if it is not RGB with its own mean."""
     view: View = target["view"]
     fill = torch.tensor(IMAGENET_MEAN).mul(255).round() if is_rgb(image) else image.flatten(1).float().mean(dim=1)
     frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)

@@ -22,13 +22,12 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean, median, stdev
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +88,16 @@ def main(args: Namespace) -> None:
     for data, precision in product(args.data, args.precisions):
         found = []
         for seed in args.seeds:
-            run = folder / f"{data}_{precision}_{seed}"
+            run = run_folder(folder, data, precision, seed, args.epochs)
             if all((run / side / WEIGHTS).exists() for side in SIDES):
                 found.append(compare_both(run, data, precision, seed))
         if found:
             draw(found, folder / f"{data}_{precision}.png", f"{data}, {precision}")
             print(f"\n{table(f'{data}, {precision}', [row_of(each) for each in found], HEADER)}\n{summary(found)}")
+
+
+def run_folder(folder: Path, data: str, precision: str, seed: int, epochs: int | None) -> Path:
+    return folder / (f"{data}_{precision}_{seed}" + (f"_{epochs}_epochs" if epochs else ""))
 
 
 def train_options(data: str, precision: str, seed: int, epochs: int | None) -> list[str]:
@@ -111,27 +114,20 @@ def train_all(folder: Path, runs: Sequence[tuple[int, str, str]], epochs: int | 
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
-    def train_on_free_core(*training: Any) -> None:
-        core = cores.get()
-        try:
-            train(*training, core)
-        finally:
-            cores.put(core)
-
     with ThreadPoolExecutor(cores.qsize()) as pool:
         trainings = []
         for seed, data, precision in runs:
-            run, options = folder / f"{data}_{precision}_{seed}", train_options(data, precision, seed, epochs)
-            for side in SIDES:
-                trainings.append(pool.submit(train_on_free_core, run, side, options))
+            run = run_folder(folder, data, precision, seed, epochs)
+            options = train_options(data, precision, seed, epochs)
+            trainings += [pool.submit(train, run, side, options, cores) for side in SIDES]
         for training in trainings:
             if training.exception():
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise InputError(f"{folder}: a training failed: {training.exception()}")
 
 
-def train(run: Path, side: str, options: list[str], core: int) -> None:
-    """Train one side in a process of its own, on one core, if its last weights are not there yet."""
+def train(run: Path, side: str, options: list[str], cores: SimpleQueue[int]) -> None:
+    """Train one side in a process of its own, on one of the free cores, if its last weights are not there yet."""
     folder = run / side
     if (folder / WEIGHTS).exists():
         return
@@ -141,11 +137,15 @@ def train(run: Path, side: str, options: list[str], core: int) -> None:
     command = [PROJECT / "train.py", *options, "--output-dir", folder, "--hooks", HOOKS]
     if side == SIDES[1]:
         command = [__file__, "--side", run, *options]
-    subprocess.run(
-        [sys.executable, *map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "BESIDE_TORCHVISION": str(run)},
-        preexec_fn=lambda: os.sched_setaffinity(0, [core]),
-    )  # fmt: skip
+    core = cores.get()
+    try:
+        subprocess.run(
+            [sys.executable, *map(str, command)], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "BESIDE_TORCHVISION": str(run)},
+            preexec_fn=lambda: os.sched_setaffinity(0, [core]),
+        )  # fmt: skip
+    finally:
+        cores.put(core)
     if side == SIDES[0]:
         newest = max(folder.glob("model_[0-9]*.pth"), key=lambda path: path.stat().st_mtime)
         newest.rename(folder / WEIGHTS)
@@ -167,7 +167,7 @@ def train_torchvisions(run: Path, options: Sequence[str]) -> None:
     train_set, val_set = open_training_data(settings, settings.seed, settings.detections)
     train_set.transforms = training_transforms(settings)
     classes = ClassTable.of_dataset(train_set)
-    loader = training_loader(train_set, replace(settings, workers=0), pin_memory=False)
+    loader = training_loader(train_set, settings, pin_memory=False)
     val_loader = evaluation_loader(val_set, batch_size=None, workers=0, device=device)
     evaluated, config = build_training_model(settings, num_classes_for(train_set, None), None, classes.names)
     model = build_torchvisions(config)

@@ -1,4 +1,4 @@
-"""Store data derived from datasets (indices, image headers, conversions), and lock files between processes."""
+"""Store what is derived from datasets (indices, image headers, conversions), and let processes lock files."""
 
 import io
 import os

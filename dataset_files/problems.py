@@ -181,7 +181,10 @@ class Problems:
         return f"{KINDS[kind]} ({count}){outcome}: {'; '.join(examples)}{more}"
 
     def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
-        """Raise ValueError if `source` has problems that make results wrong; with `skip_bad`, only unskippable ones."""
+        """Raise ValueError if `source` has problems that make results wrong.
+
+        With `skip_bad`, only problems that cannot be skipped raise.
+        """
         if self.unskippable() if skip_bad else self.wrong():
             raise ValueError(f"{source}: {self.summary()}")
 

@@ -143,7 +143,7 @@ class PyramidRoIAlign(nn.Module):
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
-    """Return how many pixels of the resized images a cell of a level [B, C, H, W] has, a power of 2."""
+    """Return the side of a cell of a level [B, C, H, W], in pixels of the resized images, a power of 2."""
     sides = [max(sizes) for sizes in zip(*image_sizes)]
     # Padding makes levels larger than their images, relatively most along a short side: the larger quotient is right.
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
@@ -161,7 +161,7 @@ class SharedPyramid(dict[str, Tensor]):
         return features if isinstance(features, cls) else cls(features)
 
     def table(self, names: tuple[str, ...]) -> Tensor:
-        """Return the levels' pixels as rows, float32 [sum of B * H_i * W_i, C]; a view of one level if possible."""
+        """Return the levels' pixels as rows, float32 [sum of B * H_i * W_i, C]. One float32 level is not copied."""
         if names not in self.tables:
             rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
             self.tables[names] = at_least_float32(rows[0] if len(rows) == 1 else torch.cat(rows))

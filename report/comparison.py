@@ -82,7 +82,7 @@ class KindComparison:
 
 @dataclass
 class Comparison:
-    """The comparison of A and B in all kinds; `data` holds the detections of A and of B."""
+    """Comparison of A and B by masks, boxes or boundaries; `data` holds the detections of A and of B."""
 
     names: tuple[str, str]
     data: tuple[EvalData, EvalData]

@@ -61,7 +61,7 @@ def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: flo
 
 @dataclass
 class ImageScores:
-    """Correct and wrong detections of I images, at the score of the confusion matrix."""
+    """Numbers of correct and wrong detections per image, at the confusion matrix's score threshold."""
 
     right: np.ndarray  # int64 [I], detections with an object of their class
     false: np.ndarray  # int64 [I], other detections

@@ -190,7 +190,7 @@ def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) ->
 
 
 def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> dict[str, list[int]]:
-    """Return "row,column" of the confusion matrix -> shots, for the largest wrong cells, then the correct ones."""
+    """Map "row,column" of the confusion matrix to example images: the largest wrong cells first, then correct ones."""
     pairs = analysis.pairs
     keys = pairs.rows * len(pairs.matrix) + pairs.columns
     order = np.lexsort((-np.append(data.detections.scores, 0)[pairs.detections], keys))

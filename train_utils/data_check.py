@@ -148,6 +148,6 @@ def describe_classes(dataset: InstanceDataset) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the first names in alphabetical order, in quotes."""
+    """List up to five of the names, sorted and in quotes."""
     in_order = sorted(names)
     return ", ".join(f"'{name}'" for name in in_order[:5]) + (", ..." if len(in_order) > 5 else "")

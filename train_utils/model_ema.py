@@ -38,7 +38,12 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:
-        """Update the average after step `number`, from 1, if `applied`, a bool scalar on the device, is true."""
+        """Update the average after a step.
+
+        Args:
+            number: of the step, from 1.
+            applied: bool scalar on the device, whether the step changed the weights.
+        """
         share = applied.float() * (1.0 if number <= self.warm_up else 1 - self.decay)
         added = torch._foreach_mul(list(self.values.values()), share)
         torch._foreach_mul_(self.averages, 1 - share)

@@ -121,7 +121,7 @@ class RunState:
     stopping: bool = False  # whether a signal stops the run after this step
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch of a step, counted from 1."""
+        """Return the epoch, from 0, of a step, from 1."""
         return (step - 1) // self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:

@@ -189,7 +189,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit | None]:
-    """Find the splits with their own folders, whose names are or contain the split's name (stage1_train)."""
+    """Find the folders named like a split (train), or else those whose names contain one (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := of_folder(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):

@@ -38,7 +38,10 @@ def mask_targets(
 
 
 def targets_of_image(masks: InstanceMasks, boxes: Tensor, matched: Tensor, size: int, aligned: bool) -> Tensor:
-    """Paint one object after another onto a plane on the CPU, and sample its boxes from it."""
+    """Return the mask targets of an image's boxes on the CPU.
+
+    Each object is painted alone onto a plane, from which the targets of the boxes matched to it are sampled.
+    """
     rois = at_least_float32(boxes.detach())
     if not bool(rois.isfinite().all()):
         raise ValueError("proposals must be finite")  # others would crash the operator

@@ -132,7 +132,7 @@ class Watchdog(threading.Thread):
             return self.verdict or STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """Stop the watchdog, because this process ends now. A verdict also ends the other processes."""
+        """Stop the watchdog, as this process ends. With `verdict`, the reason for it, the other processes end, too."""
         self.leaving.set()
         self.join(HEARTBEAT_TIMEOUT)
         try:

@@ -185,7 +185,10 @@ def blend_mask(pixels: np.ndarray, mask: MaskCrop, colour: Colour, line_width: i
 
 
 def fit_label(name: str, score: float | None, font_size: int, image_width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return a label's text, one printable line, and a font that has its characters and makes the plate fit."""
+    """Return a label as one printable line, and a font for it.
+
+    The font has the label's characters, and is so small that the label is not wider than the image.
+    """
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
     name = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
     text = name if score is None else f"{name} {score:.2f}".strip()
