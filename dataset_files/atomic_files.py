@@ -58,14 +58,14 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
 
 
 def file_to_write(name: str) -> Path:
-    """Return the path of a named output file. The name of a folder raises ValueError."""
+    """Convert the name of an output file to a path; ValueError if the name is empty or ends with a slash."""
     if not name.strip() or name[-1] in (os.sep, os.altsep):
         raise ValueError(f"{name or repr(name)}: is the name of a folder; name a file in it")
     return Path(name)
 
 
 def exists(path: Path) -> bool:
-    """Whether a directory entry exists. A name that the file system does not allow raises OSError."""
+    """Whether a path exists, even as a broken link. A name that the file system does not allow raises OSError."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -74,7 +74,7 @@ def exists(path: Path) -> bool:
 
 
 def entry_of(path: Path) -> str:
-    """Return the absolute path of a directory entry. Links in its folder are resolved, a link in the entry is not."""
+    """Return an absolute path. Links among its folders are resolved, but not a link at its end."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
@@ -113,7 +113,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
-    """Return the OSError behind an error: the error itself, or the cause of a RuntimeError, or None."""
+    """Return the OSError that caused a RuntimeError, or the error itself if it is an OSError; None otherwise."""
     while isinstance(error, RuntimeError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None
@@ -150,7 +150,7 @@ def is_formula(text: str) -> bool:
 
 
 def write_image(path: Path, image: "Image.Image", **options: Any) -> None:
-    """Write a Pillow image in the format of the path's suffix, creating its folder; `options` are those of `save`."""
+    """Write a Pillow image in the format of the path's suffix, creating its folder; `options` are passed to `save`."""
     with renaming_to(path) as temporary:
         image.save(temporary, **options)
 
@@ -165,7 +165,7 @@ def link_atomically(source: Path, path: Path) -> None:
 
 
 def open_new(path: Path) -> TextIO:
-    """Open a new line-buffered text file, which can be read while it grows. An existing one is removed first."""
+    """Create a line-buffered text file, which can be read while it grows. An existing file is removed first."""
     require_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

@@ -31,10 +31,10 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
-    """Describe two possible faults of boxes: that they are not in xywh format, or that they fit their masks badly.
+    """Compare boxes with their masks, to detect boxes that are not in xywh format or that fit their masks badly.
 
-    Returns both descriptions, "" for an absent fault. The `boxes`, float64 [N, 4], are finite and in an unknown format;
-    the `extents` of their masks are x1y1x2y2 [N, 4]. `sizes`, int64 [N, 2], are the heights and widths of the images.
+    Returns a description of the wrong format and one of the bad fit, "" if there is no such fault. `boxes`, float64
+    [N, 4], are finite; `extents`, x1y1x2y2 [N, 4], those of their masks; `sizes`, int64 [N, 2], image heights, widths.
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

@@ -1,4 +1,4 @@
-"""Store what is derived from datasets (indices, image headers, conversions), and let processes lock files."""
+"""Cache indices, image headers and conversions of datasets in files, and provide locks between processes."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def digest(*parts: str) -> str:
 
 
 def storage_places(path: Path, suffix: str) -> list[Path]:
-    """Return the paths at which to store arrays derived from `path`: beside it, else in the user's cache."""
+    """List the paths at which to store arrays derived from `path`: beside a file, then in the user's cache."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
     return [in_cache] if path.is_dir() else [path.with_suffix(f"{OWN[:-1]}{suffix}"), in_cache]
 
@@ -59,7 +59,7 @@ def read_arrays(places: Iterable[Path]) -> Iterator[dict[str, np.ndarray]]:
 
 
 def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
-    """Write arrays, preceded by their digest, to the first writable path, if there is one."""
+    """Write arrays, preceded by their digest, to the first path that is writable. If none is, do nothing."""
     file = io.BytesIO()
     np.savez(file, **arrays)
     content = file.getvalue()
@@ -73,7 +73,7 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lock of this name among the user's processes until the block ends, if the system supports locks."""
+    """Let only one process of the user at a time run the block of this name, where the file system supports locks."""
     with ExitStack() as stack:
         with suppress(OSError):  # some network file systems have no locks; there each process does the work itself
             lock(stack.enter_context(open(writable_cache("locks") / name, "ab")), wait=True)

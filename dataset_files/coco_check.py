@@ -1,4 +1,4 @@
-"""Check the annotations of a COCO file: find the usable ones, and note the problems of the others.
+"""Check the annotations of a COCO file: mark which are usable, and note all problems.
 
 All checks work on columns. An annotation is parsed again only to describe its problem.
 """
@@ -21,14 +21,14 @@ FRACTION = 1.5  # normalised coordinates lie within -0.5..1.5: outlines may exte
 
 
 class AnnotationCheck:
-    """Find the usable ones among the A annotations of a file, and add the problems of the others to `problems`.
+    """Check the A annotations of a COCO file: mark which are valid and complete, and add problems to `problems`.
 
-    `categories` is category id -> name, `text` that of the file.
+    `categories` maps category ids to names; `text` is the content of the file.
 
     Attributes:
         owners: int64 [A], the index of each annotation's image.
         valid: bool [A], annotations that would not make results wrong.
-        complete: bool [A], valid annotations with a box and a mask, or with a box alone if that is enough.
+        complete: bool [A], valid annotations with a box, and with a mask where one is needed.
         has_mask: bool [A].
     """
 
@@ -55,7 +55,7 @@ class AnnotationCheck:
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Note a problem of each flawed annotation, bool [A]. `value` returns the value to show for one."""
+        """Note a problem of each annotation k that `flawed`, bool [A], marks; show `value(annotation, k)` with it."""
 
         def describe(k: int) -> str:
             owner, found = self.owners[k], shown(value(self.annotation(k), k))
@@ -65,12 +65,12 @@ class AnnotationCheck:
         self.problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
 
     def refuse(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Note a problem of the flawed annotations that were valid so far, and mark them as invalid."""
+        """Mark the flawed annotations as invalid. Note a problem of those that were valid until now; see `note`."""
         self.note(kind, flawed & self.valid, value)
         self.valid[flawed] = False
 
     def with_flaw(self, kind: str) -> np.ndarray:
-        """Mark the annotations whose masks have a problem of this kind, bool [A]."""
+        """Return which annotations have a mask with this kind of problem, bool [A]."""
         return self.among(self.annotations.masks.flaws[kind])
 
     def among(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class AnnotationCheck:
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
     def compare_boxes_with_masks(self, needs_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Check the format of all boxes, then each box against its mask.
+        """Compare boxes with masks: all together to judge the format of the boxes, then one by one.
 
         `needs_mask`, bool [A], marks the annotations that are incomplete without a mask. Returns which annotations are
         complete and which have a mask, bool [A] each.
@@ -153,7 +153,7 @@ class AnnotationCheck:
 
 
 def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the index in `ids` [N] at which each of `wanted` [M] first occurs, int64 [M]; -1 if it is missing."""
+    """Find the first occurrence of each of `wanted` [M] in `ids` [N]. Return indices, int64 [M]; -1 if missing."""
     if not len(ids):
         return np.full(len(wanted), -1)
     order = np.argsort(ids, kind="stable")
@@ -162,7 +162,7 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """Describe the fault if all boxes, xywh [N, 4], or outlines, x1y1x2y2 [M, 4], are within 0..1; "" if not."""
+    """Return a message if all boxes, xywh [N, 4], or all outlines, x1y1x2y2 [M, 4], lie in about 0..1; else ""."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     found = [
         name
@@ -178,6 +178,6 @@ def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
 
 
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Convert boxes xywh [N, 4] to x1y1x2y2 within images of `sizes` [N, 2] or [2], height and width."""
+    """Convert boxes xywh [N, 4] to x1y1x2y2, clipped to images of `sizes` [N, 2] or [2], height and width."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     return corners.clip(0, sizes[..., [1, 0, 1, 0]])

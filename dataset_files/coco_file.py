@@ -24,13 +24,15 @@ REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name"
 
 
 class Reading(NamedTuple):
+    """How the annotations of a COCO file are interpreted, as options of the command line decide."""
+
     boxes_from_masks: bool = False  # use the masks' extents as boxes of objects that have a mask
     crowds_are_objects: bool = False  # ignore `iscrowd`, which some tools set for every run-length code
     ignore_regions: bool = False  # objects of the class `ignore` are regions, with or without a mask
     boxes_without_masks: bool = False  # objects with a box and no mask can be used
 
     def suffix(self) -> str:
-        """Return the file suffix of a stored index."""
+        """Return the suffix of the file that stores an index made with this reading."""
         marks = zip(self, (".masks", ".objects", ".regions", ".boxes"))
         return "".join(mark for is_set, mark in marks if is_set) + ".index"
 
@@ -42,7 +44,7 @@ AS_WRITTEN = Reading()
 
 
 def read_content(text: str) -> dict:
-    """Parse a JSON object, in which "annotations" becomes an Annotations. ValueError if it is not a JSON object."""
+    """Parse a JSON object. Its list "annotations" becomes an `Annotations`. Any other text raises ValueError."""
     scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
     content: dict[str, Any] = {}
     try:
@@ -73,7 +75,7 @@ class Unexpected(Exception):
 
 
 def expect(text: str, i: int, character: str) -> int:
-    """Skip a character and the white space around it, and return the next position. Unexpected if it is missing."""
+    """Skip `character` and the white space around it, and return the next position; else raise Unexpected."""
     i = WHITESPACE.match(text, i).end()
     if text[i] != character:
         raise Unexpected
@@ -81,7 +83,7 @@ def expect(text: str, i: int, character: str) -> int:
 
 
 class Annotations:
-    """The fields of all annotations that the index needs, as columns of numbers, in the order of the file.
+    """The annotations of a file, in its order, as columns of numbers. Only fields that the index needs are kept.
 
     Masks are checked in groups; only their extents and problems are kept.
     """
@@ -95,7 +97,7 @@ class Annotations:
         self.problems = Problems()
 
     def read(self, text: str, i: int, scan: Callable[[str, int], tuple[Any, int]]) -> int:
-        """Parse the JSON list that begins at position i; return the position of its end."""
+        """Parse the JSON list at position i into the columns, and return the position after the list."""
         i = expect(text, i, "[")
         number = 0
         if text[i] == "]":
@@ -118,7 +120,7 @@ class Annotations:
             i = end + 1 if text[end : end + 2] == ",{" else expect(text, end, ",")
 
     def append(self, annotation: dict) -> None:
-        """Append an annotation to the columns, or raise one of MALFORMED. Called a million times."""
+        """Append an annotation to the columns. An invalid one raises an error in MALFORMED. Called a million times."""
         box, mask = annotation["bbox"], annotation["segmentation"]
         if len(box) != 4:
             raise ValueError(f"has a bbox of {len(box)} numbers instead of 4")
@@ -155,7 +157,7 @@ class NoCategory(ValueError):
 
 
 def read_categories(categories: list, problems: Problems) -> dict[int, str]:
-    """Read category id -> name, keeping the first of repeated ids; NoCategory if none is usable."""
+    """Return category id -> name. Of repeated ids the first one counts. Without a usable category, raise NoCategory."""
     names: dict[int, str] = {}
     for number, category in enumerate(categories):
         try:
@@ -174,7 +176,7 @@ def read_categories(categories: list, problems: Problems) -> dict[int, str]:
 
 
 def unused_categories(entries: list, used: Iterable[int]) -> list[int]:
-    """Return the ids of categories beyond the used ones that are headings or the background rather than classes.
+    """Return the ids of unused categories that are not classes, but headings or the background.
 
     A heading is the supercategory of all other categories. Any other unused category stays, since a split may lack a
     class. If no category would be left, all stay. `entries` is a COCO file's list "categories", not yet validated.

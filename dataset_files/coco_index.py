@@ -31,7 +31,7 @@ class AnnotationsLost(ValueError):
 
 @dataclass
 class CocoIndex:
-    """Byte positions of the annotations of P images and A objects in their file.
+    """Index of a COCO file with P images and A objects: where each annotation is, and the fields used most.
 
     Objects are grouped by image and, within an image, in the order of the file. Images and annotations that would make
     results wrong are not indexed; `problems` describes them.
@@ -80,7 +80,7 @@ class CocoIndex:
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
     def regions(self) -> np.ndarray:
-        """Return which objects are regions of the class `ignore` (see `Reading`), bool [A]."""
+        """Mark the objects of the class `ignore`, bool [A]: none without `Reading.ignore_regions`."""
         return ~np.isin(self.category_ids, list(self.categories))
 
     def usable_counts(self) -> np.ndarray:
@@ -97,7 +97,7 @@ class CocoIndex:
 
 
 def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
-    """Return the index of an instances file, stored if it is up to date, else new. ValueError for an unusable file."""
+    """Load the stored index of an instances file, or build it if it is missing or outdated; ValueError if unusable."""
     stamp = stamp_of(path)
     if stamp[1] < STORED_FROM:
         return make_index(path, reading)
@@ -112,13 +112,13 @@ def open_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def stamp_of(file: Path | int) -> np.ndarray:
-    """Return the format version, size and mtime of an annotation file. At least one changes when the file does."""
+    """Return format version, size and mtime of an annotation file, int64 [3], to recognise an outdated index."""
     status = os.stat(file)
     return np.array([VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
 
 
 def read_stored(path: Path, stamp: np.ndarray, suffix: str = ".index") -> CocoIndex | None:
-    """Read the stored index of the file's current version; None if it is missing or damaged."""
+    """Read the stored index of a file; None if it is missing, damaged, or has another stamp."""
     for columns in read_arrays(storage_places(path, suffix)):
         if np.array_equal(columns["stamp"], stamp):
             ids, names = columns.pop("categories").tolist(), columns.pop("category_names").tolist()
@@ -182,7 +182,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert ascending positions in a text from characters to bytes in UTF-8."""
+    """Convert positions in a text, ascending and counted in characters, to positions in bytes of UTF-8."""
     if text.isascii():
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()

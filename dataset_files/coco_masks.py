@@ -1,4 +1,4 @@
-"""Check polygons and run-length codes of a COCO file in groups, and compute the box and area of single masks."""
+"""Check the masks of a COCO file, thousands at a time, and compute the box and area of a single mask."""
 
 from array import array
 from typing import Any
@@ -16,7 +16,7 @@ LARGEST_IMAGE = MOST_PIXELS
 
 
 class MaskColumns:
-    """Masks of annotations, added one by one and checked in groups.
+    """Collect the masks of annotations one by one, and check them in large groups.
 
     Attributes (`check_group` extends them by the masks added since its last call):
         extents: list of float64 [n, 4], x1y1x2y2 around each mask's points or pixels; NaN for an empty mask.
@@ -83,7 +83,7 @@ class MaskColumns:
             self.check_group()
 
     def check_group(self) -> None:
-        """Compute extents and problems of the masks in the current group, and begin a new one."""
+        """Compute extents and problems of the masks added since the last call, and begin a new group."""
         extents = np.full((self.count - self.first, 4), np.nan)
         if self.owners:
             self.check_polygons(extents)
@@ -191,7 +191,7 @@ def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | 
 
 
 def checked_mask(segmentation: list | dict) -> MaskColumns | None:
-    """Return the result of the checks of one mask; None if it is invalid."""
+    """Check one mask, and return a `MaskColumns` of this mask alone; None if it is invalid."""
     masks = MaskColumns()
     try:
         if isinstance(segmentation, list):
@@ -206,9 +206,9 @@ def checked_mask(segmentation: list | dict) -> MaskColumns | None:
 
 
 def packed_code(mask: list | dict, height: int, width: int) -> dict:
-    """Convert polygons, or a run-length code, to a run-length code with packed counts.
+    """Convert a mask, polygons or any run-length code, to a run-length code with packed counts (bytes).
 
-    A given code may have listed or packed counts. An invalid mask raises ValueError. Polygons of fewer than three
+    The given code may have listed or packed counts. An invalid mask raises ValueError. Polygons of fewer than three
     points are left out; pycocotools would interpret two points as a box.
     """
     polygons = [polygon for polygon in mask if len(polygon) >= 6] if isinstance(mask, list) else []
@@ -222,7 +222,7 @@ def packed_code(mask: list | dict, height: int, width: int) -> dict:
 
 
 def whole(number: Any) -> Any:
-    """Convert a number that a tool wrote as 7.0 to an int."""
+    """Convert a float without a fraction, such as 7.0, to an int. Return anything else unchanged."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -237,7 +237,7 @@ def int64(number: Any) -> int:
 
 
 def natural(number: Any) -> int:
-    """Convert like `int64`, but refuse negative numbers, which COCO's readers do not accept as ids."""
+    """Convert like `int64`; ValueError for negative numbers, too, which COCO's readers do not accept as ids."""
     if int64(number) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
     return int64(number)

@@ -42,7 +42,7 @@ def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
 
 
 def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
-    """Read a COCO file and fix what can be fixed.
+    """Read a COCO file and fix what can be fixed. Return its content, and a problem for each repair.
 
     ValueError if the file is not JSON or lacks one of the three lists. Image files are searched below `image_folder`.
     If the result has no problems, the original file can be used.
@@ -62,7 +62,7 @@ def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
 
 
 def read_lists(path: Path, problems: Problems) -> list[list]:
-    """Read images, annotations and categories from JSON in any Unicode encoding, keeping only the fields in use."""
+    """Read the three lists of a COCO file in any Unicode encoding: images, annotations, categories; only FIELDS."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     try:
@@ -82,7 +82,7 @@ def read_lists(path: Path, problems: Problems) -> list[list]:
 
 
 def repair_references(entries: list, annotations: list, key: str, problems: Problems) -> None:
-    """Convert the ids of images or categories (`key`) to whole numbers, in their list and in the annotations."""
+    """Convert the ids of images or categories (`key`) to whole numbers, both in `entries` and in `annotations`."""
     owners = [entry for entry in entries if isinstance(entry, dict) and "id" in entry]
     users = [a for a in annotations if isinstance(a, dict) and f"{key}_id" in a]
     numbers = whole_ids([entry["id"] for entry in owners])
@@ -97,7 +97,7 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
 
 
 def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
-    """Map `text_of` each id to a whole number, the same on every run.
+    """Assign a whole number to each id, the same on every run. Return `text_of(id)` -> number.
 
     Whole numbers keep their value, also as text ("12", "0012"), unless two texts have the same value. The other ids get
     the numbers after the largest, in order. Ids that are neither whole numbers nor text are left out.
@@ -119,13 +119,13 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
 
 
 def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
-    """Look up the whole number of an id in the result of `whole_ids`; None if it was left out."""
+    """Return the whole number that `whole_ids` assigned to an id; None if it assigned none."""
     text = text_of(value)
     return None if text is None else numbers.get(text)
 
 
 def text_of(value: Any) -> str | None:
-    """Format an id as text, the same for 7 and 7.0. None if it is neither text nor a whole number within int64."""
+    """Format an id as text, "7" for 7, 7.0 and " 7 ". None if it is neither text nor a whole number of 64 bits."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, float) and value.is_integer():
@@ -143,7 +143,7 @@ def value_of(text: str) -> int | None:
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
-    """Drop annotations that repeat an earlier one exactly, id included, since both are the same object."""
+    """Return the annotations without exact copies of earlier ones, which describe the same object again."""
     kept, dropped = [], []
     groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:
@@ -177,7 +177,7 @@ def is_digits(value: Any) -> bool:
 
 
 def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
-    """Give each image the name of an existing file below the folder, if there is one, and a height and width."""
+    """Correct the file name, height and width of each image, or add missing ones, from files below `image_folder`."""
     entries = [image for image in images if isinstance(image, dict)]
     for image in entries:
         sources = [image.pop(key, None) for key in ("coco_url", "flickr_url", "path")]
@@ -202,7 +202,7 @@ def has_size(image: Any) -> bool:
 
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
-    """Convert an image's height and width from text, or read missing ones from its file without EXIF orientation."""
+    """Convert an image's height and width from text to numbers, or read missing ones from the file, as stored."""
     given: list[Any] = [image.get("height"), image.get("width")]
     is_missing = any(value is None or value == 0 or isinstance(value, str) for value in given)
     if all(map(is_digits, given)):
@@ -219,7 +219,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
-    """Repair an annotation, its mask first, since box and area may have to be computed from it."""
+    """Repair an annotation: first its mask, from which a missing box or area is then computed, then `iscrowd`."""
 
     def note(kind: str, change: str = "") -> None:
         problems.add(kind, name_of(annotation) + change)
@@ -255,7 +255,7 @@ def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], probl
 
 
 def repair_polygons(mask: list, note: Callable[[str], None]) -> list:
-    """Convert a flat polygon, or pairs of coordinates, to a list of flat polygons. Anything else stays as it is."""
+    """Convert one flat polygon, or polygons of coordinate pairs, to a list of flat polygons. Keep anything else."""
     if len(mask) >= 6 and all(map(is_number, mask)):
         note("flat polygon")
         return [mask]

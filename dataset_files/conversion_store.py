@@ -56,14 +56,14 @@ class SplitFiles:
     takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
 
     def files(self) -> Iterator[tuple[Path, Path]]:
-        """Yield (input, file) for `source` and each input: every file below a folder, or the file itself."""
+        """Yield all files in `source` and `inputs`, as pairs (the source or input, a file in it or itself)."""
         for path in dict.fromkeys((self.source, *self.inputs)):
             yield from ((path, file) for file in (files_below(path) if path.is_dir() else [path]))
 
 
 @dataclass(frozen=True)
 class OpenedSplit:
-    """The index of a split's COCO file, how it was read, and the problems of conversion, file and file names."""
+    """The annotations of a split, indexed, with the reading used and all problems found on the way."""
 
     split: SplitFiles
     index: CocoIndex
@@ -74,7 +74,7 @@ class OpenedSplit:
 def open_split_index(split: SplitFiles, reading: Reading = AS_WRITTEN, key: str = "") -> OpenedSplit:
     """Open the annotations of a split in any layout, and find the image files that they name.
 
-    `key` is the text of the options that the conversion depends on besides the files. A ValueError names the file.
+    `key` lists the options that the conversion depends on, besides the files. A ValueError names the file.
     """
     if split.convert and split.takes_reading and (reading.ignore_regions or reading.boxes_without_masks):
         split, key = replace(split, convert=partial(split.convert, reading)), f"{key}{reading.suffix()}"
@@ -104,7 +104,7 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
 
 
 def open_converted(split: SplitFiles, reading: Reading, key: str) -> tuple[CocoIndex, Problems]:
-    """Convert a split, unless its conversion is stored. Return the result's index and the conversion's problems."""
+    """Load the stored conversion of a split, or convert it. Return its index, and the problems of the conversion."""
     assert split.convert is not None
     identity = digest(str(split.source.resolve()), str(split.image_folder.resolve()), split.name, key)
     name = f"{split.source.stem[:60]}-{identity}"
@@ -154,7 +154,7 @@ def remove_unused(folder: Path, name: str) -> None:
 
 
 def state_of(split: SplitFiles) -> str:
-    """Return a digest of the path, size and mtime of all files that a conversion reads."""
+    """Return a digest of the paths, sizes and mtimes of all files that a conversion reads."""
     parts = [str(VERSION)]
     resolved: dict[Path, Path] = {}
     for place, file in split.files():

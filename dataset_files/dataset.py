@@ -30,7 +30,7 @@ def files_of(*datasets: "InstanceDataset") -> Iterator[Path]:
 
 
 class ItemPlan(NamedTuple):
-    """The images and objects of a split that a dataset offers."""
+    """Options of a dataset: which images and objects of a split it offers, and in which form."""
 
     images: Set[str] | None = None  # names of the images to use, if one file is divided; None for all
     keep_empty: bool = False  # also train on images without any annotation, as background
@@ -42,7 +42,7 @@ EVERYTHING = ItemPlan()
 
 
 class InstanceDataset(Protocol):
-    """Images and instances of one split. Only `transforms` and `form` may change once it is built.
+    """Images and instances of one split. After construction, only `transforms` and `form` may change.
 
     An item is an image, uint8 [3, H, W], or [C, H, W] as `form` specifies, and a target: `boxes` float32 [N, 4],
     x1y1x2y2 in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64

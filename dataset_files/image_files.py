@@ -1,4 +1,4 @@
-"""List the image files of a dataset and their states, recognise splits by name, and read sizes from headers."""
+"""Find the image files of a dataset, read their sizes from headers, and recognise the names of splits."""
 
 import os
 import re
@@ -33,7 +33,7 @@ LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Return the sub-folders of `folder` that are named like a split: "train", "val" or "test" -> folder."""
+    """Map "train", "val" and "test" to the sub-folder of `folder` with a name of that split, if there is one."""
     found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
         split = SPLIT_NAMES.get(name.lower())
@@ -43,7 +43,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 
 
 def split_in(name: str) -> str:
-    """Return the split that a name contains as a word, or "": "train" for stage1_train, but not for trains."""
+    """Return the split that a name contains as a whole word: "train" for stage1_train, but "" for trains."""
     found = SPLIT_WORD.search(name.lower())
     return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
@@ -78,7 +78,7 @@ def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List the images in and below a folder. Since .npy files are often caches, they are listed only without others."""
+    """List the images below a folder. Files *.npy, which may be caches, are listed only if there is no other image."""
     files = list(files_below(folder))
     return [path for path in files if is_image_name(path.name)] or [path for path in files if path.suffix == ".npy"]
 
@@ -102,7 +102,7 @@ def read_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 
 def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Return each file's size in bytes and mtime, int64 [P, 2]. If there is no file, the size is MISSING or NO_FILE."""
+    """Return the `file_state` of each file, int64 [P, 2], by listing each folder once."""
     wanted: dict[str, set[str]] = {}
     for name in names:
         inner, _, last = name.rpartition("/")
@@ -122,7 +122,7 @@ def file_states(folder: Path, names: Sequence[str]) -> np.ndarray:
 
 
 def file_state(file: os.DirEntry | Path) -> tuple[int, int]:
-    """Return a file's size in bytes and its mtime. If it is not a file, the size is MISSING or NO_FILE."""
+    """Return a file's size in bytes and mtime. The size is MISSING for a missing file, and NO_FILE for a folder etc."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -170,14 +170,14 @@ def is_lfs_pointer(path: str | Path) -> bool:
 
 
 class ImageFinder:
-    """Finds images below `root` by their names in annotations. The folder is listed on first use."""
+    """Find images below `root` by their names in annotations. The folder is listed on first use."""
 
     def __init__(self, root: Path):
         self.root = root
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Map lower-case base names to images relative to `root`, with forward slashes. Outside links are skipped."""
+        """Map lower-case base names to paths relative to `root`, with forward slashes. Links out of it are skipped."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
@@ -188,7 +188,7 @@ class ImageFinder:
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """Map base names without suffix to images, like `by_base`."""
+        """Map lower-case base names without suffix to the same paths as `by_base`."""
         groups: dict[str, list[str]] = {}
         for base, names in self.by_base.items():
             groups.setdefault(os.path.splitext(base)[0], []).extend(names)
@@ -238,7 +238,7 @@ class ImageFinder:
 
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
-    """Return how many of the innermost parent folders agree, and whether the base names agree, including case."""
+    """Compare two paths: return how many innermost folders agree, and whether the base names agree, even in case."""
     folders = [path.lower().split("/")[-2::-1] for path in (name, file)]
     same = len(os.path.commonprefix(folders))  # of any sequences, not only of paths
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]

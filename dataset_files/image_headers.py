@@ -79,10 +79,10 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
 def read_headers(
     folder: Path, names: Sequence[str], files: np.ndarray, places: Sequence[Path], form: ImageForm = RGB
 ) -> np.ndarray:
-    """Return width, height, EXIF orientation and state of each existing file's header, int64 [P, 6].
+    """Read the headers of P images. Return six numbers for each, int64 [P, 6]; all are 0 for missing or empty files.
 
-    The last two are the number of channels, only of images that are read as stored, and the type of values in `VALUES`.
-    The headers of large datasets are stored in one of `places`. `files`: see `file_states`.
+    They are width, height, EXIF orientation, state (FINE to FORM), channels (only of images that are read as stored)
+    and type, as an index of `VALUES`. Headers of large datasets are stored in one of `places`; `files`: `file_states`.
     """
     headers = np.zeros((len(names), 6), dtype=np.int64)
     is_unread = files[:, 0] > 0
@@ -110,7 +110,7 @@ def read_headers(
 
 
 def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
-    """Read a row of `read_headers`."""
+    """Read the header of one image. Return the six numbers that `read_headers` describes."""
     state = FINE
     try:
         if form.channels is not None:

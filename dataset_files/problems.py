@@ -149,7 +149,7 @@ class Problems:
         self.add_all(kind, [example], str)
 
     def add_all(self, kind: str, found: Iterable[Found], describe: Callable[[Found], str]) -> None:
-        """Add all of `found`; only the first few are described."""
+        """Add a problem for each of `found`. Only the first few are passed to `describe`."""
         all_found = list(found)
         if all_found:
             self.counts[kind] = self.counts.get(kind, 0) + len(all_found)
@@ -214,7 +214,7 @@ def leaves_folder(name: str) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file system can hold a file of this name."""
+    """Whether a name can be encoded in UTF-8 and is short enough for a path."""
     try:
         return len(name.encode()) < 1024
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Find the images that two splits share, as one file or as copies, without reading most of them."""
+"""Find the images that two splits share, either the same file or an exact copy. Most files are never opened."""
 
 import filecmp
 import os
@@ -53,7 +53,7 @@ def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[P
 
 
 def state_of(path: Path) -> tuple[int, int, int]:
-    """Return size, device and inode of a file."""
+    """Return size, device and inode of a file; UNREADABLE on an error."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ COPY = re.compile(r"(_(jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]+$", re.IGNOR
 def choose_validation(
     names: Sequence[str], classes: Sequence[Sequence[int]], fraction: float, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Choose the images for validation, bool [P]. Also return the classes that are on one side only.
+    """Mark the images to use for validation, bool [P]. Also list the classes that only one of the two sides has.
 
     A class that occurs in at least two images, not counting copies, is put on both sides if possible. `names` are the
     files of P images, `classes` those that occur in each, and `fraction` is the share for validation, in 0..1.
@@ -55,10 +55,10 @@ def choose_validation(
 
 
 def original_of(name: str) -> str:
-    """Return the name that all copies of an image share: its path without suffix and without Roboflow's addition."""
+    """Return the name that all of Roboflow's copies of an image share: its path without the suffix and `.rf.HASH`."""
     return COPY.sub("", str(PurePosixPath(name).with_suffix("")))
 
 
 def place_of(stem: str, seed: int) -> float:
-    """Return a number in 0..1 that depends only on name and seed."""
+    """Return a pseudo-random number in 0..1 that depends only on `stem` and `seed`."""
     return int.from_bytes(sha256(f"{seed} {stem}".encode(errors="surrogatepass")).digest()[:8], "big") / 2**64

@@ -71,7 +71,7 @@ class ImageForm(NamedTuple):
 
     @classmethod
     def of_network(cls, config: Mapping[str, Any], exif: str | None, shown: Sequence[int] | None) -> "ImageForm":
-        """Return how a network's images are read; see `ModelConfig`, and `checked` for errors."""
+        """Build the form of images that a network expects, from its `ModelConfig`; errors as in `checked`."""
         return cls(exif, config.get("channels"), config.get("values"), tuple(shown or ())).checked()
 
 
@@ -97,7 +97,7 @@ class PackageMissing(ValueError):
 
 @contextmanager
 def naming_image(path: Path) -> Iterator[None]:
-    """Turn any error of reading an image into a ValueError or FileNotFoundError that names it."""
+    """Turn any error of the block, which reads an image, to a ValueError or FileNotFoundError with the image's path."""
     try:
         yield
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:
 
 
 def in_form(array: np.ndarray, form: ImageForm) -> np.ndarray:
-    """Convert an array of any layout to [C, H, W]; see `read_stored`."""
+    """Convert an array, see `channels_first`, to what `read_stored` returns; errors as there."""
     header = header_of(array)
     if header.channels != form.channels or form.values not in (None, header.values):
         wanted = f"{VALUE_NAMES[form.values]} values, " if form.values else ""
@@ -156,7 +156,7 @@ def channels_first(array: np.ndarray) -> np.ndarray:
 
 
 def stored_array(path: str | Path, header_only: bool = False, exif: str | None = None) -> np.ndarray:
-    """Read a file's array in its own layout. With `header_only`, its shape and type are valid, but not its pixels."""
+    """Read an image file as an array in the file's layout. With `header_only`, only its shape and type are valid."""
     is_json = str(path).lower().endswith(".json")
     with io.BytesIO(embedded_image(path)) if is_json else open(path, "rb") as file:
         start = file.read(26)
@@ -175,7 +175,7 @@ def stored_array(path: str | Path, header_only: bool = False, exif: str | None =
 
 
 def pillow_array(image: Image.Image, header_only: bool = False, exif: str | None = "ignore") -> np.ndarray:
-    """Return a Pillow image as [H, W] or [H, W, C]. Palette images become RGB, and bilevel images grey."""
+    """Convert a Pillow image to an array [H, W] or [H, W, C]. Palette images become RGB, and bilevel images grey."""
     require_upright(orientation_of(image), exif)
     bands = 3 if image.mode == "P" else len(image.getbands())
     values = values_of(image)
@@ -193,7 +193,7 @@ def values_of(image: Image.Image) -> str:
 
 
 def tiff_array(file: io.BufferedIOBase, header_only: bool, exif: str | None) -> np.ndarray:
-    """Read all pages of a TIFF file that have the size and type of its first, as [H, W], [H, W, C] or [C, H, W]."""
+    """Read the pages of a TIFF file that match the first in shape and type, as [H, W], [H, W, C] or [C, H, W]."""
     with needed("tifffile", "tifffile", "TIFF files").TiffFile(file) as tiff:
         first = tiff.pages[0]
         require_upright(int(first.tags.valueof(ORIENTATION, 1)), exif)
@@ -238,7 +238,7 @@ def to_picture(pixels: np.ndarray, shown: Sequence[int] = ()) -> Image.Image:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open an image file with Pillow; from a JSON file, open the image that labelme embedded as `imageData`.
+    """Open an image with Pillow: an image file, or the image that labelme embedded in a JSON file as `imageData`.
 
     Raises ValueError for a JSON file without an image, and whatever Pillow raises.
     """
@@ -247,7 +247,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def embedded_image(path: str | Path) -> bytes:
-    """Return the content of the image file that labelme embedded in a JSON file; ValueError if there is none."""
+    """Decode the image file that labelme embedded in a JSON file, and return its bytes; ValueError if there is none."""
     found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
     if found is None:
         raise ValueError("it has no imageData")
@@ -255,7 +255,7 @@ def embedded_image(path: str | Path) -> bytes:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the orientation from EXIF or XMP data, or a PNG's raw profile; 1 (upright) if there is none.
+    """Return an image's EXIF orientation, 1 to 8, from wherever its format stores it; 1 (upright) if there is none.
 
     TIFF images count as upright, since Pillow turns them when it reads their pixels.
     """
@@ -266,10 +266,10 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: str | None = None) -> Image.Image:
-    """Convert an open image of any mode to RGB, turned by its EXIF orientation if its annotations expect that.
+    """Convert an open image of any mode to RGB, and turn it by its EXIF orientation if its annotations expect that.
 
-    With `exif` "apply" its orientation is applied, with "ignore" it is not; with None it is applied if only then the
-    image has `size`, the annotated height and width.
+    With `exif` "apply" it is always turned, with "ignore" never. With None it is turned if only the turned image has
+    `size`, the annotated height and width.
     """
     orientation = orientation_of(image)
     if orientation != 1 and (exif == "apply" or size is not None and is_turned(image.size, orientation, size, exif)):
@@ -279,7 +279,7 @@ def upright_rgb(image: Image.Image, size: tuple[int, int] | None = None, exif: s
 
 
 def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int], exif: str | None = None) -> bool:
-    """Whether annotations refer to an image with its EXIF orientation applied, not to the stored image.
+    """Whether annotations refer to an image as turned by its EXIF orientation, not as stored.
 
     COCO's annotations refer to the stored image. Those of other tools may not; swapped width and height reveal it.
     `stored` is width and height, `annotated` height and width; see `upright_rgb` for `exif`.
@@ -291,7 +291,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
 
 
 def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether the annotated size fits both the stored image and the one turned by its EXIF orientation."""
+    """Whether an image has the same size stored and turned by its EXIF orientation, so that the size cannot decide."""
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 
