@@ -95,7 +95,7 @@ class CocoDetection(Dataset):
         return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        """Return item i as `InstanceDataset` describes it: image uint8 [3, H, W], or in `form`, and target."""
+        """Return (image, target) of item i. The image is uint8 [3, H, W], or in `form`; see `InstanceDataset`."""
         path = self.image_path(i)
         image = read_image(path, self.get_height_and_width(i), self.form)
         target = self.target(i)
@@ -144,7 +144,7 @@ class CocoDetection(Dataset):
         return boxes_of(self.annotations(i, only_usable=True), self.get_height_and_width(i))
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
-        """Return the annotations of item i, modified according to `reading`, without excluded classes."""
+        """Return the annotations of item i as `reading` interprets them, without classes that have no label."""
         annotations = self.index.annotations(self.image_indices[i], only_usable)
         annotations = [a for a in annotations if a["category_id"] in self.label_of]
         for annotation in annotations:
@@ -170,7 +170,7 @@ class CocoDetection(Dataset):
         return self.image_folder / str(self.index.file_names[self.image_indices[i]])
 
     def own_objects(self) -> np.ndarray:
-        """Return which objects of the index are in the split, bool [A], even if training leaves their image out."""
+        """Mark the objects of the index that are in this split, bool [A], even in images that training leaves out."""
         return np.isin(self.index.owners(), self.own_images if self.training else self.image_indices)
 
     def counts(self) -> ObjectCounts:
@@ -199,7 +199,7 @@ class CocoDetection(Dataset):
         return sha256(names + self.index.checksums[chosen].tobytes()).hexdigest()[:16]
 
     def __getstate__(self) -> dict:
-        """Return the state for loader workers that are spawned; the ground truth cannot be pickled."""
+        """Return the state to pickle for spawned loader workers, without `_coco`, which cannot be pickled."""
         return self.__dict__ | {"_coco": None}
 
     @property
@@ -213,7 +213,7 @@ class CocoDetection(Dataset):
         return self._coco
 
     def is_whole(self) -> bool:
-        """Whether the ground truth is the unmodified annotation file."""
+        """Whether the annotation file can be the ground truth of the evaluation as it is, without any change."""
         as_written = self.index.path == self.source and self.reading._replace(ignore_regions=False) == AS_WRITTEN
         as_written &= not (self.problems.counts or self.is_region.any())
         own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())
@@ -221,7 +221,7 @@ class CocoDetection(Dataset):
         return as_written and own_ids and all_classes and len(self) == len(self.index.image_ids)
 
     def coco_content(self) -> dict:
-        """Return the split as the content of a COCO file that every reader accepts, without dropped items.
+        """Build the content of a COCO file that has only the items of this dataset, and that every reader accepts.
 
         Objects without a mask become crowds that fill their box, which the metrics neither reward nor penalise, unless
         they are used: then their segmentation is []. Regions of the class `ignore` become a crowd of every class.
@@ -257,7 +257,7 @@ def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
 
 
 def portable(a: dict, category: int, image_id: int, size: tuple[int, int], needs_mask: bool = True) -> dict:
-    """Return an annotation in a form that every reader accepts. For one without a mask, see `coco_content`."""
+    """Convert an annotation to a form that every COCO reader accepts. `coco_content` explains those without a mask."""
     code = packed_code(a["segmentation"], *size)
     area = float(coco_mask.area(code))
     segmentation: dict | list = []
@@ -289,7 +289,7 @@ def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = n
 
 
 def coco_object(source: str | dict) -> Any:
-    """Create hotcoco's COCO object from an annotation file or its content, without output."""
+    """Create hotcoco's COCO object from an annotation file or its content, and suppress its output."""
     from hotcoco import COCO  # only the main process of an evaluation needs it
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -314,7 +314,7 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, form: ImageForm = RGB) -> Tensor:
-    """Read an image file as uint8 [3, H, W], or in `form` as stored: [C, H, W], uint8 or float32.
+    """Read an image as RGB, uint8 [3, H, W]; or if `form` has channels, as stored: [C, H, W], uint8 or float32.
 
     For `size` see `upright_rgb`. Raises FileNotFoundError, and ValueError for a file that is not a readable image of
     this form; both name it.

@@ -14,7 +14,7 @@ from transforms import Transform
 
 
 class VOCInstances(CocoDetection):
-    """Images and instances of one list of the devkit; see `CocoDetection`.
+    """Images and instances of one image list of the devkit; see `CocoDetection`.
 
     Labels and category ids are 1..20, in the devkit's order. Training lists ("train.txt", "trainval.txt") leave out
     difficult objects, objects without a mask, and images in which no object is left. Other lists keep these

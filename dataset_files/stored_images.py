@@ -97,7 +97,7 @@ class PackageMissing(ValueError):
 
 @contextmanager
 def naming_image(path: Path) -> Iterator[None]:
-    """Turn any error of the block, which reads an image, to a ValueError or FileNotFoundError with the image's path."""
+    """Turn any error that reading an image raises into a ValueError or FileNotFoundError that names the file."""
     try:
         yield
     except FileNotFoundError:

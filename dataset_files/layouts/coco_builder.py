@@ -39,9 +39,9 @@ class NoArea(ValueError):
 
 
 class CocoBuilder:
-    """Images and objects of one split, whose file names are relative to `image_folder`.
+    """Collect the images and objects of one split. File names of images are relative to `image_folder`.
 
-    Classes of objects beyond `class_names` follow these, sorted by name. `problems` are those found so far.
+    Classes of objects that `class_names` lacks follow it, sorted by name. `problems` are those found so far.
     """
 
     def __init__(self, image_folder: Path, class_names: Sequence[str] = (), problems: Problems | None = None):
@@ -52,7 +52,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image and return its entry, or note a problem and return None. The header gives a missing `size`."""
+        """Add an image and return its entry, or note its problem and return None. Without `size`, read its header."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
@@ -75,7 +75,7 @@ class CocoBuilder:
         self, image: dict, class_name: str, *, polygons: Sequence[Sequence[float]] = (), crops: Sequence[Crop] = (),
         box: tuple[float, float, float, float] | None = None, crowd: bool = False,
     ) -> None:  # fmt: skip
-        """Add an object with all its parts. Polygons stay polygons; if there are crops, all parts become one code.
+        """Add an object with all its parts. Polygons are kept; with crops, all become one run-length code.
 
         Args:
             image: the result of `add_image`.
@@ -105,7 +105,7 @@ class CocoBuilder:
         self.objects.append((class_name, entry))
 
     def add_shapes(self, image: dict, shapes: Iterable[Shape]) -> None:
-        """Add the objects of an image; shapes that cannot be used are noted."""
+        """Group shapes into objects, and add these to an image. Unusable shapes are noted as problems."""
         objects: dict[object, tuple[Shape, list]] = {}
         for number, shape in enumerate(shapes):
             key = number if shape.group is None else (shape.label, shape.group)

@@ -30,7 +30,7 @@ NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key) for key in (b"file
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with COCO files, or of one such file."""
+    """Find the splits of a folder with COCO files, or of a single COCO file."""
     if root.is_file():
         files = [root] if is_coco_file(root) else []
         root = root.parent.parent if root.parent.name.lower() in ANNOTATION_FOLDERS else root.parent
@@ -67,7 +67,7 @@ def json_files(root: Path) -> Iterator[Path]:
 
 
 def is_coco_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO instances. In a broken file, two of the three lists suffice."""
+    """Whether a JSON file looks like COCO instances. If it is invalid JSON, two of the keys in KEY are enough."""
     if path.name.lower().startswith(OTHER_TASKS):
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
@@ -93,7 +93,7 @@ def is_coco_file(path: Path) -> bool:
 
 
 def both_ends(path: Path) -> bytes:
-    """Return the first and last kilobytes of a file, without the zero bytes of UTF-16, so that ASCII is readable."""
+    """Return the first and last kilobytes of a file. Zero bytes are removed, so that UTF-16 reads like ASCII."""
     with open(path, "rb") as file:
         size = path.stat().st_size
         start = file.read(SMALL if size <= SMALL else ENDS)
@@ -109,12 +109,12 @@ def found_after(path: Path, text: bytes) -> bytes:
 
 
 def nearest_split(folder: Path, root: Path) -> str:
-    """Return the split that a folder, or else its nearest ancestor, is named after; "" if none is."""
+    """Return the split that names a folder, or else its nearest ancestor below `root`; "" if none is named so."""
     return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """Choose the annotation file of a split.
+    """Choose the annotation file of a split from candidates.
 
     The file highest in the tree comes first, not counting annotation folders, then one with a usual name. Raises
     ValueError if several are left, except for a test split.
@@ -165,7 +165,7 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
-    """Return another folder with different images under the same names; None if the chosen folder has a usual name."""
+    """Find another folder with different files of the same names, if the chosen folder has an unusual name."""
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None
@@ -185,7 +185,7 @@ def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, in
 
 
 def image_folders(path: Path, split: str, root: Path) -> list[Path]:
-    """List folders that may hold a file's images. Those named like it come first, those of another split last."""
+    """List folders that may hold a COCO file's images: first those named like the file, last those of another split."""
     subset, is_inner = path.stem.removeprefix("instances_"), path.parent.name.lower() in ANNOTATION_FOLDERS
     places = [root, root / "images", path.parent, path.parent / "images"]
     likely = [place / subset for place in places] + places[2:] + places[:2]
@@ -201,7 +201,7 @@ def image_folders(path: Path, split: str, root: Path) -> list[Path]:
 
 
 def folders_below(folder: Path, levels: int) -> Iterator[Path]:
-    """Yield the folders in a folder, then those in them, and so on, without hidden ones."""
+    """Yield the folders below a folder, at most `levels` deep, without hidden ones."""
     names = next(os.walk(folder))[1] if levels and folder.is_dir() else []
     inner = [folder / name for name in sorted(names) if not name.startswith(".")][:MOST_FOLDERS]
     yield from inner
@@ -210,7 +210,7 @@ def folders_below(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def first_file_names(path: Path) -> list[str]:
-    """Return the first few file names in a COCO file, or the URLs of images without one."""
+    """Return the first few file names of images in a COCO file, or their URLs or paths if no image has a file name."""
     ends = both_ends(path)
     if ends and not any(name.search(ends) for name in NAMES):
         ends = found_after(path, b'"images"')

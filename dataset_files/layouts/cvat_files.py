@@ -27,7 +27,7 @@ Labelled = tuple[str, str | None, Element]  # class, group and shape
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with CVAT's XML, or of one such file."""
+    """Find the splits of a folder with CVAT's XML files, or of a single one."""
     sources = file_per_split(root, ".xml", is_cvat, "XML files of CVAT")
     found: dict[str, SplitFiles] = {}
     for split, path in sources.items():
@@ -48,7 +48,7 @@ def is_cvat(path: Path) -> bool:
 
 
 def read_cvat(source: Path, subset: str | None) -> Converted:
-    """Read one file, or one subset of it; ValueError if it is not readable as XML."""
+    """Convert a CVAT file, or one subset of it; ValueError if the file is not readable as XML."""
     try:
         root = parse_xml(source, LARGEST)
     except ValueError as error:
@@ -141,7 +141,7 @@ def numbers_of(text: str) -> list[float]:
 
 
 def mask_crop(shape: Element) -> Crop:
-    """Decode a mask from run lengths along the rows of its box, the first of which is outside the object."""
+    """Decode a mask from run lengths along the rows of its box, which alternate: background first, then object."""
     left, top, width, height = (int(numbers_of(shape.get(key, ""))[0]) for key in ("left", "top", "width", "height"))
     counts = np.array(numbers_of(shape.get("rle", "")), dtype=np.int64)
     if min(width, height) < 1 or width * height > LARGEST_IMAGE or counts.min() < 0 or counts.sum() != width * height:

@@ -51,11 +51,11 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
-    """Detect the layout of a folder or annotation file. In VIA's files, `class_attribute` holds the class.
+    """Detect the layout of a folder or annotation file. `class_attribute` is the one with the class in VIA's files.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: its layout is unknown, or a file in it is invalid; one line that describes its contents.
+        ValueError: the layout is unknown, or a file is invalid; the message describes the contents in one line.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; --data-path takes a folder of data or its annotation file")
@@ -79,7 +79,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
 
 
 def inner_layouts(root: Path) -> str:
-    """Describe the sub-folders that have a layout, since archives often contain a folder; "" if none has."""
+    """Return a hint that names sub-folders with a known layout, since archives often contain a folder; "" if none."""
     found = []
     for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
         with suppress(ValueError, OSError):
@@ -90,7 +90,7 @@ def inner_layouts(root: Path) -> str:
 
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
-    """Return the layout of COCO files named one by one. Without an image folder, search beside each file."""
+    """Return the layout of the given COCO files. Without `image_folder`, the images of each file are searched for."""
     splits = []
     for name, path in (("train" if val_json else "", train_json), ("val", val_json)):
         if path is None:
@@ -105,7 +105,7 @@ def named_files(train_json: Path, val_json: Path | None, image_folder: Path | No
 
 
 def describe(root: Path) -> str:
-    """Describe a folder or JSON file, the layout that it resembles most, and what is missing, in one line."""
+    """Describe, in one line, a folder or JSON file of unknown layout, and what the most similar layout would need."""
     if root.is_file():
         return f"{root}: holds {keys_of(root)}; {closest({keys_of(root)}, Counter([root.suffix.lower()]), set())}"
     suffixes, folders = contents_of(root)
@@ -146,7 +146,7 @@ def keys_of(path: Path) -> str:
 
 
 def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
-    """Describe the layout that the contents resemble most, and what is missing."""
+    """Describe the layout most similar to these JSON keys, suffixes and folder names, and what is missing for it."""
     text = " ".join(keys)
     has_images = any(is_image_name(f"x{suffix}") for suffix in suffixes)
     without_images = "" if has_images else ", without the images"

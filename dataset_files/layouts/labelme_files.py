@@ -1,4 +1,4 @@
-"""Read labelme's and ISAT's layouts: one JSON per image, usually beside it, perhaps in train/ and val/.
+"""Read labelme's and ISAT's layouts: one JSON file per image, usually beside the image.
 
 ISAT's files (`info` and `objects`) are converted to labelme's form (`shapes`, `imagePath`) as they are read.
 """
@@ -31,7 +31,7 @@ HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 def as_labelme(content: dict, key: str) -> dict | None:
-    """Convert a file's content to labelme's form; None if it is another tool's."""
+    """Return the content of a JSON file in labelme's form; None if the tool of `key` did not write it."""
     info, objects = content.get("info"), content.get(key)
     if not isinstance(objects, list):
         return None
@@ -52,7 +52,7 @@ def as_labelme(content: dict, key: str) -> dict | None:
 
 
 def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
-    """Find the splits of a folder with a JSON per image, of labelme or of ISAT."""
+    """Find the splits of a folder with a JSON file per image, written by labelme or ISAT (`key`)."""
     root = Path(os.path.abspath(root))
     folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, key)}
     if not folders and first_files(root, key):
@@ -68,13 +68,13 @@ def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
 
 
 def first_files(folder: Path, key: str) -> list[Path]:
-    """Return the tool's files among the first JSON files in a folder, nested at most DEPTH levels."""
+    """Return those of the first PEEKED JSON files of a folder that a tool wrote. Search at most DEPTH levels."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
     return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, key)]
 
 
 def is_of_tool(path: Path, key: str) -> bool:
-    """Whether a tool wrote a file, judged by its first bytes, since COCO files may be large."""
+    """Whether a tool wrote a file. Only the first bytes are read if they decide, since COCO files may be large."""
     head = beginning(path, HEAD)
     has_key = re.search(rb'"%s"\s*:\s*\[' % key.encode(), head) is not None
     if has_key and path.stat().st_size >= HEAD:
@@ -86,7 +86,7 @@ def is_of_tool(path: Path, key: str) -> bool:
 
 
 def image_beside(path: Path, content: dict, root: Path) -> Path | None:
-    """Return the image of a JSON if it is in a folder beside `root`."""
+    """Return the image that a JSON file names if it lies in a folder beside `root`; None otherwise."""
     name = content.get("imagePath")
     if not isinstance(name, str) or "\0" in name or not is_file_name(name):
         return None
@@ -96,7 +96,7 @@ def image_beside(path: Path, content: dict, root: Path) -> Path | None:
 
 
 def read_files(folder: Path, root: Path, base: Path, key: str) -> Converted:
-    """Read the JSON files below `folder`, whose images are below `root`; file names are relative to `base`."""
+    """Convert the JSON files below `folder`, with images below `root`. File names become relative to `base`."""
     problems, finder = Problems(), ImageFinder(root)
     lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
     labels = [name for path in lists[:1] for name in read_lines(path, problems)]
@@ -113,7 +113,7 @@ def read_files(folder: Path, root: Path, base: Path, key: str) -> Converted:
 
 
 def add_file(builder: CocoBuilder, finder: ImageFinder, path: Path, key: str) -> str | None:
-    """Add the image of a JSON with its objects, and return the image's file name; None if it cannot be used."""
+    """Add the image of a JSON file with its objects. Return the image's file name; None if the JSON cannot be used."""
     name = path.relative_to(finder.root).as_posix()
     try:
         content = read_json(path, builder.problems)
@@ -163,7 +163,7 @@ def find_image(finder: ImageFinder, path: Path, image_path: object) -> str | Non
 
 
 def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
-    """Yield the shapes of a JSON; note those labelled as background or as ignored."""
+    """Yield the shapes of a JSON file. Those labelled as background or to be ignored are only noted."""
     for number, entry in enumerate(entries, start=1):
         fields = entry if isinstance(entry, dict) else {}
         label, group = fields.get("label"), fields.get("group_id")
@@ -202,7 +202,7 @@ def read_shape(shape: dict) -> list[float] | Crop:
 
 
 def decode_mask(text: object) -> np.ndarray:
-    """Decode a PNG in base64 to bool [h, w]; ValueError if it is something else."""
+    """Decode a mask from a PNG in base64 to bool [h, w]; ValueError if it is something else."""
     if not isinstance(text, str):
         raise ValueError("a mask without its PNG in base64")
     try:

@@ -1,4 +1,4 @@
-"""Read folders of images beside folders of masks with one value per instance, as in Penn-Fudan.
+"""Read folders of images and of masks in which each instance has its own value, as in Penn-Fudan.
 
 The masks of an image are one file, or one per class in masks/CLASS/, or one per object in masks/IMAGE/. Each image may
 also have a folder of its own with images/ and masks/ in it, as in the Data Science Bowl 2018.
@@ -33,7 +33,7 @@ class MaskFolders:
 
     @cached_property
     def masks_by_stem(self) -> dict[Path, dict[str, Path]]:
-        """Map folder -> stem -> mask; other files are ignored."""
+        """Map folder -> file name without suffix -> path, for all masks below `masks`."""
         found: dict[Path, dict[str, Path]] = {}
         for path in files_below(self.masks):
             if path.suffix.lower() in MASK_SUFFIXES:
@@ -42,7 +42,7 @@ class MaskFolders:
 
     @cached_property
     def class_folders(self) -> list[str]:
-        """List the classes that have their own folders; none if most images have masks elsewhere."""
+        """List the folders of `masks` that stand for classes. Return none if more images have masks elsewhere."""
         stems = {path.stem for path in self.image_paths}
         folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
         names = [name for name in folders if name not in stems]
@@ -60,14 +60,14 @@ class MaskFolders:
         return [(path, name) for path in self.own_masks(image) for name in self.class_names()]
 
     def own_masks(self, image: Path) -> list[Path]:
-        """Return the mask that is named like the image, or else all masks in a folder named like it."""
+        """Return the mask named like an image, or else all masks in the folder named like the image."""
         if (one := self.mask_of(image)) is not None:
             return [one]
         own = self.masks if self.one_image else self.masks / image.relative_to(self.images).with_suffix("")
         return list(self.masks_by_stem.get(own, {}).values())
 
     def mask_of(self, image: Path, folder: Path | None = None) -> Path | None:
-        """Find the mask named like an image in a sub-folder of the masks, by default the image's own."""
+        """Find the mask named like an image in `masks / folder`; by default the folder is that of the image."""
         folder = image.parent.relative_to(self.images) if folder is None else folder
         masks = self.masks_by_stem.get(self.masks / folder, {})
         return next((masks[image.stem + ending] for ending in ENDINGS if image.stem + ending in masks), None)
@@ -82,7 +82,7 @@ class MaskSplit:
     parts: list[MaskFolders]
 
     def seems_right(self) -> bool:
-        """Whether a part has both an image and a mask among its first files."""
+        """Whether any of `parts` has both an image and a mask among the first files of its folders."""
         for part in self.parts:
             masks, images = ([p.name for p, _ in zip(files_below(f, 2), range(20))] for f in (part.masks, part.images))
             with_images = any(is_image_name(name) or name.endswith(".npy") for name in images)
@@ -91,7 +91,7 @@ class MaskSplit:
         return False
 
     def read(self) -> Converted:
-        """Read all images that have masks; ValueError if none has."""
+        """Convert all images that have masks; ValueError if none has."""
         builder = CocoBuilder(self.image_folder, [name for part in self.parts for name in part.class_names()])
         problems, any_masks = builder.problems, False
         gaps: dict[str, list[bool]] = {}  # file with several objects -> whether each object has a gap
@@ -126,9 +126,9 @@ class MaskSplit:
         return builder.converted()
 
     def add_image(self, builder: CocoBuilder, file_name: str, masks: list[tuple[Path, str]]) -> dict[str, list[bool]]:
-        """Add an image and an object per value of its masks.
+        """Add an image, and an object for each value of each mask.
 
-        Return mask file -> whether each of its objects has an empty row or column inside.
+        Return mask file -> whether each object in it has an empty row or column inside.
         """
         problems, read, gaps = builder.problems, {}, {}
         for path, class_name in masks:
@@ -168,7 +168,7 @@ def find(root: Path) -> list[SplitFiles]:
         parts = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
         found = {name: MaskSplit(part.masks, part.images, [part]) for name, part in (parts or {"": whole}).items()}
     else:
-        found = splits_below(root) or {"": of_folder(root)}
+        found = splits_below(root) or {"": split_at(root)}
     return [
         SplitFiles(name, split.source, split.image_folder, split.read, [split.image_folder])
         for name, split in found.items()
@@ -189,11 +189,11 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit | None]:
-    """Find the folders named like a split (train), or else those whose names contain one (stage1_train)."""
-    exact = {name: split for name, folder in split_folders(root).items() if (split := of_folder(folder)) is not None}
+    """Find the splits in sub-folders named like a split (train), or else with a split in the name (stage1_train)."""
+    exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):
-        name, split = split_in(folder.name), of_folder(folder)
+        name, split = split_in(folder.name), split_at(folder)
         if split is not None and split.seems_right():
             if name in found:
                 both = f"{found[name].source.name} and {folder.name}"
@@ -202,8 +202,8 @@ def splits_below(root: Path) -> dict[str, MaskSplit | None]:
     return {**(exact or found)}
 
 
-def of_folder(folder: Path) -> MaskSplit | None:
-    """Return the split whose images/ and masks/ are in a folder, or in each of its sub-folders; None without them."""
+def split_at(folder: Path) -> MaskSplit | None:
+    """Return the split in a folder that has images/ and masks/, or sub-folders that have them; None otherwise."""
     if (whole := folders_in(folder)) is not None:
         return MaskSplit(whole.masks, whole.images, [whole])
     parts, complete = [], False

@@ -40,7 +40,7 @@ class MaskImage:
 
 
 def read_mask_image(path: Path) -> MaskImage:
-    """Read a mask of any Pillow mode. A missing file raises FileNotFoundError, any but a lossless image ValueError."""
+    """Read a lossless grey, palette or colour image. FileNotFoundError if it is missing, ValueError if unusable."""
     try:
         with Image.open(path, formats=LOSSLESS) as image:
             if (pages := getattr(image, "n_frames", 1)) > 1:
@@ -68,11 +68,11 @@ def pack_colours(colours: np.ndarray) -> np.ndarray:
 
 
 class Blurred(ValueError):
-    """The edges of a mask image are blurred, and mix several objects."""
+    """The edges of several objects in a mask image are blurred, so that values do not tell the objects apart."""
 
 
 def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]:
-    """Find the pixels of each nonzero value in [H, W], in the order of values.
+    """Separate the instances of a mask [H, W]: return a crop of each nonzero value, in the order of values.
 
     Also return whether the mask is that of a single object with blurred edges, which is cut at half its value. If the
     edges of several objects are blurred, so that values are not objects, raise Blurred.
@@ -88,7 +88,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
-    """Return a crop of each nonzero value in [H, W], in order. `pixels` is the result of `pixels_by_value`."""
+    """Return a crop of each nonzero value of a mask [H, W], in order. `pixels`: `pixels_by_value` of it, if known."""
     crops = []
     for inside in (pixels_by_value(values) if pixels is None else pixels).values():
         rows, columns = np.divmod(inside, values.shape[1])
@@ -100,7 +100,7 @@ def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = No
 
 
 def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
-    """Map each nonzero value to its pixels in the flattened [H, W], int64 [N]."""
+    """Map each nonzero value of a mask [H, W] to the indices of its pixels in the flattened mask, int64 [N]."""
     places = np.flatnonzero(values)
     found = values.reshape(-1)[places]
     order = np.argsort(found, kind="stable")
@@ -109,7 +109,7 @@ def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def has_steps(values: np.ndarray, lowest: int) -> bool:
-    """Whether a mask [H, W] has edge values that resizing or anti-aliasing left between objects and background.
+    """Whether edges in a mask [H, W] are blurred, by values between those of an object and of the background.
 
     Around a blurred object lie pixels of lower values that themselves touch a lower value: steps down to the
     background. In sharp masks, steps are rare. Around the lowest value but 0 there are none.
@@ -125,7 +125,7 @@ def has_steps(values: np.ndarray, lowest: int) -> bool:
 
 
 def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
-    """Whether there are many values, most of which occur only next to others, as in JPEG files."""
+    """Whether a mask [H, W] has many values, most of which occur only beside others, as after JPEG compression."""
     if len(pixels) < MANY_VALUES:
         return False
     beside = touching(values, lambda own, other: (own != other) & (own != 0) & (other != 0)).reshape(-1)
@@ -133,7 +133,7 @@ def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
 
 
 def is_one_object(values: np.ndarray, highest: int) -> bool:
-    """Whether a grey image [H, W] shows a single object, so that its intermediate values form edges but no areas."""
+    """Whether a grey mask [H, W] shows a single object: its intermediate values form edges, and do not fill areas."""
     between = (8 * values > highest) & (8 * values < 7 * highest)
     is_flat = between & ~touching(values, np.not_equal)
     return int(is_flat.sum()) <= FLAT * int(between.sum())

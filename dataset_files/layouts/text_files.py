@@ -19,7 +19,7 @@ LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
-    """Find a tool's annotation files in a folder, and return split -> file, with "" for a file without a split.
+    """Find a tool's annotation file for each split. Return split -> file; the split is "" if no name tells it.
 
     `root` is the folder or one such file. If several files may be meant for one split, the ValueError names them and
     the tool (`tool`).
@@ -40,7 +40,7 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
 
 
 def beginning(path: Path, length: int) -> bytes:
-    """Return the first bytes of a file without white space, byte-order mark and zeros of UTF-16, or b"" on an error."""
+    """Read the first bytes of a file, without zero bytes, byte-order mark and leading white space; b"" on an error."""
     with suppress(OSError), open(path, "rb") as file:
         return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     return b""
@@ -76,7 +76,7 @@ def read_text(path: Path, problems: Problems | None = None) -> str:
 
 
 def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
-    """Read the lines of a text file without surrounding white space, empty ones included; see `read_text`."""
+    """Read the lines of a text file, see `read_text`. They are stripped; empty lines are included."""
     return [line.strip() for line in read_text(path, problems).splitlines()]
 
 
@@ -92,7 +92,7 @@ def read_json(path: Path, problems: Problems | None = None) -> Any:
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
-    """Parse an XML file of at most `largest` bytes, and return its root; ValueErrors do not name the file.
+    """Parse an XML file of at most `largest` bytes and return its root. A ValueError does not name the file.
 
     A document type is refused: annotations need none, and its entities could expand without end or read other files.
     """

@@ -1,4 +1,4 @@
-"""Read the layouts of the VGG Image Annotator: region data of version 1, projects and exports of version 2."""
+"""Read files of the VGG Image Annotator (VIA): region data of version 1, or projects and exports of version 2."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ONLY_CLASS = "object"  # if regions have no attribute
 
 
 def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
-    """Find the splits of a folder with VIA's JSON files, or of one such file; see `find_layout`."""
+    """Find the splits of a folder with VIA's JSON files, or of a single one; `class_attribute`: see `find_layout`."""
     return [
         SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
         for split, source in file_per_split(root, ".json", is_via, "VIA files").items()
@@ -32,7 +32,7 @@ def is_via(path: Path) -> bool:
 
 
 def read_via(source: Path, class_attribute: str | None) -> Converted:
-    """Read a VIA file with images in or below its folder. ValueError if it is invalid or its classes are unclear."""
+    """Convert a VIA file with images in or below its folder. ValueError if it is invalid or its classes are unclear."""
     problems, folder = Problems(), source.parent
     content = read_json(source, problems)
     entries = image_entries(content, source)
@@ -79,7 +79,7 @@ def regions_of(entry: dict) -> Iterator[tuple[int, object, object]]:
 
 
 def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> str | None:
-    """Return the region attribute that holds the class: the requested one, or the only one with values, or None."""
+    """Choose the region attribute that holds the class: `wanted`, or else the only one; None if there is none."""
     attributes: dict[str, None] = {}
     for entry in entries:
         for _, _, values in regions_of(entry):
@@ -105,7 +105,7 @@ def shapes_of(entry: dict, file_name: str, attribute: str | None, options: objec
 
 
 def class_of(values: object, attribute: str | None, options: object) -> str:
-    """Return the class name of a region, or "". Exactly one option of a checkbox must be ticked.
+    """Return the class name of a region; "" if it has none, or if several options of a checkbox are ticked.
 
     Options may have descriptions in a project; these are then the class names.
     """

@@ -39,7 +39,7 @@ class VOCObject(NamedTuple):
 
 
 def find_voc_folder(root: str | Path, year: str) -> Path:
-    """Return VOC{year}: `root`, or a folder in it or in its VOCdevkit; FileNotFoundError if there is none."""
+    """Find the folder VOC{year}: `root`, or one in `root` or `root`/VOCdevkit. FileNotFoundError if it is missing."""
     root = Path(root)
     for folder in (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"):
         if (folder / "ImageSets" / "Segmentation").is_dir():
@@ -48,7 +48,7 @@ def find_voc_folder(root: str | Path, year: str) -> Path:
 
 
 def voc_split(folder: Path, txt_name: str) -> SplitFiles:
-    """Return the split that a list in ImageSets/Segmentation names."""
+    """Return the split of the images that a list in ImageSets/Segmentation names."""
     listed = folder / "ImageSets" / "Segmentation" / txt_name
     inputs = [folder / name for name in ("Annotations", "SegmentationObject", "SegmentationClass")]
     name, convert = "train" if txt_name.startswith("train") else "val", partial(convert_list, folder, listed)
@@ -58,8 +58,8 @@ def voc_split(folder: Path, txt_name: str) -> SplitFiles:
 def convert_list(folder: Path, listed: Path, reading: Reading = AS_WRITTEN) -> Converted:
     """Convert the images of a list to COCO's form; an image's id is its line number.
 
-    Difficult objects become crowds. So do objects without a mask, whose box becomes the mask, unless the reading uses
-    them. Void pixels become a region if it uses regions.
+    Difficult objects become crowds. So do objects without a mask, with their box as mask, unless the reading allows
+    boxes without masks. If the reading has `ignore_regions`, void pixels become a region.
     """
     problems, boxes = Problems(), reading.boxes_without_masks
     names: dict[str, int] = {}
@@ -99,7 +99,7 @@ def read_voc_image(
 ) -> tuple[Size, list[tuple[VOCObject, Crop | None]] | None, Problems]:
     """Read an image's size, its objects with their masks, and their problems.
 
-    The objects are None if its files or all its objects are invalid. With `boxes`, objects need no mask.
+    The objects are None if a file of the image, or every object in it, is invalid. With `boxes`, objects need no mask.
     """
     problems, where = Problems(), f"Annotations/{name}.xml"
     try:
@@ -127,7 +127,7 @@ def read_voc_image(
 
 
 def read_masks(folder: Path, name: str, size: Size) -> tuple[list[Crop], list[str]]:
-    """Return the crop of each instance in an image's PNGs, and the most frequent class of its pixels."""
+    """Read the mask PNGs of an image. Return the crop of each instance, and the most frequent class of its pixels."""
     instances, classes = (
         read_indices(folder / kind / f"{name}.png", size) for kind in ("SegmentationObject", "SegmentationClass")
     )
@@ -138,7 +138,7 @@ def read_masks(folder: Path, name: str, size: Size) -> tuple[list[Crop], list[st
 
 
 def read_indices(path: Path, size: Size) -> np.ndarray:
-    """Read a palette PNG of this size as indices, int64 [H, W]. FileNotFoundError, or ValueError if it is invalid."""
+    """Read the palette indices of a mask PNG, int64 [H, W]. FileNotFoundError if missing, ValueError if unusable."""
     try:
         mask = read_mask_image(path)
     except FileNotFoundError:
@@ -172,7 +172,7 @@ def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequ
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
-    """Read a list of images: line number -> name. Lines count from 1, without empty ones."""
+    """Read a list of images. Return line number -> name; lines are counted from 1, and empty lines not at all."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the list of images)")
     try:
@@ -199,7 +199,7 @@ def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
 def read_objects(
     root: Element, name: str, size: Size, problems: Problems, classes: Sequence[str] = ()
 ) -> dict[int, VOCObject]:
-    """Read the valid objects of an image's XML file, by number from 1. Their boxes are clipped to the image.
+    """Read the valid objects of an XML file. Return number in the file, from 1 -> object with its box clipped.
 
     Any class is allowed if `classes` is empty.
     """

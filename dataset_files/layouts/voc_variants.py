@@ -32,7 +32,7 @@ PEEKED = 300  # XML files that are searched for class names
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder with SegmentationObject, unless it has the devkit's own form."""
+    """Find the splits of a folder with SegmentationObject, unless the devkit's reader accepts it."""
     folder = variant_folder(root)
     if folder is None or is_standard(root):
         return []
@@ -53,14 +53,14 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def variant_folder(root: Path) -> Path | None:
-    """Return the folder with SegmentationObject: `root`, or a folder VOC* in it or in its VOCdevkit."""
+    """Return the folder with SegmentationObject: `root`, or VOC* in `root` or in `root`/VOCdevkit; None without one."""
     places = (root, root / "VOCdevkit")
     years = [place / name for place in places for name in sorted(names_in(place)) if name.startswith("VOC")]
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder of masks, preferably the one with PNG appended, as older versions of labelme2voc wrote it."""
+    """Return a folder of masks: {name}PNG, as older labelme2voc versions wrote it, or else {name}; None if empty."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -68,7 +68,7 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Map split names to lists of images. If no list is named like a split, one such as default.txt becomes ""."""
+    """Map splits to their lists of images. If no list is named like a split, map "" to one, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
         if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
@@ -97,7 +97,7 @@ def is_standard(root: Path) -> bool:
 
 
 def looks_standard(folder: Path, name: str) -> bool:
-    """Whether an image is a .jpg, and its XML file and mask, if present, have the devkit's classes and indices."""
+    """Whether the devkit's reader accepts an image: a .jpg, its classes in the XML file, and indices in the mask."""
     if not (folder / "JPEGImages" / f"{name}.jpg").is_file():
         return False
     objects = []
@@ -115,7 +115,7 @@ def looks_standard(folder: Path, name: str) -> bool:
 
 @dataclass
 class ClassTable:
-    """Class names by their index and by their colour (0xRRGGBB) in masks."""
+    """The class name of each index, and of each colour (0xRRGGBB), in masks."""
 
     by_index: dict[int, str] = field(default_factory=dict)
     by_colour: dict[int, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def voc_colour(index: int) -> int:
 
 @dataclass
 class VariantReader:
-    """Read a folder by its parts: images, instance masks, class masks and the list of classes."""
+    """Read a VOC-like folder from its parts: images, instance masks, class masks and the list of classes."""
 
     folder: Path
     images: Path
@@ -167,7 +167,7 @@ class VariantReader:
     table_file: Path | None = None
 
     def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
-        """Read the images of a list, or else all that have a mask or, if the reading uses boxes, an XML file."""
+        """Convert the images of a list. Without one, convert all with a mask, and with an XML file if boxes suffice."""
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:

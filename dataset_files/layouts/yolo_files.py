@@ -20,7 +20,7 @@ POSE_SLACK = 0.02  # image sizes by which key points may lie outside their box
 
 
 def find(root: Path) -> list[SplitFiles]:
-    """Find the splits of a folder in YOLO's layout, or of its YAML file."""
+    """Find the splits of a folder in YOLO's layout, given the folder or its YAML file."""
     if (yaml := find_yaml(root)) is not None:
         splits = read_splits(yaml)
     else:
@@ -33,7 +33,7 @@ def find(root: Path) -> list[SplitFiles]:
     for name, split in splits.items():
         folders = [entry for entry in split.entries if entry.is_dir()]
         labels = [replaced_folder(folder, split.base) for folder in folders]
-        listed = [split.base] if len(folders) < len(split.entries) else []  # whose images may be anywhere in it
+        listed = [split.base] if len(folders) < len(split.entries) else []  # a list's images may be anywhere in it
         inputs, problems = [*split.entries, *labels, *listed], split.problems if not found else Problems()
         found.append(SplitFiles(name, split.source, split.base, partial(read_yolo, split), inputs, problems))
     return found
@@ -52,7 +52,7 @@ class LabelFiles:
     def __init__(self, split: YoloSplit):
         self.split = split
         self.images: dict[Path, str] = {}
-        for entry in split.entries:  # which may be the folder above images/ and labels/
+        for entry in split.entries:  # an entry may be the folder above images/ and labels/
             inside = {path: path.name for path in images_below(entry)} if entry.is_dir() else None
             self.images |= images_of_list(entry, split.base) if inside is None else inside
         self.folders = {path: label_folder(path, split.base) for path in dict.fromkeys(i.parent for i in self.images)}
@@ -70,7 +70,7 @@ class LabelFiles:
         return inside
 
     def shared(self) -> dict[Path, list[str]]:
-        """Map label files that belong to several images of a folder to the names of these images."""
+        """Return label file -> image names, for label files that several images share: a.txt of a.jpg and a.png."""
         stems: dict[Path, list[str]] = {}
         for folder, labels in self.folders.items():
             for name in sorted(filter(is_image_name, self.names[folder])):
@@ -81,7 +81,7 @@ class LabelFiles:
     def lonely(self) -> list[Path]:
         """List the files in the split's label folders that belong to no image."""
         if not all(entry.is_dir() for entry in self.split.entries):
-            return []  # the others may belong to other lists
+            return []  # these files may belong to other lists
         places = {*self.folders.values(), *(replaced_folder(entry, self.split.base) for entry in self.split.entries)}
         places -= {*self.folders, *self.split.entries}
         used = set(self.of_images.values())
@@ -100,7 +100,7 @@ def is_label_file(path: Path) -> bool:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths, and return path -> line.
+    """Read a list of image paths, and return path of the image -> line of the list.
 
     Paths may be relative to the list or to `base`, or come from another machine. An image is found by as many of its
     last folders as lead to a file.
@@ -118,13 +118,13 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of label files: `replaced_folder`, unless only `images` itself holds text files."""
+    """Return the folder of the label files: `replaced_folder`, or `images` if only that one holds text files."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    """Replace the last "images" in a path by "labels". Outside `base`, the resulting folder must exist."""
+    """Replace the last "images" in a path by "labels". In the part above `base`, do so only if that folder exists."""
     inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
     for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
         places = [k for k, part in enumerate(parts) if part.lower() == "images"]
@@ -161,7 +161,7 @@ def read_yolo(split: YoloSplit) -> Converted:
 
 
 def add_label_file(builder: CocoBuilder, image: dict, path: Path, split: YoloSplit) -> list[list[float]]:
-    """Add the objects of one label file, one per line, and return the coordinates of the outlines."""
+    """Add the objects of one label file, one per line. Return the coordinates of each outline, as in the file."""
     problems, name, outlines = builder.problems, split.short(path), []
     edges = image["width"], image["height"]
     try:

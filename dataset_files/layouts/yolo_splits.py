@@ -20,7 +20,7 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """One of the splits that `source`, a YAML file or a list of classes, describes. They share their `problems`."""
+    """A split that `source` describes, a YAML file or a list of classes. Splits of one source share `problems`."""
 
     source: Path
     base: Path  # the folder that file names are relative to
@@ -116,15 +116,15 @@ def resolve(entry: str, base: Path, yaml_folder: Path) -> Path | None:
 
 
 def common_base(base: Path, entries: list[Path]) -> Path:
-    """Return the folder that file names are relative to: `base` if all entries lie in it, else a common ancestor."""
+    """Return the folder to which file names are relative: `base` if it holds all entries, else a common ancestor."""
     if all(entry.is_relative_to(base) and ".." not in entry.relative_to(base).parts for entry in entries):
         return base
     folders = [place if place.is_dir() else place.parent for place in (entry.resolve() for entry in entries)]
-    return Path(os.path.commonpath(folders)).parent  # which also contains the folders of labels
+    return Path(os.path.commonpath(folders)).parent  # this also contains the folders of labels
 
 
 def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
-    """Find the splits of a folder with a list of classes instead of a YAML file. ValueError if its lists differ."""
+    """Find the splits of a folder with a list of classes in place of a YAML file. ValueError if two lists disagree."""
     problems = Problems()
     found = find_class_list(root, problems)
     if found is None:
@@ -137,7 +137,7 @@ def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
 
 
 def lists_in(folder: Path) -> dict[str, Path]:
-    """Find the lists of images in a folder, such as train.txt, by split."""
+    """Map each split to the list of its images in a folder, such as train.txt."""
     names = [name for name in names_in(folder) if name.lower().endswith(".txt")]
     return {SPLIT_NAMES.get(Path(name).stem.lower(), "no list"): folder / name for name in names}
 
