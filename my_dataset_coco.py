@@ -213,7 +213,7 @@ class CocoDetection(Dataset):
         return self._coco
 
     def is_whole(self) -> bool:
-        """Whether the annotation file can be the ground truth of the evaluation as it is, without any change."""
+        """Whether the evaluation can use the annotation file itself as ground truth, without any change."""
         as_written = self.index.path == self.source and self.reading._replace(ignore_regions=False) == AS_WRITTEN
         as_written &= not (self.problems.counts or self.is_region.any())
         own_ids = all(self.category_ids[label] == category for category, label in self.label_of.items())

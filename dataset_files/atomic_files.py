@@ -1,4 +1,4 @@
-"""Write files safely: completely or not at all, never into an existing file, and never over an input.
+"""Write files completely or not at all. Existing files are replaced, not modified, and inputs are never overwritten.
 
 Every writer fills a new file beside its target and then renames it. A crash or a full disk leaves the old file or the
 whole new one, and other names (hard links) of the old file keep its content.
@@ -86,9 +86,9 @@ def require_replaceable(path: Path) -> None:
 
 @contextmanager
 def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. When the body ends, the file written there replaces `path`.
+    """Yield a temporary path beside `path`. When the `with` block ends, the file written there replaces `path`.
 
-    The temporary file is hidden and has the suffix of `path`. The folder is created. If the body raises, or writes
+    The temporary file is hidden and has the suffix of `path`. The folder is created. If the block raises, or writes
     nothing, the old file stays. With `sync` the rename survives a power failure.
     """
     require_replaceable(path)

@@ -33,8 +33,8 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
     """Compare boxes with their masks, to detect boxes that are not in xywh format or that fit their masks badly.
 
-    Returns a description of the wrong format and one of the bad fit, "" if there is no such fault. `boxes`, float64
-    [N, 4], are finite; `extents`, x1y1x2y2 [N, 4], those of their masks; `sizes`, int64 [N, 2], image heights, widths.
+    Returns a description of the wrong format and one of the bad fit, "" if absent. `boxes`, float64 [N, 4], are finite;
+    `extents`, x1y1x2y2 [N, 4], are those of their masks; `sizes`, int64 [N, 2], are the heights and widths of images.
     """
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""

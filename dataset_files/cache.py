@@ -43,7 +43,7 @@ def digest(*parts: str) -> str:
 
 
 def storage_places(path: Path, suffix: str) -> list[Path]:
-    """List the paths at which to store arrays derived from `path`: beside a file, then in the user's cache."""
+    """List paths to store arrays derived from `path`: beside it (unless it is a folder), then in the user's cache."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
     return [in_cache] if path.is_dir() else [path.with_suffix(f"{OWN[:-1]}{suffix}"), in_cache]
 
@@ -73,7 +73,7 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Let only one process of the user at a time run the block of this name, where the file system supports locks."""
+    """Hold the lock `name`, so that one process of the user at a time runs the block, if the system supports locks."""
     with ExitStack() as stack:
         with suppress(OSError):  # some network file systems have no locks; there each process does the work itself
             lock(stack.enter_context(open(writable_cache("locks") / name, "ab")), wait=True)

@@ -55,7 +55,7 @@ class AnnotationCheck:
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Note a problem of each annotation k that `flawed`, bool [A], marks; show `value(annotation, k)` with it."""
+        """Add a problem of this kind for each annotation k with `flawed[k]`; its text has `value(annotation, k)`."""
 
         def describe(k: int) -> str:
             owner, found = self.owners[k], shown(value(self.annotation(k), k))
@@ -123,7 +123,7 @@ class AnnotationCheck:
             no_mask[k] = not any(coco_mask.area(coco_mask.frPyObjects(polygons, *sizes[k].tolist())))
         with_mask = valid & ~no_mask
         other, loose = judge_format(boxes[with_mask], extents[with_mask], sizes[with_mask])
-        fractions = in_fractions(boxes[valid], extents[outlined])
+        fractions = describe_fractions(boxes[valid], extents[outlined])
         is_doubtful = bool(fractions or other)  # for the whole file
         for kind, problem in (("fractions", fractions), ("box format", other), ("loose boxes", loose)):
             if problem:
@@ -161,7 +161,7 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(ids[places] == wanted, places, -1)
 
 
-def in_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
+def describe_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
     """Return a message if all boxes, xywh [N, 4], or all outlines, x1y1x2y2 [M, 4], lie in about 0..1; else ""."""
     corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     found = [

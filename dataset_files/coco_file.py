@@ -24,7 +24,7 @@ REQUIRED = ("id", "image_id", "category_id", "bbox", "segmentation", "file_name"
 
 
 class Reading(NamedTuple):
-    """How the annotations of a COCO file are interpreted, as options of the command line decide."""
+    """Options of the command line that decide how the annotations of a COCO file are interpreted."""
 
     boxes_from_masks: bool = False  # use the masks' extents as boxes of objects that have a mask
     crowds_are_objects: bool = False  # ignore `iscrowd`, which some tools set for every run-length code

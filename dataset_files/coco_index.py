@@ -182,7 +182,7 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
 
 
 def byte_positions(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert positions in a text, ascending and counted in characters, to positions in bytes of UTF-8."""
+    """Convert positions of characters in a text, in ascending order, to positions of bytes in its UTF-8 encoding."""
     if text.isascii():
         return starts, ends
     places = np.stack((starts, ends), axis=1).reshape(-1).tolist()

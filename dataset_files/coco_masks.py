@@ -191,7 +191,7 @@ def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | 
 
 
 def checked_mask(segmentation: list | dict) -> MaskColumns | None:
-    """Check one mask, and return a `MaskColumns` of this mask alone; None if it is invalid."""
+    """Check one mask. Return a `MaskColumns` that holds this mask alone; None if it is invalid."""
     masks = MaskColumns()
     try:
         if isinstance(segmentation, list):
@@ -206,7 +206,7 @@ def checked_mask(segmentation: list | dict) -> MaskColumns | None:
 
 
 def packed_code(mask: list | dict, height: int, width: int) -> dict:
-    """Convert a mask, polygons or any run-length code, to a run-length code with packed counts (bytes).
+    """Convert a mask (polygons or a run-length code) to a run-length code with packed counts, which are bytes.
 
     The given code may have listed or packed counts. An invalid mask raises ValueError. Polygons of fewer than three
     points are left out; pycocotools would interpret two points as a box.
@@ -237,7 +237,7 @@ def int64(number: Any) -> int:
 
 
 def natural(number: Any) -> int:
-    """Convert like `int64`; ValueError for negative numbers, too, which COCO's readers do not accept as ids."""
+    """Convert an id like `int64`. Negative ids, which COCO's readers do not accept, raise ValueError."""
     if int64(number) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
     return int64(number)

@@ -62,7 +62,7 @@ def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
 
 
 def read_lists(path: Path, problems: Problems) -> list[list]:
-    """Read the three lists of a COCO file in any Unicode encoding: images, annotations, categories; only FIELDS."""
+    """Read images, annotations and categories from JSON in any Unicode encoding. Their entries keep only FIELDS."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     try:
@@ -119,7 +119,7 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
 
 
 def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
-    """Return the whole number that `whole_ids` assigned to an id; None if it assigned none."""
+    """Return the whole number that `whole_ids` assigned to an id; None if the id has none."""
     text = text_of(value)
     return None if text is None else numbers.get(text)
 
@@ -143,7 +143,7 @@ def value_of(text: str) -> int | None:
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:
-    """Return the annotations without exact copies of earlier ones, which describe the same object again."""
+    """Drop exact copies of annotations, id included: they describe the same object. Return the others."""
     kept, dropped = [], []
     groups: dict[tuple, list[dict]] = {}
     for annotation in annotations:
@@ -202,7 +202,7 @@ def has_size(image: Any) -> bool:
 
 
 def repair_size(image: dict, folder: Path, problems: Problems) -> None:
-    """Convert an image's height and width from text to numbers, or read missing ones from the file, as stored."""
+    """Convert an image's height and width from text, or read missing ones from its file, ignoring EXIF orientation."""
     given: list[Any] = [image.get("height"), image.get("width")]
     is_missing = any(value is None or value == 0 or isinstance(value, str) for value in given)
     if all(map(is_digits, given)):

@@ -56,14 +56,14 @@ class SplitFiles:
     takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
 
     def files(self) -> Iterator[tuple[Path, Path]]:
-        """Yield all files in `source` and `inputs`, as pairs (the source or input, a file in it or itself)."""
+        """Yield (path, file) for each path in `source` and `inputs`: all files below a folder, or the file itself."""
         for path in dict.fromkeys((self.source, *self.inputs)):
             yield from ((path, file) for file in (files_below(path) if path.is_dir() else [path]))
 
 
 @dataclass(frozen=True)
 class OpenedSplit:
-    """The annotations of a split, indexed, with the reading used and all problems found on the way."""
+    """An opened split: its files, the index of its annotations, the `Reading` in use, and all problems found."""
 
     split: SplitFiles
     index: CocoIndex

@@ -33,7 +33,7 @@ LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Map "train", "val" and "test" to the sub-folder of `folder` with a name of that split, if there is one."""
+    """Map "train", "val" and "test" to the sub-folder of `folder` that is named like the split, if there is one."""
     found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
         split = SPLIT_NAMES.get(name.lower())
@@ -177,7 +177,7 @@ class ImageFinder:
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Map lower-case base names to paths relative to `root`, with forward slashes. Links out of it are skipped."""
+        """Map lower-case base names to paths relative to `root`, with forward slashes. Links elsewhere are skipped."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):
@@ -238,7 +238,7 @@ class ImageFinder:
 
 
 def likeness_of(name: str, file: str) -> tuple[int, bool]:
-    """Compare two paths: return how many innermost folders agree, and whether the base names agree, even in case."""
+    """Compare two paths: return how many innermost folders agree, and whether the base names are identical."""
     folders = [path.lower().split("/")[-2::-1] for path in (name, file)]
     same = len(os.path.commonprefix(folders))  # of any sequences, not only of paths
     return same, name.rpartition("/")[2] == file.rpartition("/")[2]

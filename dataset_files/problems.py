@@ -139,7 +139,7 @@ class Problems:
 
     @classmethod
     def together(cls, *parts: "Problems") -> "Problems":
-        """Return a new collection with the problems of all parts."""
+        """Combine the problems of all parts in a new collection."""
         whole = cls()
         for part in parts:
             whole.update(part)
@@ -163,19 +163,19 @@ class Problems:
             examples += other.examples[kind][: NAMED - len(examples)]
 
     def wrong(self) -> list[str]:
-        """List the kinds found that would make results wrong, in the order of KINDS."""
+        """List the kinds of found problems that would make results wrong, in the order of KINDS."""
         return [kind for kind in DOUBTFUL | WRONG if kind in self.counts]
 
     def harmless(self) -> list[str]:
-        """List the kinds found that would not make results wrong, in the order of KINDS."""
+        """List the kinds of found problems that would not make results wrong, in the order of KINDS."""
         return [kind for kind in DROPPED | KEPT if kind in self.counts]
 
     def unskippable(self) -> list[str]:
-        """List the kinds found that stop a run even with `--skip-bad`."""
+        """List the kinds of found problems that stop a run even with `--skip-bad`."""
         return [kind for kind in DOUBTFUL if kind in self.counts]
 
     def describe(self, kind: str, outcome: str = "") -> str:
-        """Describe a kind with its count and examples, in one line."""
+        """Describe the problems of one kind in one line, with their count and examples."""
         count, examples = self.counts[kind], self.examples[kind]
         more = f"; and {count - len(examples)} more" if count > len(examples) else ""
         return f"{KINDS[kind]} ({count}){outcome}: {'; '.join(examples)}{more}"
@@ -189,7 +189,7 @@ class Problems:
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:
-        """Describe the first wrong kind in full, and the others by their counts."""
+        """Describe the first kind in `wrong` with examples, and the others by their counts."""
         first, *others = self.wrong()
         return self.describe(first) + "".join(f"; {KINDS[kind]} ({self.counts[kind]})" for kind in others)
 

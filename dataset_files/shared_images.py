@@ -1,4 +1,4 @@
-"""Find the images that two splits share, either the same file or an exact copy. Most files are never opened."""
+"""Find images that occur in two splits, as the same file or as an exact copy. Most files are never opened."""
 
 import filecmp
 import os

@@ -19,7 +19,7 @@ COPY = re.compile(r"(_(jpe?g|png|bmp|webp|tiff?))?\.rf\.[0-9a-zA-Z]+$", re.IGNOR
 def choose_validation(
     names: Sequence[str], classes: Sequence[Sequence[int]], fraction: float, seed: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Mark the images to use for validation, bool [P]. Also list the classes that only one of the two sides has.
+    """Mark the images to use for validation, bool [P]. Also list the classes that training or validation lacks.
 
     A class that occurs in at least two images, not counting copies, is put on both sides if possible. `names` are the
     files of P images, `classes` those that occur in each, and `fraction` is the share for validation, in 0..1.

@@ -119,7 +119,7 @@ def read_stored(path: str | Path, form: ImageForm) -> np.ndarray:
 
 
 def in_form(array: np.ndarray, form: ImageForm) -> np.ndarray:
-    """Convert an array, see `channels_first`, to what `read_stored` returns; errors as there."""
+    """Convert an array to [C, H, W], uint8 or float32, and check it; results and errors as in `read_stored`."""
     header = header_of(array)
     if header.channels != form.channels or form.values not in (None, header.values):
         wanted = f"{VALUE_NAMES[form.values]} values, " if form.values else ""
@@ -247,7 +247,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def embedded_image(path: str | Path) -> bytes:
-    """Decode the image file that labelme embedded in a JSON file, and return its bytes; ValueError if there is none."""
+    """Return the bytes of the image file that labelme embedded in a JSON file; ValueError if there is none."""
     found = EMBEDDED.search(Path(path).read_bytes().replace(b"\0", b""))
     if found is None:
         raise ValueError("it has no imageData")

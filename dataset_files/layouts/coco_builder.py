@@ -52,7 +52,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image and return its entry, or note its problem and return None. Without `size`, read its header."""
+        """Add an image and return its entry, or note a problem and return None. Without `size`, the header is read."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None
@@ -75,7 +75,7 @@ class CocoBuilder:
         self, image: dict, class_name: str, *, polygons: Sequence[Sequence[float]] = (), crops: Sequence[Crop] = (),
         box: tuple[float, float, float, float] | None = None, crowd: bool = False,
     ) -> None:  # fmt: skip
-        """Add an object with all its parts. Polygons are kept; with crops, all become one run-length code.
+        """Add an object with all its parts. If there are crops, all parts become one run-length code.
 
         Args:
             image: the result of `add_image`.

@@ -67,7 +67,7 @@ def json_files(root: Path) -> Iterator[Path]:
 
 
 def is_coco_file(path: Path) -> bool:
-    """Whether a JSON file looks like COCO instances. If it is invalid JSON, two of the keys in KEY are enough."""
+    """Whether a JSON file looks like COCO instances. In invalid JSON, two of COCO's three lists are enough."""
     if path.name.lower().startswith(OTHER_TASKS):
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
@@ -109,12 +109,12 @@ def found_after(path: Path, text: bytes) -> bytes:
 
 
 def nearest_split(folder: Path, root: Path) -> str:
-    """Return the split that names a folder, or else its nearest ancestor below `root`; "" if none is named so."""
+    """Return the split in the name of a folder, or else of its nearest ancestor below `root`; "" if there is none."""
     return next(filter(None, map(split_in, reversed(folder.relative_to(root).parts))), "")
 
 
 def only_one(files: list[Path], split: str, root: Path) -> Path:
-    """Choose the annotation file of a split from candidates.
+    """Choose one of several annotation files of a split.
 
     The file highest in the tree comes first, not counting annotation folders, then one with a usual name. Raises
     ValueError if several are left, except for a test split.
@@ -165,7 +165,7 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
-    """Find another folder with different files of the same names, if the chosen folder has an unusual name."""
+    """Return another folder with different files of the same names; None if there is none, or the choice is clear."""
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None

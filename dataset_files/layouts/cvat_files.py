@@ -141,7 +141,7 @@ def numbers_of(text: str) -> list[float]:
 
 
 def mask_crop(shape: Element) -> Crop:
-    """Decode a mask from run lengths along the rows of its box, which alternate: background first, then object."""
+    """Decode a mask from run lengths along the rows of its box. Background and object alternate, background first."""
     left, top, width, height = (int(numbers_of(shape.get(key, ""))[0]) for key in ("left", "top", "width", "height"))
     counts = np.array(numbers_of(shape.get("rle", "")), dtype=np.int64)
     if min(width, height) < 1 or width * height > LARGEST_IMAGE or counts.min() < 0 or counts.sum() != width * height:

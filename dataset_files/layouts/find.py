@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, class_attribute: str | None = None) -> Layout:
-    """Detect the layout of a folder or annotation file. `class_attribute` is the one with the class in VIA's files.
+    """Detect the layout of a folder or annotation file. `class_attribute` names VIA's class attribute.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -79,7 +79,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
 
 
 def inner_layouts(root: Path) -> str:
-    """Return a hint that names sub-folders with a known layout, since archives often contain a folder; "" if none."""
+    """Return a hint that names sub-folders with a known layout; "" if none. Unpacked archives often add a folder."""
     found = []
     for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
         with suppress(ValueError, OSError):

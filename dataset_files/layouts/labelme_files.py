@@ -68,7 +68,7 @@ def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
 
 
 def first_files(folder: Path, key: str) -> list[Path]:
-    """Return those of the first PEEKED JSON files of a folder that a tool wrote. Search at most DEPTH levels."""
+    """Return the files that a tool wrote among the first PEEKED JSON files of a folder, at most DEPTH levels deep."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
     return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, key)]
 

@@ -42,7 +42,7 @@ class MaskFolders:
 
     @cached_property
     def class_folders(self) -> list[str]:
-        """List the folders of `masks` that stand for classes. Return none if more images have masks elsewhere."""
+        """List the folders of `masks` that stand for classes. Return none if as many images have masks elsewhere."""
         stems = {path.stem for path in self.image_paths}
         folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
         names = [name for name in folders if name not in stems]
@@ -67,7 +67,7 @@ class MaskFolders:
         return list(self.masks_by_stem.get(own, {}).values())
 
     def mask_of(self, image: Path, folder: Path | None = None) -> Path | None:
-        """Find the mask named like an image in `masks / folder`; by default the folder is that of the image."""
+        """Find the mask named like an image in `masks / folder`; the default is the image's folder below `images`."""
         folder = image.parent.relative_to(self.images) if folder is None else folder
         masks = self.masks_by_stem.get(self.masks / folder, {})
         return next((masks[image.stem + ending] for ending in ENDINGS if image.stem + ending in masks), None)
@@ -189,7 +189,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit | None]:
-    """Find the splits in sub-folders named like a split (train), or else with a split in the name (stage1_train)."""
+    """Find splits in sub-folders that are named like one (train), or else whose names contain one (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):

@@ -88,7 +88,7 @@ def instance_crops(values: np.ndarray, is_grey: bool) -> tuple[list[Crop], bool]
 
 
 def crops_by_value(values: np.ndarray, pixels: dict[int, np.ndarray] | None = None) -> list[Crop]:
-    """Return a crop of each nonzero value of a mask [H, W], in order. `pixels`: `pixels_by_value` of it, if known."""
+    """Return a crop of each nonzero value of a mask [H, W], in order. `pixels`: see `pixels_by_value`."""
     crops = []
     for inside in (pixels_by_value(values) if pixels is None else pixels).values():
         rows, columns = np.divmod(inside, values.shape[1])
@@ -109,7 +109,7 @@ def pixels_by_value(values: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def has_steps(values: np.ndarray, lowest: int) -> bool:
-    """Whether edges in a mask [H, W] are blurred, by values between those of an object and of the background.
+    """Whether edges in a mask [H, W] are blurred: many pixels have values between object and background.
 
     Around a blurred object lie pixels of lower values that themselves touch a lower value: steps down to the
     background. In sharp masks, steps are rare. Around the lowest value but 0 there are none.
@@ -125,7 +125,7 @@ def has_steps(values: np.ndarray, lowest: int) -> bool:
 
 
 def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
-    """Whether a mask [H, W] has many values, most of which occur only beside others, as after JPEG compression."""
+    """Whether a mask [H, W] has many values, most of which occur mainly beside another, as after JPEG compression."""
     if len(pixels) < MANY_VALUES:
         return False
     beside = touching(values, lambda own, other: (own != other) & (own != 0) & (other != 0)).reshape(-1)

@@ -19,7 +19,7 @@ LARGEST_XML = 10 << 20  # bytes
 
 
 def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], tool: str) -> dict[str, Path]:
-    """Find a tool's annotation file for each split. Return split -> file; the split is "" if no name tells it.
+    """Find a tool's annotation file for each split. Return split -> file; the key "" means no split.
 
     `root` is the folder or one such file. If several files may be meant for one split, the ValueError names them and
     the tool (`tool`).
@@ -76,7 +76,7 @@ def read_text(path: Path, problems: Problems | None = None) -> str:
 
 
 def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
-    """Read the lines of a text file, see `read_text`. They are stripped; empty lines are included."""
+    """Read all lines of a text file, empty ones too, without surrounding white space; see `read_text`."""
     return [line.strip() for line in read_text(path, problems).splitlines()]
 
 

@@ -172,7 +172,7 @@ def match_masks(objects: Sequence[VOCObject], crops: Sequence[Crop], names: Sequ
 
 
 def read_list(path: Path, problems: Problems) -> dict[int, str]:
-    """Read a list of images. Return line number -> name; lines are counted from 1, and empty lines not at all."""
+    """Read a list of images. Return line number -> name; empty lines are not counted."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found (the list of images)")
     try:
@@ -199,7 +199,7 @@ def read_annotation(folder: Path, name: str) -> tuple[Element, Size]:
 def read_objects(
     root: Element, name: str, size: Size, problems: Problems, classes: Sequence[str] = ()
 ) -> dict[int, VOCObject]:
-    """Read the valid objects of an XML file. Return number in the file, from 1 -> object with its box clipped.
+    """Read the valid objects of an XML file. Return number (from 1) -> object; boxes are clipped to the image.
 
     Any class is allowed if `classes` is empty.
     """

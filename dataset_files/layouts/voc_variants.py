@@ -60,7 +60,7 @@ def variant_folder(root: Path) -> Path | None:
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return a folder of masks: {name}PNG, as older labelme2voc versions wrote it, or else {name}; None if empty."""
+    """Return the folder with masks: {name}PNG, as older versions of labelme2voc wrote it, or else {name}; or None."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -68,7 +68,7 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Map splits to their lists of images. If no list is named like a split, map "" to one, such as default.txt."""
+    """Map splits to their lists of images. If no name is that of a split, map "" to one list, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
         if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
@@ -97,7 +97,7 @@ def is_standard(root: Path) -> bool:
 
 
 def looks_standard(folder: Path, name: str) -> bool:
-    """Whether the devkit's reader accepts an image: a .jpg, its classes in the XML file, and indices in the mask."""
+    """Whether the devkit's reader accepts an image: a .jpg, only VOC's classes in its XML file, and an indexed mask."""
     if not (folder / "JPEGImages" / f"{name}.jpg").is_file():
         return False
     objects = []
@@ -115,7 +115,7 @@ def looks_standard(folder: Path, name: str) -> bool:
 
 @dataclass
 class ClassTable:
-    """The class name of each index, and of each colour (0xRRGGBB), in masks."""
+    """The class names of indices and of colours (0xRRGGBB) in masks."""
 
     by_index: dict[int, str] = field(default_factory=dict)
     by_colour: dict[int, str] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class VariantReader:
     table_file: Path | None = None
 
     def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
-        """Convert the images of a list. Without one, convert all with a mask, and with an XML file if boxes suffice."""
+        """Convert the images of `listed`; if it is None, those with a mask or, where boxes suffice, an XML file."""
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:

@@ -100,7 +100,7 @@ def is_label_file(path: Path) -> bool:
 
 
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
-    """Read a list of image paths, and return path of the image -> line of the list.
+    """Read a list of image paths, and find the images. Return path of the image -> line of the list.
 
     Paths may be relative to the list or to `base`, or come from another machine. An image is found by as many of its
     last folders as lead to a file.
@@ -118,7 +118,7 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of the label files: `replaced_folder`, or `images` if only that one holds text files."""
+    """Return the folder with the label files of `images`: `replaced_folder`, or else `images` itself."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 

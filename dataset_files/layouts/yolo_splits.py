@@ -20,7 +20,7 @@ NAMES_KEY = re.compile(r"^names\s*:", re.MULTILINE)
 
 @dataclass
 class YoloSplit:
-    """A split that `source` describes, a YAML file or a list of classes. Splits of one source share `problems`."""
+    """A split described by `source`: a YAML file or a list of classes. All splits of a source share `problems`."""
 
     source: Path
     base: Path  # the folder that file names are relative to
