@@ -83,7 +83,7 @@ def expect(text: str, i: int, character: str) -> int:
 
 
 class Annotations:
-    """The annotations of a file, in its order, as columns of numbers. Only fields that the index needs are kept.
+    """The annotations of a file, in file order, as columns of numbers. Only fields that the index needs are kept.
 
     Masks are checked in groups; only their extents and problems are kept.
     """

@@ -179,7 +179,7 @@ def box_of_mask(segmentation: list | dict) -> list[float] | None:
 
 
 def area_of_mask(segmentation: list | dict, height: int, width: int) -> float | None:
-    """Count the pixels of a mask in an image of this size; None if the mask is invalid or has no outline."""
+    """Count the pixels of a mask in an image of this size; None if the mask is invalid or missing."""
     masks = checked_mask(segmentation)
     if masks is None or not 0 < height * width <= LARGEST_IMAGE:
         return None

@@ -29,7 +29,7 @@ KEEP_SECONDS = 30 * 24 * 3600  # after the last use
 
 
 class Converted(NamedTuple):
-    """The annotations of one split in COCO's form.
+    """The annotations of one split, converted to COCO's form, and the problems found.
 
     Attributes:
         content: `images` (id from 1, file_name relative to the split's image folder with forward slashes, height,

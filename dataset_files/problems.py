@@ -206,7 +206,7 @@ def shown(value: object) -> str:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name from a dataset might lead out of its folder on any operating system."""
+    """Whether a file name from a dataset is unsafe to open: it is no file name, or may lead out of its folder."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
     is_folder = parts[-1] in ("", ".")

@@ -47,7 +47,7 @@ IMAGE_FORMATS = tuple(
 
 
 class ImageForm(NamedTuple):
-    """Form in which images are read and shown.
+    """How images are read and shown: orientation, channels and type of values.
 
     Attributes:
         exif: see `upright_rgb`. Stored images with an EXIF orientation are refused, unless it is "ignore".

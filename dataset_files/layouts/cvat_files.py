@@ -72,7 +72,7 @@ def size_of(height: str | None, width: str | None) -> tuple[int, int] | None:
 
 
 def add_frames(builder: CocoBuilder, finder: ImageFinder, root: Element) -> None:
-    """Add the frames of a video that are stored as images, and note missing ones that have shapes."""
+    """Add the frames of a video that exist as image files. Frames with shapes but no file are noted as missing."""
     files = {int(match[1]): stem for stem in finder.by_stem if (match := FRAME.fullmatch(stem))}
     frames: dict[int, list[Labelled]] = {number: [] for number in files}
     for track in root.iterfind("track"):

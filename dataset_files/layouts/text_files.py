@@ -81,7 +81,7 @@ def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
 
 
 def read_json(path: Path, problems: Problems | None = None) -> Any:
-    """Read a JSON file, see `read_text`; ValueError if it is not JSON."""
+    """Read a JSON file in any encoding of `read_text`; ValueError if it is not JSON."""
     text = read_text(path, problems)
     try:
         return json.loads(text)

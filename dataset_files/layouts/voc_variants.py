@@ -80,7 +80,7 @@ def find_lists(folder: Path) -> dict[str, Path]:
 
 
 def is_standard(root: Path) -> bool:
-    """Whether the devkit's reader accepts a folder: XML files with its classes, palette PNGs, lists and JPEGs."""
+    """Whether the devkit's reader accepts a folder: XML files with VOC's classes, palette PNGs, lists and JPEGs."""
     folder = variant_folder(root)
     if folder is None or any((folder / name).is_file() for name in CLASS_TABLES):
         return False
