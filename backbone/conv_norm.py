@@ -44,7 +44,7 @@ def conv_norm(
 
 
 def folded_weight(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias, [C_out], of a convolution that absorbs the normalisation, for precision `dtype`."""
+    """Return the weight and the bias, [C_out], of one convolution that equals `conv` followed by `norm`."""
     scale, shift, weight = frozen_parts(conv, norm, dtype)
     return conv.weight * scale[..., None] if weight is None else weight, shift.flatten()
 
@@ -53,14 +53,14 @@ FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Return the values that stay constant between steps. They are computed again only if their sources have changed.
+    """Return the scale and shift of `norm` and the scaled weight of a frozen `conv`, cached until either changes.
 
     Args:
         dtype: the type of mixed precision; None without mixed precision.
 
     Returns:
-        Scale and shift, [C_out, 1, 1] each; in mixed precision, the shift has type `dtype`. The third is the weight of
-        a frozen convolution in mixed precision, scaled and cast, or else None.
+        Scale and shift, [C_out, 1, 1] each; in mixed precision, the shift has type `dtype`. Third, the scaled weight
+        in type `dtype`, or None if `conv` is trained or there is no mixed precision.
     """
     folds = dtype is not None and not conv.weight.requires_grad
     if torch.compiler.is_compiling():  # the check for changes would split the graph
@@ -87,7 +87,7 @@ def compute_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype |
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return the scale and shift per channel, [C] each, of a normalisation by running statistics."""
+    """Return the scale and the shift, [C] each, that `norm` applies in evaluation mode."""
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a normalisation without running statistics cannot be folded into a convolution")
@@ -96,7 +96,7 @@ def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tenso
 
 
 def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """Return the bias of a convolution that was built with one."""
+    """Return the bias of a convolution. ValueError if the convolution has no bias."""
     if layer.bias is None:
         raise ValueError(f"{layer} has no bias")
     return layer.bias
@@ -106,8 +106,8 @@ def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 def fold_norms(network: nn.Module) -> None:
     """Fold every normalisation into the convolution before it, in place.
 
-    The result is for evaluation only. A normalisation belongs to a convolution if it comes directly after it among the
-    children of their module.
+    The network is then for evaluation only. A normalisation is folded if it directly follows a convolution among the
+    children of the same module.
     """
     for module in network.modules():
         children = list(module.named_children())

@@ -1,8 +1,8 @@
 """Compute a convolution, the addition of a shortcut and ReLU in one pass.
 
 This is for inference in bf16 on the CPU. There, a separate addition or ReLU would read the convolution's output from
-memory and write it again. With fast bf16 arithmetic, that takes as long as a 1x1 convolution. oneDNN applies both to
-its sums in float32 before it rounds them once to bf16.
+memory and write it again. With fast bf16 arithmetic, that takes as long as a 1x1 convolution. oneDNN adds and applies
+ReLU in float32, before it rounds once to bf16. torch.compile fuses the operators by itself.
 """
 
 import torch
@@ -12,7 +12,7 @@ HAS_BF16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.
 
 
 def can_fuse(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether `fused_convolution` can replace separate operators. Not under torch.compile, which fuses by itself."""
+    """Return whether `fused_convolution` can be used: only for inference in bf16 on the CPU, without torch.compile."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not HAS_BF16:
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -27,7 +27,7 @@ def fused_convolution(
     """Convolve, add the shortcut and apply ReLU: [B, C_in, H, W] -> bf16 [B, C_out, H', W'], channels last.
 
     Args:
-        weight, bias: used in place of those of `conv`, from which the stride and the like are.
+        weight, bias: replace those of `conv`, which gives stride, padding, dilation and groups.
         shortcut: [B, C_out, H', W'], added before ReLU; or None.
         relu: whether ReLU follows.
     """

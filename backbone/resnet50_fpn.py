@@ -58,8 +58,8 @@ class BackboneWithFPN(nn.Module):
 def load_classification_weights(body: ResNet, path: str | Path) -> None:
     """Load the state dict of a classification ResNet-50 into `body`.
 
-    Its `fc`, and stages that `body` does not have, are ignored. The first convolution is extended to the channels of
-    `body`, see `extend_stem`.
+    The entries of `fc`, and of stages that `body` does not have, are ignored. `extend_stem` adapts the first
+    convolution to the channels of `body`.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -92,7 +92,7 @@ def load_classification_weights(body: ResNet, path: str | Path) -> None:
 
 
 def extend_stem(weight: Tensor, channels: int) -> Tensor:
-    """Convert a first convolution from RGB to images of other channels, [C_out, 3, k, k] -> [C_out, channels, k, k].
+    """Adapt the first convolution's weight from RGB to `channels`: [C_out, 3, k, k] -> [C_out, channels, k, k].
 
     From three channels on, the first three are copied; all others are the mean of the three. The scale preserves the
     response to grey images.

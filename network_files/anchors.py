@@ -50,7 +50,7 @@ class AnchorGenerator(nn.Module):
         return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
 
     def describe(self) -> str:
-        """Return the sizes, and the aspect ratios of the first level."""
+        """Return a line of text with the sizes of all levels and the aspect ratios of the first level."""
         sizes = " ".join(f"{size:g}" for level in self.sizes for size in level)
         return f"sides {sizes} px, height over width {' '.join(f'{ratio:g}' for ratio in self.aspect_ratios[0])}"
 
@@ -58,7 +58,7 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
-        """Tile the cell anchors over the levels [B, C, H_i, W_i] of a batch of this height and width.
+        """Tile the cell anchors over the levels [B, C, H_i, W_i] of a batch; `padded_size` is its height and width.
 
         Returns per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
         """
@@ -74,7 +74,7 @@ class AnchorGenerator(nn.Module):
         return self.cache[key]
 
     def tile(self, cell: Tensor, size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
-        """The anchors [H * W * A, 4] of a level of `size` cells (height, width)."""
+        """Return the anchors [H * W * A, 4] of a level that has `size` cells (height, width)."""
         height, width = size
         y, x = (
             torch.arange(cells, device=cell.device) * self.stride(padded, cells)
@@ -85,14 +85,14 @@ class AnchorGenerator(nn.Module):
         return torch.stack((corners_x, corners_y), dim=-1).view(-1, 4)
 
     def stride(self, padded_side: int, level_side: int) -> int:
-        """Return how many pixels of the batch a cell of a level has along one side, from the two side lengths."""
+        """Return a level's stride in pixels, given one side of the padded batch and the same side of the level."""
         return padded_side // level_side if self.rounded else 2 ** round(math.log2(padded_side / level_side))
 
 
 def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGenerator) -> Tensor:
-    """Return the IoU of each box [N, 4] of a resized image of `size` with the anchor that fits it best: [N].
+    """Return each box's highest IoU with any anchor, [N]. Boxes [N, 4] are in pixels of a resized image of `size`.
 
-    Of the anchors of one shape, the one whose centre is nearest fits best, so no others are compared.
+    Among anchors of one shape, the one nearest to the box's centre fits best, so only that anchor is compared.
     """
     padded_size = [-(-length // 32) * 32 for length in size]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -108,7 +108,7 @@ def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGene
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Return anchors centred on the origin, x1y1x2y2 [len(aspect_ratios) * len(sizes), 4], ratio by ratio."""
+    """Return anchors centred on the origin, x1y1x2y2 [len(aspect_ratios) * len(sizes), 4], by ratio, then size."""
     lengths = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
     widths = ((1 / height_ratios)[:, None] * lengths).flatten()

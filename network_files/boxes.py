@@ -18,7 +18,7 @@ LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
 class BoxCoder:
-    """Deltas (dx, dy, dw, dh) between boxes, multiplied by weights that bring them to about unit variance."""
+    """Encode and decode deltas (dx, dy, dw, dh). They are multiplied by weights, for about unit variance."""
 
     def __init__(self, weights: tuple[float, float, float, float]):
         self.weights = weights
@@ -54,7 +54,7 @@ def centre_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of boxes [B, N, 4] with others [B, M, 4] -> [B, N, M], equal to `torchvision.ops.box_iou` bit for bit.
 
-    It needs a third of that operator's memory, and handles all images of a batch. Either B may be 1.
+    It needs a third of that operator's memory, and handles all images of a batch. B may be 1 for either argument.
     """
     x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)
     # Contiguous rows of coordinates, which the operators read several times as fast on the CPU.
@@ -72,10 +72,10 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Split columns [S, ...], which hold the rows of B images one after the other, into [B, N, ...] padded with zeros.
+    """Split each column [S, ...], the concatenated rows of B images, by image: [B, N, ...], padded with zeros.
 
-    `counts` are the B numbers of rows, of which N is the largest. Also returns them, int64 [B]. There is one upload,
-    however many images there are.
+    `counts` holds the number of rows of each image, and N is the largest. Also returns the counts, int64 [B]. There is
+    only one upload, for all images.
     """
     numbers = torch.tensor(counts, dtype=torch.int64)[:, None]
     places = torch.arange(max(counts))

@@ -139,8 +139,8 @@ class MaskRCNNPredictor(nn.Sequential):
     def logits_of_classes(self, x: Tensor, classes: Tensor) -> Tensor:
         """Compute the logits of one class per RoI: [R, C, 14, 14] and int64 [R] -> [R, 28, 28].
 
-        The loss and the detections need no others. With many classes, the logits of all of them would cost more time
-        and memory than the rest of this module.
+        The loss and the detections need no other logits. With many classes, the logits of all classes would cost more
+        time and memory than the rest of this module.
         """
         x = self.upsample(x)
         # The backward of weight[classes] would add up gradients in the order in which threads arrive.
@@ -151,7 +151,7 @@ class MaskRCNNPredictor(nn.Sequential):
         return self.scatter_subpixels(logits.view(*x.shape[:-1], 1))[:, 0]
 
     def upsample(self, x: Tensor) -> Tensor:
-        """The transposed convolution and ReLU as a matrix product: [R, C, H, W] -> [R, H, W, 2, 2, dim_reduced].
+        """Apply the transposed convolution as a matrix product, and ReLU: [R, C, H, W] -> [R, H, W, 2, 2, dim_reduced].
 
         Kernel and stride are equal, so each input pixel produces its own 2x2 outputs, and the 1x1 convolution can be
         applied before the pixel shuffle. On the CPU the backward pass is ten times as fast as the transposed
@@ -168,7 +168,7 @@ class MaskRCNNPredictor(nn.Sequential):
 
     @staticmethod
     def scatter_subpixels(x: Tensor) -> Tensor:
-        """Pixel shuffle, the k x k outputs of each pixel into the map: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
+        """Move the k x k outputs of each pixel into the map: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
         rois, height, width, k, _, channels = x.shape
         return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, channels, height * k, width * k)
 

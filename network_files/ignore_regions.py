@@ -1,4 +1,4 @@
-"""Find the anchors and proposals in ignore regions, such as crowds, where nothing is background."""
+"""Exclude anchors and proposals inside ignore regions, such as crowds, from the background samples."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ ROUNDING = 1e-6  # far above that of the sums, and far below a pixel's share of 
 
 
 def integral_image(regions: InstanceMasks, device: torch.device) -> Tensor:
-    """Count the pixels of regions above and to the left of each grid point of their frame, float64 [H + 1, W + 1]."""
+    """Return the integral image, float64 [H + 1, W + 1], of the pixels that at least one of the regions covers."""
     plane = upload(torch.from_numpy(regions.in_current_frame().union()), device)
     sums = plane.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)  # deterministic on CUDA, unlike floats
     return F.pad(sums, (1, 0, 1, 0)).double()
 
 
 def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
-    """Return the share of each box's area that regions cover, float64 [N]; NaN for boxes without area.
+    """Return the share of each box's area that regions cover, float64 [N]. It is NaN for boxes without area.
 
     `sums` is the regions' `integral_image`, and boxes are x1y1x2y2 [N, 4]. The share is also exact for fractions of
     pixels, as the integral of an image is bilinear within each pixel. Outside the frame there are no regions.

@@ -19,7 +19,7 @@ from network_files.masks.instance_masks import InstanceMasks
 class View(NamedTuple):
     """Size that an augmentation chose for an image, used instead of the network's own sizes."""
 
-    height: int  # that the image is resized to
+    height: int  # of the resized image
     width: int
     # Height and width of the frame whose upper left the image fills; the padding counts as part of the image.
     frame: tuple[int, int]
@@ -34,7 +34,7 @@ class ImageBatch:
 
 
 class ImageTransform(nn.Module):
-    """Normalise, resize, pad.
+    """Normalise, resize and pad images of any size into one batch, and resize their targets.
 
     Args:
         min_size: the short side to resize to; of several, training draws one per image, evaluation uses the last.
@@ -65,12 +65,12 @@ class ImageTransform(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict] | None = None
     ) -> tuple[ImageBatch, list[dict] | None]:
-        """Make a batch, and put the targets into its frames; the given images and targets stay unchanged.
+        """Return a batch of the images, and copies of the targets that are resized with the images.
 
         Args:
             images: [C, H, W] each, uint8, which becomes 0..1, or float, in the units of `image_mean`.
-            targets: per image `boxes` float [N, 4] in its pixels and `masks`, InstanceMasks or a uint8 or bool
-                tensor [N, H, W], and if an augmentation chose the size, `view`, a View; or None.
+            targets: None, or per image `boxes` float [N, 4] in pixels of the image and `masks`, InstanceMasks or a
+                uint8 or bool tensor [N, H, W]; also `view`, a View, if an augmentation chose the size.
         """
         views = [target.get("view") for target in targets or [{}] * len(images)]
         resized = [self.resize(self.normalize(image), view) for image, view in zip(images, views)]
@@ -95,7 +95,7 @@ class ImageTransform(nn.Module):
         return (image - mean) / std
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
-        """[3, H, W] -> [3, H', W'] by bilinear interpolation, to the size of the view if there is one."""
+        """Resize [3, H, W] to [3, H', W'], the size of the view or, without a view, of the network's settings."""
         if view is not None:
             return resize_to_view(image, view)
         side = self.min_size[-1]
@@ -115,7 +115,7 @@ class ImageTransform(nn.Module):
         )[0]
 
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Stack images [3, H_b, W_b] as [B, 3, H, W], padded so that frames of the given sizes fit."""
+        """Pad images [3, H_b, W_b] with zeros to one batch [B, 3, H, W] that is large enough for all `sizes`."""
         height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
         batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
         # Not `zip(batch, images)`: autograd refuses to write into the views that iterating gives.
@@ -125,7 +125,7 @@ class ImageTransform(nn.Module):
 
 
 def resize_to_view(image: Tensor, view: View) -> Tensor:
-    """Resize [3, H, W], float or uint8, to the size of the view. The filter is antialiasing if a side shrinks."""
+    """Resize [3, H, W], float or uint8, to the size of the view, with an antialiasing filter if a side shrinks."""
     size, own = (view.height, view.width), image.shape[-2:]
     return image if size == own else interpolate(image, size, antialias=size[0] < own[0] or size[1] < own[1])
 
@@ -140,7 +140,7 @@ def interpolate(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor
 def resize_target(
     target: dict, from_size: tuple[int, int], to_size: tuple[int, int], frame: tuple[int, int] | None = None
 ) -> dict:
-    """Return a copy of a target whose boxes, masks and regions fit the resized image, padded to `frame` if given."""
+    """Return a copy of a target with boxes, masks and ignore regions resized, and masks padded to `frame` if given."""
     target = dict(target, boxes=resize_boxes(target["boxes"], from_size, to_size))
     for key in ("masks", "ignore_regions"):
         if key in target:

@@ -156,7 +156,7 @@ class MaskRCNN(nn.Module):
 
 
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError if targets are invalid for training. Targets on the CPU cause no GPU wait."""
+    """Raise ValueError or TypeError for invalid training targets. Checking targets on the CPU needs no GPU wait."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):

@@ -92,11 +92,11 @@ class Matcher:
 
 
 class Sample(NamedTuple):
-    """The sampled candidates of a batch, as indices of its flattened labels [B * A]."""
+    """The candidates that a batch is trained on, as indices into its labels [B, A] flattened to [B * A]."""
 
     positive: Tensor  # int64 [P], ascending
     negative: Tensor  # int64 [N], ascending
-    numbers: list[tuple[int, int]]  # per image, the numbers of positive and of negative ones
+    numbers: list[tuple[int, int]]  # per image, the numbers of positive and of negative candidates
 
 
 class BalancedSampler:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to the device without waiting. To CUDA it goes from pinned memory, or the copy would wait."""
+    """Move a tensor to the device without waiting. CUDA copies without a wait only from pinned memory."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 class AsyncHostCopy:
-    """A copy of values to the host; only `read` waits until they have arrived."""
+    """A copy of values to the host that runs in the background; only `read` waits for it."""
 
     def __init__(self, values: Tensor):
         self.values = values.detach().to("cpu", non_blocking=True)
@@ -35,7 +35,10 @@ class AsyncHostCopy:
 
 
 def true_indices(mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Return `torch.where(mask)[0]` of bool [n], and the number of true entries per part, with a single wait."""
+    """Return the indices of true entries in `mask`, bool [n], and their number in each part, with a single wait.
+
+    The parts are consecutive and have the given `lengths`.
+    """
     running = F.pad(mask.cumsum(0), (1, 0))
     ends = upload(torch.tensor([0, *accumulate(lengths)]), mask.device)
     before = running[ends].tolist()

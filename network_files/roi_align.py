@@ -22,7 +22,7 @@ CANONICAL_LEVEL = 4
 
 
 class RoIPool(Protocol):
-    """A module: levels, boxes [R_b, 4] and size of each image -> [sum of R_b, C, *output_size]."""
+    """A module that pools the features of boxes: levels, boxes [R_b, 4] per image -> [sum of R_b, C, *output_size]."""
 
     @property
     def output_size(self) -> Sequence[int]: ...
@@ -33,7 +33,7 @@ class RoIPool(Protocol):
 
 
 class PyramidRoIAlign(nn.Module):
-    """RoIAlign with the arguments of `torchvision.ops.MultiScaleRoIAlign`, which can replace it.
+    """RoIAlign on a pyramid, with the arguments of `torchvision.ops.MultiScaleRoIAlign` and `aligned`.
 
     Args:
         featmap_names: the pyramid levels that features are read from.
@@ -54,7 +54,7 @@ class PyramidRoIAlign(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Pool the features of boxes: levels [B, C, H_i, W_i] by name -> [sum of R_b, C, *output_size], in their dtype.
+        """Pool the features of boxes: levels [B, C, H_i, W_i] by name -> [sum of R_b, C, *output_size], same dtype.
 
         The boxes of each image are float [R_b, 4], x1y1x2y2 in pixels of the resized image. The strides follow from
         `image_sizes`, the height and width of each resized image, and the sizes of the levels.
@@ -75,7 +75,7 @@ class PyramidRoIAlign(nn.Module):
     def read_by_level(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs level by level. This is for the CPU, where it saves copying the levels into one table."""
+        """Read the RoIs level by level. On the CPU, this saves copying the levels into one table."""
         first = pyramid[names[0]]
         output = at_least_float32(first.new_zeros((len(rois), first.shape[1], *self.output_size)))
         for i, (name, stride) in enumerate(zip(names, strides)):
@@ -90,7 +90,7 @@ class PyramidRoIAlign(nn.Module):
     def read_at_once(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs of all levels together. This is for devices, as the host does not know each level's RoIs."""
+        """Read the RoIs of all levels together. On a GPU, the host would wait to learn how many RoIs each level has."""
         levels = [pyramid[name] for name in names]
         if self.sampling_ratio == 0:
             parts = []
@@ -104,10 +104,10 @@ class PyramidRoIAlign(nn.Module):
         return self.weighted_gather(pyramid.table(tuple(names)), rois, upload(grids, rois.device)[level_ids])
 
     def weighted_gather(self, table: Tensor, rois: Tensor, grids: Tensor) -> Tensor:
-        """RoIAlign as a weighted embedding_bag: on the CPU 20 times faster forward and 10 backward than the operator.
+        """Compute RoIAlign as a weighted embedding_bag, 20 times as fast on the CPU as torchvision's operator.
 
-        With a fixed number of samples each bin reads 4 * sampling_ratio^2 pixels. The features of a pixel are one row
-        of the table. The operator works channel by channel, backward in a single thread, and in any order on a GPU.
+        The backward pass is 10 times as fast. Each bin reads 4 * sampling_ratio^2 pixels, which are rows of the table.
+        The operator works channel by channel, backward in a single thread, and in any order on a GPU.
 
         Args:
             table: float32 [S, C], the pixels of one level or several, image by image, row by row.
@@ -143,14 +143,14 @@ class PyramidRoIAlign(nn.Module):
 
 
 def stride_of(level: Tensor, image_sizes: Sequence[tuple[int, int]]) -> int:
-    """Return the side of a cell of a level [B, C, H, W], in pixels of the resized images, a power of 2."""
+    """Return the stride of a level [B, C, H, W], a power of 2, given the height and width of each resized image."""
     sides = [max(sizes) for sizes in zip(*image_sizes)]
     # Padding makes levels larger than their images, relatively most along a short side: the larger quotient is right.
     return 2 ** round(math.log2(max(pixels / cells for pixels, cells in zip(sides, level.shape[-2:]))))
 
 
 class SharedPyramid(dict[str, Tensor]):
-    """Level name -> [B, C, H, W], with tables of pixels that the first RoIAlign builds and both use."""
+    """A pyramid, level name -> [B, C, H, W], that caches its tables of pixels for the box head and the mask head."""
 
     def __init__(self, features: Mapping[str, Tensor]):
         super().__init__(features)
@@ -161,7 +161,7 @@ class SharedPyramid(dict[str, Tensor]):
         return features if isinstance(features, cls) else cls(features)
 
     def table(self, names: tuple[str, ...]) -> Tensor:
-        """Return the levels' pixels as rows, float32 [sum of B * H_i * W_i, C]. One float32 level is not copied."""
+        """Return the features of all pixels of some levels, one pixel per row: float32 [sum of B * H_i * W_i, C]."""
         if names not in self.tables:
             rows = [self[name].permute(0, 2, 3, 1).reshape(-1, self[name].shape[1]) for name in names]
             self.tables[names] = at_least_float32(rows[0] if len(rows) == 1 else torch.cat(rows))
@@ -169,7 +169,7 @@ class SharedPyramid(dict[str, Tensor]):
 
 
 def grid_of(level: Tensor, stride: int, start: int) -> Tensor:
-    """Return the place of a level [B, C, H, W] in a table of pixels: first row, H, W and 1 / stride, float64 [4]."""
+    """Describe a level [B, C, H, W] that begins at row `start` of a table: start, H, W, 1 / stride, float64 [4]."""
     return torch.tensor((start, *level.shape[-2:], 1 / stride), dtype=torch.float64)
 
 
@@ -199,7 +199,7 @@ def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, sample
 
 
 def assign_levels(boxes: Tensor, finest: int, coarsest: int) -> Tensor:
-    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], counted from `finest`. Limits are log2 of strides."""
+    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], 0 is `finest`. Limits are log2 of the strides."""
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE) + 1e-6)
     return level.clamp(finest, coarsest).to(torch.int64) - finest

@@ -22,7 +22,7 @@ from network_files.suppression import nms_of_images
 
 
 class RoISample(NamedTuple):
-    """The proposals that the heads learn from, image by image: S in all, P of them positive."""
+    """The S proposals of a batch that the heads are trained on, ordered by image. P of the proposals are positive."""
 
     boxes: Tensor  # float [S, 4], x1y1x2y2 in pixels of the resized image
     labels: Tensor  # int64 [S], 0 is background
@@ -32,11 +32,11 @@ class RoISample(NamedTuple):
     numbers: list[tuple[int, int]]  # per image, the numbers of proposals and of positive ones
 
     def all_boxes(self) -> Sequence[Tensor]:
-        """`boxes` of each image."""
+        """Return `boxes`, split by image."""
         return self.boxes.split([number for number, _ in self.numbers])
 
     def of_positive(self, values: Tensor) -> Sequence[Tensor]:
-        """Return the values [S] or [S, ...] of the positive proposals of each image."""
+        """Select the positive proposals from values [S, ...], and split them by image."""
         return values[self.positive].split([positive for _, positive in self.numbers])
 
 
@@ -136,7 +136,7 @@ class RoIHeads(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]],
         labels: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Predict one mask per box of all images, for its class in `labels`, int64 [R]: logits float32 [R, 28, 28]."""
+        """Predict a mask for each of R boxes and its class in `labels`, int64 [R]: logits float32 [R, 28, 28]."""
         x = self.mask_head(self.mask_roi_pool(features, boxes, image_sizes))
         if isinstance(self.mask_predictor, MaskRCNNPredictor):
             return at_least_float32(self.mask_predictor.logits_of_classes(x, labels))
@@ -145,7 +145,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def sample_proposals(self, proposals: Sequence[Tensor], objects: Objects) -> RoISample:
-        """Match the proposals of each image and its ground-truth boxes to its objects, and draw a sample."""
+        """Add the ground-truth boxes to the proposals of each image, match all to the objects, and draw a sample."""
         boxes = objects.boxes.to(proposals[0].dtype)
         counts = [len(m) for m in objects.masks]
         given = [b for p, own, count in zip(proposals, boxes, counts) for b in (p, own[:count])]
@@ -168,7 +168,7 @@ class RoIHeads(nn.Module):
     def fast_rcnn_losses(
         self, class_logits: Tensor, deltas: Tensor, sample: RoISample, objects: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compute L_cls and L_box (Fast R-CNN, equation 1). `objects`, [B, N, 4], are the boxes of each image."""
+        """Compute L_cls and L_box (Fast R-CNN, equation 1). `objects`, [B, N, 4], are the ground-truth boxes."""
         boxes, labels, positive = sample.boxes, sample.labels, sample.positive
         if len(labels) == 0:  # images without objects, for which the RPN proposes nothing
             return class_logits.sum() * 0, deltas.sum() * 0

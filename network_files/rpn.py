@@ -85,7 +85,7 @@ class RegionProposalNetwork(nn.Module):
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, counts: Sequence[int],
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:  # fmt: skip
-        """Return the best boxes of each image: decode and clip the top n per level, apply NMS, and keep the top n.
+        """Decode and clip the best anchors of each level, apply NMS, and return the best boxes of each image.
 
         Args:
             objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels, `counts` of each.
@@ -108,7 +108,7 @@ class RegionProposalNetwork(nn.Module):
         return self.suppress(boxes, scores, usable, len(tops), self.post_nms_top_n[mode])
 
     def suppress(self, boxes: Tensor, scores: Tensor, usable: Tensor, levels: int, most: int) -> list[Tensor]:
-        """Apply NMS per image and level to the `usable` boxes [B, n, 4], and keep the best, at most `most` per image.
+        """Apply NMS per image and level to `usable` boxes [B, n, 4], and return the best, at most `most` per image.
 
         The scores [B, n] descend within each of the `levels`, which have equal numbers of boxes.
         """

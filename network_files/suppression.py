@@ -1,4 +1,4 @@
-"""Suppress non-maxima in many rows of boxes with one wait for the device. torchvision's operator waits per row."""
+"""Apply NMS to many rows of boxes at once. torchvision's operator would wait for the device at every row."""
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ def nms_at_once(
 def nms_of_rows(
     boxes: Tensor, usable: Tensor, threshold: float, groups: Tensor | None = None
 ) -> tuple[Tensor, list[int]]:
-    """In each row, suppress every box whose IoU with a better kept one exceeds `threshold`.
+    """Apply NMS to each row: drop every box whose IoU with a better box that is kept exceeds `threshold`.
 
-    This is exact. A box is decided once all better ones that overlap it are. So each round decides at least one more
-    link of every chain of overlapping boxes, and once a round changes nothing, all are decided.
+    This is exact. A box is decided once all better boxes that overlap it are decided. So each round decides at least
+    one more box in every chain of overlapping boxes. Once a round changes nothing, all boxes are decided.
 
     Args:
         boxes: float [R, n, 4], the best of each row first; usable: bool [R, n], the others are dropped first.
