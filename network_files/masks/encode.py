@@ -1,7 +1,7 @@
 """Encode predicted masks as COCO run-length codes, directly from their M x M probabilities.
 
-Needs NumPy alone; `paste.encode_masks` is the same with torch's own pasting where rounding decides. Without it, a pixel
-whose probability equals the threshold up to the last bits may differ from torch's.
+Needs only NumPy. A pixel whose probability equals the threshold up to the last bits may differ from torch's pasting;
+`paste.encode_masks` uses that pasting for masks with such pixels.
 """
 
 import math
@@ -28,14 +28,14 @@ def encode_masks(
     Args:
         mask_probs, boxes, size, continuous: as for `mask_crops` in `paste.py`, with arrays in place of tensors.
         threshold: values above it are inside the mask.
-        crops: resizes the masks with the given indices, int64 [n], instead of this file's functions.
+        crops: a function to use instead of `resized_crops`, given the indices of masks, int64 [n].
     """
     if len(boxes) == 0:
         return []
     probs, places = mask_probs[:, 0].astype(np.float32), boxes.astype(np.float32)
     again, codes = np.arange(len(boxes)), [dict[str, Any]()] * len(boxes)
     if not continuous:
-        probs, places = frame(probs, places)
+        probs, places = add_border(probs, places)
         positions, owners, unsure = column_changes(probs, places, size, threshold)
         counts = pack_counts(*run_lengths(positions, owners, len(probs), size[0] * size[1]))
         again, codes = np.flatnonzero(unsure), [{"size": list(size), "counts": packed} for packed in counts]
@@ -47,7 +47,7 @@ def encode_masks(
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Convert crossings from `column_changes` to run lengths. Return those of all masks, and their number per mask."""
+    """Convert crossings from `column_changes` to concatenated run lengths, int64 [S], and the number per mask, [N]."""
     first = np.ones(len(positions), dtype=bool)
     first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
     starts = np.flatnonzero(first)
@@ -62,8 +62,8 @@ def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: i
     return counts, lengths
 
 
-def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Like `paste.frame`: [N, M, M] and [N, 4] -> float32 [N, M + 2, M + 2] and int64 [N, 4]."""
+def add_border(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Add a border as `paste.add_border` does: [N, M, M], [N, 4] -> float32 [N, M + 2, M + 2], int64 [N, 4]."""
     padded = np.pad(mask_probs, ((0, 0), (1, 1), (1, 1)))
     scale = np.float32(padded.shape[-1] / mask_probs.shape[-1])
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -72,7 +72,7 @@ def frame(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> Iterator[Crop]:
-    """Like `paste.mask_crops`, up to rounding, for [N, M, M] and [N, 4]. Unless `continuous`, call `frame` first."""
+    """Resize masks [N, M, M] as `paste.mask_crops` does, up to rounding. Unless `continuous`, they have a border."""
     (height, width), side = size, mask_probs.shape[-1]
     for probs, (x1, y1, x2, y2) in zip(mask_probs, boxes.tolist()):
         left, columns = axis_weights(x1, x2, width, side, continuous)
@@ -81,7 +81,7 @@ def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, in
 
 
 def axis_weights(low: float, high: float, length: int, side: int, continuous: bool) -> tuple[int, np.ndarray]:
-    """Return the first pixel of a box along an axis, and the bilinear weights of its n pixels, float64 [n, side]."""
+    """Return the first pixel of a resized mask along one axis, and the resampling matrix, float64 [pixels, side]."""
     margin, beyond = (1, 0) if continuous else (0, 1)  # else `high` is the last whole pixel
     first = min(max(math.floor(low) - margin, 0), length)
     end = max(min(math.ceil(high) + 1, length), first)

@@ -64,7 +64,7 @@ class InstanceMasks:
         return len(self.crops)
 
     def __getitem__(self, index: Tensor | Sequence[int] | slice) -> "InstanceMasks":
-        """The masks selected by a tensor of indices, a boolean tensor, a list or a slice."""
+        """Select masks by a tensor of indices, a boolean tensor, a list or a slice."""
         chosen = torch.arange(len(self))[index].tolist()
         starts = self.starts().tolist()
         parts = [self.pixels[starts[i] : starts[i + 1]] for i in chosen]
@@ -77,7 +77,7 @@ class InstanceMasks:
         return self.with_storage(self.pixels.pin_memory(), self.crops.pin_memory())
 
     def with_storage(self, pixels: Tensor, crops: Tensor) -> "InstanceMasks":
-        """Masks with other `pixels` and `crops` in the same frames."""
+        """Return masks in the same frames, but with the given `pixels` and `crops`."""
         return InstanceMasks(pixels, crops, self.source_size, self.size, self.content_size)
 
     def __repr__(self) -> str:
@@ -89,7 +89,7 @@ class InstanceMasks:
         return F.pad(areas.cumsum(0), (1, 0))
 
     def all_crops(self) -> list[Crop]:
-        """Return left, top and the pixels of each mask in the source frame, as views uint8 [h, w]."""
+        """Return left, top and the uint8 pixels [h, w] of each mask in the source frame. The pixels are views."""
         pixels, starts = self.pixels.numpy(), self.starts().tolist()
         return [
             (left, top, pixels[start : start + width * height].reshape(height, width))
@@ -97,7 +97,7 @@ class InstanceMasks:
         ]
 
     def resize(self, height: int, width: int, frame: tuple[int, int] | None = None) -> "InstanceMasks":
-        """The same masks at another size (nearest neighbour), padded at the right and bottom to `frame` if given."""
+        """Return the masks at another size (nearest neighbour), padded at the right and bottom to `frame` if given."""
         return InstanceMasks(self.pixels, self.crops, self.source_size, frame or (height, width), (height, width))
 
     def flip_horizontal(self) -> "InstanceMasks":
@@ -116,11 +116,11 @@ class InstanceMasks:
         return self.from_crops(shown, (height, width))
 
     def in_current_frame(self) -> "InstanceMasks":
-        """The same masks, with their pixels stored at the current size instead of the source's."""
+        """Return the same masks with pixels stored at the current size, which becomes the source size."""
         return self.from_crops(self.resampled_crops(), self.size)
 
     def without(self, covered: np.ndarray) -> "InstanceMasks":
-        """Remove the pixels that a plane, bool [H, W] in the source frame, covers."""
+        """Remove the pixels where `covered`, bool [H, W] in the source frame, is True. ValueError after `resize`."""
         left_over = []
         for left, top, crop in self.source_crops("cut"):
             above = covered[top : top + crop.shape[0], left : left + crop.shape[1]]
@@ -137,14 +137,14 @@ class InstanceMasks:
 
     @staticmethod
     def concatenated(first: "InstanceMasks", second: "InstanceMasks") -> "InstanceMasks":
-        """Concatenate the masks of two images that have the same frames."""
+        """Concatenate the masks of two images. ValueError if the frames of the two images differ."""
         frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
         if frames[0] != frames[1]:
             raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
         return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
     def source_crops(self, what: str) -> list[Crop]:
-        """Return `all_crops`, or raise ValueError after a `resize`."""
+        """Return `all_crops`. ValueError, which names the operation `what`, if the masks were resized."""
         if self.size != self.source_size or self.content_size != self.size:
             raise ValueError(f"{what} before resize: the masks are {self.source_size}, their frame is {self.size}")
         return self.all_crops()
@@ -172,7 +172,7 @@ class InstanceMasks:
         return masks
 
     def resampled_crops(self) -> list[Crop]:
-        """Return `all_crops` in the current frame, resized by nearest neighbour."""
+        """Return left, top and the uint8 pixels [h, w] of each mask in the current frame, by nearest neighbour."""
         rows, columns = (indices.numpy() for indices in self.source_indices())
         resampled = []
         for left, top, pixels in self.all_crops():
@@ -182,9 +182,9 @@ class InstanceMasks:
         return resampled
 
     def source_indices(self) -> list[Tensor]:
-        """Return the index of the nearest source row for each row of the frame, and likewise for columns.
+        """Return the nearest source row of each row in the current frame, int64 [H], and nearest columns, int64 [W].
 
-        The indices, int64, are those of `F.interpolate`. Padding gets the index after the last.
+        The indices are those of `F.interpolate`. Padding gets the index after the last.
         """
         indices = []
         for source, content, frame in zip(self.source_size, self.content_size, self.size):
@@ -205,7 +205,7 @@ def shown_part(crop: Crop, top: int, left: int, height: int, width: int) -> Crop
 
 
 def crop_to_content(mask: np.ndarray) -> Crop:
-    """Return left, top and the smallest crop of `mask` [H, W] with every nonzero pixel, empty if there is none."""
+    """Crop `mask` [H, W] to its nonzero pixels: left, top and pixels [h, w], or an empty crop if all are zero."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return 0, 0, mask[:0, :0]

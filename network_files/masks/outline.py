@@ -16,7 +16,7 @@ ROUNDING, MISPLACED = 3e-6, 2e-5
 def column_changes(
     probs: np.ndarray, corners: np.ndarray, size: tuple[int, int], threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The threshold crossings of all masks of an image.
+    """Find where the columns of all masks of an image cross the threshold.
 
     Args:
         probs: float32 [N, M, M], with a border of zeros.
@@ -86,7 +86,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each i, take `lengths[i]` entries of `resampling(knots, targets[i])` from `starts[i]` on; concatenate all."""
+    """Concatenate parts of `resampling(knots, targets[i])` for each i: `lengths[i]` entries, from `starts[i]` on."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
@@ -95,7 +95,7 @@ def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndar
 
 @lru_cache(maxsize=4096)
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return per target position the lower source position, int64, and the upper's share, as in `F.interpolate`."""
+    """Return the lower source index, int64, and the weight of the next for each target index of `F.interpolate`."""
     half, scale = np.float32(0.5), np.float32(source) / np.float32(target)
     places = np.maximum(scale * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)

@@ -16,7 +16,7 @@ from network_files.masks import encode
 
 
 def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False) -> Tensor:
-    """Full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
+    """Return full-size mask probabilities, float [N, 1, H, W], zero outside the boxes; arguments as in `mask_crops`."""
     planes = at_least_float32(mask_probs.new_zeros((len(boxes), 1, *size)))
     # Not `zip(planes, ...)`: autograd refuses to write into the views that iterating gives.
     for i, (left, top, crop) in enumerate(mask_crops(mask_probs, boxes, size, continuous)):
@@ -27,7 +27,7 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """Encode all masks of an image, byte for byte like `paste_masks(...) > threshold` on the CPU; see `encode.py`."""
+    """Encode all masks of an image as `encode.py` does, with the exact pixels of `paste_masks(...) > threshold`."""
     probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
 
     def crops(chosen: np.ndarray) -> Iterator[encode.Crop]:
@@ -40,7 +40,7 @@ def encode_masks(
 def mask_crops(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], continuous: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Each mask resized to its box and clipped to the image.
+    """Resize each mask to its box, and clip it to the image.
 
     Args:
         mask_probs: float [N, 1, M, M].
@@ -56,7 +56,7 @@ def mask_crops(
 
 
 def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield `mask_crops` by sampling each mask, which is zero beyond its border, at the pixel centres of the image."""
+    """Yield the crops of `mask_crops`, sampled at the pixel centres of the image. Outside a mask, samples are zero."""
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(at_least_float32(mask_probs), boxes.tolist()):
         left, right, x = pixel_centres(x1, x2, width, probs)
@@ -69,9 +69,9 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """Return first and end of the pixels that a box touches, plus one on each side, and the pixels' centres.
+    """Return first, end and centres of the pixels along one side of a box, with one more pixel before and after.
 
-    Centres are scaled so that `low` is -1 and `high` is 1.
+    The pixels are clipped to the image. Centres are scaled so that `low` is -1 and `high` is 1.
     """
     first = min(max(math.floor(low) - 1, 0), size)
     end = max(min(math.ceil(high) + 1, size), first)
@@ -80,8 +80,8 @@ def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int
 
 
 def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, int, Tensor]]:
-    """`mask_crops` by resizing each mask to the whole pixels that its box touches."""
-    padded, corners = frame(mask_probs, boxes)
+    """Yield the crops of `mask_crops`, resized to the whole pixels that each box touches."""
+    padded, corners = add_border(mask_probs, boxes)
     height, width = size
     for probs, (x1, y1, x2, y2) in zip(padded, corners.tolist()):
         w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
@@ -91,10 +91,10 @@ def whole_pixel_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) 
         yield left, top, resized[top - y1 : bottom - y1, left - x1 : right - x1]
 
 
-def frame(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Add a border of zeros to the masks, and enlarge the boxes accordingly.
+def add_border(mask_probs: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a border of zeros to the masks, and enlarge the boxes by the same factor.
 
-    Returns masks [N, 1, M + 2, M + 2] and boxes int64 [N, 4], which are the first and last pixels.
+    Returns masks [N, 1, M + 2, M + 2] and int64 [N, 4], the first and last column and row of each mask, x1y1x2y2.
     """
     padded = F.pad(at_least_float32(mask_probs), (1, 1, 1, 1))
     low, high = boxes.view(-1, 2, 2).unbind(dim=1)

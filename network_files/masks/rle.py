@@ -14,7 +14,7 @@ LONGEST = 6  # characters per number: 30 bits, which hold any run of such an ima
 
 
 def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
-    """Encode a mask [height, width] that is zero outside its bool crop at (left, top). The counts are a list."""
+    """Encode a mask [height, width], given as its bool crop at (left, top), as a code whose counts are a list."""
     if crop.shape[0] < height:
         # A zero below the crop ends the last run of each column. A crop as high as the image needs none: there, a run
         # continues in the next column.
@@ -28,7 +28,7 @@ def encode_crop(crop: np.ndarray, left: int, top: int, height: int, width: int) 
 
 
 def compress(codes: list[dict]) -> list[dict]:
-    """Convert uncompressed codes to codes whose counts are COCO's packed bytes."""
+    """Convert codes whose counts are lists to codes whose counts are COCO's packed bytes."""
     counts = [np.array(code["counts"], dtype=np.int64) for code in codes]
     lengths = np.array([len(each) for each in counts], dtype=np.int64)
     packed = pack_counts(np.concatenate([*counts, lengths[:0]]), lengths)
@@ -36,7 +36,7 @@ def compress(codes: list[dict]) -> list[dict]:
 
 
 def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """Invert `unpack_all`: pack concatenated run lengths, int64 [S], given the number of them per code, [N]."""
+    """Pack concatenated run lengths, int64 [S], of N codes; `lengths` [N] is the number of runs per code."""
     starts = lengths.cumsum() - lengths
     within = np.arange(len(counts)) - np.repeat(starts, lengths)
     later = np.flatnonzero(within > 2)
@@ -61,7 +61,7 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 
 
 def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Unpack the counts of N codes to concatenated run lengths, int64 [S], and their number per code, [N].
+    """Unpack the counts of N codes to concatenated run lengths, int64 [S], and the number of runs per code, [N].
 
     A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
     the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
@@ -90,7 +90,7 @@ def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def are_packed_codes(packed: Sequence[bytes]) -> np.ndarray:
-    """Mark packed counts of only COCO's 64 characters, at most six per number, bool [N]. Runs may still be invalid."""
+    """Return which packed counts have valid characters, bool [N]: COCO's 64, with at most six per number."""
     characters = np.frombuffer(b"".join(packed), dtype=np.uint8).astype(np.int64) - 48
     lengths = np.array([len(counts) for counts in packed], dtype=np.int64)
     is_last = (characters & 0x20) == 0
@@ -145,7 +145,7 @@ def boxes_of_runs(
 ) -> np.ndarray:
     """Return left, top, width and height of each code's set pixels, int64 [N, 4]; zeros for empty masks.
 
-    Runs are as `unpack_all` returns them, and add up to `height * width`, which are of all codes or of each.
+    Runs are as `unpack_all` returns them. `height` and `width` are one value for all codes, or one per code.
     """
     heights = np.broadcast_to(height, len(lengths))
     planes = heights * width

@@ -22,7 +22,7 @@ OBJECTS_AT_ONCE = 16  # planes painted at once; one of 800x1333 takes 4 MB, and 
 def mask_targets(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool = False
 ) -> Tensor:
-    """Crop the mask of each proposal's object to the proposal and resample it, as torchvision does with dense masks.
+    """Crop each proposal's object mask to the proposal, and resample it to `size` as torchvision does.
 
     Args:
         masks: the objects of each image, in the frame of its boxes.
@@ -110,7 +110,7 @@ class MaskPlanes:
     def paint(self, image: int, first: int, count: int) -> Tensor:
         """Return the dense masks, uint8 [count, 1, H, W], of `count` objects of an image.
 
-        The first of them is object number `first` of the batch.
+        `first` is the number of the first object, counted over the batch.
         """
         height, width = self.sizes[image]
         rows, columns = self.rows[first : first + count, :height], self.columns[first : first + count, :width]

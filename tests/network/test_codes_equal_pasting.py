@@ -57,7 +57,7 @@ def test_codes_equal_torchvisions_pasted_masks(height, width, count):
 def test_crops_equal_those_of_torch(height, width, count, continuous):
     probs, boxes = detections(height, width, count)
     arrays, size = (probs[:, 0].numpy(), boxes.numpy()), (height, width)
-    ours = encode.resized_crops(*(arrays if continuous else encode.frame(*arrays)), size, continuous)
+    ours = encode.resized_crops(*(arrays if continuous else encode.add_border(*arrays)), size, continuous)
     for crop, reference in zip(ours, mask_crops(probs, boxes, size, continuous), strict=True):
         assert crop[:2] == reference[:2]
         np.testing.assert_allclose(crop[2], reference[2].numpy(), rtol=0, atol=ROUNDING)
