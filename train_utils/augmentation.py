@@ -1,4 +1,4 @@
-"""Choose the transforms of training images, and the sizes that the network resizes them to, from the options."""
+"""Turn the augmentation options into transforms of training images, and into the network's input sizes."""
 
 import transforms
 from train_utils.errors import InputError
@@ -10,7 +10,7 @@ SIZES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # sizes of multiscale, in units of -
 
 
 def training_transforms(settings: TrainSettings) -> transforms.Compose:
-    """Return the transforms of items, geometry first to save pixels. InputError if options contradict each other."""
+    """Return the transforms of training items; InputError if the options contradict each other."""
     augmentation, chosen = settings.data_augmentation, list[transforms.Transform]()
     if settings.use_copypaste and augmentation != "lsj":
         raise InputError(f"--use-copypaste needs --data-augmentation lsj, not {augmentation}")
@@ -18,26 +18,26 @@ def training_transforms(settings: TrainSettings) -> transforms.Compose:
         raise InputError("--use-copypaste takes objects from another image of the batch; give --batch-size 2 or more")
     training_sizes(settings)
     if augmentation == "lsj":
-        side = max(1, round(LSJ_SIDE * the_one_size(settings) / STRIDE)) * STRIDE
+        side = max(1, round(LSJ_SIDE * single_min_size(settings) / STRIDE)) * STRIDE
         chosen.append(transforms.ScaleJitter(side))
     if augmentation != "none":
         chosen.append(transforms.RandomHorizontalFlip())
     if settings.vflip:
         chosen.append(transforms.RandomVerticalFlip())
-    if settings.color_jitter:
+    if settings.color_jitter:  # last, since lsj crops the image
         chosen.append(transforms.ColorJitter(settings.color_jitter))
     return transforms.Compose(chosen)
 
 
 def training_sizes(settings: TrainSettings) -> int | list[int]:
-    """Return the short side, or the several ones, that the network resizes images to. Evaluation uses the last one."""
+    """Return the short side of resized images, or a list to draw it from; evaluation uses the last in the list."""
     if settings.data_augmentation == "multiscale":
-        return [round(size * the_one_size(settings)) for size in SIZES]
+        return [round(size * single_min_size(settings)) for size in SIZES]
     return settings.min_size
 
 
-def the_one_size(settings: TrainSettings) -> int:
-    """Return the only short side. InputError if --min-size has several, since the augmentation draws its own sizes."""
+def single_min_size(settings: TrainSettings) -> int:
+    """Return --min-size; InputError if it is a list, since multiscale and lsj choose their own sizes."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

@@ -13,7 +13,7 @@ COCO_NAMES = Path(__file__).resolve().parent.parent / "coco91_indices.json"
 
 @dataclass
 class ClassTable:
-    """Meaning of the network's labels, without label 0, the background."""
+    """Names and category ids of the network's labels, except label 0, the background."""
 
     names: dict[int, str]  # label -> name
     category_ids: dict[int, int]  # label -> category id in the data and in written results
@@ -24,7 +24,7 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return the table in a weight file, or COCO's for 91 classes, or numbers. `label_json` overrides names."""
+        """Return the table stored in a weight file, or a default one. Names in the file `label_json` come first."""
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
         elif num_classes == 91:
@@ -39,7 +39,7 @@ class ClassTable:
 
     @classmethod
     def of_json(cls, path: str | Path) -> "ClassTable":
-        """Read {"1": "person", ...} or {"person": 1, ...}."""
+        """Read the names from a JSON file, {"1": "person"} or {"person": 1}; each category id equals the label."""
         content = read_json(path, "--label-json-path")
         try:
             pairs = [(k, v) if str(k).isdigit() else (v, k) for k, v in content.items()]

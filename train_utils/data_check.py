@@ -23,7 +23,7 @@ MOSTLY_CROWDS = 0.5
 def check_and_drop(
     datasets: Sequence[InstanceDataset], settings: DataSettings, detections: int = MOST_DETECTIONS
 ) -> list[InstanceDataset]:
-    """Check datasets on the main process. All processes return them without their unusable items."""
+    """Drop the unusable items of datasets. The main process checks the datasets and reports faults and contents."""
     with reading_input():  # a package may be missing
         unusable = broadcast_from_main(run_on_main(lambda: check(datasets, settings.skip_bad)))
     checked = [dataset.drop_items(items) for dataset, items in zip(datasets, unusable)]
@@ -67,7 +67,7 @@ def outcome_of(kind: str, dataset: InstanceDataset) -> str:
 
 
 def require_objects(dataset: InstanceDataset, left_out: int) -> None:
-    """Raise InputError for a split without a usable image, or whose objects are mostly crowds."""
+    """Raise InputError if a split has no usable image, or if most objects of a training split are crowds."""
     counts = dataset.counts()
     if dataset.training and counts.crowds > MOSTLY_CROWDS * counts.objects:
         raise InputError(
@@ -108,7 +108,7 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
 
 
 def describe_incomplete(counts: ObjectCounts) -> str:
-    """Describe the ignore regions and the used objects without a mask; "" if there are none."""
+    """State the number of ignore regions and the number of objects without a mask; "" if both are 0."""
     text = f"; {counts.regions} regions of class '{IGNORE}'" if counts.regions else ""
     return text + (f"; {counts.without_mask} objects have no mask" if counts.without_mask else "")
 
@@ -116,9 +116,9 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Give a dataset's classes the labels that `owner` has for the same names.
+    """Match a dataset's classes by name to those of other data or a network, and return it with their labels.
 
-    Warn about classes without a counterpart; InputError if no class has one.
+    Warn about classes without a counterpart; InputError if no class has one. Messages call the other side `owner`.
     """
     own, names = set(dataset.class_names.values()), set(class_names.values())
     if not own & names:

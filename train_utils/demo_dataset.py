@@ -34,7 +34,7 @@ SUPERSAMPLING = 8
 
 
 def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80, seed: int = 0) -> None:
-    """Draw the dataset into `root`, completely or not at all, unless it is there. ValueError if something else is."""
+    """Draw the dataset into `root`, unless it is there already. ValueError if `root` holds anything else."""
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"need num_train >= 1, num_val >= 1 and seed >= 0, got {num_train}, {num_val} and {seed}")
     root = Path(root).resolve()
@@ -48,7 +48,7 @@ def make_demo_dataset(root: str | Path, num_train: int = 440, num_val: int = 80,
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        drawn = Path(scratch) / root.name
+        drawn = Path(scratch) / root.name  # moved to `root` only when it is complete
         write_dataset(drawn, info)
         try:
             if root.exists():
@@ -123,7 +123,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     canvas = background(rng, height, width)
     shapes: list[Shape] = []
     for _ in range(rng.integers(*OBJECTS_PER_IMAGE, endpoint=True)):
-        if (shape := find_place(rng, shapes, height, width)) is None:
+        if (shape := random_fitting_shape(rng, shapes, height, width)) is None:
             continue
         for below in shapes:
             below.visible &= ~shape.visible
@@ -132,10 +132,10 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     return canvas.clip(0, 255).round().astype(np.uint8), shapes
 
 
-def find_place(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
-    """Return a shape that fits among those below it, or None if there is no room.
+def random_fitting_shape(rng: np.random.Generator, below: list[Shape], height: int, width: int) -> Shape | None:
+    """Return a random shape that leaves the shapes `below` it recognisable, or None if there is no room.
 
-    Ever smaller shapes are tried until all stay recognisable and no boxes of a class overlap.
+    Ever smaller shapes are tried. The box of the shape must not overlap the box of another shape of its class.
     """
     size = np.exp(rng.uniform(*np.log(OBJECT_SIZES)))
     for _ in range(50):
@@ -163,7 +163,7 @@ def random_shape(rng: np.random.Generator, size: float, height: int, width: int)
 
 
 def rasterise(outline: np.ndarray, hole: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return coverage and rim, both float [H, W]; see `Shape`."""
+    """Rasterise an object: return its `coverage` and `rim`, both float [H, W], as described in `Shape`."""
     filled, edges = (Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING)) for _ in range(2))
     for points, value in ((outline, 255), (hole, 0)):
         if points is not None:
@@ -189,7 +189,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, canvas: np.ndarray, shape: Shape) -> None:
-    """Paint the object onto the canvas [H, W, 3] in place, in a colour that contrasts with what its edges cover."""
+    """Paint an object onto the canvas [H, W, 3] in place, in a colour that contrasts with the pixels under its rim."""
     rows, columns = np.nonzero(shape.coverage)
     window = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     beneath, alpha, rim = canvas[window], shape.coverage[window], shape.rim[window]
@@ -248,7 +248,7 @@ def distance_along(angle: float, height: int, width: int) -> np.ndarray:
 
 
 def coco_annotation(shape: Shape, image_id: int, number: int) -> dict:
-    """Return the COCO entry. Its mask is a polygon, or run lengths for an object with a hole or partly occluded."""
+    """Return a shape's COCO annotation: with a polygon, or with run lengths if it has a hole or is partly occluded."""
     height, width = shape.visible.shape
     if shape.hole is None and np.array_equal(shape.visible, shape.coverage >= 0.5):
         segmentation: list | dict = [clip_to_image(shape.outline, height, width).round(2).ravel().tolist()]

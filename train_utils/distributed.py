@@ -44,7 +44,7 @@ def is_connected() -> bool:  # whether this process exchanges values with others
 
 @contextmanager
 def without_others() -> Iterator[None]:
-    """Context in which all functions here act as in a single process, while the others wait elsewhere."""
+    """Context in which the functions of this file act as in a single process, while the other processes wait."""
     global cut_off
     cut_off = True
     try:
@@ -60,10 +60,10 @@ def barrier() -> None:
 
 @contextmanager
 def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None]:
-    """Context within the process group that torchrun (or `--dist-url`, `--world-size` and the variable RANK) describes.
+    """Context in which this process belongs to the run's process group; a single process needs no group.
 
-    gloo serves CPU tensors, nccl GPU tensors. Each process uses the GPU of its local rank. Without a group, it runs
-    alone.
+    torchrun describes the group, or else `--dist-url`, `--world-size` and the variable RANK do. gloo serves CPU
+    tensors, nccl GPU tensors. Each process uses the GPU of its local rank.
     """
     if {"WORLD_SIZE", "RANK", "MASTER_ADDR"} <= os.environ.keys():
         world, my_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
@@ -120,8 +120,8 @@ def report_activity(activity: str, step: int | None = None) -> None:
 def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
     """Return a fresh, empty namespace of the store that all processes agree on.
 
-    torchrun's store outlives the processes that it restarts, and entries of dead ones, above all addresses, must not
-    count. So each process registers under a new name, and waits until the main process has answered that name.
+    torchrun's store outlives the processes that it restarts, and still holds entries of dead processes, such as their
+    addresses. So each process registers under a new name, and waits until the main process has answered that name.
     """
     me = uuid.uuid4().hex
     store.set(f"hello/{my_rank}", me)
@@ -155,7 +155,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
 
 
 def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager:
-    """Context for a pass that exchanges gradients between processes or, unless `now`, only accumulates them locally."""
+    """Context for one forward and backward pass. Gradients are averaged over processes if `now`, else kept local."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not now else nullcontext()
 
 
@@ -181,8 +181,8 @@ def broadcast_from_main(value: Any) -> Any:
 def run_on_main(work: Callable[[], T]) -> T | None:
     """Call `work` on the main process while the others wait; return its value there, None on the others.
 
-    A ValueError or OSError becomes an InputError that ends all processes: the main one prints it, all exit with its
-    status.
+    A ValueError or OSError becomes an InputError that ends all processes: the main process prints it, and all exit
+    with its status.
     """
     value = error = None
     if is_main():
@@ -200,7 +200,7 @@ def run_on_main(work: Callable[[], T]) -> T | None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the main process's buffers to all processes, as running statistics differ between them."""
+    """Copy BatchNorm's running statistics and all other buffers from the main process to the other processes."""
     if is_connected():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

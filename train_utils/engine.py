@@ -26,7 +26,7 @@ ONE_VALUE = "Expected more than 1 value per channel"  # torch's message
 def train_one_epoch(
     state: RunState, loader: DataLoader, hooks: Sequence[object], save_checkpoint: Callable[[], None], stop: StopSignals
 ) -> bool:
-    """Train to the end of the epoch, to the run's last step, or to a signal. Return whether a signal came.
+    """Train until the epoch ends, the run's last step is done, or a signal comes. Return whether a signal came.
 
     If the run cannot continue, a checkpoint is written and an error raised, see `StepResults`.
     """
@@ -63,11 +63,11 @@ def train_one_epoch(
 
 
 class Batch(NamedTuple):
-    """A batch of the loader."""
+    """One batch from the loader: images [C, H, W] of different sizes, and their targets."""
 
     images: tuple[Tensor, ...]
     targets: tuple[dict[str, Any], ...]
-    error: Exception | None = None  # that ended loading; images and targets are then those of the previous batch
+    error: Exception | None = None  # the one that ended loading; then this batch repeats the previous one
     data_time: float = 0.0  # seconds spent waiting for the batch
 
     def parts(self, number: int) -> list["Batch"]:
@@ -78,11 +78,11 @@ class Batch(NamedTuple):
 
 
 def train_step(training: Training, batch: Batch, number: int, stop: bool = False) -> StepResult:
-    """Start one step: forward, backward, optimizer. The device decides whether to apply it; the host reads that later.
+    """Start a training step: forward, backward, and an update of the weights if loss and gradients are finite.
 
-    The random samples depend only on seed, step `number` (from 1) and rank, so that a run resumed at any step continues
-    as if it had never stopped. With `training.accumulate`, the batch is processed in that many parts, as if on several
-    processes.
+    The device decides about the update, so the host need not wait, and reads the result later. The random samples
+    depend only on seed, step `number` (from 1) and rank, so that a run resumed at any step continues as if it had never
+    stopped. With `training.accumulate`, the batch is processed in that many parts, as if on several processes.
     """
     torch.manual_seed(mix_seed(training.seed, number - 1, rank()))
     unreadable = [] if batch.error else [message for t in batch.targets for message in t.get("unreadable", ())]
@@ -127,7 +127,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield `number` batches after `done` steps. If loading fails, yield the previous batch with the error."""
+    """Yield `number` batches, the first for step `done`. If loading fails, repeat the last batch with `error` set."""
     loading, batch = iter(loader), None
     for step in range(done, done + number):
         report_activity("loading images", step)
@@ -143,5 +143,5 @@ def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
 
 
 def to_device(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Move images to the device, without waiting if they are pinned; the network moves the targets."""
+    """Copy images to the device, asynchronously if they are in pinned memory. The network copies the targets itself."""
     return [image.to(device, non_blocking=True) for image in images]

@@ -1,4 +1,4 @@
-"""Exit statuses and one-line messages of runs that do not finish normally; faults of the code keep a traceback."""
+"""Report input errors and early ends of a run in one line, with an exit status. Bugs keep their traceback."""
 
 import errno
 import io
@@ -39,7 +39,7 @@ class RunEnded(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context for a script: InputError, RunEnded and lack of memory become one line and an exit with their status."""
+    """Context for a script: report an InputError, a RunEnded or a lack of memory in one line, and exit."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the encoding may lack characters of file or class names
     try:
@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def naming_batch(images: Sequence[Any], remedy: str) -> Iterator[None]:
-    """Context for running a network on images [3, H, W]. An out-of-memory message gets their size and a remedy."""
+    """Context for running a network: add the size of the images [C, H, W] and a remedy to an out-of-memory error."""
     try:
         yield
     except Exception as error:

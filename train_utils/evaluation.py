@@ -42,7 +42,7 @@ def evaluate_only(training: Training, loader: DataLoader, dataset: InstanceDatas
 def evaluate_epoch(
     epoch: int, state: RunState, loader: DataLoader, dataset: InstanceDataset, classes: ClassTable, stop: StopSignals
 ) -> None:
-    """Evaluate on the validation set, and write and print the results; a signal ends the run immediately."""
+    """Evaluate on the validation set, and write and print the results. A signal meanwhile ends the run immediately."""
     training, settings, run = state.training, state.settings, state.run
     model, device, precision = training.model, training.device, training.precision
     ground_truth, unreadable = dataset.coco if is_main() else None, list[str]()
@@ -84,8 +84,8 @@ def detect_all(
 ) -> CocoEvaluator:  # fmt: skip
     """Detect objects in this process's share of the images. The returned evaluator computes their COCO metrics.
 
-    `unreadable` collects messages about unreadable images, which then count as images without detections. If it is
-    None, they raise InputError.
+    `unreadable` collects messages about unreadable images, which then count as images without detections. Without that
+    list, an unreadable image raises InputError.
     """
     network = ready_for_inference(model, precision)
     evaluator = CocoEvaluator(ground_truth, classes, model.continuous_paste)
@@ -118,7 +118,7 @@ def detect_all(
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
-    """Return a copy in evaluation mode, with normalisation folded into the convolutions and weights cast once."""
+    """Return a copy of the network for inference: BatchNorm folded into the convolutions, weights in `precision`."""
     network = copy.deepcopy(model).eval()
     fold_norms(network)
     if precision.dtype is not None:
@@ -130,10 +130,10 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 
 @torch.no_grad()
 def validation_losses(training: Training, loader: DataLoader, with_empty: bool) -> dict[str, float]:
-    """Return "loss" and its parts as means over the images of all processes; {} without images.
+    """Return each training loss and their sum, "loss", as means over all validation images; {} without images.
 
-    They are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation. The
-    random samples depend on seed and images only, and the random state of the training is restored. `with_empty`
+    The losses are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation.
+    The random samples depend on seed and images only, and the random state of the training is restored. `with_empty`
     includes images without objects, as --keep-empty does.
     """
     network, device = copy.deepcopy(training.model).train(), training.device

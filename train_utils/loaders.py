@@ -38,7 +38,7 @@ def fingerprint(dataset: InstanceDataset) -> str:
 
 
 def training_loader(dataset: InstanceDataset, settings: TrainSettings, pin_memory: bool) -> DataLoader:
-    """Return a loader of this process's share of every epoch: batches (images, targets) of similar aspect ratio."""
+    """Return a loader of this process's share of the training set, in batches of images with similar aspect ratios."""
     ratios = [w / h for h, w in (dataset.get_height_and_width(i) for i in range(len(dataset)))]
     threshold, seed, repeats = settings.repeat_threshold, settings.seed, None
     if threshold:
@@ -82,13 +82,13 @@ def loader_of(items: Dataset, sampler: Any, workers: int | None, collate: Callab
 
 
 def default_workers() -> int:
-    """Return the number of loader workers per process: its share of the available cores, at most 8."""
+    """Return the number of loader workers per process: available cores divided by processes, from 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // world_size()))
 
 
 class MarkedItems(Dataset):
-    """Items of a dataset. An unreadable one becomes (None, {"unreadable": [reason]})."""
+    """Dataset that returns (None, {"unreadable": [reason]}) for an item that cannot be read, instead of raising."""
 
     def __init__(self, dataset: InstanceDataset):
         self.dataset = dataset
@@ -106,10 +106,11 @@ class MarkedItems(Dataset):
 
 
 class SeededItems(Dataset):
-    """Items whose random transforms depend on seed, epoch and image, not on the worker that loads them.
+    """Dataset whose random transforms depend on seed, epoch and image, not on the worker that loads an item.
 
-    An unreadable image is replaced by the next readable one, so that batches stay full and processes in step; its
-    target holds the reason under "unreadable". With `keep_seeds`, it holds its seed for `transform_seeded`.
+    An unreadable image is replaced by the next readable one, so that batches stay full and processes in step. The
+    target then holds the reason under "unreadable". With `keep_seeds`, every target holds a "seed" for
+    `transform_seeded`.
     """
 
     tries = 20
@@ -133,7 +134,7 @@ class SeededItems(Dataset):
 
 
 def transform_seeded(transform: Callable[[Sequence], tuple], batch: Sequence[tuple[Tensor, dict]]) -> tuple:
-    """Transform a batch. Random draws depend on the seeds of its items, not on the worker."""
+    """Transform a batch, with random draws that depend on the seeds of the items and not on the worker."""
     seeds = [target.pop("seed") for _, target in batch]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(*seeds))
@@ -146,11 +147,11 @@ def mix_seed(*numbers: int) -> int:
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
-    """Return how often an epoch shows each image on average, float64 [images].
+    """Return the repeat factor of each image, float64 [images]: how often an epoch shows it on average.
 
-    Rare classes are shown more often. Repeat-factor sampling (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a
-    class in a share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its
-    classes; without objects, 1.
+    Images of rare classes are repeated (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class in a share f of
+    the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes, and an image
+    without objects the factor 1.
     """
     images_with = Counter(c for found in classes for c in set(found))
     factors = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in images_with.items()}
@@ -158,11 +159,11 @@ def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.nda
 
 
 class AspectRatioBatchSampler:
-    """Sample batches of (epoch, index) of images with similar aspect ratios, which reduces padding.
+    """Draw batches of images with similar aspect ratios, which reduces padding. An image's key is (epoch, index).
 
-    All processes draw the same batches from seed and epoch, and each takes every world_size-th of them. The leftovers
-    of all groups are batched together. The last batch and the last round of batches are filled up from the start of the
-    epoch, so that all batches are full and all processes have the same number of them.
+    All processes draw the same batches from seed and epoch, and each takes every world_size-th batch. The leftovers of
+    all groups are batched together. The last batch and the last round of batches are filled up from the start of the
+    epoch, so that all batches are full and all processes have the same number of batches.
 
     Args:
         ratios: width / height of each image.
@@ -189,7 +190,7 @@ class AspectRatioBatchSampler:
         return -(-self.number // self.world_size)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Set the epoch to draw next, and how many of this process's batches to skip at its start."""
+        """Set the epoch to draw next, and how many of this process's batches to skip at the start of the epoch."""
         self.epoch, self.first_batch = epoch, batch
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
@@ -197,7 +198,7 @@ class AspectRatioBatchSampler:
         yield from ([(self.epoch, *key) for key in batch] for batch in batches[self.first_batch :])
 
     def order(self) -> list[tuple[int, ...]]:
-        """Draw the epoch's images in a random order: (index,), or (index, n) for the n-th repetition.
+        """Return the epoch's images in random order, as keys (index,), or (index, n) for an image's n-th repetition.
 
         The sampling is systematic: an image appears as often as its factor, rounded up or down, and on average exactly.
         """

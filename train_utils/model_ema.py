@@ -16,8 +16,8 @@ SPANS = 25  # the average covers this part of the run: torchvision's decay, 0.99
 class ModelEma:
     """Exponential moving average of the trained weights and of BatchNorm's running statistics.
 
-    As in torchvision's classification scripts, it is a copy during the first `warm_up` steps. After that, each step
-    keeps the share `decay` of it.
+    As in torchvision's classification scripts, the average is a copy of the weights during the first `warm_up` steps.
+    After that, each step keeps the share `decay` of the average.
     """
 
     def __init__(self, model: nn.Module, decay: float, warm_up: int):
@@ -38,11 +38,9 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, number: int, applied: Tensor) -> None:
-        """Update the average after a step.
+        """Update the average after step `number` (from 1).
 
-        Args:
-            number: of the step, from 1.
-            applied: bool scalar on the device, whether the step changed the weights.
+        `applied` is a bool scalar on the device, whether the step changed the weights.
         """
         share = applied.float() * (1.0 if number <= self.warm_up else 1 - self.decay)
         added = torch._foreach_mul(list(self.values.values()), share)
@@ -68,7 +66,7 @@ class ModelEma:
             value.data, average.data = average.data, value.data
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state dict with the averages; tensors that are not trained are the model's own."""
+        """Return the model's state dict, with averages in place of the trained weights and running statistics."""
         return self.model.state_dict() | dict(zip(self.values, self.averages))
 
     def describe(self) -> str:

@@ -40,7 +40,7 @@ class ClassMetrics:
 
 
 class MetricsOfAll(NamedTuple):
-    """AP and recall of all detections, if an image has more than the 100 that COCO's metrics count."""
+    """AP and recall over all detections, where COCO's metrics count only the best 100 detections per image."""
 
     most: int  # the largest number of detections in an image
     ap: float  # over IoU 0.50 to 0.95, all areas
@@ -49,7 +49,7 @@ class MetricsOfAll(NamedTuple):
 
 @dataclass
 class Metrics:
-    """COCO metrics."""
+    """COCO metrics of boxes, masks or boundaries, for all classes together and for each class."""
 
     stats: list[float]  # COCO's 12 numbers in the official order, for the best 100 detections per image; -1: no objects
     classes: list[ClassMetrics]  # for the same detections
@@ -76,7 +76,7 @@ def tables(metrics: Mapping[str, Metrics]) -> str:
 
 
 def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()) -> str:
-    """Explain why some of COCO's 12 numbers are -1. Return "" if none is and all classes have objects."""
+    """Explain any -1 among COCO's 12 numbers and any class without objects; "" if there is nothing to explain."""
     if stats[0] == -1:
         return "-1: the validation images have no objects to find (crowds do not count), so that there is no AP"
     sizes = [name for name, value in zip(("small", "medium", "large"), stats[3:6]) if value == -1]
@@ -87,7 +87,7 @@ def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()
 
 
 class PendingDetections:
-    """What `MaskRCNN.detect` returned for a batch, copied asynchronously from the device; reading waits for it."""
+    """Detections of a batch by `MaskRCNN.detect`, copied asynchronously from the device; `read` waits for them."""
 
     def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
         self.counts = [len(detection["labels"]) for detection in detections]
@@ -99,7 +99,7 @@ class PendingDetections:
 
 
 class CocoEvaluator:
-    """Collect the detections of one process, and score those of all. Only the main process needs the ground truth."""
+    """Collect detections on each process, and score all on the main process, which alone needs the ground truth."""
 
     def __init__(self, ground_truth: Any, classes: ClassTable, continuous_paste: bool = False):
         self.ground_truth, self.classes, self.continuous_paste = ground_truth, classes, continuous_paste
@@ -129,11 +129,11 @@ class CocoEvaluator:
         return None if shards is None else {image_id: d for shard in shards for image_id, d in shard.items()}
 
     def results(self, detections: Mapping[int, dict]) -> dict[str, list[dict]]:
-        """Convert the detections that COCO's metrics count to its results format, see `coco_results`."""
+        """Convert each image's best 100 detections to COCO's results format, see `coco_results`."""
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
     def score(self, detections: Mapping[int, dict], kinds: Sequence[str] = IOU_TYPES) -> dict[str, Metrics]:
-        """Compute the metrics of detections by image id. They are returned by IoU type, in the order of `kinds`."""
+        """Return the metrics by IoU type, in the order of `kinds`, of the detections by image id."""
         results = self.results(detections)
         truths = {kind: self.ground_truth if kind == "bbox" else truth_of_masks(self.ground_truth) for kind in kinds}
         metrics = {kind: score_results(truths[kind], results[kind], kind, self.classes) for kind in kinds}
@@ -148,7 +148,7 @@ class CocoEvaluator:
 
 
 def truth_of_masks(ground_truth: Any) -> Any:
-    """Return the ground truth for masks. Objects without a mask become crowds, which are ignored."""
+    """Return the ground truth for scoring masks: objects without a mask become crowds, which are ignored."""
     annotations = ground_truth.loadAnns(ground_truth.getAnnIds())
     if all(a.get("segmentation", True) for a in annotations):
         return ground_truth
@@ -164,7 +164,7 @@ def truth_of_masks(ground_truth: Any) -> Any:
 def coco_results(
     detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
 ) -> dict[str, list[dict]]:
-    """Convert up to `most` detections per image to COCO's format. Labels without a category are dropped."""
+    """Convert up to `most` detections per image to COCO's results format. Drop labels without a category."""
     boxes, masks = [], []
     for image_id in sorted(detections):
         d = {name: values[:most] for name, values in detections[image_id].items()}
@@ -173,7 +173,7 @@ def coco_results(
         for label, score, box, code in zip(d["labels"].tolist(), d["scores"].tolist(), xywh.tolist(), d["codes"]):
             if label in category_ids:
                 common = {"image_id": image_id, "category_id": category_ids[label], "score": score}
-                boxes.append({**common, "bbox": box})  # apart from the mask, whose area then decides about its size
+                boxes.append({**common, "bbox": box})  # not beside the mask, whose size would then be the box's area
                 masks.append({**common, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
     return {"bbox": boxes, "segm": masks}
 
@@ -201,16 +201,16 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
 
 
 def midway(score: float | None, scores: np.ndarray) -> float | None:
-    """Return the middle between a score and the next lower one, which leaves room for lower scores on other images."""
+    """Return the mean of `score` and the next lower of `scores`, as scores on other images may be a bit lower."""
     return None if score is None else float(score + scores[scores < score].max(initial=0)) / 2
 
 
 def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return the score with the best F1 of K classes together; None without a correct detection.
+    """Return the score threshold with the best F1 over K classes; None without a correct detection.
 
-    Precision and scores are [101, K], where the recalls 0, 0.01, ..., 1 are reached, and objects int64 [K]. For one
-    class of up to 100 objects the result is exact, as each recall is then among the 101; else it is exact to 1 % of
-    recall. That the precision is interpolated does not matter: where it is that of a higher recall, F1 is higher there.
+    `precision` and `scores` are [101, K], at the recalls 0, 0.01, ..., 1, and `objects` int64 [K]. For one class of up
+    to 100 objects the result is exact, as each recall is then among the 101; else it is exact to 1 % of recall. COCO's
+    interpolation does no harm: where it takes the precision of a higher recall, F1 is higher at that recall.
     """
     reached = (precision > 0) & (objects > 0)
     if not reached.any():
@@ -225,9 +225,9 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarra
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Return label -> the score with the best F1 of masks, else of boxes; {} if no detection is correct.
+    """Map each label to its score threshold with the best F1, of masks or else boxes; {} if no detection is correct.
 
-    A class with few objects gets the score that is best for all classes, as its own would fit other images worse.
+    A class with few objects gets the common threshold of all classes, as its own would fit other images worse.
     """
     for of_kind in (metrics[kind] for kind in ("segm", "bbox") if kind in metrics):
         if (common := of_kind.threshold) is not None:
@@ -236,7 +236,7 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
 
 
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
-    """Run COCO's evaluation, with pycocotools' numbers to the last bit. If `most` is given, there are no `stats`."""
+    """Run COCO's evaluation, bit for bit like pycocotools. With `most` detections per image, it has no `stats`."""
     from hotcoco import COCOeval  # only the main process needs it
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -251,6 +251,6 @@ def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: in
 
 
 def mean_of_valid(values: np.ndarray) -> float:
-    """Return the mean of the entries other than -1, which means nothing to find; -1 if there are none."""
+    """Return the mean of all entries but -1, COCO's mark for a missing value; -1 if no other entries exist."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0

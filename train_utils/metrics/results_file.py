@@ -31,10 +31,10 @@ class ScoredResults:
 
 
 def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[str]) -> ScoredResults:
-    """Compute the 12 metrics of boxes ("bbox") and masks ("segm").
+    """Compute COCO's 12 metrics of the boxes ("bbox"), the masks ("segm") or both in a results file.
 
-    Those of masks are also computed for "boundary". For masks a `bbox` is ignored, so that their size is the mask's
-    area. InputError names the file or entry at fault.
+    `kinds` may also contain "boundary", which counts as "segm". The size of a mask is its own area, not that of a
+    `bbox` beside it. InputError names the file or entry at fault.
     """
     truth = read_annotations(annotation_path)
     results = {kind: read_results(results_path, truth, kind) for kind in with_masks(kinds)}
@@ -47,7 +47,7 @@ def score_results_file(results_path: str, annotation_path: str, kinds: Sequence[
 
 
 def with_masks(kinds: Sequence[str]) -> list[str]:
-    """Replace boundaries by the masks that they are computed from, without duplicates."""
+    """Replace "boundary" by "segm", since boundaries are computed from masks, and drop duplicates."""
     return list(dict.fromkeys("segm" if kind == "boundary" else kind for kind in kinds))
 
 
@@ -133,7 +133,7 @@ def is_finite(value: Any) -> bool:
 
 
 def official_table(stats: list[float]) -> str:
-    """Format COCO's 12 numbers as its own tools print them."""
+    """Format COCO's 12 numbers like the table that pycocotools prints."""
     return "\n".join(
         f" {title:<18} {short} @[ IoU={iou:<9} | area={area:>6s} | maxDets={most:>3d} ] = {value:0.3f}"
         for (title, short, iou, area, most), value in zip(OFFICIAL_LINES, stats)
