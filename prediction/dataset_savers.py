@@ -1,7 +1,7 @@
-"""Write predictions as datasets for train.py and other tools: in COCO's layout, and in labelme's for correction.
+"""Write predictions as a dataset: in COCO's layout, to train on, or in labelme's, to correct by hand.
 
-Both include the images, as hard links where the file system supports them, so that these take no space. An image with
-an EXIF orientation is written again, upright, since tools disagree on that tag.
+Both layouts include the images, as hard links where the file system supports them, which take no space. An image with
+an EXIF orientation is written upright, since tools disagree on that tag.
 
 labelme's outlines follow the edges between pixels, and are then simplified as long as they still cover most of the
 mask's pixels and few others.
@@ -37,7 +37,7 @@ LEVEL = 0.501  # between a mask's values 0 and 1; above a half, so that parts th
 
 
 class CocoSaver:
-    """Write a COCO dataset: annotations.json, and the images in images/. Objects without pixels are left out."""
+    """Write a COCO dataset: annotations.json, and the images in images/. Objects with an empty mask are left out."""
 
     suffixes: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class CocoSaver:
 
 
 def annotations(prediction: Prediction, image_id: int) -> list[dict]:
-    """Return entries of COCO's annotation format without ids; the boxes enclose the masks."""
+    """Return the objects of an image in COCO's annotation format, without ids. Each box encloses the object's mask."""
     if not len(prediction):
         return []
     areas, boxes = coco_mask.area(prediction.codes).tolist(), coco_mask.toBbox(prediction.codes).tolist()
@@ -76,7 +76,7 @@ def annotations(prediction: Prediction, image_id: int) -> list[dict]:
 
 
 class LabelmeSaver:
-    """Write a folder for labelme: each image with its JSON beside it, and labels.txt with the classes by label.
+    """Write a folder for labelme: each image, a JSON file beside it, and labels.txt with the class names.
 
     Raises:
         InputError: one of the JSON files exists already; it may have been corrected by hand.
@@ -111,7 +111,7 @@ class LabelmeSaver:
 
 
 def shapes_of(prediction: Prediction) -> list[dict]:
-    """Return labelme's shapes: a mask for an object with a hole, else a polygon per part, with a common group_id."""
+    """Return labelme's shapes: a mask for an object with a hole, else a polygon per part. Parts share a group_id."""
     shapes = []
     objects = zip(prediction.names, prediction.scores.tolist(), prediction.crops())
     for number, (name, score, crop) in enumerate(objects, start=1):
@@ -126,7 +126,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
 
 
 def mask_shape(crop: Crop) -> dict:
-    """Return a shape of type mask, with its top left and bottom right pixel, and its pixels as a base64 PNG."""
+    """Return a crop as a labelme shape of type "mask": its top-left and bottom-right pixel, and a PNG in base64."""
     left, top, pixels = crop
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
@@ -137,9 +137,9 @@ def mask_shape(crop: Crop) -> dict:
 
 
 def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
-    """Put an image into a dataset's folder under the source's name, and return its path.
+    """Store an image in a dataset's folder, under the source's output name. Return the path of the stored file.
 
-    The file is linked or copied if it stores `image` upright; otherwise `image` is written.
+    The source's file is linked or copied if it is upright; otherwise `image` is written.
     """
     try:
         with open_image(source.path) as stored:
@@ -156,7 +156,7 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
 
 
 def outlines_of(crop: Crop) -> list[Points]:
-    """Return a polygon for each part of a mask without holes. Parts that touch only at a corner are separate."""
+    """Return one simplified polygon per part of a mask without holes. Parts may touch at a corner."""
     left, top, pixels = crop
     exact = contours(pixels)
     for tolerance in TOLERANCES:
@@ -175,9 +175,9 @@ def has_hole(pixels: np.ndarray) -> bool:
 
 
 def contours(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return the corners of each contour of a mask, bool [h, w], along the edges of its pixels.
+    """Trace the contours of a mask, bool [h, w], along the edges between pixels.
 
-    A contour is float64 [P, 2], x and y. Contours around holes run in the opposite direction to those around parts.
+    A contour is float64 [P, 2], x and y of its corners. Contours of holes run in the opposite direction to the others.
     """
     values = np.pad(pixels, 1).repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
     lines: Any = contourpy.contour_generator(z=values, line_type="Separate").lines(LEVEL)
@@ -197,7 +197,7 @@ def signed_area(corners: np.ndarray) -> float:
 
 
 def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
-    """Remove corners of a closed polygon that lie within `tolerance` of the rest (Douglas and Peucker, 1973)."""
+    """Simplify a closed polygon [P, 2], which moves by at most `tolerance` pixels (Douglas and Peucker, 1973)."""
     far = int(((corners - corners[0]) ** 2).sum(axis=1).argmax())
     closed = np.concatenate((corners, corners[:1]))
     kept = np.zeros(len(closed), dtype=bool)
@@ -219,7 +219,7 @@ def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:
-    """Return the IoU of a mask, bool [h, w], and the area inside outlines that share its frame."""
+    """Return the IoU between a mask, bool [h, w], and polygons in the mask's coordinates."""
     polygons = [corners.reshape(-1).tolist() for corners in outlines]
     covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *pixels.shape))).astype(bool)
     return float((covered & pixels).sum() / (covered | pixels).sum())

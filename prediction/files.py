@@ -1,4 +1,4 @@
-"""Predict the files that a command names: check options and outputs, then images, then videos. Needs no torch."""
+"""Check options and outputs of a command, then predict the images and videos that it names. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ from train_utils.errors import InputError, reading_input
 def predict_files(
     predictor: ImagePredictor, given: Iterable[str | Path], settings: OutputSettings, inputs: Iterable[str | None]
 ) -> None:
-    """Draw and save the predictions of files, given by name, folder or pattern. For `inputs` see `check_outputs`.
+    """Predict images and videos, given as files, folders or patterns; draw and save the results.
 
     Raises:
-        InputError: an option or a file cannot be used, or an output would replace an input.
+        InputError: an option or a file cannot be used, or an output would replace a source or one of `inputs`.
         RunEnded: after Ctrl-C.
     """
     folder = Path(settings.output_dir)
@@ -57,7 +57,7 @@ def require_json_only(settings: OutputSettings, video: str | Path) -> None:
 
 
 def lines_path(settings: OutputSettings, drawn: Path) -> Path | None:
-    """Return the file for the JSON lines of a video; None without --save json."""
+    """Return the path of a video's JSON lines, beside the drawn video; None without --save json."""
     return drawn.with_name(f"{drawn.name.removesuffix('.mp4')}.jsonl") if settings.formats else None
 
 
@@ -67,7 +67,7 @@ def check_outputs(
 ) -> None:  # fmt: skip
     """Raise InputError if an output cannot be written or would replace an input.
 
-    `inputs` are read beside the sources (None: not given), `files` written beside drawings and files of the savers.
+    `inputs` are other files that are read (None: not given), `files` other files that are written.
     """
     outputs = [*files, *(source.drawn_in(folder) for source in sources)]
     for saver in savers:

@@ -1,4 +1,4 @@
-"""Options of all predictions, of `Predictor` and of predict.py; see train_utils/options.py."""
+"""Options of predict.py, tools/predict_onnx.py and `Predictor`; see train_utils/options.py."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
 
 @dataclass
 class ImageSettings(Settings):
-    """Options of all predictions for reading images and selecting detections."""
+    """Options for reading images and selecting detections, with any network."""
 
     box_thresh: Any = option(
         0.5, "minimum score to show: of all classes, per class (person=0.7), or best: as validation found ({default})",
@@ -32,7 +32,7 @@ class ImageSettings(Settings):
         "size are always whole in some tile", type=share)  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that have no effect, or that the command line would refuse."""
+        """Raise InputError for invalid values, and for --overlap without --tile, which would have no effect."""
         if self.overlap is not None and self.tile is None:
             raise InputError(f"--overlap {self.overlap:g} needs --tile, the size of the tiles in pixels")
         if self.tile is not None and not 1 <= self.tile <= LARGEST_TILE:
@@ -59,7 +59,7 @@ class PredictorSettings(ImageSettings, InferenceSettings):
 
 @dataclass
 class OutputSettings(Settings):
-    """Options shared by all predictions of files: what is written, and where."""
+    """Options for the outputs of predict.py and tools/predict_onnx.py: what to write, and where."""
 
     output_dir: str = option(
         "predictions", "drawn images and saved detections ({default})", metavar="DIR", group="input and output"

@@ -1,6 +1,6 @@
-"""Predict many images at the network's own rate: other threads read, draw and save. Needs no torch.
+"""Predict many images: threads read images, and draw and save results, while the network runs. Needs no torch.
 
-`predict_images` serves image files, `predict_all` videos as well.
+`predict_images` predicts image files; `predict_all` also predicts the frames of videos.
 """
 
 import os
@@ -29,7 +29,7 @@ FAST = 1  # compression of drawn images: a fifth of the time of the default, fil
 
 
 class Outcome(NamedTuple):
-    """An item's result, or None and the reason why its image cannot be read."""
+    """An item and its result. If the item's image cannot be read, the result is None and `error` states the reason."""
 
     item: Any
     result: Any
@@ -40,10 +40,10 @@ def predict_images(
     predictor: ImagePredictor, images: Sequence[Source], known: Sequence[ResultImage], folder: Path,
     savers: Sequence[Saver],
 ) -> list[Source]:  # fmt: skip
-    """Draw the predictions of images into `folder`, save them, and print a line for each.
+    """Predict image files. Draw each prediction into `folder`, give it to the savers, and print a line about it.
 
-    Returns the images that cannot be read. Whatever ends the prediction, savers write what was predicted until then.
-    `known` has the sizes in annotations.
+    Returns the images that cannot be read. However the run ends, the savers write the predictions made so far. `known`
+    has the images' annotated sizes.
 
     Raises:
         RunEnded: after Ctrl-C.
@@ -104,13 +104,13 @@ def predict_all(
     predictor: ImagePredictor, items: Iterable[Item], load: Callable[[Item], Any],
     finish: Callable[[Item, Prediction, float], Any],
 ) -> Iterator[Outcome]:  # fmt: skip
-    """Predict images in batches, in order.
+    """Load, predict and finish items in batches, and yield the `Outcome` of each item in order.
 
-    Only a few images are in memory at a time, however many there are and however slow a step is.
+    Only a few images are in memory at a time, even if there are many items or one of the steps is slow.
 
     Args:
         load: reads an item's image, in a thread; a ValueError becomes the error of the item's outcome.
-        finish: is called in a thread with the item, its prediction and the seconds that the network took.
+        finish: turns an item, its prediction and the network's seconds into the outcome's result, in a thread.
     """
 
     def loaded(item: Item) -> Outcome:
@@ -137,7 +137,7 @@ def predict_all(
 
 
 def in_threads(function: Callable[[Any], Result], items: Iterable[Any], ahead: int) -> Iterator[Result]:
-    """Apply a function in other threads, `ahead` items at a time. Results come in order, as soon as available."""
+    """Apply a function to items in threads, with up to `ahead` items in progress. Yield the results in order."""
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(THREADS)
     try:

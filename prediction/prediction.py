@@ -13,7 +13,7 @@ Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: the part of the
 
 
 class Classes(Protocol):
-    """Meaning of a network's labels."""
+    """The name and the category id of each label of a network."""
 
     names: dict[int, str]
     category_ids: dict[int, int]
@@ -44,14 +44,14 @@ class Prediction:
 
     @property
     def masks(self) -> np.ndarray:
-        """bool [N, H, W], decoded at each call; `crops` takes less memory."""
+        """The masks as bool [N, H, W], decoded at each call; `crops` takes less memory."""
         planes = np.zeros((len(self), *self.size), dtype=bool)
         for plane, (left, top, crop) in zip(planes, self.crops()):
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         return planes
 
     def crops(self) -> list[Crop]:
-        """Return left, top and pixels bool [h, w] of each mask; an empty crop for a mask without pixels."""
+        """Return left, top and pixels, bool [h, w], of each mask. The crop of an empty mask has no pixels."""
         return [(left, top, crop.astype(bool)) for left, top, crop in decode_crops(self.codes)]
 
     def draw(self, enlarge: bool = True) -> Image.Image:
@@ -77,5 +77,5 @@ class Prediction:
         ]
 
     def summary(self) -> str:
-        """Return '2 person, 1 dog', or 'nothing'."""
+        """Count the objects by class, as in '2 person, 1 dog'; 'nothing' if there are none."""
         return ", ".join(f"{self.names.count(n)} {n}" for n in dict.fromkeys(self.names)) or "nothing"

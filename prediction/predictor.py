@@ -40,7 +40,7 @@ class Predictor(ImagePredictor):
             `mask_thresh`, `batch_size`, `exif`, `tile`, `overlap`, `min_size`, `max_size`, `tta`, `amp`, ...
 
     Raises:
-        InputError: there are no such weights, or they or the options cannot be used.
+        InputError: the weights do not exist, or the weights or the options cannot be used.
         TypeError: an option is unknown.
     """
 
@@ -50,7 +50,7 @@ class Predictor(ImagePredictor):
 
     @classmethod
     def of_trained(cls, trained: TrainedModel, settings: PredictorSettings) -> "Predictor":
-        """Return a predictor for weights that are already open; only the options for images are used."""
+        """Return a predictor for an open model. Of the settings, it uses ImageSettings, `batch_size` and `tta`."""
         predictor = cls.__new__(cls)
         predictor.set_up(trained, settings)
         return predictor
@@ -83,7 +83,7 @@ class Predictor(ImagePredictor):
 
         Raises:
             ValueError: an image cannot be read; the message names it.
-            TypeError: it is of another type.
+            TypeError: an image is of another type.
         """
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
             return self([images])[0]

@@ -1,7 +1,7 @@
 """Write predictions in the formats of `--save`, without torch.
 
-A saver receives each prediction as soon as it is made, in any order and from any thread; `close` ends it. The formats
-that are datasets are in dataset_savers.py.
+A saver receives each prediction as soon as it is made, in any order and from any thread; `close` ends it. Savers
+that write datasets are in dataset_savers.py.
 """
 
 import json
@@ -37,7 +37,7 @@ class Saver(Protocol):
 def open_savers(
     formats: Sequence[str], folder: Path, sources: Sequence[Source], ids: Sequence[int], classes: Classes
 ) -> list[Saver]:
-    """Create a saver per format, for images that have the given ids in written results.
+    """Create one saver per format. `ids` are the image ids of the sources in written results.
 
     Raises InputError if files that may hold corrections by hand would be overwritten.
     """
@@ -73,7 +73,7 @@ class ResultsSaver(Saver):
 
 
 class TableSaver(Saver):
-    """Write a CSV file with a row per object; its columns are TABLE_HEAD."""
+    """Write a CSV file with the columns TABLE_HEAD and one row per object."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -94,7 +94,7 @@ class TableSaver(Saver):
 
 
 class MaskSaver(Saver):
-    """Write a 16-bit PNG per image. Value 0 is the background, k the k-th best object, which covers later ones."""
+    """Write a 16-bit PNG per image: 0 is background, k the k-th best object. Better objects cover worse ones."""
 
     suffixes: tuple[str, ...] = (".png",)
 
@@ -114,7 +114,7 @@ class MaskSaver(Saver):
 
 
 class CropSaver(Saver):
-    """Write each object with a non-empty mask as a transparent PNG, cut out along the mask: NAME_001_class.png."""
+    """Write each object as a transparent PNG, cut out along its mask: NAME_001_class.png. Empty masks are skipped."""
 
     def __init__(self, folder: Path):
         self.path = folder
@@ -132,6 +132,6 @@ class CropSaver(Saver):
 
 
 def in_file_name(class_name: str) -> str:
-    """Return a class as part of a file name, without "_", so that no two objects have the same file."""
+    """Make a class name fit for a file name. The result has no "_", so that no two objects get the same file."""
     name = re.sub(r"[^\w.-]+|_", "-", class_name).strip("-.")
     return os.fsencode(name)[:50].decode(errors="ignore") or "object"

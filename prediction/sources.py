@@ -50,7 +50,7 @@ def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Sourc
 
 
 def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file that an argument refers to, and its name below the argument's folder."""
+    """Yield the path of each file that `text` names, and the file's name relative to the folder that `text` names."""
     path = Path(text)
     if path.is_file():
         yield path, path.name
@@ -71,9 +71,9 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def matching_files(pattern: str, folder: Path) -> list[Path]:
-    """List the images and videos that match a pattern, and the images in folders that match it, each once.
+    """List each image and video that matches a pattern, and each image in a folder that matches the pattern.
 
-    `folder` is the one that the pattern names before its first wildcard.
+    `folder` is the folder that the pattern names before the first wildcard.
     """
     wanted = Path(pattern).relative_to(folder).parts
     if "**" in wanted:  # glob follows links that lead in circles
@@ -90,7 +90,7 @@ def matching_files(pattern: str, folder: Path) -> list[Path]:
 
 
 def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a path, or a folder above it, matches a pattern, in which "**" stands for any number of parts."""
+    """Whether the parts of a path, or of a folder above it, match a pattern. "**" matches any number of parts."""
     if not wanted:
         return True
     if wanted[0] == "**":
@@ -99,7 +99,7 @@ def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def below(folder: Path, file: Path) -> str:
-    """Return the name of a file below a folder, with forward slashes. Elsewhere, it is the file's base name."""
+    """Return a file's path relative to `folder`, with forward slashes; the base name if the file lies elsewhere."""
     try:
         inner = file.relative_to(folder)
     except ValueError:
@@ -133,19 +133,19 @@ def unique_names(file_names: Iterable[str]) -> list[str]:
 
 
 def comparable(name: str) -> str:
-    """Normalize a name, so that names that some file system considers equal become equal."""
+    """Normalize a name. Names that are the same file on some file system become equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 class ResultImage(NamedTuple):
-    """The id of an image in written results, and its annotated height and width, if it has annotations."""
+    """An image's id in written results, and its height and width in the annotations, or None without annotations."""
 
     id: int
     size: tuple[int, int] | None = None
 
 
 def result_images(sources: Sequence[Source], annotation_file: str | None = None) -> list[ResultImage]:
-    """Choose the ids of images in written results.
+    """Return the id of each source in written results, and its size in the annotation file.
 
     Args:
         annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by
@@ -180,7 +180,7 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
 
 
 def images_in(path: Path) -> list[tuple[str, ResultImage]]:
-    """Return the file names, with forward slashes, and images of a COCO file, with or without annotations."""
+    """Read the images of a COCO file, which may lack annotations. File names are returned with forward slashes."""
     from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
 
     try:

@@ -43,12 +43,12 @@ class LoadedImage:
 
 
 class ImagePredictor:
-    """The three steps of a prediction: `load` and `describe` may run in other threads while `find` runs the network.
+    """Predict in three steps: `load`, `find`, `describe`. Only `find` runs the network; the others may run in threads.
 
     Args:
         path: the file of the network, for messages.
         classes: the network's labels.
-        best: label -> the best score in validation; {} if it is unknown.
+        best: label -> the score threshold that was best in validation; {} if unknown.
         exif: how training images were read, see `open_image`; `settings` may override it.
         network: the network's `ModelConfig`.
         continuous: how masks are pasted into the image, see `mask_crops`.
@@ -71,12 +71,12 @@ class ImagePredictor:
         raise NotImplementedError
 
     def encode(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
-        """Return run-length codes of mask probabilities in an image of this height and width."""
+        """Paste mask probabilities into an image of this height and width. Return the masks as run-length codes."""
         return encode_masks(masks, boxes, size, self.mask_thresh, self.continuous)
 
     @property
     def box_thresh(self) -> float:
-        """The lowest score to show for classes without a threshold of their own. It is set as in the options."""
+        """The score threshold of all classes that have none of their own. It can be set as --box-thresh can."""
         return self.thresholds.default
 
     @box_thresh.setter
@@ -85,11 +85,11 @@ class ImagePredictor:
 
     @property
     def images_per_step(self) -> int:
-        """The number of images to load before a step. It is one for tiled images, whose tiles fill the steps."""
+        """The number of images to load for one call of `find`: one with tiles, since an image's tiles fill batches."""
         return 1 if self.tile else self.batch_size
 
     def require_rgb(self, what: str | Path) -> None:
-        """Raise InputError if the network does not take RGB images, as videos and cameras deliver."""
+        """Raise InputError if the network does not take RGB images. `what` names the video or camera in the message."""
         if self.form.channels is not None:
             raise InputError(f"{what}: the network takes images of --channels {self.form.channels}, no video")
 
@@ -122,7 +122,7 @@ class ImagePredictor:
         return {name: value[keep] for name, value in detection.items()}
 
     def describe(self, loaded: LoadedImage, found: Sequence[Detection]) -> Prediction:
-        """Turn the detections in the tiles of an image into a prediction."""
+        """Merge the detections in the tiles of an image into a `Prediction`."""
         image = loaded.image
         merged = merge_tiles(loaded.tiles, found, (image.height, image.width), self.encode, self.agnostic)
         boxes, labels, scores, codes = merged
@@ -132,22 +132,23 @@ class ImagePredictor:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """Convert an RGB image to uint8 [3, H, W]. This avoids torch, which would start its own threads in each thread."""
+    """Convert an RGB image to uint8 [3, H, W]."""
+    # not in torch, which would start threads of its own in each calling thread
     return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
 
 
 class ScoreThresholds:
-    """The lowest score to show, per label.
+    """Score thresholds by label. Detections below the threshold are not shown.
 
     Args:
-        given: a number for all classes, "best", "NAME=NUMBER", or several of these; or name -> number. Scores of named
-            classes override the others.
+        given: a number for all classes, "best", "NAME=NUMBER", or several of these; or name -> number. The number of
+            a named class takes precedence.
         names: label -> class name.
-        best: label -> the best score in validation; {} if it is unknown.
+        best: label -> the score threshold that was best in validation; {} if unknown.
         owner: file of the weights, for messages.
 
     Raises:
-        InputError: a part is not understood, no class has that name, or the best scores are unknown.
+        InputError: a threshold is invalid, a class name is unknown, or "best" is given and `best` is empty.
     """
 
     def __init__(self, given: Thresholds, names: Mapping[int, str], best: Mapping[int, float], owner: object):
@@ -189,9 +190,9 @@ def score_of(text: str, part: str) -> float:
 def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int] | None = None) -> Image.Image:
     """Open a file, a Pillow image or an RGB array uint8 [H, W, 3] as an RGB image.
 
-    Only files are rotated by their EXIF orientation: see `upright_rgb`; without `exif` and `size`, it is applied.
-    Raises ValueError, which names the file, for one that cannot be read or an array that is not an image, and TypeError
-    for anything else.
+    Only files are rotated by their EXIF orientation (see `upright_rgb`), always if `exif` and `size` are None. Raises
+    ValueError for an unreadable file, which the message names, or an array that is not an image, and TypeError for
+    any other type.
     """
     if isinstance(source, Image.Image):
         return stored_images.as_rgb(source)
@@ -210,10 +211,10 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
 
 
 def open_stored(source: ImageLike, form: ImageForm) -> np.ndarray:
-    """Read a file, a Pillow image or an array in the given form: [C, H, W], uint8 or float32.
+    """Read a file, a Pillow image or an array as uint8 or float32 [C, H, W], with the channels and values of `form`.
 
-    An array is [H, W], [H, W, C] or [C, H, W]. Raises ValueError, which names the file, if it cannot be read or the
-    image is not of this form.
+    An array is [H, W], [H, W, C] or [C, H, W]. Raises ValueError, which names the file, if the source cannot be
+    read or has other channels or values.
     """
     if not isinstance(source, (str, Path)):
         array = stored_images.pillow_array(source) if isinstance(source, Image.Image) else np.asarray(source)

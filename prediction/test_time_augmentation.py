@@ -26,7 +26,7 @@ def with_tta(model: MaskRCNN) -> MaskRCNN:
 
 
 class Version(NamedTuple):
-    """An image at one size, plain or mirrored, with its pyramid."""
+    """One version of an image: its size, whether it is mirrored, and its feature pyramid."""
 
     is_mirrored: bool
     size: tuple[int, int]  # height and width without padding
@@ -35,9 +35,9 @@ class Version(NamedTuple):
 
 
 class TestTimeAugmentation(nn.Module):
-    """A Mask R-CNN in evaluation mode that sees each image several times; its `detect` is used like the model's.
+    """A Mask R-CNN in evaluation mode with test-time augmentation; `detect` replaces `MaskRCNN.detect`.
 
-    Each of `scales`, factors of the network's sizes, gives a plain version and, if `mirrored`, a mirrored one. The
+    Each scale, a factor of the network's input size, adds a plain version and, if `mirrored`, a mirrored one. The
     pyramids of all versions are kept until the image's masks are predicted: some hundred megabytes.
     """
 
@@ -49,7 +49,7 @@ class TestTimeAugmentation(nn.Module):
         self.continuous_paste = model.continuous_paste
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Return detections with masks as the mask head predicts them, as `MaskRCNN.detect` does."""
+        """Return the detections in each image, with mask probabilities [D, 1, 28, 28], as `MaskRCNN.detect` does."""
         return [self.detect_in(image) for image in images]
 
     def detect_in(self, image: Tensor) -> dict[str, Tensor]:
@@ -78,13 +78,13 @@ class TestTimeAugmentation(nn.Module):
                 yield Version(is_mirrored, batch.image_sizes[0], (height, width), features)
 
     def detect_boxes(self, version: Version) -> dict[str, Tensor]:
-        """Return `boxes`, `labels` and `scores` in the frame of the version."""
+        """Return `boxes`, `labels` and `scores` of the objects in a version; boxes are in pixels of the version."""
         levels, sizes = list(version.features.values()), [version.size]
         proposals, _ = self.model.rpn(levels, version.padded_size, sizes)
         return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Predict masks in the version: float [D, 1, 28, 28], for boxes [D, 4] of the image, whose size is given."""
+        """Predict the masks of boxes [D, 4] from a version, float [D, 1, 28, 28]. Boxes and `size` are the image's."""
         moved = resize_boxes(mirror(boxes, size[1]) if version.is_mirrored else boxes, size, version.size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]

@@ -30,7 +30,7 @@ BORDER = 1 / 50  # width of the strip, as a share of the tile's side: an object 
 
 @dataclass
 class Part:
-    """A detection in a tile, in the frame of the image."""
+    """A detection in a tile, with box and mask in pixels of the image."""
 
     tile: int  # the tile's number
     label: int
@@ -48,7 +48,7 @@ class Part:
         return self.left, self.top, self.left + width, self.top + height
 
     def inside(self, window: Window | None) -> np.ndarray:
-        """Return the mask's pixels, bool [h, w], in a window inside `self.window`; for None, an empty array."""
+        """Return the mask's pixels, bool [h, w], in a window within `self.window`. Without a window, none."""
         x1, y1, x2, y2 = window or (self.left, self.top, self.left, self.top)
         return self.crop[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
 
@@ -66,7 +66,7 @@ def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> l
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Return where the tiles along an axis begin, at regular intervals. The last tile ends with the image."""
+    """Return the first pixel of each tile along an axis, at regular intervals. The last tile ends with the image."""
     if length <= side:
         return [0]
     step = max(int(side * (1 - overlap)), 1)
@@ -77,7 +77,7 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 def merge_tiles(
     tiles: Sequence[Tile], found: Sequence[Detection], size: tuple[int, int], encode: Encode, agnostic: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-    """Merge the detections of an image's tiles by the rule at the top of this file.
+    """Merge the detections of an image's tiles, as the top of this file describes.
 
     Args:
         found: the detections in each tile, whose boxes are in pixels of the tile.
@@ -108,7 +108,7 @@ def merge_tiles(
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a tile without the strips along its borders, and without a bound where it ends at the image's border."""
+    """Return a tile's bounds without its border strips. A side at the border of the image is unbounded (infinite)."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
     right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))
@@ -118,7 +118,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 def parts_of(
     number: int, tile: Tile, found: Detection, insides: np.ndarray, encode: Encode, agnostic: bool
 ) -> Iterator[Part]:
-    """Yield the detections of a tile in the image's frame. `insides`, float64 [T, 4], holds `inside_of` each tile."""
+    """Convert a tile's detections to pixels of the image. `insides`, float64 [T, 4], are the `inside_of` all tiles."""
     left, top, right, bottom = tile
     codes = encode(found["masks"], found["boxes"], (bottom - top, right - left))
     boxes = found["boxes"].astype(np.float64) + (left, top, left, top)
@@ -131,7 +131,7 @@ def parts_of(
 
 
 def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
-    """Whether a part lies in the strip along a border of its tile, and wholly in the inner part of another tile."""
+    """Whether a part lies wholly in its tile's border strip, and wholly inside another tile's strip."""
     low, high = insides[:, :2], insides[:, 2:]
     if (part.box[2:] > low[part.tile]).all() and (part.box[:2] < high[part.tile]).all():
         return False
@@ -139,7 +139,7 @@ def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
 
 
 def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
-    """Group the parts that show the same object, merging those that agree best first. No group has two of one tile."""
+    """Group the parts of the same object, the best agreement first. A group has at most one part of each tile."""
     owner = list(range(len(parts)))
     groups = {i: [part] for i, part in enumerate(parts)}
     for _, i, j in sorted(agreements(parts, tiles), key=lambda pair: -pair[0]):
@@ -152,7 +152,7 @@ def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
 
 
 def agreements(parts: Sequence[Part], tiles: Sequence[Tile]) -> Iterator[tuple[float, int, int]]:
-    """Yield the agreement and the indices of two parts that show one object in different tiles."""
+    """Yield each pair of parts that show one object in different tiles: the agreement and the two indices."""
     windows = np.array([part.window for part in parts]).reshape(-1, 4)
     owners = np.array([part.tile for part in parts], dtype=np.int64)
     for a, b in combinations(range(len(tiles)), 2):
@@ -167,7 +167,7 @@ def agreements(parts: Sequence[Part], tiles: Sequence[Tile]) -> Iterator[tuple[f
 
 
 def agreement_of(one: Part, other: Part, seen_by_both: Window) -> float:
-    """Return how well two masks agree within a window, at most 1; 0 if they do not show the same object."""
+    """Return the IoU of two parts' masks in the window that both tiles see; 0 if they show different objects."""
     shared = intersection(one.window, other.window)
     common = int(np.count_nonzero(one.inside(shared) & other.inside(shared)))
     if common == 0:
@@ -190,7 +190,7 @@ def intersection(one: Window, other: Window) -> Window | None:
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Return an object as one part: its best whole part, or else the union, with label and score of the best."""
+    """Merge the parts of an object: the best part that is not cut, or the union of all with the best one's score."""
     whole = [part for part in parts if not part.is_cut]
     best = max(whole or parts, key=lambda part: part.score)
     if whole or len(parts) == 1:

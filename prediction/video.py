@@ -96,7 +96,7 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
 
 
 def optional_package(module: str, need: str, package: str) -> Any:
-    """Import and return a module, or raise an InputError that begins with `need`, the feature that needs it."""
+    """Import an optional module. If it is missing, raise an InputError that begins with `need`: what needs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -134,7 +134,7 @@ class VideoReader:
         self.error = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Yield every `every`-th frame. Times increase, even if the file has none or its clock restarts."""
+        """Yield every `every`-th frame. Times increase, even if the file stores no times or its clock restarts."""
         number, first, last, shift, matrix = -1, 0, -1, 0, (1, 0, 0, 1)
         mean = step = max(1, round(1 / (self.rate * self.every) / self.time_base))
         for number, decoded in enumerate(self.decoded()):
@@ -164,7 +164,7 @@ class VideoReader:
             self.error = f"{self.path}: is damaged ({error})"
 
     def shortfall(self, frames: int, seconds: float) -> str:
-        """Describe how much less the file holds than it states; "" if it is complete."""
+        """Describe how many of the frames or seconds that the file states could be read; "" if (almost) all."""
         if frames == 0:
             return f"{self.path}: holds no readable frame"
         if frames < (1 - SLACK) * self.stated - 1:
@@ -175,7 +175,7 @@ class VideoReader:
 
 
 def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
-    """Return a, b, c and d of a frame's display matrix as -1, 0 or 1. None if it is not a matrix of quarter turns."""
+    """Return the matrix for `Frame` from a decoded frame; None if the frame has no display matrix of quarter turns."""
     data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -184,7 +184,7 @@ def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
 
 
 def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Apply a display matrix to pixels [H, W, 3]."""
+    """Rotate or mirror pixels [H, W, 3] according to a display matrix (see `Frame`)."""
     a, b, c, d = matrix
     if b:
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
@@ -195,10 +195,10 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 def recording(
     av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
-    """Write a drawn H.264 video and, if `json_path` is given, JSON lines. Without frames, no video is written.
+    """Open a video for drawn frames and, if `json_path` is given, a file of JSON lines; yield a function for frames.
 
-    Odd sides get one more row or column of pixels. The file states `rate` frames per second; frames keep their own
-    times, in units of `time_base` seconds. Yields a function that appends a frame: number, time, drawing, prediction.
+    The function takes a frame's number, time in units of `time_base` seconds, drawing and prediction. The video is
+    H.264 at `rate` frames per second. Odd sides get one more row or column. Without frames, no video is written.
     """
     with writing_output(), ExitStack() as stack:
         lines = None if json_path is None else stack.enter_context(open_new(json_path))
@@ -231,9 +231,10 @@ def recording(
 
 
 def frame_line(number: int, seconds: float, found: Prediction) -> str:
-    """Return a line of JSON: `frame`, its number from 0, `time` in seconds, `width`, `height`, and `objects`.
+    """Return a line of JSON: `frame` (number from 0), `time` (seconds), `width`, `height` and `objects`.
 
-    Each has `category_id`, `name`, `score`, `bbox` (x, y, width, height in pixels) and `segmentation`, a COCO code.
+    Each object has `category_id`, `name`, `score`, `bbox` (x, y, width, height in pixels), and `segmentation` in COCO's
+    run-length code.
     """
     entries = [{"name": name, **entry} for name, entry in zip(found.names, found.to_coco())]
     for entry in entries:
