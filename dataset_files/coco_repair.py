@@ -29,16 +29,14 @@ FIELDS = {
 CROWDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none": 0, "null": 0, "0.0": 0, "1.0": 1}
 
 
-def worth_repairing(problems: Problems | None, error: Exception | None) -> bool:
-    """Whether `repair` can fix the problems that were found, or the error that `make_index` raised."""
-    cause = getattr(error, "__cause__", None)
+def is_repairable(error: ValueError) -> bool:
+    """Whether `repair` can fix the cause of an error that `make_index` raised."""
+    cause = error.__cause__
     if isinstance(cause, json.JSONDecodeError):
         return "BOM" in cause.msg or "\0" in cause.doc[:8]
     if isinstance(cause, UnicodeDecodeError):
         return cause.object[:2] in (b"\xff\xfe", b"\xfe\xff") or 0 in cause.object[:4]
-    if error is not None:
-        return isinstance(cause, NoCategory)
-    return problems is not None and not REPAIRABLE.isdisjoint(problems.counts)
+    return isinstance(cause, NoCategory)
 
 
 def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:

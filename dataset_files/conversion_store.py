@@ -93,10 +93,10 @@ def open_coco_file(split: SplitFiles, reading: Reading) -> tuple[CocoIndex, Prob
     try:
         index = open_index(source, reading)
     except ValueError as error:
-        if not coco_repair.worth_repairing(None, error):
+        if not coco_repair.is_repairable(error):
             raise
         return open_converted(repaired, reading, "repair")
-    if coco_repair.worth_repairing(index.problems, None):
+    if not coco_repair.REPAIRABLE.isdisjoint(index.problems.counts):
         copy, found = open_converted(repaired, reading, "repair")
         if found.counts or copy.problems.counts != index.problems.counts:
             return copy, found

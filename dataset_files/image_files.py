@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -30,16 +31,25 @@ SPLIT_WORD = re.compile(r"(?<![a-z])(?:(train|training)|(val|valid|validation)|(
 MISSING, NO_FILE = -1, -2
 LFS_START = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
+Value = TypeVar("Value")
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """Map "train", "val" and "test" to the sub-folder of `folder` that is named like the split, if there is one."""
+def split_folders(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Map "train", "val" and "test" to the sub-folder that is named like the split, if there is one.
+
+    With a `suffix` such as ".txt", map them to the file that is named like the split instead.
+    """
     found: dict[str, Path] = {}
     for name in sorted(names_in(folder)):
-        split = SPLIT_NAMES.get(name.lower())
-        if split and (folder / name).is_dir():
-            found.setdefault(split, folder / name)
-    return {split: found[split] for split in SPLIT_ORDER if split in found}
+        stem = name.lower().removesuffix(suffix)
+        if stem in SPLIT_NAMES and name.lower() == stem + suffix and (folder / name).is_dir() != bool(suffix):
+            found.setdefault(SPLIT_NAMES[stem], folder / name)
+    return in_order(found)
+
+
+def in_order(by_split: dict[str, Value]) -> dict[str, Value]:
+    """Sort a mapping from splits: "train", "val", "test", and last "", annotations that are not split."""
+    return {name: by_split[name] for name in (*SPLIT_ORDER, "") if name in by_split}
 
 
 def split_in(name: str) -> str:
@@ -161,12 +171,10 @@ def missing_names(names: Sequence[str], folder: Path) -> list[str]:
 
 def is_lfs_pointer(path: str | Path) -> bool:
     """Whether a file is a Git LFS pointer to content that was not downloaded."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(LARGEST_POINTER + 1)
-    except OSError:
-        return False
-    return start.startswith(LFS_START) and len(start) <= LARGEST_POINTER
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(LARGEST_POINTER + 1)
+        return start.startswith(LFS_START) and len(start) <= LARGEST_POINTER
+    return False
 
 
 class ImageFinder:

@@ -11,10 +11,10 @@ import numpy as np
 
 from dataset_files.coco_masks import LARGEST_IMAGE
 from dataset_files.conversion_store import Converted, SplitFiles
-from dataset_files.image_files import ImageFinder, split_in
+from dataset_files.image_files import ImageFinder, in_order, split_in
 from dataset_files.layouts import coco_builder
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
-from dataset_files.layouts.text_files import beginning, file_per_split, in_order, parse_xml
+from dataset_files.layouts.text_files import beginning, file_per_split, parse_xml
 from dataset_files.problems import shown
 
 HEAD = 1 << 12  # bytes that are read to recognise a file

@@ -1,16 +1,16 @@
 """Detect the layout of a folder, or of an annotation file, and find its splits."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset_files.conversion_store import SplitFiles
-from dataset_files.image_files import is_image_name, names_in
+from dataset_files.image_files import files_below, is_image_name, names_in
 from dataset_files.layouts import (
     coco_layouts,
     cvat_files,
@@ -109,7 +109,7 @@ def describe(root: Path) -> str:
     if root.is_file():
         return f"{root}: holds {keys_of(root)}; {closest({keys_of(root)}, Counter([root.suffix.lower()]), set())}"
     suffixes, folders = contents_of(root)
-    keys = Counter(keys_of(path) for _, path in zip(range(MOST_JSON), json_files(root)))
+    keys = Counter(map(keys_of, islice(json_files(root), MOST_JSON)))
     if not suffixes:
         return f"{root}: holds no files; expected {LAYOUTS}"
     counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(6))
@@ -120,15 +120,12 @@ def describe(root: Path) -> str:
 def contents_of(root: Path) -> tuple[Counter, set[str]]:
     """Count the files below a folder by suffix. Also collect the names of folders and CSV files, in lower case."""
     suffixes: Counter[str] = Counter()
-    all_folders: set[str] = set()
-    for _, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        all_folders.update(folder.lower() for folder in folders)
-        all_folders.update(name.lower() for name in names if name.lower().endswith(".csv"))
-        suffixes.update(os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
-        if suffixes.total() > MOST_ENTRIES:
-            break
-    return suffixes, all_folders
+    folders: set[str] = set()
+    for path in islice(files_below(root), MOST_ENTRIES):
+        *inner, name = path.relative_to(root).as_posix().lower().split("/")
+        suffixes[path.suffix.lower()] += 1
+        folders.update(inner if path.suffix.lower() != ".csv" else (*inner, name))
+    return suffixes, folders
 
 
 def keys_of(path: Path) -> str:

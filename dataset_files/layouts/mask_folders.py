@@ -161,18 +161,17 @@ class MaskSplit:
 
 def find(root: Path) -> list[SplitFiles]:
     """Find the splits of a folder of images and masks."""
-    found: dict[str, MaskSplit | None]
     whole = folders_in(root)
     if whole is not None:
         of_images, of_masks = split_folders(whole.images), split_folders(whole.masks)
         parts = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
-        found = {name: MaskSplit(part.masks, part.images, [part]) for name, part in (parts or {"": whole}).items()}
+        splits = {name: MaskSplit(part.masks, part.images, [part]) for name, part in (parts or {"": whole}).items()}
     else:
-        found = splits_below(root) or {"": split_at(root)}
+        splits = splits_below(root) or ({"": here} if (here := split_at(root)) else {})
     return [
         SplitFiles(name, split.source, split.image_folder, split.read, [split.image_folder])
-        for name, split in found.items()
-        if split is not None and split.seems_right()
+        for name, split in splits.items()
+        if split.seems_right()
     ]
 
 
@@ -188,7 +187,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
     return next((folder for folder in present if folder.is_dir()), None)
 
 
-def splits_below(root: Path) -> dict[str, MaskSplit | None]:
+def splits_below(root: Path) -> dict[str, MaskSplit]:
     """Find splits in sub-folders that are named like one (train), or else whose names contain one (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
     found: dict[str, MaskSplit] = {}
@@ -199,7 +198,7 @@ def splits_below(root: Path) -> dict[str, MaskSplit | None]:
                 both = f"{found[name].source.name} and {folder.name}"
                 raise ValueError(f"{root}: {both} are both named like a {name} split; rename one, e.g. to 'old'")
             found[name] = split
-    return {**(exact or found)}
+    return exact or found
 
 
 def split_at(folder: Path) -> MaskSplit | None:

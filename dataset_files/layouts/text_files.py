@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 import yaml
 
-from dataset_files.image_files import SPLIT_ORDER, names_in, split_folders, split_in
+from dataset_files.image_files import in_order, names_in, split_folders, split_in
 from dataset_files.problems import Problems, shown
 
 MOST_FILES = 20  # of a suffix in one folder; if there are more, each belongs to an image
@@ -44,10 +44,6 @@ def beginning(path: Path, length: int) -> bytes:
     with suppress(OSError), open(path, "rb") as file:
         return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     return b""
-
-
-def in_order(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in (*SPLIT_ORDER, "") if name in found}
 
 
 def read_text(path: Path, problems: Problems | None = None) -> str:

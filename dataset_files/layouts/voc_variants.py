@@ -15,11 +15,11 @@ from PIL import Image
 
 from dataset_files.coco_file import AS_WRITTEN, Reading
 from dataset_files.conversion_store import Converted, SplitFiles
-from dataset_files.image_files import SPLIT_NAMES, ImageFinder, files_below, names_in
+from dataset_files.image_files import ImageFinder, files_below, names_in, split_folders
 from dataset_files.layouts import mask_images, voc_files
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, MaskImage
-from dataset_files.layouts.text_files import in_order, read_lines
+from dataset_files.layouts.text_files import parse_xml, read_lines
 from dataset_files.layouts.voc_files import VOC_CLASSES, VOID_LABEL
 from dataset_files.problems import Problems, shown
 
@@ -70,12 +70,12 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 def find_lists(folder: Path) -> dict[str, Path]:
     """Map splits to their lists of images. If no name is that of a split, map "" to one list, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
-        lists = {Path(name).stem.lower(): place / name for name in sorted(names_in(place)) if name.endswith(".txt")}
-        if splits := {SPLIT_NAMES[stem]: path for stem, path in lists.items() if stem in SPLIT_NAMES}:
-            return in_order(splits)
-        for stem in ("trainval", "default", *lists):
-            if stem in lists:
-                return {"": lists[stem]}
+        if splits := split_folders(place, ".txt"):
+            return splits
+        lists = sorted(name for name in names_in(place) if name.endswith(".txt"))
+        for name in ("trainval.txt", "default.txt", *lists):
+            if name in lists:
+                return {"": place / name}
     return {}
 
 
@@ -100,13 +100,10 @@ def looks_standard(folder: Path, name: str) -> bool:
     """Whether the devkit's reader accepts an image: a .jpg, only VOC's classes in its XML file, and an indexed mask."""
     if not (folder / "JPEGImages" / f"{name}.jpg").is_file():
         return False
-    objects = []
-    with suppress(OSError):  # the devkit's reader reports it, unless all are missing
-        text = (folder / "Annotations" / f"{name}.xml").read_bytes()[: 1 << 16]
-        objects = re.findall(rb"<object>(.*?)</object>", re.sub(rb"(?s)<part>.*?</part>", b"", text), re.DOTALL)
-    found = [text for one in objects for text in re.findall(rb"<name>\s*([^<]*?)\s*</name>", one)]
-    if any(one.decode(errors="replace") not in VOC_CLASSES for one in found):
-        return False
+    with suppress(ValueError, OSError):  # the devkit's reader reports it, unless all are missing
+        labels = parse_xml(folder / "Annotations" / f"{name}.xml").iterfind("object/name")
+        if any((label.text or "").strip() not in VOC_CLASSES for label in labels):
+            return False
     with suppress(Exception):  # Pillow can raise any exception; the devkit's reader reports it
         with Image.open(folder / "SegmentationObject" / f"{name}.png", formats=["PNG"]) as image:
             return image.mode in ("P", "L")

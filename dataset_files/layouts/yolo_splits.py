@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dataset_files.image_files import SPLIT_NAMES, names_in, split_folders
-from dataset_files.layouts.text_files import in_order, read_lines, read_yaml
+from dataset_files.image_files import SPLIT_NAMES, in_order, names_in, split_folders
+from dataset_files.layouts.text_files import read_lines, read_yaml
 from dataset_files.problems import Problems, shown
 
 USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # taken before others
@@ -131,15 +131,9 @@ def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
         return {}
     source, class_names = found
     images = root / "images" if (root / "images").is_dir() else root
-    lists = lists_in(source.parent) | lists_in(root)
+    lists = split_folders(source.parent, ".txt") | split_folders(root, ".txt")
     entries = in_order(lists) or split_folders(images) or split_folders(root) or {"": images}
     return {name: YoloSplit(source, root, class_names, [path], problems) for name, path in entries.items()}
-
-
-def lists_in(folder: Path) -> dict[str, Path]:
-    """Map each split to the list of its images in a folder, such as train.txt."""
-    names = [name for name in names_in(folder) if name.lower().endswith(".txt")]
-    return {SPLIT_NAMES.get(Path(name).stem.lower(), "no list"): folder / name for name in names}
 
 
 def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | None:

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dataset_files.coco_index import make_index
-from dataset_files.coco_repair import repair, whole_ids, worth_repairing
+from dataset_files.coco_repair import REPAIRABLE, is_repairable, repair, whole_ids
 from dataset_files.conversion_store import Converted
 from dataset_files.image_files import is_lfs_pointer, resolve
 
@@ -142,9 +142,9 @@ def test_flaw_is_mended_counted_and_leaves_the_same_objects(folder, edit, kind, 
 def is_noticed(path: Path) -> bool:
     """Whether reading a file as it is asks for its repair."""
     try:
-        return worth_repairing(make_index(path).problems, None)
+        return not REPAIRABLE.isdisjoint(make_index(path).problems.counts)
     except ValueError as error:
-        return worth_repairing(None, error)
+        return is_repairable(error)
 
 
 def same_objects(found: dict) -> bool:
