@@ -33,7 +33,7 @@ REMEDY = "lower --min-size, or --batch-size of validation.py"
 
 def evaluate_only(training: Training, loader: DataLoader, dataset: InstanceDataset, classes: ClassTable) -> None:
     ground_truth = dataset.coco if is_main() else None
-    with training.evaluated():
+    with training.evaluation_weights():
         found = detect_all(training.model, loader, ground_truth, classes, training.device, training.precision)
     if (metrics := found.metrics()) is not None:
         print(tables(metrics))
@@ -47,7 +47,8 @@ def evaluate_epoch(
     model, device, precision = training.model, training.device, training.precision
     ground_truth, unreadable = dataset.coco if is_main() else None, list[str]()
     share_buffers(model)
-    with stop.at_once(), training.evaluated():  # the checkpoint is written, and a resumed run repeats the evaluation
+    # The checkpoint is written, and a resumed run repeats the evaluation.
+    with stop.at_once(), training.evaluation_weights():
         if training.ema is not None:
             share_buffers(model)  # the averaged ones
         metrics = detect_all(model, loader, ground_truth, classes, device, precision, unreadable).metrics()

@@ -30,7 +30,7 @@ from train_utils.weight_files.detectron2 import CLASS_LOGITS, STEM
 
 @dataclass
 class ModelConfig:
-    """Settings from which a state dict's network is built, so that it runs as in training.
+    """Description of a network: with it and a state dict, the network is rebuilt as it was trained.
 
     arch: "v1", the paper's network as in torchvision's maskrcnn_resnet50_fpn; "v2", with BatchNorm in FPN and heads,
     two convolutions in the RPN head and four in the box head, as in maskrcnn_resnet50_fpn_v2; or "detectron2", v1 with
@@ -58,7 +58,7 @@ class ModelConfig:
 
     @classmethod
     def stored_in(cls, content: Mapping[str, Any], path: str | Path) -> "ModelConfig":
-        """Return a checkpoint's description of its network; raise InputError if it is invalid."""
+        """Return the ModelConfig stored in a checkpoint; InputError if it is invalid."""
         values = stored_fields(cls, content, "model_config", path)
         if "num_classes" not in values:
             raise InputError(f"{path}: broken: invalid model_config")
@@ -69,7 +69,7 @@ class ModelConfig:
 
 
 def stored_fields(kind: type, content: Mapping[str, Any], entry: str, path: str | Path) -> dict[str, Any]:
-    """Return the values in an entry of a checkpoint for the fields of a dataclass; InputError names invalid ones."""
+    """Read the fields of the dataclass `kind` from an entry of a checkpoint; InputError names an invalid field."""
     stored, found = content.get(entry), dict[str, Any]()
     if not isinstance(stored, dict):
         return found
@@ -82,7 +82,7 @@ def stored_fields(kind: type, content: Mapping[str, Any], entry: str, path: str 
 
 
 def fits(value: Any, annotated: Any) -> bool:
-    """Whether a value is of an annotated type such as `list[int] | None`. An int is a float, too."""
+    """Whether a value has an annotated type, such as `list[int] | None`. An int also counts as a float."""
     kind, inner = get_origin(annotated), get_args(annotated)
     if kind is UnionType:
         return any(fits(value, each) for each in inner)
@@ -125,7 +125,7 @@ def anchors_of(config: ModelConfig) -> AnchorGenerator:
 
 
 def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
-    """Build the heads that differ in v2 (Li et al., arXiv:2111.11429, appendix A.2). `anchors` are per location."""
+    """Build the RPN, box and mask heads of v2 (Li et al., arXiv:2111.11429, A.2), with `anchors` per location."""
     return {
         "rpn_head": RPNHead(channels, anchors, conv_depth=2),
         "box_head": FastRCNNConvFCHead((channels, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d),
@@ -134,7 +134,7 @@ def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
 
 
 def detectron2_parts() -> dict[str, Any]:
-    """Build the parts in which Detectron2 differs, apart from the strides of its backbone."""
+    """Return the MaskRCNN arguments in which Detectron2 differs from torchvision, apart from backbone and anchors."""
     box, mask = (PyramidRoIAlign(output_size=size, sampling_ratio=0, aligned=True) for size in (7, 14))
     return {"box_roi_pool": box, "mask_roi_pool": mask, "antialias": True, "continuous_paste": True}
 
@@ -143,12 +143,12 @@ def build_training_model(
     args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None,
     names: Mapping[int, str] | None = None, images: InstanceDataset | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:  # fmt: skip
-    """Build the network that a run starts from: that of the resumed run, or a new one as `--pretrain` requests.
+    """Build a run's network: as the resumed run configured it, or a new one with the weights of `--pretrain`.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
     `--trainable-backbone-layers` override this. The class rows of the weights are matched by `names`, label -> name in
-    the data. With --channels, a new network takes its statistics from `images`. InputError if weights do not fit data
-    or options.
+    the data. With --channels, the pixel statistics of a new network are those of `images`. InputError if the weights do
+    not fit the data or the options.
     """
     kept = ("max_size", "rois_per_image", "proposals", "detections", "nms_thresh", "agnostic_nms")
     sizes = {"min_size": training_sizes(args), **{name: getattr(args, name) for name in kept}}
@@ -184,7 +184,7 @@ def build_training_model(
     if stored.channels not in (None, args.channels):
         raise InputError(f"{args.pretrain}: was trained with --channels {stored.channels}; give the same number")
     if args.channels is not None and images is not None:
-        take_channels(config, stored, state, args.channels, images)
+        adapt_to_channels(config, stored, state, args.channels, images)
     config.norm = args.norm or ("batch" if args.sync_bn else config.norm)
     if config.norm == "batch":
         config.norm_eps = 1e-5
@@ -205,12 +205,13 @@ def build_training_model(
     return model, config
 
 
-def take_channels(
+def adapt_to_channels(
     config: ModelConfig, stored: ModelConfig, state: dict[str, Tensor], channels: int, images: InstanceDataset
 ) -> None:
-    """Set the channels, values and statistics of a new network. Extend the first convolution of pretrained weights.
+    """Configure a new network for images with `channels` channels, and extend the weights of its first convolution.
 
-    The statistics are those of the pretrained network (`stored`, `state`) if it takes the same images, else the data's.
+    The statistics of the pixels are those of the pretrained network (`stored`, `state`) if its images had the same
+    channels and type of values, else those of the data.
     """
     if state and stored.channels is None and channels != 3:
         if is_main():
@@ -253,7 +254,7 @@ def load_trained_model(path: str | Path, args: InferenceSettings) -> tuple[MaskR
 
 
 def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return a file's state dict; print a line if it is the average of --model-ema."""
+    """Return the state dict in a weight file. Print a line if its weights are averages (--model-ema)."""
     if "model_ema" in content and is_main():
         print(f"{path}: taking the averaged weights of --model-ema")
     return weights.state_dict_of(content, path)
@@ -262,10 +263,10 @@ def weights_in(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
 def config_of(
     content: dict[str, Any], state: dict[str, Tensor], arch: str | None = None, path: str | Path = ""
 ) -> ModelConfig:
-    """Return the description of a weight file's network, stored or derived from its keys.
+    """Return the ModelConfig stored in a weight file, or derive it from the names of the weights.
 
-    InputError if it is not of `arch`. torchvision's published file, the only one with old-style keys, was trained with
-    an epsilon of 0.
+    InputError if the weights are not of `arch`. torchvision's published file, the only one with old-style keys, was
+    trained with an epsilon of 0.
     """
     if "model_config" in content:
         config = ModelConfig.stored_in(content, path)

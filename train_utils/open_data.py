@@ -1,4 +1,4 @@
-"""Open splits: layout -> plan (which split, which of its images) -> datasets -> check (`data_check.py`)."""
+"""Open the training and validation data: find the layout, choose or divide splits, open datasets, and check them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from train_utils.errors import InputError, reading_input, warn
 from train_utils.metrics.coco_evaluation import MOST_DETECTIONS
 from train_utils.options import DataSettings
 
-HeldOut = Mapping[str, str | int]  # name -> content of images, see `held_out_images`
+HeldOut = Mapping[str, str | int]  # image name -> size and hash of the file, see `held_out_images`
 SOURCES = ("data_path", "train_json", "val_json")
 MOST_PROBED = 20  # images whose header is read to find the type of values
 
@@ -32,7 +32,7 @@ MOST_PROBED = 20  # images whose header is read to find the type of values
 def open_training_data(
     settings: DataSettings, seed: int, detections: int = MOST_DETECTIONS, held_out: HeldOut | None = None
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open and check both splits, both with the training's classes. InputError names all faults at once."""
+    """Open and check the training and the validation set, with the same labels. InputError names all faults at once."""
     with reading_input():
         layout = layout_of(settings)
         splits = choose_splits(layout, settings, for_training=True)
@@ -50,7 +50,7 @@ def open_training_data(
 def open_validation_data(
     settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None, detections: int = MOST_DETECTIONS
 ) -> InstanceDataset:
-    """Open the validation split with `open_held_out`, and check it; `detections` as in `open_training_data`."""
+    """Open the validation split with `open_held_out` and check it; warn of images with over `detections` objects."""
     (dataset,) = check_and_drop([open_held_out(settings, trained_with, held_out)], settings, detections)
     return dataset
 
@@ -58,8 +58,8 @@ def open_validation_data(
 def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None) -> InstanceDataset:
     """Open the validation split without checking it.
 
-    If the data are not split, it has the images that the run held out, or else all. Options that are not given are
-    those of the run that wrote the weights, `trained_with`.
+    If the data are not split, its images are those that the run held out, else a share (--val-fraction), or else all.
+    `trained_with` holds the options of the run that wrote the weights; on the same data, they replace those not given.
     """
     paths = [(getattr(settings, s), trained_with.get(s)) for s in SOURCES if s in settings.given]
     same_data = any(trained_with.get(s) for s in SOURCES) and all(
@@ -88,7 +88,7 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
-    """Open the training split of the same data, or return None. It has the classes of `held_out`, not its images."""
+    """Open the training split beside the validation split `held_out`; None if it is empty or cannot be opened."""
     layout = layout_of(settings)
     training, validation = choose_splits(layout, settings, for_training=False)
     plan = plan_of(settings)
@@ -117,7 +117,7 @@ def layout_of(settings: DataSettings) -> Layout:
 
 
 def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
-    """Choose the splits for training and validation. If the data are not split, both are the same one."""
+    """Choose the training split and the validation split. If there is only one split, return it twice."""
     by_name = {split.name: split for split in layout.splits}
     training = by_name.get("train") or by_name.get("") or layout.splits[0]
     validation = by_name.get("val") or by_name.get("test") or training
@@ -150,7 +150,7 @@ def plan_of(settings: DataSettings) -> ItemPlan:
 
 
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
-    """Return a training set's form with the type of values of its first image, which all images must have."""
+    """Return a training set's ImageForm, with the type of values of its first image, which all images must have."""
     for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
         with suppress(Exception):  # of any library; the check names images that cannot be read
             header = stored_header(dataset.image_path(i), dataset.form.exif)
@@ -161,7 +161,7 @@ def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
 def open_both(
     layout: Layout, splits: tuple[SplitFiles, SplitFiles], settings: DataSettings, seed: int, held_out: HeldOut
 ) -> tuple[InstanceDataset, InstanceDataset]:
-    """Open the datasets for training and validation. If both are one split, divide it between them."""
+    """Open the datasets for training and validation. If there is only one split, divide its images between them."""
     training, validation = splits
     plan, opened = plan_of(settings), open_files(layout, training, settings)
     if training is not validation:
@@ -179,7 +179,7 @@ def open_both(
 
 
 def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
-    """Choose images of an annotation file for validation, and print how many."""
+    """Choose images of an annotation file for validation. Return their names, and print their number."""
     index = opened.index
     for_validation, one_sided = choose_validation(index.file_names.tolist(), index.classes_of_images(), fraction, seed)
     if is_main():
@@ -195,9 +195,9 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
 
 
 def held_out_images(train_set: InstanceDataset, val_set: InstanceDataset) -> dict[str, str]:
-    """Map the name of each validation image to its size and hash.
+    """Map the name of each validation image to the size and hash of its file.
 
-    The result is empty if the data came already split, and on processes other than the main one.
+    Return {} if the data are already split, and on processes other than the main one.
     """
     if val_set.source != train_set.source or not is_main():
         return {}
@@ -212,11 +212,11 @@ def content_of(path: Path) -> str:
 
 
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
-    """Find the images that a run held out, by name and content, or else by content alone.
+    """Return the names of the images that a run held out, found by name and content, or by content under a new name.
 
-    Those not found are reported. `trust_names`: whether images whose content has changed count by name: True always,
-    None never, and False only if all have changed, as in resized data, and none is missing. Older checkpoints store the
-    size instead of the content.
+    Warn about images that are not found. `trust_names`: whether an image of the same name but other content counts.
+    True: always; None: never; False: only if all images have changed, as in resized data, and none is missing. Older
+    checkpoints store the size of a file instead of size and hash.
     """
     folder, names = opened.split.image_folder, image_names(opened)
     contents = {name: content_of(folder / name) for name in held_out if name in names}

@@ -1,7 +1,7 @@
 """Build the optimizer, compute the learning rate of each step, and apply a step's gradients.
 
-The device decides whether to apply a step, and the host does not wait: not if its loss is not finite, if a GradScaler
-finds gradients that overflow fp16, or if gradients are clipped and their norm is not finite.
+The device decides whether to apply a step, so that the host need not wait. A step is not applied if its loss is not
+finite, if a GradScaler finds gradients that overflow fp16, or if gradients are clipped and their norm is not finite.
 """
 
 import math
@@ -19,7 +19,7 @@ NORMALISATIONS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
-    """Build SGD with momentum, or AdamW, over the trained parameters; both are fused."""
+    """Build a fused SGD with momentum, or a fused AdamW, over the trained parameters."""
     groups = parameter_groups(model, settings.weight_decay, settings.norm_weight_decay)
     if settings.opt == "adamw":
         return AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Collect the trained parameters, those of normalisation layers in a group of their own with `norm_weight_decay`.
+    """Group the trained parameters: normalisation layers with `norm_weight_decay`, if given, and all other layers.
 
     Empty groups are omitted. As in torchvision's scripts, biases of other layers decay with the rest.
     """
@@ -46,7 +46,7 @@ def parameter_groups(
 
 
 def create_momentum(optimizer: Optimizer) -> None:
-    """Create missing momentum as zeros. Fused SGD leaves it uninitialised if a GradScaler skips the first step."""
+    """Set missing momentum to zeros. Fused SGD leaves momentum uninitialised if a GradScaler skips the first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -80,7 +80,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
-    """Compute gradients. If the loss is not finite, make all of them NaN, so that a GradScaler detects it."""
+    """Compute the gradients. If the loss is not finite, make every gradient NaN, so that a GradScaler detects it."""
     if scaler.is_enabled():
         loss = loss * (1 + 0 * loss.detach())
     scaler.scale(loss).backward()
@@ -89,12 +89,12 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights if the loss and gradients are finite. Return whether they were, as a bool on the device.
+    """Update the weights if loss and checked gradients are finite. Return a bool on the device: whether that was so.
 
     Args:
         optimizer: a fused optimizer, which reads `found_inf` on the device.
         finite: bool scalar on the device, whether the loss is finite; the same on all processes.
-        clip_grad_norm: scale the gradients so that their norm, over all weights, is at most this.
+        clip_grad_norm: check the gradients' norm over all weights, and scale it down to at most this.
     """
     if clip_grad_norm is not None:
         scaler.unscale_(optimizer)
@@ -114,7 +114,7 @@ def optimizer_step(
 
 
 class RunningStatistics:
-    """Copy of the buffers that a forward pass in training changes. It restores them if the step is not applied."""
+    """Backup of BatchNorm's running statistics, which restores them if the step is not applied."""
 
     def __init__(self, model: nn.Module):
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
@@ -130,7 +130,7 @@ class RunningStatistics:
             self.copy_back(self.kept)
 
     def restore_unless(self, applied: Tensor) -> None:
-        """Restore the values unless the bool scalar on the device is true."""
+        """Restore the statistics unless `applied`, a bool scalar on the device, is true."""
         self.copy_back([torch.where(applied, flat(now), kept) for now, kept in zip(self.by_type, self.kept)])
 
     def copy_back(self, values: list[Tensor]) -> None:

@@ -18,7 +18,7 @@ V = TypeVar("V")
 SAME = object()  # the demo's default is the same as for other data
 LARGEST = 1e9  # upper limit of all numbers
 
-# Roles of an option in a resumed run, and in --config. Options without one are those of the new command line.
+# Roles of an option in a resumed run, and in --config. An option without a role is never taken from the checkpoint.
 RESULT = "result"  # taken from the checkpoint; another value changes the result, and is refused without --force
 KEPT = "kept"  # taken from the checkpoint if not given
 START = "start"  # concerns one start of the script rather than the run; --config ignores it
@@ -34,7 +34,7 @@ def option(
         default: the value if the option is not given; None if `help` explains what it depends on.
         help: text for --help, in which `{default}` becomes the default, and the demo's if it differs.
         flags: further names on the command line.
-        group: group in --help of this option and of those that follow it.
+        group: title in --help above this option and those that follow it.
         role: RESULT, KEPT, START or None.
         argparse_arguments: type, choices, nargs and so on; without them the option is a flag: bare, True or False.
     """
@@ -94,12 +94,12 @@ FLAG: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar":
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, help: str, default: bool | None = False) -> None:
-    """Add an option that is given alone, or with True or False."""
+    """Add a flag, which may be followed by True or False."""
     parser.add_argument(name, default=default, help=help, **FLAG)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Format help with at most 100 columns and short metavars, and show flags without values."""
+    """Format --help in at most 100 columns, and show no value after a flag."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns))
@@ -128,7 +128,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass
 class Settings:
-    """Options of a script. `given` names those given at all, `from_file` those given only in the --config file."""
+    """Options of a script. `given` names the options that the user set, `from_file` those set only in --config."""
 
     # Without annotations, so that they are not fields, and thus not options.
     given = frozenset[str]()
@@ -153,7 +153,7 @@ class Settings:
         return [f for f in fields(cls) if "role" in f.metadata]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return name -> value, as stored in args.json and checkpoints."""
+        """Return a dict, name -> value, as stored in args.json and checkpoints."""
         return {each.name: getattr(self, each.name) for each in self.options()}
 
     @classmethod
@@ -181,7 +181,7 @@ class Settings:
 
     @classmethod
     def options_in_file(cls, path: str) -> dict[str, Any]:
-        """Read options from a JSON object, name -> value, with the names and the checks of the command line."""
+        """Read options from a JSON file, an object name -> value, and check them as on the command line."""
         if not isinstance(content := read_json(path, "--config"), dict):
             raise InputError(f"{path}: not an object of options and values like a run's args.json")
         parser = cls.parser(None, add_help=False)

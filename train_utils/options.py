@@ -1,6 +1,6 @@
-"""Options of training and validation, each in one place: name, type, defaults, help, and role in a resumed run.
+"""Options of training and validation, each with its name, type, defaults, help, and role in a resumed run.
 
-Those of predictions are in prediction/options.py.
+The options of predictions are in prediction/options.py.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class DataSettings(Settings):
     # fmt: on
 
     def form(self) -> ImageForm:
-        """Return how images are read; ValueError if --show-channels names a channel that does not exist."""
+        """Return the options as an ImageForm; ValueError if --show-channels names a channel that does not exist."""
         return ImageForm(self.exif, self.channels, shown=tuple(self.show_channels or ())).checked()
 
     def is_demo(self) -> bool:
@@ -88,7 +88,7 @@ class DataSettings(Settings):
 
 @dataclass
 class TrainSettings(DataSettings):
-    """Options of train.py and train_multi_GPU.py; complete after `resolve`."""
+    """Options of train.py and train_multi_GPU.py. `resolve` fills in what depends on the data or on a resumed run."""
 
     # fmt: off
     num_classes: int | None = option(None, "without background (default: from the data; COCO 90, VOC 20)",
@@ -207,7 +207,7 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in what was not given, from the run to resume or from the defaults for these data and `processes`."""
+        """Fill in the options not given: from `stopped_run` to resume it, else by defaults for data and `processes`."""
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
             kept.pop("lr_steps", None)
@@ -292,5 +292,5 @@ class ValidationSettings(DataSettings, InferenceSettings):
     # fmt: on
 
     def kinds(self, *default: str) -> list[str]:
-        """Return what to compute, in order and without duplicates."""
+        """Return the IoU types to compute: --iou-type or `default`, then "boundary" with --boundary; no duplicates."""
         return list(dict.fromkeys([*(self.iou_type or default), *(["boundary"] if self.boundary else [])]))

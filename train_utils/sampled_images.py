@@ -38,7 +38,7 @@ def anchor_fit(dataset: InstanceDataset, generator: AnchorGenerator, min_size: i
 
 
 def pixel_statistics(dataset: InstanceDataset) -> tuple[list[float], list[float]]:
-    """Return each channel's mean and standard deviation (1 if constant). Bytes count as 0..1, as in the network."""
+    """Return each channel's mean and standard deviation (1 if constant), after scaling 8-bit values to 0..1."""
     mean, squares, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for i in at_intervals(len(dataset), MOST_FOR_PIXELS):
         image = read_image(dataset.image_path(i), form=dataset.form)

@@ -1,4 +1,4 @@
-"""Hook that shows the steps on the main process's terminal and writes the printed ones to log.jsonl."""
+"""Hook that shows progress on the main process's terminal and writes every n-th step (--print-freq) to log.jsonl."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from train_utils.training_state import RunState, StepResult
 
 
 class StepLog:
-    """Show a progress bar per epoch, or a line per printed step without a terminal. Also log the printed steps."""
+    """Show a progress bar per epoch on a terminal; elsewhere, print every n-th step (--print-freq). Log these steps."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None

@@ -1,4 +1,4 @@
-"""Read and check the results of each step after the next one has started, and end a run that cannot continue."""
+"""Read and check the results of each step after the next step has started, and end a run that cannot continue."""
 
 import copy
 import traceback
@@ -17,7 +17,7 @@ from train_utils.weight_files.weights import not_finite
 
 
 class StepResults:
-    """Read the results of an epoch's steps, add them to the progress, and call the hooks.
+    """Read the results of an epoch's steps, count them in the run's progress, and call the hooks.
 
     If the run cannot continue, all processes call `save_checkpoint` together and end it.
     """
@@ -29,7 +29,7 @@ class StepResults:
         self.last_applied = copy.copy(state.training.progress)
 
     def add(self, step: StepResult) -> None:
-        """Read the results of the previous step, and keep this step for the next call.
+        """Read the results of the previous step, and keep `step` for the next call.
 
         A step that may end the run is read immediately. Raises the errors of `check` and of loading.
         """
@@ -41,7 +41,7 @@ class StepResults:
             self.read()
 
     def read(self) -> bool:
-        """Read the last added step, unless it has been read; return whether it was applied."""
+        """Read the step that was added last, if not yet done. Return whether that step was applied."""
         if self.pending is not None:
             step, self.pending = self.pending, None
             self.applied = step.read().applied
@@ -76,8 +76,8 @@ class StepResults:
     def end_out_of_memory(self, error: Exception, images: Sequence[Tensor], targets: Sequence[dict]) -> NoReturn:
         """Write a checkpoint of the state before the step that ran out of memory, and raise RunEnded.
 
-        This process writes it alone, even if it is not the main one, unless its running statistics differ from the main
-        one's. The others wait in the step until the watchdog ends them.
+        This process writes the checkpoint alone, even if it is not the main process, unless its running statistics
+        differ from the main process's. The other processes wait in the step until the watchdog ends them.
         """
         state, model, progress = self.state, self.state.training.model, self.state.training.progress
         traceback.clear_frames(error.__traceback__)  # they hold the activations

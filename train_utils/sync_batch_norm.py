@@ -1,7 +1,7 @@
 """BatchNorm over the batches of all processes, as torch.nn.SyncBatchNorm computes it, without waiting for the GPU.
 
 torch's layer drops the statistics of empty batches by boolean indexing, and so waits three times per layer and step.
-Here an empty batch counts as a vanishing part of a value, with which the same kernels give the same bits.
+Here an empty batch counts as a tiny fraction of one value, so that the same kernels give the same bits.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def use_sync_bn(model: nn.Module, device: torch.device) -> None:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that, in training with several processes, takes mean and variance over the batches of all."""
+    """BatchNorm2d that, in training, takes mean and variance over the batches of all processes."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]; B may be 0, and may differ between processes."""
@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncedNormalisation(torch.autograd.Function):
-    """Normalise with the statistics of all processes. The backward pass all-reduces the two sums that it needs."""
+    """Normalise with the statistics of all processes. The backward pass all-reduces the two sums in its formula."""
 
     @staticmethod
     def forward(
@@ -54,7 +54,7 @@ class SyncedNormalisation(torch.autograd.Function):
         else:
             mean, count = weight.new_zeros(channels), weight.new_full((1,), EMPTY)
             invstd = torch.full_like(mean, eps**-0.5)
-        # A sum with zeros in the place of the others: every backend has it, also where tensors cannot be gathered.
+        # Gather by summing rows that are zero on the other processes: not every backend can gather tensors.
         rows = mean.new_zeros((dist.get_world_size(), 2 * channels + 1))
         rows[dist.get_rank()] = torch.cat((mean, invstd, count))
         dist.all_reduce(rows)
@@ -86,5 +86,5 @@ class SyncedNormalisation(torch.autograd.Function):
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return `x` itself if it is channels-last, else contiguous, since the kernels read these two formats."""
+    """Make a tensor contiguous unless it is channels-last; the kernels read both formats."""
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()

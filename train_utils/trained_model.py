@@ -34,12 +34,12 @@ class TrainedModel:
 
     @property
     def form(self) -> ImageForm:
-        """Form in which the network's images are read."""
+        """The ImageForm with which images are read for this network."""
         return ImageForm(self.trained_with.get("exif"), self.config.channels, self.config.values)
 
     @property
     def thresholds(self) -> dict[int, float]:
-        """Label -> the score with the best F1 on the validation images; {} if the file has none."""
+        """Score threshold of each label, with the best F1 on the validation images; {} if the weight file has none."""
         return dict(self.content.get(THRESHOLDS, {}))
 
 

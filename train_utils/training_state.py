@@ -26,7 +26,7 @@ TRY_AGAIN = 100  # steps after which a checkpoint that could not be written is r
 
 @dataclass
 class StepResult:
-    """The outcome of a step, which the device may still be computing; `read` waits for it."""
+    """Losses and outcome of a training step, which the device may still be computing; `read` waits for them."""
 
     number: int  # of the step in the run, counted from 1
     lr: float
@@ -84,7 +84,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """State that a training step updates, and the settings that it uses."""
+    """Model, optimizer and progress, which a training step updates, and the settings of the step."""
 
     model: MaskRCNN
     parallel: nn.Module  # the model in DistributedDataParallel; with one process, the model itself
@@ -102,14 +102,14 @@ class Training:
     def __post_init__(self) -> None:
         self.scaler = self.scaler or self.precision.scaler()
 
-    def evaluated(self) -> AbstractContextManager:
-        """Context in which the model has the weights to evaluate: the averaged ones, if there are any."""
+    def evaluation_weights(self) -> AbstractContextManager:
+        """Context in which the model has the averaged weights of --model-ema, or else the trained weights."""
         return nullcontext() if self.ema is None else self.ema.swapped()
 
 
 @dataclass
 class RunState:
-    """State of a run that is passed to hooks."""
+    """State of a run, which every hook receives."""
 
     training: Training
     settings: TrainSettings
@@ -121,7 +121,7 @@ class RunState:
     stopping: bool = False  # whether a signal stops the run after this step
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch, from 0, of a step, from 1."""
+        """Return the epoch, counted from 0, that contains a step, counted from 1."""
         return (step - 1) // self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
@@ -138,14 +138,14 @@ class RunState:
 
 
 def call_hooks(hooks: Sequence[object], moment: str, state: RunState) -> None:
-    """Call the functions that hooks, modules or objects, have for one of `MOMENTS`; on every process."""
+    """On every process, call the function `moment`, one of `MOMENTS`, of each hook that has such a function."""
     for hook in hooks:
         if function := getattr(hook, moment, None):
             function(state)
 
 
 def load_hooks(path: str | None) -> list[ModuleType]:
-    """Run a user's Python file and return it as a module; InputError if it has none of the four functions."""
+    """Run a user's Python file and return it as a module. InputError if it defines none of the hooks `MOMENTS`."""
     if path is None:
         return []
     if not Path(path).is_file():

@@ -74,7 +74,7 @@ class PredictionSheets:
         """Draw after the last step of an epoch, once it has been evaluated."""
         if state.ends_epoch(state.number):
             epoch, training = state.epoch_of(state.number), state.training
-            with training.evaluated():
+            with training.evaluation_weights():
                 state.run.write_predictions(epoch, lambda: draw_predictions(training, self.dataset, self.classes))
 
     after_train = before_step
