@@ -39,14 +39,14 @@ class Graph:
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """`op` for an operator with several outputs."""
+        """Add an operator with several outputs, and return their names."""
         name = f"{self.stage}/{kind}_{len(self.nodes)}"
         names = [name if i == 0 else f"{name}:{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, name, **attributes))
         return names
 
     def constant(self, values: Any, dtype: str) -> str:
-        """Return the name of a constant; equal ones are stored once."""
+        """Store a constant, and return its name. Equal constants are stored once."""
         array = np.asarray(values, dtype=dtype)
         name = f"{dtype}{list(array.shape)}:{array.tobytes().hex()}"
         if array.size > 8:
@@ -62,7 +62,7 @@ class Graph:
         return self.constant(values, "int64")
 
     def weight(self, name: str, tensor: Tensor) -> str:
-        """Store a weight under its name in the state dict; return a float32 value."""
+        """Store a weight under `name`, its key in the state dict, and return the name of its float32 value."""
         array = tensor.detach().cpu().float().numpy()
         if self.weight_type == "float32" or array.ndim < 2:
             return self.store(name, array)
@@ -83,27 +83,27 @@ class Graph:
         return self.op("Reshape", x, self.integers(shape))
 
     def columns(self, x: str, start: int, end: int, axis: int = -1) -> str:
-        """x[..., start:end]."""
+        """Return x[..., start:end], or the same along another axis."""
         return self.op("Slice", x, *(self.integers([value]) for value in (start, end, axis)))
 
     def column(self, x: str, i: int) -> str:
-        """x[..., i]."""
+        """Return x[..., i]."""
         return self.op("Squeeze", self.columns(x, i, i + 1), self.integers([-1]))
 
     def range(self, count: str) -> str:
-        """0, 1, ..., count - 1 for a count int64 [1]."""
+        """Return 0, 1, ..., count - 1, where `count` is int64 [1]."""
         return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
 
     def at_most(self, limit: int, values: str) -> str:
-        """Return the smaller of `limit` and N, the length of `values`, int64 [1], since TopK accepts no k above N."""
+        """Return `limit` or, if it is smaller, the length of `values`: int64 [1], a valid k for TopK."""
         return self.op("Min", self.op("Shape", values), self.integers([limit]))
 
     def length(self, x: str, axis: int) -> str:
-        """The size of `x` along an axis, int64 [1]."""
+        """Return the size of `x` along an axis, int64 [1]."""
         return self.columns(self.op("Shape", x), axis, axis + 1, 0)
 
     def size(self, x: str) -> str:
-        """Return height and width of [..., H, W], int64 [2], as a constant if they are known."""
+        """Return height and width of [..., H, W], int64 [2]: a constant if `sizes` holds them."""
         if x in self.sizes:
             return self.integers(self.sizes[x])
         return self.columns(self.op("Shape", x), -2, 2**31 - 1, 0)
@@ -120,7 +120,7 @@ class Graph:
         return self.op("Gemm", x, *self.parameters(module, name), transB=1)
 
     def parameters(self, module: nn.Module, name: str) -> list[str]:
-        """Return a module's weight and, if it has one, its bias."""
+        """Store the weight and, if there is one, the bias of a module, and return their names."""
         return [self.weight(f"{name}.{kind}", value) for kind, value in module.named_parameters(recurse=False)]
 
     def sequence(self, x: str, modules: nn.Module, name: str) -> str:
@@ -147,7 +147,7 @@ class Graph:
     ) -> onnx.ModelProto:  # fmt: skip
         """Return the finished, checked model.
 
-        Inputs are name -> type and shape, in which a name stands for any length; outputs name -> value, type and shape.
+        Inputs map a name to type and shape, outputs to value, type and shape. In a shape, a name stands for any length.
         """
         for name, (value, _, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name))
@@ -165,8 +165,8 @@ class Graph:
         return model
 
 
-def known(name: str, module: object, kind: type[Module]) -> Module:
-    """Return a replaceable part of the network; ValueError unless it is of the class that the exporter supports."""
+def require_class(name: str, module: object, kind: type[Module]) -> Module:
+    """Return `module`. ValueError if it is not a `kind`, the only class that the exporter supports for this part."""
     if not isinstance(module, kind):
         raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter supports only {kind.__name__}")
     return module

@@ -20,7 +20,7 @@ from dataset_files.atomic_files import replacing
 from network_files import MaskRCNN
 from network_files.boxes import size_of
 from network_files.image_transform import ImageTransform
-from onnx_files.graph import Graph, known
+from onnx_files.graph import Graph, require_class
 from onnx_files.onnx_model import Description
 from onnx_files.roi_graph import detections
 from onnx_files.rpn_graph import proposals
@@ -35,16 +35,16 @@ PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Input of the graph, and storage of its weights."""
+    """Form of the input image, and type of the stored weights."""
 
-    input_type: str = "float32"  # "float32", an image in 0..1 or in the units of the network's statistics, or "uint8"
+    input_type: str = "float32"  # "uint8", or "float32" for images in 0..1 or in the units of image_mean
     batch: int | None = None  # number of images, all of one size; None for one image without a batch dimension
     size: tuple[int, int] | None = None  # height and width of the images; None for any
     weights: str = "float32"  # type in which matrices are stored, "float32" or "float16"; the arithmetic is float32
 
 
 def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
-    """Build the model of a trained network, with its description as metadata; ValueError as in `network_graph`."""
+    """Build the ONNX model of a trained network, with a `Description` as metadata. Errors are as in `network_graph`."""
     heads, classes = trained.model.roi_heads, trained.classes
     thresholds = {
         "score": heads.score_thresh, "nms": heads.nms_thresh, "detections": heads.detections_per_img,
@@ -58,18 +58,18 @@ def build(trained: TrainedModel, options: GraphOptions) -> onnx.ModelProto:
 
 
 def write(content: onnx.ModelProto, output: Path) -> None:
-    """Write a file, replacing an existing one."""
+    """Write an ONNX model to a file. An existing file is replaced."""
     with replacing(output) as file:
         onnx.save_model(content, file)
 
 
 def network_graph(model: MaskRCNN, options: GraphOptions, metadata: dict[str, str]) -> onnx.ModelProto:
-    """Build the ONNX model of a network; ValueError names a part that the exporter does not support.
+    """Build the ONNX model of a network. ValueError names a part that the exporter does not support.
 
-    It has the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32 [N, 4], x1y1x2y2
-    in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks` float32 [N, 1, 28, 28],
-    probabilities. With a batch all get one more dimension in front. With a batch or a size N is the largest number of
-    detections, and zeros follow the detections; no detection has the label 0.
+    The model has the input `image` [C, height, width] and the outputs of `MaskRCNN.detect`: `boxes` float32 [N, 4],
+    x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32 [N], best first, and `masks` float32
+    [N, 1, 28, 28], probabilities. With `options.batch`, all have one more dimension in front. With a batch or a size, N
+    is the largest number of detections, and zeros follow the detections, whose labels are 1 or above.
     """
     model = copy.deepcopy(model).eval()
     fold_norms(model)
@@ -118,8 +118,8 @@ def filled_up(g: Graph, values: str, count: int, shape: tuple[int, ...]) -> str:
 def transform(g: Graph, image: str, module: ImageTransform, options: GraphOptions) -> tuple[str, str, str]:
     """Normalise, resize and pad: [C, H, W] or [B, C, H, W] -> [B, C, H', W'].
 
-    Also returns the image's size before and after the resize, int64 [2] each, height and width. ValueError if the
-    module does not pad to multiples of `PADDED_TO`.
+    Also returns the image's size before and after the resize, int64 [2] each, height and width. ValueError if
+    `fixed_size` is set, or the padding is not to multiples of `PADDED_TO`.
     """
     if module.fixed_size is not None or module.size_divisible != PADDED_TO:
         raise ValueError(f"the ONNX exporter supports neither fixed_size nor a size_divisible other than {PADDED_TO}")
@@ -184,11 +184,11 @@ def odd_numbers(g: Graph, count: str, *shape: int) -> str:
 
 
 def backbone(g: Graph, x: str, model: MaskRCNN) -> list[str]:
-    """[1, 3, H, W] -> five levels [1, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
-    module = known("backbone", model.backbone, BackboneWithFPN)
-    body = known("backbone.body", module.body, ResNet)
-    fpn = known("backbone.fpn", module.fpn, FeaturePyramidNetwork)
-    known("backbone.fpn.extra_blocks", fpn.extra_blocks, LastLevelMaxPool)
+    """[B, C_in, H, W] -> five levels [B, C, H / s, W / s], s = 4, 8, 16, 32, 64, finest first."""
+    module = require_class("backbone", model.backbone, BackboneWithFPN)
+    body = require_class("backbone.body", module.body, ResNet)
+    fpn = require_class("backbone.fpn", module.fpn, FeaturePyramidNetwork)
+    require_class("backbone.fpn.extra_blocks", fpn.extra_blocks, LastLevelMaxPool)
     g.stage = "backbone.body"
     x = g.op("Relu", g.conv(x, body.conv1, "backbone.body.conv1"))
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])

@@ -1,4 +1,4 @@
-"""Open an exported network: its description in the file's metadata, and its detections. Needs no torch."""
+"""Open an exported network, and read its description from the metadata of the file. Needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ FORMAT = 1
 
 @dataclass
 class Description:
-    """Facts that a program needs about an exported network besides its graph."""
+    """Facts about an exported network that its graph does not contain, stored as metadata of the file."""
 
     names: dict[int, str]  # label -> class name
     category_ids: dict[int, int]  # label -> category id in written results
     # The network's ModelConfig: `arch`, `num_classes`, `min_size`, `max_size` and so on; with --channels also
     # `channels`, their type of `values`, `image_mean` and `image_std`.
     network: dict[str, Any]
-    # `score` that detections exceed, `nms` IoU, `detections` per image, `mask` probability.
+    # `score` and `mask`: probabilities to exceed; `nms`: an IoU; `detections`: the most per image.
     thresholds: dict[str, float]
     continuous_paste: bool  # how masks are pasted, see `mask_crops`
     exif: str  # whether training images were turned by their EXIF tag: "apply" or "ignore"
@@ -29,12 +29,12 @@ class Description:
     class_thresholds: dict[int, float] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
-        """Return each attribute as JSON, and the version of the format."""
+        """Return the metadata to store: each attribute as JSON, and the version of the format."""
         return {"format": str(FORMAT)} | {name: json.dumps(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Description":
-        """The inverse of `to_metadata`; ValueError unless this version of tools/export_onnx.py wrote the file."""
+        """Invert `to_metadata`. ValueError for metadata of other programs or of another format version."""
         if metadata.get("format") != str(FORMAT):
             raise ValueError("has no metadata of tools/export_onnx.py, or those of a newer version")
         try:
@@ -48,7 +48,7 @@ class Description:
 
 
 class OnnxModel:
-    """A network that tools/export_onnx.py exported; `detect` is that of `Session`.
+    """A network in a file of tools/export_onnx.py, with the method `detect` of `Session`.
 
     Threads, runtime and precision are as for `open_session`. The default is the fastest runtime. InputError if the
     runtime or the file is missing, or if tools/export_onnx.py did not write the file.

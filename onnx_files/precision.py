@@ -1,4 +1,4 @@
-"""Shrink exported networks with fp16 weights, or int8 convolutions and matrix products, and measure the cost in AP."""
+"""Export networks with fp16 weights or with int8 convolutions and matrix products, and measure the loss of AP."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +24,13 @@ QUANTISED = ("Conv", "Gemm", "MatMul")
 FLOAT32_LAYERS = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")
 
 
-def smaller(
+def build_reduced(
     trained: TrainedModel, options: GraphOptions, precision: str, images: Iterable[torch.Tensor]
 ) -> onnx.ModelProto:
-    """Build the graph in a lower precision.
+    """Build the ONNX model of a network in a lower precision, "fp16" or "int8".
 
-    "fp16" stores weights in float16 and leaves the arithmetic to the runtime, usually float32; "int8" quantises
-    `QUANTISED`, with the ranges of activations from `images` of the dataset.
+    "fp16" stores weights in float16 and leaves the arithmetic to the runtime, usually float32. "int8" quantises
+    `QUANTISED`; the ranges of activations are measured on `images`.
     """
     if precision == "fp16":
         return build(trained, replace(options, weights="float16"))
@@ -63,7 +63,7 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
 def open_images(
     trained: TrainedModel, data_path: str | None, with_training: bool
 ) -> tuple[InstanceDataset, InstanceDataset | None]:
-    """Open the validation images and, if requested, the training images. By default they are the weights' own."""
+    """Open the validation and, if requested, the training images of `data_path`, or else of the weights' own data."""
     settings = ValidationSettings(data_path=data_path)
     settings.given = frozenset({"data_path"} if data_path else ())
     validation = open_validation_data(settings, trained.trained_with, trained.held_out)
@@ -79,7 +79,7 @@ def at_intervals(dataset: InstanceDataset, count: int) -> Iterator[torch.Tensor]
 def compare_ap(
     trained: TrainedModel, contents: Sequence[onnx.ModelProto], dataset: InstanceDataset
 ) -> list[tuple[float, float]]:
-    """The box AP and mask AP of each file on a dataset, in the fastest runtime installed."""
+    """Measure the box AP and mask AP of each ONNX model on a dataset, in the fastest installed runtime."""
     found = []
     for content in contents:
         session = open_session(content.SerializeToString(), fastest_runtime())

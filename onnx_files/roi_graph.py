@@ -7,7 +7,7 @@ from backbone.conv_norm import bias_of
 from network_files.heads import FastRCNNPredictor, MaskRCNNPredictor, TwoMLPHead
 from network_files.roi_align import CANONICAL_LEVEL, CANONICAL_SIZE, PyramidRoIAlign, RoIPool
 from network_files.roi_heads import RoIHeads
-from onnx_files.graph import Graph, known
+from onnx_files.graph import Graph, require_class
 from onnx_files.rpn_graph import clip, decode, unless_small
 
 ROI_LEVELS = 4  # the last level of the pyramid is the RPN's alone
@@ -15,9 +15,9 @@ LARGEST_EXPONENT = 6  # of a level's stride, log2
 
 
 def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads) -> dict[str, str]:
-    """`RoIHeads.detect` for one image: levels [1, C, H_i, W_i], finest first, and proposals float32 [P, 4].
+    """Add `RoIHeads.detect` for one image: levels [1, C, H_i, W_i], finest first, and proposals float32 [P, 4].
 
-    The image's size is int64 [2], height and width. Returns `boxes` [D, 4] in the resized image, `labels` [D], `scores`
+    `image_size`, int64 [2], is height and width. Returns `boxes` [D, 4] in the resized image, `labels` [D], `scores`
     [D] and `masks` [D, 1, 28, 28], best first.
     """
     levels = levels[:ROI_LEVELS]
@@ -25,7 +25,7 @@ def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str,
     exponents = [stride_exponent(g, level, image_size) for level in levels]
 
     g.stage = "roi_heads.box"
-    predictor = known("roi_heads.box_predictor", heads.box_predictor, FastRCNNPredictor)
+    predictor = require_class("roi_heads.box_predictor", heads.box_predictor, FastRCNNPredictor)
     features, order = pool(g, levels, exponents, proposals, heads.box_roi_pool, "roi_heads.box_roi_pool")
     x, restore = box_head(g, features, heads), inverse(g, order)
     logits, deltas = (
@@ -55,9 +55,9 @@ def pool(
 ) -> tuple[str, str]:
     """Pool boxes [R, 4] as `PyramidRoIAlign` does.
 
-    Returns features [R, C, h, w], those of the finest level first, and the index of each one's box, int64 [R].
+    Returns features [R, C, h, w], those of the finest level first, and the index of each feature's box, int64 [R].
     """
-    module = known(name, roi_pool, PyramidRoIAlign)
+    module = require_class(name, roi_pool, PyramidRoIAlign)
     level_ids = assign_levels(g, boxes, exponents[0], exponents[-1])
     features, owners = [], []
     for i, (level, exponent) in enumerate(zip(levels, exponents)):
@@ -77,7 +77,7 @@ def pool(
 
 
 def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
-    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], counted from `finest`. Limits are log2 of strides."""
+    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], 0 is `finest`. Limits are log2 of the strides."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
     size = g.op("Sqrt", g.op("Mul", g.column(sides, 0), g.column(sides, 1)))
     octaves = g.op("Div", g.op("Log", g.op("Div", size, g.floats(CANONICAL_SIZE))), g.floats(math.log(2)))
@@ -106,7 +106,7 @@ def box_head(g: Graph, features: str, heads: RoIHeads) -> str:
 def select_detections(
     g: Graph, logits: str, deltas: str, proposals: str, image_size: str, heads: RoIHeads, classes: int
 ) -> dict[str, str]:
-    """`RoIHeads.select_detections`: logits [P, K], deltas [P, 4 * K], proposals [P, 4] -> `boxes, labels, scores`."""
+    """Add `RoIHeads.select_detections`: logits [P, K], deltas [P, 4 * K], proposals [P, 4] -> boxes, labels, scores."""
     probs = g.columns(g.op("Softmax", logits, axis=1), 1, classes + 1)
     deltas = g.columns(g.reshape(deltas, -1, classes + 1, 4), 1, classes + 1, 1)
     boxes = decode(g, deltas, g.op("Unsqueeze", proposals, g.integers([1])), heads.box_coder)
@@ -136,9 +136,9 @@ def select_detections(
 
 
 def masks_of_classes(g: Graph, x: str, labels: str, heads: RoIHeads) -> str:
-    """[R, C, 14, 14] and the label of each, int64 [R] -> probabilities of that class [R, 1, 28, 28]."""
+    """Predict the mask of each RoI's label: [R, C, 14, 14] and labels int64 [R] -> probabilities [R, 1, 28, 28]."""
     name = "roi_heads.mask_predictor"
-    predictor = known(name, heads.mask_predictor, MaskRCNNPredictor)
+    predictor = require_class(name, heads.mask_predictor, MaskRCNNPredictor)
     upsample, last = predictor.conv5_mask, predictor.mask_fcn_logits
     x = g.op(
         "ConvTranspose", x, *g.parameters(upsample, f"{name}.conv5_mask"),

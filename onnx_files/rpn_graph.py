@@ -8,18 +8,18 @@ from network_files.anchors import AnchorGenerator
 from network_files.boxes import LARGEST_LOG_SCALE, BoxCoder
 from network_files.heads import RPNHead
 from network_files.rpn import RegionProposalNetwork
-from onnx_files.graph import Graph, known
+from onnx_files.graph import Graph, require_class
 
 FINEST_STRIDE = 4
 
 
 def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn: RegionProposalNetwork) -> str:
-    """Return the best boxes of all levels, best first: float32 [P, 4], P at most `post_nms_top_n`.
+    """Return the proposals of one image, best first: float32 [P, 4], at most `post_nms_top_n`.
 
-    Levels are [1, C, H_i, W_i], and `batch` is the padded image [1, 3, H, W]. `image_size`, int64 [2], is height and
-    width without the padding.
+    Levels are [1, C, H_i, W_i], and `batch` is the padded network input [B, C_in, H, W]. `image_size`, int64 [2], is
+    height and width without the padding.
     """
-    head = known("rpn.head", rpn.head, RPNHead)
+    head = require_class("rpn.head", rpn.head, RPNHead)
     post_nms_top_n = rpn.post_nms_top_n["testing"]
     boxes, scores = [], []
     for i, level in enumerate(levels):
@@ -47,7 +47,7 @@ def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn:
 
 
 def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, score_thresh: float) -> str:
-    """NMS of one level's boxes [N, 4] with scores [N] of at least `score_thresh` -> indices int64 [M]."""
+    """Apply NMS to one level: boxes [N, 4], scores [N] -> indices int64 [M]. Scores are at least `score_thresh`."""
     # The operator keeps scores above its threshold, the network also those equal to it. Small boxes have the score -1.
     threshold = score_thresh - 1e-6 if score_thresh > 0 else -0.5
     kept = g.op(
@@ -75,7 +75,7 @@ def anchors(g: Graph, level: str, batch: str, i: int, generator: AnchorGenerator
 
 
 def decode(g: Graph, deltas: str, references: str, coder: BoxCoder) -> str:
-    """Decode deltas [..., 4] as `BoxCoder.decode` does. References are broadcast."""
+    """Apply deltas [..., 4] to `references` [..., 4], which are broadcast, as `BoxCoder.decode` does."""
     low, high = g.columns(references, 0, 2), g.columns(references, 2, 4)
     size = g.op("Sub", high, low)
     centre = g.op("Add", low, g.op("Mul", size, g.floats(0.5)))
@@ -88,7 +88,7 @@ def decode(g: Graph, deltas: str, references: str, coder: BoxCoder) -> str:
 
 
 def clip(g: Graph, boxes: str, image_size: str) -> str:
-    """Clip boxes as `clip_boxes_to_image` does. The size is int64 [2], height and width."""
+    """Clip boxes [..., 4] to the image. `image_size`, int64 [2], is height and width."""
     largest = g.op("Gather", g.cast(image_size, "float32"), g.integers([1, 0, 1, 0]))
     return g.op("Min", g.op("Max", boxes, g.floats(0.0)), largest)
 

@@ -1,4 +1,4 @@
-"""Run a file in onnxruntime or OpenVINO behind one interface. Needs that package and NumPy, not torch."""
+"""Run ONNX files in onnxruntime or OpenVINO through one interface. Needs the runtime and NumPy, but not torch."""
 
 import importlib
 from collections.abc import Callable
@@ -26,15 +26,15 @@ class Session:
 
     @property
     def batch(self) -> int | None:
-        """The number of images that the file takes at once, or None if it has no batch dimension."""
+        """Number of images that the file takes at once, or None if the input has no batch dimension."""
         return self.shape[0] if len(self.shape) == 4 else None
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Find the objects in an image.
 
-        The image is RGB, uint8 [H, W, 3], or of the trained form, [H, W, C], uint8 or float32. Returns `boxes` float32
-        [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N], `scores` float32 [N], best first, and `masks` float32 [N, 1,
-        28, 28], probabilities.
+        The image is RGB, uint8 [H, W, 3], or has the channels and type of the training images, uint8 or float32
+        [H, W, C]. Returns `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32
+        [N], best first, and `masks` float32 [N, 1, 28, 28], probabilities.
         """
         height, width = self.shape[-2:]
         if (height or len(image), width or image.shape[1]) != image.shape[:2]:
@@ -69,8 +69,8 @@ def fastest_runtime() -> str:
 def open_session(source: str | bytes, runtime: str, threads: int | None = None, precision: str = "fp32") -> Session:
     """Open a model file, given by its path or content.
 
-    `threads` is the number of threads on the CPU, None for all cores. InputError if the runtime is missing, or lacks
-    the precision of `PRECISIONS`; ValueError if it cannot open the file.
+    `threads` is the number of threads on the CPU, None for all cores. InputError if the runtime is missing, or
+    does not support the precision; ValueError if the runtime cannot open the file.
     """
     if not is_installed(runtime):
         raise InputError(f"the package {runtime} is missing; install it with: pip install {runtime}")

@@ -1,6 +1,6 @@
-"""Compute the size that images are resized to in an ONNX graph, with integers that every runtime computes alike.
+"""Compute the size of resized images in an ONNX graph, in integer arithmetic, which is the same in every runtime.
 
-`ImageTransform` multiplies a side by a scale in float64. Some runtimes compute float64 in float32, and round other
+`ImageTransform` multiplies a side by a scale in float64. Some runtimes compute float64 in float32, and get other
 sizes. The exact quotient in integers differs from the network's result where it is a whole number (or, if sizes are
 rounded, halfway between two) and float64's product falls below it: there the network's size is one pixel smaller.
 
@@ -18,10 +18,10 @@ FACTORS_OF_2_TO_52 = [2**9] * 5 + [2**7]
 
 
 def size_after_resize(g: Graph, sides: str, min_size: int, max_size: int, rounded: bool) -> str:
-    """Height and width of images -> those that `ImageTransform` resizes them to, both int64 [..., 2].
+    """Return the sizes to which `ImageTransform` resizes images of height and width `sides`, both int64 [..., 2].
 
-    Exact for sides up to 12,000 pixels, and to one pixel above. Sizes are `rounded` to the nearest pixel in Detectron2,
-    rounded down in torchvision.
+    The sizes are exact for sides up to 12,000 pixels; above, they may be wrong by one pixel. `rounded` rounds to the
+    nearest pixel, as in Detectron2, instead of down, as in torchvision.
     """
     short, long = (g.op(kind, sides, axes=[-1], keepdims=1) for kind in ("ReduceMin", "ReduceMax"))
     limits = g.integers(min_size), g.integers(max_size)
@@ -62,5 +62,5 @@ def twice(g: Graph, x: str) -> str:
 
 
 def largest(g: Graph, holds: str) -> str:
-    """The largest of `POWERS` for which a condition holds, bool [..., 15] -> int64 [..., 1]; 1 if there is none."""
+    """Return the largest of `POWERS` where `holds`, bool [..., 15], is True, or 1 if there is none: int64 [..., 1]."""
     return g.op("ReduceMax", g.op("Where", holds, g.integers(POWERS), g.integers(1)), axes=[-1], keepdims=1)

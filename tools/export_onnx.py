@@ -58,23 +58,23 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.weights}: takes {trained.config.values} values, as float32; leave --uint8 out")
     options = GraphOptions("uint8" if args.uint8 else "float32", args.batch, args.size and (args.size[0], args.size[1]))
     with reading_input():
-        content = smaller_file(trained, options, args, output) if args.precision else build(trained, options)
+        content = reduced_model(trained, options, args, output) if args.precision else build(trained, options)
         write(content, output)
     size = output.stat().st_size / 1e6
     print(f"{output}: {size:.0f} MB, {trained.config.arch}, {len(trained.classes.names)} classes")
     print(f"run it with: python tools/predict_onnx.py {output} photo.jpg")
 
 
-def smaller_file(
+def reduced_model(
     trained: TrainedModel, options: "GraphOptions", args: argparse.Namespace, output: Path
 ) -> "ModelProto":
-    """Build the graph in a lower precision, and print its AP and that of the float32 graph.
+    """Build the ONNX model in a lower precision, and print its AP beside the AP of the float32 model.
 
     Raises:
-        InputError: it loses more than --max-ap-drop.
+        InputError: the model loses more AP than --max-ap-drop.
     """
     from onnx_files.network_graph import GraphOptions, build
-    from onnx_files.precision import at_intervals, compare_ap, open_images, smaller
+    from onnx_files.precision import at_intervals, build_reduced, compare_ap, open_images
 
     validation, training = open_images(trained, args.data_path, with_training=args.precision == "int8")
     with reading_input():
@@ -83,10 +83,10 @@ def smaller_file(
     if args.precision == "int8" and training is None:
         raise InputError("--precision int8 is calibrated on training images, of which there are none; give --data-path")
     images = at_intervals(training, args.calibration_images) if training else ()
-    content = smaller(trained, options, args.precision, images)
+    content = build_reduced(trained, options, args.precision, images)
     plain = GraphOptions(options.input_type)
     # The data have images of many sizes.
-    measured = content if options == plain else smaller(trained, plain, args.precision, ())
+    measured = content if options == plain else build_reduced(trained, plain, args.precision, ())
     full, small = compare_ap(trained, [build(trained, plain), measured], validation)
     for name, before, after in zip(("box AP", "mask AP"), full, small):
         print(f"{name}: {before:.4f} in fp32, {after:.4f} in {args.precision}")
