@@ -1,1 +1,1 @@
-"""Write a report on a network's results and errors and on faults in its data."""
+"""Report on an evaluation: metrics, errors, labels that are probably wrong, and statistics of the data."""

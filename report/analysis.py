@@ -1,4 +1,4 @@
-"""Compute all results of comparing detections with objects, by their boxes, masks or boundaries."""
+"""Compute all numbers that a report states about boxes, masks or boundaries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Analysis:
 
 
 def analyse(data: EvalData, kind: str) -> Analysis:
-    """Compare boxes ("bbox"), masks ("segm") or boundaries ("boundary")."""
+    """Compute the report's numbers for boxes ("bbox"), masks ("segm") or boundaries ("boundary")."""
     data = data.of_kind(kind)
     overlaps = find_overlaps(data, kind)
     matching = match(data, overlaps)
@@ -49,7 +49,7 @@ def analyse(data: EvalData, kind: str) -> Analysis:
 
 
 def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) -> Metrics:
-    """Compute COCO's metrics of boundaries (see boundaries.py). `labels` is label -> category id, None if equal."""
+    """Compute COCO's metrics of boundaries (see boundaries.py). `labels`: label -> category id; None if equal."""
     data = data.of_kind("boundary")
     areas = match_areas(data, find_overlaps(data, "boundary"), "boundary")
     results = average_precision.class_results(data, areas["AP"].matching)

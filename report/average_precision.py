@@ -1,4 +1,4 @@
-"""Compute AP from a matching: per class, with curves, best F1 and calibration, and per group of objects.
+"""Compute the AP of classes and of groups of objects from a matching, with curves, best F1 and calibration.
 
 Curves and APs of classes equal those of hotcoco and pycocotools. They are computed here because the groups, and the
 repairs of error_kinds.py, need the AP of subsets of detections and objects, which neither library supports.
@@ -72,7 +72,7 @@ def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
 
 
 def mean_curves(results: Sequence[ClassResult]) -> np.ndarray:
-    """Return the mean over the classes that have objects, float64 [3, 101]; NaN if none has."""
+    """Average the curves of the classes that have objects, float64 [3, 101]; NaN without such a class."""
     curves = [result.curves for result in results if result.objects]
     return np.mean(curves, axis=0) if curves else np.full((3, 101), np.nan)
 
@@ -94,11 +94,11 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 
 
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
-    """Return COCO's precision at 101 recalls.
+    """Return COCO's precision at 101 recalls, float64 [T, 101]. The mean of a row is AP.
 
-    This is the best precision at that or a higher recall, and 0 beyond the highest recall reached. `right` and
-    `counted`, bool [T, N], are whether a detection is matched and whether it counts (is not ignored), by descending
-    score; `objects`, at least 1, is the number to find. Returns float64 [T, 101]; the mean of a row is AP.
+    COCO uses the best precision at that or a higher recall, and 0 beyond the highest recall reached. `right` and
+    `counted`, bool [T, N] by descending score, state whether a detection is matched, and whether it counts (is not
+    ignored). `objects`, at least 1, is the number of objects to find.
     """
     hits = np.cumsum(right & counted, axis=1)
     misses = np.cumsum(~right & counted, axis=1)
@@ -130,7 +130,7 @@ def best_overall(data: EvalData, matching: Matching) -> BestScore:
 
 @dataclass
 class Calibration:
-    """Scores and shares of correct detections at IoU 0.5, in B ranges of scores.
+    """The mean score and the share of correct detections at IoU 0.5, in each of B ranges of scores.
 
     A calibrated score of 0.8 is right in 8 of 10 cases.
     """
@@ -142,7 +142,7 @@ class Calibration:
 
 
 def calibration(data: EvalData, matching: Matching) -> Calibration:
-    """Compute the calibration of all detections except those inside crowds; equals hotcoco's `calibration`."""
+    """Compute the calibration of all detections but those inside crowds, as hotcoco's `calibration` does."""
     counted = ~matching.ignored[AT_50]
     scores, right = data.detections.scores[counted], matching.objects[AT_50, counted] >= 0
     bins = np.clip(scores * BINS, 0, BINS - 1).astype(int)
@@ -161,11 +161,11 @@ class Group:
 
 
 def all_groups(data: EvalData, matching: Matching, kind: str) -> dict[str, list[Group]]:
-    """Compute the AP of the ranges of GROUPS: by size, by objects in the image, by distance to the border.
+    """Compute AP per range of GROUPS: by size, by number of objects in the image, and by distance to the border.
 
-    The matching over all objects is kept. A matched detection belongs to its object's group, any other to the group of
-    its own size or place. COCO's small, medium and large repeat the matching within each range, so the numbers of equal
-    ranges can differ in the third decimal.
+    Detections are matched once, to all objects. A matched detection belongs to its object's group, any other to the
+    group of its own size or place. COCO repeats the matching for small, medium and large objects, so its AP can differ
+    in the third decimal.
     """
     objects, found = data.objects, data.detections
     in_image = np.bincount(objects.images, minlength=len(data.image_ids))
@@ -179,7 +179,7 @@ def all_groups(data: EvalData, matching: Matching, kind: str) -> dict[str, list[
 
 
 def border_distance(data: EvalData, of: Objects | Detections) -> np.ndarray:
-    """Return the distances of boxes to the border in percent of their image's short side, float64 [N]."""
+    """Return each box's distance to the nearest border, in percent of the image's short side, float64 [N]."""
     height, width = data.sizes[of.images].T
     x, y, w, h = of.boxes.T
     gaps = np.stack((x, y, width - x - w, height - y - h))
@@ -190,7 +190,7 @@ def group_aps(
     data: EvalData, matching: Matching, of_objects: np.ndarray, of_detections: np.ndarray, edges: Sequence[float],
     names: Sequence[str],
 ) -> list[Group]:  # fmt: skip
-    """Compute the AP of each range of a property.
+    """Compute the AP of the objects in each range of a property, such as their size.
 
     `of_objects` [G] and `of_detections` [D] are the values of the property, `edges` the lower ends of the ranges.
     """

@@ -35,7 +35,7 @@ METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's 
 
 
 class Interval(NamedTuple):
-    """The range that contains most resamples; NaN if none has a value."""
+    """An interval of a metric. Both ends are NaN without a value, or if too few images have objects."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ class Resampled:
 
 
 def interval_of(samples: np.ndarray, tail: float) -> Interval:
-    """Return the interval of samples [R] without their tails; NaNs are left out."""
+    """Return the interval of samples [R] that leaves out the share `tail` of them at each end. NaNs do not count."""
     known = samples[~np.isnan(samples)]
     if not len(known) or np.isnan(tail):
         return Interval(float("nan"), float("nan"))
@@ -64,10 +64,10 @@ def interval_of(samples: np.ndarray, tail: float) -> Interval:
 
 
 def tail_of(images: np.ndarray) -> float:
-    """Return the share of the resamples on each side of an interval.
+    """Return the share of resamples to leave out at each end of a 95 % interval.
 
-    NaN if fewer than five images have objects. The variance of n images' resamples is too small by (n - 1) / n. The
-    mean over classes gets the factor of the sum of its classes' variances, taken as equal for equal n.
+    NaN if fewer than five images have objects. Resamples of n images have a variance that is too small by the factor
+    (n - 1) / n. The mean over classes gets the factor of the sum of the classes' variances, taken as 1 / n.
 
     Args:
         images: int64 [K], how many images have objects of each class that has any; [1] for a single class.
@@ -83,14 +83,14 @@ def tail_of(images: np.ndarray) -> float:
 
 
 def draw_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Draw how often each image occurs in each resample, float32 [I, 1 + R]. The first column has each image once."""
+    """Draw how often each image occurs in each resample, float32 [I, 1 + R]. Column 0 has all images once."""
     drawn = np.random.default_rng(seed).integers(images, size=(resamples, images)) if images else np.zeros((0, 0), int)
     weights = [np.ones(images), *(np.bincount(one, minlength=images) for one in drawn)]
     return np.stack(weights, axis=1).astype(np.float32)
 
 
 def resample(data: EvalData, areas: Mapping[str, InRange], weights: np.ndarray) -> Resampled:
-    """Compute AP on resamples.
+    """Compute the AP of each metric and class on all images and on each resample.
 
     Args:
         areas: the result of `match_areas`.
@@ -119,7 +119,7 @@ def resample(data: EvalData, areas: Mapping[str, InRange], weights: np.ndarray) 
 
 
 def coco_stats(data: EvalData, areas: Mapping[str, InRange]) -> list[float]:
-    """Return COCO's 12 numbers of a matching; -1 where the data has no such objects."""
+    """Return COCO's 12 metrics from the result of `match_areas`; -1 where the data has no such objects."""
     aps = resample(data, areas, np.ones((len(data.image_ids), 1))).values[:, -1, 0]
     recalls = [recall_of(data, areas["AP"], most) for most in (1, 10, DETECTIONS_PER_CLASS)]
     recalls += [recall_of(data, areas[f"AP {size}"]) for size in ("small", "medium", "large")]
@@ -139,7 +139,7 @@ def recall_of(data: EvalData, in_range: InRange, most: int = DETECTIONS_PER_CLAS
 
 
 def aps_of_classes(data: EvalData, matching: Matching, to_find: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the AP of each class, IoU and resample, float64 [K, T, R]; `to_find`, bool [G], marks the objects."""
+    """Return the AP of each class, IoU and resample, float64 [K, T, R]. Only objects in `to_find`, bool [G], count."""
     by_class = detections_by_class(data)
 
     def ap_of(k: int) -> np.ndarray:
@@ -162,8 +162,8 @@ def resampled_ap(
 ) -> np.ndarray:
     """Compute the AP of one class in each resample.
 
-    Precision is only needed where a detection is right, as it falls in between. The number of detections so far is that
-    of the detections that count at most IoUs, which is summed once, corrected for the few that differ.
+    Precision is needed only at correct detections, since it falls between them. The number of detections up to each is
+    summed once, for those that count at most IoUs, and then corrected at each IoU for the few that differ.
 
     Args:
         right, counted: bool [T, N], whether a detection is matched, and whether it counts; by descending score.
@@ -204,7 +204,7 @@ def resampled_ap(
 
 
 def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 are reached by `hits` [E, R] among `objects` [R].
+    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 `hits` [E, R] correct detections of `objects` [R] reach.
 
     `short` is the result of `just_short`.
     """
@@ -217,7 +217,7 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
 
 def just_short(objects: np.ndarray) -> np.ndarray:
-    """Mark the numbers of hits whose recall k / 100 is just below COCO's rounded threshold, bool [1 + hits, R]."""
+    """Mark numbers of hits with a recall of exactly k / 100, if COCO's threshold is rounded up, bool [1 + hits, R]."""
     short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
     for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
         columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))
@@ -226,7 +226,7 @@ def just_short(objects: np.ndarray) -> np.ndarray:
 
 
 def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the summed weights of all rows before each end, [E, R]. The ends are in ascending order."""
+    """Return the sum of `weights[rows[:end]]` for each of the ascending `ends`, [E, R]."""
     sums, begin = np.empty((len(ends), weights.shape[1]), weights.dtype), 0
     for one, end in zip(sums, ends.tolist()):
         weights[rows[begin:end]].sum(axis=0, out=one)

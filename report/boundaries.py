@@ -16,7 +16,7 @@ DILATION = 0.02  # of the image's diagonal
 
 
 def boundary_codes(codes: Sequence[dict]) -> list[dict]:
-    """Return the run-length codes of the boundaries of all masks of one image, from crops of the masks."""
+    """Convert the run-length codes of one image's masks to run-length codes of the masks' boundaries."""
     if not codes:
         return []
     height, width = codes[0]["size"]

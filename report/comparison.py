@@ -36,7 +36,7 @@ class Side:
 
 @dataclass
 class Row:
-    """One metric of A and B; NaN where the data has no such objects, or too few for an interval."""
+    """One metric, or the AP of one class, of A and of B. NaN: no such objects, or too few images for an interval."""
 
     name: str  # of the metric or the class
     objects: int  # without crowds; of all sizes
@@ -61,7 +61,7 @@ class KindComparison:
     scores: tuple[ImageScores, ImageScores]
 
     def verdict(self) -> str:
-        """State in a sentence which is better, judged by the interval of the difference in AP."""
+        """State in a sentence whether A or B is better, judged by the interval of the difference in AP."""
         ap = self.metrics[0]
         low, high = ap.of_difference
         words = "B is better" if low > 0 else "A is better" if high < 0 else "this data cannot tell"
@@ -82,7 +82,7 @@ class KindComparison:
 
 @dataclass
 class Comparison:
-    """Comparison of A and B by masks, boxes or boundaries; `data` holds the detections of A and of B."""
+    """A and B, compared by masks, boxes or boundaries. The tuples hold the name and the data of A and of B."""
 
     names: tuple[str, str]
     data: tuple[EvalData, EvalData]
@@ -93,7 +93,7 @@ def compare(
     content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], form: ImageForm = RGB,
     seed: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Compare detections by "segm", "bbox" or "boundary". The first of the `kinds` decides. See `make_eval_data`."""
+    """Compare A and B by each of `kinds`: "segm", "bbox" or "boundary". For other arguments see `make_eval_data`."""
     data = (make_eval_data(content, a.results, paths, form), make_eval_data(content, b.results, paths, form))
     weights = draw_weights(len(content["images"]), seed=seed)
     return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])
@@ -124,7 +124,7 @@ def row(name: str, objects: int, a: Resampled, b: Resampled, metric: int, k: int
 
 
 def table(comparison: Comparison) -> str:
-    """Format the comparison as text; the last line is the verdict."""
+    """Format the comparison as text. The last line is the verdict by the first kind."""
     lines = [f"{letter}: {name}" for letter, name in zip("AB", comparison.names)]
     for each in comparison.kinds:
         width = max(len(row.name) for row in each.metrics + each.classes)

@@ -69,13 +69,13 @@ class ImageScores:
     f1: np.ndarray  # float64 [I], NaN if an image has neither objects nor detections
 
     def worst(self, number: int) -> list[int]:
-        """Return images by ascending F1. Among equals, those with most errors come first."""
+        """Return up to `number` images with errors, by ascending F1. Among equals, more errors come first."""
         wrong = self.false + self.missed
         order = np.lexsort((-wrong, np.nan_to_num(self.f1, nan=2.0)))
         return [i for i in order.tolist() if wrong[i]][:number]
 
     def best(self, number: int) -> list[int]:
-        """Return up to `number` images by descending F1, except those that `worst(number)` returns.
+        """Return up to `number` images with correct detections, by descending F1, without those of `worst(number)`.
 
         Among equals, more correct detections come first.
         """
@@ -84,7 +84,7 @@ class ImageScores:
         return [i for i in order.tolist() if self.right[i] and i not in taken][:number]
 
     def sample(self, number: int) -> list[int]:
-        """Return randomly drawn images, the same ones every time."""
+        """Return up to `number` images, drawn at random with a fixed seed."""
         drawn = np.random.default_rng(0).permutation(len(self.f1))
         return [i for i in drawn.tolist() if not np.isnan(self.f1[i])][:number]
 

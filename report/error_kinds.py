@@ -77,7 +77,7 @@ def find_errors(data: EvalData, overlaps: Overlaps, matching: Matching) -> Error
 
 
 def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest IoU of each detection among the chosen pairs, and its object; without a pair, 0 and -1."""
+    """Return each detection's highest IoU in the chosen pairs, and the object of that pair; 0 and -1 without a pair."""
     places = np.flatnonzero(chosen)
     places = places[np.argsort(overlaps.ious[places], kind="stable")]
     best, objects = np.zeros(number), np.full(number, -1, dtype=np.int64)
@@ -89,7 +89,7 @@ def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.
 def cost_of_each(
     data: EvalData, kinds: np.ndarray, targets: np.ndarray, found: np.ndarray, missed: np.ndarray
 ) -> tuple[float, dict[str, float]]:
-    """Return AP50, and how much each repair raises it.
+    """Return AP50, and how much AP50 rises if all errors of a kind are repaired, for each kind.
 
     An error of class or location becomes a correct detection of its object, unless the object already has a match or
     another such error has a higher score; then it is removed. Errors of other kinds are removed. Missed objects are
@@ -98,7 +98,7 @@ def cost_of_each(
     counts = object_counts(data)
 
     def ap50(classes: np.ndarray, right: np.ndarray, counted: np.ndarray, to_find: np.ndarray) -> float:
-        """Return the mean AP of classes with objects. A class with none left has AP 1, or 0 with a false detection."""
+        """Return mean AP50. A class whose objects are all subtracted has AP 1, or 0 if it has a false detection."""
         aps = []
         for k, chosen in enumerate(detections_by_class(data, classes)):
             if counts[k] and to_find[k]:

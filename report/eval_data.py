@@ -68,7 +68,7 @@ class EvalData:
     form: ImageForm = RGB  # how images are read and shown, see `read_image`
 
     def of_kind(self, kind: str) -> "EvalData":
-        """Return the data for comparing boxes ("bbox"), masks or boundaries."""
+        """Return the data for one kind. For masks and boundaries, objects without a mask become crowds."""
         objects = self.objects
         if kind == "bbox" or objects.bare is None:
             return self
@@ -81,7 +81,7 @@ def make_eval_data(
     paths: Mapping[int, Path],
     form: ImageForm = RGB,
 ) -> EvalData:
-    """Build the arrays from ground truth and results.
+    """Build `EvalData` from ground truth and results in COCO's format.
 
     Args:
         content: `images`, `annotations` and `categories` of a COCO file; `without_mask`, if given, are the ids of
@@ -148,7 +148,7 @@ def known_entries(
 def best_per_image(
     images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int, most: int = DETECTIONS_PER_CLASS
 ) -> np.ndarray:
-    """Return indices by image and descending score, at most `most` per image and class. Equal scores stay in order."""
+    """Return indices by image and descending score, at most `most` per image and class. Ties keep their order."""
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")

@@ -39,7 +39,7 @@ class Shot(NamedTuple):
 
 @dataclass
 class Gallery:
-    """Shots of the page, which its script draws by their indices."""
+    """Collect the shots of a page. The page's script draws each shot by its index."""
 
     data: EvalData
     pairs: Confusion  # determines which objects and detections are right
@@ -47,7 +47,7 @@ class Gallery:
     images: dict[int, None] = field(default_factory=dict)  # of the shots, in order of admission
 
     def admit(self, shot: Shot, caption: str = "", crop: bool = False) -> int | None:
-        """Add a shot and return its index, or None if the gallery is full and does not have the image."""
+        """Add a shot and return its index; None if the shot's image is new and the gallery is full."""
         if shot.image not in self.images and len(self.images) >= MOST_IMAGES:
             return None
         self.images[shot.image] = None
@@ -98,7 +98,7 @@ class Gallery:
         return {"images": images, "shots": shots}
 
     def read(self, image: int, unreadable: list[str]) -> Image.Image | None:
-        """Read an image in RGB, or return None. The reason for an unreadable one is added to `unreadable`."""
+        """Read an image in RGB, or return None. If the image is unreadable, add the reason to `unreadable`."""
         path, size = self.data.paths[image], tuple(self.data.sizes[image].tolist())
         if path is None:
             return None
@@ -113,12 +113,12 @@ class Gallery:
 
     @cached_property
     def right(self) -> tuple[set[int], set[int]]:
-        """Return the objects and the detections that are paired with one of their own class."""
+        """Return the indices of correct objects and of correct detections: those paired within their class."""
         right = self.pairs.rows == self.pairs.columns
         return set(self.pairs.objects[right].tolist()), set(self.pairs.detections[right].tolist())
 
     def objects_of(self, image: int) -> list[list[Any]]:
-        """Return the image's objects as entries [number, class, box, right, crowd, outline]."""
+        """Return the image's objects as entries [index, class, box, right, crowd, outline]; see `right`."""
         objects = self.data.objects
         begin, end = np.searchsorted(objects.images, [image, image + 1]).tolist()
         outlines = outlines_of(objects.codes[begin:end]) if objects.codes else [""] * (end - begin)
@@ -129,9 +129,9 @@ class Gallery:
         ]  # fmt: skip
 
     def detections_of(self, image: int, shown: Collection[int] = ()) -> list[list[Any]]:
-        """Return the image's detections as entries [number, class, box, right, score, outline].
+        """Return the image's detections as entries [index, class, box, right, score, outline]; see `right`.
 
-        For detections below the score of the pairs, `right` is -1; only those in `shown` are returned.
+        Detections that score below `pairs.score` have -1 as `right`, and are returned only if they are in `shown`.
         """
         found = self.data.detections
         begin, end = np.searchsorted(found.images, [image, image + 1]).tolist()
@@ -145,7 +145,7 @@ class Gallery:
         ]  # fmt: skip
 
     def view(self, shot: Shot, crop: bool) -> list[int]:
-        """Return the part of the image to show as x, y, width, height: the whole image or a shot's surroundings."""
+        """Return a shot's view as x, y, width, height: around its object and detection, or else the whole image."""
         size = self.data.sizes[shot.image][::-1]
         boxes = [self.data.objects.boxes[shot.object]] if shot.object >= 0 else []
         boxes += [self.data.detections.boxes[shot.detection]] if shot.detection >= 0 else []
@@ -161,7 +161,7 @@ class Gallery:
 
 
 def as_jpeg(photo: Image.Image, side: int) -> str:
-    """Return a JPEG of at most `side` pixels as a data URL."""
+    """Return an image as a data URL: a JPEG with sides of at most `side` pixels."""
     small = photo.copy()
     small.thumbnail((side, side))
     for quality in (70, 40):
@@ -182,7 +182,7 @@ def outlines_of(codes: Sequence[dict]) -> list[str]:
 
 
 def outline(left: int, top: int, mask: np.ndarray) -> str:
-    """Return the outline of a mask, uint8 [h, w] at (left, top); large masks are traced in a smaller copy."""
+    """Return the outline of a mask, uint8 [h, w] at (left, top), as an SVG path. Large masks are traced at reduced size."""
     height, width = mask.shape
     if not height or not width:
         return ""

@@ -124,7 +124,7 @@ def write_report(folder: Path, given: ReportInput) -> Path:
 
 
 def render(template: str, content: Mapping[str, Any], **context: Any) -> str:
-    """Fill in a template of page/, with the style and the script of all pages; `content` is for the script."""
+    """Fill in a template of page/, with the style and the script of all pages. The script reads `content`."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -172,7 +172,7 @@ def suspect_entry(data: EvalData, suspect: Suspect, gallery: Gallery) -> dict[st
 
 
 def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) -> list[int]:
-    """Add examples of the kind of error `name` to the gallery, and return their numbers there.
+    """Add examples of the kind of error `name` to the gallery, and return their indices there.
 
     They are the errors with the highest scores, or the largest of the missed objects.
     """
@@ -190,7 +190,7 @@ def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) ->
 
 
 def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> dict[str, list[int]]:
-    """Map "row,column" of the confusion matrix to example images: the largest wrong cells first, then correct ones."""
+    """Map cells "row,column" of the confusion matrix to shots of the gallery. The largest wrong cells come first."""
     pairs = analysis.pairs
     keys = pairs.rows * len(pairs.matrix) + pairs.columns
     order = np.lexsort((-np.append(data.detections.scores, 0)[pairs.detections], keys))
@@ -204,7 +204,7 @@ def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> d
 
 
 def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
-    """Return row, column and number of the largest off-diagonal cells."""
+    """Return row, column and number of the 12 largest off-diagonal cells; empty ones are left out."""
     off = matrix.copy()
     np.fill_diagonal(off, 0)
     places = np.argsort(-off, axis=None, kind="stable")[:12]
@@ -213,10 +213,10 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
-    """Return a matrix without empty classes, for the page.
+    """Prepare a matrix for the page, without empty classes.
 
-    It has the `used` classes, and `rows` of (class, [(class, number, colour strength)]). `totals`, int64 [K], are the
-    numbers in the rows of `numbers`, [K, K], that get the strongest colour.
+    Returns the `used` classes, and `rows` of (class, [(class, number, colour strength)]). `totals`, int64 [K], is the
+    number in each row of `numbers`, [K, K], that gets the strongest colour.
     """
     used = np.flatnonzero(numbers.any(axis=0) | numbers.any(axis=1))
     shares = np.sqrt(numbers / np.maximum(totals, 1)[:, None])
@@ -225,7 +225,7 @@ def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
 
 
 def small_curves(curves: np.ndarray) -> list[str]:
-    """Return SVG paths of curves [3, 101] in a frame of 101 x 100 units, y downwards. Each value is one unit wide."""
+    """Return curves [3, 101] as SVG paths of steps: each value is one unit wide, and precision 1 is 100 units high."""
     paths = []
     for curve in curves:
         heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]
@@ -235,7 +235,7 @@ def small_curves(curves: np.ndarray) -> list[str]:
 
 
 def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[list[Any]]:
-    """Return name, objects and images of each class for all splits; classes without objects come last."""
+    """Return a row per class: name, then objects and images in each split. Classes without objects come last."""
     counts = np.stack([counts for s in splits.values() for counts in (s.class_counts, s.class_images)], axis=1)
     rows = [[name, *numbers] for name, numbers in zip(data.class_names, counts.tolist())]
     return sorted(rows, key=lambda row: not any(row[1:]))
@@ -283,7 +283,7 @@ def group_chart(groups: Sequence[Group], label: str) -> Chart:
 
 
 def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, str]]:
-    """Return each histogram as chart, title and explanation: percentages of one or two splits, side by side."""
+    """Return the chart, title and explanation of each histogram. The bars of two splits stand side by side."""
     beside, charts = " beside those of training" if "training" in splits else "", []
     for name, title, edges, label, ticks, reading in HISTOGRAMS:
         shares = []
@@ -296,7 +296,7 @@ def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, s
 
 
 def round_top(bars: Sequence[Bar]) -> float:
-    """Return a round number, at least 1, that is above all bars."""
+    """Return a round number that is at least 1 and not below any bar."""
     highest = max(1.0, *(height for bar in bars for height in bar.heights))
     power = 10 ** math.floor(math.log10(highest))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= highest)

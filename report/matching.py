@@ -1,4 +1,4 @@
-"""Compute the overlaps of detections and objects, and match the two as COCO's metrics do."""
+"""Compute the overlaps of detections and objects, and match detections to objects as COCO's metrics do."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LEAST_OVERLAP = 0.1  # with less overlap, a detection lies on background, as TID
 
 @dataclass
 class Overlaps:
-    """P pairs of a detection and an object of the same image whose IoU is at least 0.1, in the order of the detections.
+    """P pairs of a detection and an object in one image, with an IoU of at least 0.1, sorted by detection.
 
     For a crowd, the IoU is the share of the detection inside it, as in COCO's metrics.
     """
@@ -37,7 +37,7 @@ class Matching:
 
 
 class InRange(NamedTuple):
-    """The matching within a range of areas, and the objects to find in it, bool [G]."""
+    """The matching for one range of areas. `to_find`, bool [G], marks the objects in the range, without crowds."""
 
     matching: Matching
     to_find: np.ndarray
@@ -68,7 +68,7 @@ def find_overlaps(data: EvalData, kind: str) -> Overlaps:
 
 
 def match_areas(data: EvalData, overlaps: Overlaps, kind: str) -> dict[str, InRange]:
-    """Match in each of COCO's ranges of areas; "AP" is all areas."""
+    """Match detections to objects in each of COCO's ranges of areas, by name. "AP" covers all areas."""
     areas, own = data.objects.areas, detection_areas(data, kind)
     result = {}
     for name, (low, high) in AREAS.items():

@@ -49,7 +49,7 @@ def report_of_network(
     results: Mapping[str, list[dict[str, Any]]],
     metrics: Mapping[str, Metrics],
 ) -> Path:
-    """Write the report of a network's detections on a dataset into the folder `--report`; return the page's path."""
+    """Write the report of a network's detections on a dataset into the folder of --report. Return the page's path."""
     data = eval_data_of(dataset, {kind: results[kind] for kind in with_masks(list(metrics))})
     training = open_training_beside(settings, dataset)
     transform, anchors = trained.model.transform, trained.model.rpn.anchor_generator
@@ -81,7 +81,7 @@ def report_of_network(
 
 
 def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Path:
-    """Write the report of a results file; without --image-folder it shows only outlines.
+    """Write the report of a results file. Without --image-folder, the page shows outlines instead of images.
 
     Raises InputError if the annotations cannot be used.
     """
@@ -100,13 +100,13 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
 
 
 def eval_data_of(dataset: InstanceDataset, results: Mapping[str, list[dict[str, Any]]]) -> EvalData:
-    """Build the arrays of a dataset and of results in COCO's format."""
+    """Build `EvalData` from a dataset and from results in COCO's format."""
     paths = {dataset.image_id(i): dataset.image_path(i) for i in range(len(dataset))}
     return make_eval_data(content_of(dataset), results, paths, dataset.form)
 
 
 def content_of(dataset: InstanceDataset) -> dict[str, Any]:
-    """Return the ground truth of a dataset as `make_eval_data` takes it."""
+    """Return the ground truth of a dataset, as the argument `content` of `make_eval_data`."""
     truth = dataset.coco
     annotations = truth.loadAnns(truth.getAnnIds())
     return {
@@ -118,7 +118,7 @@ def content_of(dataset: InstanceDataset) -> dict[str, Any]:
 
 
 def report_folder(settings: ValidationSettings) -> Path:
-    """Return the folder `--report`. InputError if a report cannot be written there or would replace other files."""
+    """Return the folder of --report. Raise InputError if the report would replace inputs or other programs' files."""
     folder = Path(str(settings.report))
     inputs = (
         settings.weights_path, settings.results_json, settings.annotation_file, settings.label_json_path,
@@ -133,7 +133,7 @@ def report_folder(settings: ValidationSettings) -> Path:
 
 
 def image_paths(truth: Mapping[str, Any], folder: str | None) -> dict[int, Path]:
-    """Return image id -> file in the folder; warn about missing images, and leave them out."""
+    """Return image id -> file for the images in a folder. Images without a file are left out, with a warning."""
     if folder is None:
         return {}
     if not Path(folder).is_dir():
@@ -153,7 +153,7 @@ def given_options(settings: ValidationSettings) -> str:
 
 
 def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened: InstanceDataset) -> InstanceDataset:
-    """Return the data in the classes and the image form of a network.
+    """Return a copy of the dataset with the network's classes and image form.
 
     If the weights store no category ids, those of the data are used. Raises InputError if the network lacks the classes
     of the data.
@@ -172,7 +172,7 @@ def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened
 def detect(
     settings: ValidationSettings, trained: TrainedModel, dataset: InstanceDataset, with_tta: Augment
 ) -> CocoEvaluator:
-    """Detect objects in this process's share of the images; `with_tta` makes the network of `--tta`."""
+    """Detect objects in this process's share of the images. With --tta, the network is wrapped by `with_tta`."""
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
@@ -181,10 +181,10 @@ def detect(
 
 
 def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comparison, str] | None:
-    """Compare the two sides of `--compare`, after detecting with weights and reading results files.
+    """Compare the two files of --compare. Each is a results file, or weights, which first detect objects in the data.
 
-    Return the comparison and a description of the data; None on all but the main process. Raises InputError if a file
-    cannot be used, or the two do not fit together.
+    Returns the comparison and a description of the data, or None on all but the main process. Raises InputError if a
+    file cannot be used, or if the two files cannot be compared.
     """
     paths = list(settings.compare or ())
     if len(paths) != 2:
@@ -214,9 +214,9 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
 def detect_with_all(
     settings: ValidationSettings, weights: Sequence[str], with_tta: Augment
 ) -> tuple[InstanceDataset | None, dict[str, Results]]:
-    """Detect with each of the weights on the data of the first.
+    """Detect objects with each of the weights, all on the validation data of the first.
 
-    Returns the data, None without weights, and the results by path, which only the main process has.
+    Returns the data (None without weights), and path -> results, which is empty on all but the main process.
     """
     opened, detected = None, {}
     for path in weights:
@@ -235,7 +235,7 @@ def detect_with_all(
 
 
 def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: Results) -> Results:
-    """Replace the network's category ids by the data's, by name. Detections of classes that it lacks are dropped."""
+    """Replace the network's category ids by the data's, by class name. Detections of other classes are dropped."""
     classes = trained.classes
     if not classes.are_named():
         return results
@@ -248,7 +248,7 @@ def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: 
 
 
 def read_all(path: str, content: dict[str, Any], settings: ValidationSettings) -> Results:
-    """Read the kinds of a results file that --iou-type names, or by default those that its first entry has."""
+    """Read a results file for the kinds that --iou-type names, by default those that the file's first entry has."""
     entries = read_json(path, "--compare")
     first = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
     kinds = settings.kinds(*([kind for kind in ("segm", "bbox") if SHAPES[kind] in first] or ["bbox"]))

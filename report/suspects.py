@@ -1,4 +1,4 @@
-"""List annotations that are probably wrong, because a confident detection contradicts them.
+"""List annotations that are probably wrong or missing, judged by a network's detections.
 
 The list is sorted by a confidence between 0 and 1. It is not a probability: a network that is confidently wrong puts
 correct annotations on the list, so a person has to decide.
@@ -52,7 +52,7 @@ def find_suspects(data: EvalData, overlaps: Overlaps, errors: Errors) -> list[Su
 
 
 def contradicted(data: EvalData, errors: Errors) -> list[Suspect]:
-    """Return suspects contradicted by a false detection.
+    """Return a suspect for each false detection that contradicts the annotations.
 
     The confidence is the detection's score, reduced if another detection or the overlap supports the annotation.
     """
@@ -93,7 +93,7 @@ def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
 
 
 def annotated_twice(data: EvalData) -> list[Suspect]:
-    """Return the later of any two annotations with nearly the same box. The confidence is the IoU of the boxes."""
+    """Return the second annotation of each two with nearly the same box. The confidence is the IoU of the boxes."""
     objects = data.objects
     corners = np.concatenate((objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]), axis=1)
     borders = np.searchsorted(objects.images, np.arange(len(data.image_ids) + 1))

@@ -71,7 +71,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file with numbers of six digits; NaN becomes an empty cell."""
+    """Write a CSV file. Floats get six significant digits; NaN becomes an empty cell."""
     write_csv(path, head, ([shortened(value) for value in row] for row in rows))
 
 
@@ -90,10 +90,9 @@ def class_rows(data: EvalData, analyses: Sequence[Analysis]) -> Iterator[Sequenc
 
 
 def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[Any, ...]:
-    """Return annotation id, both classes, score and box of a pair of an object and a detection.
+    """Return the values of PAIR_HEAD for object `g` and detection `d`. One of the two may be -1, which means none.
 
-    The index of one of the two may be -1. With both, `detection_first` chooses the detection's box, otherwise it is the
-    annotation's.
+    If there are both, `detection_first` selects the detection's box, otherwise the object's.
     """
     objects, found, names = data.objects, data.detections, data.class_names
     annotated = (int(objects.ids[g]), names[objects.classes[g]]) if g >= 0 else ("", "")
@@ -103,7 +102,7 @@ def pair_values(data: EvalData, g: int, d: int, detection_first: bool) -> tuple[
 
 
 def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
-    """Return the numbers of a comparison, ready for JSON."""
+    """Return the numbers of an analysis as dicts and lists, ready for JSON."""
     classes = [
         {"name": name, "category_id": category} | asdict(result)
         | {"curves": curves_of(result.curves), "ap_interval": interval}
