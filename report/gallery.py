@@ -182,7 +182,7 @@ def outlines_of(codes: Sequence[dict]) -> list[str]:
 
 
 def outline(left: int, top: int, mask: np.ndarray) -> str:
-    """Return the outline of a mask, uint8 [h, w] at (left, top), as an SVG path. Large masks are traced at reduced size."""
+    """Return an SVG path around a mask, uint8 [h, w] at (left, top). Large masks are traced at reduced size."""
     height, width = mask.shape
     if not height or not width:
         return ""
