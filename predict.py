@@ -48,7 +48,7 @@ def main(settings: PredictSettings) -> None:
 
 
 def example_image(trained: TrainedModel) -> Path:
-    """Return one of the first 20 validation images of the weights' data, preferably with four or more objects."""
+    """Return a validation image from the data of the weights, preferably with four or more objects."""
     if not trained.trained_with.get("data_path") and not trained.trained_with.get("train_json"):
         raise InputError(f"{trained.path}: does not store which data it was trained on; give --img-path")
     with reading_input():

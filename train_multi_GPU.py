@@ -1,4 +1,4 @@
-"""Train Mask R-CNN on several GPUs, one process each. Under torchrun, train.py is the same program.
+"""Train Mask R-CNN on several GPUs, one process per GPU. Under torchrun, train.py does the same.
 
 torchrun --nproc_per_node=8 train_multi_GPU.py --data-path /data/coco2017
 CUDA_VISIBLE_DEVICES=0,3 torchrun --nproc_per_node=2 train_multi_GPU.py --data-path ...

@@ -1,4 +1,4 @@
-"""Transform an image and its target between file and batch: (image, target) -> (image, target).
+"""Augment images together with their targets: (image, target) -> (image, target).
 
 Images are uint8 [3, H, W], red, green, blue, or with --channels uint8 or float32 [C, H, W]; targets have boxes and
 compact masks in the same frame. All random numbers come from torch's RNG, which `SeededItems` seeds per item. Only
@@ -123,7 +123,7 @@ def crop(image: Tensor, target: dict, top: int, left: int, height: int, width: i
     """Return a window of the image, in whole pixels, and the objects in it.
 
     Objects of which less than a tenth remains are dropped. Objects that the window cuts get the box and area of their
-    remaining mask, or if they have none, their cut box.
+    remaining mask, or of the remaining box if they have no mask.
     """
     if (top, left, height, width) == (0, 0, *image.shape[-2:]):
         return image, target
@@ -137,12 +137,12 @@ def crop(image: Tensor, target: dict, top: int, left: int, height: int, width: i
 
 
 def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks]) -> dict:
-    """Return the target with its masks, and its ignore regions if it has any, changed in the same way."""
+    """Return a copy of the target in which `change` was applied to the masks and to any ignore regions."""
     return target | {key: change(target[key]) for key in ("masks", "ignore_regions") if key in target}
 
 
 def areas_of(target: dict) -> Tensor:
-    """Return the areas of the masks, int64 [N]. With `has_mask`, they are float64, and boxes replace missing masks."""
+    """Return the mask area of each object, int64 [N], or with `has_mask` float64: the box area if there is no mask."""
     areas = target["masks"].areas()
     if "has_mask" in target:
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
@@ -151,7 +151,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute box and area of objects that have lost pixels. `before`, [N], are their areas in pixels before that."""
+    """Recompute boxes and areas of objects that a cut made smaller. `before`, [N], are the areas before the cut."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])
@@ -171,9 +171,9 @@ def select_objects(target: dict, kept: Tensor) -> dict:
 class CopyPaste:
     """Paste random objects of another image into each image of a batch (Ghiasi et al., arXiv:2012.07177).
 
-    As in torchvision's reference scripts, image i gets objects of image i - 1 of the batch: if that has n objects, n
-    are drawn with replacement. They keep their size and place, cover the objects there, and are not blended. The images
-    must come from `ScaleJitter`. Each is resampled once, here instead of in the network.
+    As in torchvision's reference scripts, image i gets objects of image i - 1 of the batch: n draws with replacement
+    if image i - 1 has n objects. Objects keep size and place, cover the objects there, and are not blended. The images
+    must come from `ScaleJitter`. Each image is resampled once, here instead of in the network.
     """
 
     def __call__(self, batch: Sequence[Item]) -> tuple[tuple[Tensor, ...], tuple[dict, ...]]:
@@ -186,7 +186,7 @@ def is_rgb(image: Tensor) -> bool:
 
 
 def in_frame(image: Tensor, target: dict) -> Item:
-    """Resize an image to its view, and pad it with ImageNet's mean colour, or if it is not RGB with its own mean."""
+    """Resize an image to its view, and pad it with ImageNet's mean colour, or with its own mean if it is not RGB."""
     view: View = target["view"]
     fill = torch.tensor(IMAGENET_MEAN).mul(255).round() if is_rgb(image) else image.flatten(1).float().mean(dim=1)
     frame = fill.to(image.dtype)[:, None, None].repeat(1, *view.frame)
@@ -201,7 +201,7 @@ def in_frame(image: Tensor, target: dict) -> Item:
 
 
 def paste(image: Tensor, target: dict, source: Tensor, source_target: dict) -> Item:
-    """Paste random objects of `source`, among those with a mask, over an image of the same size.
+    """Paste random objects of `source` that have a mask onto an image of the same size.
 
     Partly covered objects get the box and area of their visible part; fully covered ones are dropped.
     """

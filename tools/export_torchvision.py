@@ -1,4 +1,4 @@
-"""Write a trained checkpoint as a plain torchvision state dict, and print the lines that load it there.
+"""Write a trained checkpoint as a plain torchvision state dict, and print the code that loads it in torchvision.
 
 python tools/export_torchvision.py save_weights/model_25.pth mask_rcnn.pth
 """
@@ -49,10 +49,10 @@ def main(checkpoint: str, output: str) -> None:
 
 
 def torchvision_state(state: dict[str, Tensor], norm_eps: float) -> dict[str, Tensor]:
-    """Return the state dict for torchvision's network with BatchNorm2d, which in evaluation equals the frozen one.
+    """Adapt a state dict to BatchNorm2d, which torchvision's builders use; evaluation results stay the same.
 
-    This adds the counters that FrozenBatchNorm2d lacks. A difference in epsilon is added to the backbone's variances,
-    as only the sum of variance and epsilon is used.
+    This adds the counters that FrozenBatchNorm2d lacks. The difference between `norm_eps` and torchvision's epsilon is
+    added to the backbone's variances, as a normalisation uses only the sum of variance and epsilon.
     """
     result = {}
     for key, value in state.items():

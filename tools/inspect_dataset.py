@@ -45,7 +45,7 @@ class ReportSettings(DataSettings):
 
 
 def main(settings: ReportSettings) -> None:
-    """Print the report, and with --show write the contact sheet; InputError if the faults would stop training."""
+    """Print the report, and with --show write the contact sheet. InputError if the faults would stop training."""
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
     with reading_input():
@@ -121,7 +121,7 @@ def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[
 
 
 def write_sheet(dataset: InstanceDataset, number: int, path: Path) -> None:
-    """Draw the first images of a split side by side, with their objects as in training."""
+    """Write a contact sheet: the first `number` images of a split, with the boxes and masks of their objects."""
     with reading_input():
         indices = range(min(number, len(dataset)))
         tiles = [draw_target(*dataset[i], dataset.class_names, dataset.form.shown) for i in indices]

@@ -1,10 +1,10 @@
-"""Write annotations of another layout as a COCO file; images are neither copied nor moved.
+"""Write annotations of another layout as a COCO file. Image files are neither copied nor moved.
 
     python tools/to_coco.py my_data -o out.json
 
 Accepts every layout that train.py accepts. COCO files are repaired, and difficult objects of Pascal VOC become crowds.
-One split gives out.json, several give out_train.json, out_val.json and so on. If images exist only inside labelme's
-JSON files, these are written to out_images/, with links to all others.
+One split gives out.json, several give out_train.json, out_val.json and so on. Images that exist only inside labelme's
+JSON files are written to out_images/, beside links to all other images.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool
 
 
 def convert(split: SplitFiles, skip_bad: bool) -> dict:
-    """Return a split as the content of a COCO file; ValueError if it has invalid items, unless `skip_bad`."""
+    """Convert a split to the content of a COCO file. ValueError for invalid items, unless `skip_bad` can drop them."""
     if split.convert is not None:
         converted = split.convert()
         content, problems = converted.content, converted.problems
@@ -76,10 +76,10 @@ def valid_content(index: CocoIndex) -> dict:
 
 
 def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Return the file of each image and its new path in a folder. The names of embedded images are changed.
+    """Return the present path of each image, and the path in `folder`. In `content`, embedded images are renamed.
 
     Raises:
-        ValueError: another image has the new path of one.
+        ValueError: a different image exists at one of the new paths.
     """
     pairs = []
     taken = {image["file_name"] for image in content["images"]}
@@ -98,7 +98,7 @@ def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Pat
 
 
 def is_embedded(path: Path) -> bool:
-    """Whether an image exists only inside a JSON file of labelme."""
+    """Return whether an image exists only inside a JSON file of labelme."""
     return path.suffix.lower() == ".json"
 
 
@@ -107,7 +107,7 @@ def bytes_of(path: Path) -> bytes:
 
 
 def write_image(path: Path, target: Path) -> None:
-    """Write an embedded image to a file, or link one that is a file already."""
+    """Write an image that is embedded in JSON to `target`, or make `target` a link to an image that is a file."""
     if not is_embedded(path):
         link_atomically(path.resolve(), target)
         return
