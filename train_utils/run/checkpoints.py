@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
 
 
 def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
-    """Read the checkpoint that `--resume` names, or for `auto` the newest usable one in the output folder, if any."""
+    """Read the checkpoint of `--resume`. `auto` means the newest usable checkpoint in --output-dir, or None."""
     path = settings.resume
     if path == "auto":
         path = broadcast_from_main(run_on_main(lambda: newest_usable(Path(settings.output_dir))))
@@ -50,7 +50,7 @@ def checkpoint_to_resume(settings: TrainSettings) -> Checkpoint | None:
 
 
 def newest_usable(folder: Path) -> Path | None:
-    """Return the newest readable checkpoint. Rename unreadable newer ones, with a warning."""
+    """Return the newest readable checkpoint of a folder. Rename newer checkpoints that are unreadable, and warn."""
     refused = []
     for path in reversed(checkpoints(folder)):
         try:
@@ -70,7 +70,7 @@ def newest_usable(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a run's checkpoint. InputError if it is broken, another kind of file, or has non-finite weights."""
+    """Read a run's checkpoint. InputError if the file is broken, is no checkpoint, or has non-finite weights."""
     content = read_weight_file(path)
     if missing := sorted(NEEDED.keys() - content):
         raise InputError(
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return a checkpoint's args. InputError if they, or other plain entries, have types that no run writes."""
+    """Check the types of a checkpoint's plain entries and return the run's settings. InputError names invalid ones."""
     invalid = [name for name, kind in ENTRIES.items() if name in content and not fits(content[name], kind)]
     if not invalid and not fits(content.get("facts", {}).get("held_out"), dict[str, str | int] | None):
         invalid.append("held_out")
@@ -97,7 +97,7 @@ def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, facts: dict[str, Any]) -> None:
-    """Write what resuming and evaluation need. All processes call this. Non-finite weights raise RunEnded."""
+    """Write a checkpoint, for resuming and evaluation. All processes call this. Non-finite weights raise RunEnded."""
     training, run, progress = state.training, state.run, state.training.progress
     report_activity("writing a checkpoint", progress.step)
     require_finite_weights(training.model, progress.step)
@@ -114,7 +114,7 @@ def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, 
             "progress": vars(progress).copy(),
             "args": state.settings.to_plain(),
             "facts": facts,
-            "computed_with": arithmetic(training.device),
+            "computed_with": computing_environment(training.device),
         }
         if training.ema is not None:
             content["model_ema"] = training.ema.state_dict()
@@ -124,8 +124,8 @@ def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, 
     run.unsaved_since = broadcast_from_main(run.unsaved_since)  # all processes try again at the same step
 
 
-def arithmetic(device: torch.device) -> dict[str, Any]:
-    """Return what affects the last bits of a sum besides the seed: threads, processor or GPU, and versions."""
+def computing_environment(device: torch.device) -> dict[str, Any]:
+    """Return the number of threads, the processor or GPU, and the versions: they affect the last bits of results."""
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     else:
@@ -144,10 +144,11 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
 def resume(
     checkpoint: Checkpoint, training: Training, settings: TrainSettings, facts: dict[str, Any], steps_per_epoch: int
 ) -> None:
-    """Load a checkpoint's state into a run and free it. Learning rate and decay are those of the settings.
+    """Load a checkpoint's state into a run. Learning rate and weight decay are taken from the settings instead.
 
-    With --force, if the number of steps per epoch has changed, the run resumes at the same fraction of the epoch.
-    InputError as in `check_settings`, or if the state does not fit.
+    The loaded entries are removed from the checkpoint, to free memory. With --force, a run whose number of steps per
+    epoch has changed resumes at the same fraction of the epoch. InputError as in `check_settings`, or if the state does
+    not fit.
     """
     path, content = checkpoint
     if not settings.test_only:
@@ -182,7 +183,7 @@ def resume(
 def check_settings(
     checkpoint: Checkpoint, settings: TrainSettings, facts: dict[str, Any], device: torch.device
 ) -> None:
-    """Print differing settings, and warn of other hardware. InputError if results would differ, unless --force."""
+    """Print changed settings, and warn of other hardware. InputError if a change affects results, unless --force."""
     path, content = checkpoint
     before = content["args"] | content.get("facts", {})
     opt = before.get("opt", "sgd")
@@ -205,7 +206,7 @@ def check_settings(
     if differences and is_main():
         print(f"{path}: continuing with other settings: {', '.join(differences.values())}", flush=True)
     machine = content.get("computed_with", {})
-    here = arithmetic(device)
+    here = computing_environment(device)
     others = [f"{name} {machine[name]} -> {here[name]}" for name in here if machine.get(name, here[name]) != here[name]]
     if others and is_main():
         warn(
@@ -222,7 +223,7 @@ def describe_change(name: str, before: Any, now: Any) -> str:
 
 
 def are_alike(name: str, before: Any, now: Any) -> bool:
-    """Compare a setting, ignoring the device index and the parts of the data fingerprint that older runs lack."""
+    """Whether a setting has the same value, apart from a device's index and what older runs left out of `data`."""
     if name == "device":
         return before.partition(":")[0] == now.partition(":")[0]
     return now.startswith(before) if name == "data" else before == now

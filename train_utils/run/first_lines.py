@@ -47,7 +47,7 @@ def print_first_lines(state: RunState, train_set: InstanceDataset, val_images: i
 
 
 def code_version() -> str:
-    """Return the commit of the code, with ", changed" if files differ from it; "unknown" outside a git checkout."""
+    """Return the commit of the code, with ", changed" after it if files differ; "unknown" outside a git checkout."""
     command = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, changed"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

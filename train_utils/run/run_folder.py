@@ -42,7 +42,7 @@ Resumed = tuple[Path, dict[str, Any]] | None
 
 
 class RunFolder:
-    """Read and write the files of one run. On processes other than the main one, the writing methods do nothing."""
+    """Read and write the files of one run. Only the main process writes; elsewhere the writing methods do nothing."""
 
     def __init__(self, path: str | Path, writes: bool = True, lock: TextIO | None = None):
         self.path, self.writes, self.lock = Path(path), writes, lock  # the lock is held while this object lives
@@ -56,7 +56,7 @@ class RunFolder:
         """Open the folder of `--output-dir`, on the main process, for a new run or a resumed one.
 
         InputError if the folder holds a run, and neither --resume nor --overwrite was given. `continues`: whether the
-        run has steps left to do. `lock`: the lock on the folder, if that existed before the run.
+        run has steps left to do. `lock`: the lock on the folder, if it is locked already.
         """
         folder = cls(settings.output_dir, lock=lock or lock_folder(Path(settings.output_dir)))
         for file in folder.path.iterdir():
@@ -90,7 +90,7 @@ class RunFolder:
         return folder
 
     def require_own(self, files: Sequence[Path]) -> None:
-        """Raise InputError if a run did not write one of the files, so that --overwrite does not delete it."""
+        """Raise InputError if any of the files was not written by a run; --overwrite must not delete such files."""
         is_run, is_drawn = False, all(self.lines(name) for name in RESULTS.values())
         with suppress(OSError, ValueError, TypeError, RecursionError):
             is_run = "rois_per_image" in json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
@@ -100,12 +100,12 @@ class RunFolder:
                 raise InputError(f"{file}: was not written by a run, so --overwrite does not delete it; move it away")
 
     def own_path(self, checkpoint: Path) -> Path | None:
-        """Return a checkpoint's path within this folder, or None if it is elsewhere. File and folder may be links."""
+        """Return the path of a checkpoint inside this folder, after following links; None if it lies elsewhere."""
         paths = checkpoint, checkpoint.resolve()
         return next((self.path / p.name for p in paths if p.parent.resolve() == self.path.resolve()), None)
 
     def sheets(self) -> dict[int, Path]:
-        """Return the sheets of predictions by epoch, in ascending order, without the user's own files."""
+        """Map epochs, in ascending order, to their sheets of predictions. Files that no run wrote are left out."""
         matches = [(PREDICTIONS.match(file.name), file) for file in self.path.iterdir()]
         return dict(sorted((int(match[1]), file) for match, file in matches if match and is_sheet(file)))
 
@@ -113,7 +113,7 @@ class RunFolder:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Delete everything written after a checkpoint. Newer checkpoints raise InputError without `overwrite`."""
+        """Delete everything written after a checkpoint; InputError if that includes checkpoints, unless `overwrite`."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
@@ -133,7 +133,7 @@ class RunFolder:
             file.unlink()
 
         evaluated = epoch + (not inside)  # epochs before this one keep their results
-        complete = set(range(evaluated))  # whose evaluation was finished: a killed run may lack a file's line
+        complete = set(range(evaluated))  # epochs with lines in both files: a killed run may have written only one
         for name in RESULTS.values():
             kept = [line for line in self.lines(name) if epoch_of(line) < evaluated]
             complete &= set(map(epoch_of, kept))
@@ -142,7 +142,7 @@ class RunFolder:
             if drawn >= evaluated:
                 file.unlink()
         logged = [(json.loads(line), line) for line in self.lines(LOG)]
-        stays = step if inside and step % print_freq else step + 1  # logged only because it was the last step
+        stays = step if inside and step % print_freq else step + 1  # drop a step logged only because a run ended there
         logged = [(entry, line) for entry, line in logged if LOSS in entry or entry["epoch"] in complete]
         self.rewrite(LOG, [line for entry, line in logged if entry["step"] < stays])
 
@@ -189,7 +189,7 @@ class RunFolder:
                 self.rewrite(name, self.results[kind])
 
     def write_predictions(self, epoch: int, draw: Callable[[], Image.Image | None]) -> None:
-        """Write the sheet that `draw` returns, unless the epoch has one already or has no results."""
+        """Draw and write an epoch's sheet of predictions, if the epoch has results and no sheet yet."""
         path = self.path / f"predictions_{epoch}.png"
         if not self.writes or path.exists() or epoch not in map(epoch_of, self.results["segm"]):
             return
@@ -230,8 +230,8 @@ class RunFolder:
     def save_checkpoint(self, content: Mapping[str, Any], last: bool, keep: int | None) -> None:
         """Write model_{epoch}.pth, or within an epoch model_{epoch}_step{step}.pth, and delete old checkpoints.
 
-        On a full disk, keep the old ones and store the step as `unsaved_since`. `last`: the run ends here, which counts
-        as the end of the epoch. `keep`: how many checkpoints to keep; None keeps those of all finished epochs.
+        On a full disk, keep the old checkpoints and store the step as `unsaved_since`. `last`: the run ends here, which
+        counts as the end of the epoch. `keep`: the number of checkpoints to keep; None keeps one per finished epoch.
         """
         step, epoch = content["progress"]["step"], content["epoch"]
         finished = last or step % content["steps_per_epoch"] == 0
@@ -254,7 +254,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # of several processes out of memory, each writes
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk delayed, and print the next commands. `patience` is given if it ended the run."""
+        """Write what a full disk delayed, and print what to do next. `patience` is not None if it ended the run."""
         self.require_saved()
         if not self.writes:
             return
@@ -290,7 +290,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def age(path: Path) -> tuple[int, float]:
-    """Return a checkpoint's sort key, its epoch and step. At the end of an epoch, the step is infinity."""
+    """Return a checkpoint's epoch and step, by which checkpoints are sorted; at an epoch's end, step is infinity."""
     epoch, *step = map(int, re.findall(r"\d+", path.name))
     return epoch, step[0] if step else math.inf
 
@@ -300,5 +300,5 @@ def epoch_of(line: str) -> int:
 
 
 def best_epoch(mask_results: Sequence[str]) -> int | None:
-    """Return the epoch with the highest mask AP among the results lines, the first one if there is a tie."""
+    """Return the epoch with the highest mask AP in the lines of a results file; the earliest one in a tie."""
     return epoch_of(max(mask_results, key=lambda line: float(line.split()[1]))) if mask_results else None

@@ -20,7 +20,10 @@ PATIENCE = 5.0  # seconds to wait: a run that is just ending, or was just killed
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Create a folder and lock it until the file is closed. InputError names the holder. Warn if there are no locks."""
+    """Create and lock a folder, until the returned file is closed. InputError if another process holds the lock.
+
+    Warn if the file system has no locks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / LOCK, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as it is locked)
     end = time.monotonic() + PATIENCE
@@ -50,7 +53,7 @@ class LineFile:
         self.path, self.waiting = path, b""
 
     def write(self, *lines: str, sync: bool = False) -> None:
-        """Append lines after any waiting ones; OSError if they must wait, too. With `sync`, all reach the disk."""
+        """Append lines, after those that wait for space. OSError if they must wait too. `sync` flushes to the disk."""
         self.waiting += "".join(f"{line}\n" for line in lines).encode("utf-8")
         if not self.waiting and not (sync and self.path.is_file()):
             return
@@ -68,7 +71,7 @@ class LineFile:
 
 
 def valid_lines(path: Path) -> list[str]:
-    """Return the complete lines of a results or log file. If others are invalid, keep the file aside and warn."""
+    """Return the complete, valid lines of a results or log file. If any are invalid, keep a copy and warn."""
     content = path.read_bytes() if path.is_file() else b""
     lines = content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
     valid = list(map(is_valid, lines))
@@ -80,7 +83,7 @@ def valid_lines(path: Path) -> list[str]:
 
 
 def is_valid(line: str) -> bool:
-    """Whether a line is valid: a log entry, which has epoch and step, or the results of an epoch."""
+    """Whether a line is a log entry, with epoch and step, or holds the results of an epoch."""
     try:
         if line.startswith("{"):
             entry = json.loads(line)
@@ -93,7 +96,7 @@ def is_valid(line: str) -> bool:
 
 @contextmanager
 def trying_again_later(path: Path) -> Iterator[None]:
-    """Context for files that the run can do without for now. On a full disk, warn and continue."""
+    """Context for writing a file that the run will write again later: on an OSError, such as a full disk, only warn."""
     try:
         yield
     except OSError as error:

@@ -21,7 +21,7 @@ GROUPS = {"bbox": "box", "segm": "mask"}
 
 
 class TensorBoard:
-    """Write scalars per step, and an epoch's results and sheets at its last step. Only the main process writes."""
+    """Write the scalars of logged steps, and the results and sheet of each epoch. Only the main process writes."""
 
     def __init__(self) -> None:
         try:
@@ -55,7 +55,7 @@ class TensorBoard:
             self.writer.close()
 
     def copy(self, state: RunState) -> None:
-        """Copy new entries. On a full disk, warn and stop writing."""
+        """Copy what is new in the run's files to TensorBoard. On a full disk, warn and stop writing."""
         if self.writer is None:
             return
         try:

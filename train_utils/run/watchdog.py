@@ -1,9 +1,9 @@
 """Watchdog for multi-process runs: detects a dead or stalled process, names it, and ends the run.
 
-A thread of each process writes a heartbeat with its activity into the process group's store once per second, or the
-error with which it ends. Ranks 0 and 1 detect stalled processes, and the first two of each machine dead ones, even
-while their main threads are blocked: on the same machine by process id, elsewhere by missing heartbeats. Then all
-processes end with a message that names the process.
+A thread of each process writes a heartbeat with the current activity into the process group's store once per second, or
+the error with which the process ends. Ranks 0 and 1 detect stalled processes. The first two processes of each machine
+detect dead processes: on the same machine by process id, elsewhere by missing heartbeats. All this works while main
+threads are blocked. Then all processes end with a message that names the dead or stalled one.
 """
 
 import json
@@ -30,7 +30,7 @@ STORE_LOST = "the store of the run is gone, and with it the process or machine t
 
 
 class Watchdog(threading.Thread):
-    """The watchdog thread of one process; ends the run if a process makes no progress for `timeout` seconds."""
+    """Watchdog thread of one process: ends the run if a process dies or makes no progress for `timeout` seconds."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float):
         super().__init__(daemon=True)
@@ -49,7 +49,7 @@ class Watchdog(threading.Thread):
         self.send_heartbeat()
 
     def report_activity(self, activity: str, step: int | None) -> None:
-        """Record progress: the activity that begins now, one of ACTIVITIES, and the step, unchanged if None."""
+        """Record that an activity, one of ACTIVITIES, begins in `step`; None keeps the previous step."""
         self.step = self.step if step is None else step
         self.activity, self.changes = activity, self.changes + 1
 
@@ -80,7 +80,7 @@ class Watchdog(threading.Thread):
                 self.end(STORE_LOST)
 
     def update_states(self) -> None:
-        """Read all heartbeats, and record when each process last sent one and last made progress."""
+        """Read all heartbeats, and record when each process last sent a heartbeat and last made progress."""
         now, states = time.monotonic(), self.read_all()
         for r, (old, new) in enumerate(zip(self.last_states, states)):
             if new[0] != old[0]:
@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         self.watches = self.rank < 2 or self.rank in neighbours[:2]  # two processes, as one may be the dead one
 
     def find_lost(self) -> None:
-        """Blame processes that died: here those that no longer run, on other machines those without a heartbeat."""
+        """Blame dead processes: those of this machine by process id, those of other machines by missing heartbeats."""
         now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
         lost = []
         for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):
@@ -104,7 +104,7 @@ class Watchdog(threading.Thread):
             self.blame(f"lost the connection to {' and '.join(lost)}")
 
     def find_stalled(self) -> None:
-        """If a process is stuck for the timeout, blame those furthest behind, preferring those without a heartbeat."""
+        """If a process has timed out, blame the processes furthest behind, preferring those without a heartbeat."""
         now, states = time.monotonic(), self.last_states
         running = [r for r, state in enumerate(states) if not state[4] and state[3] != "starting"]
         if any(now - self.last_change[r] > self.timeout for r in running):
@@ -120,7 +120,7 @@ class Watchdog(threading.Thread):
         return self.store.compare_set("verdict", "", verdict).decode()
 
     def explain(self) -> str:
-        """Find out which process died after a connection broke, and return the verdict. This takes a few seconds."""
+        """After a broken connection, find the process that died, and return the verdict. This takes a few seconds."""
         try:
             before, end = self.read_all(), time.monotonic() + HEARTBEAT_TIMEOUT + self.interval
             while time.monotonic() < end and not self.store.check(["verdict"]):
@@ -132,7 +132,7 @@ class Watchdog(threading.Thread):
             return self.verdict or STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """Stop the watchdog, as this process ends. With `verdict`, the reason for it, the other processes end, too."""
+        """Stop the watchdog, as this process ends. If an error ends it, `verdict` ends all other processes too."""
         self.leaving.set()
         self.join(HEARTBEAT_TIMEOUT)
         try:
@@ -155,7 +155,7 @@ class Watchdog(threading.Thread):
 
 
 def process_namespace() -> str:
-    """Identify the namespace in which process ids are unique: the boot of a machine and the container."""
+    """Return a name for this machine, boot and container, within which process ids are unique."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
@@ -163,7 +163,7 @@ def process_namespace() -> str:
 
 
 def is_running(pid: int) -> bool | None:
-    """Whether a process of this namespace is running and not a zombie; None if the system does not report it."""
+    """Whether a process of this namespace is running and not a zombie; None if the system has no /proc."""
     if not Path("/proc/self/stat").exists():
         return None  # on Windows os.kill(pid, 0) is not a mere test
     try:

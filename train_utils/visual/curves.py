@@ -101,7 +101,7 @@ def new_figure(x_label: str, y_label: str, points: int) -> tuple[Figure, Axes]:
 
 
 def with_gaps(values: Sequence[float]) -> np.ndarray:
-    """Return values as float64 [S], with NaN, where matplotlib leaves a gap, for those that are not finite."""
+    """Return the values as float64 [S]. Infinities become NaN, where matplotlib leaves a gap in the line."""
     array = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(array), array, np.nan)
 

@@ -1,4 +1,4 @@
-"""Draw detections or ground truth on an image: translucent masks with contours, thin boxes, labels that stay readable.
+"""Draw detections or ground truth on an image: translucent masks with contours, thin boxes, readable labels.
 
 torchvision's functions draw labels over one another, and need torch, which tools/predict_onnx.py does without.
 """
@@ -40,8 +40,8 @@ def draw_instances(
 ) -> Image.Image:  # fmt: skip
     """Draw N instances on a copy of an image, large ones first, so that small ones stay visible.
 
-    An image whose short side is at most 320 pixels is first enlarged by an integer factor, to a short side of about 480
-    (`readable_scale`), to make room for lines and text, unless `enlarge` is False. All other images keep their size.
+    Unless `enlarge` is False, an image whose short side is at most 320 pixels is first enlarged by an integer factor
+    (`readable_scale`), to make room for lines and text. All other images keep their size.
 
     Args:
         image: in RGB; other modes are converted. It is not modified.
@@ -102,7 +102,7 @@ def label_font_size(image_size: tuple[int, int], instances: int) -> int:
 
 
 def instance_colours(names: Sequence[str]) -> list[Colour]:
-    """Return a colour per instance: that of its class name, varied for each further instance of the class."""
+    """Return a colour per instance. It depends on the class name, and varies between instances of the class."""
     seen: Counter[str] = Counter()
     colours = []
     for name in names:
@@ -113,7 +113,7 @@ def instance_colours(names: Sequence[str]) -> list[Colour]:
 
 
 def enlarge_mask(mask: MaskCrop, scale: int) -> MaskCrop:
-    """Enlarge a mask by an integer factor and smooth its outline. The result is in pixels of the enlarged image."""
+    """Enlarge a mask by an integer factor, as the image was enlarged, and smooth the outline of the mask."""
     x0, y0, crop = mask
     crop = np.asarray(crop, dtype=bool)
     if scale == 1 or crop.size == 0:
@@ -136,7 +136,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
-    """Place plates of sizes (w, h) at boxes, within the image and apart if possible. All are int x1y1x2y2 [N, 4]."""
+    """Place the label plate (w, h) of each box, within the image and if possible apart. Return int x1y1x2y2 [N, 4]."""
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.
@@ -153,7 +153,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
 
 
 def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """List places for a plate (w, h) at a box, the most common first: int [C, 4], x1y1x2y2 within the image."""
+    """Return possible places for a plate (w, h) at a box, within the image, usual ones first: int x1y1x2y2 [C, 4]."""
     (x1, y1, x2, y2), (w, h) = box.tolist(), size
     rows = (y1 - h, y1, y2, y2 - h)
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
@@ -199,7 +199,7 @@ def fit_label(name: str, score: float | None, font_size: int, image_width: int) 
 
 
 def plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Return width and height in pixels of the plate under a text."""
+    """Return width and height in pixels of a plate, the filled rectangle behind a label."""
     return round(font.getlength(text)) + 2 * plate_padding(font), sum(font.getmetrics())
 
 

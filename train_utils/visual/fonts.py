@@ -25,7 +25,7 @@ CJK_FAMILIES = (
 
 @lru_cache(maxsize=1024)
 def font_for(name: str) -> str:
-    """Return the path of DejaVu Sans or of the CJK font with most of a name's characters; "" without matplotlib."""
+    """Return the path of DejaVu Sans, or of a CJK font with more of the name's characters; "" without matplotlib."""
     if not HAS_MATPLOTLIB:
         if not name.isascii():
             warn_of_missing_characters()
@@ -69,7 +69,7 @@ def installed_cjk_fonts() -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    """Load a font. The path "" stands for the one that Pillow 10.1 and newer include."""
+    """Load a font file; the path "" loads the font that is included in Pillow 10.1 and newer."""
     if path:
         return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
     try:

@@ -56,7 +56,7 @@ def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown:
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
-    """Choose items to show, the same every time: evenly spaced, preferring nearby ones with objects."""
+    """Choose evenly spaced items to show, always the same ones; prefer items with objects among the next few."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
         if near := range(first, min(end, first + LOOK_AHEAD)):
@@ -82,7 +82,7 @@ class PredictionSheets:
 
 @torch.inference_mode()
 def draw_predictions(training: Training, dataset: InstanceDataset, classes: ClassTable) -> Image.Image | None:
-    """Draw some images: objects on the left, detections from a score of 0.5 on the right. None if none can be read."""
+    """Draw a few images twice: with objects, and with detections of score 0.5 or more. None if no image is readable."""
     network, tiles = ready_for_inference(training.model, training.precision), []
     for i in chosen_items(dataset):
         try:

@@ -1,4 +1,4 @@
-"""Transfer the class rows of weights to data with other classes, by class name."""
+"""Reuse pretrained weights for other classes: copy each class's rows of the last layers by class name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ SILENT = -10.0  # a new class's first logits, from the mean of the others: they 
 def match_class_rows(
     state: dict[str, Tensor], model: nn.Module, known: Mapping[int, str], names: Mapping[int, str], path: str | Path
 ) -> dict[str, Tensor]:
-    """Return a state dict whose class rows fit the model: copied by class name, or else newly initialised.
+    """Return the state dict with class layers that fit `model`: rows are copied by class name, or newly initialised.
 
-    The background is always copied. The logits of new classes start so low that the detections of the others do not
-    change. Without a class in common, the class layers are dropped. `known` are the names by label in the weights,
-    `names` in the data.
+    The background is always copied. The logits of new classes start so low that the detections of other classes do not
+    change. Without a class in common, the class layers are dropped. `known` maps the labels of the weights to names,
+    `names` those of the data.
     """
     own = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
     if any(key not in state or state[key].shape[1:] != own[key].shape[1:] for key in own):

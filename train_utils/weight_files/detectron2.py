@@ -1,4 +1,4 @@
-"""Convert a Detectron2 Mask R-CNN (ResNet-50, FPN) to the content of this project's weight files.
+"""Convert the weights of a Detectron2 Mask R-CNN (ResNet-50, FPN) to a weight file of this project.
 
 The weights keep their values with two exceptions: the rows of each class move to this project's label, and the first
 convolution takes red, green, blue of unit variance instead of blue, green, red in 0..255. `arch: detectron2` in the
@@ -47,13 +47,13 @@ IMPOSSIBLE = -1e4  # logit of a label without a class: its probability is 0 in a
 
 
 def is_detectron2(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the keys of a Detectron2 detector."""
+    """Whether the keys of a state dict are those of a Detectron2 detector."""
     keys = (str(key).removeprefix("module.") for key in state)
     return any(key.startswith(("backbone.bottom_up.", "proposal_generator.")) for key in keys)
 
 
 def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Convert a state dict to a weight file's content. InputError unless it is a Mask R-CNN with ResNet-50 and FPN."""
+    """Convert a state dict to the content of a weight file. InputError if it is no Mask R-CNN (ResNet-50, FPN)."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     for pattern, replacement in RENAMES:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
@@ -77,7 +77,7 @@ def from_detectron2(state: Mapping[str, Tensor], path: str | Path, label_json: s
 
 
 def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
-    """Adapt the first convolution, in place, from BGR in 0..255 to this network's input, RGB of unit variance."""
+    """Make the first convolution in `state` take RGB of unit variance, as in this network, instead of BGR in 0..255."""
     mean = state.pop("pixel_mean", torch.tensor(PIXEL_MEAN)).flatten().tolist()
     std = state.pop("pixel_std", torch.ones(3)).flatten().tolist()
     if [round(value, 1) for value in mean] != [round(value, 1) for value in PIXEL_MEAN] or len(std) != 3:
@@ -87,7 +87,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return the labels and known names of classes: the JSON's, else COCO's for 80 classes, else 1, 2, 3, ..."""
+    """Return labels and names for `classes` classes: the JSON file's, else COCO's if 80, else 1, 2, ... and None."""
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
         coco = ClassTable.of_json(COCO_NAMES)
@@ -103,7 +103,7 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Move the rows of each class to its label, in place. The background, which Detectron2 has last, moves to 0."""
+    """Reorder the rows of the class layers in place: each class by its label, the background from last to first."""
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):

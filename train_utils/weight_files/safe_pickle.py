@@ -49,7 +49,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
-    """Read the arrays of a pickled {"model": {name: array}} as tensors; InputError if it holds anything else."""
+    """Read a pickled {"model": {name: array}} as tensors by name; InputError if the file holds anything else."""
     try:
         file = io.BytesIO(path.read_bytes())
         check_opcodes(file)
@@ -68,14 +68,14 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
 
 
 class Refused(Exception):
-    """A pickle names something that is needed neither for arrays nor by torch.save."""
+    """A pickle names a function or class that neither arrays nor the files of torch.save need."""
 
 
 def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -> None:
-    """Check one pickle, from the file's position to the pickle's end, without running it.
+    """Check the pickle at the file's position without running it. Afterwards, the position is the pickle's end.
 
-    ValueError if it is broken, or has opcodes that no file of tensors or arrays needs. Refused if it names anything but
-    `names`, as "module name"; with None, the unpickler checks each name itself.
+    ValueError if the pickle is broken, or has opcodes that no file of tensors or arrays needs. Refused if a "module
+    name" in the pickle does not match `names`; with None, the unpickler has to check the names.
     """
     stored = 0
     argument: Any
@@ -91,7 +91,7 @@ def check_opcodes(file: BinaryIO | mmap.mmap, names: re.Pattern | None = None) -
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that builds plain containers and `Stored` arrays and data types only."""
+    """Unpickler that builds only plain containers, plain values and `Stored` objects, which run nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         # Bound methods and a string: unlike on classes and functions, a pickle cannot set attributes on them.
@@ -117,14 +117,17 @@ class ArrayUnpickler(pickle.Unpickler):
         return dict(*pairs)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """Return the bytes that Python 3 wrote as a string, as it does in protocol 2."""
+        """Return the bytes in `text`: pickle protocol 2 of Python 3 stores bytes as an encoded string."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}")
         return str.encode(text, "latin1")
 
 
 class Stored:
-    """An array or data type in a pickle. A data type has a numpy code, such as f4. An unset `state` is None."""
+    """Arguments from which a pickle would build an array or a data type; `as_tensor` builds a tensor from them.
+
+    `code` is the numpy code of a data type, such as f4. `state` is None if the pickle sets none.
+    """
 
     state: tuple | None = None
 
@@ -136,7 +139,7 @@ class Stored:
 
 
 def as_tensor(name: str, array: Any) -> Tensor:
-    """Convert a pickled array to a tensor. ValueError if it holds more than numbers, or bytes and shape disagree."""
+    """Convert a pickled array to a tensor. ValueError if it holds no numbers, or the wrong number of bytes."""
     if not isinstance(array, Stored) or array.state is None or len(array.state) != 5:
         raise ValueError(f"{name} is a {type(array).__name__}, not an array")
     _, shape, dtype, fortran, data = array.state

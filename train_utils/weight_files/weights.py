@@ -49,7 +49,7 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
-    """Return the file for `--pretrain`: the named one, else a published one, which is downloaded if necessary."""
+    """Return the path of the file that `--pretrain` names, or else of a published file, which may be downloaded."""
 
     def found() -> Path:
         if isinstance(pretrain, str):
@@ -84,7 +84,7 @@ def download(file: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a weight file without running code, and convert Detectron2's. Other contents raise InputError."""
+    """Read a weight file, without running code in it, and convert it if it is Detectron2's. InputError if invalid."""
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
@@ -95,7 +95,7 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Write a checkpoint with thresholds per label to `target`, possibly the same file. Without any, link it."""
+    """Copy the checkpoint `path` to `target`, with thresholds by label. Without thresholds, only link the file."""
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
@@ -145,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def check_records(path: Path) -> None:
-    """Check a zip archive for what torch.load ignores: checksums, oversized records, and unneeded names."""
+    """Check a file of torch.save, a zip archive, for what torch.load ignores: checksums, sizes, and pickled names."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -160,7 +160,7 @@ def check_records(path: Path) -> None:
 
 
 def check_values(content: Any) -> None:
-    """Raise ValueError for anything but plain values and complete tensors."""
+    """Raise ValueError if `content` holds anything but containers, plain values and complete tensors."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
@@ -181,7 +181,7 @@ def check_values(content: Any) -> None:
 
 
 def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weight file with torchvision's current keys, without the prefixes of wrappers."""
+    """Return the state dict in a weight file. Remove prefixes such as "module.", and rename torchvision's old keys."""
     state = dict(inner_state(content))
     state.pop("n_averaged", None)  # of torchvision's averages
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
@@ -193,7 +193,7 @@ def state_dict_of(content: dict[str, Any], path: str | Path) -> dict[str, Tensor
 
 
 def inner_state(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the weights in a file, averaged ones first, or else the whole content, with unchanged keys."""
+    """Return the entry of a file that holds the weights, preferably averaged weights, or else the whole content."""
     inside = [content[key] for key in ("model_ema", "model", "state_dict") if isinstance(content.get(key), dict)]
     return inside[0] if inside else content
 
@@ -224,7 +224,7 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], path: str | Path, replaceable: tuple[str, ...] = ()
 ) -> None:
-    """Load a detector's state dict strictly.
+    """Load a detector's state dict; every key and shape must fit the model, with two exceptions.
 
     Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ. Keys that begin with one of `replaceable` may
     also be missing or of other shapes. InputError names what does not fit.
