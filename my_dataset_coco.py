@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset_files.coco_check import clipped_corners
+from dataset_files.boxes import clip, corners_of
 from dataset_files.coco_index import AS_WRITTEN
 from dataset_files.coco_masks import box_of_mask, packed_code
 from dataset_files.conversion_store import OpenedSplit, SplitFiles, open_split_index
@@ -285,7 +285,7 @@ def box_code(a: dict, size: tuple[int, int]) -> dict:
 def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = np.float32) -> Tensor:
     """Return the boxes of annotations, x1y1x2y2 [N, 4], clipped to an image of this height and width."""
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    return torch.from_numpy(clipped_corners(xywh, np.array(size)).astype(dtype))
+    return torch.from_numpy(clip(corners_of(xywh), np.array(size)).astype(dtype))
 
 
 def coco_object(source: str | dict) -> Any:

@@ -12,6 +12,16 @@ GOOD_FIT = 0.9  # the median IoU of boxes and masks in a correct file is above t
 MUCH_BETTER = 0.2  # another format's median IoU must exceed that of x, y, width, height by this
 
 
+def corners_of(boxes: np.ndarray) -> np.ndarray:
+    """Convert boxes from x, y, width, height to x1y1x2y2, [N, 4] -> [N, 4]."""
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+
+
+def clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Clip boxes [N, 4] to images of `sizes` [N, 2] or [2], height and width."""
+    return boxes.clip(0, sizes[..., [1, 0, 1, 0]])
+
+
 def areas(boxes: np.ndarray) -> np.ndarray:
     """Box areas, [..., 4] -> [...]."""
     return (boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)
@@ -39,8 +49,8 @@ def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> t
     if len(boxes) < FEWEST_OBJECTS:
         return "", ""
     chosen = np.unique(np.linspace(0, len(boxes) - 1, min(len(boxes), MOST_OBJECTS)).astype(np.int64))
-    boxes, edges = boxes[chosen], sizes[chosen][:, [1, 0, 1, 0]]
-    extents = extents[chosen].clip(0, edges)
+    boxes, sizes = boxes[chosen], sizes[chosen]
+    extents = clip(extents[chosen], sizes)
     start, end = boxes[:, :2], boxes[:, 2:]
     formats = {
         "x, y, width, height": (start, start + end),
@@ -49,7 +59,7 @@ def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> t
     }
     medians = {}
     for name, (low, high) in formats.items():
-        corners = np.concatenate((low, np.maximum(low, high)), axis=1).clip(0, edges)
+        corners = clip(np.concatenate((low, np.maximum(low, high)), axis=1), sizes)
         medians[name] = float(np.median(ious(corners, extents)))
     expected, best = medians["x, y, width, height"], max(medians, key=medians.__getitem__)
     if medians[best] > GOOD_FIT and medians[best] > expected + MUCH_BETTER:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.boxes import FEWEST_OBJECTS, ious, judge_format
+from dataset_files.boxes import FEWEST_OBJECTS, clip, corners_of, ious, judge_format
 from dataset_files.coco_file import Annotations, ImageEntries, Reading
 from dataset_files.problems import Problems, shown
 
@@ -130,7 +130,7 @@ class AnnotationCheck:
                 self.problems.add(kind, problem)
                 break
 
-        inside, drawn = clipped_corners(boxes, sizes), extents.clip(0, sizes[:, [1, 0, 1, 0]])
+        inside, drawn = clip(corners_of(boxes), sizes), clip(extents, sizes)
         no_area = ~(boxes[:, 2:] > 0).all(axis=1)
         outside = ~no_area & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
         boxed = valid & ~no_area & ~outside
@@ -163,10 +163,9 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def describe_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
     """Return a message if all boxes, xywh [N, 4], or all outlines, x1y1x2y2 [M, 4], lie in about 0..1; else ""."""
-    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
     found = [
         name
-        for name, of in (("boxes", corners), ("polygons", outlines))
+        for name, of in (("boxes", corners_of(boxes)), ("polygons", outlines))
         if len(of) >= FEWEST_OBJECTS and of.any() and of.max() <= FRACTION and of.min() >= 1 - FRACTION
     ]
     if not found:
@@ -175,9 +174,3 @@ def describe_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
         f"all coordinates of {' and '.join(found)} are within 0..1, so that they look like fractions of image sizes; "
         "multiply x and width by the width of the image, y and height by its height"
     )
-
-
-def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Convert boxes xywh [N, 4] to x1y1x2y2, clipped to images of `sizes` [N, 2] or [2], height and width."""
-    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
-    return corners.clip(0, sizes[..., [1, 0, 1, 0]])

@@ -6,13 +6,16 @@ Invalid entries are noted as problems and dropped. Only a text that is not an in
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # the stubs omit it
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dataset_files.coco_masks import LARGEST_IMAGE, MaskColumns, int64, natural, whole
+from dataset_files.image_files import is_lfs_pointer
 from dataset_files.problems import Problems, leaves_folder, shown
 
 # Errors that an invalid entry can raise while it is parsed.
@@ -43,6 +46,21 @@ class Reading(NamedTuple):
 AS_WRITTEN = Reading()
 
 
+@contextmanager
+def naming_json(path: Path) -> Iterator[None]:
+    """Turn any error of decoding, parsing or interpreting a JSON file into a ValueError that names the file."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if is_lfs_pointer(path):
+            raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def read_content(text: str) -> dict:
     """Parse a JSON object. Its list "annotations" becomes an `Annotations`. Any other text raises ValueError."""
     scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
@@ -65,8 +83,8 @@ def read_content(text: str) -> dict:
         if WHITESPACE.match(text, i + 1).end() != len(text):
             raise Unexpected
     except (Unexpected, StopIteration, IndexError):
-        whole = json.loads(text)  # raises with the place where it is broken
-        raise ValueError(f"holds a {type(whole).__name__}, not an object") from None
+        other = json.loads(text)  # raises with the place where it is broken
+        raise ValueError(f"holds a {type(other).__name__}, not an object") from None
     return content
 
 

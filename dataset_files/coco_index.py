@@ -18,7 +18,6 @@ from dataset_files import coco_file
 from dataset_files.cache import digest, locked, read_arrays, storage_places, write_arrays
 from dataset_files.coco_check import AnnotationCheck
 from dataset_files.coco_file import AS_WRITTEN, Annotations, Reading
-from dataset_files.image_files import is_lfs_pointer
 from dataset_files.problems import Problems
 
 VERSION = 7  # of the stored index; other versions are ignored
@@ -138,7 +137,7 @@ def store(index: CocoIndex, suffix: str = ".index") -> None:
 def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
     """Parse, check and index an instances file; ValueError if it is not JSON, or not an instances file."""
     stamp, problems = stamp_of(path), Problems()
-    try:
+    with coco_file.naming_json(path):
         with open(path, encoding="utf-8", newline="") as file:  # keep all newlines, since positions are counted
             text = file.read()
         content = coco_file.read_content(text)
@@ -146,14 +145,6 @@ def make_index(path: Path, reading: Reading = AS_WRITTEN) -> CocoIndex:
             if not isinstance(content.get(key), kind):
                 raise ValueError(f"no list '{key}' (is it a COCO instances file?)")
         categories = coco_file.read_categories(content["categories"], problems)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        if is_lfs_pointer(path):
-            raise ValueError(f"{path}: is a Git LFS pointer instead of the file itself; run `git lfs pull`") from error
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     annotations = content["annotations"]
     category_ids = np.array(annotations.category_ids, dtype=np.int64)
     for unused in coco_file.unused_categories(content["categories"], np.unique(category_ids).tolist()):

@@ -221,6 +221,10 @@ def packed_code(mask: list | dict, height: int, width: int) -> dict:
     return {"size": [height, width], "counts": counts.encode()}
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def whole(number: Any) -> Any:
     """Convert a float without a fraction, such as 7.0, to an int. Return anything else unchanged."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
@@ -238,6 +242,6 @@ def int64(number: Any) -> int:
 
 def natural(number: Any) -> int:
     """Convert an id like `int64`. Negative ids, which COCO's readers do not accept, raise ValueError."""
-    if int64(number) < 0:
+    if (natural := int64(number)) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
-    return int64(number)
+    return natural

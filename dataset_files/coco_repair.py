@@ -6,12 +6,13 @@ reports it. The whole file is loaded as Python objects, so repair only files tha
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dataset_files.coco_file import NoCategory
-from dataset_files.coco_masks import area_of_mask, box_of_mask, int64
+from dataset_files.coco_file import NoCategory, naming_json
+from dataset_files.coco_masks import area_of_mask, box_of_mask, int64, is_number
 from dataset_files.image_files import read_size, resolve
 from dataset_files.problems import Problems, leaves_folder, shown
 
@@ -63,10 +64,8 @@ def read_lists(path: Path, problems: Problems) -> list[list]:
     """Read images, annotations and categories from JSON in any Unicode encoding. Their entries keep only FIELDS."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
-    try:
+    with naming_json(path):
         content = json.loads(data.decode(encoding))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
     if encoding != "utf-8":
         what = "UTF-8 with a byte-order mark" if encoding == "utf-8-sig" else encoding.upper()
         problems.add("encoding", f"{path.name} is {what}")
@@ -126,10 +125,9 @@ def text_of(value: Any) -> str | None:
     """Format an id as text, "7" for 7, 7.0 and " 7 ". None if it is neither text nor a whole number of 64 bits."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    is_int = isinstance(value, int) and not isinstance(value, bool) and -LARGEST_ID <= value <= LARGEST_ID
-    return str(value) if is_int else None
+    with suppress(ValueError, OverflowError):
+        return str(int64(value))
+    return None
 
 
 def value_of(text: str) -> int | None:
@@ -275,10 +273,6 @@ def are_pairs(points: list) -> bool:
 
 def is_area(value: Any) -> bool:
     return is_number(value) and abs(value) < 1e300  # False for NaN
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def name_of(entry: dict) -> str:

@@ -6,7 +6,7 @@ annotations, so that the next start reads only the headers of files that have ch
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,31 +39,34 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
     headers = read_headers(folder, names, files, storage_places(dataset.source, suffix), form)
     problems, bad = Problems(), np.zeros(len(names), dtype=bool)
 
-    def note(kind: str, flawed: np.ndarray, what: str = "") -> None:
-        def describe(i: int) -> str:
-            (width, height, *_), (wanted_height, wanted_width) = headers[i].tolist(), sizes[i].tolist()
-            found = Header(height, width, int(headers[i, 4]), VALUES[headers[i, 5]]).describe()
-            reason = why_not_stored(folder / names[i], form) if kind == "form" else ""
-            text = what.format(f"{width}x{height}", f"{wanted_width}x{wanted_height}", found, reason)
-            return f"{folder / names[i]} (image {dataset.image_id(i)}){text}"
+    def name(i: int) -> str:
+        return f"{folder / names[i]} (image {dataset.image_id(i)})"
 
+    def note(kind: str, flawed: np.ndarray, describe: Callable[[int], str] = name) -> None:
         problems.add_all(kind, np.flatnonzero(flawed & ~bad).tolist(), describe)
         bad[flawed] = True
+
+    def with_values(i: int) -> str:
+        width, height, _, _, channels, values = headers[i].tolist()
+        return f"{name(i)} has {Header(height, width, channels, VALUES[values]).describe()}"
+
+    def with_sizes(i: int) -> str:
+        return f"{name(i)} is {headers[i, 0]}x{headers[i, 1]}, annotated {sizes[i, 1]}x{sizes[i, 0]}"
 
     note("missing", files[:, 0] == MISSING)
     note("unreadable", files[:, 0] == NO_FILE)
     note("empty", files[:, 0] == 0)
     for fault in (NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
         note(FAULTS[fault], headers[:, 3] == fault)
-    note("form", headers[:, 3] == FORM, ": {3}")
+    note("form", headers[:, 3] == FORM, lambda i: f"{name(i)}: {why_not_stored(folder / names[i], form)}")
     exif = form.exif
     if form.channels is None:
         deep = np.flatnonzero((headers[:, 5] == VALUES.index("uint16")) & ~bad).tolist()
         problems.add_all("deep", deep, lambda i: str(folder / names[i]))
     else:
-        note("channels", headers[:, 4] != form.channels, " has {2}")
+        note("channels", headers[:, 4] != form.channels, with_values)
         values = VALUES.index(form.values) if form.values else headers[np.argmin(bad), 5] if len(names) else 0
-        note("values", headers[:, 5] != values, " has {2}")
+        note("values", headers[:, 5] != values, with_values)
     other = (headers[:, 1::-1] != sizes).any(axis=1) & ~bad
     for i in np.flatnonzero((headers[:, 2] > 1) & ~bad).tolist():
         width, height, orientation, *_ = headers[i].tolist()
@@ -71,8 +74,8 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
             turned = (height, width) if orientation < 5 else (width, height)
             other[i] = turned != tuple(sizes[i].tolist())
         elif exif is None and stored_images.is_undecided((width, height), orientation):
-            problems.add("exif", f"{folder / names[i]} (image {dataset.image_id(i)}), orientation {orientation}")
-    note("size", other, " is {}, annotated {}")
+            problems.add("exif", f"{name(i)}, orientation {orientation}")
+    note("size", other, with_sizes)
     return problems, np.flatnonzero(bad).tolist()
 
 
@@ -127,11 +130,12 @@ def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
     except PermissionError:
         state = UNREADABLE
     except Exception as error:  # Pillow can raise any exception for a broken header
-        state = LFS_POINTER if is_lfs_pointer(path) else NOT_AN_IMAGE
-        if state == NOT_AN_IMAGE and form.channels is not None and isinstance(error, ValueError):
-            state = FORM
-        elif state == NOT_AN_IMAGE and form.channels is None and not why_not_stored(path, form):
-            state = FLOAT  # Pillow does not know images of many channels
+        if is_lfs_pointer(path):
+            state = LFS_POINTER
+        elif form.channels is None:  # Pillow does not know images of many channels
+            state = NOT_AN_IMAGE if why_not_stored(path, form) else FLOAT
+        else:
+            state = FORM if isinstance(error, ValueError) else NOT_AN_IMAGE
     return 0, 0, 1, state, 0, 0
 
 

@@ -170,9 +170,9 @@ class Problems:
         """List the kinds of found problems that would not make results wrong, in the order of KINDS."""
         return [kind for kind in DROPPED | KEPT if kind in self.counts]
 
-    def unskippable(self) -> list[str]:
-        """List the kinds of found problems that stop a run even with `--skip-bad`."""
-        return [kind for kind in DOUBTFUL if kind in self.counts]
+    def blocking(self, skip_bad: bool) -> list[str]:
+        """List the kinds of found problems that stop a run. With `skip_bad`, only those that cannot be skipped do."""
+        return [kind for kind in self.wrong() if not skip_bad or kind in DOUBTFUL]
 
     def describe(self, kind: str, outcome: str = "") -> str:
         """Describe the problems of one kind in one line, with their count and examples."""
@@ -181,11 +181,8 @@ class Problems:
         return f"{KINDS[kind]} ({count}){outcome}: {'; '.join(examples)}{more}"
 
     def require_none_wrong(self, source: Path, skip_bad: bool = False) -> None:
-        """Raise ValueError if `source` has problems that make results wrong.
-
-        With `skip_bad`, only problems that cannot be skipped raise.
-        """
-        if self.unskippable() if skip_bad else self.wrong():
+        """Raise ValueError if `source` has problems that stop a run; see `blocking`."""
+        if self.blocking(skip_bad):
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:

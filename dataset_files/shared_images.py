@@ -11,7 +11,6 @@ from pathlib import Path
 from dataset_files.dataset import InstanceDataset
 
 HEAD = 1 << 14  # bytes at either end that are compared first
-UNREADABLE = (-1, -1, -1)
 READERS = 8  # threads: on a network file system most of the time is waiting
 
 
@@ -36,29 +35,30 @@ def shared_images(paths: Sequence[Path], others: Sequence[Path]) -> list[tuple[P
     bytes of files that agree there.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        states, other_states = list(pool.map(state_of, paths)), list(pool.map(state_of, others))
-        by_file = dict(zip(other_states[::-1], others[::-1]))
-        found = {path: by_file[state] for path, state in zip(paths, states) if state in by_file and state != UNREADABLE}
-        sizes = {size for path, (size, _, _) in zip(paths, states) if path not in found}
-        sizes &= {size for size, _, _ in other_states} - {UNREADABLE[0]}
-        candidates = [other for other, state in zip(others, other_states) if state[0] in sizes]
+        states, other_states = (
+            {path: state for path, state in zip(files, pool.map(state_of, files)) if state} for files in (paths, others)
+        )
+        by_file = {state: other for other, state in reversed(other_states.items())}
+        found = {path: by_file[state] for path, state in states.items() if state in by_file}
+        sizes = {size for path, (size, *_) in states.items() if path not in found}
+        sizes &= {size for size, *_ in other_states.values()}
+        candidates = [other for other, (size, *_) in other_states.items() if size in sizes]
         by_head: dict[tuple[int, bytes], list[Path]] = {}
         for other, head in zip(candidates, pool.map(head_of, candidates)):
             by_head.setdefault(head, []).append(other)
-        left = [path for path, state in zip(paths, states) if state[0] in sizes and path not in found]
+        left = [path for path, (size, *_) in states.items() if size in sizes and path not in found]
         alike = [by_head.get(head, []) for head in pool.map(head_of, left)]
         equal = pool.map(equal_file, left, alike)
     found |= {path: other for path, other in zip(left, equal) if other is not None}
     return [(path, found[path]) for path in paths if path in found]
 
 
-def state_of(path: Path) -> tuple[int, int, int]:
-    """Return size, device and inode of a file; UNREADABLE on an error."""
-    try:
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """Return size, device and inode of a file; None on an error."""
+    with suppress(OSError, ValueError):
         status = path.stat()
-    except (OSError, ValueError):
-        return UNREADABLE
-    return status.st_size, status.st_dev, status.st_ino
+        return status.st_size, status.st_dev, status.st_ino
+    return None
 
 
 def head_of(path: Path) -> tuple[int, bytes]:

@@ -102,7 +102,7 @@ def print_contents(dataset: InstanceDataset) -> None:
 
 def print_problems(problems: Problems, dataset: InstanceDataset, unusable: list[int], skip_bad: bool) -> bool:
     """Print the faults of a split and the number of unusable images. Return whether they stop the training."""
-    stops = bool(problems.unskippable() if skip_bad else problems.wrong())
+    stops = bool(problems.blocking(skip_bad))
     try:
         require_objects(dataset, len(unusable))
         if not problems.counts:

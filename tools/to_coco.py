@@ -58,8 +58,8 @@ def convert(split: SplitFiles, skip_bad: bool) -> dict:
         content, problems = json.loads(opened.index.path.read_text(encoding="utf-8-sig")), opened.problems
         if problems.wrong():
             content |= valid_content(opened.index)
-    if problems.unskippable() or problems.wrong() and not skip_bad:
-        remedy = "" if problems.unskippable() else "; --skip-bad leaves these out"
+    if problems.blocking(skip_bad):
+        remedy = "" if problems.blocking(skip_bad=True) else "; --skip-bad leaves these out"
         raise ValueError(f"{split.source}: {problems.summary()}{remedy}")
     for kind in (*problems.wrong(), *problems.harmless()):
         warn(f"{split.source}: {problems.describe(kind)}")

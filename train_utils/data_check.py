@@ -48,8 +48,8 @@ def check(datasets: Sequence[InstanceDataset], skip_bad: bool) -> list[list[int]
             for kind in problems.wrong():
                 left = skip_bad and kind not in DOUBTFUL
                 warn(f"{dataset.source}: {problems.describe(kind, ', left out' if left else '')}")
-    unskippable = any(problems.unskippable() for problems in found)
-    if unskippable or (wrong and not skip_bad):
+    if any(problems.blocking(skip_bad) for problems in found):
+        unskippable = any(problems.blocking(skip_bad=True) for problems in found)
         parts = [f"{d.source}: {p.summary()}" for d, p in zip(datasets, found) if p.wrong()]
         remedy = "" if unskippable else "; fix the data, or pass --skip-bad to drop these"
         raise InputError(f"{'; '.join(parts)}{remedy}")

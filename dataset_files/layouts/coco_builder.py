@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_IMAGE
+from dataset_files.coco_masks import LARGEST_COORDINATE, LARGEST_IMAGE, is_number
 from dataset_files.conversion_store import Converted
 from dataset_files.image_files import read_size
 from dataset_files.problems import Problems, shown
@@ -150,7 +150,7 @@ def merged_code(crops: Iterable[Crop], polygons: Sequence[Sequence[float]], size
 
 def image_coordinates(values: object) -> list[float]:
     """Convert numbers from a file to floats. ValueError if they cannot be coordinates in an image."""
-    if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+    if not isinstance(values, list) or not all(map(is_number, values)):
         raise ValueError(f"{shown(values)} is not a list of numbers")
     if not all(abs(v) <= LARGEST_COORDINATE for v in values):  # not if NaN
         raise ValueError(f"{shown(values)} has coordinates that no image has")

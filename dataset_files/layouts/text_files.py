@@ -11,6 +11,7 @@ from xml.parsers import expat
 
 import yaml
 
+from dataset_files.coco_file import naming_json
 from dataset_files.image_files import in_order, names_in, split_folders, split_in
 from dataset_files.problems import Problems, shown
 
@@ -79,12 +80,8 @@ def read_lines(path: Path, problems: Problems | None = None) -> list[str]:
 def read_json(path: Path, problems: Problems | None = None) -> Any:
     """Read a JSON file in any encoding of `read_text`; ValueError if it is not JSON."""
     text = read_text(path, problems)
-    try:
+    with naming_json(path):
         return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    except RecursionError:
-        raise ValueError(f"{path}: not readable as JSON (nested too deeply)") from None
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:

@@ -362,7 +362,7 @@ def test_boxes_of_another_format_stop_even_with_skip_bad(tmp_path, reading, coun
 
 def test_two_objects_are_too_few_to_tell_a_format(tmp_path):
     index = make_index(annotations_file(tmp_path, with_boxes(FORMATS["x1, y1, x2, y2"], 2)))
-    assert not index.problems.unskippable()
+    assert not index.problems.blocking(skip_bad=True)
 
 
 def annotations_file(folder: Path, annotations: list[dict]) -> Path:
@@ -406,7 +406,7 @@ def test_fractions_of_the_size_stop_even_with_skip_bad(tmp_path, boxes, masks):
         a["bbox"] = scaled(a["bbox"]) if boxes else a["bbox"]
         a["segmentation"] = [scaled(polygon) for polygon in a["segmentation"]] if masks else a["segmentation"]
     problems = make_index(annotations_file(tmp_path, annotations)).problems
-    assert problems.unskippable() == (["fractions"] if boxes or masks else [])
+    assert problems.blocking(skip_bad=True) == (["fractions"] if boxes or masks else [])
     if boxes or masks:
         named = " and ".join(["boxes"] * boxes + ["polygons"] * masks)
         with pytest.raises(ValueError, match=f"coordinates of {named} are within 0..1.*multiply x and width"):
