@@ -85,7 +85,7 @@ def main(settings: ValidationSettings) -> None:
 
 
 def compare_two(settings: ValidationSettings) -> None:
-    """Print the differences of two weights or results files, with 95 % intervals, and with --report write a page."""
+    """Print how two weights or results files differ, with 95 % intervals, and with --report write a page."""
     if (compared := sources.compare_sides(settings, with_tta)) is not None:  # on the main process
         comparison, data = compared
         print(f"data: {data}\n{table(comparison)}")

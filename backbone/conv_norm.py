@@ -53,7 +53,7 @@ FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Return the scale and shift of `norm` and the scaled weight of a frozen `conv`, cached until either changes.
+    """Return the scale and shift of `norm` and the scaled weight of a frozen `conv`. All are cached between steps.
 
     Args:
         dtype: the type of mixed precision; None without mixed precision.

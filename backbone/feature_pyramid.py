@@ -16,7 +16,7 @@ from backbone.resnet import NormLayer
 
 
 class FeaturePyramidNetwork(nn.Module):
-    """Lateral 1x1 convolutions, a top-down pathway with nearest upsampling, a 3x3 convolution on each level (figure 3).
+    """The pyramid of figure 3: lateral 1x1 convolutions, top-down nearest upsampling, and a 3x3 convolution per level.
 
     Args:
         in_channels: channels of each input feature map, finest first.
@@ -56,7 +56,7 @@ class FeaturePyramidNetwork(nn.Module):
 
 
 def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer: NormLayer | None) -> nn.Sequential:
-    """A convolution that keeps height and width, with either a bias or a normalisation."""
+    """Build a convolution that keeps height and width, with either a bias or a normalisation."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm_layer is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if norm_layer is not None:
@@ -66,7 +66,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer:
 
 
 class LastLevelMaxPool(nn.Module):
-    """P6 for anchors of 512 px: every second pixel of the coarsest level (section 4.1, footnote)."""
+    """Add level P6, for anchors of 512 px: every second pixel of the coarsest level (section 4.1, footnote)."""
 
     def forward(self, levels: list[Tensor], inputs: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         pooled = F.max_pool2d(levels[-1], kernel_size=1, stride=2, padding=0)

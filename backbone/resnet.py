@@ -53,7 +53,7 @@ class ResNet(nn.Module):
 
     @property
     def out_channels(self) -> list[int]:
-        """Channels of each returned stage."""
+        """Return the channels of each returned stage."""
         return [STAGE_WIDTHS[stage - 1] * Bottleneck.expansion for stage in self.returned_layers]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         return outputs
 
     def reset_parameters(self) -> None:
-        """He initialisation by fan-out for the convolutions (He et al., arXiv:1502.01852, section 2.2).
+        """Initialise the convolutions as He et al. do (arXiv:1502.01852, section 2.2), with the fan-out.
 
         If the last normalisation of a block is trainable, its scale starts at 0, so that the block starts as its
         shortcut: this makes training from scratch more stable (Goyal et al., arXiv:1706.02677, section 5.1).
@@ -97,7 +97,7 @@ class ResNet(nn.Module):
 def make_stage(
     in_channels: int, width: int, blocks: int, stride: int, norm_layer: NormLayer, stride_in_1x1: bool
 ) -> nn.Sequential:
-    """One stage: the first block changes resolution and channels, the others keep both."""
+    """Build one stage: the first block changes resolution and channels, the others keep both."""
     first = Bottleneck(in_channels, width, stride, norm_layer, stride_in_1x1)
     rest = (Bottleneck(width * Bottleneck.expansion, width, 1, norm_layer) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

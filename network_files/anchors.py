@@ -16,7 +16,7 @@ MOST_SHAPES = 16  # shapes of batches whose anchors are cached; those of 800x133
 
 
 class AnchorGenerator(nn.Module):
-    """Generate the anchors of a batch. They depend only on the batch's size, so its images share them.
+    """Generate the anchors of a batch. All images of the batch share the same anchors.
 
     Args:
         sizes: per level, the square roots of the anchors' areas, in pixels of the network's input.
@@ -46,7 +46,7 @@ class AnchorGenerator(nn.Module):
 
     @property
     def cell_anchors(self) -> list[Tensor]:
-        """Per level, the anchors of a cell centred on the origin: float32 [A, 4], x1y1x2y2."""
+        """Return per level the anchors of a cell centred on the origin: float32 [A, 4], x1y1x2y2."""
         return [self.get_buffer(f"cell_{i}") for i in range(len(self.sizes))]
 
     def describe(self) -> str:
@@ -58,7 +58,7 @@ class AnchorGenerator(nn.Module):
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, padded_size: tuple[int, int], levels: Sequence[Tensor]) -> list[Tensor]:
-        """Tile the cell anchors over the levels [B, C, H_i, W_i] of a batch; `padded_size` is its height and width.
+        """Tile the cell anchors over the levels [B, C, H_i, W_i]. `padded_size` is the height and width of the batch.
 
         Returns per level float32 [H_i * W_i * A, 4], x1y1x2y2 in pixels of the batch, ordered by row, column, anchor.
         """
@@ -108,7 +108,7 @@ def best_anchor_ious(boxes: Tensor, size: tuple[int, int], generator: AnchorGene
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-    """Return anchors centred on the origin, x1y1x2y2 [len(aspect_ratios) * len(sizes), 4], by ratio, then size."""
+    """Return anchors centred on the origin, x1y1x2y2 [ratios * sizes, 4], ordered by aspect ratio, then by size."""
     lengths = torch.tensor(sizes, dtype=torch.float32)
     height_ratios = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
     widths = ((1 / height_ratios)[:, None] * lengths).flatten()

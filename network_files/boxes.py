@@ -72,7 +72,7 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Split each column [S, ...], the concatenated rows of B images, by image: [B, N, ...], padded with zeros.
+    """Convert columns [S, ...], which concatenate the rows of B images, to [B, N, ...], padded with zeros.
 
     `counts` holds the number of rows of each image, and N is the largest. Also returns the counts, int64 [B]. There is
     only one upload, for all images.
@@ -85,7 +85,7 @@ def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tenso
 
 
 def size_of(image: Tensor) -> tuple[int, int]:
-    """Height and width of an image or of masks, [..., H, W]."""
+    """Return height and width of an image or of masks, [..., H, W]."""
     height, width = image.shape[-2:]
     return height, width
 

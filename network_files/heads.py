@@ -16,7 +16,7 @@ from backbone.resnet import NormLayer
 
 
 class RPNHead(nn.Module):
-    """Objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, section 3.1).
+    """Predict objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, section 3.1).
 
     All levels share the weights (FPN, arXiv:1612.03144, section 4.1).
 
@@ -168,7 +168,7 @@ class MaskRCNNPredictor(nn.Sequential):
 
     @staticmethod
     def scatter_subpixels(x: Tensor) -> Tensor:
-        """Move the k x k outputs of each pixel into the map: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
+        """Apply a pixel shuffle: [R, H, W, k, k, K] -> [R, K, H * k, W * k]."""
         rois, height, width, k, _, channels = x.shape
         return x.permute(0, 5, 1, 3, 2, 4).reshape(rois, channels, height * k, width * k)
 
@@ -176,7 +176,7 @@ class MaskRCNNPredictor(nn.Sequential):
 def conv_stack(
     in_channels: int, layers: Sequence[int], norm_layer: NormLayer | None, dilation: int = 1
 ) -> list[nn.Module]:
-    """3x3 convolutions with ReLU, He-initialised by fan-out (arXiv:1502.01852, section 2.2)."""
+    """Build 3x3 convolutions with ReLU, He-initialised by fan-out (arXiv:1502.01852, section 2.2)."""
     stack: list[nn.Module] = []
     for channels in layers:
         block = Conv3x3ReLU(in_channels, channels, norm_layer, dilation)

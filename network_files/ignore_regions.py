@@ -36,7 +36,7 @@ def share_inside(sums: Tensor, boxes: Tensor) -> Tensor:
 
 
 def spare_regions(labels: Tensor, candidates: Tensor, regions: Sequence[Tensor | None]) -> Tensor:
-    """Ignore the background candidates that lie at least half inside the regions of their image.
+    """Relabel background candidates as ignored if at least half of their area is inside the regions of their image.
 
     Candidates that match an object stay positive, as COCO's evaluation also matches objects before crowds.
 

@@ -95,7 +95,7 @@ class ImageTransform(nn.Module):
         return (image - mean) / std
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
-        """Resize [3, H, W] to [3, H', W'], the size of the view or, without a view, of the network's settings."""
+        """Resize [3, H, W] to [3, H', W'], the size of the view. Without a view, the settings give the size."""
         if view is not None:
             return resize_to_view(image, view)
         side = self.min_size[-1]

@@ -145,7 +145,7 @@ class MaskRCNN(nn.Module):
         return self.roi_heads.losses(features, proposals, batch.image_sizes, objects) | rpn_losses
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Like `forward` in evaluation mode, but with `masks` as the mask head predicts them: float [D, 1, 28, 28]."""
+        """Detect as `forward` does in evaluation mode, but leave `masks` unpasted: float [D, 1, 28, 28]."""
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
         proposals, _ = self.rpn(list(features.values()), batch.tensors.shape[-2:], batch.image_sizes)

@@ -22,7 +22,7 @@ CANONICAL_LEVEL = 4
 
 
 class RoIPool(Protocol):
-    """A module that pools the features of boxes: levels, boxes [R_b, 4] per image -> [sum of R_b, C, *output_size]."""
+    """A module: levels, boxes [R_b, 4] and size of each image -> RoI features [sum of R_b, C, *output_size]."""
 
     @property
     def output_size(self) -> Sequence[int]: ...

@@ -120,7 +120,7 @@ class RoIHeads(nn.Module):
     def detect_boxes(
         self, features: Mapping[str, Tensor], proposals: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """`detect` without the masks."""
+        """Detect as `detect` does, but without masks."""
         class_logits, deltas = self.predict_boxes(features, proposals, image_sizes)
         return self.select_detections(class_logits, deltas, proposals, image_sizes)
 
@@ -210,7 +210,7 @@ def mask_rcnn_loss(
     aligned: bool = False,
     counted: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """L_mask (Mask R-CNN, section 3): mean binary cross-entropy, only on the mask of the true class.
+    """Compute L_mask (Mask R-CNN, section 3): mean binary cross-entropy, only on the mask of the true class.
 
     Args:
         mask_logits: [R, M, M], of the true class of the positive proposals of all images.

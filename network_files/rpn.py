@@ -132,7 +132,7 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: "AnchorTargets"
     ) -> dict[str, Tensor]:
-        """Compute both losses (Faster R-CNN, equation 1), divided by the number of sampled anchors of the batch."""
+        """Compute both losses (Faster R-CNN, equation 1), averaged over the sampled anchors of the batch."""
         positive, negative, _ = self.sampler(targets.labels)
         image_ids = positive // len(anchors)
         matched_boxes = targets.objects[image_ids, targets.matches.flatten()[positive]]

@@ -14,7 +14,7 @@ PAIRS_AT_ONCE = 2**24  # pairs of boxes; computing their IoU takes 12 bytes per 
 def nms_of_images(
     boxes: Tensor, scores: Tensor, groups: Tensor, usable: Tensor, threshold: float
 ) -> tuple[Tensor, list[int]]:
-    """Suppress boxes whose IoU with a better usable box of the same image and group exceeds `threshold`.
+    """Apply NMS with the IoU `threshold` to the usable boxes of each image, separately for each group.
 
     Boxes are [B, n, 4]; scores, groups (int64) and usable (bool) are [B, n]. Returns int64 [B, m], the indices of each
     image's kept boxes, best first, and then of others. Also returns the number of kept boxes per image.

@@ -39,7 +39,7 @@ class Graph:
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Add an operator with several outputs, and return their names."""
+        """Add an operator with several outputs, and return the outputs' names."""
         name = f"{self.stage}/{kind}_{len(self.nodes)}"
         names = [name if i == 0 else f"{name}:{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, name, **attributes))
@@ -83,7 +83,7 @@ class Graph:
         return self.op("Reshape", x, self.integers(shape))
 
     def columns(self, x: str, start: int, end: int, axis: int = -1) -> str:
-        """Return x[..., start:end], or the same along another axis."""
+        """Return x[..., start:end], or the same slice of another axis."""
         return self.op("Slice", x, *(self.integers([value]) for value in (start, end, axis)))
 
     def column(self, x: str, i: int) -> str:

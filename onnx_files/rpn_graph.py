@@ -47,7 +47,7 @@ def proposals(g: Graph, levels: Sequence[str], batch: str, image_size: str, rpn:
 
 
 def suppress(g: Graph, boxes: str, scores: str, most: int, nms_thresh: float, score_thresh: float) -> str:
-    """Apply NMS to one level: boxes [N, 4], scores [N] -> indices int64 [M]. Scores are at least `score_thresh`."""
+    """Apply NMS to a level's boxes [N, 4] whose scores [N] reach `score_thresh`. Returns indices, int64 [M <= most]."""
     # The operator keeps scores above its threshold, the network also those equal to it. Small boxes have the score -1.
     threshold = score_thresh - 1e-6 if score_thresh > 0 else -0.5
     kept = g.op(

@@ -72,7 +72,7 @@ def add_border(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
 
 
 def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> Iterator[Crop]:
-    """Resize masks [N, M, M] as `paste.mask_crops` does, up to rounding. Unless `continuous`, they have a border."""
+    """Resize masks [N, M, M] as `paste.mask_crops` does, up to rounding. They have a border unless `continuous`."""
     (height, width), side = size, mask_probs.shape[-1]
     for probs, (x1, y1, x2, y2) in zip(mask_probs, boxes.tolist()):
         left, columns = axis_weights(x1, x2, width, side, continuous)
