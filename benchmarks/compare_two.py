@@ -20,9 +20,9 @@ from common import machine, parser
 from measured_rows import progress, table
 from validation_report import Watch, made_up, resident
 
-from report.boundaries import boundary_codes
-from report.comparison import Side, compare
+from report.comparison import compare
 from report.eval_data import make_eval_data
+from report.matching import boundary_codes
 from tests.helpers.drawn_detectors import FEW_CLASSES, RARE_CLASSES, A, B, differences
 from train_utils.errors import one_line_errors
 from train_utils.option_parsing import positive
@@ -44,7 +44,7 @@ def comparison(images: int, detections: int) -> str:
     fewer = {kind: [entry for entry, keep in zip(entries, kept) if keep] for kind, entries in results.items()}
     before, watch = resident(), Watch()
     start = time.perf_counter(), time.process_time()
-    found = compare(content, Side("A", results), Side("B", fewer), ["segm", "bbox"], {})
+    found = compare(content, ("A", "B"), (results, fewer), ["segm", "bbox"], {})
     wall, processor = time.perf_counter() - start[0], time.process_time() - start[1]
     memory = watch.stop() - before
     data = make_eval_data(content, {"segm": results["segm"][: 50 * detections]}, {})

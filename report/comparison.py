@@ -13,7 +13,7 @@ from dataset_files.stored_images import RGB, ImageForm
 from report.average_precision import best_overall, object_counts
 from report.bootstrap import FEWEST_IMAGES, METRICS, Interval, Resampled, draw_weights, interval_of, resample
 from report.confusion import Confusion, ImageScores, confusion, score_images
-from report.eval_data import EvalData, make_eval_data
+from report.eval_data import Entries, EvalData, make_eval_data
 from report.gallery import Gallery, Shot
 from report.html_page import render
 from report.matching import find_overlaps, match_areas
@@ -26,12 +26,6 @@ HEAD = (
     "compared", "name", "objects", "A", "A_low", "A_high", "B", "B_low", "B_high", "difference", "difference_low",
     "difference_high", "B_ahead",
 )  # fmt: skip
-
-
-@dataclass
-class Side:
-    name: str
-    results: Mapping[str, Sequence[Mapping[str, Any]]]  # as for `make_eval_data`
 
 
 @dataclass
@@ -90,13 +84,16 @@ class Comparison:
 
 
 def compare(
-    content: Mapping[str, Any], a: Side, b: Side, kinds: Sequence[str], paths: Mapping[int, Any], form: ImageForm = RGB,
-    seed: int = 0,
+    content: Mapping[str, Any], names: Sequence[str], results: Sequence[Mapping[str, Entries]], kinds: Sequence[str],
+    paths: Mapping[int, Any], form: ImageForm = RGB, seed: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Compare A and B by each of `kinds`: "segm", "bbox" or "boundary". For other arguments see `make_eval_data`."""
-    data = (make_eval_data(content, a.results, paths, form), make_eval_data(content, b.results, paths, form))
+    """Compare A and B, whose `names` and `results` are given, by each of `kinds`: "segm", "bbox" or "boundary".
+
+    For the other arguments see `make_eval_data`.
+    """
+    a, b = (make_eval_data(content, each, paths, form) for each in results)
     weights = draw_weights(len(content["images"]), seed=seed)
-    return Comparison((a.name, b.name), data, [compare_kind(data, kind, weights) for kind in kinds])
+    return Comparison((names[0], names[1]), (a, b), [compare_kind((a, b), kind, weights) for kind in kinds])
 
 
 def compare_kind(data: tuple[EvalData, EvalData], kind: str, weights: np.ndarray) -> KindComparison:

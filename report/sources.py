@@ -11,7 +11,7 @@ from dataset_files.dataset import InstanceDataset
 from dataset_files.image_files import missing_names, resolve
 from dataset_files.stored_images import RGB
 from network_files import MaskRCNN
-from report.comparison import Comparison, Side, compare
+from report.comparison import Comparison, compare
 from report.data_statistics import statistics_of_dataset
 from report.eval_data import EvalData, make_eval_data
 from report.html_page import ReportInput, is_own_page, write_report
@@ -203,12 +203,11 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
     else:
         content, source, form = content_of(opened), str(opened.source), opened.form
         shown = {opened.image_id(i): opened.image_path(i) for i in range(len(opened))}
-    a, b = (Side(path, detected.get(path) or read_all(path, content, settings)) for path in paths)
-    both = set(a.results) & set(b.results)
-    kinds = [kind for kind in settings.kinds("segm", "bbox") if both.issuperset(with_masks([kind]))]
+    a, b = (detected.get(path) or read_all(path, content, settings) for path in paths)
+    kinds = [kind for kind in settings.kinds("segm", "bbox") if set(with_masks([kind])) <= set(a) & set(b)]
     if not kinds:
         raise InputError(f"{paths[0]}, {paths[1]}: one has only boxes, the other only masks")
-    return compare(content, a, b, kinds, shown, form), f"{source}, {len(content['images']):,} images"
+    return compare(content, paths, (a, b), kinds, shown, form), f"{source}, {len(content['images']):,} images"
 
 
 def detect_with_all(

@@ -67,7 +67,9 @@ def write_tables(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(finite(content), ensure_ascii=False, indent=1) + "\n")
+    """Write a JSON file with null for NaN and infinity, which JSON lacks."""
+    without_nan = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    write_atomically(path, json.dumps(without_nan, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -125,12 +127,3 @@ def plain(data: EvalData, analysis: Analysis) -> dict[str, Any]:
 
 def curves_of(curves: np.ndarray) -> dict[str, list[float]]:
     return dict(zip(("IoU 0.5", "IoU 0.75", "IoU 0.5 to 0.95"), curves.tolist()))
-
-
-def finite(content: Any) -> Any:
-    """Replace NaN and infinity, which JSON lacks, with None."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from report.comparison import Side, compare, write_comparison
+from report.comparison import compare, write_comparison
 from report.eval_data import make_eval_data
 from report.html_page import ReportInput, write_report
 from tests.helpers.report_cases import BIRD, CAT, DOG, IMAGE, draw_image, every_kind_of_error
@@ -36,5 +36,5 @@ def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth, results = every_kind_of_error(EVIL_NAMES, EVIL_FILE)
     half = {kind: entries[::2] for kind, entries in results.items()}
     paths = {IMAGE: draw_image(folder / "image.jpg")}
-    found = compare(truth, Side(EVIL, results), Side("b.json", half), ["segm", "bbox"], paths)
+    found = compare(truth, (EVIL, "b.json"), (results, half), ["segm", "bbox"], paths)
     return write_comparison(folder, found, {"data": EVIL_FILE})

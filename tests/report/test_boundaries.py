@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from report.analysis import boundary_metrics
-from report.boundaries import boundary_codes
 from report.eval_data import make_eval_data
+from report.matching import boundary_codes
 from tests.helpers.report_cases import random_truth_and_results
 
 

@@ -22,7 +22,7 @@ from report.bootstrap import (
     resample,
     tail_of,
 )
-from report.comparison import Comparison, Side, compare, table, write_comparison
+from report.comparison import Comparison, compare, table, write_comparison
 from report.eval_data import make_eval_data
 from report.matching import find_overlaps, match_areas
 from tests.helpers.commands import assert_refused, run, succeeded
@@ -138,7 +138,7 @@ def many() -> tuple[dict, list[dict]]:
 
 
 def compared(truth: dict, a: list[dict], b: list[dict]) -> Comparison:
-    return compare(truth, Side("a", {"bbox": a}), Side("b", {"bbox": b}), ["bbox"], {})
+    return compare(truth, ("a", "b"), ({"bbox": a}, {"bbox": b}), ["bbox"], {})
 
 
 def test_detections_and_themselves_do_not_differ(many: tuple[dict, list[dict]]):
@@ -241,8 +241,8 @@ def test_files_of_one_name_are_told_apart_in_the_title(tmp_path: Path, many: tup
         (("runs/a/model_4.pth", "runs/a/model_9.pth"), "A: model_4.pth and B: model_9.pth"),
         (("runs/a/model_4.pth", "runs/a/model_4.pth"), "A: model_4.pth and B: model_4.pth"),
     ):
-        a, b = (Side(name, {"bbox": results}) for name in names)
-        page = write_comparison(tmp_path, compare(truth, a, b, ["bbox"], {}), {}).read_text(encoding="utf-8")
+        found = compare(truth, names, [{"bbox": results}] * 2, ["bbox"], {})
+        page = write_comparison(tmp_path, found, {}).read_text(encoding="utf-8")
         assert f"<h1>{expected}</h1>" in page
 
 
