@@ -111,7 +111,7 @@ class LabelmeSaver:
 
 
 def shapes_of(prediction: Prediction) -> list[dict]:
-    """Return labelme's shapes: a mask for an object with a hole, else a polygon per part. Parts share a group_id."""
+    """Return labelme's shapes: a mask for an object with a hole, else a polygon per part, joined by a group_id."""
     shapes = []
     objects = zip(prediction.names, prediction.scores.tolist(), prediction.crops())
     for number, (name, score, crop) in enumerate(objects, start=1):
@@ -197,7 +197,7 @@ def signed_area(corners: np.ndarray) -> float:
 
 
 def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
-    """Simplify a closed polygon [P, 2], which moves by at most `tolerance` pixels (Douglas and Peucker, 1973)."""
+    """Simplify a closed polygon [P, 2] so that it moves by at most `tolerance` pixels (Douglas and Peucker, 1973)."""
     far = int(((corners - corners[0]) ** 2).sum(axis=1).argmax())
     closed = np.concatenate((corners, corners[:1]))
     kept = np.zeros(len(closed), dtype=bool)

@@ -1,4 +1,4 @@
-"""Check options and outputs of a command, then predict the images and videos that it names. Needs no torch."""
+"""Run a prediction command: check options and outputs, then predict all images and videos. Needs no torch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -13,7 +13,7 @@ SAVE_FORMATS = ("json", "coco", "csv", "masks", "crops", "labelme")
 
 @dataclass
 class ImageSettings(Settings):
-    """Options for reading images and selecting detections, with any network."""
+    """Options for reading images and selecting detections, for networks in torch and in ONNX."""
 
     box_thresh: Any = option(
         0.5, "minimum score to show: of all classes, per class (person=0.7), or best: as validation found ({default})",

@@ -50,7 +50,7 @@ def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Sourc
 
 
 def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the path of each file that `text` names, and the file's name relative to the folder that `text` names."""
+    """Yield the path of each file that an argument names, and the file's name relative to the argument's folder."""
     path = Path(text)
     if path.is_file():
         yield path, path.name
@@ -90,7 +90,7 @@ def matching_files(pattern: str, folder: Path) -> list[Path]:
 
 
 def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path, or of a folder above it, match a pattern. "**" matches any number of parts."""
+    """Whether the parts of a path, or of a folder above the path, match a pattern. "**" matches any number of parts."""
     if not wanted:
         return True
     if wanted[0] == "**":
@@ -133,7 +133,7 @@ def unique_names(file_names: Iterable[str]) -> list[str]:
 
 
 def comparable(name: str) -> str:
-    """Normalize a name. Names that are the same file on some file system become equal."""
+    """Normalize a name: two names that some file system takes for the same file become equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -145,7 +145,7 @@ class ResultImage(NamedTuple):
 
 
 def result_images(sources: Sequence[Source], annotation_file: str | None = None) -> list[ResultImage]:
-    """Return the id of each source in written results, and its size in the annotation file.
+    """Return the id of each image in written results, and the image's annotated size, if known.
 
     Args:
         annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by

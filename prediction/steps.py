@@ -76,7 +76,7 @@ class ImagePredictor:
 
     @property
     def box_thresh(self) -> float:
-        """The score threshold of all classes that have none of their own. It can be set as --box-thresh can."""
+        """The score threshold of classes that have none of their own. Any value of --box-thresh can be assigned."""
         return self.thresholds.default
 
     @box_thresh.setter
@@ -85,7 +85,7 @@ class ImagePredictor:
 
     @property
     def images_per_step(self) -> int:
-        """The number of images to load for one call of `find`: one with tiles, since an image's tiles fill batches."""
+        """The number of images to load for one call of `find`: one if images are tiled, as tiles fill batches."""
         return 1 if self.tile else self.batch_size
 
     def require_rgb(self, what: str | Path) -> None:

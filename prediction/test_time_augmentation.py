@@ -35,7 +35,7 @@ class Version(NamedTuple):
 
 
 class TestTimeAugmentation(nn.Module):
-    """A Mask R-CNN in evaluation mode with test-time augmentation; `detect` replaces `MaskRCNN.detect`.
+    """A Mask R-CNN with test-time augmentation, for evaluation only. Call `detect` as on a `MaskRCNN`.
 
     Each scale, a factor of the network's input size, adds a plain version and, if `mirrored`, a mirrored one. The
     pyramids of all versions are kept until the image's masks are predicted: some hundred megabytes.

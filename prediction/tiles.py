@@ -48,7 +48,7 @@ class Part:
         return self.left, self.top, self.left + width, self.top + height
 
     def inside(self, window: Window | None) -> np.ndarray:
-        """Return the mask's pixels, bool [h, w], in a window within `self.window`. Without a window, none."""
+        """Return the mask's pixels, bool [h, w], in a window that lies within `self.window`; no pixels for None."""
         x1, y1, x2, y2 = window or (self.left, self.top, self.left, self.top)
         return self.crop[y1 - self.top : y2 - self.top, x1 - self.left : x2 - self.left]
 
@@ -108,7 +108,7 @@ def merge_tiles(
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a tile's bounds without its border strips. A side at the border of the image is unbounded (infinite)."""
+    """Return the inner part of a tile, without the border strips. A side at the image's border is infinitely far."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
     right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))
@@ -118,7 +118,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 def parts_of(
     number: int, tile: Tile, found: Detection, insides: np.ndarray, encode: Encode, agnostic: bool
 ) -> Iterator[Part]:
-    """Convert a tile's detections to pixels of the image. `insides`, float64 [T, 4], are the `inside_of` all tiles."""
+    """Convert a tile's detections to pixels of the image. `insides`, float64 [T, 4], are all tiles' inner parts."""
     left, top, right, bottom = tile
     codes = encode(found["masks"], found["boxes"], (bottom - top, right - left))
     boxes = found["boxes"].astype(np.float64) + (left, top, left, top)
@@ -131,7 +131,7 @@ def parts_of(
 
 
 def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
-    """Whether a part lies wholly in its tile's border strip, and wholly inside another tile's strip."""
+    """Whether a part lies wholly in its tile's border strip, and wholly in another tile's inner part."""
     low, high = insides[:, :2], insides[:, 2:]
     if (part.box[2:] > low[part.tile]).all() and (part.box[:2] < high[part.tile]).all():
         return False
@@ -139,7 +139,7 @@ def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
 
 
 def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
-    """Group the parts of the same object, the best agreement first. A group has at most one part of each tile."""
+    """Group the parts of the same object, the best agreeing pairs first. A group has at most one part of each tile."""
     owner = list(range(len(parts)))
     groups = {i: [part] for i, part in enumerate(parts)}
     for _, i, j in sorted(agreements(parts, tiles), key=lambda pair: -pair[0]):
@@ -190,7 +190,7 @@ def intersection(one: Window, other: Window) -> Window | None:
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Merge the parts of an object: the best part that is not cut, or the union of all with the best one's score."""
+    """Merge an object's parts: return the best part that is not cut, or the union with the best label and score."""
     whole = [part for part in parts if not part.is_cut]
     best = max(whole or parts, key=lambda part: part.score)
     if whole or len(parts) == 1:

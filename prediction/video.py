@@ -96,7 +96,7 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
 
 
 def optional_package(module: str, need: str, package: str) -> Any:
-    """Import an optional module. If it is missing, raise an InputError that begins with `need`: what needs it."""
+    """Import an optional module. If the module is missing, raise an InputError that begins with the text `need`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -175,7 +175,7 @@ class VideoReader:
 
 
 def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
-    """Return the matrix for `Frame` from a decoded frame; None if the frame has no display matrix of quarter turns."""
+    """Return a decoded frame's display matrix, as in `Frame`; None without a display matrix of quarter turns."""
     data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -195,10 +195,10 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 def recording(
     av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
-    """Open a video for drawn frames and, if `json_path` is given, a file of JSON lines; yield a function for frames.
+    """Open a video, and JSON lines if `json_path` is given. Yield a function that appends a drawn frame.
 
-    The function takes a frame's number, time in units of `time_base` seconds, drawing and prediction. The video is
-    H.264 at `rate` frames per second. Odd sides get one more row or column. Without frames, no video is written.
+    The function takes number, time in units of `time_base` seconds, drawing and prediction. The video is H.264 at
+    `rate` frames per second. Odd sides get one more row or column. Without frames, no video is written.
     """
     with writing_output(), ExitStack() as stack:
         lines = None if json_path is None else stack.enter_context(open_new(json_path))
@@ -245,7 +245,7 @@ def frame_line(number: int, seconds: float, found: Prediction) -> str:
 
 
 def predict_webcam(predictor: ImagePredictor, number: int, path: Path, json_path: Path | None, every: int) -> None:
-    """Show and record camera `number` until q, Esc or Ctrl-C, or until its last frame. See also `predict_video`.
+    """Show and record camera `number` until q, Esc, Ctrl-C or its last frame. Outputs are as in `predict_video`.
 
     Raises:
         InputError: OpenCV or PyAV is missing, or the camera cannot be opened.

@@ -190,7 +190,7 @@ def group_aps(
     data: EvalData, matching: Matching, of_objects: np.ndarray, of_detections: np.ndarray, edges: Sequence[float],
     names: Sequence[str],
 ) -> list[Group]:  # fmt: skip
-    """Compute the AP of the objects in each range of a property, such as their size.
+    """Compute the AP of the objects in each range of a property, such as size.
 
     `of_objects` [G] and `of_detections` [D] are the values of the property, `edges` the lower ends of the ranges.
     """

@@ -30,12 +30,12 @@ RESAMPLES = 1000
 MOST_VALUES = 1_000_000  # of an array; right detections times resamples
 MOST_OBJECTS, MOST_DETECTIONS = 2**14, 2**24  # of a class; with more, float32 cannot tell all recalls and counts apart
 CONFIDENCE = 0.95
-FEWEST_IMAGES = 5  # with objects; resamples of fewer say nothing about other images
+FEWEST_IMAGES = 5  # with objects; resamples of fewer images tell nothing about other images
 METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's first six
 
 
 class Interval(NamedTuple):
-    """An interval of a metric. Both ends are NaN without a value, or if too few images have objects."""
+    """A confidence interval of a metric. Both ends are NaN if no resample has a value, or for too few images."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ class Resampled:
 
 
 def interval_of(samples: np.ndarray, tail: float) -> Interval:
-    """Return the interval of samples [R] that leaves out the share `tail` of them at each end. NaNs do not count."""
+    """Return the interval between the quantiles `tail` and 1 - `tail` of samples [R]. NaNs do not count."""
     known = samples[~np.isnan(samples)]
     if not len(known) or np.isnan(tail):
         return Interval(float("nan"), float("nan"))
@@ -204,7 +204,7 @@ def resampled_ap(
 
 
 def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 `hits` [E, R] correct detections of `objects` [R] reach.
+    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 lie at or below the recalls `hits` [E, R] / `objects` [R].
 
     `short` is the result of `just_short`.
     """
@@ -217,7 +217,7 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
 
 def just_short(objects: np.ndarray) -> np.ndarray:
-    """Mark numbers of hits with a recall of exactly k / 100, if COCO's threshold is rounded up, bool [1 + hits, R]."""
+    """Mark the numbers of hits whose recall k / 100 is below COCO's threshold due to rounding, bool [1 + hits, R]."""
     short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
     for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
         columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))

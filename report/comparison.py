@@ -30,7 +30,7 @@ HEAD = (
 
 @dataclass
 class Row:
-    """One metric, or the AP of one class, of A and of B. NaN: no such objects, or too few images for an interval."""
+    """A metric, or the AP of a class, for A and for B. NaN: no such objects, or too few images for an interval."""
 
     name: str  # of the metric or the class
     objects: int  # without crowds; of all sizes
@@ -87,9 +87,9 @@ def compare(
     content: Mapping[str, Any], names: Sequence[str], results: Sequence[Mapping[str, Entries]], kinds: Sequence[str],
     paths: Mapping[int, Any], form: ImageForm = RGB, seed: int = 0,
 ) -> Comparison:  # fmt: skip
-    """Compare A and B, whose `names` and `results` are given, by each of `kinds`: "segm", "bbox" or "boundary".
+    """Compare A and B by each of `kinds`: "segm", "bbox" or "boundary". See `make_eval_data` for the arguments.
 
-    For the other arguments see `make_eval_data`.
+    `names` and `results` have an entry for A and one for B.
     """
     a, b = (make_eval_data(content, each, paths, form) for each in results)
     weights = draw_weights(len(content["images"]), seed=seed)

@@ -14,7 +14,7 @@ FITS = 0.5  # IoU
 
 @dataclass
 class Confusion:
-    """N pairs of objects and detections, at IoU 0.5 and a score threshold."""
+    """The confusion matrix at IoU 0.5 and a score threshold, and the N pairs of an object and a detection behind it."""
 
     score: float  # lower detections are ignored
     # int64 [K + 1, K + 1]. Rows are annotated classes, columns detected ones; the last row counts detections on

@@ -33,7 +33,7 @@ def statistics_of(data: EvalData) -> DataStatistics:
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
-    """Compute statistics of a dataset's objects of these classes. Large datasets are sampled at regular intervals."""
+    """Compute statistics of the objects of some categories. Large datasets are sampled at regular intervals."""
     measured = at_intervals(len(dataset), MOST_IMAGES)
     place = {category: k for k, category in enumerate(category_ids)}
     rows = [np.zeros((0, 5))]

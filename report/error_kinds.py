@@ -89,7 +89,7 @@ def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.
 def cost_of_each(
     data: EvalData, kinds: np.ndarray, targets: np.ndarray, found: np.ndarray, missed: np.ndarray
 ) -> tuple[float, dict[str, float]]:
-    """Return AP50, and how much AP50 rises if all errors of a kind are repaired, for each kind.
+    """Return AP50, and for each kind of error how much AP50 rises if all errors of the kind are repaired.
 
     An error of class or location becomes a correct detection of its object, unless the object already has a match or
     another such error has a higher score; then it is removed. Errors of other kinds are removed. Missed objects are

@@ -68,7 +68,7 @@ class EvalData:
     form: ImageForm = RGB  # how images are read and shown, see `read_image`
 
     def of_kind(self, kind: str) -> "EvalData":
-        """Return the data for one kind. For masks and boundaries, objects without a mask become crowds."""
+        """Return the data for "bbox", "segm" or "boundary". For the last two, objects without a mask become crowds."""
         objects = self.objects
         if kind == "bbox" or objects.bare is None:
             return self

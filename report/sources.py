@@ -96,7 +96,7 @@ def report_of_results(settings: ValidationSettings, scored: ScoredResults) -> Pa
         data = make_eval_data(scored.truth, scored.results, paths)
         return write_report(report_folder(settings), ReportInput(title, facts, data, scored.stats))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise InputError(f"{settings.annotation_file}: cannot be reported on ({error!r})") from error
+        raise InputError(f"{settings.annotation_file}: the report cannot use these annotations ({error!r})") from error
 
 
 def eval_data_of(dataset: InstanceDataset, results: Mapping[str, list[dict[str, Any]]]) -> EvalData:
@@ -188,7 +188,7 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
     """
     paths = list(settings.compare or ())
     if len(paths) != 2:
-        raise InputError(f"--compare takes two, weights or results files; got {len(paths)}")
+        raise InputError(f"--compare takes two files, weights or results; got {len(paths)}")
     weights = [path for path in paths if not path.lower().endswith(".json")]
     if weights and settings.annotation_file:
         raise InputError("--annotation-file belongs to two results files; with weights, give --data-path or --val-json")
@@ -234,7 +234,7 @@ def detect_with_all(
 
 
 def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: Results) -> Results:
-    """Replace the network's category ids by the data's, by class name. Detections of other classes are dropped."""
+    """Replace the network's category ids by the dataset's, by class name. Detections of other classes are dropped."""
     classes = trained.classes
     if not classes.are_named():
         return results

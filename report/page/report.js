@@ -48,7 +48,7 @@ function fillLater(figure) {
 }
 document.querySelectorAll(".shot").forEach(fillLater);
 
-// Paper does not scroll.
+// Printing needs all figures, and does not scroll to them.
 window.addEventListener("beforeprint", () => waiting.forEach(fill));
 
 function outlineOf(entry, css) {
@@ -82,7 +82,7 @@ function foundLabel(entry) { return names[entry[1]] + " " + entry[4].toFixed(2);
 
 const MOST_LABELS = 12;  // in an image; where there are more entries, only the wrong ones are labelled
 
-// Draw the annotations, the detections, and on the page of a comparison those of the other.
+// Draw the annotations and the detections. The page of a comparison also draws the detections of B.
 function drawPair([left, ...others], image, width) {
   const view = [0, 0, ...image.size];
   drawEntries(left, image.truth.map(entry => {

@@ -255,7 +255,7 @@ def test_what_both_have_is_compared(files: Path):
 
 def test_wrong_use_of_compare_is_refused(files: Path):
     assert_refused(run(files, "validation.py", "--compare", "a.json", "b.json"), "needs --annotation-file")
-    assert_refused(run(files, "validation.py", "--compare", "a.json"), "--compare takes two")
+    assert_refused(run(files, "validation.py", "--compare", "a.json"), "--compare takes two files")
     given = ("--compare", "a.json", "b.json", "--annotation-file", "truth.json", "--save-thresholds")
     assert_refused(run(files, "validation.py", *given), "--save-thresholds is for one network's masks or boxes")
     given = ("--compare", "none.json", "b.json", "--annotation-file", "truth.json")
