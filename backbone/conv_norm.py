@@ -22,9 +22,9 @@ def conv_norm(
 ) -> Tensor:
     """Compute `relu(norm(conv(x)) + shortcut)`, [B, C_in, H, W] -> [B, C_out, H', W'].
 
-    All parts but the convolution are optional. In mixed precision a frozen normalisation is folded into the weights: by
-    itself, it would convert the feature map to float32. In float32 the two stay separate, to round exactly as
-    torchvision does.
+    All parts but the convolution are optional. In mixed precision a frozen normalisation is folded into the weights, as
+    a separate normalisation would convert the feature map to float32. In float32 convolution and normalisation stay
+    separate, to round exactly as torchvision does.
     """
     device = x.device.type
     folds = isinstance(norm, FrozenBatchNorm2d) and torch.is_autocast_enabled(device) and conv.bias is None

@@ -160,7 +160,7 @@ class MaskRCNNPredictor(nn.Sequential):
         rois, _, height, width = x.shape
         (k, _), weight = self.conv5_mask.kernel_size, self.conv5_mask.weight
         x = F.linear(
-            x.permute(0, 2, 3, 1).flatten(0, 2),  # so that the result is not a view, of which ReLU would cost copies
+            x.permute(0, 2, 3, 1).flatten(0, 2),  # so that the result is no view, which ReLU in place would copy
             weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]),
             bias_of(self.conv5_mask).repeat(k * k),
         )

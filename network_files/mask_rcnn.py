@@ -115,7 +115,7 @@ class MaskRCNN(nn.Module):
 
         Args:
             images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
-            targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in its pixels, `labels` int64 [N],
+            targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N],
                 1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; preferably on
                 the CPU, from where they are moved to the images' device without waiting for it. Optional: `has_mask`
                 bool [N], the objects that the mask loss counts, and `ignore_regions`, like `masks`, [R, H, W]: regions
@@ -124,7 +124,7 @@ class MaskRCNN(nn.Module):
         Returns:
             In training a dict of scalars: `loss_classifier, loss_box_reg, loss_mask, loss_objectness,
             loss_rpn_box_reg`. In evaluation one dict per image, best detection first: `boxes` float [D, 4] in
-            its pixels, `labels` int64 [D], `scores` float [D] and `masks`, probabilities float [D, 1, H, W].
+            pixels of the image, `labels` int64 [D], `scores` float [D] and `masks`, probabilities float [D, 1, H, W].
         """
         if self.training:
             return self.losses(images, targets)

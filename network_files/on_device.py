@@ -26,7 +26,7 @@ class AsyncHostCopy:
         self.values = values.detach().to("cpu", non_blocking=True)
         self.arrived = torch.cuda.Event() if values.is_cuda else None
         if self.arrived is not None:
-            self.arrived.record(torch.cuda.current_stream(values.device))  # that of the copy
+            self.arrived.record(torch.cuda.current_stream(values.device))  # the stream of the copy
 
     def read(self) -> Tensor:
         if self.arrived is not None:

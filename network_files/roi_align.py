@@ -33,7 +33,7 @@ class RoIPool(Protocol):
 
 
 class PyramidRoIAlign(nn.Module):
-    """RoIAlign on a pyramid, with the arguments of `torchvision.ops.MultiScaleRoIAlign` and `aligned`.
+    """RoIAlign on a pyramid. Takes the arguments of `torchvision.ops.MultiScaleRoIAlign`, and also `aligned`.
 
     Args:
         featmap_names: the pyramid levels that features are read from.

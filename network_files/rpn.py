@@ -88,7 +88,7 @@ class RegionProposalNetwork(nn.Module):
         """Decode and clip the best anchors of each level, apply NMS, and return the best boxes of each image.
 
         Args:
-            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels, `counts` of each.
+            objectness: logits [B, A]; deltas: [B, A, 4]; anchors: [A, 4], of all levels; counts: anchors per level.
         """
         mode = "training" if self.training else "testing"
         tops = [min(self.pre_nms_top_n[mode], count) for count in counts]

@@ -53,7 +53,7 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
     with tempfile.TemporaryDirectory() as folder:
         given, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(content, str(given))  # onnxruntime 1.18 cannot quantise a model in memory
-        kinds = [*QUANTISED, "Softmax"]  # which is not among the nodes; onnxruntime 1.18 wants its range
+        kinds = [*QUANTISED, "Softmax"]  # Softmax is not quantised, but onnxruntime 1.18 requires its range
         quantize_static(given, path, Reader(), op_types_to_quantize=kinds, nodes_to_quantize=nodes, per_channel=True)
         quantised = onnx.load(str(path))
     onnx.helper.set_model_props(quantised, metadata)

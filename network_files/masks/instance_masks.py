@@ -140,7 +140,7 @@ class InstanceMasks:
         """Concatenate the masks of two images. ValueError if the frames of the two images differ."""
         frames = [(masks.source_size, masks.size, masks.content_size) for masks in (first, second)]
         if frames[0] != frames[1]:
-            raise ValueError(f"masks of one frame can be concatenated, not {first} and {second}")
+            raise ValueError(f"masks in different frames cannot be concatenated: {first} and {second}")
         return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
     def source_crops(self, what: str) -> list[Crop]:
@@ -182,7 +182,7 @@ class InstanceMasks:
         return resampled
 
     def source_indices(self) -> list[Tensor]:
-        """Return the nearest source row of each row in the current frame, int64 [H], and nearest columns, int64 [W].
+        """Return the nearest source row of each row in the current frame, int64 [H], and the same for columns, [W].
 
         The indices are those of `F.interpolate`. Padding gets the index after the last.
         """

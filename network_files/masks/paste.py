@@ -27,7 +27,7 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """Encode all masks of an image as `encode.py` does, with the exact pixels of `paste_masks(...) > threshold`."""
+    """Encode all masks of an image as `encode.py` does, exactly equal to `paste_masks(...) > threshold` on the CPU."""
     probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
 
     def crops(chosen: np.ndarray) -> Iterator[encode.Crop]:

@@ -63,9 +63,9 @@ def pack_counts(counts: np.ndarray, lengths: np.ndarray) -> list[bytes]:
 def unpack_all(packed: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Unpack the counts of N codes to concatenated run lengths, int64 [S], and the number of runs per code, [N].
 
-    A number is a group of characters with five bits each, lowest first; the sixth bit is set on all but the last, and
-    the fifth bit of the last is the sign. From the fourth number on, the difference to the last but one is stored.
-    ValueError if the packed counts are invalid.
+    A number is a group of characters with five bits each, lowest first. The sixth bit is set on all but the last
+    character, and the fifth bit of the last character is the sign. From the fourth number on, the difference to the
+    number two places before is stored. ValueError if the packed counts are invalid.
     """
     if not are_packed_codes(packed).all():
         raise ValueError("has invalid run-length counts")
@@ -145,7 +145,8 @@ def boxes_of_runs(
 ) -> np.ndarray:
     """Return left, top, width and height of each code's set pixels, int64 [N, 4]; zeros for empty masks.
 
-    Runs are as `unpack_all` returns them. `height` and `width` are one value for all codes, or one per code.
+    Runs are as `unpack_all` returns them, and the runs of each code add up to `height * width`. Height and width are
+    one value for all codes, or one per code.
     """
     heights = np.broadcast_to(height, len(lengths))
     planes = heights * width

@@ -81,5 +81,5 @@ def test_losses_of_images_with_views_equal_torchvisions_of_padded_images(photos)
 
 def test_masks_of_different_frames_are_not_concatenated():
     masks = InstanceMasks.from_dense(blobs(2))
-    with pytest.raises(ValueError, match="masks of one frame"):
+    with pytest.raises(ValueError, match="masks in different frames"):
         InstanceMasks.concatenated(masks, masks.resize(20, 30))
