@@ -116,7 +116,7 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Match a dataset's classes by name to those of other data or a network, and return it with their labels.
+    """Return a dataset with the labels of other data or of a network; its classes are matched to them by name.
 
     Warn about classes without a counterpart; InputError if no class has one. Messages call the other side `owner`.
     """

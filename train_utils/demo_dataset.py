@@ -94,7 +94,7 @@ def write_dataset(root: Path, info: dict) -> None:
 
 @dataclass
 class Shape:
-    """One object. Points are x, y in pixels; the image's top left corner is (0, 0)."""
+    """An object in an image. Points are x, y in pixels from the image's top left corner."""
 
     category_id: int  # 1 + index into `CLASS_NAMES`
     outline: np.ndarray  # polygon [K, 2]

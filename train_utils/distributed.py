@@ -103,7 +103,7 @@ def process_group(settings: TrainSettings | ValidationSettings) -> Iterator[None
         dist.destroy_process_group()
     except BaseException as error:
         if isinstance(error, RuntimeError) and is_broken_connection(error) and not is_out_of_memory(error):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from the launcher, before the cause is known
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it before the cause is known
             watchdog.end(watchdog.explain())
         watchdog.leave(f"{type(error).__name__} {error}")
         raise
@@ -118,7 +118,7 @@ def report_activity(activity: str, step: int | None = None) -> None:
 
 
 def fresh_namespace(store: dist.Store, my_rank: int, world: int) -> dist.Store:
-    """Return a fresh, empty namespace of the store that all processes agree on.
+    """Agree with the other processes on a fresh, empty namespace of the store, and return that namespace.
 
     torchrun's store outlives the processes that it restarts, and still holds entries of dead processes, such as their
     addresses. So each process registers under a new name, and waits until the main process has answered that name.
@@ -161,7 +161,7 @@ def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager
 
 @torch.inference_mode(False)  # up to torch 2.5, gloo cannot write to inference tensors
 def gather_objects(value: Any) -> list[Any] | None:
-    """Return all processes' values, in the order of ranks, on the main process; None on the others."""
+    """Gather the values of all processes on the main process, in the order of ranks. Return None on the others."""
     if not is_connected():
         return [value]
     values = [None] * world_size() if is_main() else None

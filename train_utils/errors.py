@@ -21,7 +21,7 @@ BROKEN_PIPE = 141  # the reader of stdout is gone, as after `| head`; the status
 
 # Merely checking whether a file exists can raise these.
 FAULTS_OF_FILES = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
-# Of CUDA and its libraries, of torch on the CPU, and of a loader worker that the system ended.
+# In errors of CUDA and its libraries, of torch on the CPU, and about a loader worker that the system killed.
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "signal: Killed")
 
 

@@ -83,7 +83,7 @@ def detect_all(
     model: MaskRCNN, loader: DataLoader, ground_truth: Any, classes: ClassTable, device: torch.device,
     precision: Precision, unreadable: list[str] | None = None,
 ) -> CocoEvaluator:  # fmt: skip
-    """Detect objects in this process's share of the images. The returned evaluator computes their COCO metrics.
+    """Detect objects in this process's share of the images. Return an evaluator, which computes COCO metrics.
 
     `unreadable` collects messages about unreadable images, which then count as images without detections. Without that
     list, an unreadable image raises InputError.
@@ -119,7 +119,7 @@ def detect_all(
 
 
 def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
-    """Return a copy of the network for inference: BatchNorm folded into the convolutions, weights in `precision`."""
+    """Return a copy of the network for inference: BatchNorm folded into convolutions, weights cast to `precision`."""
     network = copy.deepcopy(model).eval()
     fold_norms(network)
     if precision.dtype is not None:

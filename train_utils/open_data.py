@@ -150,7 +150,7 @@ def plan_of(settings: DataSettings) -> ItemPlan:
 
 
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
-    """Return a training set's ImageForm, with the type of values of its first image, which all images must have."""
+    """Return a training set's ImageForm, completed with the type of values, such as uint16, of the first image."""
     for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
         with suppress(Exception):  # of any library; the check names images that cannot be read
             header = stored_header(dataset.image_path(i), dataset.form.exif)

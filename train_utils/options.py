@@ -76,7 +76,7 @@ class DataSettings(Settings):
     # fmt: on
 
     def form(self) -> ImageForm:
-        """Return the options as an ImageForm; ValueError if --show-channels names a channel that does not exist."""
+        """Return an ImageForm of these options; ValueError if --show-channels names a channel that does not exist."""
         return ImageForm(self.exif, self.channels, shown=tuple(self.show_channels or ())).checked()
 
     def is_demo(self) -> bool:
@@ -207,7 +207,7 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in the options not given: from `stopped_run` to resume it, else by defaults for data and `processes`."""
+        """Fill in the options not given, from `stopped_run` (to resume) or from defaults for data and `processes`."""
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
             kept.pop("lr_steps", None)

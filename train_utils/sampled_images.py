@@ -1,4 +1,4 @@
-"""Measure a sample of the training images: how well anchors fit their objects, and the statistics of their pixels."""
+"""Measure a sample of the training images: how well anchors fit the objects, and the statistics of the pixels."""
 
 import numpy as np
 import torch

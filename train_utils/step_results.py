@@ -41,7 +41,7 @@ class StepResults:
             self.read()
 
     def read(self) -> bool:
-        """Read the step that was added last, if not yet done. Return whether that step was applied."""
+        """Read the results of the last added step, if still unread. Return whether that step was applied."""
         if self.pending is not None:
             step, self.pending = self.pending, None
             self.applied = step.read().applied
@@ -52,7 +52,7 @@ class StepResults:
         return self.applied
 
     def check(self, step: StepResult) -> None:
-        """End the run after too many bad steps or images, or if weights are not finite."""
+        """End the run after too many failed steps or unreadable images, or if weights are not finite."""
         training, settings = self.state.training, self.state.settings
         progress = training.progress
         if step.applied:

@@ -20,7 +20,7 @@ from train_utils.weight_files.weights import THRESHOLDS
 
 @dataclass
 class TrainedModel:
-    """A network in evaluation mode on its device, with the data stored in its weight file."""
+    """A network in evaluation mode on its device, with the other content of its weight file."""
 
     path: Path
     model: MaskRCNN

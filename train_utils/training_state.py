@@ -57,7 +57,7 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """Progress of a run, which is stored in every checkpoint and the same on every process."""
+    """Progress of a run. It is stored in every checkpoint, and is the same on every process."""
 
     step: int = 0  # finished steps since the first epoch began
     lr: float = 0.0  # of the last step

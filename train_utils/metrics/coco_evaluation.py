@@ -19,7 +19,7 @@ from train_utils.distributed import gather_objects
 
 IOU_TYPES = ("bbox", "segm")
 TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "boundaries"}
-ENOUGH_OBJECTS = 30  # for a score threshold of a class's own
+ENOUGH_OBJECTS = 30  # of a class, for a score threshold of its own
 MOST_DETECTIONS = 100  # per image, in COCO's metrics and by default in the network
 METRIC_NAMES = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
@@ -133,7 +133,7 @@ class CocoEvaluator:
         return coco_results(detections, self.classes.category_ids, MOST_DETECTIONS)
 
     def score(self, detections: Mapping[int, dict], kinds: Sequence[str] = IOU_TYPES) -> dict[str, Metrics]:
-        """Return the metrics by IoU type, in the order of `kinds`, of the detections by image id."""
+        """Score detections, given by image id, and return metrics by IoU type, in the order of `kinds`."""
         results = self.results(detections)
         truths = {kind: self.ground_truth if kind == "bbox" else truth_of_masks(self.ground_truth) for kind in kinds}
         metrics = {kind: score_results(truths[kind], results[kind], kind, self.classes) for kind in kinds}
@@ -225,7 +225,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarra
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Map each label to its score threshold with the best F1, of masks or else boxes; {} if no detection is correct.
+    """Map each label to the score threshold with the best F1 for masks, or else boxes; {} if no detection is correct.
 
     A class with few objects gets the common threshold of all classes, as its own would fit other images worse.
     """

@@ -10,7 +10,7 @@ from network_files.masks.rle import unpack_all
 from train_utils.errors import InputError, read_json, warn
 from train_utils.metrics.coco_evaluation import run_cocoeval
 
-SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # of an entry, by kind
+SHAPES = {"bbox": "bbox", "segm": "segmentation"}  # key of an entry's shape, by kind
 
 # The lines of COCO's table, in order: title, abbreviation, IoU, area, detections per image.
 OFFICIAL_LINES = [

@@ -27,8 +27,8 @@ NEEDED |= dict.fromkeys(("model", "optimizer", "lr_scheduler", "progress", "args
 ENTRIES = NEEDED | {"class_names": dict[int, str], "category_ids": dict[int, int], THRESHOLDS: dict[int, float]}
 ENTRIES |= {"facts": dict, "computed_with": dict}
 FINGERPRINT = ("number of images", "image sizes or classes", "annotations or file names", "image files")  # its parts
-RESULT_FACTS = ("data", "processes")  # they change the result like options of that role
-# Ignored besides the options of one start: they matter only at the start of a run, or not to its result.
+RESULT_FACTS = ("data", "processes")  # facts that change the result, like options with the role RESULT
+# Settings that the comparison ignores besides those with the role START: they do not change a resumed run's result.
 IGNORED_SETTINGS = {"output_dir", "start_epoch", "lr_step_size", "world_size", "dist_url", "held_out"}
 
 
@@ -223,7 +223,7 @@ def describe_change(name: str, before: Any, now: Any) -> str:
 
 
 def are_alike(name: str, before: Any, now: Any) -> bool:
-    """Whether a setting has the same value, apart from a device's index and what older runs left out of `data`."""
+    """Whether two values of a setting agree, ignoring a device's index and the parts of `data` that older runs lack."""
     if name == "device":
         return before.partition(":")[0] == now.partition(":")[0]
     return now.startswith(before) if name == "data" else before == now

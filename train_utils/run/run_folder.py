@@ -164,13 +164,13 @@ class RunFolder:
                 self.log_file.write(json.dumps(dict(entry)))
 
     def has_stalled(self, epochs: int | None) -> bool:
-        """Whether mask AP has not improved for `epochs` epochs; the same on every process. None means never."""
+        """Whether mask AP has not improved for `epochs` epochs (None: never). All processes get the same answer."""
         lines = self.results["segm"]
         best = best_epoch(lines)
         return epochs is not None and broadcast_from_main(best is not None and epoch_of(lines[-1]) - best >= epochs)
 
     def lacks_results(self, epoch: int) -> bool:
-        """Whether an epoch has no line in a results file; the same on every process."""
+        """Whether an epoch's line is missing in a results file. All processes get the same answer."""
         return broadcast_from_main(any(epoch not in map(epoch_of, lines) for lines in self.results.values()))
 
     def write_results(self, epoch: int, metrics: Mapping[str, Metrics], mean_loss: float, lr: float) -> None:
@@ -251,7 +251,7 @@ class RunFolder:
         old = [file for file in inside if age(file) < done] + inside[:-INSIDE_KEPT]
         old += files[:-keep] if keep else []
         for file in set(old):
-            file.unlink(missing_ok=True)  # of several processes out of memory, each writes
+            file.unlink(missing_ok=True)  # several processes that ran out of memory may do this at once
 
     def finish(self, patience: int | None = None) -> None:
         """Write what a full disk delayed, and print what to do next. `patience` is not None if it ended the run."""

@@ -47,7 +47,7 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 class LineFile:
-    """Append complete lines to a text file. Lines that did not fit on a full disk are written with the next one."""
+    """Append complete lines to a text file. Lines that did not fit on a full disk are written with the next line."""
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, b""

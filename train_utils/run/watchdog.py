@@ -22,8 +22,8 @@ from train_utils.errors import LOST_PROCESS
 # Activities in their order within a step. Progress is compared by finished steps first, then by activity.
 ACTIVITIES = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading images", "forward", "backward")
 INTERVAL = 1.0  # seconds between two heartbeats
-HEARTBEAT_TIMEOUT = 5.0  # seconds without a heartbeat that mean a dead process after a connection broke
-LOST_TIMEOUT = 7.0  # the same before one broke; used between machines only, as process ids are faster
+HEARTBEAT_TIMEOUT = 5.0  # after a broken connection, a process without a heartbeat for so many seconds is dead
+LOST_TIMEOUT = 7.0  # the same before a connection breaks, for other machines only: process ids show death sooner
 WORKING = ACTIVITIES[4:] + ("evaluating",)  # in the other activities one long call may delay the heartbeat
 GRACE = 3.0  # seconds in which a process may still end with its own error
 STORE_LOST = "the store of the run is gone, and with it the process or machine that hosted it"
@@ -132,7 +132,7 @@ class Watchdog(threading.Thread):
             return self.verdict or STORE_LOST
 
     def leave(self, verdict: str = "") -> None:
-        """Stop the watchdog, as this process ends. If an error ends it, `verdict` ends all other processes too."""
+        """Stop the watchdog, as this process ends. A `verdict`, if given, ends all other processes too."""
         self.leaving.set()
         self.join(HEARTBEAT_TIMEOUT)
         try:

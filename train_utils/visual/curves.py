@@ -68,7 +68,7 @@ def plot_map(
     epochs: Sequence[int], box_ap: Sequence[float], mask_ap: Sequence[float], path: str | os.PathLike,
     box_ap50: Sequence[float], mask_ap50: Sequence[float],
 ) -> None:  # fmt: skip
-    """Write a PNG of AP over the epochs, and of AP50, dashed. Values that are -1 or not finite leave a gap."""
+    """Write a PNG of AP and AP50 (dashed) over the epochs. Values that are -1 or not finite leave a gap."""
     figure, axes = new_figure("epoch", "AP", points=len(epochs))
     for label, values, style in (("AP", (box_ap, mask_ap), "-"), ("AP50", (box_ap50, mask_ap50), "--")):
         for kind, of_kind, colour in zip(("box", "mask"), values, (BOX_COLOUR, MASK_COLOUR)):

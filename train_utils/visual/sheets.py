@@ -82,7 +82,7 @@ class PredictionSheets:
 
 @torch.inference_mode()
 def draw_predictions(training: Training, dataset: InstanceDataset, classes: ClassTable) -> Image.Image | None:
-    """Draw a few images twice: with objects, and with detections of score 0.5 or more. None if no image is readable."""
+    """Draw a few images, each with its objects and beside that with its detections. None if no image is readable."""
     network, tiles = ready_for_inference(training.model, training.precision), []
     for i in chosen_items(dataset):
         try:

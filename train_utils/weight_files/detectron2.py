@@ -87,7 +87,7 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return labels and names for `classes` classes: the JSON file's, else COCO's if 80, else 1, 2, ... and None."""
+    """Return labels and names for `classes` classes: of the JSON file, else COCO's for 80, else 1, 2, ... and None."""
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
         coco = ClassTable.of_json(COCO_NAMES)
