@@ -131,7 +131,7 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 
 @torch.no_grad()
 def validation_losses(training: Training, loader: DataLoader, with_empty: bool) -> dict[str, float]:
-    """Return each training loss and their sum, "loss", as means over all validation images; {} without images.
+    """Return each training loss and their sum, "loss", as means over the images of all processes; {} without images.
 
     The losses are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation.
     The random samples depend on seed and images only, and the random state of the training is restored. `with_empty`

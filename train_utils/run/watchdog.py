@@ -23,7 +23,7 @@ from train_utils.errors import LOST_PROCESS
 ACTIVITIES = ("starting", "writing a checkpoint", "evaluating", "gathering", "loading images", "forward", "backward")
 INTERVAL = 1.0  # seconds between two heartbeats
 HEARTBEAT_TIMEOUT = 5.0  # after a broken connection, a process without a heartbeat for so many seconds is dead
-LOST_TIMEOUT = 7.0  # the same before a connection breaks, for other machines only: process ids show death sooner
+LOST_TIMEOUT = 7.0  # the same before a connection breaks, where process ids cannot be checked
 WORKING = ACTIVITIES[4:] + ("evaluating",)  # in the other activities one long call may delay the heartbeat
 GRACE = 3.0  # seconds in which a process may still end with its own error
 STORE_LOST = "the store of the run is gone, and with it the process or machine that hosted it"
@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         self.watches = self.rank < 2 or self.rank in neighbours[:2]  # two processes, as one may be the dead one
 
     def find_lost(self) -> None:
-        """Blame dead processes: those of this machine by process id, those of other machines by missing heartbeats."""
+        """Blame dead processes, which are found by process id on this machine, or else by missing heartbeats."""
         now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
         lost = []
         for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):
