@@ -41,16 +41,17 @@ class CocoSaver:
 
     suffixes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, ids: Sequence[int], classes: Classes):
-        self.path, self.ids, self.classes = folder, ids, classes
+    def __init__(self, folder: Path, classes: Classes):
+        self.path, self.classes = folder, classes
         self.images: dict[int, tuple[dict, list[dict]]] = {}
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+    def add(self, source: Source, prediction: Prediction) -> None:
         height, width = prediction.size
         path = place_image(source, prediction.image, self.path / "images")
         file_name = path.relative_to(self.path / "images").as_posix()
-        image = {"id": self.ids[number], "file_name": file_name, "height": height, "width": width}
-        self.images[number] = image, [entry for entry in annotations(prediction, self.ids[number]) if entry["area"]]
+        image = {"id": source.id, "file_name": file_name, "height": height, "width": width}
+        entries = [entry for entry in annotations(prediction, source.id) if entry["area"]]
+        self.images[source.number] = image, entries
 
     def close(self) -> str:
         images = [self.images[number] for number in sorted(self.images)]
@@ -93,7 +94,7 @@ class LabelmeSaver:
                 f"{folder}/ away"
             )
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+    def add(self, source: Source, prediction: Prediction) -> None:
         image = place_image(source, prediction.image, self.path)
         height, width = prediction.size
         content: dict[str, object] = {
@@ -116,10 +117,11 @@ def shapes_of(prediction: Prediction) -> list[dict]:
     objects = zip(prediction.names, prediction.scores.tolist(), prediction.crops())
     for number, (name, score, crop) in enumerate(objects, start=1):
         common = {"label": printable(name), "flags": {}, "description": f"score {score:.3f}"}
-        if has_hole(crop[2]):
+        exact = contours(crop[2])
+        if has_hole(exact):
             shapes.append(common | mask_shape(crop))
-        elif crop[2].any():
-            outlines = outlines_of(crop)
+        elif exact:
+            outlines = outlines_of(crop, exact)
             group = number if len(outlines) > 1 else None
             shapes += [common | {"shape_type": "polygon", "group_id": group, "points": points} for points in outlines]
     return shapes
@@ -155,10 +157,9 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
     return path
 
 
-def outlines_of(crop: Crop) -> list[Points]:
-    """Return one simplified polygon per part of a mask without holes. Parts may touch at a corner."""
+def outlines_of(crop: Crop, exact: list[np.ndarray]) -> list[Points]:
+    """Return one simplified polygon per part of a mask without holes; `exact` are its contours."""
     left, top, pixels = crop
-    exact = contours(pixels)
     for tolerance in TOLERANCES:
         simple = [simplified(corners, tolerance) for corners in exact]
         if min(map(len, simple)) >= 3 and similarity(simple, pixels) >= SIMILAR:
@@ -168,9 +169,9 @@ def outlines_of(crop: Crop) -> list[Points]:
     return [(corners + (left, top)).tolist() for corners in simple]
 
 
-def has_hole(pixels: np.ndarray) -> bool:
-    """Whether a mask, bool [h, w], encloses pixels that do not belong to it."""
-    areas = [signed_area(corners) for corners in contours(pixels)]
+def has_hole(exact: Sequence[np.ndarray]) -> bool:
+    """Whether a mask with these contours encloses pixels that do not belong to it."""
+    areas = [signed_area(corners) for corners in exact]
     return min(areas, default=0) < 0 < max(areas, default=0)
 
 
@@ -218,7 +219,7 @@ def simplified(corners: np.ndarray, tolerance: float) -> np.ndarray:
     return closed[:-1][kept[:-1]]
 
 
-def similarity(outlines: list[np.ndarray], pixels: np.ndarray) -> float:
+def similarity(outlines: Sequence[np.ndarray], pixels: np.ndarray) -> float:
     """Return the IoU between a mask, bool [h, w], and polygons in the mask's coordinates."""
     polygons = [corners.reshape(-1).tolist() for corners in outlines]
     covered = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *pixels.shape))).astype(bool)

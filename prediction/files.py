@@ -8,7 +8,7 @@ from dataset_files.problems import printable
 from prediction.options import OutputSettings
 from prediction.pipeline import predict_images
 from prediction.savers import Saver, open_savers
-from prediction.sources import Source, find_sources, result_images
+from prediction.sources import Source, find_sources, with_ids
 from prediction.steps import ImagePredictor
 from train_utils.errors import InputError, reading_input
 
@@ -31,12 +31,11 @@ def predict_files(
         predictor.require_rgb(videos[0].path)
     elif settings.every > 1:
         raise InputError(f"--every {settings.every} is for videos, and none is given")
-    known = result_images(images, settings.annotation_file)
-    ids = [image.id for image in known]
-    savers = open_savers(settings.formats, folder, images, ids, predictor.classes) if images else []
+    images = with_ids(images, settings.annotation_file)
+    savers = open_savers(settings.formats, folder, images, predictor.classes) if images else []
     lines = [path for video in videos if (path := lines_path(settings, video.drawn_in(folder)))]
     check_outputs([*inputs, settings.annotation_file], sources, folder, lines, savers)
-    unreadable = predict_images(predictor, images, known, folder, savers)
+    unreadable = predict_images(predictor, images, folder, savers)
     for video in videos:
         from prediction.video import predict_video  # needs tqdm, unlike the others
 

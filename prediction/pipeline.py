@@ -17,7 +17,7 @@ from dataset_files.atomic_files import write_image
 from dataset_files.problems import printable
 from prediction.prediction import Prediction
 from prediction.savers import Saver
-from prediction.sources import ResultImage, Source
+from prediction.sources import Source
 from prediction.steps import ImagePredictor
 from train_utils.errors import INTERRUPTED, RunEnded, warn, writing_output
 
@@ -37,13 +37,11 @@ class Outcome(NamedTuple):
 
 
 def predict_images(
-    predictor: ImagePredictor, images: Sequence[Source], known: Sequence[ResultImage], folder: Path,
-    savers: Sequence[Saver],
-) -> list[Source]:  # fmt: skip
+    predictor: ImagePredictor, images: Sequence[Source], folder: Path, savers: Sequence[Saver]
+) -> list[Source]:
     """Predict image files. Draw each prediction into `folder`, give it to the savers, and print a line about it.
 
-    Returns the images that cannot be read. However the run ends, the savers write the predictions made so far. `known`
-    has the images' annotated sizes.
+    Returns the images that cannot be read. However the run ends, the savers write the predictions made so far.
 
     Raises:
         RunEnded: after Ctrl-C.
@@ -52,30 +50,30 @@ def predict_images(
     if not images:
         return []
 
-    def load(number: int) -> Any:
-        return predictor.load(images[number].path, known[number].size)
+    def load(source: Source) -> Any:
+        return predictor.load(source.path, source.size)
 
-    def finish(number: int, found: Prediction, seconds: float) -> str:
-        source, path = images[number], images[number].drawn_in(folder)
+    def finish(source: Source, found: Prediction, seconds: float) -> str:
+        path = source.drawn_in(folder)
         with writing_output():
             write_image(path, found.draw(), compress_level=FAST)
             for saver in savers:
-                saver.add(number, source, found)
-        saved.append(number)
-        if known[number].size not in (None, found.size):
+                saver.add(source, found)
+        saved.append(source)
+        if source.size not in (None, found.size):
             resized.append(source.path)
         return f"{source.path}: {len(found)} found in {seconds:.3f} s ({found.summary()}), drawn in {path}"
 
     unreadable, done, start, stopped = [], 0, time.perf_counter(), False
-    saved, resized = list[int](), list[Path]()
+    saved, resized = list[Source](), list[Path]()
     with ExitStack() as at_end:
         for saver in reversed(savers):
             at_end.callback(close, saver, saved)
         try:
-            for number, line, error in predict_all(predictor, range(len(images)), load, finish):
+            for source, line, error in predict_all(predictor, images, load, finish):
                 done += 1
                 if error:
-                    unreadable.append(images[number])
+                    unreadable.append(source)
                 print(printable(line or f"skipped: {error}"), flush=True)
         except KeyboardInterrupt:
             stopped = True
@@ -92,7 +90,7 @@ def predict_images(
     return unreadable
 
 
-def close(saver: Saver, saved: Sequence[int]) -> None:
+def close(saver: Saver, saved: Sequence[Source]) -> None:
     if not saved:
         return  # older results stay
     with writing_output():

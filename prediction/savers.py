@@ -27,22 +27,17 @@ class Saver(Protocol):
     path: Path  # the file, or the folder of files, that it writes
     suffixes: tuple[str, ...] = ()  # of the files that every image has in this folder
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
-        """Write or store the prediction of image `number`, counted from 0."""
+    def add(self, source: Source, prediction: Prediction) -> None:
+        """Write or store the prediction of an image."""
 
     def close(self) -> str:
         """Write what was stored, and return a line for the user that names the output."""
 
 
-def open_savers(
-    formats: Sequence[str], folder: Path, sources: Sequence[Source], ids: Sequence[int], classes: Classes
-) -> list[Saver]:
-    """Create one saver per format. `ids` are the image ids of the sources in written results.
-
-    Raises InputError if files that may hold corrections by hand would be overwritten.
-    """
+def open_savers(formats: Sequence[str], folder: Path, sources: Sequence[Source], classes: Classes) -> list[Saver]:
+    """Create one saver per format. InputError if files that may hold corrections by hand would be overwritten."""
     makers: dict[str, Callable[[], Saver]] = {
-        "json": lambda: ResultsSaver(folder / "predictions.json", ids),
+        "json": lambda: ResultsSaver(folder / "predictions.json"),
         "csv": lambda: TableSaver(folder / "predictions.csv"),
         "masks": lambda: MaskSaver(folder / "masks"),
         "crops": lambda: CropSaver(folder / "crops"),
@@ -50,7 +45,7 @@ def open_savers(
     if not set(formats) <= set(makers):
         from prediction.dataset_savers import CocoSaver, LabelmeSaver  # need pycocotools, unlike the others
 
-        makers["coco"] = lambda: CocoSaver(folder / "coco", ids, classes)
+        makers["coco"] = lambda: CocoSaver(folder / "coco", classes)
         makers["labelme"] = lambda: LabelmeSaver(folder / "labelme", sources, classes)
     return [makers[name]() for name in formats]
 
@@ -58,17 +53,17 @@ def open_savers(
 class ResultsSaver(Saver):
     """Write one file in COCO's results format; each entry has box, mask and the name of the image."""
 
-    def __init__(self, path: Path, ids: Sequence[int]):
-        self.path, self.ids = path, ids
-        self.entries: dict[int, list[dict]] = {}
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[int, list[dict]] = {}  # by the image's id
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
-        entries = prediction.to_coco(self.ids[number])
-        self.entries[number] = [entry | {"file_name": source.file_name} for entry in entries]
+    def add(self, source: Source, prediction: Prediction) -> None:
+        entries = prediction.to_coco(source.id)
+        self.entries[source.id] = [entry | {"file_name": source.file_name} for entry in entries]
 
     def close(self) -> str:
-        in_order = sorted(self.entries, key=lambda number: self.ids[number])
-        write_atomically(self.path, json.dumps([entry for number in in_order for entry in self.entries[number]]))
+        in_order = [entry for _, entries in sorted(self.entries.items()) for entry in entries]
+        write_atomically(self.path, json.dumps(in_order))
         return f"detections of {len(self.entries)} images in {self.path}"
 
 
@@ -79,10 +74,10 @@ class TableSaver(Saver):
         self.path = path
         self.rows: dict[int, list[tuple]] = {}
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+    def add(self, source: Source, prediction: Prediction) -> None:
         areas = [int(crop.sum()) for _, _, crop in prediction.crops()]
         columns = zip(prediction.names, prediction.scores.tolist(), prediction.boxes.tolist(), areas)
-        self.rows[number] = [
+        self.rows[source.number] = [
             (source.file_name, name, f"{score:.4f}", *(f"{side:.2f}" for side in box), area, instance)
             for instance, (name, score, box, area) in enumerate(columns, start=1)
         ]
@@ -101,7 +96,7 @@ class MaskSaver(Saver):
     def __init__(self, folder: Path):
         self.path = folder
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+    def add(self, source: Source, prediction: Prediction) -> None:
         if len(prediction) > MOST_INSTANCES:
             raise InputError(f"{source.path}: {len(prediction)} objects do not fit into a 16-bit mask (--save masks)")
         plane = np.zeros(prediction.size, dtype=np.uint16)
@@ -119,7 +114,7 @@ class CropSaver(Saver):
     def __init__(self, folder: Path):
         self.path = folder
 
-    def add(self, number: int, source: Source, prediction: Prediction) -> None:
+    def add(self, source: Source, prediction: Prediction) -> None:
         pixels = np.asarray(prediction.image)
         for k, (name, (left, top, crop)) in enumerate(zip(prediction.names, prediction.crops()), start=1):
             if crop.any():

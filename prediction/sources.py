@@ -6,10 +6,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from dataset_files.image_files import IMAGE_SUFFIXES, files_below, images_below, is_image_name
 from train_utils.errors import InputError, reading_input, warn
@@ -20,12 +19,18 @@ OUTPUT_SUFFIXES = IMAGE_SUFFIXES | {".mp4", ".json", ".jsonl"}
 RESERVED = frozenset("coco crops labelme masks predictions.json predictions.csv labels.txt".split())
 LONGEST_NAME = 180  # bytes of a file name; file systems permit 255, and outputs append up to 70
 
+Size = tuple[int, int]  # height and width
+
 
 @dataclass(frozen=True)
 class Source:
     path: Path
     file_name: str  # below the folder that was given, with forward slashes, such as "day 1/cat.jpg"
     name: str  # the same without suffix, and unique also where case does not count: the name of all its outputs
+    # Of an image, see `with_ids`.
+    number: int = 0  # its place among the images
+    id: int = 0  # in written results
+    size: Size | None = None  # annotated height and width; None without annotations
 
     def is_video(self) -> bool:
         return self.path.suffix.lower() in VIDEO_SUFFIXES
@@ -137,15 +142,8 @@ def comparable(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-class ResultImage(NamedTuple):
-    """An image's id in written results, and its height and width in the annotations, or None without annotations."""
-
-    id: int
-    size: tuple[int, int] | None = None
-
-
-def result_images(sources: Sequence[Source], annotation_file: str | None = None) -> list[ResultImage]:
-    """Return the id of each image in written results, and the image's annotated size, if known.
+def with_ids(sources: Sequence[Source], annotation_file: str | None = None) -> list[Source]:
+    """Number the images, and add each one's id in written results and its annotated size, if known.
 
     Args:
         annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by
@@ -159,28 +157,29 @@ def result_images(sources: Sequence[Source], annotation_file: str | None = None)
         stems = [source.path.stem for source in sources]
         own = [int(stem) for stem in stems if re.fullmatch("[0-9]{1,30}", stem) and int(stem) < 2**63]
         are_ids = len(set(own)) == len(sources)
-        return [ResultImage(number) for number in (own if are_ids else range(1, len(sources) + 1))]
-    known: dict[str, set[ResultImage]] = {}  # by whole file name, and by "./" and base name
+        ids = own if are_ids else range(1, len(sources) + 1)
+        return [replace(source, number=n, id=i) for n, (source, i) in enumerate(zip(sources, ids))]
+    known: dict[str, set[tuple[int, Size]]] = {}  # by whole file name, and by "./" and base name
     with reading_input():
         for name, image in images_in(Path(annotation_file)):
             for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
                 known.setdefault(form, set()).add(image)
-    images: list[ResultImage] = []
-    for source in sources:
+    images: list[Source] = []
+    for n, source in enumerate(sources):
         named = known.get(source.file_name) or known.get(f"./{source.path.name}", set())
         if len(named) != 1:
             reason = "is not in" if not named else "is the name of several images in"
             raise InputError(f"{source.path}: {source.path.name} {reason} {annotation_file} (--annotation-file)")
-        images += named
+        images += [replace(source, number=n, id=image_id, size=size) for image_id, size in named]
     ids = [image.id for image in images]
     if len(set(ids)) < len(ids):
-        twice = next(source for source, image_id in zip(sources, ids) if ids.count(image_id) > 1)
+        twice = next(image for image in images if ids.count(image.id) > 1)
         raise InputError(f"{twice.path}: another image has the same id in {annotation_file} (--annotation-file)")
     return images
 
 
-def images_in(path: Path) -> list[tuple[str, ResultImage]]:
-    """Read the images of a COCO file, which may lack annotations. File names are returned with forward slashes."""
+def images_in(path: Path) -> list[tuple[str, tuple[int, Size]]]:
+    """Read file name (with forward slashes), id and size of each image of a COCO file, which may lack annotations."""
     from dataset_files.coco_index import open_index  # needs pycocotools, unlike the rest
 
     try:
@@ -197,4 +196,4 @@ def images_in(path: Path) -> list[tuple[str, ResultImage]]:
         if index.problems.wrong():
             warn(f"{path}: {index.problems.summary()}")
         rows = list(zip(index.file_names.tolist(), index.image_ids.tolist(), map(tuple, index.sizes.tolist())))
-    return [(name.replace("\\", "/"), ResultImage(image_id, size)) for name, image_id, size in rows]
+    return [(name.replace("\\", "/"), (image_id, size)) for name, image_id, size in rows]

@@ -50,7 +50,7 @@ def prediction(planes: np.ndarray) -> Prediction:
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     noise_image(1, SIZE[::-1]).save(tmp_path / "a.jpg")
-    return Source(tmp_path / "a.jpg", "sub/a.jpg", "sub/a")
+    return Source(tmp_path / "a.jpg", "sub/a.jpg", "sub/a", id=7)
 
 
 def read_back(folder: Path) -> dict:
@@ -63,7 +63,7 @@ def read_back(folder: Path) -> dict:
 def test_labelme_gets_holes_as_masks_and_parts_as_a_group(tmp_path: Path, source: Source) -> None:
     folder = tmp_path / "labelme"
     saver = LabelmeSaver(folder, [source], CLASSES)
-    saver.add(0, source, prediction(masks()))
+    saver.add(source, prediction(masks()))
     assert "labelme" in saver.close()
     written = json.loads((folder / "sub" / "a.json").read_text())
     assert {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"} == set(written)
@@ -80,8 +80,8 @@ def test_labelme_gets_holes_as_masks_and_parts_as_a_group(tmp_path: Path, source
 
 def test_images_without_objects_are_part_of_both_datasets(tmp_path: Path, source: Source) -> None:
     nothing = prediction(masks()[:0])
-    for saver in (LabelmeSaver(tmp_path / "l", [source], CLASSES), CocoSaver(tmp_path / "c", [7], CLASSES)):
-        saver.add(0, source, nothing)
+    for saver in (LabelmeSaver(tmp_path / "l", [source], CLASSES), CocoSaver(tmp_path / "c", CLASSES)):
+        saver.add(source, nothing)
         saver.close()
     assert len(read_back(tmp_path / "l")["images"]) == 1
     content = json.loads((tmp_path / "c" / "annotations.json").read_text())
@@ -92,7 +92,7 @@ def test_images_without_objects_are_part_of_both_datasets(tmp_path: Path, source
 def test_objects_without_pixels_are_rows_of_the_table_but_no_crops(tmp_path: Path, source: Source) -> None:
     table, crops, plane = TableSaver(tmp_path / "t.csv"), CropSaver(tmp_path), MaskSaver(tmp_path)
     for saver in (table, crops, plane):
-        saver.add(0, source, prediction(masks()))
+        saver.add(source, prediction(masks()))
         saver.close()
     assert [row.split(",")[-2] for row in (tmp_path / "t.csv").read_text().splitlines()[1:]][-2:] == ["1", "0"]
     assert sorted(path.name for path in (tmp_path / "sub").glob("a_*.png")) == [
@@ -105,7 +105,7 @@ def test_no_two_objects_are_cut_out_into_one_file(tmp_path: Path, source: Source
     saver, found = CropSaver(tmp_path / "crops"), prediction(masks()[:2])
     for name, class_name in (("a", "001_bolt"), ("a_001", "bolt"), ("b", "\u6f22" * 90), ("c", "..")):
         found.names = [class_name] * 2
-        saver.add(0, Source(source.path, f"{name}.jpg", name), found)
+        saver.add(Source(source.path, f"{name}.jpg", name), found)
     assert len(list((tmp_path / "crops").iterdir())) == 8
 
 
@@ -113,21 +113,21 @@ def test_corrected_labelme_files_are_not_overwritten(tmp_path: Path, source: Sou
     (tmp_path / "labelme" / "sub").mkdir(parents=True)
     (tmp_path / "labelme" / "sub" / "a.json").write_text("corrected")
     with pytest.raises(InputError, match="a.json: exists already, perhaps corrected by hand"):
-        open_savers(["labelme"], tmp_path, [source], [1], CLASSES)
+        open_savers(["labelme"], tmp_path, [source], CLASSES)
     assert (tmp_path / "labelme" / "sub" / "a.json").read_text() == "corrected"
 
 
 def test_images_in_datasets_are_links_to_the_files(tmp_path: Path, source: Source) -> None:
-    saver = CocoSaver(tmp_path / "coco", [1], CLASSES)
-    saver.add(0, source, prediction(masks()))
+    saver = CocoSaver(tmp_path / "coco", CLASSES)
+    saver.add(source, prediction(masks()))
     placed = tmp_path / "coco" / "images" / "sub" / "a.jpg"
     assert placed.read_bytes() == source.path.read_bytes() and os.path.samefile(placed, source.path)
 
 
 def test_an_image_under_a_foreign_suffix_is_written_under_its_own(tmp_path: Path, source: Source) -> None:
     foreign = Source(source.path.rename(tmp_path / "a.dat"), "a.dat", "a")
-    saver = CocoSaver(tmp_path / "coco", [1], CLASSES)
-    saver.add(0, foreign, prediction(masks()))
+    saver = CocoSaver(tmp_path / "coco", CLASSES)
+    saver.add(foreign, prediction(masks()))
     saver.close()
     (placed,) = (tmp_path / "coco" / "images").iterdir()
     assert placed.name in json.loads((tmp_path / "coco" / "annotations.json").read_text())["images"][0]["file_name"]

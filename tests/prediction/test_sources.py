@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prediction.sources import Source, find_sources, result_images, unique_names
+from prediction.sources import Source, find_sources, unique_names, with_ids
 from train_utils.errors import InputError
 
 FILES = ("b.jpg", "a.PNG", "notes.txt", "clip.mp4", "day 1/b.jpg", "day 1/deep/c.webp", ".hidden/x.jpg", "out/b.png")
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ids_of(sources: list[Source], annotation_file: str | None = None) -> list[int]:
-    return [image.id for image in result_images(sources, annotation_file)]
+    return [image.id for image in with_ids(sources, annotation_file)]
 
 
 def found(*given: str, output: str = "photos/out") -> list[tuple[str, str]]:
@@ -123,7 +123,7 @@ def test_ids_are_looked_up_by_whole_name_and_else_by_base_name(folder: Path) -> 
     file.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
     sources = find_sources(["photos"], Path("photos/out"))
     assert ids_of(sources, str(file)) == [33, 32, 31, 34]
-    assert all(image.size == (4, 6) for image in result_images(sources, str(file)))
+    assert all(image.size == (4, 6) for image in with_ids(sources, str(file)))
     with pytest.raises(InputError, match="b.jpg is the name of several images in"):
         ids_of([renamed(sources[1])], str(file))
     with pytest.raises(InputError, match="another image has the same id"):
@@ -143,10 +143,10 @@ def test_ids_are_looked_up_in_files_without_annotations_too(folder: Path, capsys
     file = folder / "image_info.json"
     file.write_text(json.dumps(content))
     assert ids_of(sources, str(file)) == [9, 7]
-    assert result_images(sources, str(file))[0].size == (2, 3)
+    assert with_ids(sources, str(file))[0].size == (2, 3)
     file.write_text(json.dumps(content | {"images": [{"id": 7}]}))
     with pytest.raises(InputError, match="image_info.json: an image lacks file_name"):
-        result_images(sources, str(file))
+        with_ids(sources, str(file))
     annotations = [{"id": 1, "image_id": "x", "category_id": 1, "bbox": [0, 0, 1, 1]}]
     whole = content | {"annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
     file.write_text(json.dumps(whole | {"images": [*images, {"id": "8", "file_name": "c.jpg"}]}))
