@@ -105,7 +105,7 @@ class LabelmeSaver:
 
     def close(self) -> str:
         path = self.path / "labels.txt"
-        own = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []  # by hand
+        own = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []  # added by hand
         names = dict.fromkeys([*own, *(printable(name) for _, name in sorted(self.classes.names.items()))])
         write_atomically(path, "".join(f"{name}\n" for name in names))
         return f"files to correct with: labelme {self.path} --labels {path} --nodata"

@@ -82,7 +82,7 @@ def predict_images(
             print(f"{done} images in {seconds:.1f} s, {done / seconds:.2f} per second")
     if resized:
         warn(
-            f"{len(resized)} images have another size than in --annotation-file, to which their results do not belong: "
+            f"{len(resized)} images have another size than in --annotation-file, so their results do not fit it: "
             f"{min(resized)}"
         )
     if stopped:
@@ -92,7 +92,7 @@ def predict_images(
 
 def close(saver: Saver, saved: Sequence[Source]) -> None:
     if not saved:
-        return  # older results stay
+        return  # keep older results
     with writing_output():
         text = saver.close()
     print(printable(text), flush=True)
@@ -130,7 +130,7 @@ def predict_all(
         (item, image, error), found, seconds = step
         return Outcome(item, None if error else finish(item, predictor.describe(image, found), seconds), error)
 
-    ahead = 2 if predictor.tile else predictor.batch_size + THREADS  # images that are tiled are large
+    ahead = 2 if predictor.tile else predictor.batch_size + THREADS  # tiled images are large
     return in_threads(finished, through_network(in_threads(loaded, items, ahead)), ahead)
 
 

@@ -25,7 +25,7 @@ TABLE_HEAD = ("file", "name", "score", "x1", "y1", "x2", "y2", "area", "instance
 
 class Saver(Protocol):
     path: Path  # the file, or the folder of files, that it writes
-    suffixes: tuple[str, ...] = ()  # of the files that every image has in this folder
+    suffixes: tuple[str, ...] = ()  # of the files that each image gets in this folder
 
     def add(self, source: Source, prediction: Prediction) -> None:
         """Write or store the prediction of an image."""

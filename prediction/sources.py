@@ -15,7 +15,7 @@ from train_utils.errors import InputError, reading_input, warn
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv".split())
 OUTPUT_SUFFIXES = IMAGE_SUFFIXES | {".mp4", ".json", ".jsonl"}
-# Names that saved detections have in --output-dir; outputs of an input folder of such a name get another folder.
+# Names of saved detections in --output-dir. Outputs for an input folder with such a name go to another folder.
 RESERVED = frozenset("coco crops labelme masks predictions.json predictions.csv labels.txt".split())
 LONGEST_NAME = 180  # bytes of a file name; file systems permit 255, and outputs append up to 70
 
@@ -25,10 +25,10 @@ Size = tuple[int, int]  # height and width
 @dataclass(frozen=True)
 class Source:
     path: Path
-    file_name: str  # below the folder that was given, with forward slashes, such as "day 1/cat.jpg"
-    name: str  # the same without suffix, and unique also where case does not count: the name of all its outputs
-    # Of an image, see `with_ids`.
-    number: int = 0  # its place among the images
+    file_name: str  # relative to the given folder, with forward slashes, such as "day 1/cat.jpg"
+    name: str  # file_name without suffix, made unique even if case is ignored; the name of all outputs
+    # Of an image, set by `with_ids`.
+    number: int = 0  # position among the images
     id: int = 0  # in written results
     size: Size | None = None  # annotated height and width; None without annotations
 
@@ -162,7 +162,7 @@ def with_ids(sources: Sequence[Source], annotation_file: str | None = None) -> l
     known: dict[str, set[tuple[int, Size]]] = {}  # by whole file name, and by "./" and base name
     with reading_input():
         for name, image in images_in(Path(annotation_file)):
-            for form in {name, f"./{name.rpartition('/')[2]}"}:  # no file's whole name begins so
+            for form in {name, f"./{name.rpartition('/')[2]}"}:  # no whole name begins with "./"
                 known.setdefault(form, set()).add(image)
     images: list[Source] = []
     for n, source in enumerate(sources):

@@ -29,8 +29,8 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 
 @dataclass
 class LoadedImage:
-    image: Image.Image  # in RGB, for people
-    tiles: list[Tile]  # the parts that the network sees; one, if it sees the image as a whole
+    image: Image.Image  # in RGB, to show and to draw on
+    tiles: list[Tile]  # the parts that the network sees; one tile if the image is not cut
     # uint8 [3, H, W]; None if the image is tiled, as its tiles are then cut out one by one. For a network with
     # --channels [C, H, W], uint8 or float32, tiled or not.
     pixels: np.ndarray | None
@@ -118,7 +118,7 @@ class ImagePredictor:
         """Drop detections that score below their class's threshold or have no class (a gap in COCO's ids)."""
         labels, scores = detection["labels"], detection["scores"]
         named = np.array([label in self.classes.category_ids for label in labels.tolist()], dtype=bool)
-        keep = named & (scores >= self.thresholds(labels).astype(scores.dtype))  # as float32, as 0.5 is compared
+        keep = named & (scores >= self.thresholds(labels).astype(scores.dtype))  # in the precision of the scores
         return {name: value[keep] for name, value in detection.items()}
 
     def describe(self, loaded: LoadedImage, found: Sequence[Detection]) -> Prediction:
@@ -204,7 +204,7 @@ def open_image(source: ImageLike, exif: str | None = None, size: tuple[int, int]
         raise TypeError(f"an image is a path, a Pillow image or an array uint8 [H, W, 3], not {type(source).__name__}")
     path = existing(source)
     with stored_images.naming_image(path), stored_images.open_image(path) as image:
-        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a camera's: the same, smaller
+        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # pages of MPO: smaller copies
         if pages > 1:
             warn(f"{path}: has {pages} pages or frames; only the first one is read")
         return stored_images.upright_rgb(image, size, exif or ("apply" if size is None else None))

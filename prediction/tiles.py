@@ -21,10 +21,10 @@ from network_files.masks.rle import compress, decode_crops, encode_crop
 Detection: TypeAlias = dict[str, np.ndarray]
 Encode: TypeAlias = Callable[[np.ndarray, np.ndarray, tuple[int, int]], list[dict]]  # masks, boxes, size -> codes
 Tile = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image, the last two excluded
-Window = tuple[int, int, int, int]  # the same of any rectangle
+Window = tuple[int, int, int, int]  # the same numbers of any rectangle
 
-AGREE = 0.5  # IoU of the masks of one object within the area that two tiles see
-COVERED = 0.7  # share of an object's part, cut off by its tile's border, that the other tile's mask of it covers
+AGREE = 0.5  # minimum IoU of two masks of one object, within the area that both tiles see
+COVERED = 0.7  # minimum share of a part cut off by its tile's border that the other tile's mask covers
 BORDER = 1 / 50  # width of the strip, as a share of the tile's side: an object that ends in it may continue beyond
 
 
@@ -34,7 +34,7 @@ class Part:
 
     tile: int  # the tile's number
     label: int
-    group: int  # the label, or 0 for all: parts of one object have the same
+    group: int  # the label, or 0 with agnostic NMS; parts of one object have the same group
     score: float
     box: np.ndarray  # x1y1x2y2
     left: int

@@ -223,7 +223,7 @@ def recording(
             line = "" if lines is None else frame_line(number, float(pts * time_base), found)
             try:
                 container.mux(container.streams.video[0].encode(frame))
-            finally:  # Ctrl-C does not part a frame from its line
+            finally:  # a written frame has its line, even after Ctrl-C
                 if lines is not None:
                     lines.write(line)
 

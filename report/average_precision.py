@@ -138,7 +138,7 @@ class Calibration:
     counts: np.ndarray  # int64 [B], detections
     scores: np.ndarray  # float64 [B], their mean score; NaN without detections
     right: np.ndarray  # float64 [B], the share that is right; NaN without detections
-    error: float  # expected calibration error: mean difference of the two over all detections; NaN without any
+    error: float  # expected calibration error: mean |score - share| over all detections; NaN without detections
 
 
 def calibration(data: EvalData, matching: Matching) -> Calibration:

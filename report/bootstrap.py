@@ -208,7 +208,7 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
     `short` is the result of `just_short`.
     """
-    nearly = 1 + 4 * np.finfo(hits.dtype).eps  # what is reached exactly is not rounded below it
+    nearly = 1 + 4 * np.finfo(hits.dtype).eps  # rounding must not lose a recall that is reached exactly
     reached = hits * (100 * nearly / np.maximum(objects, 1)).astype(hits.dtype)
     np.floor(reached, out=reached)
     columns = np.flatnonzero(short.any(axis=0))

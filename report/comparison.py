@@ -159,7 +159,7 @@ def write_comparison(folder: Path, comparison: Comparison, facts: Mapping[str, s
     for image, shown in content["images"].items():
         shown["other"] = galleries[1].detections_of(int(image))
     titles = [Path(name).name for name in comparison.names]
-    if titles[0] == titles[1]:  # then their folders tell them apart
+    if titles[0] == titles[1]:  # add the folders, to tell the two apart
         shared = os.path.commonpath([Path(name).absolute().parent for name in comparison.names])
         titles = [os.path.relpath(name, shared) for name in comparison.names]
     page = render(

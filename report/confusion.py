@@ -22,7 +22,7 @@ class Confusion:
     matrix: np.ndarray
     rows: np.ndarray  # int64 [N], with columns: the cell of each pair
     columns: np.ndarray
-    objects: np.ndarray  # int64 [N], with detections: the pair; -1 if it lacks one
+    objects: np.ndarray  # int64 [N], with detections: the members of each pair; -1 for none
     detections: np.ndarray
     images: np.ndarray  # int64 [N]
 
@@ -51,7 +51,7 @@ def confusion(data: EvalData, overlaps: Overlaps, matching: Matching, score: flo
     missed = np.flatnonzero(~taken & ~data.objects.crowds)
     objects = np.concatenate((partner[shown], missed))
     detections = np.concatenate((shown, np.full(len(missed), -1)))
-    rows = np.append(data.objects.classes, background)[objects]  # -1, which means none, is the appended one
+    rows = np.append(data.objects.classes, background)[objects]  # -1, for none, selects the appended one
     columns = np.append(data.detections.classes, background)[detections]
     images = np.concatenate((data.detections.images[shown], data.objects.images[missed]))
     matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
@@ -84,7 +84,7 @@ class ImageScores:
         return [i for i in order.tolist() if self.right[i] and i not in taken][:number]
 
     def sample(self, number: int) -> list[int]:
-        """Return up to `number` images, drawn at random with a fixed seed."""
+        """Return up to `number` images with objects or detections, drawn at random with a fixed seed."""
         drawn = np.random.default_rng(0).permutation(len(self.f1))
         return [i for i in drawn.tolist() if not np.isnan(self.f1[i])][:number]
 

@@ -14,15 +14,15 @@ MOST_IMAGES = 2000  # sampled from a training split, as decoding all masks takes
 
 @dataclass
 class DataStatistics:
-    """Statistics of the G objects of a split, without crowds."""
+    """Statistics of the G objects in the measured images of a split, without crowds."""
 
     images: int  # in the split
-    measured: int  # images that were sampled
+    measured: int  # images whose objects were measured
     class_counts: np.ndarray  # int64 [K], objects per class
     class_images: np.ndarray  # int64 [K], images with the class
     per_image: np.ndarray  # int64 [measured], objects per image
     sizes: np.ndarray  # float64 [G], square roots of the areas, in pixels
-    shapes: np.ndarray  # float64 [G], width over height
+    shapes: np.ndarray  # float64 [at most G], width over height of boxes with an area
     together: np.ndarray  # int64 [K, K], images that have both classes; the diagonal is `class_images`
 
 

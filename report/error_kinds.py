@@ -81,7 +81,7 @@ def best_pairs(overlaps: Overlaps, chosen: np.ndarray, number: int) -> tuple[np.
     places = np.flatnonzero(chosen)
     places = places[np.argsort(overlaps.ious[places], kind="stable")]
     best, objects = np.zeros(number), np.full(number, -1, dtype=np.int64)
-    best[overlaps.detections[places]] = overlaps.ious[places]  # the last value of an index stays: the highest
+    best[overlaps.detections[places]] = overlaps.ious[places]  # the last value, which is the highest, stays
     objects[overlaps.detections[places]] = overlaps.objects[places]
     return best, objects
 

@@ -32,7 +32,7 @@ class Objects:
     boxes: np.ndarray  # float64 [G, 4]
     areas: np.ndarray  # float64 [G], the annotations' `area`
     crowds: np.ndarray  # bool [G]
-    codes: list[dict]  # G; of the box where there is no mask
+    codes: list[dict]  # G run-length codes, of the box if there is no mask; [] if only boxes are compared
     bare: np.ndarray | None = None  # bool [G], objects without a mask, which are crowds where masks are compared
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Detections:
     classes: np.ndarray  # int64 [D]
     scores: np.ndarray  # float64 [D]
     boxes: np.ndarray  # float64 [D, 4]
-    codes: list[dict]  # D
+    codes: list[dict]  # D; [] if only boxes are compared
 
     def __len__(self) -> int:
         return len(self.images)

@@ -66,7 +66,7 @@ class ReportInput:
     title: str
     facts: dict[str, str]  # name -> value of weights, data and options, shown at the top
     data: EvalData
-    stats: Mapping[str, Sequence[float]]  # "segm", "bbox" and "boundary", as far as to be shown -> COCO's 12 metrics
+    stats: Mapping[str, Sequence[float]]  # the kinds to show: "segm", "bbox", "boundary" -> COCO's 12 metrics
     training: DataStatistics | None = None  # of the training split, in the order of the category ids; None if unknown
     curves: Mapping[str, bytes] = field(default_factory=dict)  # title -> PNG file of curves of the run
 

@@ -160,7 +160,7 @@ def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened
     """
     classes, opened = trained.classes, copy.copy(opened)
     opened.form = opened.form._replace(channels=trained.form.channels, values=trained.form.values)
-    if "category_ids" not in trained.content:  # assume that the labels are the data's
+    if "category_ids" not in trained.content:  # assume that network and data have equal labels
         classes.category_ids |= {k: v for k, v in opened.category_ids.items() if k in classes.names}
     if settings.label_json_path is None:
         if classes.are_named():
