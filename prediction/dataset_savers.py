@@ -158,7 +158,7 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
 
 
 def outlines_of(crop: Crop, exact: list[np.ndarray]) -> list[Points]:
-    """Return one simplified polygon per part of a mask without holes; `exact` are its contours."""
+    """Return one simplified polygon per part of a mask without holes. `exact` are the contours of the mask."""
     left, top, pixels = crop
     for tolerance in TOLERANCES:
         simple = [simplified(corners, tolerance) for corners in exact]

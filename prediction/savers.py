@@ -35,7 +35,7 @@ class Saver(Protocol):
 
 
 def open_savers(formats: Sequence[str], folder: Path, sources: Sequence[Source], classes: Classes) -> list[Saver]:
-    """Create one saver per format. InputError if files that may hold corrections by hand would be overwritten."""
+    """Create one saver per format. Raise InputError if files that a user may have corrected would be overwritten."""
     makers: dict[str, Callable[[], Saver]] = {
         "json": lambda: ResultsSaver(folder / "predictions.json"),
         "csv": lambda: TableSaver(folder / "predictions.csv"),

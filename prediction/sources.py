@@ -115,8 +115,8 @@ def below(folder: Path, file: Path) -> str:
 def unique_names(file_names: Iterable[str]) -> list[str]:
     """Return a unique output name for each file: its name without suffix, numbered if necessary.
 
-    Names are numbered if they differ only in suffix, case or Unicode form. No output file takes the path of a folder
-    for other outputs, as that of x.jpg would beside the folder x.png.
+    Names are numbered if they differ only in suffix, case or Unicode form. No output takes the path of a folder of
+    other outputs: beside a folder x.png, the drawing of x.jpg gets another name.
     """
     paths = [PurePosixPath(file_name) for file_name in file_names]
     folders = {folder for path in paths for folder in path.parents if folder.suffix.lower() in OUTPUT_SUFFIXES}
@@ -143,7 +143,7 @@ def comparable(name: str) -> str:
 
 
 def with_ids(sources: Sequence[Source], annotation_file: str | None = None) -> list[Source]:
-    """Number the images, and add each one's id in written results and its annotated size, if known.
+    """Return the images with their number, their id in written results and, if known, their annotated size.
 
     Args:
         annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by

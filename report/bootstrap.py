@@ -10,7 +10,7 @@ therefore reach further into the tails, as Hesterberg's expanded percentile inte
 About the Bootstrap", The American Statistician 69, 2015); see `tail_of`.
 
 hotcoco 1.3.0's `compare` has a paired bootstrap too, but uses an image once however often it is drawn, as `slice_by`
-does: its intervals are a fifth too narrow. It has none per class either.
+does: its intervals are a fifth too narrow. Nor does it have intervals per class.
 """
 
 import os
