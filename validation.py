@@ -16,7 +16,6 @@ DIR/report.html, with its numbers beside it.
 from pathlib import Path
 
 from dataset_files.atomic_files import refuse_overwriting, write_atomically
-from prediction.test_time_augmentation import with_tta
 from report import sources
 from report.analysis import boundary_metrics
 from report.comparison import table, write_comparison
@@ -61,7 +60,7 @@ def main(settings: ValidationSettings) -> None:
     dataset = sources.match_to_network(settings, trained, opened)
 
     # Metrics
-    evaluator = sources.detect(settings, trained, dataset, with_tta)
+    evaluator = sources.detect(settings, trained, dataset)
     detections = evaluator.gathered()
     if detections is not None:  # on the main process
         metrics = evaluator.score(detections, [kind for kind in kinds if kind != "boundary"])
@@ -86,7 +85,7 @@ def main(settings: ValidationSettings) -> None:
 
 def compare_two(settings: ValidationSettings) -> None:
     """Print how two weights or results files differ, with 95 % intervals, and with --report write a page."""
-    if (compared := sources.compare_sides(settings, with_tta)) is not None:  # on the main process
+    if (compared := sources.compare_sides(settings)) is not None:  # on the main process
         comparison, data = compared
         print(f"data: {data}\n{table(comparison)}")
         if settings.report:

@@ -21,7 +21,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from predict import Predictor
-from prediction.test_time_augmentation import with_tta
 from report.comparison import Comparison
 from report.sources import compare_sides
 from train_utils.errors import one_line_errors
@@ -78,7 +77,7 @@ def without_average(path: Path) -> Path:
 def compare_on_demo(a: Path, b: Path) -> Comparison:
     """Compare two networks on the demo's validation images, as `validation.py --compare` does."""
     words = ["--compare", str(a), str(b), "--data-path", str(PROJECT / DEMO_FOLDER), "--device", "cpu"]
-    found = compare_sides(ValidationSettings.parse("", words), with_tta)
+    found = compare_sides(ValidationSettings.parse("", words))
     assert found is not None
     return found[0]
 

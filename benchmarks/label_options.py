@@ -25,7 +25,6 @@ from common import PROJECT, machine, parser
 from measured_rows import table
 
 import train
-from prediction.test_time_augmentation import with_tta
 from report.comparison import Row
 from report.sources import compare_sides
 from train_utils import demo_dataset
@@ -136,7 +135,7 @@ def compared(folder: Path, a: Path, b: Path) -> dict[str, Row]:
     """Return the comparison of AP by kind."""
     words = ["--compare", str(a), str(b), "--val-json", str(folder / "val.json"), "--image-folder", str(folder)]
     with contextlib.redirect_stdout(sys.stderr):
-        found = compare_sides(ValidationSettings.parse("", [*words, "--device", "cpu", "--workers", "0"]), with_tta)
+        found = compare_sides(ValidationSettings.parse("", [*words, "--device", "cpu", "--workers", "0"]))
     assert found is not None
     return {each.kind: each.metrics[0] for each in found[0].kinds}
 

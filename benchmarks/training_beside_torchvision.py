@@ -35,7 +35,6 @@ from common import PROJECT, as_in_torchvisions_reference, build_torchvisions, co
 from measured_rows import progress, table
 from torch.optim import SGD, AdamW
 
-from prediction.test_time_augmentation import with_tta
 from report.sources import compare_sides
 from train_utils.augmentation import training_transforms
 from train_utils.classes import ClassTable
@@ -236,7 +235,7 @@ def compare_both(run: Path, data: str, precision: str, seed: int) -> dict:
     options += ["--data-path", DEMO_FOLDER] if data == "drawn" else [
         "--val-json", data_options(data)[1], "--image-folder", data_options(data)[5]
     ]  # fmt: skip
-    compared = compare_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]), with_tta)
+    compared = compare_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]))
     if compared is None:
         raise RuntimeError("only the main process compares")
     masks = compared[0].kinds[0]

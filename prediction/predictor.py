@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from network_files.masks.paste import encode_masks
+from network_files.test_time_augmentation import with_tta
 from prediction.options import PredictorSettings
 from prediction.prediction import Prediction
 from prediction.steps import ImageLike, ImagePredictor
-from prediction.test_time_augmentation import with_tta
 from prediction.tiles import Detection
 from train_utils.errors import naming_batch
 from train_utils.evaluation import ready_for_inference

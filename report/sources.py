@@ -1,7 +1,7 @@
 """Write the report of a network's evaluation, or of a results file of any detector."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from dataset_files.atomic_files import refuse_overwriting
 from dataset_files.dataset import InstanceDataset
 from dataset_files.image_files import missing_names, resolve
 from dataset_files.stored_images import RGB
-from network_files import MaskRCNN
+from network_files.test_time_augmentation import with_tta
 from report.comparison import Comparison, compare
 from report.data_statistics import statistics_of_dataset
 from report.eval_data import EvalData, make_eval_data
@@ -38,7 +38,6 @@ from train_utils.sampled_images import anchor_fit
 from train_utils.trained_model import TrainedModel, open_trained_model
 
 CURVES = {"AP over the epochs": MAP_CURVE, "Training loss": LOSS_CURVE}
-Augment = Callable[[MaskRCNN], MaskRCNN]
 Results = dict[str, list[dict[str, Any]]]  # "bbox" and "segm" -> results in COCO's format
 
 
@@ -169,10 +168,8 @@ def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened
     return opened
 
 
-def detect(
-    settings: ValidationSettings, trained: TrainedModel, dataset: InstanceDataset, with_tta: Augment
-) -> CocoEvaluator:
-    """Detect objects in this process's share of the images. With --tta, the network is wrapped by `with_tta`."""
+def detect(settings: ValidationSettings, trained: TrainedModel, dataset: InstanceDataset) -> CocoEvaluator:
+    """Detect objects in this process's share of the images."""
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
@@ -180,7 +177,7 @@ def detect(
     return detect_all(model, loader, ground_truth, trained.classes, trained.device, trained.precision, unreadable)
 
 
-def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comparison, str] | None:
+def compare_sides(settings: ValidationSettings) -> tuple[Comparison, str] | None:
     """Compare the two files of --compare. Each is a results file, or weights, which first detect objects in the data.
 
     Returns the comparison and a description of the data, or None on all but the main process. Raises InputError if a
@@ -194,7 +191,7 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
         raise InputError("--annotation-file belongs to two results files; with weights, give --data-path or --val-json")
     if not weights and not settings.annotation_file:
         raise InputError("--compare of two results files needs --annotation-file")
-    opened, detected = detect_with_all(settings, weights, with_tta)
+    opened, detected = detect_with_all(settings, weights)
     if not is_main():
         return None
     if opened is None:
@@ -211,7 +208,7 @@ def compare_sides(settings: ValidationSettings, with_tta: Augment) -> tuple[Comp
 
 
 def detect_with_all(
-    settings: ValidationSettings, weights: Sequence[str], with_tta: Augment
+    settings: ValidationSettings, weights: Sequence[str]
 ) -> tuple[InstanceDataset | None, dict[str, Results]]:
     """Detect objects with each of the weights, all on the validation data of the first.
 
@@ -226,7 +223,7 @@ def detect_with_all(
             opened = open_validation_data(one, trained.trained_with, trained.held_out, trained.config.detections)
         elif trained.held_out and is_main() and (seen := set(opened.image_names()) - trained.held_out.keys()):
             warn(f"{path}: was trained on {len(seen)} of the {len(opened)} images, so that its AP on them is too high")
-        evaluator = detect(one, trained, match_to_network(one, trained, opened), with_tta)
+        evaluator = detect(one, trained, match_to_network(one, trained, opened))
         detections = evaluator.gathered()
         if detections is not None:
             detected[path] = with_categories_of(opened, trained, evaluator.results(detections))

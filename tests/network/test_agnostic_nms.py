@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import box_iou
 
 from network_files import suppression
-from prediction.test_time_augmentation import with_tta
+from network_files.test_time_augmentation import with_tta
 from tests.helpers.faults import thin_model
 from tests.helpers.published_weights import evaluation_args
 from tests.helpers.thin_weights import thin_networks, write_thin_weights

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from network_files import MaskRCNN
-from prediction.test_time_augmentation import TestTimeAugmentation
+from network_files.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.exported import lively_network
 from train_utils.device import Precision
 from train_utils.evaluation import ready_for_inference

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from my_dataset_coco import coco_object
-from prediction.test_time_augmentation import TestTimeAugmentation
+from network_files.test_time_augmentation import TestTimeAugmentation
 from tests.helpers.commands import run, succeeded
 from tests.helpers.official_metrics import official_evaluation
 from tests.helpers.square_finder import PITCH, SQUARES, corners, write_square_finder, write_squares

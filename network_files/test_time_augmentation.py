@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from network_files import MaskRCNN
 from network_files.boxes import resize_boxes, size_of
+from network_files.mask_rcnn import MaskRCNN
 from network_files.roi_align import SharedPyramid
 
 SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pixels
