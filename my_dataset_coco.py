@@ -278,14 +278,14 @@ def code_of(a: dict, size: tuple[int, int]) -> dict:
 
 def box_code(a: dict, size: tuple[int, int]) -> dict:
     """Return the packed run-length code of an annotation's box, clipped to an image of this height and width."""
-    x1, y1, x2, y2 = boxes_of([a], size, np.float64)[0].tolist()
+    x1, y1, x2, y2 = clip(corners_of(np.array([a["bbox"]], dtype=np.float64)), np.array(size))[0].tolist()
     return coco_mask.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], *size)[0]
 
 
-def boxes_of(annotations: Sequence[dict], size: tuple[int, int], dtype: type = np.float32) -> Tensor:
+def boxes_of(annotations: Sequence[dict], size: tuple[int, int]) -> Tensor:
     """Return the boxes of annotations, x1y1x2y2 [N, 4], clipped to an image of this height and width."""
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    return torch.from_numpy(clip(corners_of(xywh), np.array(size)).astype(dtype))
+    return torch.from_numpy(clip(corners_of(xywh), np.array(size)).astype(np.float32))
 
 
 def coco_object(source: str | dict) -> Any:

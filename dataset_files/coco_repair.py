@@ -5,7 +5,7 @@ reports it. The whole file is loaded as Python objects, so repair only files tha
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
     numbers = whole_ids([entry["id"] for entry in owners])
     changed = []
     for entry, field in [(entry, "id") for entry in owners] + [(user, f"{key}_id") for user in users]:
-        number = number_of(entry[field], numbers)
+        number = numbers.get(text_of(entry[field]))
         if number is not None and type(entry[field]) is not int:
             if type(entry[field]) is not float:  # 7.0 needs no repair
                 changed.append(f"{key} {shown(entry[field])} -> {number}")
@@ -93,7 +93,7 @@ def repair_references(entries: list, annotations: list, key: str, problems: Prob
     problems.add_all("text id", dict.fromkeys(changed), str)
 
 
-def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
+def whole_ids(ids: Iterable[Any]) -> dict[str | None, int]:
     """Assign a whole number to each id, the same on every run. Return `text_of(id)` -> number.
 
     Whole numbers keep their value, also as text ("12", "0012"), unless two texts have the same value. The other ids get
@@ -107,18 +107,12 @@ def whole_ids(ids: Iterable[Any]) -> dict[str, int]:
         if value is not None and taken.setdefault(value, text) != text:
             values[text] = None
     following = max(taken, default=0) + 1
-    numbers: dict[str, int] = {}
+    numbers: dict[str | None, int] = {}
     for text, value in values.items():
         if value is None:
             value, following = following, following + 1
         numbers[text] = value
     return numbers
-
-
-def number_of(value: Any, numbers: Mapping[str, int]) -> int | None:
-    """Return the whole number that `whole_ids` assigned to an id; None if the id has none."""
-    text = text_of(value)
-    return None if text is None else numbers.get(text)
 
 
 def text_of(value: Any) -> str | None:
@@ -161,7 +155,7 @@ def number_annotations(annotations: list, problems: Problems) -> None:
     old = [entry.get("id") for entry in entries]
     numbers = whole_ids(old)
     are_whole = len(numbers) == len(old) and all(type(value) in (int, float) or is_digits(value) for value in old)
-    new = [number_of(value, numbers) for value in old] if are_whole else list(range(1, len(old) + 1))
+    new = [numbers.get(text_of(value)) for value in old] if are_whole else list(range(1, len(old) + 1))
     changed = [pair for pair in zip(old, new) if not are_whole or isinstance(pair[0], str)]
     problems.add_all("renumbered", changed, lambda pair: f"id {shown(pair[0])} -> {pair[1]}")
     for entry, number in zip(entries, new):

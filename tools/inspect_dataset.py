@@ -19,7 +19,7 @@ from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
 from dataset_files.image_headers import check_images  # noqa: E402
 from dataset_files.problems import DOUBTFUL, Problems  # noqa: E402
 from dataset_files.stored_images import stored_header  # noqa: E402
-from train_utils.data_check import describe_classes, describe_incomplete, outcome_of, require_objects  # noqa: E402
+from train_utils.data_check import describe_classes, describe_contents, outcome_of, require_objects  # noqa: E402
 from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
 from train_utils.models import ModelConfig, anchors_of  # noqa: E402
 from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values  # noqa: E402
@@ -82,12 +82,7 @@ def print_contents(dataset: InstanceDataset) -> None:
     if dataset.form.values:
         print(f"  {stored_header(dataset.image_path(0), 'ignore').describe()}")
     sizes = np.array([dataset.get_height_and_width(i) for i in range(len(dataset))]).reshape(-1, 2)
-    incomplete = describe_incomplete(counts)
-    print(f"  {len(dataset)} images, {counts.objects} objects, {counts.crowds} of them crowds{incomplete}")
-    if dataset.training:
-        print(f"  not trained on: crowds, and {counts.images_without_objects} images without objects")
-        if counts.empty_images:
-            print(f"  trained on as background: {counts.empty_images} images without objects")
+    print(f"  {describe_contents(dataset, counts)}")
     if len(sizes):
         (low_h, low_w), (mid_h, mid_w), (high_h, high_w) = (way(sizes, axis=0) for way in (np.min, np.median, np.max))
         print(f"  width {low_w}..{high_w} (median {mid_w:.0f}), height {low_h}..{high_h} (median {mid_h:.0f})")

@@ -87,14 +87,7 @@ def require_objects(dataset: InstanceDataset, left_out: int) -> None:
 def report_contents(dataset: InstanceDataset, detections: int) -> None:
     """Print a split's contents in one line. Warn if an image has more objects than the network can detect."""
     counts = dataset.counts()
-    line = f"{dataset.source}: {len(dataset)} images"
-    if dataset.training:
-        line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
-        line += f"; {counts.images_without_objects} images without objects are left out"
-        line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
-    else:
-        line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
-    print(line + describe_incomplete(counts), flush=True)
+    print(f"{dataset.source}: {describe_contents(dataset, counts)}", flush=True)
     if dataset.form.channels and len(dataset):
         found = stored_header(dataset.image_path(0), "ignore")
         print(f"{dataset.source}: images of {found.describe()} (--channels)", flush=True)
@@ -105,6 +98,18 @@ def report_contents(dataset: InstanceDataset, detections: int) -> None:
             f"{dataset.source}: up to {counts.most_in_an_image} objects in an image; the network stops at {detections} "
             "detections per image; --detections allows more"
         )
+
+
+def describe_contents(dataset: InstanceDataset, counts: ObjectCounts) -> str:
+    """Describe the images and objects of a split in one line."""
+    line = f"{len(dataset)} images"
+    if dataset.training:
+        line += f" to train on; {counts.crowds} of {counts.objects} objects are crowds and are not trained on"
+        line += f"; {counts.images_without_objects} images without objects are left out"
+        line += f", {counts.empty_images} kept as background" if counts.empty_images else ""
+    else:
+        line += f" to validate on, {counts.objects} objects, {counts.crowds} of them crowds"
+    return line + describe_incomplete(counts)
 
 
 def describe_incomplete(counts: ObjectCounts) -> str:

@@ -189,8 +189,8 @@ def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:
             flush=True,
         )
         if one_sided:
-            shown = ", ".join(f"'{index.categories[c]}'" for c in one_sided[:5])
-            warn(f"{opened.split.source}: classes on one side of the split only ({len(one_sided)}): {shown}")
+            classes = listed(index.categories[c] for c in one_sided)
+            warn(f"{opened.split.source}: classes on one side of the split only ({len(one_sided)}): {classes}")
     return set(index.file_names[for_validation].tolist())
 
 

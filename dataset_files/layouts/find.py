@@ -91,10 +91,8 @@ def inner_layouts(root: Path) -> str:
 
 def named_files(train_json: Path, val_json: Path | None, image_folder: Path | None) -> Layout:
     """Return the layout of the given COCO files. Without `image_folder`, the images of each file are searched for."""
-    splits = []
-    for name, path in (("train" if val_json else "", train_json), ("val", val_json)):
-        if path is None:
-            continue
+    splits, named = [], {"train": train_json, "val": val_json} if val_json else {"": train_json}
+    for name, path in named.items():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file (--train-json, --val-json)")
         found = coco_layouts.find(path)

@@ -108,10 +108,6 @@ def read_voc_image(
         problems.add("xml", f"{where}: {error}")
         return (0, 0), None, problems
     objects = read_objects(root, name, size, problems, VOC_CLASSES)
-    outside = [number for number, (_, (x1, y1, x2, y2), _) in objects.items() if x1 >= x2 or y1 >= y2]
-    problems.add_all("box outside", outside, lambda number: f"{where}, object {number} in {size[1]}x{size[0]}")
-    for number in outside:
-        del objects[number]
     try:
         matched = match_masks(list(objects.values()), *read_masks(folder, name, size)) if objects else []
     except (FileNotFoundError, ValueError) as error:
@@ -203,7 +199,7 @@ def read_objects(
 
     Any class is allowed if `classes` is empty.
     """
-    objects = {}
+    objects, where = {}, f"Annotations/{name}.xml"
     height, width = map(float, size)
     for number, element in enumerate(root.iterfind("object"), start=1):
         label = (element.findtext("name") or "").strip()
@@ -223,9 +219,12 @@ def read_objects(
         elif x1 - 1 >= x2 or y1 - 1 >= y2:
             fault = "corners", f"'{label}' has the box {x1:g} {y1:g} {x2:g} {y2:g}"
         if fault is not None:
-            problems.add(fault[0], f"Annotations/{name}.xml, object {number}: {fault[1]}")
+            problems.add(fault[0], f"{where}, object {number}: {fault[1]}")
             continue
         x1, y1, x2, y2 = min(max(x1 - 1, 0), width), min(max(y1 - 1, 0), height), min(x2, width), min(y2, height)
+        if x1 >= x2 or y1 >= y2:
+            problems.add("box outside", f"{where}, object {number} in {width:g}x{height:g}")
+            continue
         is_difficult = (element.findtext("difficult") or "0").strip() == "1"
-        objects[number] = VOCObject(label, (x1, y1, max(x2, x1), max(y2, y1)), is_difficult)
+        objects[number] = VOCObject(label, (x1, y1, x2, y2), is_difficult)
     return objects

@@ -146,11 +146,8 @@ def read_class_table(path: Path, reading: Reading) -> ClassTable:
 
 def voc_colour(index: int) -> int:
     """Return an index's colour in VOC's colour map: its bits go to red, green and blue in turn."""
-    channels = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return channels[0] << 16 | channels[1] << 8 | channels[2]
+    red, green, blue = (sum((index >> 3 * bit + k & 1) << 7 - bit for bit in range(8)) for k in range(3))
+    return red << 16 | green << 8 | blue
 
 
 @dataclass

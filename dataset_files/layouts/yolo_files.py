@@ -53,8 +53,8 @@ class LabelFiles:
         self.split = split
         self.images: dict[Path, str] = {}
         for entry in split.entries:  # an entry may be the folder above images/ and labels/
-            inside = {path: path.name for path in images_below(entry)} if entry.is_dir() else None
-            self.images |= images_of_list(entry, split.base) if inside is None else inside
+            is_list = not entry.is_dir()
+            self.images |= images_of_list(entry, split.base) if is_list else {p: p.name for p in images_below(entry)}
         self.folders = {path: label_folder(path, split.base) for path in dict.fromkeys(i.parent for i in self.images)}
         self.names = {place: set(names_in(place)) for pair in self.folders.items() for place in pair}
         self.beside: list[Path] = []

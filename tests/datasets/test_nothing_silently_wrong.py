@@ -239,7 +239,7 @@ def test_the_report_shows_a_folder_before_training(tmp_path: Path):
     write_cvat(tmp_path / "data", SAMPLES)
     done = succeeded(run(tmp_path, "tools/inspect_dataset.py", "data", "--show", "4"))
     assert "layout: COCO, 3 classes: cat, dog, traffic light" in done.out
-    assert "not trained on: crowds, and " in done.out and "nothing is wrong" in done.out
+    assert "objects are crowds and are not trained on" in done.out and "nothing is wrong" in done.out
     assert Image.open(tmp_path / "data_sheet.png").size[0] > 300
 
 
