@@ -144,7 +144,7 @@ class CocoDetection(Dataset):
         return boxes_of(self.annotations(i, only_usable=True), self.get_height_and_width(i))
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:
-        """Return the annotations of item i as `reading` interprets them, without classes that have no label."""
+        """Return the annotations of item i as `reading` interprets them, except those of classes without a label."""
         annotations = self.index.annotations(self.image_indices[i], only_usable)
         annotations = [a for a in annotations if a["category_id"] in self.label_of]
         for annotation in annotations:
@@ -257,7 +257,7 @@ def coco_split(root: Path, dataset: str, years: str) -> SplitFiles:
 
 
 def portable(a: dict, category: int, image_id: int, size: tuple[int, int], needs_mask: bool = True) -> dict:
-    """Convert an annotation to a form that every COCO reader accepts. `coco_content` explains those without a mask."""
+    """Convert an annotation to a form that every COCO reader accepts. If it has no mask, see `coco_content`."""
     code = packed_code(a["segmentation"], *size)
     area = float(coco_mask.area(code))
     segmentation: dict | list = []
@@ -314,7 +314,7 @@ def labels_of_categories(category_ids: Sequence[int]) -> dict[int, int]:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, form: ImageForm = RGB) -> Tensor:
-    """Read an image as RGB, uint8 [3, H, W]; or if `form` has channels, as stored: [C, H, W], uint8 or float32.
+    """Read an image as RGB, uint8 [3, H, W]. If `form` has channels, read it as stored, [C, H, W] uint8 or float32.
 
     For `size` see `upright_rgb`. Raises FileNotFoundError, and ValueError for a file that is not a readable image of
     this form; both name it.

@@ -74,7 +74,7 @@ def exists(path: Path) -> bool:
 
 
 def entry_of(path: Path) -> str:
-    """Return an absolute path. Links among its folders are resolved, but not a link at its end."""
+    """Make a path absolute. Links among its folders are resolved; if the path itself is a link, that link is kept."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
@@ -113,7 +113,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
-    """Return the OSError that caused a RuntimeError, or the error itself if it is an OSError; None otherwise."""
+    """Return an error that is an OSError; for a RuntimeError, return the OSError that caused it. None otherwise."""
     while isinstance(error, RuntimeError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None

@@ -41,9 +41,9 @@ def ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def judge_format(boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
-    """Compare boxes with their masks, to detect boxes that are not in xywh format or that fit their masks badly.
+    """Compare the boxes of a file with their masks. Return one message for a wrong box format, one for a bad fit.
 
-    Returns a description of the wrong format and one of the bad fit, "" if absent. `boxes`, float64 [N, 4], are finite;
+    A message is "" if that fault is absent; the right format is xywh. `boxes`, float64 [N, 4], are finite;
     `extents`, x1y1x2y2 [N, 4], are those of their masks; `sizes`, int64 [N, 2], are the heights and widths of images.
     """
     if len(boxes) < FEWEST_OBJECTS:

@@ -1,4 +1,4 @@
-"""Cache indices, image headers and conversions of datasets in files, and provide locks between processes."""
+"""Store indexes, image headers and conversions of datasets in cache files, and provide locks between processes."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def digest(*parts: str) -> str:
 
 
 def storage_places(path: Path, suffix: str) -> list[Path]:
-    """List paths to store arrays derived from `path`: beside it (unless it is a folder), then in the user's cache."""
+    """List paths where arrays derived from `path` may be stored: beside it unless it is a folder, or in the cache."""
     in_cache = user_cache() / f"{path.stem[:60]}-{digest(str(path.resolve()))}{suffix}"
     return [in_cache] if path.is_dir() else [path.with_suffix(f"{OWN[:-1]}{suffix}"), in_cache]
 
@@ -73,7 +73,7 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold the lock `name`, so that one process of the user at a time runs the block, if the system supports locks."""
+    """Let one process of the user at a time run the `with` block, by the lock `name`; all if locks are unsupported."""
     with ExitStack() as stack:
         with suppress(OSError):  # some network file systems have no locks; there each process does the work itself
             lock(stack.enter_context(open(writable_cache("locks") / name, "ab")), wait=True)
@@ -84,7 +84,7 @@ def lock(file: IO, wait: bool = False) -> bool:
     """Lock a file that is open for writing; return whether that succeeded. OSError if the file system has no locks.
 
     A POSIX record lock: child processes do not inherit it, so it cannot outlive the process that took it, and most
-    network file systems support it across machines.
+    network file systems support it across machines. On Windows nothing is locked, and the result is True.
     """
     if fcntl is None:
         return True

@@ -55,7 +55,7 @@ class AnnotationCheck:
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Add a problem of this kind for each annotation k with `flawed[k]`; its text has `value(annotation, k)`."""
+        """Add a problem of this kind for each annotation k with `flawed[k]`; the text shows `value(annotation, k)`."""
 
         def describe(k: int) -> str:
             owner, found = self.owners[k], shown(value(self.annotation(k), k))
@@ -65,7 +65,7 @@ class AnnotationCheck:
         self.problems.add_all(kind, np.flatnonzero(flawed).tolist(), describe)
 
     def refuse(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Mark the flawed annotations as invalid. Note a problem of those that were valid until now; see `note`."""
+        """Mark flawed annotations as invalid. Those that were still valid are noted as problems, see `note`."""
         self.note(kind, flawed & self.valid, value)
         self.valid[flawed] = False
 
@@ -109,7 +109,7 @@ class AnnotationCheck:
         self.refuse("code counts", self.with_flaw("code counts"), lambda a, k: a["segmentation"])
 
     def compare_boxes_with_masks(self, needs_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Compare boxes with masks: all together to judge the format of the boxes, then one by one.
+        """Compare boxes with masks: all boxes together to judge their format, then each box with its own mask.
 
         `needs_mask`, bool [A], marks the annotations that are incomplete without a mask. Returns which annotations are
         complete and which have a mask, bool [A] each.
@@ -162,7 +162,10 @@ def find_places(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def describe_fractions(boxes: np.ndarray, outlines: np.ndarray) -> str:
-    """Return a message if all boxes, xywh [N, 4], or all outlines, x1y1x2y2 [M, 4], lie in about 0..1; else ""."""
+    """Return a message if all boxes, or all polygons, look like fractions of the image size; "" otherwise.
+
+    `boxes` are xywh [N, 4]; `outlines`, x1y1x2y2 [M, 4], are the boxes around polygons.
+    """
     found = [
         name
         for name, of in (("boxes", corners_of(boxes)), ("polygons", outlines))

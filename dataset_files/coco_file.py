@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     boxes_without_masks: bool = False  # objects with a box and no mask can be used
 
     def suffix(self) -> str:
-        """Return the suffix of the file that stores an index made with this reading."""
+        """Return the suffix of the file that stores an index made with these options."""
         marks = zip(self, (".masks", ".objects", ".regions", ".boxes"))
         return "".join(mark for is_set, mark in marks if is_set) + ".index"
 

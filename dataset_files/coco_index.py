@@ -79,7 +79,7 @@ class CocoIndex:
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
 
     def regions(self) -> np.ndarray:
-        """Mark the objects of the class `ignore`, bool [A]: none without `Reading.ignore_regions`."""
+        """Mark the objects of the class `ignore`, bool [A]. Without `Reading.ignore_regions`, none is marked."""
         return ~np.isin(self.category_ids, list(self.categories))
 
     def usable_counts(self) -> np.ndarray:

@@ -146,7 +146,7 @@ class MaskColumns:
 def may_cover_no_pixel(
     x: np.ndarray, y: np.ndarray, starts: np.ndarray, borders: np.ndarray, around: np.ndarray
 ) -> np.ndarray:
-    """Mark the objects that are so thin that they may cover no pixel, bool [N].
+    """Mark objects so thin that they may cover no pixel, bool [N].
 
     Their area is small for their width and height: a convex outline without a grid point inside has an area of at most
     half its perimeter (Nosarzewska's inequality), which is at most the sum of width and height of its bounding box. Few
@@ -241,7 +241,7 @@ def int64(number: Any) -> int:
 
 
 def natural(number: Any) -> int:
-    """Convert an id like `int64`. Negative ids, which COCO's readers do not accept, raise ValueError."""
+    """Convert an id with `int64`. Negative ids, which COCO's readers do not accept, raise ValueError."""
     if (natural := int64(number)) < 0:
         raise ValueError(f"has the id {number}, which is below 0")
     return natural

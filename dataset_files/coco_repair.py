@@ -209,7 +209,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
-    """Repair an annotation: first its mask, from which a missing box or area is then computed, then `iscrowd`."""
+    """Repair an annotation's mask and `iscrowd`; compute a missing box from the mask, a missing area from either."""
 
     def note(kind: str, change: str = "") -> None:
         problems.add(kind, name_of(annotation) + change)

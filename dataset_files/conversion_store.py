@@ -145,7 +145,7 @@ def stored_problems(place: Path) -> Problems | None:
 
 
 def remove_unused(folder: Path, name: str) -> None:
-    """Delete older conversions of the same source that no run has opened for KEEP_SECONDS."""
+    """Delete the stored conversions `name`-*.json in `folder` that no run has opened for KEEP_SECONDS."""
     for about in folder.glob(f"{escape(name)}-*.about.json"):
         with suppress(OSError):
             if about.stat().st_mtime < time.time() - KEEP_SECONDS:

@@ -46,8 +46,8 @@ class InstanceDataset(Protocol):
 
     An item is an image, uint8 [3, H, W], or [C, H, W] as `form` specifies, and a target: `boxes` float32 [N, 4],
     x1y1x2y2 in pixels, `labels` int64 [N], `masks` InstanceMasks, `image_id` int, `area` float32 [N], `iscrowd` int64
-    [N]; with --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks, in
-    which nothing is background.
+    [N]; with --boxes-without-masks, `has_mask` bool [N]; with --ignore-regions, `ignore_regions` InstanceMasks,
+    whose pixels are not background.
     """
 
     class_names: dict[int, str]  # label -> name

@@ -185,7 +185,7 @@ class ImageFinder:
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """Map lower-case base names to paths relative to `root`, with forward slashes. Links elsewhere are skipped."""
+        """Map lower-case base names to paths relative to `root`, with forward slashes. Skip links out of `root`."""
         groups: dict[str, list[str]] = {}
         root = os.path.realpath(self.root)
         for path in images_below(self.root):

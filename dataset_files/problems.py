@@ -203,7 +203,7 @@ def shown(value: object) -> str:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name from a dataset is unsafe to open: it is no file name, or may lead out of its folder."""
+    """Whether a file name from a dataset must not be opened: it may lead out of its folder, or names no file."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
     is_folder = parts[-1] in ("", ".")

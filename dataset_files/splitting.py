@@ -27,7 +27,7 @@ def choose_validation(
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         groups.setdefault(original_of(name), []).append(i)
-    position = {stem: place_of(stem, seed) for stem in groups}
+    position = {stem: hash_fraction(stem, seed) for stem in groups}
     chosen = {stem: position[stem] < fraction for stem in groups}
     if len(groups) > 1:  # so that neither side is empty
         ordered = sorted(groups, key=position.__getitem__)
@@ -59,6 +59,6 @@ def original_of(name: str) -> str:
     return COPY.sub("", str(PurePosixPath(name).with_suffix("")))
 
 
-def place_of(stem: str, seed: int) -> float:
+def hash_fraction(stem: str, seed: int) -> float:
     """Return a pseudo-random number in 0..1 that depends only on `stem` and `seed`."""
     return int.from_bytes(sha256(f"{seed} {stem}".encode(errors="surrogatepass")).digest()[:8], "big") / 2**64

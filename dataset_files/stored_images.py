@@ -291,7 +291,7 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
 
 
 def is_undecided(stored: tuple[int, int], orientation: int) -> bool:
-    """Whether an image has the same size stored and turned by its EXIF orientation, so that the size cannot decide."""
+    """Whether an image's EXIF orientation keeps its size, so that the annotated size cannot show if it was applied."""
     return 2 <= orientation <= 4 or 5 <= orientation <= 8 and stored[0] == stored[1]
 
 

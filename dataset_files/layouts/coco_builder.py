@@ -41,7 +41,7 @@ class NoArea(ValueError):
 class CocoBuilder:
     """Collect the images and objects of one split. File names of images are relative to `image_folder`.
 
-    Classes of objects that `class_names` lacks follow it, sorted by name. `problems` are those found so far.
+    Classes that `class_names` lacks are added after it, sorted by name. `problems` are those found so far.
     """
 
     def __init__(self, image_folder: Path, class_names: Sequence[str] = (), problems: Problems | None = None):

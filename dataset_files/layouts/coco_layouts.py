@@ -165,7 +165,10 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
-    """Return another folder with different files of the same names; None if there is none, or the choice is clear."""
+    """Return another folder in which the file names of a split's images lead to different files; None if there is none.
+
+    Also None if the name or place of the split's image folder leaves no doubt.
+    """
     chosen = split.image_folder
     if chosen.name in (split.source.stem, "images") or chosen in (split.source.parent, root) or split_in(chosen.name):
         return None

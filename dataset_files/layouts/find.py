@@ -165,7 +165,7 @@ def closest(keys: set[str], suffixes: Counter, folders: set[str]) -> str:
         return "closest to Pascal VOC, without SegmentationObject/ or ImageSets/Segmentation/"
     if ".txt" in suffixes and ("labels" in folders or ".yaml" in suffixes or ".yml" in suffixes):
         has_yaml = {".yaml", ".yml"} & set(suffixes)
-        its = "a" if has_yaml else "its"  # what there is lacks names, unless the images are missing
+        its = "a" if has_yaml else "its"  # a YAML without names is not the data.yaml
         no_yaml = "" if has_yaml and not has_images else f", without {its} data.yaml (names, train, val) or classes.txt"
         return f"closest to YOLO's{no_yaml}{without_images}"
     if has_images and {name.lower() for name in MASK_FOLDERS} & folders:

@@ -31,7 +31,7 @@ HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 def as_labelme(content: dict, key: str) -> dict | None:
-    """Return the content of a JSON file in labelme's form; None if the tool of `key` did not write it."""
+    """Convert the content of a labelme or ISAT file (`key`) to labelme's form; None for any other content."""
     info, objects = content.get("info"), content.get(key)
     if not isinstance(objects, list):
         return None
@@ -68,13 +68,13 @@ def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
 
 
 def first_files(folder: Path, key: str) -> list[Path]:
-    """Return the files that a tool wrote among the first PEEKED JSON files of a folder, at most DEPTH levels deep."""
+    """Return the files of labelme or ISAT (`key`) among the first PEEKED JSON files at most DEPTH levels deep."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
     return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, key)]
 
 
 def is_of_tool(path: Path, key: str) -> bool:
-    """Whether a tool wrote a file. Only the first bytes are read if they decide, since COCO files may be large."""
+    """Whether labelme or ISAT (`key`) wrote a file. Only its first bytes are read if they decide: it may be large."""
     head = beginning(path, HEAD)
     has_key = re.search(rb'"%s"\s*:\s*\[' % key.encode(), head) is not None
     if has_key and path.stat().st_size >= HEAD:
@@ -86,7 +86,7 @@ def is_of_tool(path: Path, key: str) -> bool:
 
 
 def image_beside(path: Path, content: dict, root: Path) -> Path | None:
-    """Return the image that a JSON file names if it lies in a folder beside `root`; None otherwise."""
+    """Return the image that a JSON file names, if that image is in a folder beside `root`; None otherwise."""
     name = content.get("imagePath")
     if not isinstance(name, str) or "\0" in name or not is_file_name(name):
         return None
@@ -96,7 +96,7 @@ def image_beside(path: Path, content: dict, root: Path) -> Path | None:
 
 
 def read_files(folder: Path, root: Path, base: Path, key: str) -> Converted:
-    """Convert the JSON files below `folder`, with images below `root`. File names become relative to `base`."""
+    """Convert the JSON files below `folder`. Images are in or beside `root`; file names are relative to `base`."""
     problems, finder = Problems(), ImageFinder(root)
     lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
     labels = [name for path in lists[:1] for name in read_lines(path, problems)]

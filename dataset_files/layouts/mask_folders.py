@@ -42,7 +42,7 @@ class MaskFolders:
 
     @cached_property
     def class_folders(self) -> list[str]:
-        """List the folders of `masks` that stand for classes. Return none if as many images have masks elsewhere."""
+        """List the folders in `masks` that stand for classes; [] unless more images have masks there than elsewhere."""
         stems = {path.stem for path in self.image_paths}
         folders = [folder.name for folder in sorted(self.masks_by_stem) if folder.parent == self.masks]
         names = [name for name in folders if name not in stems]
@@ -128,7 +128,7 @@ class MaskSplit:
     def add_image(self, builder: CocoBuilder, file_name: str, masks: list[tuple[Path, str]]) -> dict[str, list[bool]]:
         """Add an image, and an object for each value of each mask.
 
-        Return mask file -> whether each object in it has an empty row or column inside.
+        Return mask file -> for each of its objects, whether an empty row or column divides the object.
         """
         problems, read, gaps = builder.problems, {}, {}
         for path, class_name in masks:
@@ -188,7 +188,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit]:
-    """Find splits in sub-folders that are named like one (train), or else whose names contain one (stage1_train)."""
+    """Find splits in sub-folders named like a split (train) or, if none is, that have such a word (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):

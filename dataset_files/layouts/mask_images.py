@@ -125,7 +125,7 @@ def has_steps(values: np.ndarray, lowest: int) -> bool:
 
 
 def are_mostly_rims(values: np.ndarray, pixels: dict[int, np.ndarray]) -> bool:
-    """Whether a mask [H, W] has many values, most of which occur mainly beside another, as after JPEG compression."""
+    """Whether a mask [H, W] has many values, and most of them lie only along others, as after JPEG compression."""
     if len(pixels) < MANY_VALUES:
         return False
     beside = touching(values, lambda own, other: (own != other) & (own != 0) & (other != 0)).reshape(-1)

@@ -85,7 +85,7 @@ def read_json(path: Path, problems: Problems | None = None) -> Any:
 
 
 def parse_xml(path: Path, largest: int = LARGEST_XML) -> ElementTree.Element:
-    """Parse an XML file of at most `largest` bytes and return its root. A ValueError does not name the file.
+    """Parse an XML file of at most `largest` bytes and return its root. Callers add the file name to a ValueError.
 
     A document type is refused: annotations need none, and its entities could expand without end or read other files.
     """

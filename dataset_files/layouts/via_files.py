@@ -92,7 +92,7 @@ def choose_attribute(entries: list[dict], wanted: str | None, source: Path) -> s
         return wanted
     if len(attributes) > 1:
         raise ValueError(
-            f"{source}: regions have several attributes ({listed}); name the one that is the class, e.g. "
+            f"{source}: regions have several attributes ({listed}); name the one that holds the class, e.g. "
             f"--class-attribute {sorted(attributes)[0]}"
         )
     return next(iter(attributes), None)

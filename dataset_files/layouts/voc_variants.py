@@ -60,7 +60,7 @@ def variant_folder(root: Path) -> Path | None:
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder with masks: {name}PNG, as older versions of labelme2voc wrote it, or else {name}; or None."""
+    """Return the folder {name}PNG, which older labelme2voc versions wrote, or else {name}; None if both lack masks."""
     for candidate in (folder / f"{name}PNG", folder / name):
         if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
@@ -68,7 +68,7 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    """Map splits to their lists of images. If no name is that of a split, map "" to one list, such as default.txt."""
+    """Map splits to their lists of images. If no list is named like a split, map "" to one, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
         if splits := split_folders(place, ".txt"):
             return splits
@@ -161,7 +161,10 @@ class VariantReader:
     table_file: Path | None = None
 
     def read(self, listed: Path | None, reading: Reading = AS_WRITTEN) -> Converted:
-        """Convert the images of `listed`; if it is None, those with a mask or, where boxes suffice, an XML file."""
+        """Convert the images that the file `listed` names; if it is None, convert all images with a mask.
+
+        If the reading allows boxes without masks, images with an XML file are converted, too.
+        """
         table = read_class_table(self.table_file, reading) if self.table_file else None
         builder, finder = CocoBuilder(self.images, table.names() if table else ()), ImageFinder(self.images)
         if listed is not None:
@@ -235,7 +238,7 @@ class VariantReader:
 
 
 def read_mask(folder: Path | None, name: str, problems: Problems) -> MaskImage | None:
-    """Read a mask image; note the problem and return None if it is missing or unusable."""
+    """Read a mask image; None if it is missing, or if it is unusable, which is noted as a problem."""
     paths = [] if folder is None else [folder / f"{name}{suffix}" for suffix in MASK_SUFFIXES]
     for path in filter(Path.is_file, paths):
         try:

@@ -102,8 +102,8 @@ def is_label_file(path: Path) -> bool:
 def images_of_list(path: Path, base: Path) -> dict[Path, str]:
     """Read a list of image paths, and find the images. Return path of the image -> line of the list.
 
-    Paths may be relative to the list or to `base`, or come from another machine. An image is found by as many of its
-    last folders as lead to a file.
+    Paths may be relative to the list or to `base`, or come from another machine. The longest
+    end of a path that leads to a file is used.
     """
     finder, images = ImageFinder(base), {}
     for line in filter(None, (line.replace("\\", "/") for line in read_lines(path))):
@@ -118,13 +118,13 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder with the label files of `images`: `replaced_folder`, or else `images` itself."""
+    """Return the folder of labels for a folder of images: see `replaced_folder`; or `images` if only it has labels."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    """Replace the last "images" in a path by "labels". In the part above `base`, do so only if that folder exists."""
+    """Replace the last "images" in a path by "labels". In the part above `base`, only do so if this folder exists."""
     inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
     for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
         places = [k for k, part in enumerate(parts) if part.lower() == "images"]

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dataset_files import image_headers
 from dataset_files.image_headers import read_header
-from dataset_files.splitting import choose_validation, original_of, place_of
+from dataset_files.splitting import choose_validation, hash_fraction, original_of
 from dataset_files.stored_images import ImageForm
 from my_dataset_coco import read_image
 from prediction.steps import open_image
@@ -162,7 +162,7 @@ def test_only_what_a_class_or_a_side_needs_moves_when_images_are_added():
         classes = [[1] if draw.random() < 0.95 else [1, 2] for _ in names]
         before, _ = choose_validation(names[:50], classes[:50], 0.2, seed)
         after, _ = choose_validation(names, classes, 0.2, seed)
-        by_hash = np.array([place_of(original_of(name), seed) < 0.2 for name in names])
+        by_hash = np.array([hash_fraction(original_of(name), seed) < 0.2 for name in names])
         changed = np.flatnonzero(before != after[:50])
         assert all(before[i] != by_hash[i] or after[i] != by_hash[i] for i in changed)
         assert all(2 in classes[i] for i in changed)
