@@ -13,7 +13,7 @@ from dataset_files.dataset import InstanceDataset
 from network_files.boxes import size_of
 from onnx_files.network_graph import GraphOptions, build
 from onnx_files.runtimes import fastest_runtime, open_session
-from train_utils.errors import InputError
+from train_utils.errors import InputError, optional_package
 from train_utils.metrics.coco_evaluation import CocoEvaluator
 from train_utils.open_data import open_training_beside, open_validation_data
 from train_utils.options import ValidationSettings
@@ -40,6 +40,7 @@ def build_reduced(
 
 
 def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    optional_package("onnxruntime", "--precision int8 needs the package onnxruntime", "onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from train_utils.errors import InputError
+from train_utils.errors import InputError, optional_package
 
 RUNTIMES = ("onnxruntime", "openvino")
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # to OpenVINO's names
@@ -72,8 +72,7 @@ def open_session(source: str | bytes, runtime: str, threads: int | None = None, 
     `threads` is the number of threads on the CPU, None for all cores. InputError if the runtime is missing, or
     does not support the precision; ValueError if the runtime cannot open the file.
     """
-    if not is_installed(runtime):
-        raise InputError(f"the package {runtime} is missing; install it with: pip install {runtime}")
+    optional_package(runtime, f"running the file needs the package {runtime}", runtime)
     if runtime == "onnxruntime" and precision != "fp32":
         raise InputError(f"onnxruntime does not compute in {precision}; use --runtime openvino")
     try:

@@ -3,7 +3,6 @@
 Drawn frames keep the times of the original ones. Frames of a camera, which OpenCV reads, are shown as well.
 """
 
-import importlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from prediction.pipeline import predict_all
 from prediction.prediction import Prediction
 from prediction.sources import Source
 from prediction.steps import ImagePredictor, LoadedImage
-from train_utils.errors import INTERRUPTED, InputError, RunEnded, warn, writing_output
+from train_utils.errors import INTERRUPTED, InputError, RunEnded, optional_package, warn, writing_output
 
 ENCODER = {"preset": "veryfast", "crf": "20"}
 BT601, LIMITED_RANGE = 6, 1  # how PyAV converts from RGB; players of untagged files may assume BT.709
@@ -93,14 +92,6 @@ def predict_video(predictor: ImagePredictor, source: Source, path: Path, json_pa
     if stopped:
         raise RunEnded(f"stopped: {path} holds the first {written} frames", INTERRUPTED)
     return video.error
-
-
-def optional_package(module: str, need: str, package: str) -> Any:
-    """Import an optional module. If the module is missing, raise an InputError that begins with the text `need`."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{need}, which is not installed: pip install {package} ({error})") from None
 
 
 class VideoReader:

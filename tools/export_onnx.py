@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset_files.atomic_files import file_to_write, refuse_overwriting  # noqa: E402 (the path comes first)
 from dataset_files.dataset import files_of  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
+from train_utils.errors import InputError, one_line_errors, optional_package, reading_input  # noqa: E402
 from train_utils.option_parsing import add_flag, positive  # noqa: E402
 from train_utils.options import InferenceSettings  # noqa: E402
 from train_utils.trained_model import TrainedModel, open_trained_model  # noqa: E402
@@ -40,12 +40,9 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
-    try:
-        from onnx_files.network_graph import GraphOptions, build, write
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise InputError("the package onnx is missing; install it with: pip install onnx") from None
+    optional_package("onnx", "the export needs the package onnx", "onnx")
+    from onnx_files.network_graph import GraphOptions, build, write
+
     with reading_input():
         output = file_to_write(args.output)
         refuse_overwriting([Path(path) for path in (args.weights, args.label_json_path) if path], [output])

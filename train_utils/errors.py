@@ -1,6 +1,7 @@
 """Report input errors and early ends of a run in one line, with an exit status. Bugs keep their traceback."""
 
 import errno
+import importlib
 import io
 import json
 import os
@@ -91,6 +92,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # torch's errors, without importing torch
         return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
     return isinstance(error, MemoryError)
+
+
+def optional_package(module: str, need: str, package: str) -> Any:
+    """Import an optional module. If the module is missing, raise an InputError that begins with the text `need`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{need}, which is not installed: pip install {package} ({error})") from None
 
 
 @contextmanager

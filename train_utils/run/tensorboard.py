@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_files.atomic_files import os_error_behind
-from train_utils.errors import InputError, warn
+from train_utils.errors import optional_package, warn
 from train_utils.metrics.coco_evaluation import METRIC_NAMES
 from train_utils.run.run_folder import EVENTS, LOG, epoch_of
 from train_utils.training_state import RunState
@@ -24,12 +24,7 @@ class TensorBoard:
     """Write the scalars of logged steps, and the results and sheet of each epoch. Only the main process writes."""
 
     def __init__(self) -> None:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError:
-            raise InputError(
-                "--tensorboard needs a package that is not installed: pip install tensorboard, or omit the option"
-            ) from None
+        optional_package("torch.utils.tensorboard", "--tensorboard needs TensorBoard", "tensorboard")
         self.writer: Any = None
         self.logged = 0  # lines of the log copied so far
         self.shown: set[str] = set()  # sheets and results lines copied so far
