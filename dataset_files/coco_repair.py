@@ -5,6 +5,7 @@ reports it. The whole file is loaded as Python objects, so repair only files tha
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -126,10 +127,8 @@ def text_of(value: Any) -> str | None:
 
 def value_of(text: str) -> int | None:
     """Parse a text as a whole number; None if it is not one, or does not fit into int64."""
-    digits = text.removeprefix("-")
-    if not digits.isascii() or not digits.isdecimal() or len(digits) > 30:
-        return None
-    return int(text) if abs(int(text)) <= LARGEST_ID else None
+    is_whole = re.fullmatch(r"-?[0-9]{1,30}", text) is not None
+    return int(text) if is_whole and abs(int(text)) <= LARGEST_ID else None
 
 
 def drop_repeated(annotations: list, problems: Problems) -> list:

@@ -24,9 +24,7 @@ from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageM
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
-# State of a header, and the kind of problem with the same index.
-FINE, NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT, FORM = range(7)
-FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float")
+FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float", "form")  # kinds of problems of a header, or none
 
 
 def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
@@ -50,15 +48,17 @@ def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
         width, height, _, _, channels, values = headers[i].tolist()
         return f"{name(i)} has {Header(height, width, channels, VALUES[values]).describe()}"
 
+    def with_reason(i: int) -> str:
+        return f"{name(i)}: {why_not_stored(folder / names[i], form)}"
+
     def with_sizes(i: int) -> str:
         return f"{name(i)} is {headers[i, 0]}x{headers[i, 1]}, annotated {sizes[i, 1]}x{sizes[i, 0]}"
 
     note("missing", files[:, 0] == MISSING)
     note("unreadable", files[:, 0] == NO_FILE)
     note("empty", files[:, 0] == 0)
-    for fault in (NOT_AN_IMAGE, BOMB, UNREADABLE, LFS_POINTER, FLOAT):
-        note(FAULTS[fault], headers[:, 3] == fault)
-    note("form", headers[:, 3] == FORM, lambda i: f"{name(i)}: {why_not_stored(folder / names[i], form)}")
+    for number, fault in enumerate(FAULTS[1:], start=1):
+        note(fault, headers[:, 3] == number, with_reason if fault == "form" else name)
     exif = form.exif
     if form.channels is None:
         deep = np.flatnonzero((headers[:, 5] == VALUES.index("uint16")) & ~bad).tolist()
@@ -84,8 +84,8 @@ def read_headers(
 ) -> np.ndarray:
     """Read the headers of P images. Return six numbers for each, int64 [P, 6]; all are 0 for missing or empty files.
 
-    They are width, height, EXIF orientation, state (FINE to FORM), channels (only of images that are read as stored)
-    and type, as an index of `VALUES`. Headers of large datasets are stored in one of `places`; `files`: `file_states`.
+    They are width, height, EXIF orientation, index in `FAULTS`, channels (only of images that are read as stored) and
+    index in `VALUES`. Headers of large datasets are stored in one of `places`; `files`: `file_states`.
     """
     headers = np.zeros((len(names), 6), dtype=np.int64)
     is_unread = files[:, 0] > 0
@@ -114,29 +114,28 @@ def read_headers(
 
 def read_header(path: str, form: ImageForm = RGB) -> tuple[int, ...]:
     """Read the header of one image. Return the six numbers that `read_headers` describes."""
-    state = FINE
     try:
         if form.channels is not None:
             height, width, channels, values = stored_images.stored_header(path, form.exif)
-            return width, height, 1, FINE, channels, VALUES.index(values)
+            return width, height, 1, 0, channels, VALUES.index(values)
         with stored_images.open_image(path) as image:
-            state = FLOAT if image.mode == "F" else FINE
+            fault = "float" if image.mode == "F" else ""
             orientation, values = stored_images.orientation_of(image), stored_images.values_of(image)
-            return *image.size, orientation, state, 0, VALUES.index(values)
+            return *image.size, orientation, FAULTS.index(fault), 0, VALUES.index(values)
     except PackageMissing:
         raise
     except Image.DecompressionBombError:
-        state = BOMB
+        fault = "bomb"
     except PermissionError:
-        state = UNREADABLE
+        fault = "unreadable"
     except Exception as error:  # Pillow can raise any exception for a broken header
         if is_lfs_pointer(path):
-            state = LFS_POINTER
+            fault = "lfs"
         elif form.channels is None:  # Pillow does not know images of many channels
-            state = NOT_AN_IMAGE if why_not_stored(path, form) else FLOAT
+            fault = "not an image" if why_not_stored(path, form) else "float"
         else:
-            state = FORM if isinstance(error, ValueError) else NOT_AN_IMAGE
-    return 0, 0, 1, state, 0, 0
+            fault = "form" if isinstance(error, ValueError) else "not an image"
+    return 0, 0, 1, FAULTS.index(fault), 0, 0
 
 
 def why_not_stored(path: str | Path, form: ImageForm) -> str:

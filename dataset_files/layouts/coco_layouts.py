@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dataset_files.conversion_store import SplitFiles
-from dataset_files.image_files import SPLIT_ORDER, file_states, is_image_name, is_lfs_pointer, names_in, split_in
+from dataset_files.image_files import SPLIT_ORDER, file_states, is_image_name, names_in, split_in
 from dataset_files.problems import leaves_folder
 
 SMALL = 1 << 20  # bytes: smaller JSON files may be parsed to recognise them
@@ -72,8 +72,6 @@ def is_coco_file(path: Path) -> bool:
         return False
     if path.name.lower().startswith("instances_") or path.name == ROBOFLOW:
         return True  # recognised by name, so that faults inside are reported
-    if is_lfs_pointer(path):
-        return False
     try:
         ends = both_ends(path)
     except OSError:

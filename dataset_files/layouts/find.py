@@ -70,8 +70,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
     via = via_files.find(path, class_attribute)
     if class_attribute is not None and not via:
         raise ValueError(f"{path}: --class-attribute is for VIA's files; leave it out")
-    if path.is_dir() and voc_variants.is_standard(path):
-        folder = voc_variants.variant_folder(path) or path
+    if (folder := voc_variants.variant_folder(path)) is not None and voc_variants.is_standard(folder):
         return Layout(VOC, [voc_split(folder, "train.txt"), voc_split(folder, "val.txt")])
     if via:
         return Layout("VIA", via)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset_files.coco_file import BACKGROUND
 from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_folders
 from dataset_files.layouts import coco_builder
@@ -23,7 +24,6 @@ from dataset_files.layouts.text_files import beginning, read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
 LABELME, ISAT = "shapes", "objects"  # keys of the lists of objects
-IGNORED_LABELS = ("__ignore__", "_background_", "__background__")
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
 PEEKED = 3  # JSON files that are read to recognise the layout
@@ -100,7 +100,7 @@ def read_files(folder: Path, root: Path, base: Path, key: str) -> Converted:
     problems, finder = Problems(), ImageFinder(root)
     lists = [path for path in (folder / "labels.txt", root / "labels.txt") if path.is_file()]
     labels = [name for path in lists[:1] for name in read_lines(path, problems)]
-    class_names = [name for name in labels if name and name not in IGNORED_LABELS]
+    class_names = [name for name in labels if name and name not in BACKGROUND]
     builder = CocoBuilder(base, class_names, problems)
     paths = (path for path in files_below(folder) if path.suffix.lower() == ".json")
     described = {add_file(builder, finder, path, key) for path in paths}
@@ -169,7 +169,7 @@ def shapes_of(entries: list, name: str, problems: Problems) -> Iterator[Shape]:
         label, group = fields.get("label"), fields.get("group_id")
         label = label.strip() if isinstance(label, str) else ""
         where = f"{name}, shape {number}, {shown(label) if label else shown(entry)}"
-        if label in IGNORED_LABELS:
+        if label in BACKGROUND:
             problems.add("ignored", where)
         else:
             group = group if isinstance(group, (int, str)) else None

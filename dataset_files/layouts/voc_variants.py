@@ -34,7 +34,7 @@ PEEKED = 300  # XML files that are searched for class names
 def find(root: Path) -> list[SplitFiles]:
     """Find the splits of a folder with SegmentationObject, unless the devkit's reader accepts it."""
     folder = variant_folder(root)
-    if folder is None or is_standard(root):
+    if folder is None or is_standard(folder):
         return []
     xml = folder / "Annotations"
     tables = [path for name in CLASS_TABLES if (path := folder / name).is_file()]
@@ -79,10 +79,9 @@ def find_lists(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def is_standard(root: Path) -> bool:
+def is_standard(folder: Path) -> bool:
     """Whether the devkit's reader accepts a folder: XML files with VOC's classes, palette PNGs, lists and JPEGs."""
-    folder = variant_folder(root)
-    if folder is None or any((folder / name).is_file() for name in CLASS_TABLES):
+    if any((folder / name).is_file() for name in CLASS_TABLES):
         return False
     lists = [folder / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")]
     if not all(path.is_file() for path in lists):

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 def test_standard_voc_is_left_to_its_own_reader(data_folder: Path) -> None:
     root = data_folder / "voc_tiny"
     for folder in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
-        assert voc_variants.is_standard(folder) and voc_variants.find(folder) == []
+        assert voc_variants.is_standard(voc_variants.variant_folder(folder)) and voc_variants.find(folder) == []
 
 
 def test_voc_own_classes_without_lists_and_with_objects_without_mask(tmp_path: Path) -> None:
