@@ -95,7 +95,7 @@ class CocoDetection(Dataset):
         return len(self.image_indices)
 
     def __getitem__(self, i: int) -> tuple[Tensor, dict]:
-        """Return (image, target) of item i. The image is uint8 [3, H, W], or in `form`; see `InstanceDataset`."""
+        """Return (image, target) of item i. The image is read as `form` specifies; see `InstanceDataset`."""
         path = self.image_path(i)
         image = read_image(path, self.get_height_and_width(i), self.form)
         target = self.target(i)
@@ -140,7 +140,7 @@ class CocoDetection(Dataset):
             raise ValueError(f"{self.source}: a mask of image {self.image_id(i)} {error}") from error
 
     def boxes(self, i: int) -> Tensor:
-        """Return the boxes of item i as in `target`, without reading its masks."""
+        """Return the boxes of item i's objects that can be trained on, [N, 4], without decoding masks."""
         return boxes_of(self.annotations(i, only_usable=True), self.get_height_and_width(i))
 
     def annotations(self, i: int, only_usable: bool) -> list[dict]:

@@ -113,7 +113,7 @@ def renaming_to(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def os_error_behind(error: BaseException | None) -> OSError | None:
-    """Return an error that is an OSError; for a RuntimeError, return the OSError that caused it. None otherwise."""
+    """Return the OSError behind an error: the error itself, or the cause of a RuntimeError; None if there is none."""
     while isinstance(error, RuntimeError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None
@@ -135,7 +135,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table. Text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
+    """Write a CSV table. Text that spreadsheets would evaluate as a formula gets an apostrophe in front."""
     text = io.StringIO()
     safe = ([f"'{v}" if isinstance(v, str) and is_formula(v) else v for v in row] for row in rows)
     csv.writer(text, lineterminator="\n").writerows([head, *safe])

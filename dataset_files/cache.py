@@ -73,7 +73,7 @@ def write_arrays(arrays: Mapping[str, Any], places: Iterable[Path]) -> None:
 
 @contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Let one process of the user at a time run the `with` block, by the lock `name`; all if locks are unsupported."""
+    """Hold the lock `name` in a `with` block, so that only one process of the user at a time runs the block."""
     with ExitStack() as stack:
         with suppress(OSError):  # some network file systems have no locks; there each process does the work itself
             lock(stack.enter_context(open(writable_cache("locks") / name, "ab")), wait=True)

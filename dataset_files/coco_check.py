@@ -55,7 +55,7 @@ class AnnotationCheck:
         return json.loads(self.text[self.annotations.starts[k] : self.annotations.ends[k]])
 
     def note(self, kind: str, flawed: np.ndarray, value: Callable[[dict, int], object]) -> None:
-        """Add a problem of this kind for each annotation k with `flawed[k]`; the text shows `value(annotation, k)`."""
+        """Add a problem of this kind for each annotation k with `flawed[k]`; its message has `value(annotation, k)`."""
 
         def describe(k: int) -> str:
             owner, found = self.owners[k], shown(value(self.annotation(k), k))

@@ -62,7 +62,7 @@ def naming_json(path: Path) -> Iterator[None]:
 
 
 def read_content(text: str) -> dict:
-    """Parse a JSON object. Its list "annotations" becomes an `Annotations`. Any other text raises ValueError."""
+    """Parse a JSON object; ValueError for any other text. The list "annotations" in it becomes an `Annotations`."""
     scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # the stubs omit it
     content: dict[str, Any] = {}
     try:

@@ -62,7 +62,7 @@ def repair(path: Path, image_folder: Path) -> tuple[dict[str, Any], Problems]:
 
 
 def read_lists(path: Path, problems: Problems) -> list[list]:
-    """Read images, annotations and categories from JSON in any Unicode encoding. Their entries keep only FIELDS."""
+    """Read images, annotations and categories from JSON in any Unicode encoding, but only the FIELDS of each entry."""
     data = path.read_bytes()
     encoding = json.detect_encoding(data)
     with naming_json(path):
@@ -166,7 +166,7 @@ def is_digits(value: Any) -> bool:
 
 
 def repair_images(images: list, image_folder: Path, problems: Problems) -> None:
-    """Correct the file name, height and width of each image, or add missing ones, from files below `image_folder`."""
+    """Correct or add the file name, height and width of each image, from its URL and the files below `image_folder`."""
     entries = [image for image in images if isinstance(image, dict)]
     for image in entries:
         sources = [image.pop(key, None) for key in ("coco_url", "flickr_url", "path")]
@@ -208,7 +208,7 @@ def repair_size(image: dict, folder: Path, problems: Problems) -> None:
 
 
 def repair_annotation(annotation: dict, sizes: dict[int, tuple[int, int]], problems: Problems) -> None:
-    """Repair an annotation's mask and `iscrowd`; compute a missing box from the mask, a missing area from either."""
+    """Repair an annotation: mask, `iscrowd`, a missing box (from the mask) and a missing area (from mask or box)."""
 
     def note(kind: str, change: str = "") -> None:
         problems.add(kind, name_of(annotation) + change)

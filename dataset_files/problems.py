@@ -171,7 +171,7 @@ class Problems:
         return [kind for kind in DROPPED | KEPT if kind in self.counts]
 
     def blocking(self, skip_bad: bool) -> list[str]:
-        """List the kinds of found problems that stop a run. With `skip_bad`, only those that cannot be skipped do."""
+        """List the kinds of found problems that stop a run; with `skip_bad`, only those that cannot be skipped."""
         return [kind for kind in self.wrong() if not skip_bad or kind in DOUBTFUL]
 
     def describe(self, kind: str, outcome: str = "") -> str:
@@ -186,7 +186,7 @@ class Problems:
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:
-        """Describe the first kind in `wrong` with examples, and the others by their counts."""
+        """Describe the first kind in `wrong` with examples, and its other kinds by their counts."""
         first, *others = self.wrong()
         return self.describe(first) + "".join(f"; {KINDS[kind]} ({self.counts[kind]})" for kind in others)
 
@@ -203,7 +203,7 @@ def shown(value: object) -> str:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name from a dataset must not be opened: it may lead out of its folder, or names no file."""
+    """Whether a file name from a dataset must not be opened: it may lead out of its folder, or cannot name a file."""
     parts = name.replace("\\", "/").split("/")
     has_drive = len(parts[0]) == 2 and parts[0][1] == ":"
     is_folder = parts[-1] in ("", ".")

@@ -52,7 +52,7 @@ class CocoBuilder:
         self.known_files: set[str] = set()
 
     def add_image(self, file_name: str, size: Size | None = None) -> dict | None:
-        """Add an image and return its entry, or note a problem and return None. Without `size`, the header is read."""
+        """Add an image and return its entry, or note a problem and return None. Without `size`, read the header."""
         if file_name in self.known_files:
             self.problems.add("same image", file_name)
             return None

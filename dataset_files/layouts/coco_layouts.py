@@ -100,7 +100,7 @@ def both_ends(path: Path) -> bytes:
 
 
 def found_after(path: Path, text: bytes) -> bytes:
-    """Return a few kilobytes of a file from the first occurrence of a text; b"" if it does not occur."""
+    """Return a few kilobytes of a file, starting at the first occurrence of a text; b"" if it does not occur."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.find(text)
         return content[place : place + ENDS] if place >= 0 else b""

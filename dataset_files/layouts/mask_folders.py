@@ -188,7 +188,7 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 
 def splits_below(root: Path) -> dict[str, MaskSplit]:
-    """Find splits in sub-folders named like a split (train) or, if none is, that have such a word (stage1_train)."""
+    """Find splits in sub-folders named after a split (train), or else with names that contain one (stage1_train)."""
     exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
     found: dict[str, MaskSplit] = {}
     for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):

@@ -144,7 +144,7 @@ def read_class_table(path: Path, reading: Reading) -> ClassTable:
 
 
 def voc_colour(index: int) -> int:
-    """Return an index's colour in VOC's colour map: its bits go to red, green and blue in turn."""
+    """Return an index's colour in VOC's colour map: the bits of the index go to red, green and blue in turn."""
     red, green, blue = (sum((index >> 3 * bit + k & 1) << 7 - bit for bit in range(8)) for k in range(3))
     return red << 16 | green << 8 | blue
 

@@ -118,13 +118,13 @@ def images_of_list(path: Path, base: Path) -> dict[Path, str]:
 
 
 def label_folder(images: Path, base: Path) -> Path:
-    """Return the folder of labels for a folder of images: see `replaced_folder`; or `images` if only it has labels."""
+    """Find the folder of label files for a folder of images: see `replaced_folder`, or else the image folder itself."""
     folder = replaced_folder(images, base)
     return folder if folder.is_dir() or not any(name.endswith(".txt") for name in names_in(images)) else images
 
 
 def replaced_folder(images: Path, base: Path) -> Path:
-    """Replace the last "images" in a path by "labels". In the part above `base`, only do so if this folder exists."""
+    """Replace the last "images" in a path by "labels". Above `base`, do so only if the new folder exists."""
     inner = images.relative_to(base).parts if images.is_relative_to(base) else ()
     for root, parts, is_inside in ((base, inner, True), (Path(), images.parts, False)):
         places = [k for k, part in enumerate(parts) if part.lower() == "images"]

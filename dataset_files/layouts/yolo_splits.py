@@ -34,7 +34,7 @@ class YoloSplit:
 
 
 def find_yaml(root: Path) -> Path | None:
-    """Find the YAML file with `names` and splits; prefer the usual names, then the first in alphabetical order."""
+    """Find the YAML file with `names` and splits; prefer usual file names, then the first in alphabetical order."""
     if root.is_file():
         return root if root.suffix.lower() in (".yaml", ".yml") else None
     names = sorted(name for name in names_in(root) if name.lower().endswith((".yaml", ".yml")))
