@@ -36,7 +36,7 @@ class CocoIndex:
     results wrong are not indexed; `problems` describes them.
     """
 
-    path: Path  # the file
+    path: Path  # the COCO file
     stamp: np.ndarray  # int64 [3], format version, size in bytes and mtime of the file that was read
     categories: dict[int, str]  # category id -> name, without the class of regions
     image_ids: np.ndarray  # int64 [P]

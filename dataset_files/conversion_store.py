@@ -53,7 +53,7 @@ class SplitFiles:
     # the stored conversion stale.
     inputs: Sequence[Path] = ()
     problems: Problems = field(default_factory=Problems)  # found while looking for the splits
-    takes_reading: bool = False  # whether `convert` accepts a `Reading`, and then may keep more of the files
+    takes_reading: bool = False  # whether `convert` takes a `Reading`, with which it may keep more objects
 
     def files(self) -> Iterator[tuple[Path, Path]]:
         """Yield (path, file) for each path in `source` and `inputs`: all files below a folder, or the file itself."""

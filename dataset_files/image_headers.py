@@ -24,7 +24,7 @@ from dataset_files.stored_images import RGB, VALUES, Header, ImageForm, PackageM
 
 STORED_FROM = 5000  # images; the headers of fewer are read within a second
 READERS = 8  # threads: on a network file system most of the time is waiting
-FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float", "form")  # kinds of problems of a header, or none
+FAULTS = ("", "not an image", "bomb", "unreadable", "lfs", "float", "form")  # kinds of problems; "" if none
 
 
 def check_images(dataset: InstanceDataset) -> tuple[Problems, list[int]]:
@@ -85,7 +85,7 @@ def read_headers(
     """Read the headers of P images. Return six numbers for each, int64 [P, 6]; all are 0 for missing or empty files.
 
     They are width, height, EXIF orientation, index in `FAULTS`, channels (only of images that are read as stored) and
-    index in `VALUES`. Headers of large datasets are stored in one of `places`; `files`: `file_states`.
+    index in `VALUES`. Headers of large datasets are stored in one of `places`; `files` comes from `file_states`.
     """
     headers = np.zeros((len(names), 6), dtype=np.int64)
     is_unread = files[:, 0] > 0

@@ -186,7 +186,7 @@ class Problems:
             raise ValueError(f"{source}: {self.summary()}")
 
     def summary(self) -> str:
-        """Describe the first kind in `wrong` with examples, and its other kinds by their counts."""
+        """Describe the first kind in `wrong` with examples, and the other kinds in it by their counts."""
         first, *others = self.wrong()
         return self.describe(first) + "".join(f"; {KINDS[kind]} ({self.counts[kind]})" for kind in others)
 

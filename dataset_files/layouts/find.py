@@ -27,8 +27,8 @@ from dataset_files.problems import printable
 
 VOC = "Pascal VOC"
 MOST_FOLDERS = 20  # sub-folders that are searched for a layout
-# By name, in this order; VIA's reader and the devkit's come first. Each returns [] for another layout, and raises
-# ValueError if a file is invalid or several may be meant for one split.
+# Layout -> reader, tried in this order after VIA's reader and the devkit's. A reader returns [] for another layout, and
+# raises ValueError if a file is invalid or several files may be meant for one split.
 READERS: dict[str, Callable[[Path], list[SplitFiles]]] = {
     "COCO": coco_layouts.find,
     "YOLO": yolo_files.find,
