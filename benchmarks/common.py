@@ -18,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -150,6 +151,10 @@ def build_torchvisions(config: ModelConfig) -> TorchvisionMaskRCNN:
         "box_nms_thresh": config.nms_thresh,
         **(dict.fromkeys(PROPOSALS, config.proposals) if config.proposals is not None else {}),
     }
+    if config.anchor_sizes:
+        ratios = tuple(config.anchor_ratios or (0.5, 1.0, 2.0))
+        sizes = tuple((size,) for size in config.anchor_sizes)
+        given["rpn_anchor_generator"] = AnchorGenerator(sizes, (ratios,) * len(sizes))
     if config.arch == "v2":
         given |= {"num_classes": config.num_classes, "trainable_backbone_layers": config.trainable_layers}
         return maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **given)

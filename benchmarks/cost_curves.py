@@ -2,17 +2,17 @@
 
     python benchmarks/cost_curves.py --amp                       # half an hour on two idle cores
     python benchmarks/cost_curves.py --curves objects --rounds 1
+    python benchmarks/cost_curves.py --amp --curves batch --values 2 --size 800   # one point: two photos at 800/1333
     python benchmarks/cost_curves.py --values 64 96 --curves size --rounds 1   # to see that it runs
 
 Each network runs in a process of its own, so that each has a peak of memory of its own; the two take turns, a round
-each, so that other load slows both. Memory is what a process needs beyond its start with data and weights: resident
-memory, or on a GPU what was allocated. The time is the fastest round. Prints a table per curve, writes costs.json and a
-picture per curve, and ends with status 1 if torchvision's is faster or smaller anywhere.
+each, so that other load slows both. Memory is what a process needs at its peak beyond its start with data and weights:
+resident memory (on Linux), or on a GPU what was allocated. The time is the fastest round. Prints a table per curve,
+writes costs.json and a picture per curve, and ends with status 1 if torchvision's is faster or smaller anywhere.
 """
 
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from argparse import Namespace
@@ -45,8 +45,8 @@ from train_utils.option_parsing import add_flag, positive
 OUTPUT_FOLDER = PROJECT / "benchmarks" / "out" / "cost_curves"
 CURVES = {
     "size": ("short side of the image", (160, 320, 480, 640, 800)),
-    "batch": ("images per batch, short side 320", (1, 2, 4, 8)),
-    "objects": ("objects per image, short side 320", (1, 10, 100, 300, 1000)),
+    "batch": ("images per batch", (1, 2, 4, 8)),
+    "objects": ("objects per image", (1, 10, 100, 300, 1000)),
 }
 USUAL = {"size": 320, "batch": 1, "objects": 7}
 MODES = ("training step", "inference")
@@ -67,14 +67,16 @@ def main(args: Namespace) -> int:
     costs: dict[str, dict] = {}
     for curve in args.curves:
         values = args.values or CURVES[curve][1]
+        what = CURVES[curve][0] + ("" if curve == "size" else f", short side {args.size}")
         modes = MODES[:1] if curve == "objects" else MODES  # an inference knows no objects
+        usual = USUAL | {"size": args.size}
         costs[curve] = {
-            mode: [measure(args, folder, mode, USUAL | {curve: value}) for value in values] for mode in modes
+            mode: [measure(args, folder, mode, usual | {curve: value}) for value in values] for mode in modes
         }
-        draw(costs[curve], curve, values, folder / f"{curve}.png")
+        draw(costs[curve], what, values, folder / f"{curve}.png")
         for mode, pairs in costs[curve].items():
             rows = [row_of(value, *pair) for value, pair in zip(values, pairs)]
-            print(f"\n{table(f'{mode}: {CURVES[curve][0]}', rows, HEADER)}", flush=True)
+            print(f"\n{table(f'{mode}: {what}', rows, HEADER)}", flush=True)
     (folder / "costs.json").write_text(json.dumps(costs))
     all_pairs = [pair for modes in costs.values() for pairs in modes.values() for pair in pairs]
     return 1 if any(ours >= theirs for pair in all_pairs for ours, theirs in zip(*pair)) else 0
@@ -113,13 +115,15 @@ def contestant(pipe: Connection, args: Namespace, folder: Path, mode: str, point
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     run = work(side, mode, point, folder, device, Precision.choose(device, args.amp))
-    before = peak(device)
+    before = memory(device, "VmRSS")
+    if device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the weights
     while pipe.recv() == "run":
         start = time.perf_counter()
         run()
         synchronize()
         pipe.send(time.perf_counter() - start)
-    pipe.send(peak(device) - before)
+    pipe.send(memory(device, "VmHWM") - before)
 
 
 def work(
@@ -141,11 +145,12 @@ def work(
     return lambda: training_step(network, optimizer, *on_device(network, images, targets, device), device, precision)
 
 
-def peak(device: torch.device) -> int:
-    """The most bytes that were in use at a time."""
+def memory(device: torch.device, kind: str) -> int:
+    """Return the bytes in use, VmRSS, or the most that were in use at a time, VmHWM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 1024
 
 
 def config_of(size: int) -> ModelConfig:
@@ -181,7 +186,7 @@ def row_of(value: int, own: Cost, peer: Cost) -> tuple:
     return (value, *cells)
 
 
-def draw(costs: dict[str, list], curve: str, values: tuple[int, ...], path: Path) -> None:
+def draw(costs: dict[str, list], what: str, values: tuple[int, ...], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,9 +197,9 @@ def draw(costs: dict[str, list], curve: str, values: tuple[int, ...], path: Path
         for axes, k, unit, name in zip(row, (0, 1), (1, 1e9), ("seconds", "memory at the peak in GB")):
             for i, (side, colour) in enumerate(zip(SIDES, ("tab:blue", "tab:orange"))):
                 axes.plot(values, [pair[i][k] / unit for pair in pairs], marker="o", color=colour, label=side)
-            if curve == "objects":
+            if what.startswith("objects"):
                 axes.set_xscale("log")
-            axes.set(xlabel=CURVES[curve][0], ylabel=name, title=mode, ylim=(0, None))
+            axes.set(xlabel=what, ylabel=name, title=mode, ylim=(0, None))
             axes.grid(alpha=0.3)
             axes.legend()
     figure.savefig(path, dpi=100)
@@ -205,6 +210,7 @@ def parse_arguments() -> Namespace:
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
     p.add_argument("--curves", nargs="+", choices=tuple(CURVES), default=list(CURVES), help="(default: all)")
     p.add_argument("--values", type=positive, nargs="+", help="other points of the one curve")
+    p.add_argument("--size", type=positive, default=320, help="short side but in the curve of sizes (default: 320)")
     p.add_argument("--rounds", type=positive, default=3, help="timed, after one to warm up (default: 3)")
     p.add_argument("--threads", type=positive, help="of each process (default: all)")
     p.add_argument("--output-dir", default=str(OUTPUT_FOLDER), help="(default: benchmarks/out/cost_curves)")

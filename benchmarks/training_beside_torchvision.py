@@ -5,10 +5,12 @@
     python benchmarks/training_beside_torchvision.py --only-show            # the table and pictures of what is finished
 
 `drawn` is the demo: 440 drawn images for training, 80 for validation. `photos` overfits the 80 training photos of
-coco_tiny at 128 px. Both sides have the same initial weights, batches, augmentation, schedule, and seeds of the random
-samples. Each training has one thread on a core of its own, and as many run at once as there are cores. A time is the
-processor time of the steps, without evaluation, so that other load on the machine does not count. Finished trainings
-are kept in --output-dir, so a stopped program continues with the next one.
+coco_tiny at 128 px with anchors of 8 to 128 px. It starts from the weights with which train.py's `drawn` of the same
+precision and seed ended, as from random weights it would take ten times as long. Both sides have the same initial
+weights, batches, augmentation, schedule, and seeds of the random samples. Each training has one thread on a core of its
+own, and as many run at once as there are cores. A time is the processor time of the steps, without evaluation, so that
+other load on the machine does not count. Finished trainings are kept in --output-dir, so a stopped program continues
+with the next one.
 
 "AP at equal time" is torchvision's mask AP at the time at which train.py was finished, interpolated between its epochs.
 """
@@ -21,7 +23,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -61,18 +63,9 @@ HEADER = (
 )  # fmt: skip
 
 
-def data_options(data: str) -> list[str]:
-    """Return the options of train.py that choose the data and the schedule."""
-    if data == "drawn":
-        return []
-    photos = coco_tiny()
-    annotations = str(photos / "annotations" / "instances_train2017.json")
-    return [
-        "--train-json", annotations, "--val-json", annotations, "--image-folder", str(photos / "train2017"),
-        "--min-size", "128", "--max-size", "176", "--rois-per-image", "32", "--proposals", "100", "--detections", "30",
-        "--epochs", "20", "--batch-size", "4", "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02",
-        "--pretrain", "False", "--lr-scheduler", "cosineannealinglr", "--data-augmentation", "none",
-    ]  # fmt: skip
+def photos() -> tuple[str, str]:
+    """Return the annotation file and the image folder of the 80 photos."""
+    return str(coco_tiny() / "annotations" / "instances_train2017.json"), str(coco_tiny() / "train2017")
 
 
 def main(args: Namespace) -> None:
@@ -99,9 +92,20 @@ def run_folder(folder: Path, data: str, precision: str, seed: int, epochs: int |
     return folder / (f"{data}_{precision}_{seed}" + (f"_{epochs}_epochs" if epochs else ""))
 
 
-def train_options(data: str, precision: str, seed: int, epochs: int | None) -> list[str]:
-    options = [*data_options(data), "--seed", str(seed), "--amp", str(precision == "bf16"), "--device", "cpu"]
-    return [*options, "--workers", "0", "--print-freq", "1"] + (["--epochs", str(epochs)] if epochs else [])
+def train_options(folder: Path, data: str, precision: str, seed: int, epochs: int | None) -> list[str]:
+    """Return the options of train.py for one training."""
+    options = ["--seed", str(seed), "--amp", str(precision == "bf16"), "--device", "cpu", "--workers", "0"]
+    if data == "photos":
+        annotations, images = photos()
+        start = run_folder(folder, "drawn", precision, seed, epochs) / SIDES[0] / WEIGHTS
+        options += [
+            "--train-json", annotations, "--val-json", annotations, "--image-folder", images, "--pretrain", str(start),
+            "--min-size", "128", "--max-size", "176", "--anchor-sizes", "8", "16", "32", "64", "128",
+            "--rois-per-image", "32", "--proposals", "100", "--detections", "30", "--epochs", "30", "--batch-size", "4",
+            "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02", "--lr-scheduler", "cosineannealinglr",
+            "--data-augmentation", "none",
+        ]  # fmt: skip
+    return [*options, "--print-freq", "1"] + (["--epochs", str(epochs)] if epochs else [])
 
 
 # --- both trainings
@@ -114,22 +118,30 @@ def train_all(folder: Path, runs: Sequence[tuple[int, str, str]], epochs: int | 
         cores.put(core)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        trainings = []
+        trainings: dict[tuple[Path, str], Future] = {}
         for seed, data, precision in runs:
             run = run_folder(folder, data, precision, seed, epochs)
-            options = train_options(data, precision, seed, epochs)
-            trainings += [pool.submit(train, run, side, options, cores) for side in SIDES]
-        for training in trainings:
+            options = train_options(folder, data, precision, seed, epochs)
+            drawn = (run_folder(folder, "drawn", precision, seed, epochs), SIDES[0])
+            start = trainings.get(drawn) if data == "photos" else None
+            for side in SIDES:
+                trainings[run, side] = pool.submit(train, run, side, options, cores, start)
+        for training in trainings.values():
             if training.exception():
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise InputError(f"{folder}: a training failed: {training.exception()}")
 
 
-def train(run: Path, side: str, options: list[str], cores: SimpleQueue[int]) -> None:
-    """Train one side in a process of its own, on one of the free cores, if its last weights are not there yet."""
+def train(run: Path, side: str, options: list[str], cores: SimpleQueue[int], start: Future | None) -> None:
+    """Train one side in a process of its own, on one of the free cores, if its last weights are not there yet.
+
+    Photos wait for `start`, the training whose weights they begin with.
+    """
     folder = run / side
     if (folder / WEIGHTS).exists():
         return
+    if start is not None:
+        start.result()
     progress(f"{run.name}, {side}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -232,9 +244,9 @@ def compare_both(run: Path, data: str, precision: str, seed: int) -> dict:
         return json.loads((run / FOUND).read_text())
     weights = [str(run / side / WEIGHTS) for side in SIDES]
     options = ["--compare", weights[1], weights[0], "--device", "cpu", "--amp", str(precision == "bf16")]
-    options += ["--data-path", DEMO_FOLDER] if data == "drawn" else [
-        "--val-json", data_options(data)[1], "--image-folder", data_options(data)[5]
-    ]  # fmt: skip
+    options += (
+        ["--data-path", DEMO_FOLDER] if data == "drawn" else ["--val-json", photos()[0], "--image-folder", photos()[1]]
+    )
     compared = compare_sides(ValidationSettings.parse(None, [*options, "--iou-type", "segm"]))
     if compared is None:
         raise RuntimeError("only the main process compares")
