@@ -57,10 +57,11 @@ def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path], folders:
                 raise ValueError(f"{path}: lies in {folder}/, which this command writes to; give another output folder")
 
 
-def file_to_write(name: str) -> Path:
-    """Convert the name of an output file to a path; ValueError if the name is empty or ends with a slash."""
+def file_to_write(name: str, *inputs: str | None) -> Path:
+    """Return the path of the output file `name`. ValueError if it is a folder, or as from `refuse_overwriting`."""
     if not name.strip() or name[-1] in (os.sep, os.altsep):
         raise ValueError(f"{name or repr(name)}: is the name of a folder; name a file in it")
+    refuse_overwriting([Path(each) for each in inputs if each], [Path(name)])
     return Path(name)
 
 

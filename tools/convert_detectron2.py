@@ -14,10 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import file_to_write, refuse_overwriting, replacing  # noqa: E402 (the path comes first)
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2  # noqa: E402
-from train_utils.weight_files.weights import read_tensors, state_dict_of  # noqa: E402
+from dataset_files.atomic_files import file_to_write, replacing
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.weight_files.detectron2 import from_detectron2, is_detectron2
+from train_utils.weight_files.weights import read_tensors, state_dict_of
 
 
 def main(source: str, output: str, label_json: str | None) -> None:
@@ -26,8 +26,7 @@ def main(source: str, output: str, label_json: str | None) -> None:
         raise InputError(f"{source}: not a Detectron2 network (no key starts with backbone.bottom_up)")
     content = from_detectron2(state, source, label_json)
     with reading_input():
-        path = file_to_write(output)
-        refuse_overwriting([Path(read) for read in (source, label_json) if read], [path])
+        path = file_to_write(output, source, label_json)
         with replacing(path) as file:
             torch.save(content, file)
     names = content.get("class_names")

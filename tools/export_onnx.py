@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import file_to_write, refuse_overwriting  # noqa: E402 (the path comes first)
-from dataset_files.dataset import files_of  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, optional_package, reading_input  # noqa: E402
-from train_utils.option_parsing import add_flag, positive  # noqa: E402
-from train_utils.options import InferenceSettings  # noqa: E402
-from train_utils.trained_model import TrainedModel, open_trained_model  # noqa: E402
+from dataset_files.atomic_files import file_to_write, refuse_overwriting
+from dataset_files.dataset import files_of
+from train_utils.errors import InputError, one_line_errors, optional_package, reading_input
+from train_utils.option_parsing import add_flag, positive
+from train_utils.options import InferenceSettings
+from train_utils.trained_model import TrainedModel, open_trained_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,8 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from onnx_files.network_graph import GraphOptions, build, write
 
     with reading_input():
-        output = file_to_write(args.output)
-        refuse_overwriting([Path(path) for path in (args.weights, args.label_json_path) if path], [output])
+        output = file_to_write(args.output, args.weights, args.label_json_path)
     settings = InferenceSettings(
         args.weights, device="cpu", label_json_path=args.label_json_path, min_size=args.min_size,
         max_size=args.max_size, agnostic_nms=args.agnostic_nms,

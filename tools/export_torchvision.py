@@ -12,10 +12,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import file_to_write, refuse_overwriting, replacing  # noqa: E402 (the path comes first)
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.models import config_of  # noqa: E402
-from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of  # noqa: E402
+from dataset_files.atomic_files import file_to_write, replacing
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.models import config_of
+from train_utils.weight_files.weights import is_mask_rcnn, read_weight_file, state_dict_of
 
 TORCHVISION_EPS = 1e-5  # of BatchNorm2d, which torchvision uses when it builds a network without weights
 BUILDERS = {"v1": "maskrcnn_resnet50_fpn", "v2": "maskrcnn_resnet50_fpn_v2"}
@@ -36,8 +36,7 @@ def main(checkpoint: str, output: str) -> None:
             f"{checkpoint}: was trained with --anchor-sizes or --anchor-ratios; only torchvision's are exported"
         )
     with reading_input():
-        path = file_to_write(output)
-        refuse_overwriting([Path(checkpoint)], [path])
+        path = file_to_write(output, checkpoint)
         with replacing(path) as file:
             torch.save(torchvision_state(state, config.norm_eps), file)
     print(f"# {output}: {len(state)} tensors, {config.num_classes} classes with background; load it with")

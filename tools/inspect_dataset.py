@@ -13,20 +13,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files import shared_images  # noqa: E402
-from dataset_files.atomic_files import refuse_overwriting, write_image  # noqa: E402
-from dataset_files.dataset import InstanceDataset, files_of  # noqa: E402
-from dataset_files.image_headers import check_images  # noqa: E402
-from dataset_files.problems import DOUBTFUL, Problems  # noqa: E402
-from dataset_files.stored_images import stored_header  # noqa: E402
-from train_utils.data_check import describe_classes, describe_contents, outcome_of, require_objects  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, reading_input  # noqa: E402
-from train_utils.models import ModelConfig, anchors_of  # noqa: E402
-from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values  # noqa: E402
-from train_utils.option_parsing import natural, option, positive, positive_number  # noqa: E402
-from train_utils.options import DataSettings  # noqa: E402
-from train_utils.sampled_images import anchor_fit  # noqa: E402
-from train_utils.visual.sheets import contact_sheet, draw_target  # noqa: E402
+from dataset_files import shared_images
+from dataset_files.atomic_files import refuse_overwriting, write_image
+from dataset_files.dataset import InstanceDataset, files_of
+from dataset_files.image_headers import check_images
+from dataset_files.problems import DOUBTFUL, Problems
+from dataset_files.stored_images import stored_header
+from train_utils.data_check import describe_classes, describe_contents, outcome_of, require_objects
+from train_utils.errors import InputError, one_line_errors, reading_input
+from train_utils.models import ModelConfig, anchors_of
+from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values
+from train_utils.option_parsing import natural, option, positive, positive_number
+from train_utils.options import DataSettings
+from train_utils.sampled_images import anchor_fit
+from train_utils.visual.sheets import contact_sheet, draw_target
 
 MOST_CLASSES = 100  # listed at most
 

@@ -17,14 +17,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from onnx_files.onnx_model import OnnxModel  # noqa: E402 (the path comes first)
-from onnx_files.runtimes import PRECISIONS, RUNTIMES  # noqa: E402
-from prediction.files import predict_files  # noqa: E402
-from prediction.options import ImageSettings, OutputSettings  # noqa: E402
-from prediction.steps import ImagePredictor  # noqa: E402
-from prediction.tiles import Detection  # noqa: E402
-from train_utils.errors import InputError, one_line_errors  # noqa: E402
-from train_utils.option_parsing import option, positive  # noqa: E402
+from onnx_files.onnx_model import OnnxModel
+from onnx_files.runtimes import PRECISIONS, RUNTIMES
+from prediction.files import predict_files
+from prediction.options import ImageSettings, OutputSettings
+from prediction.steps import ImagePredictor
+from prediction.tiles import Detection
+from train_utils.errors import InputError, one_line_errors
+from train_utils.option_parsing import option, positive
 
 OPTIONAL = ("tqdm", "pycocotools", "contourpy")  # packages that not every use needs
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset_files.atomic_files import link_atomically, refuse_overwriting, replacing, write_atomically  # noqa: E402
-from dataset_files.coco_index import AS_WRITTEN, CocoIndex  # noqa: E402
-from dataset_files.conversion_store import SplitFiles, open_split_index  # noqa: E402
-from dataset_files.layouts.find import find_layout  # noqa: E402
-from dataset_files.problems import printable  # noqa: E402
-from dataset_files.stored_images import embedded_image, open_image  # noqa: E402
-from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output  # noqa: E402
+from dataset_files.atomic_files import link_atomically, refuse_overwriting, replacing, write_atomically
+from dataset_files.coco_index import AS_WRITTEN, CocoIndex
+from dataset_files.conversion_store import SplitFiles, open_split_index
+from dataset_files.layouts.find import find_layout
+from dataset_files.problems import printable
+from dataset_files.stored_images import embedded_image, open_image
+from train_utils.errors import InputError, one_line_errors, reading_input, warn, writing_output
 
 
 def main(source: Path, output: Path, class_attribute: str | None, skip_bad: bool) -> None:
