@@ -85,14 +85,14 @@ class Comparison:
 
 def compare(
     content: Mapping[str, Any], names: Sequence[str], results: Sequence[Mapping[str, Entries]], kinds: Sequence[str],
-    paths: Mapping[int, Any], form: ImageForm = RGB, seed: int = 0,
+    paths: Mapping[int, Any], form: ImageForm = RGB,
 ) -> Comparison:  # fmt: skip
     """Compare A and B by each of `kinds`: "segm", "bbox" or "boundary". See `make_eval_data` for the arguments.
 
     `names` and `results` have an entry for A and one for B.
     """
     a, b = (make_eval_data(content, each, paths, form) for each in results)
-    weights = draw_weights(len(content["images"]), seed=seed)
+    weights = draw_weights(len(content["images"]))
     return Comparison((names[0], names[1]), (a, b), [compare_kind((a, b), kind, weights) for kind in kinds])
 
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from report.average_precision import AT_50
 from report.eval_data import EvalData
-from report.matching import Matching, Overlaps
-
-FITS = 0.5  # IoU
+from report.matching import FITS, Matching, Overlaps
 
 
 @dataclass

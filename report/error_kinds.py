@@ -14,7 +14,7 @@ import numpy as np
 
 from report.average_precision import AT_50, detections_by_class, interpolated_precision, object_counts
 from report.eval_data import EvalData
-from report.matching import LEAST_OVERLAP, Matching, Overlaps
+from report.matching import FITS, LEAST_OVERLAP, Matching, Overlaps
 
 RIGHT, CLASS, LOCATION, BOTH, DUPLICATE, BACKGROUND, IGNORED = range(7)
 KINDS = {CLASS: "class", LOCATION: "location", BOTH: "both", DUPLICATE: "duplicate", BACKGROUND: "background"}
@@ -27,7 +27,6 @@ MEANINGS = {
     "background": "nothing is annotated there",
     "missed": "an object without a matching detection",
 }
-FITS = 0.5  # IoU
 
 
 @dataclass

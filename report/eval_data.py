@@ -33,7 +33,7 @@ class Objects:
     areas: np.ndarray  # float64 [G], the annotations' `area`
     crowds: np.ndarray  # bool [G]
     codes: list[dict]  # G run-length codes, of the box if there is no mask; [] if only boxes are compared
-    bare: np.ndarray | None = None  # bool [G], objects without a mask, which are crowds where masks are compared
+    bare: np.ndarray  # bool [G], objects without a mask, which are crowds where masks are compared
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,10 +69,9 @@ class EvalData:
 
     def of_kind(self, kind: str) -> "EvalData":
         """Return the data for "bbox", "segm" or "boundary". For the last two, objects without a mask become crowds."""
-        objects = self.objects
-        if kind == "bbox" or objects.bare is None:
+        if kind == "bbox":
             return self
-        return replace(self, objects=replace(objects, crowds=objects.crowds | objects.bare))
+        return replace(self, objects=replace(self.objects, crowds=self.objects.crowds | self.objects.bare))
 
 
 def make_eval_data(

@@ -20,6 +20,7 @@ from train_utils.visual.drawing import mask_contour
 IOUS = np.linspace(0.5, 0.95, 10)
 AREAS = {"AP": (0, 1e10), "AP small": (0, 32**2), "AP medium": (32**2, 96**2), "AP large": (96**2, 1e10)}  # COCO's
 DILATION = 0.02  # of boundaries, as a share of the image's diagonal
+FITS = 0.5  # IoU from which a detection fits an object
 LEAST_OVERLAP = 0.1  # with less overlap, a detection lies on background, as TIDE defines it
 
 

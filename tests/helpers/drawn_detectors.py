@@ -57,7 +57,7 @@ def draw(rng: np.random.Generator, scene: Scene, detectors: tuple[Detector, ...]
 def eval_data(scene: Scene, images: np.ndarray, classes: np.ndarray, found: Detections) -> EvalData:
     number, ids = len(images), np.arange(scene.images)
     boxes, areas, crowds = np.zeros((number, 4)), np.ones(number), np.zeros(number, bool)
-    objects = Objects(np.arange(number), images, classes, boxes, areas, crowds, [])
+    objects = Objects(np.arange(number), images, classes, boxes, areas, crowds, [], bare=crowds)
     names = [str(k) for k in range(scene.classes)]
     sizes, paths = np.ones((scene.images, 2), int), [None] * scene.images
     return EvalData(ids, sizes, list(map(str, ids)), paths, np.arange(scene.classes), names, objects, found)
