@@ -75,7 +75,10 @@ def open_exported(
     def encode(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[dict]:
         return encode_masks(masks, boxes, size, continuous=about.continuous_paste)
 
-    return model.session.name, about.category_ids, model.detect, encode
+    def detect(image: np.ndarray) -> Detection:
+        return model.detect(image.transpose(2, 0, 1))
+
+    return model.session.name, about.category_ids, detect, encode
 
 
 def peak_memory() -> int:

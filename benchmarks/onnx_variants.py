@@ -102,7 +102,7 @@ def exported(content: bytes, runtime: str, precision: str, images: Sequence[Tens
             counts = (outputs["labels"] > 0).sum(1)
             found = [{name: value[i, :count] for name, value in outputs.items()} for i, count in enumerate(counts)]
         else:
-            found = [session.detect(image.permute(1, 2, 0).numpy()) for image in images]
+            found = [session.detect(image.numpy()) for image in images]
         return [{name: torch.from_numpy(value) for name, value in each.items()} for each in found]
 
     return detect

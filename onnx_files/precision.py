@@ -86,7 +86,7 @@ def compare_ap(
         session = open_session(content.SerializeToString(), fastest_runtime())
         evaluator = CocoEvaluator(dataset.coco, trained.classes, trained.model.continuous_paste)
         for image, target in (dataset[i] for i in range(len(dataset))):
-            detections = session.detect(image.permute(1, 2, 0).numpy())
+            detections = session.detect(image.numpy())
             tensors = {name: torch.from_numpy(value) for name, value in detections.items()}
             evaluator.update(target["image_id"], size_of(image), tensors)
         metrics = evaluator.score(evaluator.detections)

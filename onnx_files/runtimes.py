@@ -32,15 +32,15 @@ class Session:
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Find the objects in an image.
 
-        The image is RGB, uint8 [H, W, 3], or has the channels and type of the training images, uint8 or float32
-        [H, W, C]. Returns `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32
+        The image is RGB, uint8 [3, H, W], or has the channels and type of the training images, uint8 or float32
+        [C, H, W]. Returns `boxes` float32 [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N], `scores` float32
         [N], best first, and `masks` float32 [N, 1, 28, 28], probabilities.
         """
-        height, width = self.shape[-2:]
-        if (height or len(image), width or image.shape[1]) != image.shape[:2]:
-            got = f"{image.shape[1]} x {image.shape[0]}"
+        (height, width), (own_height, own_width) = self.shape[-2:], image.shape[-2:]
+        if (height or own_height, width or own_width) != (own_height, own_width):
+            got = f"{own_width} x {own_height}"
             raise InputError(f"the file takes images of {width} x {height} pixels, got {got}; export it without --size")
-        pixels = np.ascontiguousarray(image.transpose(2, 0, 1))
+        pixels = np.ascontiguousarray(image)
         if pixels.dtype == np.uint8 and not self.takes_uint8:
             pixels = pixels.astype(np.float32) / np.float32(255)
         if self.batch:

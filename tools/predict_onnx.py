@@ -46,7 +46,7 @@ class OnnxPredictor(ImagePredictor):
         self.model = model
 
     def detect(self, pixels: Sequence[np.ndarray]) -> list[Detection]:
-        return [self.model.detect(image.transpose(1, 2, 0)) for image in pixels]
+        return [self.model.detect(image) for image in pixels]
 
 
 def main(path: str, images: list[str], settings: OnnxSettings) -> None:

@@ -104,7 +104,7 @@ def opened(content: onnx.ModelProto | Path, runtime: str = "onnxruntime") -> Ses
 
 def run_session(session: Session, image: np.ndarray) -> Detection:
     """Detections in an image uint8 [H, W, 3]."""
-    return session.detect(image)
+    return session.detect(image.transpose(2, 0, 1))
 
 
 class Reference:

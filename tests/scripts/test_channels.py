@@ -136,7 +136,7 @@ def test_an_onnx_file_finds_the_same_without_torch(lab: Path, predictor: Predict
         name: stored[name] for name in ("channels", "values", "image_mean", "image_std")
     }
     pixels = tifffile.imread(lab / "data/val2017/1.tif").astype(np.float32)
-    found = model.detect(pixels.transpose(1, 2, 0))
+    found = model.detect(pixels)
     with torch.inference_mode():
         (expected,) = predictor.network.detect([torch.from_numpy(pixels)])
     assert len(found["labels"]) == len(expected["labels"]) > 0

@@ -152,7 +152,7 @@ class SameDetections:
         self.description, self.predictor = OnnxModel(lab / "thin.onnx").description, predictor
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        return self.predictor.detect([image.transpose(2, 0, 1)])[0]
+        return self.predictor.detect([image])[0]
 
 
 @pytest.mark.slow
