@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -150,16 +150,14 @@ def image_folder_of(path: Path, split: str, root: Path) -> Path:
     if not names:
         return candidates[0]
     inside = [name for name in names if not leaves_folder(name)]
-    best, count = most(candidates, lambda folder: sum((folder / name).is_file() for name in inside))
-    if 2 * count >= len(names):
-        return best
+    counts = [sum((folder / name).is_file() for name in inside) for folder in candidates]
+    if 2 * max(counts) >= len(names):
+        return candidates[counts.index(max(counts))]
     stems = {stem_of(name) for name in names}
-    by_base, count = most(
-        candidates, lambda folder: len(stems & {stem_of(name) for name in names_in(folder) if is_image_name(name)})
-    )
-    if 2 * count >= len(stems):
-        return by_base
-    return root if count else candidates[0]
+    counts = [len(stems & set(map(stem_of, filter(is_image_name, names_in(folder))))) for folder in candidates]
+    if 2 * max(counts) >= len(stems):
+        return candidates[counts.index(max(counts))]
+    return root if max(counts) else candidates[0]
 
 
 def rival_folder(split: SplitFiles, root: Path) -> Path | None:
@@ -177,12 +175,6 @@ def rival_folder(split: SplitFiles, root: Path) -> Path | None:
         if others != sizes and all(other >= 0 for other, size in zip(others, sizes) if size >= 0):
             return folder
     return None
-
-
-def most(candidates: list[Path], score: Callable[[Path], int]) -> tuple[Path, int]:
-    """Return the first candidate with the highest score, and the score."""
-    scores = [score(candidate) for candidate in candidates]
-    return candidates[scores.index(max(scores))], max(scores)
 
 
 def image_folders(path: Path, split: str, root: Path) -> list[Path]:

@@ -17,7 +17,6 @@ from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
 from dataset_files.layouts.text_files import beginning, file_per_split, parse_xml
 from dataset_files.problems import shown
 
-HEAD = 1 << 12  # bytes that are read to recognise a file
 LARGEST = 1 << 30  # bytes; larger files are refused
 SUBSET = re.compile(rb'<image [^>]*?\bsubset="([^"]*)"')
 FRAME = re.compile(r"frame_(\d{6,})", re.IGNORECASE)  # the names of images in CVAT's exports of videos
@@ -43,7 +42,7 @@ def find(root: Path) -> list[SplitFiles]:
 
 
 def is_cvat(path: Path) -> bool:
-    head = beginning(path, HEAD)
+    head = beginning(path)
     return all(re.search(tag, head) for tag in (rb"<annotations[\s>]", rb"<(version|meta|image|track)\b"))
 
 

@@ -20,14 +20,13 @@ from dataset_files.conversion_store import Converted, SplitFiles
 from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_folders
 from dataset_files.layouts import coco_builder
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
-from dataset_files.layouts.text_files import beginning, read_json, read_lines
+from dataset_files.layouts.text_files import HEAD, beginning, read_json, read_lines
 from dataset_files.problems import Problems, is_file_name, shown
 
 LABELME, ISAT = "shapes", "objects"  # keys of the lists of objects
 NO_AREA = ("point", "points", "line", "linestrip")
 DEPTH = 4  # levels of folders that are searched for the first JSON
 PEEKED = 3  # JSON files that are read to recognise the layout
-HEAD = 1 << 16  # bytes that are read to recognise a file
 
 
 def as_labelme(content: dict, key: str) -> dict | None:
@@ -75,7 +74,7 @@ def first_files(folder: Path, key: str) -> list[Path]:
 
 def is_of_tool(path: Path, key: str) -> bool:
     """Whether labelme or ISAT (`key`) wrote a file. Only its first bytes are read if they decide: it may be large."""
-    head = beginning(path, HEAD)
+    head = beginning(path)
     has_key = re.search(rb'"%s"\s*:\s*\[' % key.encode(), head) is not None
     if has_key and path.stat().st_size >= HEAD:
         return True

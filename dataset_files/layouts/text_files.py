@@ -16,6 +16,7 @@ from dataset_files.image_files import in_order, names_in, split_folders, split_i
 from dataset_files.problems import Problems, shown
 
 MOST_FILES = 20  # of a suffix in one folder; if there are more, each belongs to an image
+HEAD = 1 << 18  # bytes that are read to recognise a file
 LARGEST_XML = 10 << 20  # bytes
 
 
@@ -40,10 +41,10 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
     return in_order(dict(found))
 
 
-def beginning(path: Path, length: int) -> bytes:
+def beginning(path: Path) -> bytes:
     """Read the first bytes of a file, without zero bytes, byte-order mark and leading white space; b"" on an error."""
     with suppress(OSError), open(path, "rb") as file:
-        return file.read(length).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+        return file.read(HEAD).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
     return b""
 
 

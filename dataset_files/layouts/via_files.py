@@ -12,7 +12,6 @@ from dataset_files.layouts.coco_builder import CocoBuilder, NoArea, Shape
 from dataset_files.layouts.text_files import beginning, file_per_split, read_json
 from dataset_files.problems import Problems, shown
 
-HEAD = 1 << 18  # bytes that are read to recognise a file
 ONLY_CLASS = "object"  # if regions have no attribute
 
 
@@ -26,7 +25,7 @@ def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
 
 def is_via(path: Path) -> bool:
     """Whether a file begins like a VIA project or export."""
-    head = beginning(path, HEAD)
+    head = beginning(path)
     is_export = all(key in head for key in (b'"filename"', b'"size"', b'"regions"'))
     return head.startswith(b"{") and (b'"_via_img_metadata"' in head or is_export)
 
