@@ -28,19 +28,18 @@ from train_utils.trained_model import TrainedModel, open_trained_model
 
 
 def main(settings: PredictSettings) -> None:
-    if settings.webcam is not None and settings.img_path:
-        raise InputError("--webcam and --img-path cannot be given together")
     if settings.webcam is not None:
+        if settings.img_path:
+            raise InputError("--webcam and --img-path cannot be given together")
         require_json_only(settings, "--webcam")
 
     predictor = Predictor.of_trained(open_trained_model(settings), settings)
-    if settings.webcam is not None:
-        predictor.require_rgb("--webcam")
     inputs = settings.weights_path, settings.label_json_path
     if settings.webcam is None:
         given = settings.img_path or [str(example_image(predictor.trained))]
         predict_files(predictor, given, settings, inputs)
     else:
+        predictor.require_rgb("--webcam")
         path = Path(settings.output_dir, "webcam.mp4")
         lines = lines_path(settings, path)
         check_outputs(inputs, [], path.parent, [path, lines] if lines else [path])

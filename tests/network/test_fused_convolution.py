@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbone import conv_norm as conv_norm_module
-from backbone.conv_norm import conv_norm
+from backbone.conv_norm import HAS_BF16, conv_norm
 from backbone.feature_pyramid import FeaturePyramidNetwork
-from backbone.fused_convolution import HAS_BF16
 from backbone.resnet import Bottleneck
 from network_files.heads import MaskRCNNHeads, RPNHead
 from tests.helpers.parity import enliven_norms
