@@ -34,15 +34,15 @@ LARGEST_POINTER = 1024  # bytes; Git LFS's own limit
 Value = TypeVar("Value")
 
 
-def split_folders(folder: Path, suffix: str = "") -> dict[str, Path]:
+def split_paths(folder: Path, suffix: str = "") -> dict[str, Path]:
     """Map "train", "val" and "test" to the sub-folder that is named like the split, if there is one.
 
     With a `suffix` such as ".txt", map them to the file that is named like the split instead.
     """
     found: dict[str, Path] = {}
-    for name in sorted(names_in(folder)):
+    for name in names_in(folder, suffix):
         stem = name.lower().removesuffix(suffix)
-        if stem in SPLIT_NAMES and name.lower() == stem + suffix and (folder / name).is_dir() != bool(suffix):
+        if stem in SPLIT_NAMES and (folder / name).is_dir() != bool(suffix):
             found.setdefault(SPLIT_NAMES[stem], folder / name)
     return in_order(found)
 
@@ -58,10 +58,10 @@ def split_in(name: str) -> str:
     return SPLIT_ORDER[found.lastindex - 1] if found and found.lastindex else ""
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder; an empty list if the folder does not exist."""
+def names_in(folder: Path, suffixes: str | tuple[str, ...] = "") -> list[str]:
+    """Return the names in a folder that end with a suffix, sorted; an empty list if the folder does not exist."""
     with suppress(OSError):
-        return os.listdir(folder)
+        return sorted(name for name in os.listdir(folder) if name.lower().endswith(suffixes))
     return []
 
 

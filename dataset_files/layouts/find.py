@@ -80,7 +80,7 @@ def layout_at(path: Path, class_attribute: str | None = None) -> Layout | None:
 def inner_layouts(root: Path) -> str:
     """Return a hint that names sub-folders with a known layout; "" if none. Unpacked archives often add a folder."""
     found = []
-    for place in sorted(root / name for name in names_in(root) if not name.startswith("."))[:MOST_FOLDERS]:
+    for place in [root / name for name in names_in(root) if not name.startswith(".")][:MOST_FOLDERS]:
         with suppress(ValueError, OSError):
             layout = layout_at(place) if place.is_dir() else None
             if layout is not None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from dataset_files.coco_file import BACKGROUND
 from dataset_files.conversion_store import Converted, SplitFiles
-from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_folders
+from dataset_files.image_files import ImageFinder, files_below, images_below, is_image_name, split_paths
 from dataset_files.layouts import coco_builder
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop, NoArea, Shape
 from dataset_files.layouts.text_files import HEAD, beginning, read_json, read_lines
@@ -53,7 +54,7 @@ def as_labelme(content: dict, key: str) -> dict | None:
 def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
     """Find the splits of a folder with a JSON file per image, written by labelme or ISAT (`key`)."""
     root = Path(os.path.abspath(root))
-    folders = {split: folder for split, folder in split_folders(root).items() if first_files(folder, key)}
+    folders = {split: folder for split, folder in split_paths(root).items() if first_files(folder, key)}
     if not folders and first_files(root, key):
         folders = {"": root}
     files = [path for folder in folders.values() for path in first_files(folder, key)]
@@ -69,7 +70,7 @@ def find(root: Path, key: str = LABELME) -> list[SplitFiles]:
 def first_files(folder: Path, key: str) -> list[Path]:
     """Return the files of labelme or ISAT (`key`) among the first PEEKED JSON files at most DEPTH levels deep."""
     files = (path for path in files_below(folder, DEPTH) if path.suffix.lower() == ".json")
-    return [path for _, path in zip(range(PEEKED), files) if is_of_tool(path, key)]
+    return [path for path in islice(files, PEEKED) if is_of_tool(path, key)]
 
 
 def is_of_tool(path: Path, key: str) -> bool:

@@ -6,10 +6,11 @@ also have a folder of its own with images/ and masks/ in it, as in the Data Scie
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from dataset_files.conversion_store import Converted, SplitFiles
-from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_folders, split_in
+from dataset_files.image_files import files_below, images_below, is_image_name, names_in, split_in, split_paths
 from dataset_files.layouts.coco_builder import CocoBuilder
 from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, instance_crops, read_mask_image
 
@@ -84,7 +85,7 @@ class MaskSplit:
     def seems_right(self) -> bool:
         """Whether any of `parts` has both an image and a mask among the first files of its folders."""
         for part in self.parts:
-            masks, images = ([p.name for p, _ in zip(files_below(f, 2), range(20))] for f in (part.masks, part.images))
+            masks, images = ([p.name for p in islice(files_below(f, 2), 20)] for f in (part.masks, part.images))
             with_images = any(is_image_name(name) or name.endswith(".npy") for name in images)
             if with_images and any(name.lower().endswith(MASK_SUFFIXES) for name in masks):
                 return True
@@ -163,7 +164,7 @@ def find(root: Path) -> list[SplitFiles]:
     """Find the splits of a folder of images and masks."""
     whole = folders_in(root)
     if whole is not None:
-        of_images, of_masks = split_folders(whole.images), split_folders(whole.masks)
+        of_images, of_masks = split_paths(whole.images), split_paths(whole.masks)
         parts = {name: MaskFolders(of_images[name], of_masks[name]) for name in of_images if name in of_masks}
         splits = {name: MaskSplit(part.masks, part.images, [part]) for name, part in (parts or {"": whole}).items()}
     else:
@@ -189,16 +190,18 @@ def sub_folder(root: Path, usual: tuple[str, ...]) -> Path | None:
 
 def splits_below(root: Path) -> dict[str, MaskSplit]:
     """Find splits in sub-folders named after a split (train), or else with names that contain one (stage1_train)."""
-    exact = {name: split for name, folder in split_folders(root).items() if (split := split_at(folder)) is not None}
+    exact = {name: split for name, folder in split_paths(root).items() if (split := split_at(folder)) is not None}
+    if exact:
+        return exact
     found: dict[str, MaskSplit] = {}
-    for folder in sorted(path for path in map(root.joinpath, names_in(root)) if split_in(path.name) and not exact):
+    for folder in map(root.joinpath, filter(split_in, names_in(root))):
         name, split = split_in(folder.name), split_at(folder)
         if split is not None and split.seems_right():
             if name in found:
                 both = f"{found[name].source.name} and {folder.name}"
                 raise ValueError(f"{root}: {both} are both named like a {name} split; rename one, e.g. to 'old'")
             found[name] = split
-    return exact or found
+    return found
 
 
 def split_at(folder: Path) -> MaskSplit | None:
@@ -206,7 +209,7 @@ def split_at(folder: Path) -> MaskSplit | None:
     if (whole := folders_in(folder)) is not None:
         return MaskSplit(whole.masks, whole.images, [whole])
     parts, complete = [], False
-    for place in sorted(folder / name for name in names_in(folder) if not name.startswith(".")):
+    for place in (folder / name for name in names_in(folder) if not name.startswith(".")):
         images, masks = (sub_folder(place, usual) for usual in (IMAGE_FOLDERS, MASK_FOLDERS))
         if images is not None:
             one_image = sum(map(is_image_name, names_in(images))) == 1

@@ -12,7 +12,7 @@ from xml.parsers import expat
 import yaml
 
 from dataset_files.coco_file import naming_json
-from dataset_files.image_files import in_order, names_in, split_folders, split_in
+from dataset_files.image_files import in_order, names_in, split_in, split_paths
 from dataset_files.problems import Problems, shown
 
 MOST_FILES = 20  # of a suffix in one folder; if there are more, each belongs to an image
@@ -28,12 +28,12 @@ def file_per_split(root: Path, suffix: str, is_of_tool: Callable[[Path], bool], 
     """
 
     def files_in(folder: Path) -> list[Path]:
-        names = sorted(name for name in names_in(folder) if name.lower().endswith(suffix))
+        names = names_in(folder, suffix)
         return [folder / name for name in names if is_of_tool(folder / name)] if len(names) <= MOST_FILES else []
 
     if root.is_file():
         return {"": root} if is_of_tool(root) else {}
-    found = [(split, path) for split, folder in split_folders(root).items() for path in files_in(folder)]
+    found = [(split, path) for split, folder in split_paths(root).items() for path in files_in(folder)]
     found = found or [(split_in(path.stem), path) for path in files_in(root)]
     if len(dict(found)) < len(found):
         names = ", ".join(path.relative_to(root).as_posix() for _, path in found)

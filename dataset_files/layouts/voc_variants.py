@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset_files.coco_file import AS_WRITTEN, Reading
 from dataset_files.conversion_store import Converted, SplitFiles
-from dataset_files.image_files import ImageFinder, files_below, names_in, split_folders
+from dataset_files.image_files import ImageFinder, files_below, names_in, split_paths
 from dataset_files.layouts import mask_images, voc_files
 from dataset_files.layouts.coco_builder import CocoBuilder, Crop
 from dataset_files.layouts.mask_images import MASK_SUFFIXES, Blurred, MaskImage
@@ -38,7 +38,7 @@ def find(root: Path) -> list[SplitFiles]:
         return []
     xml = folder / "Annotations"
     tables = [path for name in CLASS_TABLES if (path := folder / name).is_file()]
-    if not tables and not any(name.endswith(".xml") for name in names_in(xml)):
+    if not tables and not names_in(xml, ".xml"):
         expected = "labelmap.txt, class_names.txt or Annotations/*.xml"
         raise ValueError(f"{folder}: nothing names the classes; expected {expected}")
     instances, classes = (masks_folder(folder, name) for name in ("SegmentationObject", "SegmentationClass"))
@@ -55,14 +55,14 @@ def find(root: Path) -> list[SplitFiles]:
 def variant_folder(root: Path) -> Path | None:
     """Return the folder with SegmentationObject: `root`, or VOC* in `root` or in `root`/VOCdevkit; None without one."""
     places = (root, root / "VOCdevkit")
-    years = [place / name for place in places for name in sorted(names_in(place)) if name.startswith("VOC")]
+    years = [place / name for place in places for name in names_in(place) if name.startswith("VOC")]
     return next((folder for folder in (root, *years) if masks_folder(folder, "SegmentationObject")), None)
 
 
 def masks_folder(folder: Path, name: str) -> Path | None:
     """Return the folder {name}PNG, which older labelme2voc versions wrote, or else {name}; None if both lack masks."""
     for candidate in (folder / f"{name}PNG", folder / name):
-        if any(entry.lower().endswith(MASK_SUFFIXES) or (candidate / entry).is_dir() for entry in names_in(candidate)):
+        if names_in(candidate, MASK_SUFFIXES) or any((candidate / entry).is_dir() for entry in names_in(candidate)):
             return candidate
     return None
 
@@ -70,9 +70,9 @@ def masks_folder(folder: Path, name: str) -> Path | None:
 def find_lists(folder: Path) -> dict[str, Path]:
     """Map splits to their lists of images. If no list is named like a split, map "" to one, such as default.txt."""
     for place in (folder / "ImageSets" / "Segmentation", folder / "ImageSets" / "Main"):
-        if splits := split_folders(place, ".txt"):
+        if splits := split_paths(place, ".txt"):
             return splits
-        lists = sorted(name for name in names_in(place) if name.endswith(".txt"))
+        lists = names_in(place, ".txt")
         for name in ("trainval.txt", "default.txt", *lists):
             if name in lists:
                 return {"": place / name}
@@ -172,7 +172,7 @@ class VariantReader:
             masks = (path for path in files_below(self.instances) if path.suffix.lower() in MASK_SUFFIXES)
             names = [path.relative_to(self.instances).with_suffix("").as_posix() for path in masks]
             if reading.boxes_without_masks:
-                names += [Path(n).stem for n in sorted(names_in(self.folder / "Annotations")) if n.endswith(".xml")]
+                names += [Path(n).stem for n in names_in(self.folder / "Annotations", ".xml")]
         for name in dict.fromkeys(names):
             file_name = finder.find(f"{name}.jpg", finder.root)
             if file_name is None:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dataset_files.image_files import SPLIT_NAMES, in_order, names_in, split_folders
+from dataset_files.image_files import SPLIT_NAMES, in_order, names_in, split_paths
 from dataset_files.layouts.text_files import read_lines, read_yaml
 from dataset_files.problems import Problems, shown
 
@@ -37,8 +37,7 @@ def find_yaml(root: Path) -> Path | None:
     """Find the YAML file with `names` and splits; prefer usual file names, then the first in alphabetical order."""
     if root.is_file():
         return root if root.suffix.lower() in (".yaml", ".yml") else None
-    names = sorted(name for name in names_in(root) if name.lower().endswith((".yaml", ".yml")))
-    for name in sorted(names, key=lambda name: name.lower() not in USUAL_NAMES):
+    for name in sorted(names_in(root, (".yaml", ".yml")), key=lambda name: name.lower() not in USUAL_NAMES):
         path = root / name
         if path.is_file() and path.stat().st_size <= LARGEST_YAML:
             text = path.read_bytes().replace(b"\0", b"").decode(errors="replace").lstrip("\ufeff\ufffd")
@@ -131,8 +130,8 @@ def splits_of_folders(root: Path) -> dict[str, YoloSplit]:
         return {}
     source, class_names = found
     images = root / "images" if (root / "images").is_dir() else root
-    lists = split_folders(source.parent, ".txt") | split_folders(root, ".txt")
-    entries = in_order(lists) or split_folders(images) or split_folders(root) or {"": images}
+    lists = split_paths(source.parent, ".txt") | split_paths(root, ".txt")
+    entries = in_order(lists) or split_paths(images) or split_paths(root) or {"": images}
     return {name: YoloSplit(source, root, class_names, [path], problems) for name, path in entries.items()}
 
 
@@ -142,8 +141,8 @@ def find_class_list(root: Path, problems: Problems) -> tuple[Path, list[str]] | 
     labelImg writes one into every folder of labels, but appends new classes to only one of them. Raises ValueError if a
     list is invalid, or not the beginning of another.
     """
-    labels, splits = root / "labels", split_folders(root).values()
-    places = [root, root / "data", labels, *split_folders(labels).values(), root / "images"]
+    labels, splits = root / "labels", split_paths(root).values()
+    places = [root, root / "data", labels, *split_paths(labels).values(), root / "images"]
     places += [place for split in splits for place in (split, split / "labels")]
     paths = [place / name for place in places for name in CLASS_LISTS]
     lists = {path: read_lines(path, problems) for path in paths if path.is_file()}
