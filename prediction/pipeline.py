@@ -29,11 +29,11 @@ FAST = 1  # compression of drawn images: a fifth of the time of the default, fil
 
 
 class Outcome(NamedTuple):
-    """An item and its result. If the item's image cannot be read, the result is None and `error` states the reason."""
+    """An item (an image file or a video frame) and its result, which is None if the image cannot be read."""
 
     item: Any
     result: Any
-    error: str = ""
+    error: str = ""  # why the image cannot be read
 
 
 def predict_images(
@@ -102,13 +102,14 @@ def predict_all(
     predictor: ImagePredictor, items: Iterable[Item], load: Callable[[Item], Any],
     finish: Callable[[Item, Prediction, float], Any],
 ) -> Iterator[Outcome]:  # fmt: skip
-    """Load, predict and finish items in batches, and yield the `Outcome` of each item in order.
+    """Predict the images of items (image files or video frames). Yield the `Outcome` of each item in order.
 
     Only a few images are in memory at a time, even if there are many items or one of the steps is slow.
 
     Args:
         load: reads an item's image, in a thread; a ValueError becomes the error of the item's outcome.
-        finish: turns an item, its prediction and the network's seconds into the outcome's result, in a thread.
+        finish: turns an item, its prediction and the seconds that the network took into the outcome's result, in a
+            thread.
     """
 
     def loaded(item: Item) -> Outcome:

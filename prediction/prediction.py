@@ -51,7 +51,7 @@ class Prediction:
         return planes
 
     def crops(self) -> list[Crop]:
-        """Return left, top and pixels, bool [h, w], of each mask. The crop of an empty mask has no pixels."""
+        """Return the crop of each mask: left, top and pixels, bool [h, w]. The crop of an empty mask has no pixels."""
         return [(left, top, crop.astype(bool)) for left, top, crop in decode_crops(self.codes)]
 
     def draw(self, enlarge: bool = True) -> Image.Image:

@@ -50,7 +50,7 @@ class Predictor(ImagePredictor):
 
     @classmethod
     def of_trained(cls, trained: TrainedModel, settings: PredictorSettings) -> "Predictor":
-        """Return a predictor for an open model. Only ImageSettings, `batch_size` and `tta` of `settings` are used."""
+        """Return a predictor for a loaded model. Of `settings`, only ImageSettings, `batch_size` and `tta` are used."""
         predictor = cls.__new__(cls)
         predictor.set_up(trained, settings)
         return predictor

@@ -19,7 +19,7 @@ from prediction.prediction import Classes, Prediction
 from prediction.sources import Source
 from train_utils.errors import InputError
 
-MOST_INSTANCES = 65535  # values of a 16-bit mask
+MOST_INSTANCES = 65535  # highest value in a 16-bit mask
 TABLE_HEAD = ("file", "name", "score", "x1", "y1", "x2", "y2", "area", "instance")
 
 
@@ -127,6 +127,6 @@ class CropSaver(Saver):
 
 
 def in_file_name(class_name: str) -> str:
-    """Make a class name fit for a file name. The result has no "_", so that no two objects get the same file."""
+    """Make a class name fit for the file names of `CropSaver`: without "_", which separates it from the number."""
     name = re.sub(r"[^\w.-]+|_", "-", class_name).strip("-.")
     return os.fsencode(name)[:50].decode(errors="ignore") or "object"

@@ -55,7 +55,7 @@ def find_sources(given: Iterable[str | Path], output_folder: Path) -> list[Sourc
 
 
 def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the path of each file that an argument names, and the file's name relative to the argument's folder."""
+    """Yield each file that a path or a pattern names: the file's path, and its path relative to the searched folder."""
     path = Path(text)
     if path.is_file():
         yield path, path.name
@@ -76,7 +76,7 @@ def files_of(text: str, output_folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def matching_files(pattern: str, folder: Path) -> list[Path]:
-    """List each image and video that matches a pattern, and each image in a folder that matches the pattern.
+    """List the images and videos that match a pattern, and the images in all folders that match the pattern.
 
     `folder` is the folder that the pattern names before the first wildcard.
     """
@@ -95,7 +95,7 @@ def matching_files(pattern: str, folder: Path) -> list[Path]:
 
 
 def fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path, or of a folder above the path, match a pattern. "**" matches any number of parts."""
+    """Whether a path or one of its parent folders matches a pattern. "**" matches any number of parts of the path."""
     if not wanted:
         return True
     if wanted[0] == "**":
@@ -143,7 +143,7 @@ def comparable(name: str) -> str:
 
 
 def with_ids(sources: Sequence[Source], annotation_file: str | None = None) -> list[Source]:
-    """Return the images with their number, their id in written results and, if known, their annotated size.
+    """Return copies of the images' sources with `number`, `id` and, if an annotation file is given, `size`.
 
     Args:
         annotation_file: a COCO file in which to look up ids and sizes, by file name below the given folder, else by

@@ -85,7 +85,7 @@ class ImagePredictor:
 
     @property
     def images_per_step(self) -> int:
-        """The number of images to load for one call of `find`: one if images are tiled, as tiles fill batches."""
+        """The number of images to pass to `find`: `batch_size`, but 1 with --tile, as one image then fills batches."""
         return 1 if self.tile else self.batch_size
 
     def require_rgb(self, what: str | Path) -> None:

@@ -40,7 +40,7 @@ class Part:
     left: int
     top: int
     crop: np.ndarray  # bool [h, w], the mask's pixels at (left, top)
-    is_cut: bool  # whether it may continue beyond its tile
+    is_cut: bool  # whether the object may continue beyond the tile
 
     @property
     def window(self) -> Window:
@@ -56,7 +56,7 @@ class Part:
 def tiles_of(image_size: tuple[int, int], side: int | None, overlap: float) -> list[Tile]:
     """Return equally large tiles, row by row, that cover an image of this width and height.
 
-    Tiles overlap by at least `overlap` of their side in pixels; without a side, the whole image is one tile.
+    Tiles overlap by at least the share `overlap` of `side`, in pixels. If `side` is None, the whole image is one tile.
     """
     width, height = image_size
     if side is None:
@@ -108,7 +108,7 @@ def merge_tiles(
 
 
 def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the inner part of a tile, without the border strips. A side at the image's border is infinitely far."""
+    """Return left, top, right and bottom of a tile without its border strips; infinite at the image's border."""
     strip = BORDER * max(tile[2] - tile[0], tile[3] - tile[1])
     left, top = (-math.inf if start == 0 else start + strip for start in tile[:2])
     right, bottom = (math.inf if end == length else end - strip for end, length in zip(tile[2:], size[::-1]))
@@ -118,7 +118,7 @@ def inside_of(tile: Tile, size: tuple[int, int]) -> tuple[float, float, float, f
 def parts_of(
     number: int, tile: Tile, found: Detection, insides: np.ndarray, encode: Encode, agnostic: bool
 ) -> Iterator[Part]:
-    """Convert a tile's detections to pixels of the image. `insides`, float64 [T, 4], are all tiles' inner parts."""
+    """Convert a tile's detections to pixels of the image. `insides`, float64 [T, 4], is `inside_of` of all tiles."""
     left, top, right, bottom = tile
     codes = encode(found["masks"], found["boxes"], (bottom - top, right - left))
     boxes = found["boxes"].astype(np.float64) + (left, top, left, top)
@@ -131,7 +131,7 @@ def parts_of(
 
 
 def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
-    """Whether a part lies wholly in its tile's border strip, and wholly in another tile's inner part."""
+    """Whether to drop a part: it lies in the border strips of its tile, but clear of the strips of another tile."""
     low, high = insides[:, :2], insides[:, 2:]
     if (part.box[2:] > low[part.tile]).all() and (part.box[:2] < high[part.tile]).all():
         return False
@@ -139,7 +139,7 @@ def is_left_to_another(part: Part, insides: np.ndarray) -> bool:
 
 
 def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
-    """Group the parts of the same object, the best agreeing pairs first. A group has at most one part of each tile."""
+    """Group parts that show one object, pairs with the highest IoU first. A group has at most one part per tile."""
     owner = list(range(len(parts)))
     groups = {i: [part] for i, part in enumerate(parts)}
     for _, i, j in sorted(agreements(parts, tiles), key=lambda pair: -pair[0]):
@@ -152,7 +152,7 @@ def grouped(parts: Sequence[Part], tiles: Sequence[Tile]) -> list[list[Part]]:
 
 
 def agreements(parts: Sequence[Part], tiles: Sequence[Tile]) -> Iterator[tuple[float, int, int]]:
-    """Yield each pair of parts that show one object in different tiles: the agreement and the two indices."""
+    """Yield the IoU and both indices of each pair of parts that show one object in two tiles (see `agreement_of`)."""
     windows = np.array([part.window for part in parts]).reshape(-1, 4)
     owners = np.array([part.tile for part in parts], dtype=np.int64)
     for a, b in combinations(range(len(tiles)), 2):
@@ -167,7 +167,7 @@ def agreements(parts: Sequence[Part], tiles: Sequence[Tile]) -> Iterator[tuple[f
 
 
 def agreement_of(one: Part, other: Part, seen_by_both: Window) -> float:
-    """Return the IoU of two parts' masks in the window that both tiles see; 0 if they show different objects."""
+    """Return the IoU of two parts' masks in the window that both tiles see; 0 if the parts show different objects."""
     shared = intersection(one.window, other.window)
     common = int(np.count_nonzero(one.inside(shared) & other.inside(shared)))
     if common == 0:
@@ -190,7 +190,7 @@ def intersection(one: Window, other: Window) -> Window | None:
 
 
 def merged(parts: Sequence[Part]) -> Part:
-    """Merge an object's parts: return the best part that is not cut, or the union with the best label and score."""
+    """Return the best whole part of an object; if all are cut off, their union with the best part's label and score."""
     whole = [part for part in parts if not part.is_cut]
     best = max(whole or parts, key=lambda part: part.score)
     if whole or len(parts) == 1:

@@ -155,7 +155,7 @@ class VideoReader:
             self.error = f"{self.path}: is damaged ({error})"
 
     def shortfall(self, frames: int, seconds: float) -> str:
-        """Describe how many of the frames or seconds that the file states could be read; "" if (almost) all."""
+        """Describe how much of the stated number of frames or duration could be read; "" if (almost) all."""
         if frames == 0:
             return f"{self.path}: holds no readable frame"
         if frames < (1 - SLACK) * self.stated - 1:
@@ -166,7 +166,7 @@ class VideoReader:
 
 
 def display_matrix(decoded: Any) -> tuple[int, int, int, int] | None:
-    """Return a decoded frame's display matrix, as in `Frame`; None without a display matrix of quarter turns."""
+    """Return the `Frame.matrix` of a decoded frame; None if the frame stores none, or one for an angle like 45°."""
     data = decoded.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -186,10 +186,10 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 def recording(
     av: Any, path: Path, json_path: Path | None, rate: Fraction, time_base: Fraction
 ) -> Iterator[Callable[[int, int, Image.Image, Prediction], None]]:
-    """Open a video, and JSON lines if `json_path` is given. Yield a function that appends a drawn frame.
+    """Write a video and, if `json_path` is given, a file of JSON lines. Yield a function that appends a frame to both.
 
-    The function takes number, time in units of `time_base` seconds, drawing and prediction. The video is H.264 at
-    `rate` frames per second. Odd sides get one more row or column. Without frames, no video is written.
+    The function takes a frame's number, time in units of `time_base` seconds, drawing and prediction. The video is
+    H.264 at `rate` frames per second. An odd width or height grows by one pixel. Without frames, no video is written.
     """
     with writing_output(), ExitStack() as stack:
         lines = None if json_path is None else stack.enter_context(open_new(json_path))

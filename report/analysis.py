@@ -49,7 +49,7 @@ def analyse(data: EvalData, kind: str) -> Analysis:
 
 
 def boundary_metrics(data: EvalData, labels: Mapping[int, int] | None = None) -> Metrics:
-    """Compute COCO's metrics of boundaries (see matching.py). `labels`: label -> category id; None if equal."""
+    """Compute COCO's boundary metrics (see matching.py). `labels`: label -> category id; None if both are equal."""
     data = data.of_kind("boundary")
     areas = match_areas(data, find_overlaps(data, "boundary"), "boundary")
     results = average_precision.class_results(data, areas["AP"].matching)

@@ -1,4 +1,4 @@
-"""Compute the AP of classes and of groups of objects from a matching, with curves, best F1 and calibration.
+"""Compute AP per class and per group of objects, precision curves, best F1 and calibration of detections.
 
 Curves and APs of classes equal those of hotcoco and pycocotools. They are computed here because the groups, and the
 repairs of error_kinds.py, need the AP of subsets of detections and objects, which neither library supports.
@@ -72,7 +72,7 @@ def class_results(data: EvalData, matching: Matching) -> list[ClassResult]:
 
 
 def mean_curves(results: Sequence[ClassResult]) -> np.ndarray:
-    """Average the curves of the classes that have objects, float64 [3, 101]; NaN without such a class."""
+    """Return the mean of `ClassResult.curves`, float64 [3, 101], over classes with objects; NaN if there are none."""
     curves = [result.curves for result in results if result.objects]
     return np.mean(curves, axis=0) if curves else np.full((3, 101), np.nan)
 
@@ -94,9 +94,9 @@ def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> li
 
 
 def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int) -> np.ndarray:
-    """Return COCO's precision at 101 recalls, float64 [T, 101]. The mean of a row is AP.
+    """Return COCO's precision at T IoUs and 101 recalls, float64 [T, 101]. The mean of a row is the AP at that IoU.
 
-    COCO uses the best precision at that or a higher recall, and 0 beyond the highest recall reached. `right` and
+    COCO uses the best precision at the same or a higher recall, and 0 beyond the highest recall reached. `right` and
     `counted`, bool [T, N] by descending score, state whether a detection is matched, and whether it counts (is not
     ignored). `objects`, at least 1, is the number of objects to find.
     """
@@ -109,7 +109,7 @@ def interpolated_precision(right: np.ndarray, counted: np.ndarray, objects: int)
 
 
 def best_f1(scores: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: int) -> BestScore:
-    """Find the score threshold with the best F1 for detections [N], sorted by descending score."""
+    """Find the score threshold with the best F1. Detections [N] are as in `interpolated_precision`, at one IoU."""
     scores, right = scores[counted], right[counted]
     if not objects or not right.any():
         return NO_SCORE
@@ -161,11 +161,11 @@ class Group:
 
 
 def all_groups(data: EvalData, matching: Matching, kind: str) -> dict[str, list[Group]]:
-    """Compute AP per range of GROUPS: by size, by number of objects in the image, and by distance to the border.
+    """Compute the AP of objects grouped by size, by number of objects in the image, and by distance to the border.
 
-    Detections are matched once, to all objects. A matched detection belongs to its object's group, any other to the
-    group of its own size or place. COCO repeats the matching for small, medium and large objects, so its AP can differ
-    in the third decimal.
+    Detections are matched once, to all objects. A matched detection belongs to the group of its object, any other
+    detection to the group of its own size, image or distance. COCO repeats the matching for small, medium and large
+    objects, so its AP can differ in the third decimal.
     """
     objects, found = data.objects, data.detections
     in_image = np.bincount(objects.images, minlength=len(data.image_ids))

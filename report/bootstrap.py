@@ -35,7 +35,7 @@ METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # COCO's 
 
 
 class Interval(NamedTuple):
-    """A confidence interval of a metric. Both ends are NaN if no resample has a value, or for too few images."""
+    """A confidence interval of a metric. Both ends are NaN if too few images have objects."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ def interval_of(samples: np.ndarray, tail: float) -> Interval:
 
 
 def tail_of(images: np.ndarray) -> float:
-    """Return the share of resamples to leave out at each end of a 95 % interval.
+    """Return the share of resamples to leave out at each end of a 95 % interval: 2.5 %, or less for few images.
 
     NaN if fewer than five images have objects. Resamples of n images have a variance that is too small by the factor
     (n - 1) / n. The mean over classes gets the factor of the sum of the classes' variances, taken as 1 / n.
@@ -160,10 +160,10 @@ def aps_of_classes(data: EvalData, matching: Matching, to_find: np.ndarray, weig
 def resampled_ap(
     right: np.ndarray, counted: np.ndarray, images: np.ndarray, owners: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Compute the AP of one class in each resample.
+    """Compute the AP of one class at each IoU and in each resample from matched detections.
 
-    Precision is needed only at correct detections, since it falls between them. The number of detections up to each is
-    summed once, for those that count at most IoUs, and then corrected at each IoU for the few that differ.
+    Precision is needed only at correct detections, since it falls between them. The number of detections up to each
+    correct one is summed once, over the detections that count at the majority of IoUs, and then corrected per IoU.
 
     Args:
         right, counted: bool [T, N], whether a detection is matched, and whether it counts; by descending score.
@@ -204,7 +204,7 @@ def resampled_ap(
 
 
 def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) -> np.ndarray:
-    """Return how many of COCO's recalls 0.01, 0.02, ..., 1 lie at or below the recalls `hits` [E, R] / `objects` [R].
+    """Count the recall thresholds 0.01, 0.02, ..., 1 of COCO that `hits` [E, R] out of `objects` [R] reach.
 
     `short` is the result of `just_short`.
     """
@@ -217,7 +217,10 @@ def recalls_reached(hits: np.ndarray, objects: np.ndarray, short: np.ndarray) ->
 
 
 def just_short(objects: np.ndarray) -> np.ndarray:
-    """Mark the numbers of hits whose recall k / 100 is below COCO's threshold due to rounding, bool [1 + hits, R]."""
+    """Mark numbers of hits that reach a recall of exactly k / 100, where COCO's rounded threshold is slightly higher.
+
+    Returns bool [1 + most objects, R], by number of hits and resample.
+    """
     short = np.zeros((int(objects.max()) + 1, len(objects)), dtype=bool)
     for k in np.flatnonzero(RECALLS > np.arange(101) / 100):
         columns = np.flatnonzero((objects * k % 100 == 0) & (objects > 0))
@@ -226,7 +229,7 @@ def just_short(objects: np.ndarray) -> np.ndarray:
 
 
 def sums_up_to(weights: np.ndarray, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the sum of `weights[rows[:end]]` for each of the ascending `ends`, [E, R]."""
+    """Return `weights[rows[:end]].sum(axis=0)` for each of the E ascending `ends`, [E, R]."""
     sums, begin = np.empty((len(ends), weights.shape[1]), weights.dtype), 0
     for one, end in zip(sums, ends.tolist()):
         weights[rows[begin:end]].sum(axis=0, out=one)

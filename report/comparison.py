@@ -30,7 +30,10 @@ HEAD = (
 
 @dataclass
 class Row:
-    """A metric, or the AP of a class, for A and for B. NaN: no such objects, or too few images for an interval."""
+    """The values of A and B for a metric, or for the AP of a class.
+
+    They are NaN if there are no such objects; intervals and `ahead` also if too few images have objects.
+    """
 
     name: str  # of the metric or the class
     objects: int  # without crowds; of all sizes
@@ -76,9 +79,9 @@ class KindComparison:
 
 @dataclass
 class Comparison:
-    """A and B, compared by masks, boxes or boundaries. The tuples hold the name and the data of A and of B."""
+    """Two sets of detections, A and B, compared by masks, boxes or boundaries."""
 
-    names: tuple[str, str]
+    names: tuple[str, str]  # of A and of B
     data: tuple[EvalData, EvalData]
     kinds: list[KindComparison]
 
@@ -121,7 +124,7 @@ def row(name: str, objects: int, a: Resampled, b: Resampled, metric: int, k: int
 
 
 def table(comparison: Comparison) -> str:
-    """Format the comparison as text. The last line is the verdict by the first kind."""
+    """Format the comparison as text. The last line is the verdict on the first of `comparison.kinds`."""
     lines = [f"{letter}: {name}" for letter, name in zip("AB", comparison.names)]
     for each in comparison.kinds:
         width = max(len(row.name) for row in each.metrics + each.classes)

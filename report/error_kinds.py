@@ -97,7 +97,7 @@ def cost_of_each(
     counts = object_counts(data)
 
     def ap50(classes: np.ndarray, right: np.ndarray, counted: np.ndarray, to_find: np.ndarray) -> float:
-        """Return mean AP50. A class whose objects are all subtracted has AP 1, or 0 if it has a false detection."""
+        """Return mean AP50. A class with no objects left to find has AP 1, or 0 if it has a false detection."""
         aps = []
         for k, chosen in enumerate(detections_by_class(data, classes)):
             if counts[k] and to_find[k]:

@@ -69,7 +69,7 @@ class Gallery:
         return f"{', '.join(parts)} – {self.data.file_names[shot.image]}"
 
     def content(self) -> dict[str, Any]:
-        """Return `images` by index and `shots`, ready for JSON. Coordinates are pixels of the images."""
+        """Return the images, by index, and the shots as data for the page's script, in coordinates of the images."""
         shots: list[list[Any]] = [[*shot, self.view(shot, crop), None, caption] for shot, caption, crop in self.shots]
         crops: dict[int, list[int]] = {}
         for number, (shot, _, crop) in enumerate(self.shots):
@@ -145,7 +145,7 @@ class Gallery:
         ]  # fmt: skip
 
     def view(self, shot: Shot, crop: bool) -> list[int]:
-        """Return a shot's view as x, y, width, height: around its object and detection, or else the whole image."""
+        """Return [x, y, width, height] to show: a region around the shot's object and detection, or the whole image."""
         size = self.data.sizes[shot.image][::-1]
         boxes = [self.data.objects.boxes[shot.object]] if shot.object >= 0 else []
         boxes += [self.data.detections.boxes[shot.detection]] if shot.detection >= 0 else []

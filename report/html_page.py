@@ -80,7 +80,7 @@ def is_own_page(path: Path) -> bool:
 def write_report(folder: Path, given: ReportInput) -> Path:
     """Create the folder, write report.html and its numbers as CSV and JSON into it, and return the page's path.
 
-    Masks come first if there are any. The first kind determines images and suspects.
+    Which images and suspects the page shows depends on the first kind: masks if given, else boxes, else boundaries.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -124,7 +124,7 @@ def write_report(folder: Path, given: ReportInput) -> Path:
 
 
 def render(template: str, content: Mapping[str, Any], **context: Any) -> str:
-    """Fill in a template of page/, with the style and the script of all pages. The script reads `content`."""
+    """Render a template of page/ with `context`. The page embeds `content` as JSON, which the page's script reads."""
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -213,7 +213,7 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
-    """Prepare a matrix for the page, without empty classes.
+    """Convert a matrix over classes for the template. Classes whose row and column are all 0 are left out.
 
     Returns the `used` classes, and `rows` of (class, [(class, number, colour strength)]). `totals`, int64 [K], is the
     number in each row of `numbers`, [K, K], that gets the strongest colour.
@@ -225,7 +225,7 @@ def matrix(numbers: np.ndarray, totals: np.ndarray) -> dict[str, Any]:
 
 
 def small_curves(curves: np.ndarray) -> list[str]:
-    """Return curves [3, 101] as SVG paths of steps: each value is one unit wide, and precision 1 is 100 units high."""
+    """Convert curves [3, 101] to stepped SVG paths. Each value is one unit wide, and precision 1 is 100 units high."""
     paths = []
     for curve in curves:
         heights = [f"{100 * (1 - value):.6g}" for value in curve.tolist()]
@@ -241,16 +241,16 @@ def class_rows(splits: Mapping[str, DataStatistics], data: EvalData) -> list[lis
     return sorted(rows, key=lambda row: not any(row[1:]))
 
 
-class Bar(NamedTuple):
-    """The bars above a tick of the axis, one per series."""
+class BarGroup(NamedTuple):
+    """The bars at one tick of the axis, one bar per series."""
 
     tick: Sequence[str]  # lines of text
     heights: Sequence[float]
-    text: str = ""  # above the bar
+    text: str = ""  # above the bars
 
 
 class Chart(NamedTuple):
-    bars: list[Bar]
+    bars: list[BarGroup]
     across: str  # label of the axis
     upwards: str
     top: float  # upper end of the axis
@@ -260,7 +260,7 @@ def calibration_chart(found: Calibration) -> Chart:
     """Chart the share of correct detections over their scores, with the number of detections above each bar."""
     number = len(found.counts)
     bars = [
-        Bar([f"{k / number:.1f}"], [right], short(count) if count else "")
+        BarGroup([f"{k / number:.1f}"], [right], short(count) if count else "")
         for k, (right, count) in enumerate(zip(np.nan_to_num(found.right).tolist(), found.counts.tolist()))
     ]
     return Chart(bars, "score, from", "share that is right", 1)
@@ -268,7 +268,7 @@ def calibration_chart(found: Calibration) -> Chart:
 
 def cost_chart(costs: Mapping[str, float]) -> Chart:
     """Chart how much AP50 rises if the errors of each kind are repaired."""
-    bars = [Bar([name], [max(100 * cost, 0)], f"{100 * cost:.1f}") for name, cost in costs.items()]
+    bars = [BarGroup([name], [max(100 * cost, 0)], f"{100 * cost:.1f}") for name, cost in costs.items()]
     return Chart(bars, "kind of error", "points of AP50 to be gained", round_top(bars))
 
 
@@ -276,7 +276,7 @@ def group_chart(groups: Sequence[Group], label: str) -> Chart:
     """Chart the AP of each group, with its number of objects below."""
     names = [g.name.replace("under ", "<").replace("over ", ">").replace(" and more", "+") for g in groups]
     bars = [
-        Bar([name, f"n={short(g.objects)}"], [float(np.nan_to_num(g.ap))], "–" if math.isnan(g.ap) else f"{g.ap:.2f}")
+        BarGroup([name, f"n={short(g.objects)}"], [0.0 if math.isnan(g.ap) else g.ap], fixed(g.ap, 2))
         for name, g in zip(names, groups)
     ]
     return Chart(bars, label, "AP", 1)
@@ -290,12 +290,12 @@ def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, s
         for values in (getattr(of_split, name) for of_split in splits.values()):
             bins = (np.searchsorted(edges, values, side="right") - 1).clip(0, len(edges) - 2)
             shares.append(100 * np.bincount(bins, minlength=len(edges) - 1) / max(len(values), 1))
-        bars = [Bar([tick], heights) for tick, heights in zip(ticks.split(), np.stack(shares, axis=1).tolist())]
+        bars = [BarGroup([tick], heights) for tick, heights in zip(ticks.split(), np.stack(shares, axis=1).tolist())]
         charts.append((Chart(bars, label, "percent", round_top(bars)), title, reading % beside))
     return charts
 
 
-def round_top(bars: Sequence[Bar]) -> float:
+def round_top(bars: Sequence[BarGroup]) -> float:
     """Return a round number that is at least 1 and not below any bar."""
     highest = max(1.0, *(height for bar in bars for height in bar.heights))
     power = 10 ** math.floor(math.log10(highest))

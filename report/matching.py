@@ -76,7 +76,7 @@ def find_overlaps(data: EvalData, kind: str) -> Overlaps:
 
 
 def boundary_codes(codes: Sequence[dict]) -> list[dict]:
-    """Convert the run-length codes of one image's masks, at least one, to those of the masks' boundaries."""
+    """Convert run-length codes of one or more masks of an image to run-length codes of the masks' boundaries."""
     height, width = codes[0]["size"]
     steps = max(round(DILATION * float(np.hypot(height, width))), 1)
     crops = ((left, top, mask_contour(crop.astype(bool), steps)) for left, top, crop in decode_crops(codes))

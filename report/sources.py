@@ -178,7 +178,7 @@ def detect(settings: ValidationSettings, trained: TrainedModel, dataset: Instanc
 
 
 def compare_sides(settings: ValidationSettings) -> tuple[Comparison, str] | None:
-    """Compare the two files of --compare. Each is a results file, or weights, which first detect objects in the data.
+    """Compare the two files of --compare. Each is a results file, or weights, which are first run on the data.
 
     Returns the comparison and a description of the data, or None on all but the main process. Raises InputError if a
     file cannot be used, or if the two files cannot be compared.
@@ -244,7 +244,7 @@ def with_categories_of(opened: InstanceDataset, trained: TrainedModel, results: 
 
 
 def read_all(path: str, content: dict[str, Any], settings: ValidationSettings) -> Results:
-    """Read a results file for the kinds that --iou-type names, by default those that the file's first entry has."""
+    """Read the boxes, the masks or both from a results file: those in --iou-type, else those in the first entry."""
     entries = read_json(path, "--compare")
     first = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
     kinds = settings.kinds(*([kind for kind in ("segm", "bbox") if SHAPES[kind] in first] or ["bbox"]))

@@ -75,8 +75,8 @@ def contradicted(data: EvalData, errors: Errors) -> list[Suspect]:
 def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
     """Return annotated objects that no detection overlaps.
 
-    The confidence is the share of similar objects that a detection overlaps. Similar objects are those of the same
-    class and the same third of its sizes.
+    The confidence is the share of similar objects that a detection overlaps. Similar objects are those of the
+    same class and of the same third of the class by area.
     """
     objects = data.objects
     touched = np.zeros(len(objects), dtype=bool)
@@ -93,7 +93,7 @@ def never_found(data: EvalData, overlaps: Overlaps) -> list[Suspect]:
 
 
 def annotated_twice(data: EvalData) -> list[Suspect]:
-    """Return the second of each two annotations with nearly the same box. The confidence is the IoU of the boxes."""
+    """Return the second of each pair of annotations with nearly equal boxes. The confidence is the IoU of the boxes."""
     objects = data.objects
     corners = np.concatenate((objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]), axis=1)
     borders = np.searchsorted(objects.images, np.arange(len(data.image_ids) + 1))
