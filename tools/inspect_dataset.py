@@ -22,7 +22,7 @@ from dataset_files.stored_images import stored_header
 from train_utils.data_check import describe_classes, describe_contents, outcome_of, require_objects
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.models import ModelConfig, anchors_of
-from train_utils.open_data import choose_splits, layout_of, open_both, with_type_of_values
+from train_utils.open_data import open_both
 from train_utils.option_parsing import natural, option, positive, positive_number
 from train_utils.options import DataSettings
 from train_utils.sampled_images import anchor_fit
@@ -49,10 +49,7 @@ def main(settings: ReportSettings) -> None:
     if settings.data_path is None and settings.train_json is None:
         raise InputError("name the folder of the data: tools/inspect_dataset.py FOLDER")
     with reading_input():
-        layout = layout_of(settings)
-        splits = choose_splits(layout, settings, for_training=False)
-        train_set, val_set = open_both(layout, splits, settings, settings.seed, held_out={})
-        train_set.form = val_set.form = with_type_of_values(train_set)
+        layout, train_set, val_set = open_both(settings, settings.seed, held_out={}, for_training=False)
     if settings.show:
         with reading_input():
             refuse_overwriting(files_of(train_set, val_set), [Path(settings.output)])

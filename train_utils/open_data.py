@@ -34,10 +34,7 @@ def open_training_data(
 ) -> tuple[InstanceDataset, InstanceDataset]:
     """Open and check the training and the validation set, with the same labels. InputError names all faults at once."""
     with reading_input():
-        layout = layout_of(settings)
-        splits = choose_splits(layout, settings, for_training=True)
-        train_set, val_set = open_both(layout, splits, settings, seed, held_out or {})
-        train_set.form = val_set.form = with_type_of_values(train_set)
+        layout, train_set, val_set = open_both(settings, seed, held_out or {}, for_training=True)
     if is_main():
         where = settings.data_path or settings.train_json
         print(f"{where}: {layout.name} layout, {describe_classes(train_set)}", flush=True)
@@ -75,9 +72,8 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
     if not any(getattr(settings, s) for s in SOURCES):
         raise InputError("the weights do not record which data they were trained on; give --data-path")
     with reading_input():
-        layout = layout_of(settings)
-        training, split = choose_splits(layout, settings, for_training=False)
-        opened = open_files(layout, split, settings)
+        _, training, split = choose_splits(settings, for_training=False)
+        opened = open_files(split, settings)
         plan = plan_of(settings)
         if training is split and (held_out or split.name in ("", "train")):
             names = find_held_out(opened, held_out or {}, same_data or (None if settings.val_json else False))
@@ -89,11 +85,10 @@ def open_held_out(settings: DataSettings, trained_with: Mapping, held_out: HeldO
 
 def open_training_beside(settings: DataSettings, held_out: InstanceDataset) -> InstanceDataset | None:
     """Open the training split beside the validation split `held_out`; None if it is empty or cannot be opened."""
-    layout = layout_of(settings)
-    training, validation = choose_splits(layout, settings, for_training=False)
+    _, training, validation = choose_splits(settings, for_training=False)
     plan = plan_of(settings)
     try:
-        opened = open_files(layout, training, settings)
+        opened = open_files(training, settings)
         if training is validation:
             plan = plan._replace(images=image_names(opened) - set(held_out.image_names()))
         dataset = CocoDetection(opened, "train", plan=plan)
@@ -116,8 +111,12 @@ def layout_of(settings: DataSettings) -> Layout:
     return find_layout(Path(settings.data_path), settings.class_attribute)
 
 
-def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) -> tuple[SplitFiles, SplitFiles]:
+def choose_splits(settings: DataSettings, for_training: bool) -> tuple[Layout, SplitFiles, SplitFiles]:
     """Choose the training split and the validation split. If there is only one split, return it twice."""
+    layout = layout_of(settings)
+    for name in ("boxes_from_masks", "crowds_are_objects"):
+        if layout.name == VOC and getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
     by_name = {split.name: split for split in layout.splits}
     training = by_name.get("train") or by_name.get("") or layout.splits[0]
     validation = by_name.get("val") or by_name.get("test") or training
@@ -134,13 +133,10 @@ def choose_splits(layout: Layout, settings: DataSettings, for_training: bool) ->
         )
     if training is not validation and validation.name == "test" and is_main():
         print(f"{settings.data_path}: no validation split, validating on the test split", flush=True)
-    return training, validation
+    return layout, training, validation
 
 
-def open_files(layout: Layout, split: SplitFiles, settings: DataSettings) -> OpenedSplit:
-    for name in ("boxes_from_masks", "crowds_are_objects"):
-        if layout.name == VOC and getattr(settings, name):
-            raise InputError(f"--{name.replace('_', '-')} is not for {layout.name}'s layout; leave it out")
+def open_files(split: SplitFiles, settings: DataSettings) -> OpenedSplit:
     reading = Reading(*(getattr(settings, name) for name in Reading._fields))
     return open_split_index(split, reading, settings.class_attribute or "")
 
@@ -159,23 +155,28 @@ def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
 
 
 def open_both(
-    layout: Layout, splits: tuple[SplitFiles, SplitFiles], settings: DataSettings, seed: int, held_out: HeldOut
-) -> tuple[InstanceDataset, InstanceDataset]:
+    settings: DataSettings, seed: int, held_out: HeldOut, for_training: bool
+) -> tuple[Layout, InstanceDataset, InstanceDataset]:
     """Open the datasets for training and validation. If there is only one split, divide its images between them."""
-    training, validation = splits
-    plan, opened = plan_of(settings), open_files(layout, training, settings)
+    layout, training, validation = choose_splits(settings, for_training)
+    of_training = of_validation = open_files(training, settings)
+    plan = val_plan = plan_of(settings)
     if training is not validation:
-        of_validation = open_files(layout, validation, settings)
-        return CocoDetection(opened, "train", plan=plan), CocoDetection(of_validation, "val", plan=plan)
-    if (count := len(image_names(opened))) < 2:
+        of_validation = open_files(validation, settings)
+    elif len(names := image_names(of_training)) < 2:
         raise ValueError(
-            f"{training.source}: {'one' if count else 'no'} image cannot be divided into training and validation; add "
+            f"{training.source}: {'one' if names else 'no'} image cannot be divided into training and validation; add "
             "images, or give --train-json FILE and --val-json FILE"
         )
-    chosen = find_held_out(opened, held_out, trust_names=True) or divide(opened, settings.val_fraction, seed)
-    train_set = CocoDetection(opened, "train", plan=plan._replace(images=image_names(opened) - chosen))
-    opened = replace(opened, problems=Problems())  # report the problems of this file only once
-    return train_set, CocoDetection(opened, "val", plan=plan._replace(images=chosen))
+    else:
+        chosen = find_held_out(of_training, held_out, trust_names=True)
+        chosen = chosen or divide(of_training, settings.val_fraction, seed)
+        plan, val_plan = plan._replace(images=names - chosen), plan._replace(images=chosen)
+        of_validation = replace(of_training, problems=Problems())  # report the problems of this file only once
+    train_set = CocoDetection(of_training, "train", plan=plan)
+    val_set = CocoDetection(of_validation, "val", plan=val_plan)
+    train_set.form = val_set.form = with_type_of_values(train_set)
+    return layout, train_set, val_set
 
 
 def divide(opened: OpenedSplit, fraction: float, seed: int) -> set[str]:

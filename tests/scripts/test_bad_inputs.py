@@ -29,7 +29,7 @@ from tests.programs import bad_inputs
 from tests.programs.bad_inputs import CASES, Case, faults_of
 from train_utils.data_check import check, check_and_drop
 from train_utils.errors import InputError, reading_input
-from train_utils.open_data import choose_splits, layout_of, open_files
+from train_utils.open_data import choose_splits, open_files
 from train_utils.options import DataSettings
 
 
@@ -48,8 +48,7 @@ def open_split(data_path: str, training: bool, skip_bad: bool = False) -> Instan
     """Open the training or validation split of a folder, unchecked."""
     settings = DataSettings(data_path=data_path)
     with reading_input():
-        layout = layout_of(settings)
-        opened = open_files(layout, choose_splits(layout, settings, training)[0 if training else 1], settings)
+        opened = open_files(choose_splits(settings, training)[1 if training else 2], settings)
     return CocoDetection(opened, "train" if training else "val", plan=ItemPlan(skip_bad=skip_bad))
 
 
