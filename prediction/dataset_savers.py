@@ -170,7 +170,7 @@ def outlines_of(crop: Crop, exact: list[np.ndarray]) -> list[Points]:
 
 
 def has_hole(exact: Sequence[np.ndarray]) -> bool:
-    """Whether a mask with these contours encloses pixels that do not belong to it."""
+    """Whether a mask has a hole. `exact` are the contours of the mask."""
     areas = [signed_area(corners) for corners in exact]
     return min(areas, default=0) < 0 < max(areas, default=0)
 

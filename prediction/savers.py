@@ -127,6 +127,6 @@ class CropSaver(Saver):
 
 
 def in_file_name(class_name: str) -> str:
-    """Make a class name fit for the file names of `CropSaver`: without "_", which separates it from the number."""
+    """Make a class name fit for the file names of `CropSaver`. "_" is replaced, as it separates number and class."""
     name = re.sub(r"[^\w.-]+|_", "-", class_name).strip("-.")
     return os.fsencode(name)[:50].decode(errors="ignore") or "object"

@@ -83,7 +83,7 @@ def object_counts(data: EvalData) -> np.ndarray:
 
 
 def detections_by_class(data: EvalData, classes: np.ndarray | None = None) -> list[np.ndarray]:
-    """Return the detections of each class by descending score. Ties are ordered by image, as in COCO's metrics.
+    """Return the indices of each class's detections by descending score; ties by image, as in COCO's metrics.
 
     `classes`, int64 [D], replace the detections' own.
     """

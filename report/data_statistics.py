@@ -33,7 +33,7 @@ def statistics_of(data: EvalData) -> DataStatistics:
 
 
 def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int]) -> DataStatistics:
-    """Compute statistics of the objects of some categories. Large datasets are sampled at regular intervals."""
+    """Compute statistics of the objects of the given categories. Large datasets are sampled at regular intervals."""
     measured = at_intervals(len(dataset), MOST_IMAGES)
     place = {category: k for k, category in enumerate(category_ids)}
     rows = [np.zeros((0, 5))]
@@ -48,7 +48,7 @@ def statistics_of_dataset(dataset: InstanceDataset, category_ids: Sequence[int])
 
 
 def statistics(total: int, measured: int, num_classes: int, rows: np.ndarray) -> DataStatistics:
-    """Compute the statistics of G objects, float64 [G, 5]: image, class, area, and width and height of the box."""
+    """Compute the statistics of G objects. `rows`, float64 [G, 5]: image, class, area, width and height of the box."""
     images, classes = rows[:, :2].astype(np.int64).T
     present = np.zeros((measured, num_classes), dtype=np.float32)
     present[images, classes] = 1

@@ -147,7 +147,7 @@ def known_entries(
 def best_per_image(
     images: np.ndarray, classes: np.ndarray, scores: np.ndarray, num_classes: int, most: int = DETECTIONS_PER_CLASS
 ) -> np.ndarray:
-    """Return indices by image and descending score, at most `most` per image and class. Ties keep their order."""
+    """Return indices of detections by image and descending score (stable sort), at most `most` per image and class."""
     order = np.lexsort((-scores, images))
     groups = (images * num_classes + classes)[order]
     by_group = np.argsort(groups, kind="stable")

@@ -190,7 +190,7 @@ def examples(data: EvalData, analysis: Analysis, name: str, gallery: Gallery) ->
 
 
 def examples_of_cells(data: EvalData, analysis: Analysis, gallery: Gallery) -> dict[str, list[int]]:
-    """Map cells "row,column" of the confusion matrix to shots of the gallery. The largest wrong cells come first."""
+    """Add examples of the confusion matrix's cells to the gallery, errors first. Return "row,column" -> indices."""
     pairs = analysis.pairs
     keys = pairs.rows * len(pairs.matrix) + pairs.columns
     order = np.lexsort((-np.append(data.detections.scores, 0)[pairs.detections], keys))

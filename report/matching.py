@@ -84,7 +84,7 @@ def boundary_codes(codes: Sequence[dict]) -> list[dict]:
 
 
 def match_areas(data: EvalData, overlaps: Overlaps, kind: str) -> dict[str, InRange]:
-    """Match detections to objects in each of COCO's ranges of areas, by name. "AP" covers all areas."""
+    """Return the matching for each of COCO's ranges of areas, by the name in AREAS. "AP" covers all areas."""
     areas, own = data.objects.areas, detection_areas(data, kind)
     result = {}
     for name, (low, high) in AREAS.items():

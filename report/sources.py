@@ -169,7 +169,7 @@ def match_to_network(settings: ValidationSettings, trained: TrainedModel, opened
 
 
 def detect(settings: ValidationSettings, trained: TrainedModel, dataset: InstanceDataset) -> CocoEvaluator:
-    """Detect objects in this process's share of the images."""
+    """Detect objects in this process's share of the images. Return the evaluator that holds the detections."""
     loader = evaluation_loader(dataset, settings.batch_size, settings.workers, trained.device)
     unreadable: list[str] | None = [] if settings.skip_bad else None
     ground_truth = dataset.coco if is_main() else None
