@@ -137,8 +137,7 @@ def known_entries(
     found = []
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         ids = np.array([entry[key] for entry in entries], dtype=np.int64)
-        places = np.searchsorted(known, ids)
-        found.append(np.where(np.append(known, -1)[places] == ids, places, -1) if len(known) else np.full(len(ids), -1))
+        found.append(np.where(np.isin(ids, known), np.searchsorted(known, ids), -1))
     images, classes = found
     order = np.flatnonzero((images >= 0) & (classes >= 0))
     return order, images[order], classes[order]

@@ -178,7 +178,7 @@ def as_url(image: bytes, form: str) -> str:
 
 def outlines_of(codes: Sequence[dict]) -> list[str]:
     """Return SVG paths of the outlines of masks, in whole pixels of the image."""
-    return [outline(*crop) for crop in decode_crops(codes)] if codes else []
+    return [outline(*crop) for crop in decode_crops(codes)]
 
 
 def outline(left: int, top: int, mask: np.ndarray) -> str:

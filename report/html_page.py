@@ -40,7 +40,7 @@ SUSPECTS_SHOWN = 200
 EXAMPLES_PER_CELL, EXAMPLES_PER_KIND = 4, 8
 CELLS_WITH_EXAMPLES = 1500  # the cells with most pairs
 POLICY = b"default-src 'none'; img-src data:"  # at the beginning of all pages
-LAST = 1_000_000  # upper end of a histogram's last bin, which its label omits
+LAST = math.inf  # upper end of a histogram's last bin, which its label omits
 # Name in DataStatistics, title, edges of the bins, axis label, names of the bins, explanation.
 HISTOGRAMS = (
     (
@@ -288,8 +288,7 @@ def histograms(splits: Mapping[str, DataStatistics]) -> list[tuple[Chart, str, s
     for name, title, edges, label, ticks, reading in HISTOGRAMS:
         shares = []
         for values in (getattr(of_split, name) for of_split in splits.values()):
-            bins = (np.searchsorted(edges, values, side="right") - 1).clip(0, len(edges) - 2)
-            shares.append(100 * np.bincount(bins, minlength=len(edges) - 1) / max(len(values), 1))
+            shares.append(100 * np.histogram(values, edges)[0] / max(len(values), 1))
         bars = [BarGroup([tick], heights) for tick, heights in zip(ticks.split(), np.stack(shares, axis=1).tolist())]
         charts.append((Chart(bars, label, "percent", round_top(bars)), title, reading % beside))
     return charts
