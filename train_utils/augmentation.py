@@ -30,14 +30,14 @@ def training_transforms(settings: TrainSettings) -> transforms.Compose:
 
 
 def training_sizes(settings: TrainSettings) -> int | list[int]:
-    """Return the short side of resized images, or a list to draw it from; evaluation uses the last in the list."""
+    """Return the short side of resized images. From a list, training draws at random, and evaluation takes the last."""
     if settings.data_augmentation == "multiscale":
         return [round(size * single_min_size(settings)) for size in SIZES]
     return settings.min_size
 
 
 def single_min_size(settings: TrainSettings) -> int:
-    """Return --min-size; InputError if it is a list, since multiscale and lsj choose their own sizes."""
+    """Return --min-size as one number. InputError if it is a list, since multiscale and lsj draw their own sizes."""
     if isinstance(settings.min_size, list):
         sizes = " ".join(map(str, settings.min_size))
         augmentation = settings.data_augmentation

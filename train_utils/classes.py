@@ -24,7 +24,7 @@ class ClassTable:
 
     @classmethod
     def of_weights(cls, content: Mapping[str, Any], num_classes: int, label_json: str | None) -> "ClassTable":
-        """Return a weight file's class table, or a default one. Names in the JSON file `label_json` replace others."""
+        """Return a weight file's class table, or a default one. Names in the JSON file `label_json` take precedence."""
         if "class_names" in content:
             table = cls(dict(content["class_names"]), dict(content.get("category_ids", {})))
         elif num_classes == 91:

@@ -1,4 +1,4 @@
-"""Check datasets before the first step, report their contents, and match their classes.
+"""Check datasets before the first step, report their contents, and match classes by name.
 
 Training drops harmless faults, with a warning. Faults that would make results wrong stop the run; `--skip-bad` drops
 them too, unless they cast doubt on a whole file. In evaluation, only `--skip-bad` drops anything.
@@ -121,7 +121,7 @@ def describe_incomplete(counts: ObjectCounts) -> str:
 def match_classes(
     dataset: InstanceDataset, class_names: Mapping[int, str], category_ids: Mapping[int, int], owner: str
 ) -> InstanceDataset:
-    """Return a dataset with the labels of other data or of a network; its classes are matched to them by name.
+    """Return the dataset with the labels that other data, or a network, give to the classes of the same names.
 
     Warn about classes without a counterpart; InputError if no class has one. Messages call the other side `owner`.
     """

@@ -155,7 +155,7 @@ def in_parallel(model: nn.Module, device: torch.device, fixed_buckets: bool) -> 
 
 
 def exchange_gradients(parallel: nn.Module, now: bool) -> AbstractContextManager:
-    """Context for one forward and backward pass. Gradients are averaged over processes if `now`, else kept local."""
+    """Context for one forward and backward pass. Gradients are averaged over processes only if `now` is true."""
     return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) and not now else nullcontext()
 
 
@@ -179,7 +179,7 @@ def broadcast_from_main(value: Any) -> Any:
 
 
 def run_on_main(work: Callable[[], T]) -> T | None:
-    """Call `work` on the main process while the others wait; return its value there, None on the others.
+    """Call `work` on the main process while the others wait. Return the value of `work` there, and None elsewhere.
 
     A ValueError or OSError becomes an InputError that ends all processes: the main process prints it, and all exit
     with its status.

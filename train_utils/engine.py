@@ -127,7 +127,7 @@ def train_step(training: Training, batch: Batch, number: int, stop: bool = False
 
 
 def batches_of(loader: DataLoader, number: int, done: int) -> Iterator[Batch]:
-    """Yield `number` batches, the first for step `done`. If loading fails, repeat the last batch with `error` set."""
+    """Yield `number` batches, from step `done` on. If loading fails, yield the last batch again, with `error` set."""
     loading, batch = iter(loader), None
     for step in range(done, done + number):
         report_activity("loading images", step)

@@ -131,11 +131,11 @@ def ready_for_inference(model: MaskRCNN, precision: Precision) -> MaskRCNN:
 
 @torch.no_grad()
 def validation_losses(training: Training, loader: DataLoader, with_empty: bool) -> dict[str, float]:
-    """Return each training loss and their sum, "loss", as means over the images of all processes; {} without images.
+    """Return the mean of each training loss over the images of all processes, and the sum of these means as "loss".
 
     The losses are computed as in training, but with BatchNorm's running statistics and at the image size of evaluation.
     The random samples depend on seed and images only, and the random state of the training is restored. `with_empty`
-    includes images without objects, as --keep-empty does.
+    includes images without objects, as --keep-empty does. If there are no images, the result is {}.
     """
     network, device = copy.deepcopy(training.model).train(), training.device
     for module in network.modules():

@@ -134,7 +134,7 @@ class SeededItems(Dataset):
 
 
 def transform_seeded(transform: Callable[[Sequence], tuple], batch: Sequence[tuple[Tensor, dict]]) -> tuple:
-    """Transform a batch, with random draws that depend on the seeds of the items and not on the worker."""
+    """Transform a batch. Its random draws depend only on the "seed" of each item, whichever worker loads the batch."""
     seeds = [target.pop("seed") for _, target in batch]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(*seeds))
@@ -159,7 +159,7 @@ def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.nda
 
 
 class AspectRatioBatchSampler:
-    """Draw batches of images with similar aspect ratios, which reduces padding. An image's key is (epoch, index).
+    """Sampler of batches of images with similar aspect ratios, to reduce padding. It yields lists of (epoch, index).
 
     All processes draw the same batches from seed and epoch, and each takes every world_size-th batch. The leftovers of
     all groups are batched together. The last batch and the last round of batches are filled up from the start of the
@@ -168,8 +168,8 @@ class AspectRatioBatchSampler:
     Args:
         ratios: width / height of each image.
         group_factor: number of groups per factor of 2 in the ratio, from 1/2 to 2; below 1 there is one group.
-        repeats: how often an epoch shows each image on average, at least once; None: once. The key of an image's second
-            appearance in an epoch is (epoch, index, 1), so that it is augmented differently.
+        repeats: how often an epoch shows each image on average, at least once; None: once. An image's second appearance
+            in an epoch is (epoch, index, 1), so that it is augmented differently.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class AspectRatioBatchSampler:
         yield from ([(self.epoch, *key) for key in batch] for batch in batches[self.first_batch :])
 
     def order(self) -> list[tuple[int, ...]]:
-        """Return the epoch's images in random order, as keys (index,), or (index, n) for an image's n-th repetition.
+        """Return the epoch's images in random order, as (index,), or (index, n) for the n-th repetition of an image.
 
         The sampling is systematic: an image appears as often as its factor, rounded up or down, and on average exactly.
         """

@@ -134,7 +134,7 @@ def v2_heads(channels: int, anchors: int = 3) -> dict[str, nn.Module]:
 
 
 def detectron2_parts() -> dict[str, Any]:
-    """Return the MaskRCNN arguments in which Detectron2 differs from torchvision, apart from backbone and anchors."""
+    """Return the MaskRCNN arguments that reproduce Detectron2, other than its backbone and anchors."""
     box, mask = (PyramidRoIAlign(output_size=size, sampling_ratio=0, aligned=True) for size in (7, 14))
     return {"box_roi_pool": box, "mask_roi_pool": mask, "antialias": True, "continuous_paste": True}
 
@@ -143,7 +143,7 @@ def build_training_model(
     args: TrainSettings, num_classes: int, resumed: tuple[Path, dict[str, Any]] | None,
     names: Mapping[int, str] | None = None, images: InstanceDataset | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:  # fmt: skip
-    """Build a run's network: as the resumed run configured it, or a new one with the weights of `--pretrain`.
+    """Build the network to train. A resumed run keeps its ModelConfig; a new run loads the weights of `--pretrain`.
 
     With published weights, BatchNorm, stem and first stage are frozen; from scratch, nothing is. `--norm` and
     `--trainable-backbone-layers` override this. The class rows of the weights are matched by `names`, label -> name in

@@ -47,7 +47,7 @@ def open_training_data(
 def open_validation_data(
     settings: DataSettings, trained_with: Mapping, held_out: HeldOut | None = None, detections: int = MOST_DETECTIONS
 ) -> InstanceDataset:
-    """Open the validation split with `open_held_out` and check it; warn of images with over `detections` objects."""
+    """Open the validation split, see `open_held_out`, and check it. Warn of images with over `detections` objects."""
     (dataset,) = check_and_drop([open_held_out(settings, trained_with, held_out)], settings, detections)
     return dataset
 
@@ -146,7 +146,7 @@ def plan_of(settings: DataSettings) -> ItemPlan:
 
 
 def with_type_of_values(dataset: InstanceDataset) -> ImageForm:
-    """Return a training set's ImageForm, completed with the type of values, such as uint16, of the first image."""
+    """Return how a training set's images are read. With --channels, the first readable image sets the value type."""
     for i in range(min(len(dataset), MOST_PROBED) if dataset.form.channels else 0):
         with suppress(Exception):  # of any library; the check names images that cannot be read
             header = stored_header(dataset.image_path(i), dataset.form.exif)
@@ -213,7 +213,7 @@ def content_of(path: Path) -> str:
 
 
 def find_held_out(opened: OpenedSplit, held_out: HeldOut, trust_names: bool | None) -> set[str]:
-    """Return the names of the images that a run held out, found by name and content, or by content under a new name.
+    """Return the names of the images that a run held out for validation. Content identifies an image, even if renamed.
 
     Warn about images that are not found. `trust_names`: whether an image of the same name but other content counts.
     True: always; None: never; False: only if all images have changed, as in resized data, and none is missing. Older

@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Group the trained parameters by weight decay: `norm_weight_decay`, if given, is for normalisation layers.
+    """Group the trained parameters by weight decay. `norm_weight_decay` is for normalisation layers, unless it is None.
 
     Empty groups are omitted. As in torchvision's scripts, biases of other layers decay with the rest.
     """
@@ -89,7 +89,9 @@ def backward(loss: Tensor, scaler: torch.amp.GradScaler) -> None:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, finite: Tensor, clip_grad_norm: float | None = None
 ) -> Tensor:
-    """Update the weights if loss and checked gradients are finite. Return a bool on the device: true for an update.
+    """Update the weights if the loss is finite. Return whether they were updated, a bool scalar on the device.
+
+    With a GradScaler or `clip_grad_norm`, the gradients must be finite, too.
 
     Args:
         optimizer: a fused optimizer, which reads `found_inf` on the device.

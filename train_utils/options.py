@@ -76,7 +76,7 @@ class DataSettings(Settings):
     # fmt: on
 
     def form(self) -> ImageForm:
-        """Return an ImageForm of these options; ValueError if --show-channels names a channel that does not exist."""
+        """Return how to read and show images; ValueError if --show-channels names a channel that does not exist."""
         return ImageForm(self.exif, self.channels, shown=tuple(self.show_channels or ())).checked()
 
     def is_demo(self) -> bool:
@@ -207,7 +207,11 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in the options not given, from `stopped_run` (to resume) or from defaults for data and `processes`."""
+        """Fill in the options that the user did not give. A resumed run takes them from `stopped_run`.
+
+        In a new run, the demo has its own defaults, and the learning rate depends on the images per step and
+        `processes`.
+        """
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:
             kept.pop("lr_steps", None)
@@ -292,5 +296,5 @@ class ValidationSettings(DataSettings, InferenceSettings):
     # fmt: on
 
     def kinds(self, *default: str) -> list[str]:
-        """Return the IoU types to compute: --iou-type or `default`, then "boundary" with --boundary; no duplicates."""
+        """Return the IoU types to compute: those of --iou-type or else `default`, and "boundary" with --boundary."""
         return list(dict.fromkeys([*(self.iou_type or default), *(["boundary"] if self.boundary else [])]))

@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncedNormalisation(torch.autograd.Function):
-    """Normalise with the statistics of all processes. The backward pass all-reduces the two sums in its formula."""
+    """Normalise with the statistics of all processes. The backward pass sums over all processes as well."""
 
     @staticmethod
     def forward(

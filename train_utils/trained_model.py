@@ -34,12 +34,12 @@ class TrainedModel:
 
     @property
     def form(self) -> ImageForm:
-        """The ImageForm with which images are read for this network."""
+        """How images are read for this network: orientation, channels and type of values."""
         return ImageForm(self.trained_with.get("exif"), self.config.channels, self.config.values)
 
     @property
     def thresholds(self) -> dict[int, float]:
-        """Score threshold of each label, with the best F1 on the validation images; {} if the weight file has none."""
+        """Score threshold by label, chosen for the best F1 on the validation images; {} if the weight file has none."""
         return dict(self.content.get(THRESHOLDS, {}))
 
 

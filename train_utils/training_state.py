@@ -138,14 +138,14 @@ class RunState:
 
 
 def call_hooks(hooks: Sequence[object], moment: str, state: RunState) -> None:
-    """On every process, call the function `moment`, one of `MOMENTS`, of each hook that has such a function."""
+    """Call each hook's function named `moment`, one of `MOMENTS`, if the hook has it. All processes call this."""
     for hook in hooks:
         if function := getattr(hook, moment, None):
             function(state)
 
 
 def load_hooks(path: str | None) -> list[ModuleType]:
-    """Run a user's Python file and return it as a module. InputError if it defines none of the hooks `MOMENTS`."""
+    """Run a user's Python file and return it as a list of one hook. InputError if it defines none of `MOMENTS`."""
     if path is None:
         return []
     if not Path(path).is_file():

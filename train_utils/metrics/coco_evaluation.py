@@ -40,7 +40,7 @@ class ClassMetrics:
 
 
 class MetricsOfAll(NamedTuple):
-    """AP and recall over all detections, where COCO's metrics count only the best 100 detections per image."""
+    """AP and recall over all detections; COCO's 12 metrics count only the best 100 detections per image."""
 
     most: int  # the largest number of detections in an image
     ap: float  # over IoU 0.50 to 0.95, all areas
@@ -87,7 +87,7 @@ def explain_missing(stats: Sequence[float], classes: Sequence[ClassMetrics] = ()
 
 
 class PendingDetections:
-    """Detections of a batch by `MaskRCNN.detect`, copied asynchronously from the device; `read` waits for them."""
+    """Output of `MaskRCNN.detect` while it is copied from the device to the host; `read` waits for the copy."""
 
     def __init__(self, detections: Sequence[Mapping[str, Tensor]]):
         self.counts = [len(detection["labels"]) for detection in detections]
@@ -164,7 +164,7 @@ def truth_of_masks(ground_truth: Any) -> Any:
 def coco_results(
     detections: Mapping[int, dict], category_ids: Mapping[int, int], most: int | None = None
 ) -> dict[str, list[dict]]:
-    """Convert up to `most` detections per image to COCO's results format. Drop labels without a category."""
+    """Convert up to `most` detections per image to COCO's results format. Drop those whose label has no category."""
     boxes, masks = [], []
     for image_id in sorted(detections):
         d = {name: values[:most] for name, values in detections[image_id].items()}
@@ -201,12 +201,12 @@ def score_results(ground_truth: Any, results: Sequence[dict], iou_type: str, cla
 
 
 def midway(score: float | None, scores: np.ndarray) -> float | None:
-    """Return the mean of `score` and the next lower of `scores`, as scores on other images may be a bit lower."""
+    """Lower a threshold halfway to the next lower of `scores`, as a margin for other images. None stays None."""
     return None if score is None else float(score + scores[scores < score].max(initial=0)) / 2
 
 
 def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarray) -> float | None:
-    """Return the score threshold with the best F1 over K classes; None without a correct detection.
+    """Return the score threshold that gives K classes together the best F1; None if no detection is correct.
 
     `precision` and `scores` are [101, K], at the recalls 0, 0.01, ..., 1, and `objects` int64 [K]. For one class of up
     to 100 objects the result is exact, as each recall is then among the 101; else it is exact to 1 % of recall. COCO's
@@ -225,7 +225,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarra
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Map each label to the score threshold with the best F1 for masks, or else boxes; {} if no detection is correct.
+    """Map each label to the score threshold with the best mask F1, or box F1 if no mask is correct; {} if no box is.
 
     A class with few objects gets the common threshold of all classes, as its own would fit other images worse.
     """
@@ -236,7 +236,7 @@ def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
 
 
 def run_cocoeval(ground_truth: Any, results: list[dict], iou_type: str, most: int | None = None) -> Any:
-    """Run COCO's evaluation, bit for bit like pycocotools. With `most` detections per image, it has no `stats`."""
+    """Run COCO's evaluation, bit for bit like pycocotools. With `most` detections per image, omit COCO's 12 `stats`."""
     from hotcoco import COCOeval  # only the main process needs it
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -68,7 +68,7 @@ def read_annotations(path: str) -> dict[str, Any]:
 
 
 def read_results(path: str, truth: dict[str, Any], iou_type: str) -> list[dict[str, Any]]:
-    """Read a results file, check its entries against the images of the ground truth, and keep what `iou_type` needs."""
+    """Read a results file, check its detections against the ground truth, and drop fields that `iou_type` ignores."""
     results = read_json(path, "--results-json")
     if not isinstance(results, list):
         raise InputError(f"{path}: not a results file (a list of detections)")

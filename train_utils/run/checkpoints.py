@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def stored_settings(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Check the types of a checkpoint's plain entries and return the run's settings. InputError names invalid ones."""
+    """Return the settings stored in a checkpoint. InputError names the checkpoint's entries that have a wrong type."""
     invalid = [name for name, kind in ENTRIES.items() if name in content and not fits(content[name], kind)]
     if not invalid and not fits(content.get("facts", {}).get("held_out"), dict[str, str | int] | None):
         invalid.append("held_out")
@@ -223,7 +223,7 @@ def describe_change(name: str, before: Any, now: Any) -> str:
 
 
 def are_alike(name: str, before: Any, now: Any) -> bool:
-    """Whether two values of a setting agree, ignoring a device's index and the parts of `data` that older runs lack."""
+    """Whether a setting has kept its value. A device's index is ignored, and older runs may lack parts of `data`."""
     if name == "device":
         return before.partition(":")[0] == now.partition(":")[0]
     return now.startswith(before) if name == "data" else before == now

@@ -113,7 +113,7 @@ class RunFolder:
         return valid_lines(self.path / name)
 
     def roll_back_to(self, path: Path, content: Mapping[str, Any], continues: bool, overwrite: bool) -> None:
-        """Delete everything written after a checkpoint; InputError if that includes checkpoints, unless `overwrite`."""
+        """Delete everything written after a checkpoint. InputError if newer checkpoints exist, unless `overwrite`."""
         step, epoch = content["progress"]["step"], content["epoch"]
         print_freq = content["args"].get("print_freq") or 1
         inside = continues and step % content["steps_per_epoch"] != 0
@@ -254,7 +254,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # several processes that ran out of memory may do this at once
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk delayed, and print what to do next. `patience` is not None if it ended the run."""
+        """Write what a full disk delayed, and print what to do next. `patience`: given if --patience ended the run."""
         self.require_saved()
         if not self.writes:
             return

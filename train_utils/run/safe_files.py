@@ -53,7 +53,7 @@ class LineFile:
         self.path, self.waiting = path, b""
 
     def write(self, *lines: str, sync: bool = False) -> None:
-        """Append lines, after those that wait for space. OSError if they must wait too. `sync` flushes to the disk."""
+        """Append waiting lines, then `lines`. On an OSError, all of them wait for the next call. `sync` calls fsync."""
         self.waiting += "".join(f"{line}\n" for line in lines).encode("utf-8")
         if not self.waiting and not (sync and self.path.is_file()):
             return

@@ -40,7 +40,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Context in which a signal ends the run immediately, as a resumed run repeats the work inside."""
+        """Context for work that a resumed run repeats anyway: a stop signal ends the run immediately."""
         self.nothing_to_save = True
         try:
             if self.requested:
@@ -55,7 +55,7 @@ class StopSignals:
 
 
 def leave_signals_to_the_main_process(_worker: int = 0) -> None:
-    """Ignore stop signals in a loader worker, except SIGTERM from its parent: schedulers signal every process."""
+    """Make a loader worker ignore all stop signals but its parent's SIGTERM: schedulers signal every process."""
 
     def end_when_the_parent_signals() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():

@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         self.watches = self.rank < 2 or self.rank in neighbours[:2]  # two processes, as one may be the dead one
 
     def find_lost(self) -> None:
-        """Blame dead processes, which are found by process id on this machine, or else by missing heartbeats."""
+        """Blame dead processes: their process id is gone or, where it cannot be checked, their heartbeats stopped."""
         now, patience = time.monotonic(), LOST_TIMEOUT * self.interval
         lost = []
         for r, (_, _, _, activity, finished, _, pid, namespace) in enumerate(self.last_states):
@@ -116,7 +116,7 @@ class Watchdog(threading.Thread):
             self.blame(f"no progress for {self.timeout:.0f} s (--timeout) by {' and '.join(blamed)}")
 
     def blame(self, verdict: str) -> str:
-        """Publish why the run ends, unless another process already has; return the published verdict."""
+        """Publish why the run ends, unless a process has published a verdict already. Return the published verdict."""
         return self.store.compare_set("verdict", "", verdict).decode()
 
     def explain(self) -> str:

@@ -136,7 +136,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
-    """Place the label plate (w, h) of each box, within the image and if possible apart. Return int x1y1x2y2 [N, 4]."""
+    """Place a label plate of size (w, h) at each of N boxes, if possible without overlap: int x1y1x2y2 [N, 4]."""
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.
@@ -153,7 +153,7 @@ def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size
 
 
 def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int]) -> np.ndarray:
-    """Return possible places for a plate (w, h) at a box, within the image, usual ones first: int x1y1x2y2 [C, 4]."""
+    """Return places in the image for a box's label plate (w, h), preferred places first, as int x1y1x2y2 [C, 4]."""
     (x1, y1, x2, y2), (w, h) = box.tolist(), size
     rows = (y1 - h, y1, y2, y2 - h)
     columns = (x1, x2 - w, (x1 + x2 - w) // 2)
@@ -165,7 +165,7 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:
-    """Return a colour's k-th variant. A low-discrepancy sequence spreads hue and lightness evenly around variant 0."""
+    """Return the k-th variant of a colour. Hue and lightness vary around its own in a low-discrepancy sequence."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)

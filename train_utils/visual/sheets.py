@@ -56,7 +56,7 @@ def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown:
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
-    """Choose evenly spaced items to show, always the same ones; prefer items with objects among the next few."""
+    """Return indices of evenly spaced items to show. If an item has no objects, prefer one with objects shortly after."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
         if near := range(first, min(end, first + LOOK_AHEAD)):
@@ -71,7 +71,7 @@ class PredictionSheets:
         self.dataset, self.classes = dataset, classes
 
     def before_step(self, state: RunState) -> None:
-        """Draw after the last step of an epoch, once it has been evaluated."""
+        """Draw the predictions of an epoch before the next epoch begins, when the epoch has been evaluated."""
         if state.ends_epoch(state.number):
             epoch, training = state.epoch_of(state.number), state.training
             with training.evaluation_weights():
@@ -82,7 +82,7 @@ class PredictionSheets:
 
 @torch.inference_mode()
 def draw_predictions(training: Training, dataset: InstanceDataset, classes: ClassTable) -> Image.Image | None:
-    """Draw a few images, each with its objects and beside that with its detections. None if no image is readable."""
+    """Draw a few images in pairs: ground truth on the left, detections on the right. None if no image is readable."""
     network, tiles = ready_for_inference(training.model, training.precision), []
     for i in chosen_items(dataset):
         try:

@@ -87,7 +87,10 @@ def fold_input_format(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[list[int], ClassTable | None]:
-    """Return labels and names for `classes` classes: of the JSON file, else COCO's for 80, else 1, 2, ... and None."""
+    """Return the labels of a number of classes, and their table of names, or None if it is unknown.
+
+    The table is the JSON file's if that has as many classes, or COCO's for 80. Without one, labels are 1, 2, ....
+    """
     table = ClassTable.of_json(label_json) if label_json is not None else None
     if table is None or len(table.names) != classes:
         coco = ClassTable.of_json(COCO_NAMES)
@@ -103,7 +106,7 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Reorder the rows of the class layers in place: each class by its label, the background from last to first."""
+    """Move the class layers' rows in place: each class's rows to its label, and the background's from the end to 0."""
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):

@@ -117,7 +117,7 @@ class ArrayUnpickler(pickle.Unpickler):
         return dict(*pairs)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """Return the bytes in `text`: pickle protocol 2 of Python 3 stores bytes as an encoded string."""
+        """Stand in for `_codecs.encode`, with which pickles of protocol 2 restore bytes from latin1 text."""
         if encoding != "latin1":
             raise Refused(f"the encoding {encoding!r}")
         return str.encode(text, "latin1")

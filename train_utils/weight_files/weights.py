@@ -49,7 +49,7 @@ ANCHOR_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")  # their size de
 
 
 def find_pretrained(pretrain: bool | str, arch: str) -> Path:
-    """Return the path of the file that `--pretrain` names, or else of a published file, which may be downloaded."""
+    """Return the path of the file that `--pretrain` names, or else of a published file, downloaded if missing."""
 
     def found() -> Path:
         if isinstance(pretrain, str):
@@ -95,7 +95,7 @@ THRESHOLDS = "score_thresholds"  # label -> score with the best F1 on the valida
 
 
 def write_thresholds(path: Path, thresholds: Mapping[int, float], target: Path) -> None:
-    """Copy the checkpoint `path` to `target`, with thresholds by label. Without thresholds, only link the file."""
+    """Copy a checkpoint to `target` and add the score threshold of each label. Without thresholds, only link it."""
     if not thresholds and target != path:
         return link_atomically(path, target)
     content = read_weight_file(path)
@@ -224,10 +224,10 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 def load_weights(
     model: nn.Module, state: dict[str, Tensor], path: str | Path, replaceable: tuple[str, ...] = ()
 ) -> None:
-    """Load a detector's state dict; every key and shape must fit the model, with two exceptions.
+    """Load a detector's state dict. InputError names the keys and shapes that do not fit the model.
 
-    Only BatchNorm's counters, which FrozenBatchNorm2d lacks, may differ. Keys that begin with one of `replaceable` may
-    also be missing or of other shapes. InputError names what does not fit.
+    There are two exceptions. BatchNorm's counters, which FrozenBatchNorm2d lacks, may be missing or superfluous. Keys
+    that begin with one of `replaceable` may be missing or of another shape; the model's values are then kept.
     """
     check_finite(state, path)
     own = model.state_dict()
