@@ -225,7 +225,7 @@ def best_threshold(precision: np.ndarray, scores: np.ndarray, objects: np.ndarra
 
 
 def best_thresholds(metrics: Mapping[str, Metrics]) -> dict[int, float]:
-    """Map each label to the score threshold with the best mask F1, or box F1 if no mask is correct; {} if no box is.
+    """Map each label to the threshold with the best mask F1, or box F1 if no mask is correct; {} without correct boxes.
 
     A class with few objects gets the common threshold of all classes, as its own would fit other images worse.
     """

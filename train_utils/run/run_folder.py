@@ -254,7 +254,7 @@ class RunFolder:
             file.unlink(missing_ok=True)  # several processes that ran out of memory may do this at once
 
     def finish(self, patience: int | None = None) -> None:
-        """Write what a full disk delayed, and print what to do next. `patience`: given if --patience ended the run."""
+        """Write what a full disk delayed, and print what to do next. `patience` is None unless it ended the run."""
         self.require_saved()
         if not self.writes:
             return

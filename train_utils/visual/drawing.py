@@ -136,7 +136,7 @@ def mask_contour(crop: np.ndarray, width: int) -> np.ndarray:
 
 
 def place_plates(boxes: np.ndarray, sizes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> np.ndarray:
-    """Place a label plate of size (w, h) at each of N boxes, if possible without overlap: int x1y1x2y2 [N, 4]."""
+    """Place a label plate (w, h) in the image at each of N boxes, if possible without overlap: int x1y1x2y2 [N, 4]."""
     plates, box_areas = np.zeros((len(boxes), 4), dtype=np.int64), areas(boxes)
     placed: list[int] = []
     # Small boxes first: a large one has room for its label along its whole edge.
@@ -165,7 +165,7 @@ def plate_candidates(box: np.ndarray, size: tuple[int, int], image_size: tuple[i
 
 
 def vary_colour(colour: Colour, k: int) -> Colour:
-    """Return the k-th variant of a colour. Hue and lightness vary around its own in a low-discrepancy sequence."""
+    """Return the k-th variant of a colour. A low-discrepancy sequence shifts hue and lightness, by 0 for k = 0."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in colour))
     hue += 0.10 * ((0.5 + 0.755 * k) % 1 - 0.5)
     lightness += 0.36 * ((0.5 + 0.570 * k) % 1 - 0.5)

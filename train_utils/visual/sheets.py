@@ -56,7 +56,7 @@ def draw_target(image: Tensor, target: Mapping, names: Mapping[int, str], shown:
 
 
 def chosen_items(dataset: InstanceDataset, number: int = SHOWN) -> list[int]:
-    """Return indices of evenly spaced items to show. If an item has no objects, prefer one with objects shortly after."""
+    """Choose evenly spaced items to show. Instead of an item without objects, prefer a close one with objects."""
     chosen = []
     for first, end in pairwise(round(k * len(dataset) / number) for k in range(number + 1)):
         if near := range(first, min(end, first + LOOK_AHEAD)):

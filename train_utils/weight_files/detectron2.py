@@ -106,7 +106,7 @@ def labels_of(classes: int, path: str | Path, label_json: str | None) -> tuple[l
 
 
 def move_class_rows(state: dict[str, Tensor], labels: list[int], path: str | Path) -> None:
-    """Move the class layers' rows in place: each class's rows to its label, and the background's from the end to 0."""
+    """Move the class layers' rows in place: each class's rows to its label, and the background's from last to first."""
     for layer, rows_per_class, background in ((CLASS_LOGITS, 1, [0]), (BOX_DELTAS, 4, []), (MASK_LOGITS, 1, [])):
         places = background + labels
         for key in (f"{layer}.weight", f"{layer}.bias"):

@@ -84,7 +84,7 @@ def download(file: PublishedFile) -> None:
 
 
 def read_weight_file(path: str | Path, label_json: str | None = None) -> dict[str, Any]:
-    """Read a weight file without running code in it. Convert Detectron2's weights. InputError if it is invalid."""
+    """Read a weight file without running code in it. Convert Detectron2's weights. Invalid files raise InputError."""
     content = read_tensors(Path(path))
     if is_detectron2(inner_state(content)):
         content = from_detectron2(state_dict_of(content, path), path, label_json)
