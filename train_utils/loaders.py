@@ -147,7 +147,7 @@ def mix_seed(*numbers: int) -> int:
 
 
 def repeat_factors(classes: Sequence[Sequence[int]], threshold: float) -> np.ndarray:
-    """Return the repeat factor of each image, float64 [images]: how often an epoch shows it on average.
+    """Return the repeat factor of each image, float64 [images]: how often an epoch shows the image on average.
 
     Images of rare classes are repeated (Gupta et al., "LVIS", arXiv:1908.03195, appendix B.2): a class in a share f of
     the images has the factor max(1, sqrt(threshold / f)), an image the largest factor of its classes, and an image

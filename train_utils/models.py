@@ -82,7 +82,7 @@ def stored_fields(kind: type, content: Mapping[str, Any], entry: str, path: str 
 
 
 def fits(value: Any, annotated: Any) -> bool:
-    """Whether a value has an annotated type, such as `list[int] | None`. An int also counts as a float."""
+    """Whether a value matches a type annotation, such as `list[int] | None`. An int also counts as a float."""
     kind, inner = get_origin(annotated), get_args(annotated)
     if kind is UnionType:
         return any(fits(value, each) for each in inner)

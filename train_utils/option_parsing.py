@@ -153,7 +153,7 @@ class Settings:
         return [f for f in fields(cls) if "role" in f.metadata]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return a dict, name -> value, as stored in args.json and checkpoints."""
+        """Return the options as a dict, name -> value, as in args.json and checkpoints."""
         return {each.name: getattr(self, each.name) for each in self.options()}
 
     @classmethod
@@ -181,7 +181,7 @@ class Settings:
 
     @classmethod
     def options_in_file(cls, path: str) -> dict[str, Any]:
-        """Read options from a JSON file, an object name -> value, and check them as on the command line."""
+        """Read options from a JSON file, {"name": value}, and check them as on the command line."""
         if not isinstance(content := read_json(path, "--config"), dict):
             raise InputError(f"{path}: not an object of options and values like a run's args.json")
         parser = cls.parser(None, add_help=False)

@@ -207,10 +207,10 @@ class TrainSettings(DataSettings):
         return self.batch_size * self.accumulate
 
     def resolve(self, processes: int, stopped_run: Mapping[str, Any] | None = None) -> None:
-        """Fill in the options that the user did not give. A resumed run takes them from `stopped_run`.
+        """Fill in the options that the user did not give, from the run to resume or from defaults.
 
-        In a new run, the demo has its own defaults, and the learning rate depends on the images per step and
-        `processes`.
+        `stopped_run` holds the options of the run to resume; those of role RESULT or KEPT are taken from it. The demo
+        has its own defaults, and SGD's default learning rate depends on the images per step of all `processes`.
         """
         kept = {} if stopped_run is None else dict(stopped_run)
         if self.lr_step_size:

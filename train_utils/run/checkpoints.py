@@ -125,7 +125,7 @@ def write_checkpoint(state: RunState, config: ModelConfig, classes: ClassTable, 
 
 
 def computing_environment(device: torch.device) -> dict[str, Any]:
-    """Return the number of threads, the processor or GPU, and the versions: they affect the last bits of results."""
+    """Return the number of threads, processor or GPU, and library versions, which affect the last bits of results."""
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     else:
