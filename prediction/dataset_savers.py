@@ -23,9 +23,10 @@ from dataset_files.atomic_files import link_atomically, write_atomically, write_
 from dataset_files.image_files import is_image_name
 from dataset_files.problems import printable
 from dataset_files.stored_images import open_image, orientation_of
-from prediction.prediction import Classes, Crop, Prediction
+from prediction.prediction import Classes, Prediction
 from prediction.sources import Source
 from train_utils.errors import InputError
+from train_utils.visual.drawing import MaskCrop
 
 JPEG_QUALITY = 95
 LABELME_VERSION = "5.5.0"  # of the format; all fields written here exist since 5.2
@@ -127,7 +128,7 @@ def shapes_of(prediction: Prediction) -> list[dict]:
     return shapes
 
 
-def mask_shape(crop: Crop) -> dict:
+def mask_shape(crop: MaskCrop) -> dict:
     """Return a crop as a labelme shape of type "mask": its top-left and bottom-right pixel, and a PNG in base64."""
     left, top, pixels = crop
     file = io.BytesIO()
@@ -157,7 +158,7 @@ def place_image(source: Source, image: Image.Image, folder: Path) -> Path:
     return path
 
 
-def outlines_of(crop: Crop, exact: list[np.ndarray]) -> list[Points]:
+def outlines_of(crop: MaskCrop, exact: list[np.ndarray]) -> list[Points]:
     """Return one simplified polygon per part of a mask without holes. `exact` are the contours of the mask."""
     left, top, pixels = crop
     for tolerance in TOLERANCES:

@@ -7,9 +7,7 @@ import numpy as np
 from PIL import Image
 
 from network_files.masks.rle import decode_crops
-from train_utils.visual.drawing import draw_instances
-
-Crop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: the part of the image that holds all of a mask
+from train_utils.visual.drawing import MaskCrop, draw_instances
 
 
 class Classes(Protocol):
@@ -50,7 +48,7 @@ class Prediction:
             plane[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         return planes
 
-    def crops(self) -> list[Crop]:
+    def crops(self) -> list[MaskCrop]:
         """Return the crop of each mask: left, top and pixels, bool [h, w]. The crop of an empty mask has no pixels."""
         return [(left, top, crop.astype(bool)) for left, top, crop in decode_crops(self.codes)]
 

@@ -10,12 +10,12 @@ from pycocotools import mask as coco_mask
 from network_files.masks.instance_masks import crop_to_content
 from prediction import dataset_savers
 from prediction.dataset_savers import SIMILAR, Points, contours, has_hole, outlines_of, signed_area, similarity
-from prediction.prediction import Crop
+from train_utils.visual.drawing import MaskCrop
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
-def outlined(crop: Crop) -> list[Points]:
+def outlined(crop: MaskCrop) -> list[Points]:
     return outlines_of(crop, contours(crop[2]))
 
 

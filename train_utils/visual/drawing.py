@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset_files.boxes import areas, intersections
 from train_utils.visual.fonts import font_for, load_font
 
-MaskCrop = tuple[int, int, np.ndarray]
+MaskCrop = tuple[int, int, np.ndarray]  # left, top and bool [h, w]: the part of the image that holds all of a mask
 Colour = tuple[int, int, int]
 
 MASK_OPACITY = 0.4
