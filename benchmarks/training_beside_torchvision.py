@@ -105,7 +105,7 @@ def train_options(folder: Path, data: str, precision: str, seed: int, epochs: in
             "--opt", "adamw", "--lr", "5e-4", "--weight-decay", "0.02", "--lr-scheduler", "cosineannealinglr",
             "--data-augmentation", "none",
         ]  # fmt: skip
-    return [*options, "--print-freq", "1"] + (["--epochs", str(epochs)] if epochs else [])
+    return [*options, "--print-freq", "1", "--keep", "1"] + (["--epochs", str(epochs)] if epochs else [])
 
 
 # --- both trainings
