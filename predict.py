@@ -47,7 +47,7 @@ def main(settings: PredictSettings) -> None:
 
 
 def example_image(trained: TrainedModel) -> Path:
-    """Return a validation image from the data of the weights, preferably with four or more objects."""
+    """Return an image of the validation split that the weights name, preferably one with four or more objects."""
     if not trained.trained_with.get("data_path") and not trained.trained_with.get("train_json"):
         raise InputError(f"{trained.path}: does not store which data it was trained on; give --img-path")
     with reading_input():

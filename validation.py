@@ -84,7 +84,7 @@ def main(settings: ValidationSettings) -> None:
 
 
 def compare_two(settings: ValidationSettings) -> None:
-    """Print how two weights or results files differ, with 95 % intervals, and with --report write a page."""
+    """Print the differences between two weight or results files, with 95 % intervals. With --report, write a page."""
     if (compared := sources.compare_sides(settings)) is not None:  # on the main process
         comparison, data = compared
         print(f"data: {data}\n{table(comparison)}")

@@ -66,7 +66,7 @@ def make_conv(in_channels: int, out_channels: int, kernel_size: int, norm_layer:
 
 
 class LastLevelMaxPool(nn.Module):
-    """Add level P6, for anchors of 512 px: every second pixel of the coarsest level (section 4.1, footnote)."""
+    """Add level P6, for anchors of 512 px: the coarsest level, subsampled by 2 (section 4.1, footnote)."""
 
     def forward(self, levels: list[Tensor], inputs: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         pooled = F.max_pool2d(levels[-1], kernel_size=1, stride=2, padding=0)

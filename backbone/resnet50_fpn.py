@@ -42,7 +42,7 @@ def resnet50_fpn_backbone(
 
 
 class BackboneWithFPN(nn.Module):
-    """[B, 3, H, W] -> OrderedDict of levels "0", "1", "2", "3", "pool", each [B, 256, H / s, W / s], s = 4..64."""
+    """[B, C, H, W] -> OrderedDict of levels "0", "1", "2", "3", "pool", each [B, 256, H / s, W / s], s = 4..64."""
 
     out_channels = 256
 

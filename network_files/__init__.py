@@ -10,7 +10,7 @@ __all__ = ["InstanceMasks", "MaskRCNN"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two classes on first use, so that programs without torch can import the run-length modules."""
+    """Import `InstanceMasks` or `MaskRCNN` on first use: both need torch, but the run-length modules do not."""
     if name == "InstanceMasks":
         from network_files.masks.instance_masks import InstanceMasks
 

@@ -18,7 +18,7 @@ LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
 class BoxCoder:
-    """Encode and decode deltas (dx, dy, dw, dh). They are multiplied by weights, for about unit variance."""
+    """Encode boxes as deltas (dx, dy, dw, dh) and decode them. Weights scale the deltas to about unit variance."""
 
     def __init__(self, weights: tuple[float, float, float, float]):
         self.weights = weights
@@ -72,7 +72,7 @@ def clip_boxes(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def padded(*columns: Tensor, counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Convert columns [S, ...], which concatenate the rows of B images, to [B, N, ...], padded with zeros.
+    """Split each tensor [S, ...] into the rows of B images, and pad them with zeros to equal numbers: [B, N, ...].
 
     `counts` holds the number of rows of each image, and N is the largest. Also returns the counts, int64 [B]. There is
     only one upload, for all images.

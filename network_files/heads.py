@@ -16,7 +16,7 @@ from backbone.resnet import NormLayer
 
 
 class RPNHead(nn.Module):
-    """Predict objectness and deltas of every anchor: 3x3 convolutions, then two 1x1 (Faster R-CNN, section 3.1).
+    """Predict objectness and deltas of every anchor by 3x3, then 1x1 convolutions (Faster R-CNN, section 3.1).
 
     All levels share the weights (FPN, arXiv:1612.03144, section 4.1).
 

@@ -14,7 +14,7 @@ ROUNDING = 1e-6  # far above that of the sums, and far below a pixel's share of 
 
 
 def integral_image(regions: InstanceMasks, device: torch.device) -> Tensor:
-    """Return the integral image, float64 [H + 1, W + 1], of the pixels that at least one of the regions covers."""
+    """Return the integral image of the union of the regions, float64 [H + 1, W + 1]."""
     plane = upload(torch.from_numpy(regions.in_current_frame().union()), device)
     sums = plane.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)  # deterministic on CUDA, unlike floats
     return F.pad(sums, (1, 0, 1, 0)).double()

@@ -29,7 +29,7 @@ class View(NamedTuple):
 class ImageBatch:
     """Images of different sizes, padded with zeros at the right and bottom."""
 
-    tensors: Tensor  # float32 [B, 3, H, W], H and W multiples of `size_divisible`
+    tensors: Tensor  # float32 [B, C, H, W], H and W multiples of `size_divisible`
     image_sizes: list[tuple[int, int]]  # height and width of each image without the padding
 
 
@@ -88,14 +88,14 @@ class ImageTransform(nn.Module):
         if image.dtype == torch.uint8:
             image = image.to(torch.float32) / 255
         if not image.is_floating_point():
-            raise TypeError(f"an image must be float in 0..1 or uint8, got {image.dtype}")
+            raise TypeError(f"an image must be float or uint8, got {image.dtype}")
         mean, std = self.pixel_mean.to(image.dtype), self.pixel_std.to(image.dtype)
         if image.dtype == torch.float64:  # the buffers have only float32's digits
             mean, std = (image.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return (image - mean) / std
 
     def resize(self, image: Tensor, view: View | None = None) -> Tensor:
-        """Resize [3, H, W] to [3, H', W'], the size of the view. Without a view, the settings give the size."""
+        """Resize [C, H, W] to [C, H', W'], the size of the view. Without a view, the settings give the size."""
         if view is not None:
             return resize_to_view(image, view)
         side = self.min_size[-1]
@@ -115,7 +115,7 @@ class ImageTransform(nn.Module):
         )[0]
 
     def pad(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Pad images [3, H_b, W_b] with zeros to one batch [B, 3, H, W] that is large enough for all `sizes`."""
+        """Pad images [C, H_b, W_b] with zeros to one batch [B, C, H, W] that is large enough for all `sizes`."""
         height, width = (-(-max(lengths) // self.size_divisible) * self.size_divisible for lengths in zip(*sizes))
         batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
         # Not `zip(batch, images)`: autograd refuses to write into the views that iterating gives.
@@ -125,7 +125,7 @@ class ImageTransform(nn.Module):
 
 
 def resize_to_view(image: Tensor, view: View) -> Tensor:
-    """Resize [3, H, W], float or uint8, to the size of the view, with an antialiasing filter if a side shrinks."""
+    """Resize [C, H, W], float or uint8, to the size of the view, with an antialiasing filter if a side shrinks."""
     size, own = (view.height, view.width), image.shape[-2:]
     return image if size == own else interpolate(image, size, antialias=size[0] < own[0] or size[1] < own[1])
 

@@ -28,7 +28,7 @@ OLD_KEYS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 
 class Backbone(Protocol):
-    """A module: images [B, 3, H, W] -> levels by name, [B, out_channels, H_i, W_i] each, finest first."""
+    """A module: images [B, C, H, W] -> levels by name, [B, out_channels, H_i, W_i] each, finest first."""
 
     out_channels: int
 
@@ -39,7 +39,7 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN; arguments have the names, defaults and meaning of torchvision's class.
 
     Args:
-        backbone: [B, 3, H, W] -> dict of levels; has `out_channels`.
+        backbone: [B, C, H, W] -> dict of levels; has `out_channels`.
         num_classes: number of classes with the background; None if both predictors are given.
         min_size, max_size, image_mean, image_std, size_divisible, fixed_size, antialias: see `ImageTransform`.
         rpn_*: see `RegionProposalNetwork`.
@@ -114,7 +114,7 @@ class MaskRCNN(nn.Module):
         """Compute the losses in training mode, the detections in evaluation mode.
 
         Args:
-            images: [3, H, W] each, float in 0..1 (or uint8, which is scaled), of any sizes.
+            images: [C, H, W] each, of any sizes: uint8, which becomes 0..1, or float, in the units of `image_mean`.
             targets: in training, per image `boxes` float [N, 4], x1y1x2y2 in pixels of the image, `labels` int64 [N],
                 1 <= label < num_classes, and `masks`, InstanceMasks or a uint8 or bool tensor [N, H, W]; preferably on
                 the CPU, from where they are moved to the images' device without waiting for it. Optional: `has_mask`
@@ -156,7 +156,7 @@ class MaskRCNN(nn.Module):
 
 
 def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_classes: int | None) -> None:
-    """Raise ValueError or TypeError for invalid training targets. Checking targets on the CPU needs no GPU wait."""
+    """Raise ValueError or TypeError for invalid training targets. Targets on the CPU cause no wait for a GPU."""
     if targets is None or len(targets) != len(images):
         raise ValueError(f"training requires a target for each of the {len(images)} images")
     for i, (target, image) in enumerate(zip(targets, images)):

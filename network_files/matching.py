@@ -92,7 +92,7 @@ class Matcher:
 
 
 class Sample(NamedTuple):
-    """The candidates that a batch is trained on, as indices into its labels [B, A] flattened to [B * A]."""
+    """The candidates that a batch is trained on, as indices into the flattened labels, [B, A] -> [B * A]."""
 
     positive: Tensor  # int64 [P], ascending
     negative: Tensor  # int64 [N], ascending

@@ -35,9 +35,9 @@ class AsyncHostCopy:
 
 
 def true_indices(mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Return the indices of true entries in `mask`, bool [n], and their number in each part, with a single wait.
+    """Return the indices of the true entries of `mask`, bool [n], and the number of true entries in each part.
 
-    The parts are consecutive and have the given `lengths`.
+    The parts are consecutive and have the given `lengths`. The host waits only once for the device.
     """
     running = F.pad(mask.cumsum(0), (1, 0))
     ends = upload(torch.tensor([0, *accumulate(lengths)]), mask.device)

@@ -90,7 +90,7 @@ class PyramidRoIAlign(nn.Module):
     def read_at_once(
         self, pyramid: "SharedPyramid", names: Sequence[str], strides: Sequence[int], rois: Tensor, level_ids: Tensor
     ) -> Tensor:
-        """Read the RoIs of all levels together. On a GPU, the host would wait to learn how many RoIs each level has."""
+        """Read the RoIs of all levels together. On a GPU, this saves waiting for the number of RoIs of each level."""
         levels = [pyramid[name] for name in names]
         if self.sampling_ratio == 0:
             parts = []
@@ -169,7 +169,7 @@ class SharedPyramid(dict[str, Tensor]):
 
 
 def grid_of(level: Tensor, stride: int, start: int) -> Tensor:
-    """Describe a level [B, C, H, W] that begins at row `start` of a table: start, H, W, 1 / stride, float64 [4]."""
+    """Return start, H, W and 1 / stride of a level, float64 [4]. `start` is the level's first row in a table."""
     return torch.tensor((start, *level.shape[-2:], 1 / stride), dtype=torch.float64)
 
 
@@ -199,7 +199,10 @@ def bilinear_taps(start: Tensor, length: Tensor, size: Tensor, bins: int, sample
 
 
 def assign_levels(boxes: Tensor, finest: int, coarsest: int) -> Tensor:
-    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], 0 is `finest`. Limits are log2 of the strides."""
+    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], 0 for the finest level.
+
+    `finest` and `coarsest` are the base-2 logarithms of the strides of the finest and the coarsest level.
+    """
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE) + 1e-6)
     return level.clamp(finest, coarsest).to(torch.int64) - finest

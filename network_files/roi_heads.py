@@ -217,7 +217,7 @@ def mask_rcnn_loss(
         boxes, matched: the positive proposals of each image [R_b, 4], and their objects [R_b].
         masks: the objects of each image.
         aligned: see `PyramidRoIAlign`.
-        counted: bool [R], those whose object has a mask; the others do not count. None: all count.
+        counted: bool [R], True for the proposals that count, whose object has a mask. None: all count.
     """
     targets = mask_targets(masks, boxes, matched, mask_logits.shape[-1], aligned)
     if len(targets) == 0:

@@ -1,4 +1,4 @@
-"""Apply NMS to many rows of boxes at once. torchvision's operator would wait for the device at every row."""
+"""Apply NMS to many sets of boxes at once, one per row. torchvision's operator would wait for the device at each."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def nms_at_once(
 def nms_of_rows(
     boxes: Tensor, usable: Tensor, threshold: float, groups: Tensor | None = None
 ) -> tuple[Tensor, list[int]]:
-    """Apply NMS to each row: drop every box whose IoU with a better box that is kept exceeds `threshold`.
+    """Apply NMS to each row: drop a box if its IoU with a kept box before it in the row exceeds `threshold`.
 
     This is exact. A box is decided once all better boxes that overlap it are decided. So each round decides at least
     one more box in every chain of overlapping boxes. Once a round changes nothing, all boxes are decided.

@@ -84,7 +84,7 @@ class TestTimeAugmentation(nn.Module):
         return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Predict the masks of boxes [D, 4] from a version, float [D, 1, 28, 28]. Boxes and `size` are the image's."""
+        """Predict mask probabilities, float [D, 1, 28, 28], from a version. Boxes [D, 4] and `size` are the image's."""
         moved = resize_boxes(mirror(boxes, size[1]) if version.is_mirrored else boxes, size, version.size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]

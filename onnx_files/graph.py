@@ -95,7 +95,7 @@ class Graph:
         return self.op("Range", self.integers(0), self.op("Squeeze", count, self.integers([0])), self.integers(1))
 
     def at_most(self, limit: int, values: str) -> str:
-        """Return `limit` or, if it is smaller, the length of `values`: int64 [1], a valid k for TopK."""
+        """Return the smaller of `limit` and the length of `values`, int64 [1]: a valid k for TopK."""
         return self.op("Min", self.op("Shape", values), self.integers([limit]))
 
     def length(self, x: str, axis: int) -> str:
@@ -103,7 +103,7 @@ class Graph:
         return self.columns(self.op("Shape", x), axis, axis + 1, 0)
 
     def size(self, x: str) -> str:
-        """Return height and width of [..., H, W], int64 [2]: a constant if `sizes` holds them."""
+        """Return height and width of `x`, [..., H, W], int64 [2]. They are a constant if `sizes` contains them."""
         if x in self.sizes:
             return self.integers(self.sizes[x])
         return self.columns(self.op("Shape", x), -2, 2**31 - 1, 0)
@@ -166,7 +166,7 @@ class Graph:
 
 
 def require_class(name: str, module: object, kind: type[Module]) -> Module:
-    """Return `module`. ValueError if it is not a `kind`, the only class that the exporter supports for this part."""
+    """Return a module of the network if it is of the supported class `kind`, and raise ValueError otherwise."""
     if not isinstance(module, kind):
         raise ValueError(f"{name} is a {type(module).__name__}; the ONNX exporter supports only {kind.__name__}")
     return module

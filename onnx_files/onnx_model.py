@@ -48,7 +48,7 @@ class Description:
 
 
 class OnnxModel:
-    """A network in a file of tools/export_onnx.py, with the method `detect` of `Session`.
+    """A network that tools/export_onnx.py exported. `detect` finds the objects in an image, as in `Session`.
 
     Threads, runtime and precision are as for `open_session`. The default is the fastest runtime. InputError if the
     runtime or the file is missing, or if tools/export_onnx.py did not write the file.

@@ -15,10 +15,11 @@ LARGEST_EXPONENT = 6  # of a level's stride, log2
 
 
 def detections(g: Graph, levels: Sequence[str], proposals: str, image_size: str, heads: RoIHeads) -> dict[str, str]:
-    """Add `RoIHeads.detect` for one image: levels [1, C, H_i, W_i], finest first, and proposals float32 [P, 4].
+    """Add the operators of `RoIHeads.detect` for one image: pyramid levels and proposals -> detections.
 
-    `image_size`, int64 [2], is height and width. Returns `boxes` [D, 4] in the resized image, `labels` [D], `scores`
-    [D] and `masks` [D, 1, 28, 28], best first.
+    Levels are [1, C, H_i, W_i], finest first, and proposals float32 [P, 4]. `image_size`, int64 [2], is height and
+    width. Returns `boxes` [D, 4] in the resized image, `labels` [D], `scores` [D] and `masks` [D, 1, 28, 28], best
+    first.
     """
     levels = levels[:ROI_LEVELS]
     g.stage = "roi_heads"
@@ -77,7 +78,7 @@ def pool(
 
 
 def assign_levels(g: Graph, boxes: str, finest: str, coarsest: str) -> str:
-    """Assign boxes [R, 4] to levels (FPN, equation 1): int64 [R], 0 is `finest`. Limits are log2 of the strides."""
+    """Assign boxes to levels as `network_files.roi_align.assign_levels` does: [R, 4] -> int64 [R]."""
     sides = g.op("Sub", g.columns(boxes, 2, 4), g.columns(boxes, 0, 2))
     size = g.op("Sqrt", g.op("Mul", g.column(sides, 0), g.column(sides, 1)))
     octaves = g.op("Div", g.op("Log", g.op("Div", size, g.floats(CANONICAL_SIZE))), g.floats(math.log(2)))

@@ -6,12 +6,12 @@
 
 Accepts all weights that validation.py accepts: of this project, of torchvision (v1 and v2) and of Detectron2. The input
 is `image`, RGB [3, height, width] of any size, float32 in 0..1 or with --uint8 bytes; the network normalises and
-resizes it. A network with --channels takes [C, height, width]; values of more than 8 bits are float32 as they are. The
+resizes it. A network with --channels takes [C, height, width]; values of more than 8 bits are float32, not scaled. The
 outputs are `boxes` [N, 4] (x1, y1, x2, y2 in pixels of the image), `labels` [N], `scores` [N], best first, and `masks`
 [N, 1, 28, 28], the probabilities within each box. Class names, category ids, thresholds and the network's settings are
-in its metadata. tools/predict_onnx.py runs it; see docs/ONNX.md for more.
+in the metadata. tools/predict_onnx.py runs the file; see docs/ONNX.md for more.
 
-With --batch or --size all shapes outside the graph are fixed: N is the largest number of detections, and zeros follow
+With --batch or --size the shapes of the outputs are fixed: N is the largest number of detections, and zeros follow
 the detections found. --precision writes a smaller file, unless it loses more AP on the validation images than
 --max-ap-drop.
 

@@ -1,4 +1,4 @@
-"""Find instances in images and videos as predict.py does, but with a file of tools/export_onnx.py and without torch.
+"""Find instances in images and videos with a network that tools/export_onnx.py exported. Needs no torch.
 
     python tools/predict_onnx.py model.onnx photo.jpg
     python tools/predict_onnx.py model.onnx photos/ 'more/**/*.png' --box-thresh 0.7 --save json csv

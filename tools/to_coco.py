@@ -76,7 +76,7 @@ def valid_content(index: CocoIndex) -> dict:
 
 
 def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Return the present path of each image, and the path in `folder`. In `content`, embedded images are renamed.
+    """Return the current path and the new path, in `folder`, of each image. Rename embedded images in `content`.
 
     Raises:
         ValueError: a different image exists at one of the new paths.

@@ -47,7 +47,7 @@ def encode_masks(
 
 
 def run_lengths(positions: np.ndarray, owners: np.ndarray, masks: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Convert crossings from `column_changes` to concatenated run lengths, int64 [S], and the number per mask, [N]."""
+    """Convert crossings (see `column_changes`) to concatenated run lengths, int64 [S], and runs per mask, [N]."""
     first = np.ones(len(positions), dtype=bool)
     first[1:] = (np.diff(positions) != 0) | (np.diff(owners) != 0)
     starts = np.flatnonzero(first)
@@ -72,7 +72,7 @@ def add_border(mask_probs: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
 
 
 def resized_crops(mask_probs: np.ndarray, boxes: np.ndarray, size: tuple[int, int], continuous: bool) -> Iterator[Crop]:
-    """Resize masks [N, M, M] as `paste.mask_crops` does, up to rounding. They have a border unless `continuous`."""
+    """Resize masks [N, M, M] as `paste.mask_crops` does, up to rounding. Unless `continuous`, they need a border."""
     (height, width), side = size, mask_probs.shape[-1]
     for probs, (x1, y1, x2, y2) in zip(mask_probs, boxes.tolist()):
         left, columns = axis_weights(x1, x2, width, side, continuous)

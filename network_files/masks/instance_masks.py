@@ -116,7 +116,7 @@ class InstanceMasks:
         return self.from_crops(shown, (height, width))
 
     def in_current_frame(self) -> "InstanceMasks":
-        """Return the same masks with pixels stored at the current size, which becomes the source size."""
+        """Return the masks resampled to the current frame, so that flips and crops are possible again."""
         return self.from_crops(self.resampled_crops(), self.size)
 
     def without(self, covered: np.ndarray) -> "InstanceMasks":
@@ -143,10 +143,10 @@ class InstanceMasks:
             raise ValueError(f"masks in different frames cannot be concatenated: {first} and {second}")
         return first.with_storage(torch.cat((first.pixels, second.pixels)), torch.cat((first.crops, second.crops)))
 
-    def source_crops(self, what: str) -> list[Crop]:
-        """Return `all_crops`. ValueError, which names the operation `what`, if the masks were resized."""
+    def source_crops(self, operation: str) -> list[Crop]:
+        """Return `all_crops`. ValueError if the masks were resized; the message names the `operation`."""
         if self.size != self.source_size or self.content_size != self.size:
-            raise ValueError(f"{what} before resize: the masks are {self.source_size}, their frame is {self.size}")
+            raise ValueError(f"{operation} before resize: the masks are {self.source_size}, their frame is {self.size}")
         return self.all_crops()
 
     def extents(self) -> Tensor:

@@ -86,7 +86,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate parts of `resampling(knots, targets[i])` for each i: `lengths[i]` entries, from `starts[i]` on."""
+    """Concatenate `lengths[i]` entries of `resampling(knots, targets[i])`, from entry `starts[i]` on, for all i."""
     tables = [resampling(knots, target) for target in targets.tolist()]
     parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist())]
     below, share = zip(*((b[part], s[part]) for (b, s), part in zip(tables, parts)))
@@ -95,7 +95,7 @@ def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndar
 
 @lru_cache(maxsize=4096)
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower source index, int64, and the next index's weight for each target index of `F.interpolate`."""
+    """Return the lower of the two source rows that `F.interpolate` reads per target row, and the upper row's weight."""
     half, scale = np.float32(0.5), np.float32(source) / np.float32(target)
     places = np.maximum(scale * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)

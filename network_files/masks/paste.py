@@ -27,7 +27,7 @@ def paste_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], contin
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, continuous: bool = False
 ) -> list[dict]:
-    """Encode all masks of an image as `encode.py` does, exactly equal to `paste_masks(...) > threshold` on the CPU."""
+    """Encode all masks of an image as run-length codes, equal to `paste_masks(...) > threshold` on the CPU."""
     probs, boxes = mask_probs.detach().cpu().float(), boxes.detach().cpu()
 
     def crops(chosen: np.ndarray) -> Iterator[encode.Crop]:
@@ -69,7 +69,7 @@ def sampled_crops(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> I
 
 
 def pixel_centres(low: float, high: float, size: int, like: Tensor) -> tuple[int, int, Tensor]:
-    """Return first, end and centres of the pixels along one side of a box, with one more pixel before and after.
+    """Return first, end and centres of the pixels that a box spans along an axis, with one more pixel at each end.
 
     The pixels are clipped to the image. Centres are scaled so that `low` is -1 and `high` is 1.
     """
