@@ -49,32 +49,33 @@ FEWEST_DETECTIONS = 200  # of three photos; the limit is 100 per image
 INTRODUCTION = """# Exactness: agreement with torchvision, COCO and Detectron2
 
 With the same weights, input and state of the random number generator, this project's network computes what
-torchvision's computes. They are compared in float64, where this holds to nine digits on every processor. In float32,
-rounding decides at thresholds, ranks and ReLUs, also between two of torchvision's own networks. In short:
+torchvision's computes. The two are compared in float64, where they agree to nine digits on every processor. In float32,
+rounding decides at thresholds, ranks and ReLUs, even when torchvision's network is compared with itself in another
+memory format. In short:
 
 - **Inference.** Boxes, scores, masks and each stage on the way agree within 1e-9. Sizes, anchors, labels, samples, mask
-  targets and pasted masks are identical, and no detection is without its counterpart.
+  targets and pasted masks are identical, and every detection has its counterpart.
 - **Training.** A step draws the same samples and leaves the generator in the same state. The five losses agree within
-  1e-7 relative, all gradients within 1e-9 of their largest entry, also where BatchNorm is trained. So do all parameters
-  after 20 steps of SGD.
-- **Float32.** The tables give the differences that rounding makes, without a bound where rounding decides:
-  torchvision's own gradients of a trained network change by 2.5e-2 with the memory layout.
-- **Weights.** torchvision's published formats (v1 with its older keys, v2) load here and detect the same, and the keys
-  written here are torchvision's.
+  1e-7 relative, and all gradients within 1e-9 of their largest entry, also where BatchNorm is trained. After 20 steps
+  of SGD, all parameters agree as well.
+- **Float32.** The tables give the differences due to rounding, without a bound where rounding decides: torchvision's
+  own gradients of a trained network change by 2.5e-2 with the memory format.
+- **Weights.** Files in torchvision's published formats (v1 with its older keys, v2) load here and give the same
+  detections, and the keys written here are torchvision's.
 - **Masks and metrics.** Run-length codes equal, byte for byte, those of pasted masks encoded by pycocotools. The COCO
   metrics reproduce the official figures of the COCO API's demonstration, with hotcoco and with pycocotools.
-- **Detectron2.** A file in the format of its model zoo gives the same detections on the same resized photos, boxes
-  within 2e-4 pixels. From the original photos, where resizing differs, the mean mask IoU is 0.93 (last rows).
+- **Detectron2.** A file in the format of its model zoo gives the same detections on the same resized photos, with boxes
+  within 2e-4 pixels. On the original photos, which both resize differently, the mean mask IoU is 0.93 (last rows).
 
-Not measured here: a whole training on COCO, and the published weight files, which random weights in the same format
-replace. [DEVIATIONS.md](DEVIATIONS.md) lists what differs from torchvision's scripts and from the papers, and gives the
-published recipe; [METHOD.md](METHOD.md) maps the papers to the code.
+A whole training on COCO, and the published weight files, were not measured here; random weights in the same format
+replace the files. [DEVIATIONS.md](DEVIATIONS.md) lists what differs from torchvision's scripts and from the papers, and
+gives the published recipe; [METHOD.md](METHOD.md) maps the papers to the code.
 
 **How to read the tables.** `python -m tests.programs.exactness --write` writes them; `make test-all` checks the same
 rows on smaller inputs. Each row compares this project with the installed torchvision (or pycocotools, or Detectron2) on
-the same input, drawn from the seed. "Largest difference" is over all compared numbers. "Relative" is its share of the
-largest entry of the reference, for gradients and trained parameters of each tensor separately. Where a row counts
-things, the difference is the number of unequal ones. A run with nothing to compare fails, so no row is empty.
+the same input, drawn from the seed. "Largest difference" is over all compared numbers. "Relative" is this difference
+divided by the largest entry of the reference; for gradients and trained parameters, it is taken per tensor. Where a row
+counts things, the difference is the number of unequal ones. A run with nothing to compare fails, so no row is empty.
 """
 
 

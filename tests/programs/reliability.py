@@ -52,14 +52,14 @@ had happened, or states in one line why it cannot. The tables below show the mea
   curves at the end are bit for bit those of a run that was never killed. This holds for a kill during a step, while a
   checkpoint is written, and between writing files, with one process and with two, in float32 and with `--amp`.
 - **Stopped.** On SIGTERM, SIGUSR1 or Ctrl-C a run finishes its step, writes a checkpoint, and ends with status 3.
-- **Another process or host lost.** The remaining processes name the one that is dead or stalled, and end; torchrun
-  restarts all of them, and the run continues.
-- **Disk full, losses not finite, images that cannot be read.** A checkpoint that does not fit is retried later, a
-  step whose loss is not finite is not applied, and an unreadable image is replaced by another. Options limit how often
-  this may happen; a run that cannot continue ends with its own exit status ([TRAINING.md](TRAINING.md)).
-- **Out of memory.** A step for which the GPU or the machine lacks memory ends the run with status 6 and one line that
-  names the step, the batch and the remedies, after a checkpoint of the state before that step.
-- **Bad input.** What would make results wrong stops the run before its first step, with status 2 and a line that
+- **Another process or host lost.** The remaining processes name the one that is dead or stalled, and end. torchrun
+  restarts all processes, and the run continues.
+- **Full disk, losses that are not finite, unreadable images.** A checkpoint that does not fit is retried later, a step
+  whose loss is not finite is not applied, and an unreadable image is replaced by another. Options limit how often this
+  may happen; a run that cannot continue ends with its own exit status ([TRAINING.md](TRAINING.md)).
+- **Out of memory.** If the GPU or the machine lacks memory for a step, the run writes a checkpoint of the state before
+  that step, if it can. It ends with status 6 and one line that names the step, the batch and the remedies.
+- **Bad input.** Faults that would make results wrong stop the run before its first step, with status 2 and a line that
   names file, image and annotation. Harmless faults are dropped, with a warning that counts them. Corrupted and
   malicious files never cause a traceback, a long wait, or the execution of code in them.
 - **Memory** does not grow over 2,000 steps.
@@ -69,11 +69,11 @@ and the versions of torch and torchvision. Every checkpoint stores these. If a r
 continues with a one-line warning that its bits may differ. On CUDA, and with three or more processes, equal bits also
 require `--deterministic`.
 
-**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test-all` runs a
-shorter form of them. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes), on
-generated images, with as many threads as the machine has cores. The thin network, where mentioned, is a Mask R-CNN with
-a hundredth of the weights. Not measured here: runs on GPUs, real networks between hosts, and file systems shared by
-machines.
+**How to read the tables.** `python -m tests.programs.reliability --write` produces them; `make test-all` runs the same
+checks in a shorter form. The runs are those of `train.py` and `train_multi_GPU.py` on the CPU (gloo between processes),
+on generated images, with as many threads as the machine has cores. The thin network, where mentioned, is a Mask R-CNN
+with a hundredth of the weights. Runs on GPUs, real networks between hosts, and file systems shared by machines were not
+measured here.
 """
 OPTIONS = ["--device", "cpu", "--data-path", "data", "--min-size", "64", "--max-size", "96", "--rois-per-image", "8"]
 OPTIONS += ["--print-freq", "1", "--pretrain", "False", "--lr", "0.01", "--keep", "2", "--resume", "auto"]
