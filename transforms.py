@@ -142,7 +142,7 @@ def change_masks(target: dict, change: Callable[[InstanceMasks], InstanceMasks])
 
 
 def areas_of(target: dict) -> Tensor:
-    """Return the area, [N], of each object's mask or, without a mask, box: int64, or float64 if `has_mask` is given."""
+    """Return the area of each object, [N]: of its mask or, without a mask, its box. int64, with `has_mask` float64."""
     areas = target["masks"].areas()
     if "has_mask" in target:
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
@@ -151,7 +151,7 @@ def areas_of(target: dict) -> Tensor:
 
 
 def measure_cut(target: dict, before: Tensor) -> dict:
-    """Recompute boxes and areas of objects smaller than `before`, [N], their areas before a crop or a paste."""
+    """Recompute boxes and areas of objects that lost pixels to a crop or paste. `before`, [N], are the old areas."""
     areas = areas_of(target)
     cut, has_mask = areas < before, target.get("has_mask", torch.tensor(True))
     boxes = torch.where((cut & has_mask)[:, None], target["masks"].extents(), target["boxes"])

@@ -86,7 +86,7 @@ FrozenParts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def frozen_parts(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype | None) -> FrozenParts:
-    """Return and cache the scale and shift of `norm` and, if `conv` is frozen, its weight multiplied by the scale.
+    """Return and cache the scale and shift of `norm` and, if `conv` is frozen, the weight of `conv` times the scale.
 
     Args:
         dtype: the type of mixed precision; None without mixed precision.

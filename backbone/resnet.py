@@ -53,7 +53,7 @@ class ResNet(nn.Module):
 
     @property
     def out_channels(self) -> list[int]:
-        """Return the channels of each returned stage."""
+        """Return the number of channels of each returned stage."""
         return [STAGE_WIDTHS[stage - 1] * Bottleneck.expansion for stage in self.returned_layers]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -104,7 +104,7 @@ def make_stage(
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (with the stride, unless `stride_in_1x1`), 1x1 expand, plus the shortcut (figure 5, right)."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions (figure 5, right). The 3x3 or the first 1x1 has the stride."""
 
     expansion = 4
 

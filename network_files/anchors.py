@@ -74,7 +74,7 @@ class AnchorGenerator(nn.Module):
         return self.cache[key]
 
     def tile(self, cell: Tensor, size: tuple[int, int], padded_size: tuple[int, int]) -> Tensor:
-        """Return the anchors [H * W * A, 4] of a level that has `size` cells (height, width)."""
+        """Repeat the anchors of a cell over a level of `size` cells (height, width): [A, 4] -> [H * W * A, 4]."""
         height, width = size
         y, x = (
             torch.arange(cells, device=cell.device) * self.stride(padded, cells)

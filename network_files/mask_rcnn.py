@@ -189,7 +189,7 @@ def check_targets(targets: Sequence[dict] | None, images: Sequence[Tensor], num_
 
 
 def rename_old_keys(state_dict: dict[str, Any]) -> None:
-    """Rename keys of torchvision's older style in place; other keys stay."""
+    """Rename the keys of older torchvision state dicts to the current ones, in place. Other keys stay."""
     for key in list(state_dict):
         for pattern, replacement in OLD_KEYS:
             if (new_key := re.sub(pattern, replacement, key)) != key:

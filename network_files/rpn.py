@@ -21,7 +21,7 @@ from network_files.suppression import nms_of_rows
 
 
 class RegionProposalNetwork(nn.Module):
-    """Score and refine anchors, propose the best, and learn from a sample of them.
+    """Score and refine anchors, and propose the best. In training, learn from a sample of the anchors.
 
     Args:
         anchor_generator: the anchors.

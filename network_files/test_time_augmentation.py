@@ -21,7 +21,7 @@ SCALES = (0.75, 1.0, 1.25)  # times the network's own size: 600, 800 and 1000 pi
 
 
 def with_tta(model: MaskRCNN) -> MaskRCNN:
-    """Return a `TestTimeAugmentation`, which replaces the network in evaluation."""
+    """Wrap a network in `TestTimeAugmentation`, which replaces the network in evaluation."""
     return cast(MaskRCNN, TestTimeAugmentation(model))
 
 
@@ -84,7 +84,7 @@ class TestTimeAugmentation(nn.Module):
         return self.model.roi_heads.detect_boxes(version.features, proposals, sizes)[0]
 
     def mask_probabilities(self, version: Version, boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Predict mask probabilities, float [D, 1, 28, 28], from a version. Boxes [D, 4] and `size` are the image's."""
+        """Predict masks, float [D, 1, 28, 28], from a version for boxes [D, 4] in the image of `size` (H, W)."""
         moved = resize_boxes(mirror(boxes, size[1]) if version.is_mirrored else boxes, size, version.size)
         probabilities = self.model.roi_heads.predict_masks(version.features, [moved], [version.size], labels).sigmoid()
         return (probabilities.flip(-1) if version.is_mirrored else probabilities)[:, None]

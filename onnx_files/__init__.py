@@ -1,1 +1,1 @@
-"""Write the network as an ONNX graph, and run such files without torch."""
+"""Export the network to an ONNX file, and run exported files without torch."""

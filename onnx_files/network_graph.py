@@ -35,7 +35,7 @@ PADDED_TO = 32  # the coarsest stage of the backbone has one cell per 32 pixels
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Form of the input image, and type of the stored weights."""
+    """Shape and type of the input images, and type of the stored weights."""
 
     input_type: str = "float32"  # "uint8", or "float32" for images in 0..1 or in the units of image_mean
     batch: int | None = None  # number of images, all of one size; None for one image without a batch dimension

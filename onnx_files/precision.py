@@ -64,7 +64,7 @@ def quantise(content: onnx.ModelProto, inputs: Iterator[dict[str, np.ndarray]]) 
 def open_images(
     trained: TrainedModel, data_path: str | None, with_training: bool
 ) -> tuple[InstanceDataset, InstanceDataset | None]:
-    """Open the validation images and, if requested, the training images. The default is the training run's data."""
+    """Open the validation images and, if requested, the training images. Default: the data of the training run."""
     settings = ValidationSettings(data_path=data_path)
     settings.given = frozenset({"data_path"} if data_path else ())
     validation = open_validation_data(settings, trained.trained_with, trained.held_out)

@@ -54,7 +54,7 @@ def stride_exponent(g: Graph, level: str, image_size: str) -> str:
 def pool(
     g: Graph, levels: Sequence[str], exponents: Sequence[str], boxes: str, roi_pool: RoIPool, name: str
 ) -> tuple[str, str]:
-    """Pool boxes [R, 4] as `PyramidRoIAlign` does.
+    """Pool the features of boxes [R, 4] as `PyramidRoIAlign` does.
 
     Returns features [R, C, h, w], those of the finest level first, and the index of each feature's box, int64 [R].
     """

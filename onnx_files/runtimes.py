@@ -16,7 +16,7 @@ PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, 
 
 @dataclass
 class Session:
-    """An opened model file."""
+    """An ONNX file, opened in one of the runtimes."""
 
     name: str  # runtime, device and precision, for the user
     metadata: dict[str, str]  # the texts stored in the file

@@ -1,4 +1,4 @@
-"""Convert a Detectron2 Mask R-CNN to a weight file of this project, which also describes the network.
+"""Convert a Detectron2 Mask R-CNN to a weight file of this project. The file also describes the network.
 
     python tools/convert_detectron2.py model_final_f10217.pkl mask_rcnn_detectron2.pth
     python tools/convert_detectron2.py output/model_final.pth mine.pth --label-json-path my_classes.json

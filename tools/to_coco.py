@@ -76,7 +76,7 @@ def valid_content(index: CocoIndex) -> dict:
 
 
 def images_to_write(content: dict, source: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """Return the current path and the new path, in `folder`, of each image. Rename embedded images in `content`.
+    """Return each image's current path and its new path in `folder`. Rename embedded images in `content`.
 
     Raises:
         ValueError: a different image exists at one of the new paths.

@@ -95,7 +95,7 @@ def lookup(knots: int, targets: np.ndarray, starts: np.ndarray, lengths: np.ndar
 
 @lru_cache(maxsize=4096)
 def resampling(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower of the two source rows that `F.interpolate` reads per target row, and the upper row's weight."""
+    """Return the lower source index that `F.interpolate` reads for each target index, and the next index's weight."""
     half, scale = np.float32(0.5), np.float32(source) / np.float32(target)
     places = np.maximum(scale * (np.arange(target, dtype=np.float32) + half) - half, np.float32(0))
     below = np.minimum(np.floor(places).astype(np.int64), source - 1)

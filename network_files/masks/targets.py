@@ -22,7 +22,7 @@ OBJECTS_AT_ONCE = 16  # planes painted at once; one of 800x1333 takes 4 MB, and 
 def mask_targets(
     masks: Sequence[InstanceMasks], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, aligned: bool = False
 ) -> Tensor:
-    """Crop each proposal's object mask to the proposal, and resample it to `size` as torchvision does.
+    """Crop the mask of each proposal's object to the proposal, and resample it to `size` as torchvision does.
 
     Args:
         masks: the objects of each image, in the frame of its boxes.
