@@ -12,7 +12,10 @@ from report.matching import FITS, Matching, Overlaps
 
 @dataclass
 class Confusion:
-    """The confusion matrix at IoU 0.5 and a score threshold, and the N pairs of an object and a detection behind it."""
+    """The confusion matrix at IoU 0.5 and a score threshold, and the N pairs that it counts.
+
+    A pair is an object and a detection; either may be missing.
+    """
 
     score: float  # lower detections are ignored
     # int64 [K + 1, K + 1]. Rows are annotated classes, columns detected ones; the last row counts detections on

@@ -69,7 +69,7 @@ class Gallery:
         return f"{', '.join(parts)} – {self.data.file_names[shot.image]}"
 
     def content(self) -> dict[str, Any]:
-        """Return the images, by index, and the shots as data for the page's script, in coordinates of the images."""
+        """Return the gallery's images and `Shot`s as JSON data for the page's script. Boxes are in image pixels."""
         shots: list[list[Any]] = [[*shot, self.view(shot, crop), None, caption] for shot, caption, crop in self.shots]
         crops: dict[int, list[int]] = {}
         for number, (shot, _, crop) in enumerate(self.shots):

@@ -16,7 +16,7 @@ ONLY_CLASS = "object"  # if regions have no attribute
 
 
 def find(root: Path, class_attribute: str | None = None) -> list[SplitFiles]:
-    """Find the splits of a folder with VIA's JSON files, or of a single one; `class_attribute`: see `find_layout`."""
+    """Find the splits in a folder with VIA's JSON files, or in one such file. `class_attribute` as in `find_layout`."""
     return [
         SplitFiles(split, source, source.parent, partial(read_via, source, class_attribute), [source.parent])
         for split, source in file_per_split(root, ".json", is_via, "VIA files").items()
