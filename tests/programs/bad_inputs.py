@@ -112,37 +112,37 @@ def with_skipping(name: str, spoil: Spoil, said: str, **others) -> list[Case]:
 CASES = [
     Case("nothing is wrong", nothing, 0),
     # pictures
-    *with_skipping("a picture is missing", replace_picture(lambda path: None),
+    *with_skipping("an image is missing", replace_picture(lambda path: None),
         r"images that are missing \(1\)LEFT: data/train2017/1.png \(image 1\)"),
-    *with_skipping("a picture is an empty file", replace_picture(Path.touch),
+    *with_skipping("an image is an empty file", replace_picture(Path.touch),
         r"empty files \(1\)LEFT: .*1.png \(image 1\)"),
-    *with_skipping("a text in place of a picture", replace_picture(lambda path: path.write_text("no picture")),
+    *with_skipping("a text file instead of an image", replace_picture(lambda path: path.write_text("no picture")),
         r"files that are not images \(1\)LEFT: .*1.png \(image 1\)"),
-    Case("PostScript in place of a picture", replace_picture(lambda p: picture().save(p, "EPS")), 2,
+    Case("PostScript instead of an image", replace_picture(lambda p: picture().save(p, "EPS")), 2,
         [r"files that are not images \(1\): .*1.png", MEND]),
-    *with_skipping("a folder in place of a picture", replace_picture(Path.mkdir),
+    *with_skipping("a folder instead of an image", replace_picture(Path.mkdir),
         r"cannot be opened \(1\)LEFT: .*1.png \(image 1\)"),
     Case("a link that leads to itself", replace_picture(loop), 2, [r"cannot be opened \(1\): .*1.png", MEND]),
-    Case("a truncated picture to train on", replace_picture(cut_off), 0,
+    Case("a truncated image to train on", replace_picture(cut_off), 0,
         ["1.png: cannot be read as an image .*truncated.*; another image replaces it"]),
-    Case("a truncated picture to evaluate on, train.py", replace_picture(cut_off, "val", "5.png"), 0,
+    Case("a truncated image to evaluate on, train.py", replace_picture(cut_off, "val", "5.png"), 0,
         ["5.png: cannot be read as an image .*truncated.*; it counts as an image without detections"]),
-    Case("a truncated picture to evaluate on, validation.py", replace_picture(cut_off, "val", "5.png"), 2,
+    Case("a truncated image to evaluate on, validation.py", replace_picture(cut_off, "val", "5.png"), 2,
         ["5.png: cannot be read as an image .*truncated"], script="validation.py"),
-    Case("a truncated picture to evaluate on, validation.py --skip-bad", replace_picture(cut_off, "val", "5.png"), 0,
+    Case("a truncated image to evaluate on, validation.py --skip-bad", replace_picture(cut_off, "val", "5.png"), 0,
         ["5.png: cannot be read as an image .*; it counts as an image without detections"], SKIP, "validation.py"),
-    Case("a greyscale picture", saved(lambda: picture("L")), 0),
-    Case("a picture of two colours", saved(lambda: picture("1")), 0),
-    Case("a palette picture", saved(lambda: picture("P")), 0),
-    Case("a palette picture with transparency", saved(lambda: picture("P"), transparency=3), 0),
-    Case("a CMYK picture", saved(lambda: picture("CMYK"), "JPEG"), 0),
-    Case("a 16-bit greyscale picture", saved(lambda: Image.new("I;16", (SIZE, SIZE), 40000)), 0, ["--channels 1"]),
-    Case("a picture with alpha", saved(lambda: picture("RGBA")), 0),
-    Case("a greyscale picture with alpha", saved(lambda: picture("LA")), 0),
+    Case("a greyscale image", saved(lambda: picture("L")), 0),
+    Case("a bilevel image", saved(lambda: picture("1")), 0),
+    Case("a palette image", saved(lambda: picture("P")), 0),
+    Case("a palette image with transparency", saved(lambda: picture("P"), transparency=3), 0),
+    Case("a CMYK image", saved(lambda: picture("CMYK"), "JPEG"), 0),
+    Case("a 16-bit greyscale image", saved(lambda: Image.new("I;16", (SIZE, SIZE), 40000)), 0, ["--channels 1"]),
+    Case("an image with alpha", saved(lambda: picture("RGBA")), 0),
+    Case("a greyscale image with alpha", saved(lambda: picture("LA")), 0),
     Case("a progressive JPEG", saved(picture, "JPEG", progressive=True), 0),
-    Case("EXIF says turned, annotations are for the turned picture", turned(wide=False), 0),
-    Case("EXIF says turned, annotations are for the stored picture", turned(wide=True), 0),
-    *with_skipping("a picture of another size than annotated", saved(lambda: Image.new("RGB", (SIZE + 1, SIZE))),
+    Case("an EXIF orientation, annotations of the turned image", turned(wide=False), 0),
+    Case("an EXIF orientation, annotations of the stored image", turned(wide=True), 0),
+    *with_skipping("an image of another size than annotated", saved(lambda: Image.new("RGB", (SIZE + 1, SIZE))),
         r"another size than annotated \(1\)LEFT: .*1.png \(image 1\) is 65x64, annotated 64x64"),
     *with_skipping("a decompression bomb", replace_picture(bomb),
         r"too large to be opened safely \(1\)LEFT: .*1.png \(image 1\)"),
@@ -159,10 +159,10 @@ CASES = [
     Case("JSON is truncated, --skip-bad", text(lambda t: t[:-300]), 2, ["not readable as JSON"], SKIP),
     Case("JSON is an empty file", text(lambda t: ""), 2, [f"{TRAIN_FILE}not readable as JSON"]),
     Case("JSON is a list", text(lambda t: "[1, 2]"), 2, [f"{TRAIN_FILE}holds a list, not an object"]),
-    Case("JSON is nested without end", text(lambda t: '{"a": ' + "[" * 200_000), 2,
+    Case("JSON is nested too deeply", text(lambda t: '{"a": ' + "[" * 200_000), 2,
         [f"{TRAIN_FILE}not readable as JSON"]),
     Case("JSON has no 'images'", edit(lambda c: c.pop("images")), 2, ["no list 'images'"], SKIP),
-    Case("JSON's 'annotations' are no list", edit(lambda c: c.update(annotations={})), 2, ["no list 'annotations'"]),
+    Case("'annotations' in JSON is not a list", edit(lambda c: c.update(annotations={})), 2, ["no list 'annotations'"]),
     Case("JSON has no categories", edit(lambda c: c.update(categories=[])), 2, ["no usable category"], SKIP),
     # entries
     *with_skipping("an annotation lacks its image", edit(lambda c: c["annotations"][0].pop("image_id")),
@@ -189,7 +189,7 @@ CASES = [
         r"annotations of images that are not in 'images' \(1\)LEFT: annotation 10 of image 99: "),
     *with_skipping("an annotation of an unknown category", annotation(category_id=99),
         rf"categories that are not in 'categories' \(1\)LEFT: {OF_1}99"),
-    Case("category ids from 0 on", all_of(edit(count_from_zero), edit(count_from_zero, "val")), 0),
+    Case("category ids from 0", all_of(edit(count_from_zero), edit(count_from_zero, "val")), 0),
     Case("no annotations to train on", edit(lambda c: c.update(annotations=[])), 2,
         [f"{TRAIN_FILE}holds no image with a usable object"]),
     Case("no annotations to evaluate on", edit(lambda c: c.update(annotations=[]), "val"), 0),
@@ -220,7 +220,7 @@ CASES = [
         [r"images without height and width, read from the image files \(4\)"]),
     Case("export: names with another suffix", edit(lambda c: [i.update(file_name=f"{i['id']}.jpg")
         for i in c["images"]]), 0, [r"file names that are wrong, found in the image folder \(4\)"]),
-    Case("export: names with a folder that is not there", edit(lambda c: [i.update(file_name=f"x/{i['id']}.png")
+    Case("export: names with a folder that does not exist", edit(lambda c: [i.update(file_name=f"x/{i['id']}.png")
         for i in c["images"]]), 0, [r"file names that are wrong, found in the image folder \(4\)"]),
     Case("export: names with backslashes", edit(lambda c: [i.update(file_name=f"..\\..\\m\\{i['id']}.png")
         for i in c["images"]]), 0, [r"file names that are wrong, found in the image folder \(4\)"]),
@@ -235,10 +235,10 @@ CASES = [
         for a in c["annotations"]]), 2, ["number categories in two ways"]),
     Case("export: every object is a crowd", edit(lambda c: [a.update(iscrowd=1) for a in c["annotations"]]), 2,
         ["8 of 8 objects are crowds", "--crowds-are-objects"]),
-    Case("export: the validation split numbers classes otherwise", edit(lambda c: (
+    Case("export: the validation split numbers classes differently", edit(lambda c: (
         [k.update(id=3 - k["id"]) for k in c["categories"]],
         [a.update(category_id=3 - a["category_id"]) for a in c["annotations"]]), "val"), 0),
-    Case("export: a Git LFS pointer in place of an image", lambda folder: (folder / "data/train2017/1.png").write_text(
+    Case("export: a Git LFS pointer instead of an image", lambda folder: (folder / "data/train2017/1.png").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), 2, ["Git LFS pointers"]),
     # boxes
     *with_skipping("a box with NaN", annotation(bbox=[4, 8, float("nan"), 40]),
@@ -251,7 +251,7 @@ CASES = [
         [rf"boxes without area \(1\), left out: {OF_1}\[4, 8, 0"]),
     Case("a box of no size to evaluate on", annotation("val", bbox=[4, 8, 0, 40]), 0,
         [rf"{VAL_FILE}boxes without area \(1\), kept: {OF_5}\[4, 8, 0, 40\]"]),
-    Case("a box outside its picture", annotation(bbox=[70, 8, 24, 40]), 0,
+    Case("a box outside its image", annotation(bbox=[70, 8, 24, 40]), 0,
         [rf"boxes outside their image \(1\), left out: {OF_1}\[70, 8"]),
     # masks
     Case("a polygon of two points alone", annotation(segmentation=[[4, 8, 28, 48]]), 0,
@@ -278,7 +278,7 @@ CASES = [
         [rf"invalid run-length codes \(1\): {OF_1}.*-100", MEND]),
     *with_skipping("negative run lengths in a packed code", code("T3TNXm1"),
         rf"invalid run-length codes \(1\)LEFT: {OF_1}.*T3TNXm1"),
-    *with_skipping("a packed code of letters that none has", code("!?~"),
+    *with_skipping("a packed code with invalid letters", code("!?~"),
         rf"invalid run-length codes \(1\)LEFT: {OF_1}.*!\?~"),
     Case("a packed code that is cut off", code("X7o"), 2, [rf"invalid run-length codes \(1\): {OF_1}.*X7o", MEND]),
     Case("a packed code that does not add up", code("11"), 2, [rf"invalid run-length codes \(1\): {OF_1}", MEND]),
@@ -289,11 +289,11 @@ CASES = [
         [rf"{VAL_FILE}.*not finite \(1\): {OF_5}", MEND], script="validation.py"),
     Case("a box with NaN to evaluate on, --skip-bad", annotation("val", bbox=[4, 8, float("nan"), 40]), 0,
         [rf"{VAL_FILE}.*not finite \(1\), left out: {OF_5}"], SKIP, "validation.py"),
-    Case("a missing picture to evaluate on, --skip-bad", replace_picture(lambda p: None, "val", "5.png"), 0,
+    Case("a missing image to evaluate on, --skip-bad", replace_picture(lambda p: None, "val", "5.png"), 0,
         [rf"{VAL_FILE}images that are missing \(1\), left out: data/val2017/5.png"], SKIP, "validation.py"),
-    Case("all pictures are missing", unlink_all, 2,
+    Case("all images are missing", unlink_all, 2,
         [r"missing \(4\): .*1.png .*2.png .*3.png \(image 3\); and 1 more", MEND]),
-    Case("all pictures are missing, --skip-bad", unlink_all, 2,
+    Case("all images are missing, --skip-bad", unlink_all, 2,
         [r"missing \(4\), left out", f"error: .*{TRAIN_FILE}holds no image with a usable object"], SKIP),
     Case("two things are wrong", all_of(annotation(bbox=[4, 8, 0, float("nan")]), replace_picture(bomb)), 2,
         [r"warning: .*not finite \(1\)", r"warning: .*safely \(1\)",
@@ -308,19 +308,19 @@ CASES = [
     Case("VOC: XML is truncated", xml(lambda t: t[:-40]), 2, ["a.xml: not readable as XML", MEND], voc=True),
     Case("VOC: XML is missing", voc_file("Annotations/a.xml", Path.unlink), 2, ["Annotations/a.xml: not found", MEND],
         voc=True),
-    Case("VOC: XML says no size", xml(lambda t: t.replace("width", "wide")), 2, ["a.xml: size/width is None", MEND],
+    Case("VOC: XML without a size", xml(lambda t: t.replace("width", "wide")), 2, ["a.xml: size/width is None", MEND],
         voc=True),
     Case("VOC: XML without objects to train on", xml(lambda t: re.sub("<object>.*</object>", "", t)), 0, voc=True),
     Case("VOC: XML without objects to evaluate on", xml(lambda t: re.sub("<object>.*</object>", "", t), "e"), 0,
         voc=True),
-    Case("VOC: a class of one's own", xml(lambda t: t.replace("dog", "unicorn")), 0,
+    Case("VOC: an unknown class", xml(lambda t: t.replace("dog", "unicorn")), 0,
         ["has no class 'unicorn', which the training data have"], voc=True),
     *with_skipping("VOC: reversed corners", xml(lambda t: t.replace("<xmax>28<", "<xmax>3<")),
         r"not the upper left and the lower right one \(1\)LEFT: Annotations/a.xml, object 1: 'dog' has the box 5 9",
         voc=True),
     Case("VOC: a box with NaN", xml(lambda t: t.replace("<xmax>28<", "<xmax>nan<")), 2, ["object 1: 'dog'", MEND],
         voc=True),
-    Case("VOC: a box outside its picture",
+    Case("VOC: a box outside its image",
         xml(lambda t: t.replace("<xmin>5<", "<xmin>70<").replace("<xmax>28<", "<xmax>99<")), 0,
         [r"outside their image \(1\), left out: Annotations/a.xml, object 1"], voc=True),
     *with_skipping("VOC: masks are missing", masks(Path.unlink),
@@ -335,7 +335,7 @@ CASES = [
         [r"objects without a mask \(1\), left out: Annotations/a.xml, object 1, 'dog'"], voc=True),
     Case("VOC: masks without the object to evaluate on", masks(without_the_first, "e"), 0,
         [r"objects without a mask \(1\), kept as crowds: Annotations/e.xml, object 1, 'dog'"], voc=True),
-    Case("VOC: a list that is no text",
+    Case("VOC: a list that is not text",
         voc_file("ImageSets/Segmentation/train.txt", lambda path: path.write_bytes(b"\xff\xfe")), 2,
         ["train.txt: not a list of names"], voc=True),
     Case("VOC: an empty list", voc_file("ImageSets/Segmentation/val.txt", lambda path: path.write_text("")), 2,
@@ -352,13 +352,13 @@ CASES = [
         "predict.py"),
     Case("a truncated checkpoint", cut_off_weights, 2, ["bad.pth: broken"], ["--resume", "bad.pth"]),
     Case("a checkpoint of another network", other_network, 2, ["bad.pth: does not fit"], BAD),
-    Case("weights that no run can go on from", other_network, 2, ["bad.pth: lacks"], ["--resume", "bad.pth"]),
-    Case("weights that are not there", nothing, 2, ["gone.pth: no such file"], ["--pretrain", "gone.pth"]),
-    Case("a picture to predict that is none", lambda folder: (folder / "x.png").write_text("no picture"), 2, ["x.png"],
+    Case("weights that no run can resume from", other_network, 2, ["bad.pth: lacks"], ["--resume", "bad.pth"]),
+    Case("weights that do not exist", nothing, 2, ["gone.pth: no such file"], ["--pretrain", "gone.pth"]),
+    Case("predicting a file that is not an image", lambda folder: (folder / "x.png").write_text("text"), 2, ["x.png"],
         ["--img-path", "x.png"], "predict.py"),
     Case("a decompression bomb to predict", lambda folder: bomb(folder / "x.png"), 2, ["x.png"],
         ["--img-path", "x.png"], "predict.py"),
-    Case("a data folder that is not there", nothing, 2, ["gone: not found"], ["--data-path", "gone"]),
+    Case("a data folder that does not exist", nothing, 2, ["gone: not found"], ["--data-path", "gone"]),
     Case("a data folder of no known layout", lambda folder: (folder / "odd").mkdir(), 2,
         ["odd: holds no files; expected COCO's JSON, labelme, "],
         ["--data-path", "odd"]),
@@ -396,13 +396,13 @@ def good_weights() -> bytes:
 
 def main() -> int:
     failed = 0
-    print("| input | exit | what is said |\n| --- | --- | --- |")
+    print("| input | exit | message |\n| --- | --- | --- |")
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run(case, Path(folder).resolve())
         said = outcome.said.replace(str(Path(folder).resolve()), "").replace("|", "\\|").replace("<", "&lt;")
         lines = [line if len(line) < 400 else f"{line[:400]}..." for line in said.splitlines()]
-        print(f"| {case.name} | {outcome.code} | {'<br>'.join(lines) or 'nothing'} |", flush=True)
+        print(f"| {case.name} | {outcome.code} | {'<br>'.join(lines) or 'no message'} |", flush=True)
         for fault in faults_of(outcome, case):
             failed += 1
             print(f"FAILED: {case.name}: {fault}", file=sys.stderr)

@@ -315,7 +315,7 @@ def show_exports(folder: Path, args: argparse.Namespace) -> tuple[str, bool]:
         said = outcome.said.replace(f"{place.resolve()}/", "")
         said = said.replace("data/annotations/instances_train2017.json: ", "")
         name = case.name.removeprefix("export: ")
-        cells = [name, before[name], f"exit {outcome.code}: {said[:200] or 'nothing is said'}"]
+        cells = [name, before[name], f"exit {outcome.code}: {said[:200] or 'no message'}"]
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines), held
 
