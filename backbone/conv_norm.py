@@ -48,7 +48,7 @@ def can_fuse(x: Tensor, conv: nn.Conv2d) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or not HAS_BF16:
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    # No map is empty or has a single pixel, whose layout would be ambiguous: the operator adds in channels last only.
+    # The operator adds in channels last only. The layout of an empty map or of a single pixel would be ambiguous.
     is_map = x.numel() > x.shape[0] * x.shape[1] and x.dtype in (torch.float32, torch.bfloat16)
     return autocast and is_map and conv.groups == 1
 

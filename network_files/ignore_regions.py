@@ -10,7 +10,7 @@ from network_files.masks.instance_masks import InstanceMasks
 from network_files.on_device import upload
 
 LEAST_SHARE = 0.5  # of a box's own area
-ROUNDING = 1e-6  # far above that of the sums, and far below a pixel's share of any box
+ROUNDING = 1e-6  # far above the rounding error of the sums, and far below a pixel's share of any box
 
 
 def integral_image(regions: InstanceMasks, device: torch.device) -> Tensor:

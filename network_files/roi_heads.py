@@ -153,7 +153,7 @@ class RoIHeads(nn.Module):
             torch.cat(given), counts=[len(p) + count for p, count in zip(proposals, counts)]
         )
         matched = self.matcher(boxes, objects.counts, candidates)
-        classes = F.pad(objects.labels, (0, 1))  # at least one
+        classes = F.pad(objects.labels, (0, 1))  # one column at least, for `gather`
         labels = classes.gather(1, matched.clamp(min=0)).masked_fill(matched == BELOW_THRESHOLD, 0)
         padding = torch.arange(candidates.shape[1], device=numbers.device) >= numbers[:, None]
         labels = labels.masked_fill((matched == BETWEEN_THRESHOLDS) | padding, -1)

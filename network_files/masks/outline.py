@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-# Bounds on the float32 rounding error of a value of at most 1: with interpolation weights that another kernel may round
-# otherwise (by 2e-6 at 30 source rows), and with the position from a division.
+# Bounds on the float32 rounding error of a value of at most 1. Another kernel may round the interpolation weights
+# differently (by 2e-6 at 30 source rows); the position of a crossing comes from a division.
 ROUNDING, MISPLACED = 3e-6, 2e-5
 
 
