@@ -31,7 +31,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dataset_files.dataset import InstanceDataset
 from onnx_files.network_graph import GraphOptions, build, write
-from onnx_files.precision import at_intervals, open_images, smaller
+from onnx_files.precision import at_intervals, build_reduced, open_images
 from train_utils.errors import InputError, one_line_errors, reading_input
 from train_utils.metrics.coco_evaluation import run_cocoeval
 from train_utils.option_parsing import positive
@@ -82,7 +82,7 @@ def export_all(trained: TrainedModel, training: InstanceDataset, folder: Path) -
     write(build(trained, options), folder / "fp32.onnx")
     for precision in ("fp16", "int8"):
         images = at_intervals(training, CALIBRATION_IMAGES)
-        write(smaller(trained, options, precision, images), folder / f"{precision}.onnx")
+        write(build_reduced(trained, options, precision, images), folder / f"{precision}.onnx")
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     return sizes | {"": sum(value.nbytes for value in trained.model.state_dict().values())}
 
