@@ -39,7 +39,7 @@ def parameter(case: Case):
     return pytest.param(case, id=case.name.replace(" ", "_"), marks=marks)
 
 
-@pytest.mark.parametrize("case", map(parameter, CASES))
+@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
 def test_case_ends_as_the_list_says(tmp_path, case):
     assert faults_of(bad_inputs.run(case, tmp_path), case) == []
 
