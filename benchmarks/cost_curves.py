@@ -197,7 +197,7 @@ def draw(costs: dict[str, list], what: str, values: tuple[int, ...], path: Path)
         for axes, k, unit, name in zip(row, (0, 1), (1, 1e9), ("seconds", "memory at the peak in GB")):
             for i, (side, colour) in enumerate(zip(SIDES, ("tab:blue", "tab:orange"))):
                 axes.plot(values, [pair[i][k] / unit for pair in pairs], marker="o", color=colour, label=side)
-            if what.startswith("objects"):
+            if max(values) >= 100 * min(values):
                 axes.set_xscale("log")
             axes.set(xlabel=what, ylabel=name, title=mode, ylim=(0, None))
             axes.grid(alpha=0.3)
@@ -210,7 +210,7 @@ def parse_arguments() -> Namespace:
     p.add_argument("--device", default="cpu", help="cuda, cuda:N or cpu (default: %(default)s)")
     p.add_argument("--curves", nargs="+", choices=tuple(CURVES), default=list(CURVES), help="(default: all)")
     p.add_argument("--values", type=positive, nargs="+", help="other points of the one curve")
-    p.add_argument("--size", type=positive, default=320, help="short side but in the curve of sizes (default: 320)")
+    p.add_argument("--size", type=positive, default=320, help="short side in the other curves (default: 320)")
     p.add_argument("--rounds", type=positive, default=3, help="timed, after one to warm up (default: 3)")
     p.add_argument("--threads", type=positive, help="of each process (default: all)")
     p.add_argument("--output-dir", default=str(OUTPUT_FOLDER), help="(default: benchmarks/out/cost_curves)")
